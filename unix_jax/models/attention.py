@@ -1,0 +1,244 @@
+"""Rotary positions, the mask rule, and joint attention behind one entry.
+
+The mask is never an input: every token carries O(N) metadata and the rule is evaluated where the
+logits are, densely (`xla`) or block by block (`chunked`).
+
+Letters: B batch, T queries, S keys, N query heads, K key-value heads, G = N / K queries that
+share a key head, H head_dim.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+Implementation = Literal["xla", "chunked"]
+
+# How the tokens of a split see each other (REFERENCE: mask per sample, split by split).
+CAUSAL, FULL, NOISE = 0, 1, 2
+_MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
+
+
+@struct.dataclass
+class TokenMetadata:
+    """What the mask rule and RoPE need to know of each token; int32 [B, N] each.
+
+    position: rotary position. segment: sample of the pack, 0 = padding. split: index of the
+    split within its sample. order: place within the sample. mode: CAUSAL, FULL or NOISE.
+    """
+
+    position: Int[Array, "B N"]
+    segment: Int[Array, "B N"]
+    split: Int[Array, "B N"]
+    order: Int[Array, "B N"]
+    mode: Int[Array, "B N"]
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["TokenMetadata"]) -> "TokenMetadata":
+        """Joins along the token axis."""
+        return jax.tree.map(lambda *arrays: jnp.concatenate(arrays, axis=1), *parts)
+
+
+def may_attend(query: TokenMetadata, key: TokenMetadata) -> Bool[Array, "B T S"]:
+    """The mask rule: text is causal, images are bidirectional, noised images are seen by nobody.
+
+    Source: the original's `prepare_attention_mask_per_sample`.
+    """
+    q = jax.tree.map(lambda x: x[:, :, None], query)
+    k = jax.tree.map(lambda x: x[:, None, :], key)
+    within = (q.split == k.split) & ((q.mode != CAUSAL) | (k.order <= q.order))
+    earlier = (k.split < q.split) & (k.mode != NOISE)
+    return (q.segment == k.segment) & (k.segment > 0) & (within | earlier)
+
+
+@struct.dataclass
+class KeyBlock:
+    """Keys and values [B, S, K, H] with who may see them.
+
+    `metadata` (of these keys) asks for the mask rule; `valid` [B, S] marks the keys that every
+    query of the row sees, as those of a cache; with neither, every query sees every key.
+    """
+
+    key: Float[Array, "B S K H"]
+    value: Float[Array, "B S K H"]
+    metadata: TokenMetadata | None = None
+    valid: Bool[Array, "B S"] | None = None
+
+    def mask(self, query: TokenMetadata | None) -> Bool[Array, "B #T S"] | None:
+        """Visibility of these keys; the query axis has size 1 where it does not matter."""
+        if self.metadata is not None:
+            if query is None:
+                raise ValueError(
+                    "query metadata: expected with keys that carry metadata, found None"
+                )
+            return may_attend(query, self.metadata)
+        return None if self.valid is None else self.valid[:, None, :]
+
+
+def rope_angles(
+    position: Int[Array, "B N"], head_dim: int, theta: float
+) -> tuple[Float[Array, "B N H/2"], Float[Array, "B N H/2"]]:
+    """(cosines, sines) of the rotary angles, float32."""
+    exponent = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
+    angles = position.astype(jnp.float32)[..., None] / (theta**exponent)
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def apply_rope(
+    x: Float[Array, "B T heads H"], angles: tuple[Float[Array, "B T H/2"], Float[Array, "B T H/2"]]
+) -> Float[Array, "B T heads H"]:
+    """Rotates the halves of the last axis (the rotate-half convention of Llama), in float32."""
+    cos, sin = (a[:, :, None, :] for a in angles)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x.dtype)
+
+
+def attention(
+    query: Float[Array, "B T N H"],
+    blocks: Sequence[KeyBlock],
+    query_metadata: TokenMetadata | None = None,
+    *,
+    implementation: Implementation = "xla",
+    chunk_size: int = 512,
+) -> Float[Array, "B T N H"]:
+    """Softmax attention of `query` over all keys of `blocks` together, scaled by 1 / sqrt(H).
+
+    Logits and softmax are float32. A query that sees no key yields zeros.
+
+    Args:
+      query: rotated queries; N must be a multiple of the blocks' K.
+      blocks: one or more sets of keys; they share one softmax.
+      query_metadata: needed when a block carries metadata.
+      implementation: `xla` forms [B, N, T, S] logits; `chunked` is the exact online softmax over
+        blocks of at most `chunk_size` queries and keys, with O(T + S) memory.
+      chunk_size: queries and keys per block of `chunked`.
+
+    Raises:
+      ValueError: another implementation, or N not a multiple of K.
+    """
+    num_heads, num_kv_heads = query.shape[2], blocks[0].key.shape[2]
+    if num_heads % num_kv_heads:
+        raise ValueError(
+            f"query heads: expected a multiple of {num_kv_heads} key heads, found {num_heads}"
+        )
+    if implementation == "xla":
+        return _attend_dense(query, blocks, query_metadata)
+    if implementation == "chunked":
+        return _attend_chunked(query, blocks, query_metadata, chunk_size)
+    raise ValueError(f"implementation: expected 'xla' or 'chunked', found {implementation!r}")
+
+
+def _grouped(query: Array, num_kv_heads: int) -> Float[Array, "B T K G H"]:
+    """Queries by the key head they share, scaled."""
+    *lead, heads, dim = query.shape
+    return (query * dim**-0.5).reshape(*lead, num_kv_heads, heads // num_kv_heads, dim)
+
+
+def _logits(
+    grouped: Array, block: KeyBlock, query_metadata: TokenMetadata | None
+) -> Float[Array, "B K G T S"]:
+    logits = jnp.einsum("btkgh,bskh->bkgts", grouped, block.key, preferred_element_type=jnp.float32)
+    mask = block.mask(query_metadata)
+    return logits if mask is None else jnp.where(mask[:, None, None], logits, _MASKED)
+
+
+def _attend_dense(
+    query: Array, blocks: Sequence[KeyBlock], query_metadata: TokenMetadata | None
+) -> Array:
+    grouped = _grouped(query, blocks[0].key.shape[2])
+    # The blocks share a softmax without being joined: a cache is read where it lies.
+    logits = [_logits(grouped, block, query_metadata) for block in blocks]
+    peak = functools.reduce(jnp.maximum, [x.max(axis=-1, keepdims=True) for x in logits])
+    weights = [jnp.where(x > _MASKED, jnp.exp(x - peak), 0.0) for x in logits]
+    total = sum(w.sum(axis=-1, keepdims=True) for w in weights)
+    out = sum(
+        jnp.einsum(
+            "bkgts,bskh->bkgth",
+            w.astype(block.value.dtype),
+            block.value,
+            preferred_element_type=jnp.float32,
+        )
+        for w, block in zip(weights, blocks, strict=True)
+    )
+    out = out / jnp.maximum(total, jnp.finfo(jnp.float32).tiny)
+    return jnp.einsum("bkgth->btkgh", out).reshape(query.shape).astype(query.dtype)
+
+
+# ----------------------------------------------------------------------------- chunked
+
+
+def _pad_axis(x: Array, axis: int, multiple: int) -> Array:
+    padding = [(0, 0)] * x.ndim
+    padding[axis] = (0, -x.shape[axis] % multiple)
+    return jnp.pad(x, padding)
+
+
+def _chunks(x: Array, size: int) -> Array:
+    """[B, n * size, ...] -> [n, B, size, ...]."""
+    x = _pad_axis(x, 1, size)
+    return jnp.moveaxis(x.reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0)
+
+
+def _chunk_block(block: KeyBlock, size: int) -> KeyBlock:
+    """A block as a stack of chunks; the padding of the last one is made invisible."""
+    length = block.key.shape[1]
+    if block.metadata is None and block.valid is None and length % size:
+        block = block.replace(valid=jnp.ones(block.key.shape[:2], bool))  # type: ignore[attr-defined]
+    return jax.tree.map(lambda x: _chunks(x, size), block)
+
+
+def _attend_chunked(
+    query: Array,
+    blocks: Sequence[KeyBlock],
+    query_metadata: TokenMetadata | None,
+    chunk_size: int,
+) -> Array:
+    length = query.shape[1]
+    grouped = _grouped(query, blocks[0].key.shape[2])
+    query_size = min(chunk_size, length)
+    stacks = [_chunk_block(b, min(chunk_size, b.key.shape[1])) for b in blocks]
+    queries = jax.tree.map(lambda x: _chunks(x, query_size), (grouped, query_metadata))
+
+    # Both levels are rematerialised, so that the backward pass holds no N x N array either.
+    @jax.checkpoint
+    def attend_chunk(chunk: tuple[Array, TokenMetadata | None]) -> Array:
+        q, metadata = chunk
+        batch, size, kv_heads, group, dim = q.shape
+
+        @jax.checkpoint
+        def step(
+            state: tuple[Array, Array, Array], block: KeyBlock
+        ) -> tuple[tuple[Array, Array, Array], None]:
+            peak, total, out = state
+            logits = _logits(q, block, metadata)
+            new_peak = jnp.maximum(peak, logits.max(axis=-1, keepdims=True))
+            weights = jnp.where(logits > _MASKED, jnp.exp(logits - new_peak), 0.0)
+            correction = jnp.exp(peak - new_peak)
+            added = jnp.einsum(
+                "bkgts,bskh->bkgth",
+                weights.astype(block.value.dtype),
+                block.value,
+                preferred_element_type=jnp.float32,
+            )
+            total = total * correction + weights.sum(axis=-1, keepdims=True)
+            return (new_peak, total, out * correction + added), None
+
+        state = (
+            jnp.full((batch, kv_heads, group, size, 1), _MASKED, jnp.float32),
+            jnp.zeros((batch, kv_heads, group, size, 1), jnp.float32),
+            jnp.zeros((batch, kv_heads, group, size, dim), jnp.float32),
+        )
+        for stack in stacks:
+            state, _ = jax.lax.scan(step, state, stack)
+        _, total, out = state
+        out = out / jnp.maximum(total, jnp.finfo(jnp.float32).tiny)
+        return jnp.einsum("bkgth->btkgh", out)
+
+    out = jax.lax.map(attend_chunk, queries)
+    out = jnp.moveaxis(out, 0, 1).reshape(query.shape[0], -1, *query.shape[2:])
+    return out[:, :length].astype(query.dtype)

@@ -1,0 +1,89 @@
+"""Small Linen layers shared by the decoder, the vision tower and the autoencoder.
+
+Logical axis names (mapped to mesh axes by `unix_jax.sharding.ShardingRules`):
+`batch`, `length`, `embed`, `heads`, `kv_heads`, `mlp`, `vocab`, `layers`.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Dtype = Any
+
+
+def dense(
+    features: int,
+    axes: tuple[str | None, str | None],
+    *,
+    use_bias: bool = True,
+    dtype: Dtype = jnp.float32,
+    kernel_init: nn.initializers.Initializer | None = None,
+    name: str | None = None,
+) -> nn.Dense:
+    """A linear layer [..., in] -> [..., features] whose kernel carries the logical `axes`."""
+    init = kernel_init or nn.initializers.normal(0.02)
+    return nn.Dense(
+        features,
+        use_bias=use_bias,
+        dtype=dtype,
+        kernel_init=nn.with_logical_partitioning(init, axes),
+        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, axes[1:]),
+        name=name,
+    )
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the last axis, computed in float32.
+
+    Source: `LlamaRMSNorm`; the normalised value is cast back before it is scaled, as there.
+    """
+
+    eps: float
+    dtype: Dtype = jnp.float32
+    axis: str | None = "norm"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+        init = nn.with_logical_partitioning(nn.initializers.ones, (self.axis,))
+        scale: Any = self.param("scale", init, (x.shape[-1],))
+        x32 = x.astype(jnp.float32)
+        normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
+        return scale.astype(self.dtype) * normed.astype(self.dtype)
+
+
+def layer_norm(eps: float, dtype: Dtype, name: str | None = None) -> nn.LayerNorm:
+    """LayerNorm with the two-pass variance: the one-pass one loses the parity tolerance."""
+    return nn.LayerNorm(epsilon=eps, dtype=dtype, use_fast_variance=False, name=name)
+
+
+def group_norm(dtype: Dtype, name: str | None = None) -> nn.GroupNorm:
+    """The autoencoder's norm: 32 groups, eps 1e-6."""
+    return nn.GroupNorm(
+        num_groups=32, epsilon=1e-6, dtype=dtype, use_fast_variance=False, name=name
+    )
+
+
+ACTIVATIONS = {
+    "gelu": lambda x: nn.gelu(x, approximate=False),
+    "gelu_pytorch_tanh": lambda x: nn.gelu(x, approximate=True),
+}
+
+
+class TwoLayerMLP(nn.Module):
+    """fc1 -> activation -> fc2: the connector, the time embedding's tail, the ViT block."""
+
+    hidden_features: int
+    features: int
+    activation: str
+    dtype: Dtype = jnp.float32
+
+    def setup(self) -> None:
+        self.fc1 = dense(self.hidden_features, ("embed", "mlp"), dtype=self.dtype)
+        self.fc2 = dense(self.features, ("mlp", "embed"), dtype=self.dtype)
+
+    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch E"]:
+        activation = nn.silu if self.activation == "silu" else ACTIVATIONS[self.activation]
+        return self.fc2(activation(self.fc1(x)))

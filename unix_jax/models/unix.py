@@ -1,0 +1,187 @@
+"""UniX: embeds the streams, runs the decoder, reads text logits and velocities.
+
+Letters: B batch, U und tokens, G latent tokens, I images of a row, P patches of an image,
+D width, V vocabulary, C numbers in a latent token.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from unix_jax.config import UniXConfig
+from unix_jax.models.attention import Implementation, TokenMetadata
+from unix_jax.models.decoder import Decoder, KVCache, RematPolicy, Streams
+from unix_jax.models.embeddings import sincos_table_2d, timestep_sinusoid
+from unix_jax.models.layers import Dtype, TwoLayerMLP, dense
+from unix_jax.models.vision import VisionTransformer
+
+
+@struct.dataclass
+class TwoStreamBatch:
+    """Packed rows of fixed shape: what one training or scoring pass consumes.
+
+    token_ids [B, U]: ids of text and boundary tokens, anything at ViT places. und, gen: metadata
+    of the streams. vit_pixels [B, I, H, W, 3]: normalised images, or None. vit_index [B, U]:
+    image * P + patch at ViT places, -1 elsewhere. latents [B, G, C]: x_t. timesteps [B, G]: t in
+    [0, 1], 0 for clean images. latent_position_ids [B, G]. A stream may be absent (None).
+    """
+
+    token_ids: Int[Array, "B U"]
+    und: TokenMetadata
+    vit_pixels: Float[Array, "B I H W 3"] | None = None
+    vit_index: Int[Array, "B U"] | None = None
+    gen: TokenMetadata | None = None
+    latents: Float[Array, "B G C"] | None = None
+    timesteps: Float[Array, "B G"] | None = None
+    latent_position_ids: Int[Array, "B G"] | None = None
+
+
+class UniX(nn.Module):
+    """The model without its (frozen, separate) autoencoder.
+
+    `dtype` is that of the computation; norms, RoPE, softmax, the time sinusoid and all outputs
+    are float32. `remat_policy` trades memory for recomputation in the backward pass.
+    """
+
+    config: UniXConfig
+    dtype: Dtype = jnp.float32
+    attention_implementation: Implementation = "xla"
+    remat_policy: RematPolicy = "none"
+    scan_layers: bool = True
+
+    def setup(self) -> None:
+        c, width = self.config, self.config.decoder.hidden_size
+        self.embed_tokens = nn.Embed(
+            c.decoder.vocab_size,
+            width,
+            dtype=self.dtype,
+            embedding_init=nn.with_logical_partitioning(
+                nn.initializers.normal(0.02), ("vocab", "embed")
+            ),
+        )
+        self.lm_head = dense(
+            c.decoder.vocab_size, ("embed", "vocab"), use_bias=False, dtype=self.dtype
+        )
+        self.decoder = Decoder(
+            c.decoder, self.dtype, self.attention_implementation, self.remat_policy,
+            self.scan_layers,
+        )  # fmt: skip
+        self.vision = VisionTransformer(
+            c.vision, self.dtype, self.attention_implementation, self.remat_policy != "none"
+        )
+        self.connector = TwoLayerMLP(width, width, c.connector_act, self.dtype)
+        self.time_embedder = TwoLayerMLP(width, width, "silu", self.dtype)
+        self.vae2llm = dense(width, (None, "embed"), dtype=self.dtype)
+        self.llm2vae = dense(
+            c.latent_channels, ("embed", None), dtype=self.dtype, kernel_init=nn.initializers.zeros
+        )
+        table = sincos_table_2d(width, c.max_latent_size)
+        self.latent_pos_embed: Any = self.param(
+            "latent_pos_embed",
+            nn.with_logical_partitioning(lambda *_: jnp.asarray(table), (None, "embed")),
+            table.shape,
+        )
+
+    def embed_text(self, ids: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
+        """Token embeddings."""
+        return self.embed_tokens(ids)
+
+    def embed_images(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B P D"]:
+        """ViT features of normalised images, projected to the decoder's width."""
+        return self.connector(self.vision(pixels))
+
+    def embed_latents(
+        self,
+        latents: Float[Array, "B G C"],
+        timesteps: Float[Array, "B G"],
+        position_ids: Int[Array, "B G"],
+    ) -> Float[Array, "B G D"]:
+        """vae2llm(x_t) + time_embed(t) + latent_pos (BAGEL's latent input)."""
+        # Fixed by design: never trained, whatever the optimiser is given.
+        table = jax.lax.stop_gradient(self.latent_pos_embed)
+        time = self.time_embedder(timestep_sinusoid(timesteps).astype(self.dtype))
+        position = jnp.take(table, position_ids, axis=0).astype(self.dtype)
+        return self.vae2llm(latents.astype(self.dtype)) + time + position
+
+    def decode(
+        self,
+        streams: Streams,
+        positions: tuple[Array | None, Array | None],
+        metadata: TokenMetadata | None = None,
+        cache: KVCache | None = None,
+    ) -> tuple[Streams, tuple[Any, Any]]:
+        """The decoder and its final norms; see `Decoder`."""
+        return self.decoder(streams, positions, metadata, cache)
+
+    def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
+        """Text logits of final und hidden states, float32."""
+        return self.lm_head(hidden).astype(jnp.float32)
+
+    def velocity(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch C"]:
+        """Velocity (noise - data) of final gen hidden states, float32."""
+        return self.llm2vae(hidden).astype(jnp.float32)
+
+    def __call__(self, batch: TwoStreamBatch) -> Streams:
+        """(und, gen) hidden states after the final norms, for packed rows.
+
+        The losses are taken from these with `logits` and `velocity` where they are asked for.
+        """
+        und = self.embed_text(batch.token_ids)
+        if batch.vit_pixels is not None and batch.vit_index is not None:
+            rows, images = batch.vit_pixels.shape[:2]
+            features = self.embed_images(batch.vit_pixels.reshape(-1, *batch.vit_pixels.shape[2:]))
+            features = features.reshape(rows, images * features.shape[1], -1)
+            gathered = jnp.take_along_axis(
+                features, jnp.maximum(batch.vit_index, 0)[..., None], axis=1
+            )
+            und = jnp.where((batch.vit_index >= 0)[..., None], gathered, und)
+        gen, metadata = None, batch.und
+        if batch.gen is not None:
+            assert batch.latents is not None
+            assert batch.timesteps is not None
+            assert batch.latent_position_ids is not None
+            gen = self.embed_latents(batch.latents, batch.timesteps, batch.latent_position_ids)
+            metadata = TokenMetadata.concatenate([batch.und, batch.gen])
+        positions = (batch.und.position, None if batch.gen is None else batch.gen.position)
+        streams, _ = self.decode((und, gen), positions, metadata)
+        return streams
+
+    def initialise(self, batch: TwoStreamBatch) -> Any:
+        """Touches every parameter; the method to `init` with."""
+        und, gen = self(batch)
+        assert und is not None
+        assert gen is not None
+        return self.logits(und), self.velocity(gen)
+
+
+def _probe(config: UniXConfig) -> TwoStreamBatch:
+    """The smallest batch that touches every parameter."""
+    side = config.vision.image_size
+    zeros = jnp.zeros((1, 1), jnp.int32)
+    tokens = TokenMetadata(zeros, zeros + 1, zeros, zeros, zeros)
+    return TwoStreamBatch(
+        token_ids=zeros,
+        und=tokens,
+        vit_pixels=jnp.zeros((1, 1, side, side, 3)),
+        vit_index=zeros,
+        gen=tokens,
+        latents=jnp.zeros((1, 1, config.latent_channels)),
+        timesteps=jnp.zeros((1, 1)),
+        latent_position_ids=zeros,
+    )
+
+
+def init_params(config: UniXConfig, key: Array, *, boxed: bool = False) -> dict[str, Any]:
+    """Fresh float32 parameters; `boxed` keeps the logical axes of each."""
+    model = UniX(config)
+    variables = model.init(key, _probe(config), method=UniX.initialise)
+    return variables["params"] if boxed else nn.unbox(variables["params"])
+
+
+def param_shapes(config: UniXConfig, *, boxed: bool = False) -> dict[str, Any]:
+    """The parameter tree as `jax.ShapeDtypeStruct` leaves (layers stacked); see `init_params`."""
+    return jax.eval_shape(lambda key: init_params(config, key, boxed=boxed), jax.random.key(0))

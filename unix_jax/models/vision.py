@@ -1,0 +1,93 @@
+"""SigLIP ViT in timm layout: patches, learned positions, pre-norm blocks, final norm, no pool.
+
+Letters: B batch, S image side in pixels, P patches, W width, N heads.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from unix_jax.config import VisionConfig
+from unix_jax.models.attention import Implementation, KeyBlock, attention
+from unix_jax.models.layers import Dtype, dense, layer_norm
+
+
+class VisionBlock(nn.Module):
+    """Pre-norm attention with fused qkv, and an exact-GELU MLP."""
+
+    config: VisionConfig
+    dtype: Dtype = jnp.float32
+    attention_implementation: Implementation = "xla"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B P W"], _: None = None) -> tuple[Array, None]:
+        c = self.config
+        y = layer_norm(c.layer_norm_eps, self.dtype, "norm1")(x)
+        qkv = dense(3 * c.width, ("embed", "heads"), dtype=self.dtype, name="qkv")(y)
+        query, key, value = jnp.moveaxis(
+            qkv.reshape(*x.shape[:2], 3, c.num_heads, c.width // c.num_heads), 2, 0
+        )
+        y = attention(
+            query, [KeyBlock(key, value)], implementation=self.attention_implementation
+        ).reshape(x.shape)
+        x = x + dense(c.width, ("heads", "embed"), dtype=self.dtype, name="proj")(y)
+        y = layer_norm(c.layer_norm_eps, self.dtype, "norm2")(x)
+        y = dense(c.mlp_size, ("embed", "mlp"), dtype=self.dtype, name="fc1")(y)
+        y = nn.gelu(y, approximate=False)
+        return x + dense(c.width, ("mlp", "embed"), dtype=self.dtype, name="fc2")(y), None
+
+
+class VisionTransformer(nn.Module):
+    """Pixels to patch features."""
+
+    config: VisionConfig
+    dtype: Dtype = jnp.float32
+    attention_implementation: Implementation = "xla"
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B P W"]:
+        """Features after the final norm, patches row-major.
+
+        Args:
+          pixels: normalised images. Non-square ones are taken as they are when their patches
+            number as many as the position table's.
+
+        Raises:
+          ValueError: the number of patches is not that of the position table.
+        """
+        c = self.config
+        x = nn.Conv(
+            c.width,
+            (c.patch_size, c.patch_size),
+            strides=(c.patch_size, c.patch_size),
+            padding="VALID",
+            dtype=self.dtype,
+            kernel_init=nn.with_logical_partitioning(
+                nn.initializers.normal(0.02), (None, None, None, "embed")
+            ),
+            name="patch_embed",
+        )(pixels)
+        x = x.reshape(x.shape[0], -1, c.width)
+        if x.shape[1] != c.num_patches:
+            raise ValueError(
+                f"pixels: expected {c.num_patches} patches of {c.patch_size} px "
+                f"({c.image_size} x {c.image_size}), found {pixels.shape[1]} x {pixels.shape[2]}"
+            )
+        table: Any = self.param(
+            "pos_embed",
+            nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, None, "embed")),
+            (1, c.num_patches, c.width),
+        )
+        x = x + table.astype(self.dtype)
+        block = nn.remat(VisionBlock, prevent_cse=False) if self.remat else VisionBlock
+        x, _ = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            length=c.num_layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(c, self.dtype, self.attention_implementation, name="blocks")(x, None)
+        return layer_norm(c.layer_norm_eps, self.dtype, "norm")(x)
