@@ -90,6 +90,10 @@ class UniX(nn.Module):
         """Token embeddings."""
         return self.embed_tokens(ids)
 
+    def features(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B P W"]:
+        """ViT features of normalised images, after the tower's final norm."""
+        return self.vision(pixels)
+
     def embed_images(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B P D"]:
         """ViT features of normalised images, projected to the decoder's width."""
         return self.connector(self.vision(pixels))
@@ -130,6 +134,10 @@ class UniX(nn.Module):
 
         The losses are taken from these with `logits` and `velocity` where they are asked for.
         """
+        return self.run(batch)[0]
+
+    def run(self, batch: TwoStreamBatch) -> tuple[Streams, tuple[Any, Any]]:
+        """As `__call__`, with the new keys and values besides (see `Decoder`)."""
         und = self.embed_text(batch.token_ids)
         if batch.vit_pixels is not None and batch.vit_index is not None:
             rows, images = batch.vit_pixels.shape[:2]
@@ -147,8 +155,7 @@ class UniX(nn.Module):
             gen = self.embed_latents(batch.latents, batch.timesteps, batch.latent_position_ids)
             metadata = TokenMetadata.concatenate([batch.und, batch.gen])
         positions = (batch.und.position, None if batch.gen is None else batch.gen.position)
-        streams, _ = self.decode((und, gen), positions, metadata)
-        return streams
+        return self.decode((und, gen), positions, metadata)
 
     def initialise(self, batch: TwoStreamBatch) -> Any:
         """Touches every parameter; the method to `init` with."""

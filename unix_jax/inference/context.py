@@ -1,0 +1,173 @@
+"""Contexts: splits laid out on the host, then run once through the model into a KV cache.
+
+Letters: B rows, U und tokens, G latent tokens, S cache slots.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from unix_jax.config import UniXConfig
+from unix_jax.inference.sampling import ImageContext
+from unix_jax.layout import (
+    Layout,
+    Sample,
+    Split,
+    TextSplit,
+    VaeSplit,
+    VitSplit,
+    lay_out,
+    stream_lengths,
+)
+from unix_jax.models.decoder import KVCache
+from unix_jax.models.embeddings import latent_position_ids
+from unix_jax.models.unix import TwoStreamBatch, UniX
+
+# Few capacities mean few compilations; steps of about a third bound what is read in vain.
+_BUCKETS = (64, 128, 192, 256, 384, 512, 640, 768, 1024, 1280, 1536, 2048, 2560, 3072, 4096)
+
+
+def bucket(length: int) -> int:
+    """The smallest standard length of at least `length` tokens."""
+    fitting = [b for b in _BUCKETS if b >= length]
+    return fitting[0] if fitting else -(-length // _BUCKETS[-1]) * _BUCKETS[-1]
+
+
+def as_batch(
+    layout: Layout,
+    vit_pixels: Float[Array, "B I H W 3"] | None = None,
+    latents: Float[Array, "B G C"] | None = None,
+    timesteps: Float[Array, "B G"] | None = None,
+) -> TwoStreamBatch:
+    """The model's input from a layout; latents without `timesteps` are clean (t = 0)."""
+    has_gen = latents is not None
+    if has_gen and timesteps is None:
+        timesteps = np.zeros(layout.gen.position.shape, np.float32)  # type: ignore[assignment]
+    return TwoStreamBatch(
+        token_ids=layout.token_ids,  # type: ignore[arg-type]
+        und=layout.und,
+        vit_pixels=vit_pixels,
+        vit_index=None if vit_pixels is None else layout.vit_index,  # type: ignore[arg-type]
+        gen=layout.gen if has_gen else None,
+        latents=latents,
+        timesteps=timesteps,
+        latent_position_ids=layout.latent_position_ids if has_gen else None,  # type: ignore[arg-type]
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("model", "capacity"))
+def prefill(
+    model: UniX, params: Any, batch: TwoStreamBatch, capacity: int
+) -> tuple[KVCache, tuple[Array | None, Array | None]]:
+    """Runs a context once.
+
+    Returns:
+      (a cache of `capacity` slots whose first ones hold the und tokens, then the latents, and
+      the final (und, gen) hidden states). Padding occupies slots but is not valid.
+    """
+    streams, (keys, values) = model.apply({"params": params}, batch, method=UniX.run)
+    valid = batch.und.segment > 0
+    if batch.gen is not None:
+        valid = jnp.concatenate([valid, batch.gen.segment > 0], axis=1)
+    dtype = jax.tree.leaves(keys)[0].dtype
+    cache = KVCache.create(
+        model.config.decoder, valid.shape[0], capacity, dtype, scan_layers=model.scan_layers
+    )
+    return cache.append(keys, values, valid), streams
+
+
+def repeat_rows(cache: KVCache, valid: Sequence[Bool[Array, "B S"]]) -> KVCache:
+    """The cache's rows once for each given validity: branches that share keys and values."""
+    times = len(valid)
+
+    def tile(x: Array) -> Array:
+        return jnp.concatenate([x] * times, axis=x.ndim - 4)
+
+    return KVCache(
+        keys=jax.tree.map(tile, cache.keys),
+        values=jax.tree.map(tile, cache.values),
+        valid=jnp.concatenate(valid),
+        index=cache.index,
+    )
+
+
+def join_rows(first: KVCache, second: KVCache) -> KVCache:
+    """Two caches of equal capacity as one, the rows of `first` before those of `second`."""
+
+    def join(a: Array, b: Array) -> Array:
+        return jnp.concatenate([a, b], axis=a.ndim - 4)
+
+    return KVCache(
+        keys=jax.tree.map(join, first.keys, second.keys),
+        values=jax.tree.map(join, first.values, second.values),
+        valid=jnp.concatenate([first.valid, second.valid]),
+        index=jnp.maximum(first.index, second.index),
+    )
+
+
+def _text_slots(layout: Layout, split: int, capacity: int) -> Bool[np.ndarray, "B S"]:
+    """Slots of the und stream that belong to the split with that index."""
+    slots = (np.asarray(layout.und.split) == split) & (np.asarray(layout.und.segment) > 0)
+    return np.pad(slots, ((0, 0), (0, capacity - slots.shape[1])))
+
+
+def image_context(
+    model: UniX,
+    params: Any,
+    texts: Sequence[Sequence[int]],
+    grid: tuple[int, int],
+    *,
+    vit_pixels: Float[Array, "B H W 3"] | None = None,
+    clean_latents: Float[Array, "B h*w C"] | None = None,
+    clean_grid: tuple[int, int] | None = None,
+    guided: bool = False,
+    image_rows: bool = False,
+) -> ImageContext:
+    """The context of one image to be generated per row: [clean image, ViT image,] text.
+
+    Args:
+      texts: token ids of each row's text split, bos and eos included.
+      grid: (height, width) of the image to generate, in latent tokens.
+      vit_pixels, clean_latents, clean_grid: the condition image of each row, seen by both
+        encoders (or by either); None for text to image.
+      guided: append rows for the empty text.
+      image_rows: append rows for the empty image (the text alone).
+
+    The empty-text rows share the conditional keys and values: images come before the text, so
+    they never saw it, and hiding the text's slots is all that is needed.
+    """
+    config = model.config
+    images: list[Split] = []
+    if clean_latents is not None and clean_grid is not None:
+        images.append(VaeSplit(*clean_grid, noised=False))
+    if vit_pixels is not None:
+        images.append(VitSplit())
+    layout = _bucketed([[[*images, TextSplit(ids)]] for ids in texts], config)
+    batch = as_batch(layout, None if vit_pixels is None else vit_pixels[:, None], clean_latents)
+    capacity = layout.token_ids.shape[1] + layout.latent_position_ids.shape[1]
+    cache, _ = prefill(model, params, batch, capacity)
+    positions = [layout.next_position]
+    if guided:
+        hidden = _text_slots(layout, len(images), capacity)
+        cache = repeat_rows(cache, [cache.valid, cache.valid & ~hidden])
+        positions.append(np.full_like(layout.next_position, len(images)))
+    if image_rows:
+        text_layout = _bucketed([[[TextSplit(ids)]] for ids in texts], config)
+        text_cache, _ = prefill(model, params, as_batch(text_layout), capacity)
+        cache = join_rows(cache, text_cache)
+        positions.append(text_layout.next_position)
+    ids = latent_position_ids(*grid, config.max_latent_size, config.interpolate_pos)
+    return ImageContext(
+        cache=cache,
+        positions=jnp.asarray(np.concatenate(positions)),
+        latent_position_ids=jnp.asarray(ids)[None],
+    )
+
+
+def _bucketed(rows: Sequence[Sequence[Sample]], config: UniXConfig) -> Layout:
+    return lay_out(rows, config, bucket(max(stream_lengths(row, config)[0] for row in rows)))

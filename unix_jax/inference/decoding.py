@@ -1,0 +1,130 @@
+"""Report decoding: one compiled loop over a preallocated cache, a row per report.
+
+All rows write at a common cache slot while each keeps its own rotary position, so rows of unequal
+length decode together. The loop runs up to a given step: to the end for a whole report, one token
+at a time for streaming, with the same compiled program.
+
+Letters: B rows, S cache slots, M token buffer, V vocabulary.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from unix_jax.models.decoder import KVCache
+from unix_jax.models.unix import UniX
+
+
+@struct.dataclass
+class DecodeState:
+    """One decoding in progress.
+
+    token [B]: the token to feed next. position [B]: its rotary position. tokens [B, M]: new
+    tokens so far, eos from the end of a report on. step: how many. done [B]: eos was met.
+    """
+
+    cache: KVCache
+    token: Int[Array, " B"]
+    position: Int[Array, " B"]
+    tokens: Int[Array, "B M"]
+    step: Int[Array, ""]
+    done: Bool[Array, " B"]
+
+
+def start(
+    cache: KVCache, position: Int[Array, " B"], bos: int, eos: int, buffer: int
+) -> DecodeState:
+    """Decoding from a fresh bos at `position`, with room for `buffer` new tokens."""
+    batch = position.shape[0]
+    return DecodeState(
+        cache=cache,
+        token=jnp.full((batch,), bos, jnp.int32),
+        position=jnp.asarray(position, jnp.int32),
+        tokens=jnp.full((batch, buffer), eos, jnp.int32),
+        step=jnp.int32(0),
+        done=jnp.zeros((batch,), bool),
+    )
+
+
+def sample_token(
+    logits: Float[Array, "B V"],
+    keys: Array,
+    temperature: Float[Array, ""],
+    top_p: Float[Array, ""],
+) -> Int[Array, " B"]:
+    """One token a row from softmax(logits / temperature), restricted to the nucleus of mass top_p.
+
+    `keys`: one random key a row, so that a row's draw does not depend on its neighbours.
+    """
+    logits = logits / temperature
+    order = jnp.argsort(logits, axis=-1, descending=True)
+    probabilities = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1), axis=-1)
+    # A token is kept while the mass before it is below top_p: the first one always is.
+    before = jnp.cumsum(probabilities, axis=-1) - probabilities
+    kept = jnp.where(before < top_p, jnp.log(probabilities), -jnp.inf)
+    choice = jax.vmap(jax.random.categorical)(keys, kept)
+    return jnp.take_along_axis(order, choice[:, None], axis=-1)[:, 0].astype(jnp.int32)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "greedy"), donate_argnames=("state",))
+def decode_until(
+    model: UniX,
+    params: Any,
+    state: DecodeState,
+    limit: Int[Array, ""],
+    keys: Array,
+    temperature: Float[Array, ""],
+    top_p: Float[Array, ""],
+    *,
+    greedy: bool,
+) -> DecodeState:
+    """Decodes until `limit` new tokens, or until every row has met its eos.
+
+    The caller keeps `limit` within the token buffer and the cache's free slots.
+
+    Args:
+      keys: one random key a row; step i uses fold_in(key, i).
+      temperature, top_p: used when `greedy` is False.
+    """
+    eos = model.config.special_tokens.eos
+
+    def apply(method: Any, *args: Any) -> Any:
+        return model.apply({"params": params}, *args, method=method)
+
+    def unfinished(state: DecodeState) -> Array:
+        return (state.step < limit) & ~jnp.all(state.done)
+
+    def step(state: DecodeState) -> DecodeState:
+        x = apply(UniX.embed_text, state.token[:, None])
+        (hidden, _), (keys_new, values_new) = apply(
+            UniX.decode, (x, None), (state.position[:, None], None), None, state.cache
+        )
+        logits = apply(UniX.logits, hidden[:, 0])
+        if greedy:
+            token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        else:
+            step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, state.step)
+            token = sample_token(logits, step_keys, temperature, top_p)
+        token = jnp.where(state.done, eos, token)
+        return DecodeState(
+            cache=state.cache.append(keys_new, values_new, jnp.ones_like(state.done)[:, None]),
+            token=token,
+            position=state.position + 1,
+            tokens=jax.lax.dynamic_update_slice_in_dim(
+                state.tokens, token[:, None], state.step, axis=1
+            ),
+            step=state.step + 1,
+            done=state.done | (token == eos),
+        )
+
+    return jax.lax.while_loop(unfinished, step, state)
+
+
+@functools.partial(jax.jit, static_argnames=("capacity",), donate_argnames=("state",))
+def grow(state: DecodeState, capacity: int) -> DecodeState:
+    """The same decoding with a cache of `capacity` slots."""
+    return state.replace(cache=state.cache.grow(capacity))  # type: ignore[attr-defined]

@@ -1,0 +1,174 @@
+"""Image sampling: Euler steps along the flow, with classifier-free guidance as rows of a batch.
+
+The whole run is one compiled program over a range of steps; calling it for part of the range
+(progress, previews) uses the same program.
+
+Letters: B images, R rows = branches x B, G latent tokens, C numbers in a latent token, T grid.
+"""
+
+import functools
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from unix_jax.models.decoder import KVCache
+from unix_jax.models.unix import UniX
+
+Renorm = Literal["global", "channel", "text_channel"]
+RENORMS = ("global", "channel", "text_channel")
+# Where v_empty-image comes from: not needed, equal to the conditional one, or rows of its own.
+ImageBranch = Literal["none", "conditional", "rows"]
+
+
+@struct.dataclass
+class Guidance:
+    """Scales and limits; all may vary without recompilation. Guidance acts for t in (low, high].
+
+    text, image: guidance scales. renorm_min: lower bound of the renormalisation factor.
+    """
+
+    text: Float[Array, ""]
+    image: Float[Array, ""]
+    low: Float[Array, ""]
+    high: Float[Array, ""]
+    renorm_min: Float[Array, ""]
+
+
+@struct.dataclass
+class ImageContext:
+    """What a noised image sees: rows [conditional | empty text | empty image], B each.
+
+    positions: rotary position of the image in each row. latent_position_ids: the same for all rows.
+    """
+
+    cache: KVCache
+    positions: Int[Array, " R"]
+    latent_position_ids: Int[Array, "1 G"]
+
+
+def predict_velocity(
+    model: UniX,
+    params: Any,
+    context: ImageContext,
+    latents: Float[Array, "R G C"],
+    t: Float[Array, ""],
+) -> Float[Array, "R G C"]:
+    """Velocity of [start, latents, end] against the cached context, which is not extended.
+
+    No mask is formed: the tokens of the image see each other and every valid slot.
+    """
+    rows, count = latents.shape[:2]
+    special = model.config.special_tokens
+    edges = jnp.array([special.start_of_image, special.end_of_image])
+    ids = jnp.broadcast_to(context.latent_position_ids, (rows, count))
+
+    def apply(method: Any, *args: Any) -> Any:
+        return model.apply({"params": params}, *args, method=method)
+
+    und = apply(UniX.embed_text, jnp.broadcast_to(edges, (rows, 2)))
+    gen = apply(UniX.embed_latents, latents, jnp.broadcast_to(t, (rows, count)), ids)
+    positions = tuple(jnp.broadcast_to(context.positions[:, None], (rows, n)) for n in (2, count))
+    (_, gen), _ = apply(UniX.decode, (und, gen), positions, None, context.cache)
+    return apply(UniX.velocity, gen)
+
+
+def guide(
+    conditional: Float[Array, "B G C"],
+    empty_text: Float[Array, "B G C"],
+    empty_image: Float[Array, "B G C"] | None,
+    guidance: Guidance,
+    renorm: Renorm,
+) -> Float[Array, "B G C"]:
+    """Classifier-free guidance with renormalisation, per image.
+
+    Source: BAGEL's sampler, whose `global` norm runs over the whole batch: ours is per image.
+    """
+
+    def factor(guided: Array, axes: tuple[int, ...]) -> Array:
+        def norm(v: Array) -> Array:
+            return jnp.sqrt(jnp.sum(jnp.square(v), axis=axes, keepdims=True))
+
+        return jnp.clip(norm(conditional) / (norm(guided) + 1e-8), guidance.renorm_min, 1.0)
+
+    guided = empty_text + guidance.text * (conditional - empty_text)
+    if renorm == "text_channel":
+        guided = guided * factor(guided, (-1,))
+    if empty_image is not None:
+        guided = empty_image + guidance.image * (guided - empty_image)
+    if renorm == "text_channel":
+        return guided
+    return guided * factor(guided, (-2, -1) if renorm == "global" else (-1,))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "guided", "image_branch", "renorm"))
+def sample_latents(
+    model: UniX,
+    params: Any,
+    context: ImageContext,
+    latents: Float[Array, "B G C"],
+    grid: Float[Array, " T"],
+    first: Int[Array, ""],
+    last: Int[Array, ""],
+    guidance: Guidance,
+    *,
+    guided: bool,
+    image_branch: ImageBranch,
+    renorm: Renorm,
+) -> Float[Array, "B G C"]:
+    """Euler steps `first` to `last` (exclusive) of the run over `grid`: x <- x - v (t_i - t_i+1).
+
+    Args:
+      context: rows for the branches that are asked for, in the order of `ImageContext`.
+      latents: x at grid[first]; noise ~ N(0, I) when first is 0.
+      grid: falling times, see `flow.timestep_grid`.
+      guided: whether text guidance is used at all (its scale above 1).
+      image_branch: where image guidance, if any, takes its velocity from.
+    """
+    batch = latents.shape[0]
+    context_one = _first_rows(context, batch)
+
+    def plain(x: Array, t: Array) -> Array:
+        return predict_velocity(model, params, context_one, x, t)
+
+    def with_guidance(x: Array, t: Array) -> Array:
+        rows = context.positions.shape[0] // batch
+        v = predict_velocity(model, params, context, jnp.tile(x, (rows, 1, 1)), t)
+        conditional, empty_text, *rest = jnp.split(v, rows)
+        empty_image = {
+            "none": None,
+            "conditional": conditional,
+            "rows": rest[0] if rest else None,
+        }[image_branch]
+        return guide(conditional, empty_text, empty_image, guidance, renorm)
+
+    def step(i: Array, x: Array) -> Array:
+        t = grid[i]
+        if guided:
+            inside = (t > guidance.low) & (t <= guidance.high)
+            v = jax.lax.cond(inside, with_guidance, plain, x, t)
+        else:
+            v = plain(x, t)
+        return x - v * (t - grid[i + 1])
+
+    return jax.lax.fori_loop(first, last, step, latents.astype(jnp.float32))
+
+
+def _first_rows(context: ImageContext, rows: int) -> ImageContext:
+    cache = context.cache
+
+    def cut(x: Array) -> Array:
+        return jax.lax.slice_in_dim(x, 0, rows, axis=x.ndim - 4)
+
+    return ImageContext(
+        cache=KVCache(
+            keys=jax.tree.map(cut, cache.keys),
+            values=jax.tree.map(cut, cache.values),
+            valid=cache.valid[:rows],
+            index=cache.index,
+        ),
+        positions=context.positions[:rows],
+        latent_position_ids=context.latent_position_ids,
+    )
