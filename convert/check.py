@@ -84,7 +84,7 @@ def read_golden_directory(path: str | os.PathLike[str]) -> tuple[dict[str, np.nd
         if not file.is_file():
             raise CheckpointError(f"{file}: expected a file, found none")
     with open_tensors(directory / "golden.safetensors") as source:
-        tensors = {key: np.array(source.read(key)) for key in source.keys()}
+        tensors = {key: np.array(source.read(key)) for key in source.keys()}  # noqa: SIM118
     try:
         info = json.loads((directory / "golden.json").read_text(encoding="utf-8"))
     except ValueError as error:
@@ -108,7 +108,6 @@ def run_checks(
     config, params, vae_params = load_model(path, dtype=jnp.float32)
     golden = Golden(config, params, vae_params, tensors, info)
     ours: dict[str, Any] = {}
-    failures: dict[str, str] = {}
     # Accelerators multiply in lower precision unless told otherwise.
     with jax.default_matmul_precision("highest"):
         for prefix, compute in _GROUPS.items():
@@ -120,12 +119,10 @@ def run_checks(
                         f"{golden_directory}/golden.json: expected the entry {error} for "
                         f"{prefix}*, found none"
                     ) from error
-    return [_result(name, tensor, ours, failures) for name, tensor in sorted(tensors.items())]
+    return [_result(name, tensor, ours) for name, tensor in sorted(tensors.items())]
 
 
-def _result(
-    name: str, tensor: np.ndarray, ours: dict[str, Any], failures: dict[str, str]
-) -> Result:
+def _result(name: str, tensor: np.ndarray, ours: dict[str, Any]) -> Result:
     if name in ours:
         return compare(name, tensor, np.asarray(ours[name]))
     note = "input" if name.startswith(_INPUTS) else "unchecked"
@@ -136,7 +133,9 @@ def print_results(results: Iterable[Result], console: Console) -> None:
     """The table, and a line that counts."""
     table = Table(box=None, header_style="bold")
     for header in ("tensor", "shape", "max rel. difference", "tolerance", ""):
-        table.add_column(header, justify="left" if header in ("tensor", "") else "right")
+        table.add_column(
+            header, justify="left" if header in ("tensor", "") else "right", overflow="fold"
+        )
     verdict = {True: "[green]pass[/]", False: "[red]FAIL[/]"}
     rows = list(results)
     for r in rows:

@@ -25,7 +25,7 @@ from unix_jax.inference.sampling import (
     predict_velocity,
     sample_latents,
 )
-from unix_jax.layout import Layout, TextSplit, VaeSplit, VitSplit, lay_out
+from unix_jax.layout import Layout, Split, TextSplit, VaeSplit, VitSplit, lay_out
 from unix_jax.models.attention import CAUSAL, TokenMetadata
 from unix_jax.models.autoencoder import Autoencoder
 from unix_jax.models.embeddings import patchify, unpatchify
@@ -76,7 +76,7 @@ class Golden:
             raise CheckpointError(f"golden.safetensors: expected tensor {name!r}, found none")
         return self.tensors[name]
 
-    def pixels(self, name: str) -> np.ndarray:
+    def pixels(self, name: str) -> Any:
         """An image tensor, NCHW or CHW, as NHWC."""
         array = self[name]
         return np.moveaxis(array if array.ndim == 4 else array[None], 1, -1)
@@ -170,7 +170,7 @@ def understanding_tensors(golden: Golden) -> Tensors:
 
     steps = jnp.arange(len(forced))[None]
     metadata = TokenMetadata(
-        position=layout.next_position[:, None] + steps,
+        position=jnp.asarray(layout.next_position)[:, None] + steps,
         segment=jnp.ones_like(steps),
         split=jnp.zeros_like(steps),
         order=steps,
@@ -187,8 +187,8 @@ def understanding_tensors(golden: Golden) -> Tensors:
     model = UniX(dataclasses.replace(config, special_tokens=endless))
     state = decoding.start(cache, layout.next_position, special.bos, -1, len(forced))  # type: ignore[arg-type]
     state = decoding.decode_until(
-        model, golden.params, state, jnp.int32(len(forced) - 1), jax.random.split(jax.random.key(0), 1),
-        jnp.float32(1), jnp.float32(1), greedy=True,
+        model, golden.params, state, jnp.int32(len(forced) - 1),
+        jax.random.split(jax.random.key(0), 1), jnp.float32(1), jnp.float32(1), greedy=True,
     )  # fmt: skip
     new = np.asarray(state.tokens)[0, : len(forced) - 1]
     out["und.greedy_tokens"] = np.concatenate([[special.bos], new])
@@ -268,7 +268,7 @@ def edit_tensors(golden: Golden) -> Tensors:
         vit_pixels=golden.pixels("und.pixel_values"), clean_latents=clean, clean_grid=clean_grid,
         guided=run["cfg_text_scale"] > 1, image_rows=run["cfg_img_scale"] > 1,
     )  # fmt: skip
-    splits = [VaeSplit(*clean_grid, noised=False), VitSplit(), TextSplit(_prompt(golden))]
+    splits: list[Split] = [VaeSplit(*clean_grid, noised=False), VitSplit(), TextSplit(_prompt(golden))]
     layout = lay_out([[splits]], golden.config, *_stream_widths(context, clean))
     out: Tensors = {"edit.sample.latent": _run(golden, context, run, "rows")}
     out.update(cache_in_sequence(layout, context.cache.keys[:, :1], "edit.key_cache"))

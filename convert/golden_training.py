@@ -77,8 +77,8 @@ def training_tensors(golden: Golden) -> Tensors:
     vit = _numbered(golden, "train.vit_pixels")
     batch = as_batch(
         layout,
-        jnp.asarray(np.stack(vit))[None] if vit else None,  # type: ignore[arg-type]
-        interpolate(clean, noise, timesteps) if vae_images else None,
+        jnp.asarray(np.stack(vit))[None] if vit else None,
+        interpolate(jnp.asarray(clean), noise, timesteps) if vae_images else None,
         timesteps,
     )
     ce_places, labels = out["train.ce_loss_indexes"], out["train.packed_label_ids"]
@@ -143,7 +143,10 @@ def _layout_tensors(
     """Everything that follows from the plan alone: ids, places, positions, masks, labels."""
     is_text = layout.vit_index[0] < 0
     order = np.argsort(layout.und_sequence[0][is_text])
-    ce, labels, weights, mse = [], [], [], []
+    ce: list[int] = []
+    labels: list[int] = []
+    weights: list[float] = []
+    mse: list[int] = []
     out: Tensors = {}
     metadata = TokenMetadata.concatenate([layout.und, layout.gen])
     sequence = np.concatenate([layout.und_sequence[0], layout.gen_sequence[0]])

@@ -1,33 +1,64 @@
 """A model from disk, whichever of the two layouts it is in."""
 
 import os
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from convert.published import load_published
+import jax.numpy as jnp
+
+from convert.published import find_vae_weights, load_published, read_configurations
 from unix_jax import checkpoint
 from unix_jax.config import UniXConfig
 
-# Called with the configuration; returns shardings for (parameters, autoencoder parameters).
+# Called with the configuration; gives the shardings of (parameters, autoencoder parameters).
 Shardings = Callable[[UniXConfig], tuple[Any, Any]]
 
 
 def load_model(
-    path: str | os.PathLike[str], *, dtype: Any = None, shardings: Shardings | None = None
+    path: str | os.PathLike[str],
+    *,
+    dtype: Any = None,
+    vae_dtype: Any = jnp.float32,
+    shardings: Shardings | None = None,
 ) -> tuple[UniXConfig, dict[str, Any], dict[str, Any] | None]:
     """(config, parameters, autoencoder parameters or None) of a checkpoint or published layout.
 
     Args:
       path: a converted checkpoint, or a directory in the published layout.
       dtype: floating type to cast to; None keeps that of the files.
+      vae_dtype: that of the autoencoder, float32 unless said otherwise: it is small, always
+        frozen, and bfloat16 shows in its pictures.
       shardings: where each parameter goes; None puts all on the default device.
 
     Raises:
       CheckpointError, ConfigError: files that are missing, broken, or do not fit each other.
     """
-    if not checkpoint.is_checkpoint(path):
-        return load_published(path, dtype, shardings)
-    config = checkpoint.load_config(path)
-    placed, vae_placed = (None, None) if shardings is None else shardings(config)
+    converted = checkpoint.is_checkpoint(path)
+    placed = vae_placed = None
+    if shardings is not None:
+        with warnings.catch_warnings():
+            # Unknown fields are named once, when the weights are read.
+            warnings.simplefilter("ignore")
+            config, _ = load_config(path)
+        placed, vae_placed = shardings(config)
+    if not converted:
+        return load_published(path, dtype, placed, vae_dtype=vae_dtype, vae_shardings=vae_placed)
     params = checkpoint.load_params(path, dtype=dtype, shardings=placed)
-    return config, params, checkpoint.load_vae_params(path, dtype=dtype, shardings=vae_placed)
+    vae_params = checkpoint.load_vae_params(path, dtype=vae_dtype, shardings=vae_placed)
+    return checkpoint.load_config(path), params, vae_params
+
+
+def load_config(path: str | os.PathLike[str]) -> tuple[UniXConfig, bool]:
+    """(configuration, whether there is an autoencoder), without reading weights.
+
+    Raises:
+      CheckpointError, ConfigError: as `load_model`.
+    """
+    if checkpoint.is_checkpoint(path):
+        return checkpoint.load_config(path), checkpoint.has_vae(path)
+    directory = Path(path)
+    raw, raw_vae = read_configurations(directory)
+    config = UniXConfig.from_published(raw, raw_vae, source=str(directory / "config.json"))
+    return config, find_vae_weights(directory / "vae") is not None

@@ -24,7 +24,7 @@ from unix_jax.layout import (
     lay_out,
     stream_lengths,
 )
-from unix_jax.models.decoder import KVCache
+from unix_jax.models.cache import KVCache
 from unix_jax.models.embeddings import latent_position_ids
 from unix_jax.models.unix import TwoStreamBatch, UniX
 
@@ -76,38 +76,9 @@ def prefill(
         valid = jnp.concatenate([valid, batch.gen.segment > 0], axis=1)
     dtype = jax.tree.leaves(keys)[0].dtype
     cache = KVCache.create(
-        model.config.decoder, valid.shape[0], capacity, dtype, scan_layers=model.scan_layers
+        model.config.decoder, valid.shape[0], capacity, dtype, merged=not model.scan_layers
     )
     return cache.append(keys, values, valid), streams
-
-
-def repeat_rows(cache: KVCache, valid: Sequence[Bool[Array, "B S"]]) -> KVCache:
-    """The cache's rows once for each given validity: branches that share keys and values."""
-    times = len(valid)
-
-    def tile(x: Array) -> Array:
-        return jnp.concatenate([x] * times, axis=x.ndim - 4)
-
-    return KVCache(
-        keys=jax.tree.map(tile, cache.keys),
-        values=jax.tree.map(tile, cache.values),
-        valid=jnp.concatenate(valid),
-        index=cache.index,
-    )
-
-
-def join_rows(first: KVCache, second: KVCache) -> KVCache:
-    """Two caches of equal capacity as one, the rows of `first` before those of `second`."""
-
-    def join(a: Array, b: Array) -> Array:
-        return jnp.concatenate([a, b], axis=a.ndim - 4)
-
-    return KVCache(
-        keys=jax.tree.map(join, first.keys, second.keys),
-        values=jax.tree.map(join, first.values, second.values),
-        valid=jnp.concatenate([first.valid, second.valid]),
-        index=jnp.maximum(first.index, second.index),
-    )
 
 
 def _text_slots(layout: Layout, split: int, capacity: int) -> Bool[np.ndarray, "B S"]:
@@ -154,12 +125,12 @@ def image_context(
     positions = [layout.next_position]
     if guided:
         hidden = _text_slots(layout, len(images), capacity)
-        cache = repeat_rows(cache, [cache.valid, cache.valid & ~hidden])
+        cache = cache.repeat([cache.valid, cache.valid & ~hidden])
         positions.append(np.full_like(layout.next_position, len(images)))
     if image_rows:
         text_layout = _bucketed([[[TextSplit(ids)]] for ids in texts], config)
         text_cache, _ = prefill(model, params, as_batch(text_layout), capacity)
-        cache = join_rows(cache, text_cache)
+        cache = cache.join(text_cache)
         positions.append(text_layout.next_position)
     ids = latent_position_ids(*grid, config.max_latent_size, config.interpolate_pos)
     return ImageContext(

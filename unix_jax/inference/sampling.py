@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from unix_jax.models.decoder import KVCache
+from unix_jax.models.cache import KVCache
 from unix_jax.models.unix import UniX
 
 Renorm = Literal["global", "channel", "text_channel"]
@@ -128,10 +128,14 @@ def sample_latents(
       image_branch: where image guidance, if any, takes its velocity from.
     """
     batch = latents.shape[0]
-    context_one = _first_rows(context, batch)
+    conditional_context = ImageContext(
+        cache=context.cache.first_rows(batch),
+        positions=context.positions[:batch],
+        latent_position_ids=context.latent_position_ids,
+    )
 
     def plain(x: Array, t: Array) -> Array:
-        return predict_velocity(model, params, context_one, x, t)
+        return predict_velocity(model, params, conditional_context, x, t)
 
     def with_guidance(x: Array, t: Array) -> Array:
         rows = context.positions.shape[0] // batch
@@ -154,21 +158,3 @@ def sample_latents(
         return x - v * (t - grid[i + 1])
 
     return jax.lax.fori_loop(first, last, step, latents.astype(jnp.float32))
-
-
-def _first_rows(context: ImageContext, rows: int) -> ImageContext:
-    cache = context.cache
-
-    def cut(x: Array) -> Array:
-        return jax.lax.slice_in_dim(x, 0, rows, axis=x.ndim - 4)
-
-    return ImageContext(
-        cache=KVCache(
-            keys=jax.tree.map(cut, cache.keys),
-            values=jax.tree.map(cut, cache.values),
-            valid=cache.valid[:rows],
-            index=cache.index,
-        ),
-        positions=context.positions[:rows],
-        latent_position_ids=context.latent_position_ids,
-    )

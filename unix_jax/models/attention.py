@@ -11,6 +11,7 @@ import functools
 from collections.abc import Sequence
 from typing import Literal
 
+import einops
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -79,6 +80,27 @@ class KeyBlock:
         return None if self.valid is None else self.valid[:, None, :]
 
 
+@struct.dataclass
+class MergedKeyBlock:
+    """Keys [B*K, H, S] and values [B*K, S, H] of a merged cache; `valid` [B, S] as in `KeyBlock`.
+
+    One merged batch axis, with the contracted axes where matrix products want them.
+    """
+
+    key: Float[Array, "B*K H S"]
+    value: Float[Array, "B*K S H"]
+    valid: Bool[Array, "B S"]
+
+    def plain(self) -> KeyBlock:
+        """The same keys in the order of `KeyBlock`."""
+        batch = self.valid.shape[0]
+        return KeyBlock(
+            key=einops.rearrange(self.key, "(b k) h s -> b s k h", b=batch),
+            value=einops.rearrange(self.value, "(b k) s h -> b s k h", b=batch),
+            valid=self.valid,
+        )
+
+
 def rope_angles(
     position: Int[Array, "B N"], head_dim: int, theta: float
 ) -> tuple[Float[Array, "B N H/2"], Float[Array, "B N H/2"]]:
@@ -100,7 +122,7 @@ def apply_rope(
 
 def attention(
     query: Float[Array, "B T N H"],
-    blocks: Sequence[KeyBlock],
+    blocks: Sequence[KeyBlock | MergedKeyBlock],
     query_metadata: TokenMetadata | None = None,
     *,
     implementation: Implementation = "xla",
@@ -121,7 +143,7 @@ def attention(
     Raises:
       ValueError: another implementation, or N not a multiple of K.
     """
-    num_heads, num_kv_heads = query.shape[2], blocks[0].key.shape[2]
+    num_heads, num_kv_heads = query.shape[2], _num_kv_heads(blocks[0])
     if num_heads % num_kv_heads:
         raise ValueError(
             f"query heads: expected a multiple of {num_kv_heads} key heads, found {num_heads}"
@@ -133,6 +155,12 @@ def attention(
     raise ValueError(f"implementation: expected 'xla' or 'chunked', found {implementation!r}")
 
 
+def _num_kv_heads(block: KeyBlock | MergedKeyBlock) -> int:
+    if isinstance(block, MergedKeyBlock):
+        return block.key.shape[0] // block.valid.shape[0]
+    return block.key.shape[2]
+
+
 def _grouped(query: Array, num_kv_heads: int) -> Float[Array, "B T K G H"]:
     """Queries by the key head they share, scaled."""
     *lead, heads, dim = query.shape
@@ -140,31 +168,49 @@ def _grouped(query: Array, num_kv_heads: int) -> Float[Array, "B T K G H"]:
 
 
 def _logits(
-    grouped: Array, block: KeyBlock, query_metadata: TokenMetadata | None
+    grouped: Float[Array, "B T K G H"],
+    block: KeyBlock | MergedKeyBlock,
+    query_metadata: TokenMetadata | None,
 ) -> Float[Array, "B K G T S"]:
-    logits = jnp.einsum("btkgh,bskh->bkgts", grouped, block.key, preferred_element_type=jnp.float32)
-    mask = block.mask(query_metadata)
+    if isinstance(block, MergedKeyBlock):
+        batch, length, kv_heads, group, _ = grouped.shape
+        merged = einops.rearrange(grouped, "b t k g h -> (b k) (g t) h")
+        logits = jnp.einsum(
+            "nqh,nhs->nqs", merged, block.key, preferred_element_type=jnp.float32
+        ).reshape(batch, kv_heads, group, length, -1)
+        mask: Array | None = block.valid[:, None, :]
+    else:
+        logits = jnp.einsum(
+            "btkgh,bskh->bkgts", grouped, block.key, preferred_element_type=jnp.float32
+        )
+        mask = block.mask(query_metadata)
     return logits if mask is None else jnp.where(mask[:, None, None], logits, _MASKED)
 
 
+def _weighted(
+    weights: Float[Array, "B K G T S"], block: KeyBlock | MergedKeyBlock
+) -> Float[Array, "B K G T H"]:
+    """Sums of values, float32."""
+    weights = weights.astype(block.value.dtype)
+    if isinstance(block, MergedKeyBlock):
+        merged = einops.rearrange(weights, "b k g t s -> (b k) (g t) s")
+        out = jnp.einsum("nqs,nsh->nqh", merged, block.value, preferred_element_type=jnp.float32)
+        return out.reshape(*weights.shape[:-1], -1)
+    return jnp.einsum("bkgts,bskh->bkgth", weights, block.value, preferred_element_type=jnp.float32)
+
+
 def _attend_dense(
-    query: Array, blocks: Sequence[KeyBlock], query_metadata: TokenMetadata | None
+    query: Array,
+    blocks: Sequence[KeyBlock | MergedKeyBlock],
+    query_metadata: TokenMetadata | None,
 ) -> Array:
-    grouped = _grouped(query, blocks[0].key.shape[2])
+    grouped = _grouped(query, _num_kv_heads(blocks[0]))
     # The blocks share a softmax without being joined: a cache is read where it lies.
     logits = [_logits(grouped, block, query_metadata) for block in blocks]
     peak = functools.reduce(jnp.maximum, [x.max(axis=-1, keepdims=True) for x in logits])
     weights = [jnp.where(x > _MASKED, jnp.exp(x - peak), 0.0) for x in logits]
     total = sum(w.sum(axis=-1, keepdims=True) for w in weights)
-    out = sum(
-        jnp.einsum(
-            "bkgts,bskh->bkgth",
-            w.astype(block.value.dtype),
-            block.value,
-            preferred_element_type=jnp.float32,
-        )
-        for w, block in zip(weights, blocks, strict=True)
-    )
+    out = sum(_weighted(w, block) for w, block in zip(weights, blocks, strict=True))
     out = out / jnp.maximum(total, jnp.finfo(jnp.float32).tiny)
     return jnp.einsum("bkgth->btkgh", out).reshape(query.shape).astype(query.dtype)
 
@@ -194,14 +240,15 @@ def _chunk_block(block: KeyBlock, size: int) -> KeyBlock:
 
 def _attend_chunked(
     query: Array,
-    blocks: Sequence[KeyBlock],
+    blocks: Sequence[KeyBlock | MergedKeyBlock],
     query_metadata: TokenMetadata | None,
     chunk_size: int,
 ) -> Array:
     length = query.shape[1]
-    grouped = _grouped(query, blocks[0].key.shape[2])
+    plain = [b.plain() if isinstance(b, MergedKeyBlock) else b for b in blocks]
+    grouped = _grouped(query, _num_kv_heads(plain[0]))
     query_size = min(chunk_size, length)
-    stacks = [_chunk_block(b, min(chunk_size, b.key.shape[1])) for b in blocks]
+    stacks = [_chunk_block(b, min(chunk_size, b.key.shape[1])) for b in plain]
     queries = jax.tree.map(lambda x: _chunks(x, query_size), (grouped, query_metadata))
 
     # Both levels are rematerialised, so that the backward pass holds no N x N array either.
@@ -219,14 +266,8 @@ def _attend_chunked(
             new_peak = jnp.maximum(peak, logits.max(axis=-1, keepdims=True))
             weights = jnp.where(logits > _MASKED, jnp.exp(logits - new_peak), 0.0)
             correction = jnp.exp(peak - new_peak)
-            added = jnp.einsum(
-                "bkgts,bskh->bkgth",
-                weights.astype(block.value.dtype),
-                block.value,
-                preferred_element_type=jnp.float32,
-            )
             total = total * correction + weights.sum(axis=-1, keepdims=True)
-            return (new_peak, total, out * correction + added), None
+            return (new_peak, total, out * correction + _weighted(weights, block)), None
 
         state = (
             jnp.full((batch, kv_heads, group, size, 1), _MASKED, jnp.float32),

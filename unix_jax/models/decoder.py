@@ -15,18 +15,19 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import struct
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from unix_jax.config import DecoderConfig
 from unix_jax.models.attention import (
     Implementation,
     KeyBlock,
+    MergedKeyBlock,
     TokenMetadata,
     apply_rope,
     attention,
     rope_angles,
 )
+from unix_jax.models.cache import KVCache
 from unix_jax.models.layers import Dtype, RMSNorm, dense
 
 STREAMS = ("und", "gen")
@@ -38,80 +39,6 @@ _REMAT_POLICIES = {
 }
 
 Streams = tuple[Array | None, Array | None]
-
-
-@struct.dataclass
-class KVCache:
-    """Keys (rotated) and values of the context, with a fixed capacity.
-
-    keys, values: [L, B, S, K, H] for scanned layers, or a tuple of L arrays [B, S, K, H] for
-    unrolled ones. valid: slots that hold a token of the row; rows of unequal length leave holes,
-    since all rows write at the common slot `index`. A slot is not a rotary position.
-    """
-
-    keys: Any
-    values: Any
-    valid: Bool[Array, "B S"]
-    index: Int[Array, ""]
-
-    @classmethod
-    def create(
-        cls,
-        config: DecoderConfig,
-        batch: int,
-        capacity: int,
-        dtype: Dtype = jnp.float32,
-        *,
-        scan_layers: bool = True,
-    ) -> "KVCache":
-        """An empty cache of `capacity` slots."""
-        shape = (batch, capacity, config.num_kv_heads, config.head_dim)
-
-        def zeros() -> Any:
-            if scan_layers:
-                return jnp.zeros((config.num_layers, *shape), dtype)
-            return tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers))
-
-        return cls(zeros(), zeros(), jnp.zeros((batch, capacity), bool), jnp.int32(0))
-
-    @property
-    def capacity(self) -> int:
-        return self.valid.shape[1]
-
-    def append(self, keys: Any, values: Any, valid: Bool[Array, "B N"]) -> "KVCache":
-        """Writes N new tokens (as the decoder returns them) at the common slot.
-
-        The caller keeps `index` + N within the capacity: a write beyond it would be shifted back.
-        """
-
-        def write(cache: Array, new: Array) -> Array:
-            axis = cache.ndim - 3
-            return jax.lax.dynamic_update_slice_in_dim(
-                cache, new.astype(cache.dtype), self.index, axis
-            )
-
-        return KVCache(
-            keys=jax.tree.map(write, self.keys, keys),
-            values=jax.tree.map(write, self.values, values),
-            valid=jax.lax.dynamic_update_slice_in_dim(self.valid, valid, self.index, 1),
-            index=self.index + valid.shape[1],
-        )
-
-    def grow(self, capacity: int) -> "KVCache":
-        """The same cache with room for `capacity` slots."""
-        extra = capacity - self.capacity
-
-        def pad(x: Array, axis: int) -> Array:
-            widths = [(0, 0)] * x.ndim
-            widths[axis] = (0, extra)
-            return jnp.pad(x, widths)
-
-        return KVCache(
-            keys=jax.tree.map(lambda x: pad(x, x.ndim - 3), self.keys),
-            values=jax.tree.map(lambda x: pad(x, x.ndim - 3), self.values),
-            valid=pad(self.valid, 1),
-            index=self.index,
-        )
 
 
 class Expert(nn.Module):
@@ -181,8 +108,7 @@ class DecoderLayer(nn.Module):
         streams: Streams,
         angles: tuple[tuple[Array, Array] | None, ...],
         metadata: TokenMetadata | None,
-        cache_valid: Bool[Array, "B S"] | None,
-        cached: tuple[Array, Array] | None,
+        cached: KeyBlock | MergedKeyBlock | None,
     ) -> tuple[Streams, tuple[Array, Array]]:
         """See `Decoder`; `metadata` None lets every new token see every other."""
         experts = (self.und, self.gen)
@@ -194,9 +120,8 @@ class DecoderLayer(nn.Module):
         query, key, value = (jnp.concatenate(p, axis=1) for p in zip(*projected, strict=True))
         query = nn.with_logical_constraint(query, ("batch", "length", "heads_act", None))
         key = nn.with_logical_constraint(key, ("batch", "length", "kv_heads_act", None))
-        blocks = [KeyBlock(key, value, metadata=metadata)]
-        if cached is not None:
-            blocks.insert(0, KeyBlock(*cached, valid=cache_valid))
+        new = KeyBlock(key, value, metadata=metadata)
+        blocks = [new] if cached is None else [cached, new]
         attended = attention(query, blocks, metadata, implementation=self.attention_implementation)
         lengths = [0 if x is None else x.shape[1] for x in streams]
         pieces = jnp.split(attended, [lengths[0]], axis=1)
@@ -269,7 +194,6 @@ class Decoder(nn.Module):
         angles = tuple(
             None if p is None else rope_angles(p, c.head_dim, c.rope_theta) for p in positions
         )
-        valid = None if cache is None else cache.valid
         layer: Any = DecoderLayer
         if self.remat_policy != "none":
             layer = nn.remat(
@@ -277,22 +201,24 @@ class Decoder(nn.Module):
             )
         arguments = (c, self.dtype, self.attention_implementation)
         if self.scan_layers:
+            cached = None if cache is None else cache.block(cache.keys, cache.values)
+            # Keys and values are scanned with the layers; their validity is common to all.
+            cached_axes = None if cached is None else KeyBlock(0, 0, None, nn.broadcast)  # type: ignore[arg-type]
             stack = nn.scan(
                 layer,
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
-                in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
+                in_axes=(nn.broadcast, nn.broadcast, cached_axes),
                 length=c.num_layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )(*arguments, name="layers")
-            cached = None if cache is None else (cache.keys, cache.values)
-            streams, new = stack(streams, angles, metadata, valid, cached)
+            streams, new = stack(streams, angles, metadata, cached)
         else:
             per_layer: list[tuple[Array, Array]] = []
             for i in range(c.num_layers):
-                cached = None if cache is None else (cache.keys[i], cache.values[i])
+                cached = None if cache is None else cache.block(cache.keys[i], cache.values[i])
                 streams, pair = layer(*arguments, name=f"layers_{i}")(
-                    streams, angles, metadata, valid, cached
+                    streams, angles, metadata, cached
                 )
                 per_layer.append(pair)
             new = tuple(zip(*per_layer, strict=True))

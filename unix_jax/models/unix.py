@@ -14,7 +14,8 @@ from jaxtyping import Array, Float, Int
 
 from unix_jax.config import UniXConfig
 from unix_jax.models.attention import Implementation, TokenMetadata
-from unix_jax.models.decoder import Decoder, KVCache, RematPolicy, Streams
+from unix_jax.models.cache import KVCache
+from unix_jax.models.decoder import Decoder, RematPolicy, Streams
 from unix_jax.models.embeddings import sincos_table_2d, timestep_sinusoid
 from unix_jax.models.layers import Dtype, TwoLayerMLP, dense
 from unix_jax.models.vision import VisionTransformer

@@ -1,0 +1,25 @@
+"""JSON files: written readably, read without trust."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from unix_jax.errors import ConfigError, UniXError
+
+
+def read_json(path: Path, error: type[UniXError] = ConfigError) -> Any:
+    """The parsed file; every way in which it can be broken is an `error` that names it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise error(f"{path}: no such file") from None
+    except OSError as problem:
+        raise error(f"{path}: cannot be read: {problem.strerror}") from None
+    except (ValueError, RecursionError) as problem:
+        reason = str(problem) or "nested too deeply"
+        raise error(f"{path}: expected JSON in UTF-8, found: {reason}") from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Indented JSON with a final newline."""
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,183 @@
+"""From logical axis names to mesh axes, for parameters and activations.
+
+The mesh has the axes `data` (replicated parameters), `fsdp` (parameters split along `embed`) and
+`tensor` (heads, MLP and vocabulary). All are Auto axes: under Explicit ones, the default of
+`jax.make_mesh`, Linen's logical constraints raise.
+"""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from unix_jax.config import UniXConfig
+from unix_jax.errors import ConfigError
+
+MESH_AXES = ("data", "fsdp", "tensor")
+MeshAxes = str | tuple[str, ...] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardingRules:
+    """Mesh axes of each logical axis; None = replicated.
+
+    Parameters use `embed`, `heads`, `kv_heads`, `mlp`, `vocab`, `layers`, `norm`; activations use
+    `batch`, `length`, `embed_act`, `heads_act`, `kv_heads_act`, `mlp`.
+
+    Raises:
+      ConfigError: a rule names an axis that no mesh has.
+    """
+
+    batch: MeshAxes = ("data", "fsdp")
+    length: MeshAxes = None
+    embed: MeshAxes = "fsdp"
+    heads: MeshAxes = "tensor"
+    kv_heads: MeshAxes = "tensor"
+    mlp: MeshAxes = "tensor"
+    vocab: MeshAxes = "tensor"
+    layers: MeshAxes = None
+    norm: MeshAxes = None
+    embed_act: MeshAxes = None
+    heads_act: MeshAxes = "tensor"
+    kv_heads_act: MeshAxes = "tensor"
+
+    def __post_init__(self) -> None:
+        for name, axes in dataclasses.asdict(self).items():
+            for axis in _as_tuple(axes):
+                if axis not in MESH_AXES:
+                    raise ConfigError(
+                        f"ShardingRules.{name}: expected axes of {MESH_AXES}, found {axis!r}"
+                    )
+
+    def spec(self, logical: Sequence[str | None]) -> PartitionSpec:
+        """The partition of an array whose dimensions carry these names.
+
+        Raises:
+          ConfigError: two dimensions would be split over the same mesh axis.
+        """
+        used: set[str] = set()
+        entries: list[MeshAxes] = []
+        for name in logical:
+            axes: MeshAxes = None if name is None else getattr(self, name)
+            collision = used & set(_as_tuple(axes))
+            if collision:
+                raise ConfigError(
+                    f"ShardingRules: {tuple(logical)} puts {sorted(collision)} on two dimensions"
+                )
+            used |= set(_as_tuple(axes))
+            entries.append(axes)
+        return PartitionSpec(*entries)
+
+    def linen(self) -> list[tuple[str, MeshAxes]]:
+        """The rules as Linen reads them."""
+        return list(dataclasses.asdict(self).items())
+
+
+def _as_tuple(axes: MeshAxes) -> tuple[str, ...]:
+    return () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
+
+
+def make_mesh(
+    data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
+) -> Mesh:
+    """A mesh of Auto axes (data, fsdp, tensor) over `devices` (default: all).
+
+    Raises:
+      ConfigError: the axes do not multiply to the number of devices.
+    """
+    sizes = (data, fsdp, tensor)
+    available = jax.devices() if devices is None else list(devices)
+    if math.prod(sizes) != len(available) or min(sizes) < 1:
+        raise ConfigError(
+            f"mesh: expected axes that multiply to {len(available)} devices, "
+            f"found data={data}, fsdp={fsdp}, tensor={tensor}"
+        )
+    return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=available)
+
+
+def parse_mesh(text: str) -> Mesh:
+    """`make_mesh` from text such as `data=1,fsdp=4,tensor=2`; absent axes have size 1.
+
+    Raises:
+      ConfigError: another form, or as `make_mesh`.
+    """
+    sizes = dict.fromkeys(MESH_AXES, 1)
+    named: set[str] = set()
+    for part in text.split(","):
+        name, _, size = part.strip().partition("=")
+        if name not in MESH_AXES or not size.isdecimal() or name in named:
+            raise ConfigError(f"mesh: expected for example data=1,fsdp=4,tensor=2, found {text!r}")
+        sizes[name] = int(size)
+        named.add(name)
+    return make_mesh(sizes["data"], sizes["fsdp"], sizes["tensor"])
+
+
+def check_mesh(mesh: Mesh, config: UniXConfig) -> None:
+    """Refuses a mesh that is not this module's, or whose tensor axis cannot split the heads.
+
+    Raises:
+      ConfigError: either.
+    """
+    if tuple(mesh.axis_names) != MESH_AXES or any(t != AxisType.Auto for t in mesh.axis_types):
+        raise ConfigError(
+            f"mesh: expected Auto axes {MESH_AXES} (see unix_jax.sharding.make_mesh), "
+            f"found {tuple(mesh.axis_names)} of types {tuple(map(str, mesh.axis_types))}"
+        )
+    tensor = mesh.shape["tensor"]
+    for name, heads in (
+        ("num_heads", config.decoder.num_heads),
+        ("num_kv_heads", config.decoder.num_kv_heads),
+    ):
+        if heads % tensor:
+            raise ConfigError(f"mesh: tensor={tensor} does not divide {name} {heads}")
+
+
+def param_shardings(boxed: Any, mesh: Mesh, rules: ShardingRules | None = None) -> Any:
+    """A tree of `NamedSharding` for parameters whose leaves carry logical axes.
+
+    A dimension that its mesh axes do not divide evenly is replicated.
+
+    Args:
+      boxed: `param_shapes(config, boxed=True)`, or boxed parameters.
+    """
+    rules = rules or ShardingRules()
+
+    def one(leaf: Any) -> NamedSharding:
+        if not isinstance(leaf, nn.LogicallyPartitioned):
+            return NamedSharding(mesh, PartitionSpec())
+        entries = [
+            axes if size % math.prod(mesh.shape[a] for a in _as_tuple(axes)) == 0 else None
+            for size, axes in zip(leaf.value.shape, rules.spec(leaf.names), strict=True)
+        ]
+        return NamedSharding(mesh, PartitionSpec(*entries))
+
+    return jax.tree.map(one, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+
+
+def batch_shards(mesh: Mesh, rules: ShardingRules | None = None) -> int:
+    """Into how many parts the batch is split: its size must be a multiple of this."""
+    return math.prod(mesh.shape[axis] for axis in _as_tuple((rules or ShardingRules()).batch))
+
+
+def shard_batch(tree: Any, mesh: Mesh, rules: ShardingRules | None = None) -> Any:
+    """Places arrays on the mesh, split along their first axis."""
+    rules = rules or ShardingRules()
+    return jax.device_put(tree, NamedSharding(mesh, rules.spec(["batch"])))
+
+
+@contextlib.contextmanager
+def use_mesh(mesh: Mesh | None, rules: ShardingRules | None = None) -> Iterator[None]:
+    """Makes Linen's logical constraints take effect; without a mesh, does nothing.
+
+    `jax.set_mesh` is essential: under a plain `with mesh:` Linen drops them silently.
+    """
+    if mesh is None:
+        yield
+        return
+    with jax.set_mesh(mesh), nn.logical_axis_rules((rules or ShardingRules()).linen()):
+        yield
