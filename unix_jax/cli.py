@@ -39,7 +39,7 @@ class _Model:
     checkpoint: str
     """Converted checkpoint, or a directory in the published layout."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Type of the parameters; a CPU computes in float32 either way."""
+    """Of parameters and computation; a CPU uses float32 either way."""
     mesh: str | None = None
     """Devices to share the work, for example data=2,tensor=4; one device if absent."""
 
@@ -56,7 +56,9 @@ class _Model:
 class Report(_Model):
     """Write a report for each chest X-ray (PNG, JPEG, TIFF, DICOM, ...)."""
 
-    images: Annotated[list[str], tyro.conf.Positional] = dataclasses.field(default_factory=list)
+    images: Annotated[list[str], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE ...")] = (
+        dataclasses.field(default_factory=list)
+    )
     """Image files."""
     prompt: str | None = None
     """Instruction to the model; a default one asks for findings and impression."""
@@ -107,7 +109,9 @@ class Report(_Model):
 class Generate(_Model):
     """Draw a chest X-ray for each text; one PNG each, and a contact sheet for several."""
 
-    prompts: Annotated[list[str], tyro.conf.Positional] = dataclasses.field(default_factory=list)
+    prompts: Annotated[list[str], tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT ...")] = (
+        dataclasses.field(default_factory=list)
+    )
     """Texts, for example "Large right pleural effusion."."""
     out: str = "out"
     """Directory for the pictures."""
@@ -175,7 +179,7 @@ class Generate(_Model):
 class Info:
     """Print the sizes and contents of a checkpoint."""
 
-    checkpoint: Annotated[str, tyro.conf.Positional]
+    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     """Converted checkpoint, or a directory in the published layout."""
     json: bool = False
     """Print the configuration as JSON instead of a table."""
@@ -237,7 +241,7 @@ def _one_line_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     _ERRORS.print(f"warning: {message}", style="yellow", highlight=False, soft_wrap=True)
 
 
-_Command: Any = tyro.conf.OmitSubcommandPrefixes[
+_Command: Any = tyro.conf.OmitSubcommandPrefixes[  # type: ignore[misc]
     Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Generate, tyro.conf.subcommand("generate")]
     | Annotated[Info, tyro.conf.subcommand("info")]

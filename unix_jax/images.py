@@ -27,7 +27,7 @@ MAX_PIXELS = 100_000_000
 MIN_SIDE = 16
 
 # A closed list: Pillow's other readers include EPS, which starts an external interpreter.
-FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")
 ARRAY_KINDS = "uint8, uint16, or floats in [0, 1]"
 ARRAY_SHAPES = "[H, W], [H, W, 1], [H, W, 3] or [H, W, 4]"
 

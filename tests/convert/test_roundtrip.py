@@ -136,7 +136,7 @@ def test_cast_on_import(tmp_path):
     tensors = write_published(tmp_path / "source", GQA, shards=2)
     import_published(tmp_path / "source", tmp_path / "jax", "bfloat16")
     infos = checkpoint.tensor_infos(tmp_path / "jax")
-    kinds = {name.partition("/")[0]: set() for name in infos}
+    kinds: dict[str, set[str]] = {name.partition("/")[0]: set() for name in infos}
     for name, info in infos.items():
         kinds[name.partition("/")[0]].add(info.dtype.name)
     assert kinds == {"params": {"bfloat16"}, "vae": {"float32"}, "extras": {"float32"}}
@@ -327,7 +327,7 @@ def test_large_sizes_transpose_exactly(tmp_path):
 
 # --- fuzz ------------------------------------------------------------------------------------
 
-_VALUES = (
+_VALUES: tuple[object, ...] = (
     None, True, "", "x", "64", 0, 1, -1, 3, 7.5, 1e308, float("nan"), float("inf"), 2**31, 2**70,
     [], [1], {}, {"a": 1}, [[]], "\udc80",
 )  # fmt: skip

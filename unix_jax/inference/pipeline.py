@@ -70,7 +70,10 @@ class UniXPipeline:
         dtype: Any = jnp.float32,
         mesh: Mesh | None = None,
     ) -> None:
-        """Takes stacked parameters as they come from a checkpoint; `dtype` is for computing.
+        """Takes over stacked parameters as they come from a checkpoint.
+
+        On a CPU the decoder's layers are cut apart and dropped from `params`. `dtype` is that of
+        the computation.
 
         Raises:
           ConfigError: control tokens outside the vocabulary, or a mesh that cannot be used.
@@ -109,8 +112,9 @@ class UniXPipeline:
 
         Args:
           path: the directory.
-          dtype: `bfloat16` or `float32`, of the parameters, and of the computation on
-            accelerators; a CPU computes in float32. The autoencoder stays float32.
+          dtype: `bfloat16` or `float32`, of the parameters and of the computation. A CPU uses
+            float32 whatever is asked: XLA would keep a float32 copy beside bfloat16 weights.
+            The autoencoder stays float32 everywhere.
           mesh: devices to share the work, see `unix_jax.sharding.make_mesh`; None uses one.
           double_bos: overrides the checkpoint's compatibility switch, see `UniXConfig`.
           compilation_cache: keep compiled programs on disk between runs.
@@ -135,8 +139,9 @@ class UniXPipeline:
                 sharding.param_shardings(vae_param_shapes(config.vae), mesh),
             )
 
+        used = jnp.float32 if jax.default_backend() == "cpu" else jnp.dtype(dtype)
         config, params, vae_params = load_model(
-            path, dtype=jnp.dtype(dtype), shardings=None if mesh is None else shardings
+            path, dtype=used, shardings=None if mesh is None else shardings
         )
         if double_bos is not None:
             config = dataclasses.replace(config, double_bos=double_bos)
@@ -144,8 +149,7 @@ class UniXPipeline:
         if os.path.exists(os.path.join(path, "tokenizer.json")):
             tokenizer = Tokenizer.from_directory(str(path), config.special_tokens)
             tokenizer.check_vocab(config.decoder.vocab_size)
-        compute = jnp.float32 if jax.default_backend() == "cpu" else jnp.dtype(dtype)
-        return cls(config, params, vae_params, tokenizer, dtype=compute, mesh=mesh)
+        return cls(config, params, vae_params, tokenizer, dtype=used, mesh=mesh)
 
     # ------------------------------------------------------------------------- reports
 

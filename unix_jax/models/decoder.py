@@ -226,13 +226,26 @@ class Decoder(nn.Module):
 
 
 def unstack_layers(decoder_params: dict[str, Any], num_layers: int) -> dict[str, Any]:
-    """The decoder's parameters for `scan_layers=False`, from stacked ones."""
+    """The decoder's parameters for `scan_layers=False`, from stacked ones.
+
+    Takes `decoder_params["layers"]` over: each stacked leaf is dropped from it once it is cut up,
+    so that a model of which memory holds only one copy can be unstacked.
+    """
+    layers: list[dict[str, Any]] = [{} for _ in range(num_layers)]
+
+    def cut(stacked: dict[str, Any], targets: list[dict[str, Any]]) -> None:
+        for name in list(stacked):
+            value = stacked.pop(name)
+            if isinstance(value, dict):
+                inner: list[dict[str, Any]] = [target.setdefault(name, {}) for target in targets]
+                cut(value, inner)
+                continue
+            for i, target in enumerate(targets):
+                target[name] = value[i]
+
+    cut(decoder_params["layers"], layers)
     rest = {name: value for name, value in decoder_params.items() if name != "layers"}
-    layers = {
-        f"layers_{i}": jax.tree.map(lambda x, i=i: x[i], decoder_params["layers"])
-        for i in range(num_layers)
-    }
-    return layers | rest
+    return {f"layers_{i}": layer for i, layer in enumerate(layers)} | rest
 
 
 def stack_layers(decoder_params: dict[str, Any], num_layers: int) -> dict[str, Any]:
