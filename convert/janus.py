@@ -127,7 +127,7 @@ def _step(progress: Progress | None, total: int) -> Callable[[int], None] | None
 def _vae_files(path: Path) -> tuple[dict[str, Any] | None, Path]:
     """The content of the `config.yaml` beside the weights, and the weights."""
     directory = path if path.is_dir() else path.parent
-    if path.is_dir() and not find_vae_weights(path) and (path / "vae").is_dir():
+    if (path / "vae").is_dir():  # a whole published directory
         directory = path / "vae"
     weights = find_vae_weights(directory) if path.is_dir() else path
     if weights is None or not weights.is_file():

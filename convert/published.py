@@ -91,11 +91,26 @@ class PublishedSource:
             unexpected and mis-shaped key, with the expected and the found shape.
         """
         shapes = {key: info.shape for key, info in infos(self.tensors).items()}
+        if any(key.startswith("aligner.") for key in shapes):
+            raise CheckpointError(
+                f"{self.directory}: expected the published layout, found Janus-Pro's; "
+                "`python -m convert import-janus` makes the start of stage 1 from it"
+            )
         lines, listed = unix_disagreements(self.config, self.raw, shapes)
         lines = [f"{self.directory / 'config.json'}: {line}" for line in lines]
-        check_keys(self.tensors, unix_table(listed), UNUSED.fullmatch, lines)
-        if self.vae is not None:
-            check_vae(self.config, self.raw_vae, self.vae, self.directory / "vae" / "config.yaml")
+        errors = []
+        try:
+            check_keys(self.tensors, unix_table(listed), UNUSED.fullmatch, lines)
+        except CheckpointError as error:
+            errors.append(str(error))
+        try:
+            if self.vae is not None:
+                yaml = self.directory / "vae" / "config.yaml"
+                check_vae(self.config, self.raw_vae, self.vae, yaml)
+        except CheckpointError as error:
+            errors.append(str(error))
+        if errors:
+            raise CheckpointError("\n".join(errors))
 
     def leaves(self, dtype: Any = None) -> dict[str, Leaf]:
         """The UniX parameters by path, read on demand; `dtype` None keeps the file's types."""
@@ -373,14 +388,11 @@ def load_published(
     """
     with PublishedSource(source) as published:
         published.check()
-        leaves, vae_leaves = published.leaves(dtype), published.vae_leaves()
+        leaves, vae_leaves = published.leaves(), published.vae_leaves()
         total = sum(x.nbytes for group in (leaves, vae_leaves or {}) for x in group.values())
         step = None if progress is None else lambda done: progress(done, total)
         params = place_tree(leaves, dtype, shardings, step)
         if vae_leaves is None:
             return published.config, params, None
-        return (
-            published.config,
-            params,
-            place_tree(vae_leaves, vae_dtype, vae_shardings, step),
-        )
+        vae_params = place_tree(vae_leaves, vae_dtype, vae_shardings, step)
+        return published.config, params, vae_params

@@ -152,15 +152,15 @@ def unix_disagreements(
             "latent_pos_embed.pos_embed",
             lambda shape: math.isqrt(shape[0]),
         ),
-        _Check(
-            (),
-            ("latent_patch_size",),
-            config.latent_patch_size,
-            "vae2llm.weight",
-            lambda shape: math.isqrt(shape[1] // config.vae.z_channels),
-        ),
     )
     found = [line for check in checks if (line := _describe(check, raw, shapes))]
+    latent = shapes.get("vae2llm.weight", ())
+    if len(latent) == 2 and latent[1] != config.latent_channels:
+        side, channels = config.latent_patch_size, config.vae.z_channels
+        found.append(
+            f"latent_patch_size is {side} and z_channels is {channels}, so a latent token has "
+            f"{side}*{side}*{channels} numbers, but vae2llm.weight {list(latent)} gives {latent[1]}"
+        )
     decoder_layers = count_layers(shapes, layers)
     vision_layers = count_layers(shapes, blocks)
     section, fields = _sections(raw, _LANGUAGE)

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import weakref
@@ -46,8 +47,6 @@ def saved(tmp_path_factory, trees):
 
 @pytest.fixture
 def copied(saved, tmp_path):
-    import shutil
-
     return Path(shutil.copytree(saved, tmp_path / "c"))
 
 
@@ -100,7 +99,8 @@ def test_tensor_infos(saved):
 
 def test_save_holds_two_batches_at_most(tmp_path, monkeypatch):
     monkeypatch.setattr(orbax_tree, "BATCH_BYTES", 1000)
-    alive, peak = weakref.WeakSet(), 0
+    alive: weakref.WeakSet = weakref.WeakSet()
+    peak = 0
 
     class Watched(np.ndarray):
         pass
@@ -139,10 +139,10 @@ from unix_jax import checkpoint, leaves
 path = sys.argv[1]
 mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ("data", "tensor"))
 reads = []
-plain = leaves.Leaf.read_all
 full = checkpoint.load_params(path)
 def spec(leaf):
-    return NamedSharding(mesh, P(*[None] * (leaf.ndim - 1), "tensor" if leaf.shape[-1] % 4 == 0 else None))
+    last = "tensor" if leaf.shape[-1] % 4 == 0 else None
+    return NamedSharding(mesh, P(*[None] * (leaf.ndim - 1), last))
 shardings = jax.tree.map(spec, full)
 original = checkpoint.open_leaves
 def watched(*arguments):
@@ -169,7 +169,10 @@ def test_sharded_load_on_eight_devices(saved):
     flags = "--xla_force_host_platform_device_count=8"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
-        [sys.executable, "-c", _SHARDED, str(saved)], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", _SHARDED, str(saved)],
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
 
@@ -262,7 +265,7 @@ def test_fuzzed_index_and_headers_give_clear_errors_only(copied):
     rng = random.Random(3)
     files = [copied / "index.json", copied / "params" / "lm_head.kernel" / ".zarray"]
     originals = [file.read_bytes() for file in files]
-    failed = 0
+    messages: list[str] = []
     for number in range(500):
         which = number % 2
         data = bytearray(originals[which])
@@ -275,13 +278,13 @@ def test_fuzzed_index_and_headers_give_clear_errors_only(copied):
         try:
             checkpoint.open_leaves(copied, "params")["lm_head/kernel"].read_all()
         except UniXError as error:
-            assert str(copied) in str(error)
-            failed += 1
+            messages.append(str(error))
         except KeyError:
             # The fuzz renamed the entry in the index: loading would list it as missing.
             assert which == 0
         files[which].write_bytes(originals[which])
-    assert failed > 250
+    assert all(str(copied) in text for text in messages)
+    assert len(messages) > 250
 
 
 # --- leaves ----------------------------------------------------------------------------------

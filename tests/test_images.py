@@ -19,6 +19,7 @@ from unix_jax.images import load_image
 GOLDEN = Path(__file__).parent / "golden" / "metrics_tiny"
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.jpg"))
 RAMP = np.tile(np.arange(64, dtype=np.uint8) * 4, (48, 1))  # [48, 64], columns 0, 4, ... 252
+NOISE = np.random.default_rng(0).integers(0, 256, (48, 64), np.uint8)
 
 
 def _gray(image: Image.Image) -> np.ndarray:
@@ -172,7 +173,7 @@ def test_sixteen_bit_is_scaled_not_clipped(kind):
 def test_thirty_two_bit_tiff(dtype):
     values = RAMP.astype(dtype) * 257 if dtype == np.int32 else RAMP.astype(dtype) / 255
     assert np.array_equal(_gray(load_image(_file(Image.fromarray(values), "TIFF"))), RAMP)
-    with pytest.raises(ImageError, match="expected .*floats in \\[0, 1\\].*found"):
+    with pytest.raises(ImageError, match=r"expected .*floats in \[0, 1\].*found"):
         load_image(_file(Image.fromarray(values * 1000), "TIFF"))
 
 
@@ -212,8 +213,15 @@ def test_exif_rotation(orientation, turns, kind):
 
 @pytest.mark.parametrize(
     "array",
-    [RAMP, RAMP[..., None], np.repeat(RAMP[..., None], 3, 2), RAMP / np.float32(255), RAMP / 255]
-    + [np.dstack([RAMP, RAMP, RAMP, np.full_like(RAMP, 255)]), RAMP.astype(np.uint16) * 257],
+    [
+        RAMP,
+        RAMP[..., None],
+        np.dstack([RAMP, RAMP, RAMP]),
+        np.dstack([RAMP, RAMP, RAMP, np.full_like(RAMP, 255)]),
+        RAMP / np.float32(255),
+        RAMP / 255,
+        RAMP.astype(np.uint16) * 257,
+    ],
     ids=lambda a: f"{a.dtype}{a.shape}",
 )
 def test_arrays(array):
@@ -252,16 +260,12 @@ def test_arrays_refused(array, message):
     [
         (b"", "found an empty file"),
         (b"No acute disease.\n", r"expected an image .*found a file that begins with b'No acute"),
-        (_file(Image.fromarray(RAMP), "PNG")[:100], "broken or truncated PNG"),
-        (_file(Image.fromarray(RAMP), "JPEG")[:-200], "broken or truncated JPEG"),
+        (_file(Image.fromarray(NOISE), "PNG")[:900], "broken or truncated PNG"),
+        (_file(Image.fromarray(NOISE), "JPEG")[:-200], "broken or truncated JPEG"),
         (_file(Image.new("L", (1, 1)), "PNG"), "at least 16 pixels, found 1 x 1"),
         (
-            _file(Image.new("L", (32, 32)), "TIFF", save_all=True)
-            and _file(
-                Image.new("L", (32, 32)),
-                "TIFF",
-                save_all=True,
-                append_images=[Image.new("L", (32, 32))],
+            _file(
+                Image.fromarray(RAMP), "TIFF", save_all=True, append_images=[Image.fromarray(RAMP)]
             ),
             "expected one frame, found 2",
         ),
@@ -283,7 +287,7 @@ def test_paths_refused(tmp_path):
         load_image(tmp_path)
     with pytest.raises(ImageError, match="found a special file"):
         load_image("/dev/null")
-    with pytest.raises(ImageError, match="cannot be read|no such file"):
+    with pytest.raises(ImageError, match=r"cannot be read|no such file"):
         load_image("a\0b.png")
     with pytest.raises(ImageError, match="found NoneType"):
         load_image(None)
@@ -388,8 +392,8 @@ def test_dicom_sigmoid_and_signed():
 
 def test_dicom_voi_lut_before_window():
     lut = pydicom.Dataset()
-    lut.LUTDescriptor = [256, 0, 16]
-    lut.LUTData = [65535 - 257 * v for v in range(256)]
+    lut.add_new("LUTDescriptor", "US", [256, 0, 16])
+    lut.add_new("LUTData", "US", [65535 - 257 * v for v in range(256)])
     data = _dicom(RAMP, VOILUTSequence=[lut], **FULL)
     assert np.array_equal(_gray(load_image(data)), 255 - RAMP)
 
@@ -424,7 +428,7 @@ def test_dicom_color_and_rle():
     [
         (
             _dicom(RAMP, JPEGLosslessSV1),
-            "transfer syntax JPEG Lossless.*needs a decoder.*pylibjpeg",
+            "syntax JPEG Lossless.*needs a decoder.*pylibjpeg",
         ),
         (_dicom(RAMP, UID("1.2.840.10008.1.2.1.99")), "transfer syntax Deflated"),
         (_dicom(RAMP, NumberOfFrames=5), r"expected one frame \(NumberOfFrames\), found 5"),
@@ -437,18 +441,16 @@ def test_dicom_color_and_rle():
         (b"A report, not a film.", "DICOM"),
     ],
     ids=[
-        *[
-            "syntax",
-            "deflated",
-            "frames",
-            "gigapixel",
-            "pixel",
-            "truncated",
-            "rows",
-            "hsv",
-            "empty",
-            "text",
-        ]
+        "syntax",
+        "deflated",
+        "frames",
+        "gigapixel",
+        "one-pixel",
+        "truncated",
+        "no-rows",
+        "hsv",
+        "empty",
+        "text",
     ],
 )
 def test_dicom_refused(tmp_path, data, message):

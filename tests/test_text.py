@@ -68,12 +68,12 @@ def test_unmarked_control_tokens_and_plain_added_letters(tmp_path):
     for token in document["added_tokens"]:
         token["special"] = token["id"] < 603
         if token["id"] == 605:
-            token["content"] = "ÿ"
+            token["content"] = "≤"
     (tmp_path / "tokenizer.json").write_text(json.dumps(document), encoding="utf-8")
     tokenizer = Tokenizer.from_directory(tmp_path, TOKENS)
     assert max(tokenizer.encode(INJECTIONS[1])) < 600
-    assert 605 in tokenizer.encode("aÿb")
-    assert tokenizer.decode(tokenizer.encode("aÿb")) == "aÿb"
+    assert 605 in tokenizer.encode("a≤b")
+    assert tokenizer.decode(tokenizer.encode("a≤b")) == "a≤b"
 
 
 def test_decode_skips_control_and_unknown_ids():
@@ -95,8 +95,9 @@ def test_stream_equals_decode(ids):
 def test_stream_emits_whole_characters(text):
     stream = StreamDecoder(TOKENIZER)
     pieces = [stream.push(token) for token in TOKENIZER.encode(text)]
-    assert "".join(pieces) == text.rstrip("\ufffd") + "".join(pieces)[len(text.rstrip("\ufffd")) :]
-    if "\ufffd" not in text:
+    if "\ufffd" in text:  # a trailing one of the text's own has to wait
+        assert "".join(pieces) + stream.flush() == text
+    else:
         assert "".join(pieces) == text
         assert not any("\ufffd" in piece for piece in pieces)
 
@@ -136,7 +137,7 @@ def test_broken_tokenizers(tmp_path):
         (tmp_path / "tokenizer.json").write_bytes(content)
         with pytest.raises(CheckpointError, match=r"tokenizer\.json: not a tokenizer"):
             Tokenizer.from_directory(tmp_path, TOKENS)
-    with pytest.raises(CheckpointError, match="expected id 100000 .*found 600"):
+    with pytest.raises(CheckpointError, match=r"expected id 100000 .*found 600"):
         Tokenizer.from_directory(CHECKPOINT)
     shutil.copy(CHECKPOINT / "tokenizer.json", tmp_path)
     assert Tokenizer.from_directory(tmp_path / "tokenizer.json", TOKENS).encode("a")

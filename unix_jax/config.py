@@ -49,7 +49,8 @@ class VisionConfig:
 
     @property
     def mlp_size(self) -> int:
-        return int(self.width * self.mlp_ratio)
+        # A ratio read from a published `intermediate_size` may fall short of it by a rounding.
+        return int(self.width * self.mlp_ratio + 1e-6)
 
     @property
     def num_patches(self) -> int:

@@ -7,6 +7,7 @@ What a source becomes, whatever its kind:
 * An alpha channel is composited on white, the colour of the letterbox padding. For opaque pixels,
   that is for every ordinary file, this equals `convert("RGB")`, which drops the channel.
 * 16-bit grayscale and 32-bit integers within 16 bits: divided by 65535 (Pillow would clip at 255).
+  No range is guessed: 12-bit values in a 16-bit file come out dark, so stretch such files first.
 * floats: must lie in [0, 1].
 * EXIF orientation is applied. DICOM: see `unix_jax.dicom`.
 
@@ -116,7 +117,7 @@ def _from_bytes(data: bytes, name: str, max_pixels: int, min_side: int) -> Image
         ) from error
     except Image.UnidentifiedImageError:
         raise ImageError(
-            f"{name}: expected an image ({', '.join(FORMATS)} or DICOM), "
+            f"{name}: expected an image with a sound header ({', '.join(FORMATS)} or DICOM), "
             f"found a file that begins with {data[:12]!r}"
         ) from None
     except MemoryError:

@@ -11,15 +11,14 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from synthetic import GQA, file_tensors, write_published
+import yaml
+from synthetic import GQA, write_published
 
 from convert.published import export_published, import_published, load_published
 from convert.readers import open_tensors
 from convert.writers import write_safetensors, write_torch_zip
 from unix_jax import checkpoint
-from unix_jax.config import UniXConfig
 from unix_jax.errors import CheckpointError, ConfigError, UniXError
-from unix_jax.leaves import flatten
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tiny" / "checkpoint"
 FLOATS = [np.dtype(kind) for kind in (ml_dtypes.bfloat16, "float32", "float16", "float64")]
@@ -197,7 +196,7 @@ def test_one_error_lists_everything_grouped(tmp_path):
         ("vision_config", "image_size", 64, "is 64", "gives 32"),
         ("vision_config", "mlp_ratio", 4, "is 96", "gives 48"),
         (None, "max_latent_size", 8, "is 8", "gives 5"),
-        (None, "latent_patch_size", 1, "is 1", "gives 2"),
+        (None, "latent_patch_size", 1, "is 1", "gives 64"),
     ],
 )
 def test_config_disagreement_names_both(tmp_path, section, field, value, said, found):
@@ -236,23 +235,19 @@ def test_missing_field_says_that_it_is_a_default(tmp_path):
         ("num_res_blocks", 2**31, "num_res_blocks is"),
         ("ch_mult", [1, 2, 2], "ch_mult is 3"),
         ("ch_mult", [1, 4], "mis-shaped"),
-        ("z_channels", 8, "z_channels is 8"),
+        ("z_channels", 8, "ddconfig.z_channels is 8"),
         ("attn_resolutions", [16], "unexpected"),
     ],
 )
 def test_vae_disagreement(tmp_path, field, value, words):
-    # The autoencoder's configuration alone is at odds: the latent width is checked through p = 1.
     write_published(tmp_path / "source", GQA)
     path = tmp_path / "source" / "vae" / "config.yaml"
-    import yaml
-
     raw = yaml.safe_load(path.read_text())
     raw["model"]["params"]["ddconfig"][field] = value
     path.write_text(yaml.safe_dump(raw))
     with pytest.raises(CheckpointError) as caught:
         import_published(tmp_path / "source", tmp_path / "jax")
-    if field != "z_channels":
-        assert words in str(caught.value)
+    assert words in str(caught.value)
 
 
 def test_without_an_autoencoder(tmp_path):
@@ -292,7 +287,9 @@ def test_refuses_an_existing_target_and_wrong_sources(tmp_path, golden_round_tri
         import_published(tmp_path / "nowhere", tmp_path / "new")
     with pytest.raises(CheckpointError, match="found a file"):
         import_published(GOLDEN / "model.safetensors", tmp_path / "new")
-    with pytest.raises(CheckpointError, match="index.json"):
+    with pytest.raises(CheckpointError, match="import-janus"):
+        import_published(GOLDEN.parents[1] / "tiny_janus", tmp_path / "new")
+    with pytest.raises(CheckpointError, match=r"index\.json"):
         export_published(GOLDEN, tmp_path / "new")
 
 
@@ -300,7 +297,7 @@ def test_integers_are_no_parameters(tmp_path):
     tensors = write_published(tmp_path / "source", GQA)
     tensors["llm2vae.bias"] = tensors["llm2vae.bias"].astype(np.int8)
     write_safetensors(tmp_path / "source" / "model.safetensors", tensors)
-    with pytest.raises(CheckpointError, match="llm2vae.bias is int8, expected a floating type"):
+    with pytest.raises(CheckpointError, match=r"llm2vae\.bias is int8, expected a floating type"):
         import_published(tmp_path / "source", tmp_path / "jax")
 
 
@@ -369,8 +366,9 @@ def test_fuzzed_config_gives_clear_errors_only(tmp_path):
     write_published(tmp_path / "source", GQA)
     path = tmp_path / "source" / "config.json"
     original, survived = path.read_text(), 0
+    messages: list[str] = []
     rng = random.Random(7)
-    for number in range(600):
+    for number in range(520):
         if number % 3:
             raw = json.loads(original)
             for _ in range(rng.randint(1, 3)):
@@ -384,15 +382,13 @@ def test_fuzzed_config_gives_clear_errors_only(tmp_path):
                 load_published(tmp_path / "source")
                 survived += 1
             except UniXError as error:
-                assert "config.json" in str(error) or "safetensors" in str(error), error
-                assert "Traceback" not in str(error)
+                messages.append(str(error))
+    assert all("config.json" in text or "safetensors" in text for text in messages)
     assert 0 < survived < 500
     assert {p.name for p in tmp_path.iterdir()} == {"source"}
 
 
 def test_fuzzed_vae_config_gives_clear_errors_only(tmp_path):
-    import yaml
-
     write_published(tmp_path / "source", GQA)
     path = tmp_path / "source" / "vae" / "config.yaml"
     original = path.read_text()
@@ -410,10 +406,3 @@ def test_fuzzed_vae_config_gives_clear_errors_only(tmp_path):
                 load_published(tmp_path / "source")
             except UniXError:
                 continue
-
-
-def test_synthetic_tensors_differ():
-    first, _ = file_tensors(GQA, lambda n: np.dtype(np.float32))
-    flat = flatten(first)
-    assert len({value.tobytes() for value in flat.values()}) == len(flat)
-    assert UniXConfig.preset("tiny") != GQA

@@ -199,6 +199,14 @@ def _weighted(
     return jnp.einsum("bkgts,bskh->bkgth", weights, block.value, preferred_element_type=jnp.float32)
 
 
+def _divided(out: Array, total: Array) -> Array:
+    """Weighted sums over the sum of weights; zeros where no key was seen.
+
+    One, not a tiny number, stands for an empty sum: the gradient would overflow to NaN.
+    """
+    return out / jnp.where(total > 0, total, 1.0)
+
+
 def _attend_dense(
     query: Array,
     blocks: Sequence[KeyBlock | MergedKeyBlock],
@@ -211,8 +219,7 @@ def _attend_dense(
     weights = [jnp.where(x > _MASKED, jnp.exp(x - peak), 0.0) for x in logits]
     total = sum(w.sum(axis=-1, keepdims=True) for w in weights)
     out = sum(_weighted(w, block) for w, block in zip(weights, blocks, strict=True))
-    out = out / jnp.maximum(total, jnp.finfo(jnp.float32).tiny)
-    return jnp.einsum("bkgth->btkgh", out).reshape(query.shape).astype(query.dtype)
+    return jnp.einsum("bkgth->btkgh", _divided(out, total)).reshape(query.shape).astype(query.dtype)
 
 
 # ----------------------------------------------------------------------------- chunked
@@ -277,8 +284,7 @@ def _attend_chunked(
         for stack in stacks:
             state, _ = jax.lax.scan(step, state, stack)
         _, total, out = state
-        out = out / jnp.maximum(total, jnp.finfo(jnp.float32).tiny)
-        return jnp.einsum("bkgth->btkgh", out)
+        return jnp.einsum("bkgth->btkgh", _divided(out, total))
 
     out = jax.lax.map(attend_chunk, queries)
     out = jnp.moveaxis(out, 0, 1).reshape(query.shape[0], -1, *query.shape[2:])

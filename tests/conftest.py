@@ -1,0 +1,76 @@
+"""Eight virtual CPU devices for every test, and the golden model loaded once per worker."""
+
+import os
+
+# Both are read when jax is first imported, which the test modules do.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = (
+        os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    )
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+GOLDEN = Path(__file__).parent / "golden" / "tiny"
+
+
+def relative_difference(ours, expected):
+    """max |a - b| / max |b|, the measure of the golden files."""
+    ours, expected = (np.asarray(x, np.float64) for x in (ours, expected))
+    assert ours.shape == expected.shape
+    return float(np.abs(ours - expected).max() / np.abs(expected).max())
+
+
+@pytest.fixture(scope="session")
+def assert_close():
+    """assert_close(ours, expected, tolerance=2e-5): by `relative_difference`, which NaN fails."""
+
+    def check(ours, expected, tolerance=2e-5):
+        assert relative_difference(ours, expected) <= tolerance
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """Every tensor of the golden file by name."""
+    from safetensors.numpy import load_file
+
+    return load_file(GOLDEN / "golden.safetensors")
+
+
+@pytest.fixture(scope="session")
+def golden_info():
+    """golden.json."""
+    return json.loads((GOLDEN / "golden.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """The golden model in float32: `config`, `params`, `vae_params`, and `apply(method, ...)`."""
+    import jax
+    import jax.numpy as jnp
+
+    from convert.load import load_model
+    from unix_jax.models.unix import UniX
+
+    config, params, vae_params = load_model(GOLDEN / "checkpoint", dtype=jnp.float32)
+    model = UniX(config)
+    run = jax.jit(
+        lambda params, method, *arguments: model.apply(
+            {"params": params}, *arguments, method=getattr(UniX, method)
+        ),
+        static_argnames=("method",),
+    )
+    return SimpleNamespace(
+        config=config,
+        params=params,
+        vae_params=vae_params,
+        model=model,
+        apply=lambda method, *arguments: run(params, method, *arguments),
+    )

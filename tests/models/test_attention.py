@@ -1,0 +1,373 @@
+"""RoPE, the mask rule and both implementations of attention, against plain float64 statements."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unix_jax.models.attention import (
+    CAUSAL,
+    FULL,
+    NOISE,
+    KeyBlock,
+    MergedKeyBlock,
+    TokenMetadata,
+    apply_rope,
+    attention,
+    may_attend,
+    rope_angles,
+)
+
+# ----------------------------------------------------------------------------- plain statements
+
+KINDS = {"text": CAUSAL, "vit": FULL, "clean": FULL, "noised": NOISE}
+
+splits = st.tuples(st.sampled_from(sorted(KINDS)), st.integers(0, 4))
+packs = st.lists(st.lists(splits, max_size=4), max_size=4)
+
+
+def pack_tokens(pack):
+    """(sample, split, order, kind) of each token of a pack of [(kind, length)] samples."""
+    return [
+        (s, i, order, kind)
+        for s, sample in enumerate(pack)
+        for order, (i, kind) in enumerate(
+            (i, kind) for i, (kind, length) in enumerate(sample) for _ in range(length)
+        )
+    ]
+
+
+def sees(q, k):
+    """REFERENCE 1.2 in words, for two tokens (sample, split, order, kind); None is padding."""
+    if q is None or k is None or q[0] != k[0]:
+        return False
+    if q[1] == k[1]:
+        return k[2] <= q[2] if q[3] == "text" else True
+    return k[1] < q[1] and k[3] != "noised"
+
+
+def metadata_of(rows):
+    """TokenMetadata (numpy) of rows of equal length, from `pack_tokens` tuples or None."""
+
+    def column(value):
+        return np.array([[0 if t is None else value(t) for t in row] for row in rows], np.int32)
+
+    return TokenMetadata(
+        position=column(lambda t: t[2]),
+        segment=column(lambda t: t[0] + 1),
+        split=column(lambda t: t[1]),
+        order=column(lambda t: t[2]),
+        mode=column(lambda t: KINDS[t[3]]),
+    )
+
+
+def plain_attention(query, keys, values, mask):
+    """float64, one query and head at a time; keys [B, S, K, H], mask [B, T, S]."""
+    query, keys, values = (np.asarray(x, np.float64) for x in (query, keys, values))
+    batch, length, heads, dim = query.shape
+    group = heads // keys.shape[2]
+    out = np.zeros_like(query)
+    for b in range(batch):
+        for t in range(length):
+            seen = np.flatnonzero(mask[b, t])
+            for n in range(heads if len(seen) else 0):
+                logits = keys[b, seen, n // group] @ query[b, t, n] / math.sqrt(dim)
+                weights = np.exp(logits - logits.max())
+                out[b, t, n] = weights @ values[b, seen, n // group] / weights.sum()
+    return out
+
+
+# ----------------------------------------------------------------------------- the mask rule
+
+
+@given(packs, st.integers(0, 3), st.randoms(use_true_random=False))
+@settings(max_examples=200, deadline=None, derandomize=True)
+def test_mask_rule_matches_words(pack, padding, random):
+    tokens = pack_tokens(pack) + [None] * padding
+    random.shuffle(tokens)  # the two streams do not stand in sequence order
+    if not tokens:
+        return
+    metadata = metadata_of([tokens])
+    expected = [[sees(q, k) for k in tokens] for q in tokens]
+    np.testing.assert_array_equal(np.asarray(may_attend(metadata, metadata))[0], expected)
+
+
+def test_mask_of_golden_pack(golden, golden_info):
+    names = {"text": "text", "vit_image": "vit"}
+    for s, sample in enumerate(golden_info["train"]["samples"]):
+        expected = golden[f"train.attention_mask.{s}"].astype(bool)
+        texts = iter(sample["texts"])
+        pack = []
+        for part in sample["plan"]:
+            if part["type"] == "text":
+                length = len(next(texts)) + 2
+            else:
+                length = 11 if part["type"] == "vit_image" else 18
+            kind = names.get(part["type"], "noised" if part["loss"] else "clean")
+            pack.append((kind, length))
+        metadata = metadata_of([pack_tokens([pack])])
+        np.testing.assert_array_equal(np.asarray(may_attend(metadata, metadata))[0], expected)
+
+
+# ----------------------------------------------------------------------------- implementations
+
+block_kinds = st.sampled_from(["metadata", "valid", "plain", "merged"])
+
+
+def random_rows(rng, batch, length):
+    """Rows of token tuples of random packs, padding included, cut or padded to `length`."""
+    rows = []
+    for _ in range(batch):
+        pack = [
+            [(rng.choice(sorted(KINDS)), int(rng.integers(1, 4))) for _ in range(3)]
+            for _ in range(2)
+        ]
+        tokens = [t for t in pack_tokens(pack) if rng.random() < 0.8] + [None] * length
+        rows.append(tokens[:length])
+    return rows
+
+
+def random_case(seed, batch, length, sizes, kinds, kv_heads, group, dim, dtype=np.float32):
+    """(query, blocks, query metadata, plain keys, plain values, mask) at random."""
+    rng = np.random.default_rng(seed)
+    query = rng.normal(size=(batch, length, kv_heads * group, dim)).astype(dtype)
+    query_rows = random_rows(rng, batch, length)
+    blocks, keys, values, masks = [], [], [], []
+    for size, kind in zip(sizes, kinds, strict=True):
+        key, value = (rng.normal(size=(batch, size, kv_heads, dim)).astype(dtype) for _ in "kv")
+        valid = rng.random((batch, size)) < 0.6
+        mask = np.broadcast_to(valid[:, None], (batch, length, size))
+        if kind == "metadata":
+            rows = random_rows(rng, batch, size)
+            block = KeyBlock(key, value, metadata=metadata_of(rows))
+            mask = np.array(
+                [
+                    [[sees(q, k) for k in row] for q in qs]
+                    for qs, row in zip(query_rows, rows, strict=True)
+                ]
+            )
+        elif kind == "valid":
+            block = KeyBlock(key, value, valid=valid)
+        elif kind == "plain":
+            block, mask = KeyBlock(key, value), np.ones((batch, length, size), bool)
+        else:
+            block = MergedKeyBlock(
+                key.transpose(0, 2, 3, 1).reshape(batch * kv_heads, dim, size),
+                value.transpose(0, 2, 1, 3).reshape(batch * kv_heads, size, dim),
+                valid,
+            )
+            np.testing.assert_array_equal(block.plain().key, key)
+            np.testing.assert_array_equal(block.plain().value, value)
+        blocks.append(block)
+        keys.append(key)
+        values.append(value)
+        masks.append(mask)
+    blocks = jax.tree.map(jnp.asarray, blocks)
+    metadata = metadata_of(query_rows)
+    joined = (np.concatenate(x, axis=1) for x in (keys, values))
+    return jnp.asarray(query), blocks, metadata, *joined, np.concatenate(masks, axis=-1)
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    batch=st.integers(1, 2),
+    length=st.integers(1, 11),
+    parts=st.lists(st.tuples(st.integers(1, 11), block_kinds), min_size=1, max_size=2),
+    kv_heads=st.integers(1, 3),
+    group=st.integers(1, 3),
+    dim=st.sampled_from([2, 4, 6]),
+    chunk=st.integers(1, 13),
+)
+@settings(max_examples=10, deadline=None, derandomize=True)
+def test_both_implementations_match_plain_attention(
+    seed, batch, length, parts, kv_heads, group, dim, chunk
+):
+    sizes, kinds = zip(*parts, strict=True)
+
+    @jax.jit
+    def both(query, blocks, metadata):
+        return [
+            attention(query, blocks, metadata, implementation=name, chunk_size=chunk)
+            for name in ("xla", "chunked")
+        ]
+
+    for offset in range(4):  # several sets of numbers and masks for one compilation
+        query, blocks, metadata, keys, values, mask = random_case(
+            seed + offset, batch, length, sizes, kinds, kv_heads, group, dim
+        )
+        expected = plain_attention(query, keys, values, mask)
+        for out in both(query, blocks, metadata):
+            assert out.shape == query.shape
+            assert out.dtype == query.dtype
+            np.testing.assert_allclose(out, expected, atol=3e-6)
+            assert not np.asarray(out)[~mask.any(-1)].any()
+
+
+SHAPES = {"batch": 2, "length": 7, "sizes": (5, 7), "kinds": ("valid", "metadata")}
+
+
+@jax.jit
+def gradients(query, blocks, metadata, cotangent):
+    def total(query, blocks, name):
+        out = attention(query, blocks, metadata, implementation=name, chunk_size=3)
+        return (out * cotangent).sum()
+
+    floats = [(b.key, b.value) for b in blocks]
+
+    def of(name):
+        def f(query, floats):
+            new = [b.replace(key=k, value=v) for b, (k, v) in zip(blocks, floats, strict=True)]
+            return total(query, new, name)
+
+        return jax.grad(f, argnums=(0, 1))(query, floats)
+
+    return of("xla"), of("chunked")
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_gradients_agree(seed):
+    """Also at fully masked queries, however large the cotangent that meets them."""
+    query, blocks, metadata, *_ = random_case(seed, kv_heads=2, group=2, dim=4, **SHAPES)
+    if seed == 0:  # row 0 sees nothing at all: its gradients are zeros
+        blocks[0] = blocks[0].replace(valid=blocks[0].valid.at[0].set(False))
+        metadata = metadata.replace(segment=np.where([[True], [False]], 0, metadata.segment))
+    scale = 1000.0 if seed % 2 == 0 else 1.0
+    cotangent = scale * np.random.default_rng(seed).normal(size=query.shape)
+    dense, chunked = gradients(query, blocks, metadata, cotangent.astype(np.float32))
+    for a, b in zip(jax.tree.leaves(dense), jax.tree.leaves(chunked), strict=True):
+        assert np.isfinite(a).all()
+        np.testing.assert_allclose(a, b, atol=1e-5 * scale)
+    if seed == 0:
+        for gradient in jax.tree.leaves(dense):
+            assert not np.asarray(gradient)[0].any()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_gradient_matches_finite_difference(seed):
+    query, blocks, metadata, keys, values, mask = random_case(
+        seed, kv_heads=2, group=2, dim=4, **SHAPES
+    )
+    rng = np.random.default_rng(seed)
+    cotangent = rng.normal(size=query.shape)
+    direction = rng.normal(size=query.shape)
+    dense, _ = gradients(query, blocks, metadata, cotangent.astype(np.float32))
+    up, down = (
+        (plain_attention(np.asarray(query) + s * direction, keys, values, mask) * cotangent).sum()
+        for s in (1e-5, -1e-5)
+    )
+    np.testing.assert_allclose(
+        (dense[0] * direction).sum(), (up - down) / 2e-5, rtol=1e-4, atol=1e-4
+    )
+
+
+def test_large_logits_do_not_overflow():
+    """Logits far beyond exp's range, of either sign, in any chunk order."""
+    rng = np.random.default_rng(0)
+    query = rng.normal(size=(1, 3, 1, 4)).astype(np.float32) * 1e4
+    key, value = rng.normal(size=(2, 1, 8, 1, 4)).astype(np.float32)
+    expected = plain_attention(query, key, value, np.ones((1, 3, 8), bool))
+    for name in ("xla", "chunked"):
+        for order in (slice(None), slice(None, None, -1)):
+            blocks = [KeyBlock(key[:, order], value[:, order])]
+            out = attention(jnp.asarray(query), blocks, implementation=name, chunk_size=3)
+            np.testing.assert_allclose(out, expected, atol=1e-5)
+
+
+def test_bfloat16():
+    query, blocks, metadata, keys, values, mask = random_case(
+        3, kv_heads=2, group=2, dim=4, dtype=jnp.bfloat16, **SHAPES
+    )
+    expected = plain_attention(query, keys, values, mask)
+    for name in ("xla", "chunked"):
+        out = attention(query, blocks, metadata, implementation=name, chunk_size=4)
+        assert out.dtype == jnp.bfloat16
+        np.testing.assert_allclose(out.astype(jnp.float32), expected, atol=0.03)
+
+
+# ----------------------------------------------------------------------------- memory
+
+LONG = 16384
+
+
+def long_attention(implementation):
+    """attention of one sequence of LONG tokens with the mask rule, and its arguments' shapes."""
+    shape = jax.ShapeDtypeStruct((1, LONG, 1, 16), jnp.float32)
+    column = jax.ShapeDtypeStruct((1, LONG), jnp.int32)
+    metadata = TokenMetadata(*[column] * 5)
+
+    def run(query, key, value, metadata):
+        blocks = [KeyBlock(key, value, metadata=metadata)]
+        return attention(query, blocks, metadata, implementation=implementation)
+
+    return run, (shape, shape, shape, metadata)
+
+
+def temporary_bytes(function, arguments):
+    return jax.jit(function).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+
+
+def test_chunked_holds_no_square_array():
+    """Compiled, not run: temporaries of `chunked` stay under 1/20 of one byte for every pair."""
+    run, arguments = long_attention("chunked")
+
+    def gradient(*arguments):
+        return jax.grad(lambda *a: run(*a).sum(), argnums=(0, 1, 2))(*arguments)
+
+    for function in (run, gradient):
+        assert temporary_bytes(function, arguments) < LONG * LONG / 20
+    # The dense one does hold it: the measure sees what it should.
+    assert temporary_bytes(*long_attention("xla")) > LONG * LONG * 4
+
+
+# ----------------------------------------------------------------------------- RoPE
+
+
+@pytest.mark.parametrize(("dim", "theta"), [(2, 10000.0), (8, 10000.0), (6, 37.0)])
+def test_rope_is_a_complex_rotation(dim, theta):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 5, 3, dim)).astype(np.float32)
+    position = rng.integers(0, 600, (2, 5)).astype(np.int32)
+    half = dim // 2
+    z = x[..., :half] + 1j * x[..., half:].astype(np.float64)
+    frequency = theta ** (-2.0 * np.arange(half) / dim)
+    z = z * np.exp(1j * position[..., None, None] * frequency)
+    out = apply_rope(jnp.asarray(x), rope_angles(jnp.asarray(position), dim, theta))
+    np.testing.assert_allclose(out, np.concatenate([z.real, z.imag], -1), atol=1e-4)
+
+
+def test_rope_is_float32_inside():
+    """bf16 inputs at the last published position: angles keep their fractions."""
+    position = jnp.full((1, 1), 16383)
+    x = jnp.ones((1, 1, 1, 4), jnp.bfloat16)
+    out = apply_rope(x, rope_angles(position, 4, 10000.0))
+    assert out.dtype == jnp.bfloat16
+    angle = 16383 * np.array([1.0, 0.01])
+    expected = np.concatenate([np.cos(angle) - np.sin(angle), np.cos(angle) + np.sin(angle)])
+    np.testing.assert_allclose(out.astype(jnp.float32).ravel(), expected, atol=0.01)
+
+
+# ----------------------------------------------------------------------------- errors
+
+
+def test_errors():
+    query, blocks, metadata, *_ = random_case(0, kv_heads=2, group=1, dim=4, **SHAPES)
+    with pytest.raises(ValueError, match="expected a multiple of 2 key heads, found 3"):
+        attention(jnp.zeros((2, 7, 3, 4)), blocks, metadata)
+    with pytest.raises(ValueError, match=r"implementation: expected .* found 'flash'"):
+        attention(query, blocks, metadata, implementation="flash")
+    for name in ("xla", "chunked"):
+        with pytest.raises(ValueError, match="query metadata: expected"):
+            attention(query, blocks, implementation=name)
+
+
+def test_metadata_concatenates_along_tokens():
+    a, b = (metadata_of([pack_tokens([[("text", n)]])] * 2) for n in (3, 5))
+    joined = TokenMetadata.concatenate([a, b])
+    for field in dataclasses.fields(joined):
+        assert getattr(joined, field.name).shape == (2, 8)
+    np.testing.assert_array_equal(joined.order[0], [0, 1, 2, 0, 1, 2, 3, 4])
