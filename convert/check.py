@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from convert.golden import (
@@ -70,6 +72,8 @@ def compare(name: str, golden: np.ndarray, ours: np.ndarray) -> Result:
     scale = np.abs(golden.astype(np.float64)).max()
     # A tensor of zeros has no magnitude to compare with: it must be met exactly.
     relative = float(difference / scale) if scale else float(difference)
+    if not math.isfinite(relative):
+        return Result(name, shape, None, tolerance, False, "not finite")
     return Result(name, shape, relative, tolerance, bool(relative <= tolerance))
 
 
@@ -89,6 +93,10 @@ def read_golden_directory(path: str | os.PathLike[str]) -> tuple[dict[str, np.nd
         info = json.loads((directory / "golden.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointError(f"{directory / 'golden.json'}: not JSON: {error}") from error
+    if not isinstance(info, dict):
+        raise CheckpointError(
+            f"{directory / 'golden.json'}: expected a JSON object, found {type(info).__name__}"
+        )
     return tensors, info
 
 
@@ -141,10 +149,10 @@ def print_results(results: Iterable[Result], console: Console) -> None:
     for r in rows:
         difference = "" if r.max_relative_difference is None else f"{r.max_relative_difference:.2e}"
         tolerance = "" if r.tolerance is None else f"{r.tolerance:.0e}" if r.tolerance else "exact"
-        status = r.note if r.passed is None else verdict[r.passed]
+        status = escape(r.note) if r.passed is None else verdict[r.passed]
         if r.passed is False and r.note:
-            status += f" ({r.note})"
-        table.add_row(r.tensor, "x".join(map(str, r.shape)), difference, tolerance, status)
+            status += f" ({escape(r.note)})"
+        table.add_row(escape(r.tensor), "x".join(map(str, r.shape)), difference, tolerance, status)
     console.print(table)
     counts = {
         "passed": sum(r.passed is True for r in rows),

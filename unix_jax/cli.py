@@ -4,6 +4,7 @@ Errors that an input caused are one line on standard error and exit code 1; Ctrl
 """
 
 import dataclasses
+import io
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -47,7 +49,7 @@ class _Model:
         from unix_jax.inference.pipeline import UniXPipeline
         from unix_jax.sharding import parse_mesh
 
-        with _ERRORS.status(f"Loading {self.checkpoint} ..."):
+        with _ERRORS.status(f"Loading {escape(self.checkpoint)} ..."):
             mesh = None if self.mesh is None else parse_mesh(self.mesh)
             return UniXPipeline.from_pretrained(self.checkpoint, self.dtype, mesh)
 
@@ -226,6 +228,8 @@ class _progress:
             TimeRemainingColumn(),
             console=_ERRORS,
             transient=True,
+            # In a log it would leave an empty line.
+            disable=not _ERRORS.is_terminal,
         )
         self._unit, self._total = unit, total
 
@@ -238,7 +242,8 @@ class _progress:
 
 
 def _one_line_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    _ERRORS.print(f"warning: {message}", style="yellow", highlight=False, soft_wrap=True)
+    line = " ".join(str(message).split())
+    _ERRORS.print(f"warning: {line}", style="yellow", highlight=False, soft_wrap=True, markup=False)
 
 
 _Command: Any = tyro.conf.OmitSubcommandPrefixes[  # type: ignore[misc]
@@ -251,6 +256,9 @@ _Command: Any = tyro.conf.OmitSubcommandPrefixes[  # type: ignore[misc]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs `unix-jax`; returns the exit code."""
     warnings.showwarning = _one_line_warning
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A report may hold a character that the terminal's encoding lacks.
+        sys.stdout.reconfigure(errors="replace")
     command: Report | Generate | Info = tyro.cli(
         _Command,
         prog="unix-jax",

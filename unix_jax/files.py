@@ -47,9 +47,11 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     The directory of `path` is created. On any exception the temporary file is removed.
 
     Raises:
-      UniXError: the directory cannot be created.
+      UniXError: `path` is a directory, or its own directory cannot be created.
     """
     target = Path(path).absolute()
+    if target.is_dir():
+        raise UniXError(f"{path}: expected a file, found a directory")
     temporary = _temporary_sibling(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 import jax
+from rich.markup import escape
 from rich.table import Table
 
 from unix_jax.config import UniXConfig
@@ -37,7 +38,7 @@ def parameter_counts(config: UniXConfig) -> dict[str, int]:
 
 def summary(path: str | os.PathLike[str], config: UniXConfig, has_vae: bool) -> Table:
     """Sizes and parameter counts; one row a fact."""
-    table = Table(title=str(path), show_header=False, box=None, title_justify="left")
+    table = Table(title=escape(str(path)), show_header=False, box=None, title_justify="left")
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name in ("decoder", "vision", "vae", "special_tokens"):

@@ -13,7 +13,7 @@ from unix_jax.layout import TextSplit, VaeSplit, VitSplit, lay_out
 from unix_jax.models.cache import KVCache
 
 GRID, CLEAN_GRID = (3, 5), (2, 3)
-TEXTS = [[90, 5, 6, 7, 91], [90, 91], [90, *range(70), 91]]
+TEXTS = [[600, 5, 6, 7, 601], [600, 601], [600, *range(70), 601]]
 RNG = np.random.default_rng(0)
 VIT = RNG.normal(size=(3, 32, 32, 3)).astype(np.float32)
 CLEAN = RNG.normal(size=(3, 6, SMALL.latent_channels)).astype(np.float32)
@@ -26,7 +26,9 @@ def rows_of(context: ImageContext, rows: slice, t: float = 0.6) -> np.ndarray:
     """Velocity of NOISE under the branch whose rows are given."""
     pipe = small_pipe()
     branches = context.positions.shape[0] // len(NOISE)
-    v = velocity(pipe.model, pipe.params, context, jnp.tile(NOISE, (branches, 1, 1)), jnp.float32(t))
+    v = velocity(
+        pipe.model, pipe.params, context, jnp.tile(NOISE, (branches, 1, 1)), jnp.float32(t)
+    )
     return np.asarray(v)[rows]
 
 
@@ -94,9 +96,7 @@ def test_branches_of_an_edit_equal_their_own_contexts():
     layout = lay_out([[splits]] * 3, SMALL)
     cache, _ = prefill(pipe.model, pipe.params, as_batch(layout, VIT[:, None], CLEAN), 14)
     images = ImageContext(cache, jnp.asarray(layout.next_position), full.latent_position_ids)
-    np.testing.assert_allclose(
-        rows_of(full, slice(3, 6)), rows_of(images, slice(0, 3)), atol=1e-5
-    )
+    np.testing.assert_allclose(rows_of(full, slice(3, 6)), rows_of(images, slice(0, 3)), atol=1e-5)
 
 
 def test_each_part_of_an_edit_matters():
@@ -159,7 +159,7 @@ def test_key_cache_of_the_golden_edit():
 
 @pytest.mark.parametrize("rows", [1, 4])
 def test_as_batch_without_images(rows):
-    batch = as_batch(lay_out([[[TextSplit([90, 91])]]] * rows, SMALL))
+    batch = as_batch(lay_out([[[TextSplit([600, 601])]]] * rows, SMALL))
     assert batch.gen is None
     assert batch.vit_pixels is None
     assert batch.latents is None

@@ -90,7 +90,19 @@ def test_one_seed_serves_all_rows():
 
 @pytest.mark.parametrize(
     ("seed", "rows"),
-    [(-1, 1), (2**32, 1), ([1, 2], 3), ([], 1), ([1, -1], 2), (True, 1), ([1.5], 1), (["a"], 1)],
+    [
+        (-1, 1),
+        (2**32, 1),
+        ([1, 2], 3),
+        ([], 1),
+        ([1, -1], 2),
+        (True, 1),
+        ([1.5], 1),
+        (["a"], 1),
+        (1.5, 2),
+        (None, 1),
+        ("a", 1),
+    ],
 )
 def test_bad_seeds(seed, rows):
     with pytest.raises(PromptError, match="seed: expected"):

@@ -18,18 +18,20 @@ from unix_jax.config import (
 )
 from unix_jax.inference.pipeline import UniXPipeline
 from unix_jax.models import autoencoder, unix
+from unix_jax.text import Tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tiny"
 CHECKPOINT = GOLDEN / "checkpoint"
 
-# GQA, 2 x 2 latents a token, interpolated positions, one-layer-deep everything: quick to compile.
+# GQA, 2 x 2 latents a token, interpolated positions; one layer of each kind, so that it compiles
+# quickly (several layers: the golden model). Its tokens are those of the golden tokenizer.
 SMALL = UniXConfig(
-    decoder=DecoderConfig(48, 64, 2, 4, 2, 12, 96, 512, 1e-5, 5e5),
+    decoder=DecoderConfig(48, 64, 1, 4, 2, 12, 640, 512, 1e-5, 5e5),
     vision=VisionConfig(32, 16, 24, 1, 3, 2.0),
     vae=AutoencoderConfig(
         ch=32, ch_mult=(1, 1), num_res_blocks=1, attn_resolutions=(), z_channels=4, embed_dim=4
     ),
-    special_tokens=SpecialTokens(90, 91, 92, 93, 94),
+    special_tokens=SpecialTokens(600, 601, 602, 603, 608),
     latent_patch_size=2,
     max_latent_size=5,
     vit_max_num_patch_per_side=2,
@@ -49,7 +51,9 @@ def random_params(shapes: Any, seed: int) -> Any:
             values = 1 + 0.1 * values
         elif name == "kernel":
             # The layers of a stack are a leading axis; convolutions have their fan-in in front.
-            values /= math.sqrt(math.prod(leaf.shape[-4:-1] if leaf.ndim == 4 else leaf.shape[-2:-1]))
+            values /= math.sqrt(
+                math.prod(leaf.shape[-4:-1] if leaf.ndim == 4 else leaf.shape[-2:-1])
+            )
         elif name == "bias":
             values *= 0.1
         return jax.numpy.asarray(values, np.float32)
@@ -68,6 +72,13 @@ def small_params() -> tuple[Any, Any]:
 @functools.cache
 def small_pipe() -> UniXPipeline:
     return UniXPipeline(SMALL, *small_params())
+
+
+@functools.cache
+def small_writing_pipe() -> UniXPipeline:
+    """`small_pipe` with the golden tokenizer."""
+    tokenizer = Tokenizer.from_directory(CHECKPOINT, SMALL.special_tokens)
+    return UniXPipeline(SMALL, *small_params(), tokenizer)
 
 
 @functools.cache

@@ -60,7 +60,9 @@ def sample_token(
 
     `keys`: one random key a row, so that a row's draw does not depend on its neighbours.
     """
-    logits = logits / temperature
+    # Against the largest, and by a normal number: the smallest temperatures are greedy, not NaN.
+    logits = logits - jnp.max(logits, axis=-1, keepdims=True)
+    logits = logits / jnp.maximum(temperature, 1e-30)
     order = jnp.argsort(logits, axis=-1, descending=True)
     probabilities = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1), axis=-1)
     # A token is kept while the mass before it is below top_p: the first one always is.
@@ -124,7 +126,7 @@ def decode_until(
     return jax.lax.while_loop(unfinished, step, state)
 
 
-@functools.partial(jax.jit, static_argnames=("capacity",), donate_argnames=("state",))
+@functools.partial(jax.jit, static_argnames=("capacity",))
 def grow(state: DecodeState, capacity: int) -> DecodeState:
     """The same decoding with a cache of `capacity` slots."""
     return state.replace(cache=state.cache.grow(capacity))  # type: ignore[attr-defined]

@@ -60,7 +60,7 @@ def row_keys(seed: int | Sequence[int], rows: int) -> Array:
     Raises:
       PromptError: a seed that is no integer in [0, 2**32), or another number of seeds.
     """
-    seeds = [seed] * rows if isinstance(seed, int | np.integer) else list(seed)
+    seeds: list[Any] = [seed] * rows if np.ndim(seed) == 0 else list(seed)  # type: ignore[arg-type]
     if len(seeds) != rows:
         raise PromptError(f"seed: expected one, or {rows} (one a row), found {len(seeds)}")
     for value in seeds:

@@ -1,0 +1,79 @@
+"""Meshes of eight devices give one device's results, whatever the number of rows."""
+
+import jax
+import numpy as np
+import pytest
+from toy import SMALL, pictures, small_params, small_pipe, tiny_pipe
+
+from unix_jax import UniXPipeline
+from unix_jax.errors import ConfigError
+from unix_jax.sharding import make_mesh
+
+PROMPTS = [[5, 6, 7], [8], list(range(40))]
+DRAW = {"height": 12, "width": 20, "num_steps": 3, "seed": [1, 2, 3]}
+MESHES = [{"data": 8}, {"fsdp": 8}, {"fsdp": 4, "tensor": 2}, {"data": 2, "fsdp": 2, "tensor": 2}]
+
+
+@pytest.fixture(
+    scope="module", params=MESHES, ids=lambda m: ",".join(f"{k}{v}" for k, v in m.items())
+)
+def sharded(request):
+    assert len(jax.devices()) == 8, "conftest.py asks for eight virtual devices"
+    return UniXPipeline(SMALL, *small_params(), mesh=make_mesh(**request.param))
+
+
+def test_reports_are_one_devices(sharded):
+    # Three rows: no mesh here splits them evenly.
+    images = pictures(3)
+    options = {"prompts": PROMPTS, "max_new_tokens": 10}
+    expected = small_pipe().generate_report_ids(images, **options)
+    assert sharded.generate_report_ids(images, **options) == expected
+    # One row alone runs the same program: rows are filled up to the shards.
+    (alone,) = sharded.generate_report_ids(images[:1], PROMPTS[:1], 10)
+    assert alone == expected[0]
+
+
+def test_images_are_one_devices(sharded):
+    expected = small_pipe().generate_image(PROMPTS, **DRAW, output_type="latent")
+    ours = sharded.generate_image(PROMPTS, **DRAW, output_type="latent")
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+def test_sampled_reports_decoded_pictures_and_edits():
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    sharded, single = UniXPipeline(SMALL, *small_params(), mesh=mesh), small_pipe()
+    options = {"prompts": PROMPTS, "max_new_tokens": 10, "temperature": 1.5, "top_p": 0.9,
+               "seed": [3, 4, 5]}  # fmt: skip
+    assert sharded.generate_report_ids(pictures(3), **options) == single.generate_report_ids(
+        pictures(3), **options
+    )
+    edit = DRAW | {"images": [np.full((16, 16), 9 * i, np.uint8) for i in range(3)],
+                   "image_guidance_scale": 1.5, "output_type": "np"}  # fmt: skip
+    ours, expected = (pipe.generate_image(PROMPTS, **edit) for pipe in (sharded, single))
+    np.testing.assert_allclose(ours, expected, atol=2e-5)
+
+
+def test_a_checkpoint_loads_onto_the_mesh():
+    from toy import CHECKPOINT
+
+    mesh = make_mesh(fsdp=4, tensor=2)
+    pipe = UniXPipeline.from_pretrained(CHECKPOINT, "float32", mesh, compilation_cache=False)
+    kernel = pipe.params["decoder"]["layers"]["und"]["q_proj"]["kernel"]  # [L, D, N*H]
+    assert kernel.shape == (3, 64, 64)
+    assert {shard.data.shape for shard in kernel.addressable_shards} == {(3, 16, 32)}
+    assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(pipe.params)} == {8}
+    assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(pipe.vae_params)} == {8}
+    single = tiny_pipe()
+    unstacked = single.params["decoder"]["layers_1"]["und"]["q_proj"]["kernel"]
+    np.testing.assert_array_equal(kernel[1], unstacked)
+
+
+def test_meshes_that_do_not_fit():
+    with pytest.raises(ConfigError, match="tensor=8 does not divide"):
+        UniXPipeline(SMALL, *small_params(), mesh=make_mesh(tensor=8))
+    with pytest.raises(ConfigError, match="tensor=4 does not divide num_kv_heads 2"):
+        UniXPipeline(SMALL, *small_params(), mesh=make_mesh(fsdp=2, tensor=4))
+    with pytest.raises(ConfigError, match="Auto axes"):
+        UniXPipeline(SMALL, *small_params(), mesh=jax.make_mesh((8,), ("data",)))
+    with pytest.raises(ConfigError, match="multiply to 8 devices"):
+        make_mesh(data=3)
