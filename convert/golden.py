@@ -268,7 +268,11 @@ def edit_tensors(golden: Golden) -> Tensors:
         vit_pixels=golden.pixels("und.pixel_values"), clean_latents=clean, clean_grid=clean_grid,
         guided=run["cfg_text_scale"] > 1, image_rows=run["cfg_img_scale"] > 1,
     )  # fmt: skip
-    splits: list[Split] = [VaeSplit(*clean_grid, noised=False), VitSplit(), TextSplit(_prompt(golden))]
+    splits: list[Split] = [
+        VaeSplit(*clean_grid, noised=False),
+        VitSplit(),
+        TextSplit(_prompt(golden)),
+    ]
     layout = lay_out([[splits]], golden.config, *_stream_widths(context, clean))
     out: Tensors = {"edit.sample.latent": _run(golden, context, run, "rows")}
     out.update(cache_in_sequence(layout, context.cache.keys[:, :1], "edit.key_cache"))

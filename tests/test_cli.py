@@ -364,7 +364,8 @@ def test_a_process_fails_in_one_line(tmp_path):
 
 
 def test_help_is_quick_and_loads_no_model():
-    code = "import sys; from unix_jax.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    code = "import sys; from unix_jax.cli import main\n"
+    code += "try: main(['--help'])\nexcept SystemExit: pass\n"
     code += "sys.exit(3 if 'jax' in sys.modules else 0)"
     started = process([], program=["-c", code])
     out, errors = started.communicate(timeout=120)

@@ -277,8 +277,15 @@ OTHER = UniXConfig(
 )
 # Pixels; a latent token is 4 x 4 of them.
 HEIGHT, WIDTH = 12, 28
-SCALES = {"num_timesteps": 4, "timestep_shift": 1.7, "cfg_text_scale": 1.0, "cfg_img_scale": 1.0,
-          "cfg_interval": [0.4, 1.0], "cfg_renorm_type": "global", "cfg_renorm_min": 0.0}  # fmt: skip
+SCALES = {
+    "num_timesteps": 4,
+    "timestep_shift": 1.7,
+    "cfg_text_scale": 1.0,
+    "cfg_img_scale": 1.0,
+    "cfg_interval": [0.4, 1.0],
+    "cfg_renorm_type": "global",
+    "cfg_renorm_min": 0.0,
+}
 TEXT = {"type": "text", "loss": 0}
 OTHER_INFO = {
     "generation_image_hw": [HEIGHT, WIDTH],

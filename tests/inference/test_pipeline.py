@@ -1,4 +1,4 @@
-"""The pipeline: the golden numbers through the public calls, and rows that mind their own business."""
+"""The pipeline: the golden numbers through the public calls; rows that ignore their neighbours."""
 
 import dataclasses
 import json

@@ -1,5 +1,6 @@
 """Guidance against a plain statement of it, and the sampling loop."""
 
+import itertools
 import re
 
 import jax
@@ -118,7 +119,7 @@ def euler(x, used, grid, inside, guide_by=None):
     guide_by = guide_by or guidance()
     plain = context(guided=False)
     velocity = jax.jit(predict_velocity, static_argnames=("model",))
-    for t, following in zip(grid[:-1], grid[1:], strict=True):
+    for t, following in itertools.pairwise(grid):
         t = jnp.float32(t)
         if inside(t):
             v = velocity(pipe.model, pipe.params, used, jnp.tile(x, (2, 1, 1)), t)
@@ -179,7 +180,7 @@ def test_pieces_equal_the_whole_run_bit_for_bit(renorm):
     compiled = sample_latents._cache_size()
     for cuts in ([0, 1, 2, 3, 4, 5, 6], [0, 2, 2, 6]):
         x = noise()
-        for first, last in zip(cuts, cuts[1:], strict=False):
+        for first, last in itertools.pairwise(cuts):
             x = sample(x, used, grid, first, last, renorm=renorm)
         np.testing.assert_array_equal(x, whole)
     # The same program, also with other scales, limits and times.

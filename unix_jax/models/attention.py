@@ -217,8 +217,9 @@ def _attend_dense(
     logits = [_logits(grouped, block, query_metadata) for block in blocks]
     peak = functools.reduce(jnp.maximum, [x.max(axis=-1, keepdims=True) for x in logits])
     weights = [jnp.where(x > _MASKED, jnp.exp(x - peak), 0.0) for x in logits]
-    total = sum(w.sum(axis=-1, keepdims=True) for w in weights)
-    out = sum(_weighted(w, block) for w, block in zip(weights, blocks, strict=True))
+    total = functools.reduce(jnp.add, [w.sum(axis=-1, keepdims=True) for w in weights])
+    sums = [_weighted(w, block) for w, block in zip(weights, blocks, strict=True)]
+    out = functools.reduce(jnp.add, sums)
     return jnp.einsum("bkgth->btkgh", _divided(out, total)).reshape(query.shape).astype(query.dtype)
 
 
