@@ -29,8 +29,7 @@ from unix_jax.inference import decoding
 from unix_jax.inference.context import as_batch, bucket, image_context, prefill
 from unix_jax.inference.sampling import Guidance, sample_latents
 from unix_jax.layout import TextSplit, lay_out
-from unix_jax.models.decoder import unstack_layers
-from unix_jax.models.unix import UniX, init_params
+from unix_jax.models.unix import UniX, init_params, unroll_params
 
 
 @dataclasses.dataclass
@@ -78,9 +77,7 @@ def for_model(model: UniX, params: dict[str, Any]) -> dict[str, Any]:
     """The parameters in the form that the pipeline would hold."""
     if model.scan_layers:
         return params
-    copied = jax.tree.map(lambda x: x, params)
-    decoder = unstack_layers(copied["decoder"], model.config.decoder.num_layers)
-    return copied | {"decoder": decoder}
+    return unroll_params(jax.tree.map(lambda x: x, params), model.config.decoder.num_layers)
 
 
 def decoding_bytes(a: Arguments, batch: int) -> int:

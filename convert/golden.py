@@ -88,9 +88,19 @@ class Golden:
         return patchify(latents[:, :height, :width], p)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Latent tokens per column and row of an image in pixels."""
-        side = self.config.latent_downsample
-        return height // side, width // side
+        """Latent tokens per column and row of an image in pixels.
+
+        Raises:
+          CheckpointError: more than the position table holds.
+        """
+        side, largest = self.config.latent_downsample, self.config.max_latent_size
+        grid = height // side, width // side
+        if not self.config.interpolate_pos and max(grid) > largest:
+            raise CheckpointError(
+                f"golden image of {height} x {width} px: expected at most max_latent_size "
+                f"{largest} tokens of {side} px a side, found {grid[0]} x {grid[1]}"
+            )
+        return grid
 
 
 def channels_first(x: Any) -> np.ndarray:

@@ -13,7 +13,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, JPEGLosslessSV1, RLELossles
 from safetensors.numpy import load_file
 
 from unix_jax import transforms
-from unix_jax.errors import ImageError
+from unix_jax.errors import ImageError, UniXError
 from unix_jax.images import load_image
 
 GOLDEN = Path(__file__).parent / "golden" / "metrics_tiny"
@@ -503,6 +503,6 @@ def test_save_png(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["picture.png"]
     with pytest.raises(ImageError, match="metadata: expected a key"):
         transforms.save_png(path, Image.fromarray(RAMP), {"": "x"})
-    with pytest.raises(ImageError, match="cannot be written"):
+    with pytest.raises(UniXError, match="expected a file, found a directory"):
         transforms.save_png(tmp_path / "new", Image.fromarray(RAMP))
     assert [p.name for p in tmp_path.iterdir()] == ["new"]

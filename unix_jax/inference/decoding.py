@@ -102,9 +102,10 @@ def decode_until(
 
     def step(state: DecodeState) -> DecodeState:
         x = apply(UniX.embed_text, state.token[:, None])
-        (hidden, _), (keys_new, values_new) = apply(
-            UniX.decode, (x, None), (state.position[:, None], None), None, state.cache
-        )
+        (hidden, _), cache = apply(
+            UniX.decode, (x, None), (state.position[:, None], None), None, state.cache,
+            jnp.ones_like(state.done)[:, None],
+        )  # fmt: skip
         logits = apply(UniX.logits, hidden[:, 0])
         if greedy:
             token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
@@ -113,7 +114,7 @@ def decode_until(
             token = sample_token(logits, step_keys, temperature, top_p)
         token = jnp.where(state.done, eos, token)
         return DecodeState(
-            cache=state.cache.append(keys_new, values_new, jnp.ones_like(state.done)[:, None]),
+            cache=cache,
             token=token,
             position=state.position + 1,
             tokens=jax.lax.dynamic_update_slice_in_dim(

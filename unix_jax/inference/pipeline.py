@@ -34,9 +34,8 @@ from unix_jax.inference.sampling import RENORMS, Guidance, ImageContext, Renorm,
 from unix_jax.layout import Split, TextSplit, VitSplit, lay_out, stream_lengths
 from unix_jax.models.autoencoder import Autoencoder
 from unix_jax.models.autoencoder import param_shapes as vae_param_shapes
-from unix_jax.models.decoder import unstack_layers
 from unix_jax.models.embeddings import patchify, unpatchify
-from unix_jax.models.unix import UniX, param_shapes
+from unix_jax.models.unix import UniX, param_shapes, unroll_params
 from unix_jax.text import DEFAULT_REPORT_PROMPT, Tokenizer, encode_prompt
 from unix_jax.transforms import to_model_image, to_pil, to_vae_image
 
@@ -88,13 +87,11 @@ class UniXPipeline:
         # XLA's CPU backend copies a scanned layer's weights for every token; see docs/architecture.
         scan_layers = mesh is not None or jax.default_backend() != "cpu"
         if not scan_layers:
-            decoder = unstack_layers(params["decoder"], config.decoder.num_layers)
-            params = params | {"decoder": decoder}
+            params = unroll_params(params, config.decoder.num_layers)
         self.params = params
         self.model = UniX(
             config,
             dtype,
-            attention_implementation="xla",
             scan_layers=scan_layers,
         )
 

@@ -1,7 +1,8 @@
 """Rotary positions, the mask rule, and joint attention behind one entry.
 
 The mask is never an input: every token carries O(N) metadata and the rule is evaluated where the
-logits are, densely (`xla`) or block by block (`chunked`).
+logits are, densely (`xla`), densely for a block of queries at a time (`blocked`), or for blocks of
+queries and keys (`chunked`).
 
 Letters: B batch, T queries, S keys, N query heads, K key-value heads, G = N / K queries that
 share a key head, H head_dim.
@@ -9,7 +10,7 @@ share a key head, H head_dim.
 
 import functools
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Self, get_args
 
 import einops
 import jax
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-Implementation = Literal["xla", "chunked"]
+Implementation = Literal["auto", "xla", "blocked", "chunked"]
 
 # How the tokens of a split see each other (REFERENCE: mask per sample, split by split).
 CAUSAL, FULL, NOISE = 0, 1, 2
@@ -69,6 +70,11 @@ class KeyBlock:
     metadata: TokenMetadata | None = None
     valid: Bool[Array, "B S"] | None = None
 
+    @property
+    def masked(self) -> bool:
+        """Whether some key may be hidden from some query."""
+        return self.metadata is not None or self.valid is not None
+
     def mask(self, query: TokenMetadata | None) -> Bool[Array, "B #T S"] | None:
         """Visibility of these keys; the query axis has size 1 where it does not matter."""
         if self.metadata is not None:
@@ -84,12 +90,27 @@ class KeyBlock:
 class MergedKeyBlock:
     """Keys [B*K, H, S] and values [B*K, S, H] of a merged cache; `valid` [B, S] as in `KeyBlock`.
 
-    One merged batch axis, with the contracted axes where matrix products want them.
+    One merged batch axis, with the contracted axes where matrix products want them. `slot` is
+    where new tokens are written before the block is read, None for a block that is only read.
     """
 
     key: Float[Array, "B*K H S"]
     value: Float[Array, "B*K S H"]
     valid: Bool[Array, "B S"]
+    slot: Int[Array, ""] | None = None
+
+    def write(self, key: Float[Array, "B N K H"], value: Float[Array, "B N K H"]) -> Self:
+        """The block with N new tokens at `slot`."""
+        assert self.slot is not None
+        new_key = einops.rearrange(key, "b n k h -> (b k) h n").astype(self.key.dtype)
+        new_value = einops.rearrange(value, "b n k h -> (b k) n h").astype(self.value.dtype)
+        update = jax.lax.dynamic_update_slice_in_dim
+        return self.replace(  # type: ignore[attr-defined]
+            key=update(self.key, new_key, self.slot, 2),
+            value=update(self.value, new_value, self.slot, 1),
+        )
+
+    masked = True
 
     def plain(self) -> KeyBlock:
         """The same keys in the order of `KeyBlock`."""
@@ -125,8 +146,8 @@ def attention(
     blocks: Sequence[KeyBlock | MergedKeyBlock],
     query_metadata: TokenMetadata | None = None,
     *,
-    implementation: Implementation = "xla",
-    chunk_size: int = 512,
+    implementation: Implementation = "auto",
+    chunk_size: int | None = None,
 ) -> Float[Array, "B T N H"]:
     """Softmax attention of `query` over all keys of `blocks` together, scaled by 1 / sqrt(H).
 
@@ -136,9 +157,11 @@ def attention(
       query: rotated queries; N must be a multiple of the blocks' K.
       blocks: one or more sets of keys; they share one softmax.
       query_metadata: needed when a block carries metadata.
-      implementation: `xla` forms [B, N, T, S] logits; `chunked` is the exact online softmax over
-        blocks of at most `chunk_size` queries and keys, with O(T + S) memory.
-      chunk_size: queries and keys per block of `chunked`.
+      implementation: `xla` forms [B, N, T, S] logits; `blocked` forms them for `chunk_size`
+        queries at a time, which stay in a CPU's caches; `chunked` is the exact online softmax
+        over blocks of at most `chunk_size` queries and keys, with O(T + S) memory. `auto` takes
+        `blocked` on a CPU, elsewhere `xla` up to 8,192 keys and `chunked` beyond.
+      chunk_size: queries (and keys) of a block: 256 for `blocked`, 512 for `chunked` by default.
 
     Raises:
       ValueError: another implementation, or N not a multiple of K.
@@ -148,11 +171,27 @@ def attention(
         raise ValueError(
             f"query heads: expected a multiple of {num_kv_heads} key heads, found {num_heads}"
         )
+    if implementation == "auto":
+        implementation = _chosen(sum(_num_keys(block) for block in blocks))
     if implementation == "xla":
         return _attend_dense(query, blocks, query_metadata)
+    if implementation == "blocked":
+        return _attend_blocked(query, blocks, query_metadata, chunk_size or 256)
     if implementation == "chunked":
-        return _attend_chunked(query, blocks, query_metadata, chunk_size)
-    raise ValueError(f"implementation: expected 'xla' or 'chunked', found {implementation!r}")
+        return _attend_chunked(query, blocks, query_metadata, chunk_size or 512)
+    raise ValueError(
+        f"implementation: expected one of {get_args(Implementation)}, found {implementation!r}"
+    )
+
+
+def _chosen(keys: int) -> Implementation:
+    if jax.default_backend() == "cpu":
+        return "blocked"
+    return "xla" if keys <= 8192 else "chunked"
+
+
+def _num_keys(block: KeyBlock | MergedKeyBlock) -> int:
+    return block.key.shape[2 if isinstance(block, MergedKeyBlock) else 1]
 
 
 def _num_kv_heads(block: KeyBlock | MergedKeyBlock) -> int:
@@ -180,9 +219,12 @@ def _logits(
         ).reshape(batch, kv_heads, group, length, -1)
         mask: Array | None = block.valid[:, None, :]
     else:
+        batch, length, kv_heads, group, _ = grouped.shape
+        # Batch axes first: another order makes XLA's CPU backend transpose the logits.
+        first = einops.rearrange(grouped, "b t k g h -> b k (g t) h")
         logits = jnp.einsum(
-            "btkgh,bskh->bkgts", grouped, block.key, preferred_element_type=jnp.float32
-        )
+            "bkqh,bskh->bkqs", first, block.key, preferred_element_type=jnp.float32
+        ).reshape(batch, kv_heads, group, length, -1)
         mask = block.mask(query_metadata)
     return logits if mask is None else jnp.where(mask[:, None, None], logits, _MASKED)
 
@@ -196,7 +238,9 @@ def _weighted(
         merged = einops.rearrange(weights, "b k g t s -> (b k) (g t) s")
         out = jnp.einsum("nqs,nsh->nqh", merged, block.value, preferred_element_type=jnp.float32)
         return out.reshape(*weights.shape[:-1], -1)
-    return jnp.einsum("bkgts,bskh->bkgth", weights, block.value, preferred_element_type=jnp.float32)
+    first = einops.rearrange(weights, "b k g t s -> b k (g t) s")
+    out = jnp.einsum("bkqs,bskh->bkqh", first, block.value, preferred_element_type=jnp.float32)
+    return out.reshape(*weights.shape[:-1], -1)
 
 
 def _divided(out: Array, total: Array) -> Array:
@@ -216,11 +260,30 @@ def _attend_dense(
     # The blocks share a softmax without being joined: a cache is read where it lies.
     logits = [_logits(grouped, block, query_metadata) for block in blocks]
     peak = functools.reduce(jnp.maximum, [x.max(axis=-1, keepdims=True) for x in logits])
-    weights = [jnp.where(x > _MASKED, jnp.exp(x - peak), 0.0) for x in logits]
+    weights = [jnp.exp(x - peak) for x in logits]
+    if all(block.masked for block in blocks):
+        # A query that sees no key: its masked logits are the peak, and count for nothing.
+        weights = [jnp.where(x > _MASKED, w, 0.0) for x, w in zip(logits, weights, strict=True)]
     total = functools.reduce(jnp.add, [w.sum(axis=-1, keepdims=True) for w in weights])
     sums = [_weighted(w, block) for w, block in zip(weights, blocks, strict=True)]
     out = functools.reduce(jnp.add, sums)
     return jnp.einsum("bkgth->btkgh", _divided(out, total)).reshape(query.shape).astype(query.dtype)
+
+
+def _attend_blocked(
+    query: Array,
+    blocks: Sequence[KeyBlock | MergedKeyBlock],
+    query_metadata: TokenMetadata | None,
+    chunk_size: int,
+) -> Array:
+    batch, length = query.shape[:2]
+    if length <= chunk_size:
+        return _attend_dense(query, blocks, query_metadata)
+    size = -(-length // -(-length // chunk_size))  # blocks of equal length, little padding
+    queries = jax.tree.map(lambda x: _chunks(x, size), (query, query_metadata))
+    attend = jax.checkpoint(lambda chunk: _attend_dense(chunk[0], blocks, chunk[1]))
+    out = jnp.moveaxis(jax.lax.map(attend, queries), 0, 1)
+    return out.reshape(batch, -1, *query.shape[2:])[:, :length]
 
 
 # ----------------------------------------------------------------------------- chunked

@@ -70,11 +70,21 @@ class KVCache:
         """Axis of the slots in each array of keys and of values."""
         return (2, 1) if self.merged else (2, 2)
 
-    def block(self, key: Array, value: Array) -> KeyBlock | MergedKeyBlock:
-        """One layer's keys and values as attention reads them."""
+    def block(
+        self, key: Array, value: Array, slot: Int[Array, ""] | None = None
+    ) -> KeyBlock | MergedKeyBlock:
+        """One layer's keys and values as attention reads them; `slot` as in `MergedKeyBlock`."""
         if self.merged:
-            return MergedKeyBlock(key, value, self.valid)
+            return MergedKeyBlock(key, value, self.valid, slot)
         return KeyBlock(key, value, valid=self.valid)
+
+    def reserve(self, valid: Bool[Array, "B N"]) -> "KVCache":
+        """The cache with its next N slots taken, but not yet written.
+
+        The caller keeps `index` + N within the capacity, as with `append`.
+        """
+        taken = jax.lax.dynamic_update_slice_in_dim(self.valid, valid, self.index, 1)
+        return KVCache(self.keys, self.values, taken, self.index + valid.shape[1])
 
     def append(self, keys: Any, values: Any, valid: Bool[Array, "B N"]) -> "KVCache":
         """Writes N new tokens, as the decoder returns them, at the common slot.
@@ -93,11 +103,9 @@ class KVCache:
             return jax.tree.map(one, cached, new)
 
         key_axis, value_axis = self._slot_axes
-        return KVCache(
+        return self.reserve(valid).replace(  # type: ignore[attr-defined]
             keys=write(self.keys, keys, key_axis, (0, 2, 3, 1)),
             values=write(self.values, values, value_axis, (0, 2, 1, 3)),
-            valid=jax.lax.dynamic_update_slice_in_dim(self.valid, valid, self.index, 1),
-            index=self.index + valid.shape[1],
         )
 
     def grow(self, capacity: int) -> "KVCache":

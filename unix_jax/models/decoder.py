@@ -15,7 +15,8 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Bool, Float, Int
 
 from unix_jax.config import DecoderConfig
 from unix_jax.models.attention import (
@@ -38,6 +39,9 @@ _REMAT_POLICIES = {
     "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
+# Keys and values of a frozen und stream: all that the backward pass of gen reads of it.
+_FROZEN = "frozen_und"
+
 Streams = tuple[Array | None, Array | None]
 
 
@@ -46,6 +50,7 @@ class Expert(nn.Module):
 
     config: DecoderConfig
     dtype: Dtype = jnp.float32
+    transposed: bool = False
 
     def setup(self) -> None:
         c = self.config
@@ -53,8 +58,10 @@ class Expert(nn.Module):
         def norm(axis: str | None = "norm") -> RMSNorm:
             return RMSNorm(c.rms_norm_eps, self.dtype, axis)
 
-        def projection(features: int, axes: tuple[str, str], *, use_bias: bool = False) -> nn.Dense:
-            return dense(features, axes, use_bias=use_bias, dtype=self.dtype)
+        def projection(features: int, axes: tuple[str, str], *, use_bias: bool = False) -> Any:
+            return dense(
+                features, axes, use_bias=use_bias, dtype=self.dtype, transposed=self.transposed
+            )
 
         self.input_norm = norm()
         self.q_proj = projection(c.num_heads * c.head_dim, ("embed", "heads"), use_bias=True)
@@ -93,15 +100,21 @@ class Expert(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """One layer over both streams; returns the streams and the new keys and values."""
+    """One layer over both streams; returns the streams and the new keys and values.
+
+    `freeze_und`: the und stream carries no gradient, and gen reads its keys and values as
+    constants. Its queries are then attended apart, so that they have no backward pass at all.
+    """
 
     config: DecoderConfig
     dtype: Dtype = jnp.float32
-    attention_implementation: Implementation = "xla"
+    attention_implementation: Implementation = "auto"
+    freeze_und: bool = False
+    transposed: bool = False
 
     def setup(self) -> None:
-        self.und = Expert(self.config, self.dtype)
-        self.gen = Expert(self.config, self.dtype)
+        self.und = Expert(self.config, self.dtype, self.transposed)
+        self.gen = Expert(self.config, self.dtype, self.transposed)
 
     def __call__(
         self,
@@ -112,24 +125,65 @@ class DecoderLayer(nn.Module):
     ) -> tuple[Streams, tuple[Array, Array]]:
         """See `Decoder`; `metadata` None lets every new token see every other."""
         experts = (self.und, self.gen)
+        if self.freeze_und and streams[0] is not None:
+            streams = (jax.lax.stop_gradient(streams[0]), streams[1])
         projected = [
             expert.qkv(x, a)  # type: ignore[arg-type]
             for expert, x, a in zip(experts, streams, angles, strict=True)
             if x is not None
         ]
-        query, key, value = (jnp.concatenate(p, axis=1) for p in zip(*projected, strict=True))
-        query = nn.with_logical_constraint(query, ("batch", "length", "heads_act", None))
-        key = nn.with_logical_constraint(key, ("batch", "length", "kv_heads_act", None))
-        new = KeyBlock(key, value, metadata=metadata)
-        blocks = [new] if cached is None else [cached, new]
-        attended = attention(query, blocks, metadata, implementation=self.attention_implementation)
-        lengths = [0 if x is None else x.shape[1] for x in streams]
-        pieces = jnp.split(attended, [lengths[0]], axis=1)
+        context = [] if cached is None else [cached]
+        if self.freeze_und and len(projected) == 2:
+            pieces = self._attend_frozen(projected, metadata, context)
+            query, key, value = (jnp.concatenate(p, axis=1) for p in zip(*projected, strict=True))
+        else:
+            query, key, value = (jnp.concatenate(p, axis=1) for p in zip(*projected, strict=True))
+            key = nn.with_logical_constraint(key, ("batch", "length", "kv_heads_act", None))
+            blocks = [*context, KeyBlock(key, value, metadata=metadata)]
+            if isinstance(cached, MergedKeyBlock) and cached.slot is not None:
+                written = cached.write(key, value)
+                key, value, blocks = written.key, written.value, [written]
+            attended = self._attend(query, blocks, metadata)
+            lengths = [0 if x is None else x.shape[1] for x in streams]
+            pieces = jnp.split(attended, [lengths[0]], axis=1)
         und, gen = (
             None if x is None else expert.finish(x, piece)
             for expert, x, piece in zip(experts, streams, pieces, strict=True)
         )
         return (und, gen), (key, value)
+
+    def _attend(
+        self,
+        query: Float[Array, "B T N H"],
+        blocks: Sequence[KeyBlock | MergedKeyBlock],
+        metadata: TokenMetadata | None,
+    ) -> Float[Array, "B T N H"]:
+        query = nn.with_logical_constraint(query, ("batch", "length", "heads_act", None))
+        return attention(query, blocks, metadata, implementation=self.attention_implementation)
+
+    def _attend_frozen(
+        self,
+        projected: Sequence[tuple[Array, Array, Array]],
+        metadata: TokenMetadata | None,
+        context: Sequence[KeyBlock | MergedKeyBlock],
+    ) -> list[Array]:
+        """Both streams' attention, in which only gen's queries, keys and values are variables."""
+        (und_query, *und), (gen_query, *gen) = projected
+        und = [checkpoint_name(jax.lax.stop_gradient(x), _FROZEN) for x in und]
+        length = und_query.shape[1]
+        und_metadata = jax.tree.map(lambda x: x[:, :length], metadata)
+        gen_metadata = jax.tree.map(lambda x: x[:, length:], metadata)
+        # Two blocks that share a softmax: joined keys would all get gradients.
+        blocks = [
+            *context,
+            KeyBlock(und[0], und[1], und_metadata),
+            KeyBlock(gen[0], gen[1], gen_metadata),
+        ]
+        constant = jax.lax.stop_gradient((und_query, blocks))
+        return [
+            self._attend(*constant, und_metadata),
+            self._attend(gen_query, blocks, gen_metadata),
+        ]
 
 
 class FinalNorm(nn.Module):
@@ -151,22 +205,23 @@ class FinalNorm(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The stack of layers and the final norms."""
+    """The stack of layers and the final norms; `freeze_und` as in `DecoderLayer`."""
 
     config: DecoderConfig
     dtype: Dtype = jnp.float32
-    attention_implementation: Implementation = "xla"
+    attention_implementation: Implementation = "auto"
     remat_policy: RematPolicy = "none"
     scan_layers: bool = True
+    freeze_und: bool = False
 
-    @nn.compact
     def __call__(
         self,
         streams: tuple[Float[Array, "B U D"] | None, Float[Array, "B G D"] | None],
         positions: tuple[Int[Array, "B U"] | None, Int[Array, "B G"] | None],
         metadata: TokenMetadata | None = None,
         cache: KVCache | None = None,
-    ) -> tuple[Streams, tuple[Any, Any]]:
+        write: Bool[Array, "B N"] | None = None,
+    ) -> tuple[Streams, Any]:
         """Runs the layers.
 
         Args:
@@ -175,58 +230,137 @@ class Decoder(nn.Module):
           metadata: of all new tokens, und then gen [B, U + G], for the mask rule; None where all
             new tokens of a row see each other (one image split, one token).
           cache: context that every new token of the row sees in full.
+          write: which of the N new tokens are no padding, to write them into the cache; needs
+            `cache`, and no `metadata`.
 
         Returns:
-          ((und, gen) after the final norms, (keys, values) of the new tokens in the cache's
-          form, und then gen: to be passed to `KVCache.append`).
+          ((und, gen) after the final norms, the cache with the new tokens if `write` is given,
+          else (keys, values) of the new tokens, und then gen, as `KVCache.append` takes them).
 
         Raises:
-          ValueError: both streams are None, or `remat_policy` is unknown.
+          ValueError: both streams are None, `remat_policy` is unknown, or `write` comes without
+            a cache or with metadata.
         """
+        if write is None:
+            return self.layers_and_norm(streams, positions, metadata, cache)[:2]
+        if cache is None or metadata is not None:
+            raise ValueError("write: expected with a cache and without metadata")
+        if not cache.merged:
+            final, new, _ = self.layers_and_norm(streams, positions, None, cache)
+            return final, cache.append(new[0], new[1], write)
+        # Written first, then read: in the other order XLA copies the cache for every token.
+        slot, reserved = cache.index, cache.reserve(write)
+        final, (keys, values), _ = self.layers_and_norm(
+            streams, positions, None, reserved, slot=slot
+        )
+        return final, reserved.replace(keys=keys, values=values)  # type: ignore[attr-defined]
+
+    def with_hidden(
+        self,
+        streams: Streams,
+        positions: tuple[Array | None, Array | None],
+        metadata: TokenMetadata | None,
+        hidden_after_layer: int | None,
+    ) -> tuple[Streams, Float[Array, "B G D"] | None]:
+        """As `__call__` without a cache; (final streams, gen stream after a layer, or None).
+
+        Args:
+          hidden_after_layer: 1 is the first layer; None asks for no hidden state.
+
+        Raises:
+          ValueError: there is no such layer, no gen stream, or as `__call__`.
+        """
+        layers = self.config.num_layers
+        if hidden_after_layer is not None and not 1 <= hidden_after_layer <= layers:
+            raise ValueError(
+                f"hidden_after_layer: expected 1 to {layers}, found {hidden_after_layer}"
+            )
+        if hidden_after_layer is not None and streams[1] is None:
+            raise ValueError("hidden_after_layer: expected a gen stream, found None")
+        final, _, hidden = self.layers_and_norm(
+            streams, positions, metadata, None, hidden_after_layer, keep_keys=False
+        )
+        return final, hidden
+
+    @nn.compact
+    def layers_and_norm(
+        self,
+        streams: Streams,
+        positions: tuple[Array | None, Array | None],
+        metadata: TokenMetadata | None,
+        cache: KVCache | None,
+        hidden_after_layer: int | None = None,
+        keep_keys: bool = True,
+        slot: Int[Array, ""] | None = None,
+    ) -> tuple[Streams, Any, Array | None]:
+        """(final streams, new keys and values, gen stream after a layer); see the callers."""
         if all(x is None for x in streams):
             raise ValueError("streams: expected at least one stream, found (None, None)")
-        if self.remat_policy != "none" and self.remat_policy not in _REMAT_POLICIES:
-            raise ValueError(
-                f"remat_policy: expected one of {['none', *_REMAT_POLICIES]}, "
-                f"found {self.remat_policy!r}"
-            )
         c = self.config
         angles = tuple(
             None if p is None else rope_angles(p, c.head_dim, c.rope_theta) for p in positions
         )
-        layer: Any = DecoderLayer
-        if self.remat_policy != "none":
-            layer = nn.remat(
-                layer, policy=_REMAT_POLICIES[self.remat_policy], prevent_cse=not self.scan_layers
-            )
-        arguments = (c, self.dtype, self.attention_implementation)
+        layer = self._rematerialised(DecoderLayer)
+        arguments = (c, self.dtype, self.attention_implementation, self.freeze_und)
+        hidden = None if hidden_after_layer is None else streams[1]
+
+        def run(module: Any, carry: Any, index: Any, cached: Any) -> tuple[Any, Any]:
+            """One layer. The hidden state is picked outside of what is rematerialised."""
+            streams, hidden = carry
+            streams, new = module(streams, angles, metadata, cached)
+            if hidden is not None:
+                hidden = jnp.where(index == hidden_after_layer, streams[1], hidden)
+            return (streams, hidden), new if keep_keys else None
+
         if self.scan_layers:
             cached = None if cache is None else cache.block(cache.keys, cache.values)
             # Keys and values are scanned with the layers; their validity is common to all.
             cached_axes = None if cached is None else KeyBlock(0, 0, None, nn.broadcast)  # type: ignore[arg-type]
             stack = nn.scan(
-                layer,
+                run,
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
-                in_axes=(nn.broadcast, nn.broadcast, cached_axes),
+                in_axes=(0, cached_axes),
                 length=c.num_layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
-            )(*arguments, name="layers")
-            streams, new = stack(streams, angles, metadata, cached)
+            )
+            indices = jnp.arange(1, c.num_layers + 1)
+            (streams, hidden), new = stack(
+                layer(*arguments, name="layers"), (streams, hidden), indices, cached
+            )
         else:
-            per_layer: list[tuple[Array, Array]] = []
+            per_layer: list[Any] = []
             for i in range(c.num_layers):
-                cached = None if cache is None else cache.block(cache.keys[i], cache.values[i])
-                streams, pair = layer(*arguments, name=f"layers_{i}")(
-                    streams, angles, metadata, cached
+                cached = (
+                    None if cache is None else cache.block(cache.keys[i], cache.values[i], slot)
                 )
+                module = layer(*arguments, transposed=True, name=f"layers_{i}")
+                (streams, hidden), pair = run(module, (streams, hidden), i + 1, cached)
                 per_layer.append(pair)
-            new = tuple(zip(*per_layer, strict=True))
-        return FinalNorm(c, self.dtype, name="norm")(streams), new
+            new = tuple(zip(*per_layer, strict=True)) if keep_keys else None
+        return FinalNorm(c, self.dtype, name="norm")(streams), new, hidden
+
+    def _rematerialised(self, layer: Any) -> Any:
+        """The layer class under this module's policy."""
+        if self.remat_policy == "none":
+            return layer
+        if self.remat_policy not in _REMAT_POLICIES:
+            raise ValueError(
+                f"remat_policy: expected one of {['none', *_REMAT_POLICIES]}, "
+                f"found {self.remat_policy!r}"
+            )
+        policy = _REMAT_POLICIES[self.remat_policy]
+        if self.freeze_und:
+            # Recomputing them would run und's projections a second time.
+            policies = jax.checkpoint_policies
+            policy = policies.save_from_both_policies(
+                policy, policies.save_only_these_names(_FROZEN)
+            )
+        return nn.remat(layer, policy=policy, prevent_cse=not self.scan_layers)
 
 
 def unstack_layers(decoder_params: dict[str, Any], num_layers: int) -> dict[str, Any]:
-    """The decoder's parameters for `scan_layers=False`, from stacked ones.
+    """The decoder's parameters for `scan_layers=False`, from stacked ones: kernels are [out, in].
 
     Takes `decoder_params["layers"]` over: each stacked leaf is dropped from it once it is cut up,
     so that a model of which memory holds only one copy can be unstacked.
@@ -241,7 +375,7 @@ def unstack_layers(decoder_params: dict[str, Any], num_layers: int) -> dict[str,
                 cut(value, inner)
                 continue
             for i, target in enumerate(targets):
-                target[name] = value[i]
+                target[name] = value[i].T if name == "kernel" else value[i]
 
     cut(decoder_params["layers"], layers)
     rest = {name: value for name, value in decoder_params.items() if name != "layers"}
@@ -252,4 +386,17 @@ def stack_layers(decoder_params: dict[str, Any], num_layers: int) -> dict[str, A
     """Inverse of `unstack_layers`."""
     layers: Sequence[Any] = [decoder_params[f"layers_{i}"] for i in range(num_layers)]
     rest = {k: v for k, v in decoder_params.items() if not k.startswith("layers_")}
-    return {"layers": jax.tree.map(lambda *x: jnp.stack(x), *layers)} | rest
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *layers)
+    return {"layers": _transpose_kernels(stacked)} | rest
+
+
+def _transpose_kernels(tree: dict[str, Any]) -> dict[str, Any]:
+    """Swaps the last two axes of every kernel."""
+    return {
+        name: _transpose_kernels(value)
+        if isinstance(value, dict)
+        else value.swapaxes(-1, -2)
+        if name == "kernel"
+        else value
+        for name, value in tree.items()
+    }

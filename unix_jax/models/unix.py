@@ -10,12 +10,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from unix_jax.config import UniXConfig
 from unix_jax.models.attention import Implementation, TokenMetadata
 from unix_jax.models.cache import KVCache
-from unix_jax.models.decoder import Decoder, RematPolicy, Streams
+from unix_jax.models.decoder import Decoder, RematPolicy, Streams, unstack_layers
 from unix_jax.models.embeddings import sincos_table_2d, timestep_sinusoid
 from unix_jax.models.layers import Dtype, TwoLayerMLP, dense
 from unix_jax.models.vision import VisionTransformer
@@ -46,13 +46,15 @@ class UniX(nn.Module):
 
     `dtype` is that of the computation; norms, RoPE, softmax, the time sinusoid and all outputs
     are float32. `remat_policy` trades memory for recomputation in the backward pass.
+    `freeze_und` stops gradients on the whole und stream, and drops its backward pass.
     """
 
     config: UniXConfig
     dtype: Dtype = jnp.float32
-    attention_implementation: Implementation = "xla"
+    attention_implementation: Implementation = "auto"
     remat_policy: RematPolicy = "none"
     scan_layers: bool = True
+    freeze_und: bool = False
 
     def setup(self) -> None:
         c, width = self.config, self.config.decoder.hidden_size
@@ -65,11 +67,15 @@ class UniX(nn.Module):
             ),
         )
         self.lm_head = dense(
-            c.decoder.vocab_size, ("embed", "vocab"), use_bias=False, dtype=self.dtype
+            c.decoder.vocab_size,
+            ("embed", "vocab"),
+            use_bias=False,
+            dtype=self.dtype,
+            transposed=not self.scan_layers,
         )
         self.decoder = Decoder(
             c.decoder, self.dtype, self.attention_implementation, self.remat_policy,
-            self.scan_layers,
+            self.scan_layers, self.freeze_und,
         )  # fmt: skip
         self.vision = VisionTransformer(
             c.vision, self.dtype, self.attention_implementation, self.remat_policy != "none"
@@ -118,9 +124,10 @@ class UniX(nn.Module):
         positions: tuple[Array | None, Array | None],
         metadata: TokenMetadata | None = None,
         cache: KVCache | None = None,
-    ) -> tuple[Streams, tuple[Any, Any]]:
+        write: Bool[Array, "B N"] | None = None,
+    ) -> tuple[Streams, Any]:
         """The decoder and its final norms; see `Decoder`."""
-        return self.decoder(streams, positions, metadata, cache)
+        return self.decoder(streams, positions, metadata, cache, write)
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         """Text logits of final und hidden states, float32."""
@@ -135,10 +142,22 @@ class UniX(nn.Module):
 
         The losses are taken from these with `logits` and `velocity` where they are asked for.
         """
-        return self.run(batch)[0]
+        return self.with_hidden(batch)[0]
 
     def run(self, batch: TwoStreamBatch) -> tuple[Streams, tuple[Any, Any]]:
         """As `__call__`, with the new keys and values besides (see `Decoder`)."""
+        return self.decode(*self._embed(batch))
+
+    def with_hidden(
+        self, batch: TwoStreamBatch, hidden_after_layer: int | None = None
+    ) -> tuple[Streams, Float[Array, "B G D"] | None]:
+        """As `__call__`, with the gen stream after a decoder layer (1 = the first) besides."""
+        return self.decoder.with_hidden(*self._embed(batch), hidden_after_layer)
+
+    def _embed(
+        self, batch: TwoStreamBatch
+    ) -> tuple[Streams, tuple[Array | None, Array | None], TokenMetadata]:
+        """(streams, their rotary positions, the metadata of both)."""
         und = self.embed_text(batch.token_ids)
         if batch.vit_pixels is not None and batch.vit_index is not None:
             rows, images = batch.vit_pixels.shape[:2]
@@ -156,7 +175,7 @@ class UniX(nn.Module):
             gen = self.embed_latents(batch.latents, batch.timesteps, batch.latent_position_ids)
             metadata = TokenMetadata.concatenate([batch.und, batch.gen])
         positions = (batch.und.position, None if batch.gen is None else batch.gen.position)
-        return self.decode((und, gen), positions, metadata)
+        return (und, gen), positions, metadata
 
     def initialise(self, batch: TwoStreamBatch) -> Any:
         """Touches every parameter; the method to `init` with."""
@@ -164,6 +183,18 @@ class UniX(nn.Module):
         assert und is not None
         assert gen is not None
         return self.logits(und), self.velocity(gen)
+
+
+def unroll_params(params: dict[str, Any], num_layers: int) -> dict[str, Any]:
+    """The parameters for `scan_layers=False`, from stacked ones; takes `params` over.
+
+    See `unstack_layers`; the head's kernel becomes [out, in] as well.
+    """
+    head = params["lm_head"]
+    return params | {
+        "decoder": unstack_layers(params["decoder"], num_layers),
+        "lm_head": head | {"kernel": head["kernel"].T},
+    }
 
 
 def _probe(config: UniXConfig) -> TwoStreamBatch:

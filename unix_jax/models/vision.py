@@ -19,7 +19,7 @@ class VisionBlock(nn.Module):
 
     config: VisionConfig
     dtype: Dtype = jnp.float32
-    attention_implementation: Implementation = "xla"
+    attention_implementation: Implementation = "auto"
 
     @nn.compact
     def __call__(self, x: Float[Array, "B P W"], _: None = None) -> tuple[Array, None]:
@@ -44,7 +44,7 @@ class VisionTransformer(nn.Module):
 
     config: VisionConfig
     dtype: Dtype = jnp.float32
-    attention_implementation: Implementation = "xla"
+    attention_implementation: Implementation = "auto"
     remat: bool = False
 
     @nn.compact
