@@ -3,6 +3,7 @@
 All samples of the pack stand in one two-stream row and are attended together.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,12 +13,19 @@ import numpy as np
 
 from convert.golden import Golden, Tensors, channels_first, in_sequence
 from convert.table import unix_table
-from unix_jax.flow import interpolate, shift_timestep
-from unix_jax.inference.context import as_batch
+from unix_jax.data.batch import TrainingBatch
+from unix_jax.flow import shift_timestep
 from unix_jax.layout import Layout, Split, TextSplit, VaeSplit, VitSplit, lay_out
 from unix_jax.leaves import flatten
 from unix_jax.models.attention import TokenMetadata, may_attend
-from unix_jax.models.unix import UniX
+from unix_jax.training.groups import Stage, merge_params, split_params
+from unix_jax.training.losses import (
+    LossConfig,
+    LossTerms,
+    count_totals,
+    loss_terms,
+    reduce_losses,
+)
 
 
 def plan_samples(golden: Golden) -> tuple[list[list[Split]], list[list[int]]]:
@@ -63,55 +71,112 @@ def training_tensors(golden: Golden) -> Tensors:
     samples, losses = plan_samples(golden)
     layout = lay_out([samples], golden.config)
     out = _layout_tensors(golden, layout, samples, losses)
+    inputs = GoldenInputs.read(golden, layout, out)
+    if inputs.vae_latents is not None:
+        out["train.vae_latents"] = channels_first(inputs.vae_latents)
+    und_places, gen_places = loss_places(layout, out)
 
-    vae_images = _numbered(golden, "train.vae_pixels")
-    clean = np.zeros((1, 0, golden.config.latent_channels), np.float32)
-    if vae_images:
-        latents = _encode(golden, vae_images)
-        out["train.vae_latents"] = channels_first(latents)
-        clean = _latent_tokens(golden, latents, vae_images)
-    timesteps = shift_timestep(
-        jax.nn.sigmoid(jnp.asarray(golden["train.packed_timesteps"])), golden.config.timestep_shift
-    )[None]
-    noise = jnp.asarray(golden["train.noise"])[None]
-    vit = _numbered(golden, "train.vit_pixels")
-    batch = as_batch(
-        layout,
-        jnp.asarray(np.stack(vit))[None] if vit else None,
-        interpolate(jnp.asarray(clean), noise, timesteps) if vae_images else None,
-        timesteps,
+    wants_gradients = any(name.startswith("train.grad.") for name in golden.tensors)
+    terms, gradients = _run(golden, inputs, "all", wants_gradients)
+    if wants_gradients:
+        out |= _gradient_tensors(golden, gradients["unix"])
+    out["train.last_hidden"] = in_sequence(layout, terms.und, terms.gen)
+    out |= _loss_tensors("train", terms, und_places, gen_places)
+    if any(name.startswith("train.frozen.") for name in golden.tensors):
+        # With und under stop_gradient the same numbers must appear, on a path of its own.
+        terms, _ = _run(golden, inputs, "generation", wants_gradients and terms.gen is not None)
+        out |= _loss_tensors("train.frozen", terms, und_places, gen_places)
+    return out
+
+
+@dataclasses.dataclass(frozen=True)
+class GoldenInputs:
+    """The packed samples as a training batch, and what training would draw for it.
+
+    latents, noise [1, G, C] and timesteps [1, G] are those of the gen stream, None without one.
+    """
+
+    batch: TrainingBatch
+    latents: Any | None
+    noise: Any | None
+    timesteps: Any | None
+    vae_latents: Any | None
+
+    @classmethod
+    def read(cls, golden: Golden, layout: Layout, tensors: Tensors) -> "GoldenInputs":
+        """From the golden inputs; `tensors` are those of `_layout_tensors`."""
+        vae_images = _numbered(golden, "train.vae_pixels")
+        vit = _numbered(golden, "train.vit_pixels")
+        has_gen = bool(vae_images)
+        labels = np.zeros(layout.token_ids.shape, np.int32)
+        ce_weights = np.zeros(layout.token_ids.shape, np.float32)
+        mse_weights = np.zeros(layout.latent_position_ids.shape, np.float32)
+        und_places, gen_places = loss_places(layout, tensors)
+        labels[0, und_places] = tensors["train.packed_label_ids"]
+        ce_weights[0, und_places] = 1
+        mse_weights[0, gen_places] = 1
+        batch = TrainingBatch(
+            token_ids=layout.token_ids,  # type: ignore[arg-type]
+            und=layout.und,
+            labels=labels,  # type: ignore[arg-type]
+            ce_weights=ce_weights,  # type: ignore[arg-type]
+            vit_pixels=np.stack(vit)[None] if vit else None,  # type: ignore[arg-type]
+            vit_index=layout.vit_index if vit else None,  # type: ignore[arg-type]
+            gen=layout.gen if has_gen else None,
+            latent_position_ids=layout.latent_position_ids if has_gen else None,  # type: ignore[arg-type]
+            mse_weights=mse_weights if has_gen else None,  # type: ignore[arg-type]
+        )
+        if not has_gen:
+            return cls(batch, None, None, None, None)
+        vae_latents = _encode(golden, vae_images)
+        timesteps = shift_timestep(
+            jax.nn.sigmoid(jnp.asarray(golden["train.packed_timesteps"])),
+            golden.config.timestep_shift,
+        )
+        return cls(
+            batch,
+            jnp.asarray(_latent_tokens(golden, vae_latents, vae_images)),
+            jnp.asarray(golden["train.noise"])[None],
+            timesteps[None],
+            vae_latents,
+        )
+
+
+def loss_places(layout: Layout, tensors: Tensors) -> tuple[np.ndarray, np.ndarray]:
+    """Where in the (und, gen) streams the tokens with a loss stand, in packed order."""
+    return (
+        _stream_places(layout.und_sequence[0], tensors["train.ce_loss_indexes"]),
+        _stream_places(layout.gen_sequence[0], tensors["train.mse_loss_indexes"]),
     )
-    ce_places, labels = out["train.ce_loss_indexes"], out["train.packed_label_ids"]
-    und_places = _stream_places(layout.und_sequence[0], ce_places)
-    gen_places = _stream_places(layout.gen_sequence[0], out["train.mse_loss_indexes"])
-    target = (noise - clean)[0]
 
-    def losses_of(params: Any) -> tuple[Any, Tensors]:
-        def apply(method: Any, *args: Any) -> Any:
-            return golden.model.apply({"params": params}, *args, method=method)
 
-        und, gen = apply(UniX.__call__, batch)
-        log_probs = jax.nn.log_softmax(apply(UniX.logits, und[0, und_places]))
-        ce = -jnp.take_along_axis(log_probs, labels[:, None], axis=1)[:, 0]
-        total = ce.mean() if len(ce_places) else 0.0
-        values = {"und": und, "gen": gen, "ce": ce}
-        if gen is not None and len(gen_places):
-            velocity = apply(UniX.velocity, gen[0, gen_places])
-            values["mse"] = jnp.square(velocity - target[gen_places])
-            total = total + values["mse"].mean()
-        return total, values
+def _run(
+    golden: Golden, inputs: GoldenInputs, stage: Stage, gradients: bool
+) -> tuple[LossTerms, Any]:
+    """(losses per token, gradients of what the stage trains) by the functions of training."""
+    model = golden.model.clone(freeze_und=stage == "generation")
+    trained, frozen = split_params({"unix": golden.params}, stage)
 
-    if any(name.startswith("train.grad.") for name in golden.tensors):
-        (_, values), gradients = jax.jit(jax.value_and_grad(losses_of, has_aux=True))(golden.params)
-        out |= _gradient_tensors(golden, gradients)
-    else:
-        _, values = jax.jit(losses_of)(golden.params)
-    out["train.last_hidden"] = in_sequence(layout, values["und"], values["gen"])
-    for name in ("ce", "mse"):
-        if name in values:
-            out[f"train.{name}"] = values[name]
-            # stop_gradient leaves the forward pass as it is: the same numbers must appear.
-            out[f"train.frozen.{name}"] = values[name]
+    def losses_of(trained: Any, frozen: Any, inputs: Any) -> tuple[Any, LossTerms]:
+        batch, latents, noise, timesteps = inputs
+        params, config = merge_params(trained, frozen), LossConfig()
+        terms = loss_terms(model, params, batch, latents, noise, timesteps, config)
+        return reduce_losses(terms, batch, count_totals(batch), config)[0], terms
+
+    function: Any = losses_of
+    if gradients:
+        function = jax.value_and_grad(losses_of, has_aux=True)
+    drawn = (inputs.batch, inputs.latents, inputs.noise, inputs.timesteps)
+    result = jax.jit(function)(trained, frozen, drawn)
+    return (result[0][1], result[1]) if gradients else (result[1], None)
+
+
+def _loss_tensors(
+    prefix: str, terms: LossTerms, und_places: np.ndarray, gen_places: np.ndarray
+) -> Tensors:
+    out = {f"{prefix}.ce": terms.ce[0, und_places]}  # type: ignore[index]
+    if terms.squared_error is not None and len(gen_places):
+        out[f"{prefix}.mse"] = terms.squared_error[0, gen_places]
     return out
 
 
@@ -191,6 +256,9 @@ def _gradient_tensors(golden: Golden, gradients: Mapping[str, Any]) -> Tensors:
     flat = flatten(gradients)
     out: Tensors = {}
     for entry in unix_table(golden.config):
+        # Fixed parameters, as the position table, have none.
+        if entry.path not in flat:
+            continue
         array = np.asarray(flat[entry.path])
         layers = [array] if entry.layers is None else list(array)
         for key, layer in zip(entry.keys, layers, strict=True):

@@ -86,24 +86,28 @@ UNUSED = re.compile(
 VAE_DROPPED = re.compile(r"loss\..*")
 
 
-def _linear(path: str, key: str, inputs: int, outputs: int, bias: bool = True) -> Iterator[Entry]:
+def linear(path: str, key: str, inputs: int, outputs: int, bias: bool = True) -> Iterator[Entry]:
+    """The rows of a linear layer."""
     yield Entry(f"{path}/kernel", f"{key}.weight", (inputs, outputs), LINEAR)
     if bias:
         yield Entry(f"{path}/bias", f"{key}.bias", (outputs,))
 
 
-def _conv(path: str, key: str, inputs: int, outputs: int, size: int) -> Iterator[Entry]:
+def conv(path: str, key: str, inputs: int, outputs: int, size: int) -> Iterator[Entry]:
+    """The rows of a square convolution."""
     yield Entry(f"{path}/kernel", f"{key}.weight", (size, size, inputs, outputs), CONV)
     yield Entry(f"{path}/bias", f"{key}.bias", (outputs,))
 
 
-def _norm(path: str, key: str, width: int, bias: bool = True) -> Iterator[Entry]:
+def norm(path: str, key: str, width: int, bias: bool = True) -> Iterator[Entry]:
+    """The rows of a norm."""
     yield Entry(f"{path}/scale", f"{key}.weight", (width,))
     if bias:
         yield Entry(f"{path}/bias", f"{key}.bias", (width,))
 
 
-def _stacked(entries: Iterator[Entry], layers: int) -> Iterator[Entry]:
+def stacked(entries: Iterator[Entry], layers: int) -> Iterator[Entry]:
+    """The same rows for keys that carry `{layer}`."""
     for entry in entries:
         yield dataclasses.replace(entry, layers=layers)
 
@@ -117,30 +121,30 @@ def _decoder_layer(config: UniXConfig, stream: str, suffix: str) -> Iterator[Ent
     queries, keys = sizes.num_heads * head, sizes.num_kv_heads * head
     path, key = f"decoder/layers/{stream}", "language_model.model.layers.{layer}"
     attention, mlp = f"{key}.self_attn", f"{key}.mlp{suffix}"
-    yield from _norm(f"{path}/input_norm", f"{key}.input_layernorm{suffix}", width, bias=False)
-    yield from _linear(f"{path}/q_proj", f"{attention}.q_proj{suffix}", width, queries)
-    yield from _linear(f"{path}/k_proj", f"{attention}.k_proj{suffix}", width, keys)
-    yield from _linear(f"{path}/v_proj", f"{attention}.v_proj{suffix}", width, keys)
-    yield from _linear(f"{path}/o_proj", f"{attention}.o_proj{suffix}", queries, width, bias=False)
-    yield from _norm(f"{path}/q_norm", f"{attention}.q_norm{suffix}", head, bias=False)
-    yield from _norm(f"{path}/k_norm", f"{attention}.k_norm{suffix}", head, bias=False)
-    yield from _norm(
+    yield from norm(f"{path}/input_norm", f"{key}.input_layernorm{suffix}", width, bias=False)
+    yield from linear(f"{path}/q_proj", f"{attention}.q_proj{suffix}", width, queries)
+    yield from linear(f"{path}/k_proj", f"{attention}.k_proj{suffix}", width, keys)
+    yield from linear(f"{path}/v_proj", f"{attention}.v_proj{suffix}", width, keys)
+    yield from linear(f"{path}/o_proj", f"{attention}.o_proj{suffix}", queries, width, bias=False)
+    yield from norm(f"{path}/q_norm", f"{attention}.q_norm{suffix}", head, bias=False)
+    yield from norm(f"{path}/k_norm", f"{attention}.k_norm{suffix}", head, bias=False)
+    yield from norm(
         f"{path}/post_attention_norm", f"{key}.post_attention_layernorm{suffix}", width, bias=False
     )
-    yield from _linear(f"{path}/gate_proj", f"{mlp}.gate_proj", width, inner, bias=False)
-    yield from _linear(f"{path}/up_proj", f"{mlp}.up_proj", width, inner, bias=False)
-    yield from _linear(f"{path}/down_proj", f"{mlp}.down_proj", inner, width, bias=False)
+    yield from linear(f"{path}/gate_proj", f"{mlp}.gate_proj", width, inner, bias=False)
+    yield from linear(f"{path}/up_proj", f"{mlp}.up_proj", width, inner, bias=False)
+    yield from linear(f"{path}/down_proj", f"{mlp}.down_proj", inner, width, bias=False)
 
 
 def _vision_block(vision: VisionConfig) -> Iterator[Entry]:
     width, inner = vision.width, vision.mlp_size
     path, key = "vision/blocks", "vit_model.vision_tower.blocks.{layer}"
-    yield from _norm(f"{path}/norm1", f"{key}.norm1", width)
-    yield from _linear(f"{path}/qkv", f"{key}.attn.qkv", width, 3 * width)
-    yield from _linear(f"{path}/proj", f"{key}.attn.proj", width, width)
-    yield from _norm(f"{path}/norm2", f"{key}.norm2", width)
-    yield from _linear(f"{path}/fc1", f"{key}.mlp.fc1", width, inner)
-    yield from _linear(f"{path}/fc2", f"{key}.mlp.fc2", inner, width)
+    yield from norm(f"{path}/norm1", f"{key}.norm1", width)
+    yield from linear(f"{path}/qkv", f"{key}.attn.qkv", width, 3 * width)
+    yield from linear(f"{path}/proj", f"{key}.attn.proj", width, width)
+    yield from norm(f"{path}/norm2", f"{key}.norm2", width)
+    yield from linear(f"{path}/fc1", f"{key}.mlp.fc1", width, inner)
+    yield from linear(f"{path}/fc2", f"{key}.mlp.fc2", inner, width)
 
 
 def _unix(config: UniXConfig) -> Iterator[Entry]:
@@ -148,22 +152,22 @@ def _unix(config: UniXConfig) -> Iterator[Entry]:
     width, vocabulary = decoder.hidden_size, decoder.vocab_size
     model, tower = "language_model.model", "vit_model.vision_tower"
     yield Entry("embed_tokens/embedding", f"{model}.embed_tokens.weight", (vocabulary, width))
-    yield from _linear("lm_head", "language_model.lm_head", width, vocabulary, bias=False)
+    yield from linear("lm_head", "language_model.lm_head", width, vocabulary, bias=False)
     for stream, suffix in (("und", ""), ("gen", "_moe_gen")):
-        yield from _stacked(_decoder_layer(config, stream, suffix), decoder.num_layers)
-        yield from _norm(f"decoder/norm/{stream}", f"{model}.norm{suffix}", width, bias=False)
-    yield from _conv(
+        yield from stacked(_decoder_layer(config, stream, suffix), decoder.num_layers)
+        yield from norm(f"decoder/norm/{stream}", f"{model}.norm{suffix}", width, bias=False)
+    yield from conv(
         "vision/patch_embed", f"{tower}.patch_embed.proj", 3, vision.width, vision.patch_size
     )
     yield Entry("vision/pos_embed", f"{tower}.pos_embed", (1, vision.num_patches, vision.width))
-    yield from _stacked(_vision_block(vision), vision.num_layers)
-    yield from _norm("vision/norm", f"{tower}.norm", vision.width)
-    yield from _linear("connector/fc1", "connector.layers.0", vision.width, width)
-    yield from _linear("connector/fc2", "connector.layers.2", width, width)
-    yield from _linear("time_embedder/fc1", "time_embedder.mlp.0", TIME_FREQUENCIES, width)
-    yield from _linear("time_embedder/fc2", "time_embedder.mlp.2", width, width)
-    yield from _linear("vae2llm", "vae2llm", config.latent_channels, width)
-    yield from _linear("llm2vae", "llm2vae", width, config.latent_channels)
+    yield from stacked(_vision_block(vision), vision.num_layers)
+    yield from norm("vision/norm", f"{tower}.norm", vision.width)
+    yield from linear("connector/fc1", "connector.layers.0", vision.width, width)
+    yield from linear("connector/fc2", "connector.layers.2", width, width)
+    yield from linear("time_embedder/fc1", "time_embedder.mlp.0", TIME_FREQUENCIES, width)
+    yield from linear("time_embedder/fc2", "time_embedder.mlp.2", width, width)
+    yield from linear("vae2llm", "vae2llm", config.latent_channels, width)
+    yield from linear("llm2vae", "llm2vae", width, config.latent_channels)
     yield Entry(
         "latent_pos_embed", "latent_pos_embed.pos_embed", (config.max_latent_size**2, width)
     )
@@ -215,18 +219,18 @@ def janus_table(config: UniXConfig) -> tuple[Entry, ...]:
 
 
 def _residual(path: str, key: str, inputs: int, outputs: int) -> Iterator[Entry]:
-    yield from _norm(f"{path}/norm1", f"{key}.norm1", inputs)
-    yield from _conv(f"{path}/conv1", f"{key}.conv1", inputs, outputs, 3)
-    yield from _norm(f"{path}/norm2", f"{key}.norm2", outputs)
-    yield from _conv(f"{path}/conv2", f"{key}.conv2", outputs, outputs, 3)
+    yield from norm(f"{path}/norm1", f"{key}.norm1", inputs)
+    yield from conv(f"{path}/conv1", f"{key}.conv1", inputs, outputs, 3)
+    yield from norm(f"{path}/norm2", f"{key}.norm2", outputs)
+    yield from conv(f"{path}/conv2", f"{key}.conv2", outputs, outputs, 3)
     if inputs != outputs:
-        yield from _conv(f"{path}/nin_shortcut", f"{key}.nin_shortcut", inputs, outputs, 1)
+        yield from conv(f"{path}/nin_shortcut", f"{key}.nin_shortcut", inputs, outputs, 1)
 
 
 def _attention(path: str, key: str, width: int) -> Iterator[Entry]:
-    yield from _norm(f"{path}/norm", f"{key}.norm", width)
+    yield from norm(f"{path}/norm", f"{key}.norm", width)
     for name in ("q", "k", "v", "proj_out"):
-        yield from _conv(f"{path}/{name}", f"{key}.{name}", width, width, 1)
+        yield from conv(f"{path}/{name}", f"{key}.{name}", width, width, 1)
 
 
 def _middle(part: str, width: int) -> Iterator[Entry]:
@@ -236,7 +240,7 @@ def _middle(part: str, width: int) -> Iterator[Entry]:
 
 
 def _encoder(config: AutoencoderConfig) -> Iterator[Entry]:
-    yield from _conv("encoder/conv_in", "encoder.conv_in", config.in_channels, config.ch, 3)
+    yield from conv("encoder/conv_in", "encoder.conv_in", config.in_channels, config.ch, 3)
     width = config.ch
     for level, multiplier in enumerate(config.ch_mult):
         path, key, outputs = (
@@ -250,16 +254,16 @@ def _encoder(config: AutoencoderConfig) -> Iterator[Entry]:
             if config.resolution // 2**level in config.attn_resolutions:
                 yield from _attention(f"{path}_attn_{block}", f"{key}.attn.{block}", width)
         if level != len(config.ch_mult) - 1:
-            yield from _conv(f"{path}_downsample", f"{key}.downsample.conv", width, width, 3)
+            yield from conv(f"{path}_downsample", f"{key}.downsample.conv", width, width, 3)
     yield from _middle("encoder", width)
-    yield from _norm("encoder/norm_out", "encoder.norm_out", width)
+    yield from norm("encoder/norm_out", "encoder.norm_out", width)
     # Mean and log-variance.
-    yield from _conv("encoder/conv_out", "encoder.conv_out", width, 2 * config.z_channels, 3)
+    yield from conv("encoder/conv_out", "encoder.conv_out", width, 2 * config.z_channels, 3)
 
 
 def _decoder(config: AutoencoderConfig) -> Iterator[Entry]:
     width = config.ch * config.ch_mult[-1]
-    yield from _conv("decoder/conv_in", "decoder.conv_in", config.z_channels, width, 3)
+    yield from conv("decoder/conv_in", "decoder.conv_in", config.z_channels, width, 3)
     yield from _middle("decoder", width)
     for level, multiplier in reversed(tuple(enumerate(config.ch_mult))):
         path, key = f"decoder/up_{level}", f"decoder.up.{level}"
@@ -270,9 +274,9 @@ def _decoder(config: AutoencoderConfig) -> Iterator[Entry]:
             if config.resolution // 2**level in config.attn_resolutions:
                 yield from _attention(f"{path}_attn_{block}", f"{key}.attn.{block}", width)
         if level != 0:
-            yield from _conv(f"{path}_upsample", f"{key}.upsample.conv", width, width, 3)
-    yield from _norm("decoder/norm_out", "decoder.norm_out", width)
-    yield from _conv("decoder/conv_out", "decoder.conv_out", width, config.out_ch, 3)
+            yield from conv(f"{path}_upsample", f"{key}.upsample.conv", width, width, 3)
+    yield from norm("decoder/norm_out", "decoder.norm_out", width)
+    yield from conv("decoder/conv_out", "decoder.conv_out", width, config.out_ch, 3)
 
 
 def vae_table(config: AutoencoderConfig) -> tuple[Entry, ...]:
@@ -281,6 +285,6 @@ def vae_table(config: AutoencoderConfig) -> tuple[Entry, ...]:
     return (
         *_encoder(config),
         *_decoder(config),
-        *_conv("quant_conv", "quant_conv", *moments, 1),
-        *_conv("post_quant_conv", "post_quant_conv", config.embed_dim, config.z_channels, 1),
+        *conv("quant_conv", "quant_conv", *moments, 1),
+        *conv("post_quant_conv", "post_quant_conv", config.embed_dim, config.z_channels, 1),
     )

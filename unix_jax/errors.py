@@ -13,6 +13,10 @@ class ConfigError(UniXError):
     """A configuration that cannot be read or contradicts itself."""
 
 
+class DataError(UniXError):
+    """A source of records, or one row of it, that cannot be read."""
+
+
 class ImageError(UniXError):
     """An image that cannot be read or used."""
 

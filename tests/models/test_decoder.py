@@ -128,7 +128,7 @@ def test_unrolled_equals_scanned(unstacked, streams, full):
 def test_unstack_and_stack_are_inverse(params, unstacked):
     assert sorted(unstacked) == ["layers_0", "layers_1", "norm"]
     kernel = params["layers"]["gen"]["q_proj"]["kernel"]
-    np.testing.assert_array_equal(unstacked["layers_1"]["gen"]["q_proj"]["kernel"], kernel[1])
+    np.testing.assert_array_equal(unstacked["layers_1"]["gen"]["q_proj"]["kernel"], kernel[1].T)
     back = stack_layers(unstacked, CONFIG.num_layers)
     assert jax.tree.structure(back) == jax.tree.structure(params)
     jax.tree.map(np.testing.assert_array_equal, back, params)

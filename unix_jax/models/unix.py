@@ -20,6 +20,8 @@ from unix_jax.models.embeddings import sincos_table_2d, timestep_sinusoid
 from unix_jax.models.layers import Dtype, TwoLayerMLP, dense
 from unix_jax.models.vision import VisionTransformer
 
+_ACTIVATION = ("batch", "length", "embed_act")
+
 
 @struct.dataclass
 class TwoStreamBatch:
@@ -114,6 +116,7 @@ class UniX(nn.Module):
         """vae2llm(x_t) + time_embed(t) + latent_pos (BAGEL's latent input)."""
         # Fixed by design: never trained, whatever the optimiser is given.
         table = jax.lax.stop_gradient(self.latent_pos_embed)
+        table = nn.with_logical_constraint(table, (None, "embed_act"))
         time = self.time_embedder(timestep_sinusoid(timesteps).astype(self.dtype))
         position = jnp.take(table, position_ids, axis=0).astype(self.dtype)
         return self.vae2llm(latents.astype(self.dtype)) + time + position
@@ -158,11 +161,17 @@ class UniX(nn.Module):
         self, batch: TwoStreamBatch
     ) -> tuple[Streams, tuple[Array | None, Array | None], TokenMetadata]:
         """(streams, their rotary positions, the metadata of both)."""
-        und = self.embed_text(batch.token_ids)
+        # Each device looks its part of the width up for several rows, and then trades parts for
+        # whole rows: neither the table nor the batch is gathered.
+        und = nn.with_logical_constraint(
+            self.embed_text(batch.token_ids), ("lookup_batch", "length", "embed")
+        )
+        und = nn.with_logical_constraint(und, _ACTIVATION)
         if batch.vit_pixels is not None and batch.vit_index is not None:
             rows, images = batch.vit_pixels.shape[:2]
             features = self.embed_images(batch.vit_pixels.reshape(-1, *batch.vit_pixels.shape[2:]))
             features = features.reshape(rows, images * features.shape[1], -1)
+            features = nn.with_logical_constraint(features, _ACTIVATION)
             gathered = jnp.take_along_axis(
                 features, jnp.maximum(batch.vit_index, 0)[..., None], axis=1
             )
@@ -173,6 +182,7 @@ class UniX(nn.Module):
             assert batch.timesteps is not None
             assert batch.latent_position_ids is not None
             gen = self.embed_latents(batch.latents, batch.timesteps, batch.latent_position_ids)
+            gen = nn.with_logical_constraint(gen, _ACTIVATION)
             metadata = TokenMetadata.concatenate([batch.und, batch.gen])
         positions = (batch.und.position, None if batch.gen is None else batch.gen.position)
         return (und, gen), positions, metadata

@@ -36,7 +36,8 @@ class VisionBlock(nn.Module):
         y = layer_norm(c.layer_norm_eps, self.dtype, "norm2")(x)
         y = dense(c.mlp_size, ("embed", "mlp"), dtype=self.dtype, name="fc1")(y)
         y = nn.gelu(y, approximate=False)
-        return x + dense(c.width, ("mlp", "embed"), dtype=self.dtype, name="fc2")(y), None
+        x = x + dense(c.width, ("mlp", "embed"), dtype=self.dtype, name="fc2")(y)
+        return nn.with_logical_constraint(x, ("batch", "length", "embed_act")), None
 
 
 class VisionTransformer(nn.Module):
@@ -81,7 +82,10 @@ class VisionTransformer(nn.Module):
             nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, None, "embed")),
             (1, c.num_patches, c.width),
         )
-        x = x + table.astype(self.dtype)
+        # Without it the images may be gathered: the kernel before is split along its outputs.
+        x = nn.with_logical_constraint(
+            x + table.astype(self.dtype), ("batch", "length", "embed_act")
+        )
         block = nn.remat(VisionBlock, prevent_cse=False) if self.remat else VisionBlock
         x, _ = nn.scan(
             block,

@@ -1,0 +1,203 @@
+"""`python -m unix_jax.data`: what it prints and writes, and one line for every error."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from unix_jax.data.__main__ import main
+from unix_jax.data.inspection import percentiles
+from unix_jax.data.sources import open_source
+
+ROOT = Path(__file__).parents[2]
+CXR = f"manifest:{ROOT / 'examples' / 'cxr'}"
+TINY = ROOT / "tests" / "golden" / "tiny" / "checkpoint"
+
+
+def error_of(capsys, arguments: list[str]) -> str:
+    """The one line of an error."""
+    assert main(arguments) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def test_inspect_prints_tables(capsys):
+    assert main(["inspect", CXR]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    for text in ("train AP", "broken rows │ 0", "patients in several splits │ 0", "in words"):
+        assert text in printed
+
+
+def test_inspect_json_with_tokens(capsys, tmp_path):
+    sheet = tmp_path / "sheet.png"
+    assert main(["inspect", CXR, "--split", "test", "--tokenizer", str(TINY), "--json",
+                 "--out", str(sheet), "--images", "4"]) == 0  # fmt: skip
+    values = json.loads(capsys.readouterr().out)
+    assert values["records"] == 34
+    assert values["unit"] == "tokens"
+    assert sum(row["records"] for row in values["views"]) == 34
+    assert values["report_lengths"]["0"] <= values["report_lengths"]["50"]
+    assert values["missing_images"] == values["broken"] == 0
+    with Image.open(sheet) as picture:
+        assert picture.width > 400
+
+
+def test_inspect_counts_what_is_missing(capsys, tmp_path):
+    rows = [
+        {"image": "a.png", "impression": "One two.", "split": "train", "patient": "p"},
+        {"image": "gone.png", "labels": ["Mass"], "split": "test", "patient": "p"},
+        {"id": "x", "split": "test", "patient": "q"},
+        {"image": 3},
+    ]
+    Image.new("L", (20, 20)).save(tmp_path / "a.png")
+    (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert (
+        main(["inspect", f"manifest:{tmp_path}", "--json", "--out", str(tmp_path / "s.png")]) == 0
+    )
+    values = json.loads(capsys.readouterr().out)
+    counted = {name: value for name, value in values.items() if isinstance(value, int)}
+    assert counted == {
+        "records": 3, "broken": 1, "missing_images": 2, "missing_reports": 2,
+        "missing_captions": 1, "patients": 2, "crossing_patients": 1,
+    }  # fmt: skip
+    assert "line 4: image" in values["errors"][0]
+    assert values["report_lengths"]["100"] == 3
+    assert (tmp_path / "s.png").is_file()
+    assert main(["inspect", f"manifest:{tmp_path}"]) == 0
+    assert "broken: " in capsys.readouterr().err
+
+
+def test_percentiles_occur():
+    assert percentiles([]) == []
+    assert percentiles([5]) == [5] * 6
+    assert percentiles(range(1, 101)) == [1, 50, 90, 95, 99, 100]
+
+
+@pytest.mark.parametrize("kind", ["array_record", "tfds"])
+def test_write(capsys, tmp_path, kind):
+    out = tmp_path / "out"
+    assert main(["write", CXR, str(out), "--split", "test", "--max-side", "64", "--workers", "2",
+                 "--format", kind]) == 0  # fmt: skip
+    assert capsys.readouterr().out == f"{out}: 34 records, 0 broken rows left out\n"
+    written = (
+        f"array_record:{out}" if kind == "array_record" else f"tfds:unix_records?data_dir={out}"
+    )
+    assert [r.key for r in open_source(written)] == [r.key for r in open_source(CXR, "test")]
+    assert "exists already" in error_of(capsys, ["write", CXR, str(out), "--format", kind])
+
+
+def test_write_leaves_broken_rows_out(capsys, tmp_path):
+    rows = [{"image": "a.png"}] * 9 + [{"image": "gone.png"}]
+    Image.new("L", (20, 20)).save(tmp_path / "a.png")
+    (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ["write", f"manifest:{tmp_path}", str(tmp_path / "out")]
+    line = error_of(capsys, arguments)
+    assert "expected at most 1.00% of 10 rows to be broken" in line
+    assert "gone.png" in line
+    assert not (tmp_path / "out").exists()
+    assert main([*arguments, "--max-broken", "0.1"]) == 0
+    captured = capsys.readouterr()
+    assert "9 records, 1 broken rows left out" in captured.out
+    assert "left out: gone.png" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["inspect", "nonsense"], "expected KIND:PATH"),
+        (["inspect", CXR, "--split", "dev"], "expected rows of split 'dev'"),
+        (["inspect", CXR, "--images", "0"], "--images: expected at least 1"),
+        (["inspect", CXR, "--tokenizer", "/nowhere"], "/nowhere"),
+        (["write", CXR, "OUT", "--max-side", "0"], "--max-side: expected at least"),
+        (["write", CXR, "OUT", "--max-broken", "2"], "--max-broken: expected 0 to 1"),
+        (["write", CXR, "OUT", "--workers", "0"], "--workers: expected at least 1"),
+        (["write", "manifest:/nowhere", "OUT"], "/nowhere"),
+        (["write", CXR, "FILE/out"], "cannot be created"),
+        (["write", CXR, "FILE/out", "--format", "tfds"], "FILE/out"),
+    ],
+)
+def test_errors_are_one_line(capsys, tmp_path, monkeypatch, arguments, expected):
+    monkeypatch.chdir(tmp_path)
+    Path("FILE").touch()
+    assert expected in error_of(capsys, arguments)
+    assert [p.name for p in tmp_path.iterdir()] == ["FILE"]
+
+
+def test_help_is_quick_and_loads_no_jax():
+    code = "import sys; from unix_jax.data.__main__ import main\n"
+    code += "try: main(['write', '--help'])\nexcept SystemExit: pass\n"
+    code += "sys.exit(3 if {'jax', 'pyarrow', 'tensorflow_datasets'} & set(sys.modules) else 0)"
+    started = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert started.returncode == 0, started.stderr
+    assert "--max-side" in started.stdout
+
+
+_SLOW = """
+import sys, time
+from unix_jax.data import preparation
+plain = preparation.prepared
+def slow(record, max_side):
+    print("row", flush=True)
+    time.sleep(0.05)
+    return plain(record, max_side)
+preparation.prepared = slow
+from unix_jax.data.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_interruption_leaves_nothing(tmp_path):
+    started = subprocess.Popen(
+        [sys.executable, "-c", _SLOW, "write", CXR, str(tmp_path / "out"), "--workers", "1"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert started.stdout is not None
+    for _ in range(4):
+        assert started.stdout.readline() == "row\n"
+    started.send_signal(signal.SIGINT)
+    _, errors = started.communicate(timeout=60)
+    assert started.returncode == 130, errors
+    assert errors.splitlines() == ["interrupted"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_script_of_the_sample_set(tmp_path):
+    """Rows of other origins are left out, labels unified, and reports follow the rule."""
+    source = tmp_path / "source"
+    (source / "images").mkdir(parents=True)
+    shared = {"view": "PA", "license": "l", "split": "train", "patient": "p", "upstream": "u"}
+    labels = {"nih_a": ["Effusion", "Cardiomegaly"], "hann_b": ["No Finding"], "iu_c": ["Mass"]}
+    rows = []
+    for name, found in labels.items():
+        Image.new("RGB", (640, 400), (7, 7, 7)).save(source / "images" / f"{name}.jpg")
+        rows.append({"image": f"images/{name}.jpg", "labels": found, "source": name, **shared})
+    write = (source / "manifest.jsonl").write_text
+    write("".join(json.dumps(row) + "\n" for row in rows))
+    script = [sys.executable, str(ROOT / "examples" / "make_sample_set.py"), str(source)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    options = {"capture_output": True, "text": True, "env": environment}
+    out = tmp_path / "out"
+    assert subprocess.run([*script, str(out)], **options).returncode == 0
+    normal, sick = open_source(f"manifest:{out}")
+    assert sick.labels == ("Cardiomegaly", "Pleural Effusion")
+    assert sick.findings == "The heart is enlarged. There is a pleural effusion."
+    assert sick.impression == "Cardiomegaly and pleural effusion."
+    assert normal.impression == "No acute finding."
+    with Image.open(sick.image) as picture:
+        assert (picture.size, picture.mode) == ((320, 200), "L")
+    assert "`hann_b.jpg`" in (out / "ATTRIBUTION.md").read_text(encoding="utf-8")
+    shutil.rmtree(out)
+    write(json.dumps(rows[0] | {"labels": ["Novel"]}))
+    failed = subprocess.run([*script, str(out)], **options)
+    assert failed.returncode == 1
+    assert "found ['Novel']" in failed.stderr
+    assert not out.exists()

@@ -1,0 +1,214 @@
+"""`python -m unix_jax.data`: looks into a source of records, and writes it as ArrayRecord.
+
+Errors that an input caused are one line on standard error and exit code 1; Ctrl-C is 130.
+"""
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from unix_jax.data.sources import open_source
+from unix_jax.errors import UniXError
+from unix_jax.images import MIN_SIDE
+
+_ERRORS = Console(stderr=True)
+
+_Spec = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SPEC")]
+
+
+@dataclasses.dataclass
+class Inspect:
+    """Count what a source holds, measure its texts, and draw a contact sheet."""
+
+    spec: _Spec
+    """For example manifest:examples/cxr; docs/data.md lists the kinds."""
+    split: str | None = None
+    """One split; all if absent."""
+    tokenizer: str | None = None
+    """Directory with tokenizer.json, to measure in tokens rather than words."""
+    out: str | None = None
+    """PNG of the contact sheet."""
+    images: int = 24
+    """Pictures of the sheet, drawn at random."""
+    seed: int = 0
+    """Of that draw."""
+    json: bool = False
+    """Print JSON instead of tables."""
+
+    def run(self) -> None:
+        from unix_jax.data.inspection import inspect_source, sheet_pictures, summary_tables
+
+        _require_positive("--images", self.images)
+        encode = None if self.tokenizer is None else _encoder(self.tokenizer)
+        source = open_source(self.spec, self.split)
+        with _progress("Reading", len(source)) as advance:
+            summary = inspect_source(source, encode, advance)
+        if self.json:
+            print(json.dumps(summary.to_dict(), ensure_ascii=False, indent=1))
+        else:
+            for table in summary_tables(summary):
+                Console().print(table)
+        for error in [] if self.json else summary.errors:
+            _say(f"broken: {error}", "yellow")
+        if self.out is not None:
+            from unix_jax.transforms import contact_sheet, save_png
+
+            pictures, texts = sheet_pictures(source, self.images, self.seed)
+            save_png(self.out, contact_sheet(pictures, texts))
+            _say(f"contact sheet: {self.out}")
+
+
+@dataclasses.dataclass
+class Write:
+    """Write a source as ArrayRecord, whole or not at all."""
+
+    spec: _Spec
+    """For example mimic:DIR?views=PA,AP; docs/data.md lists the kinds."""
+    out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    """A new directory."""
+    split: str | None = None
+    """One split; all if absent."""
+    max_side: int | None = None
+    """Shrink larger images to this longest side in pixels."""
+    max_broken: float = 0.01
+    """Fraction of rows that may be broken; they are left out and named."""
+    shard_megabytes: int = 256
+    """Size at which a shard is closed."""
+    workers: int = min(os.cpu_count() or 1, 16)
+    """Threads that read and shrink."""
+    format: Literal["array_record", "tfds"] = "array_record"
+    """Our own ArrayRecord directory, or a tensorflow-datasets data set (OUT is its data_dir)."""
+
+    def run(self) -> None:
+        if self.max_side is not None and self.max_side < MIN_SIDE:
+            raise UniXError(f"--max-side: expected at least {MIN_SIDE}, found {self.max_side}")
+        _require_positive("--workers", self.workers)
+        _require_positive("--shard-megabytes", self.shard_megabytes)
+        if not 0 <= self.max_broken <= 1:
+            raise UniXError(f"--max-broken: expected 0 to 1, found {self.max_broken}")
+        from unix_jax.data.array_records import write_array_records
+        from unix_jax.data.preparation import PreparedRecords
+
+        source = open_source(self.spec, self.split)
+        with _progress("Writing", len(source)) as advance:
+            options: dict[str, Any] = {
+                "max_side": self.max_side,
+                "workers": self.workers,
+                "max_broken": self.max_broken,
+                "on_row": advance,
+            }
+            if self.format == "tfds":
+                from unix_jax.data.tfds_builder import write_tfds
+
+                # The library chats on standard output.
+                with contextlib.redirect_stdout(io.StringIO()):
+                    count, broken = write_tfds(source, self.out, **options)
+            else:
+                records = PreparedRecords(source, **options)
+                count = write_array_records(records, self.out, self.shard_megabytes * 2**20)
+                broken = records.broken
+        for error in broken:
+            _say(f"left out: {error}", "yellow")
+        print(f"{self.out}: {count} records, {len(broken)} broken rows left out")
+
+
+def _encoder(directory: str) -> Callable[[str], list[int]]:
+    from convert.load import load_config
+    from unix_jax.text import Tokenizer
+
+    # A checkpoint may number its control tokens differently.
+    configured = (Path(directory) / "config.json").is_file()
+    special_tokens = load_config(directory)[0].special_tokens if configured else None
+    return Tokenizer.from_directory(directory, special_tokens).encode
+
+
+def _require_positive(argument: str, value: int) -> None:
+    if value < 1:
+        raise UniXError(f"{argument}: expected at least 1, found {value}")
+
+
+class _Rate(ProgressColumn):
+    """Rows a second."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.0f}/s")
+
+
+@contextlib.contextmanager
+def _progress(verb: str, total: int) -> Iterator[Callable[[], None]]:
+    """A bar on standard error with rate and time left; yields what advances it."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=_ERRORS,
+        transient=True,
+        # In a log it would leave an empty line.
+        disable=not _ERRORS.is_terminal,
+    )
+    with bar:
+        task = bar.add_task(verb, total=total)
+        yield lambda: bar.advance(task)
+
+
+def _say(line: str, style: str | None = None) -> None:
+    _ERRORS.print(line, style=style, highlight=False, soft_wrap=True, markup=False)
+
+
+def _one_line_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    _say(f"warning: {' '.join(str(message).split())}", "yellow")
+
+
+_Command: Any = tyro.conf.OmitSubcommandPrefixes[  # type: ignore[misc]
+    Annotated[Inspect, tyro.conf.subcommand("inspect")]
+    | Annotated[Write, tyro.conf.subcommand("write")]
+]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    warnings.showwarning = _one_line_warning
+    command: Inspect | Write = tyro.cli(
+        _Command,
+        prog="python -m unix_jax.data",
+        description="Look into a source of chest X-rays and reports, or write it as ArrayRecord.",
+        args=None if arguments is None else list(arguments),
+    )
+    try:
+        command.run()
+    except UniXError as error:
+        _say(f"error: {error}", "red")
+        return 1
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

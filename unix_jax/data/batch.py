@@ -1,0 +1,54 @@
+"""The fixed-shape batch that a training step consumes: packed two-stream rows and loss weights.
+
+Letters: B rows, U und tokens, G latent tokens, I ViT images of a row, J VAE images of a row,
+P patches of a ViT image, T latent tokens of a VAE image, C numbers in a latent token.
+"""
+
+from typing import Any
+
+import jax
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from unix_jax.models.attention import TokenMetadata
+
+
+@struct.dataclass
+class TrainingBatch:
+    """Packed rows; every leaf has the leading axis B, so that one sharding serves all.
+
+    A stream or an input that a stage does not use is None, never a dummy array. All images of a
+    kind have one size (padded to it); absent ones are zeros that no index refers to.
+
+    token_ids: ids of text and boundary tokens, anything at ViT places.
+    und, gen: metadata of the streams; padding has segment 0.
+    vit_pixels: normalised images. vit_index: image * P + patch at ViT places, -1 elsewhere.
+    labels: the token that a place predicts. ce_weights: its weight, 0 where there is no loss.
+    vae_pixels: in [-1, 1]; or vae_moments: mean and log-variance of the encoder, precomputed.
+    latent_index: image * T + token of each latent, -1 for padding.
+    latent_position_ids: rows of the sin-cos table.
+    noised: images to be generated (the others are clean conditions with t = 0).
+    mse_weights: weight of each latent token in the loss, 0 for clean images and padding.
+    """
+
+    token_ids: Int[Array, "B U"]
+    und: TokenMetadata
+    labels: Int[Array, "B U"]
+    ce_weights: Float[Array, "B U"]
+    vit_pixels: Float[Array, "B I H W 3"] | None = None
+    vit_index: Int[Array, "B U"] | None = None
+    gen: TokenMetadata | None = None
+    vae_pixels: Float[Array, "B J H W 3"] | None = None
+    vae_moments: Float[Array, "B J h w 2*z"] | None = None
+    latent_index: Int[Array, "B G"] | None = None
+    latent_position_ids: Int[Array, "B G"] | None = None
+    noised: Bool[Array, "B J"] | None = None
+    mse_weights: Float[Array, "B G"] | None = None
+
+    @property
+    def rows(self) -> int:
+        return self.token_ids.shape[0]
+
+    def map(self, function: Any) -> "TrainingBatch":
+        """Applies `function` to every leaf."""
+        return jax.tree.map(function, self)

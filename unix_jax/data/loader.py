@@ -1,0 +1,214 @@
+"""The loader: planned rows, read and decoded by threads, as batches with a state that resumes.
+
+`Loader` is a grain `IterDataset`; its iterators have grain's `get_state` and `set_state`. A state
+is that of the last batch handed out, whatever was made ahead, and holds for any number of
+processes.
+"""
+
+import atexit
+import collections
+import dataclasses
+import logging
+import weakref
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import grain
+import jax
+from grain.experimental import ThreadPrefetchDatasetIterator
+
+from unix_jax.config import UniXConfig
+from unix_jax.data.batch import TrainingBatch
+from unix_jax.data.broken import check_broken, is_logged
+from unix_jax.data.collate import LoadedSample, collate, load
+from unix_jax.data.config import DataConfig
+from unix_jax.data.packing import PlannedRow, Planner
+from unix_jax.data.samples import SampleSource
+from unix_jax.errors import ConfigError, UniXError
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchInfo:
+    """What a batch is made of. All but `keys` and `broken` is about all processes' rows together.
+
+    keys: of the samples in each of this process's rows.
+    step: of the plan, from 1. epoch: taken from the stream so far, with fraction.
+    samples, und_tokens, gen_tokens: of this batch as planned.
+    padding_fraction: share of this batch's und and gen places that hold no token.
+    skipped: samples skipped so far, by reason (see `Skip`).
+    broken: images and rows of this process that turned out broken so far; they are padding.
+    digest: checksum of all rows so far; equal on all processes, or their sources differ.
+    """
+
+    keys: tuple[tuple[str, ...], ...]
+    step: int
+    epoch: float
+    samples: int
+    und_tokens: int
+    gen_tokens: int
+    padding_fraction: float
+    skipped: dict[str, int]
+    broken: int
+    digest: int
+
+
+class Loader(grain.IterDataset[tuple[TrainingBatch, BatchInfo]]):
+    """Batches of this process's rows: `for batch, info in loader`.
+
+    Each batch has `data.rows / process_count` rows; process p has the p-th share of the global
+    step's rows. With `data.epochs` the iterator ends, after rows that may be empty.
+    """
+
+    def __init__(
+        self,
+        samples: SampleSource,
+        config: UniXConfig,
+        data: DataConfig,
+        process_index: int | None = None,
+        process_count: int | None = None,
+    ) -> None:
+        """Args:
+          samples: see `record_samples`.
+          config: the model's sizes.
+          data: what a row holds, and the order.
+          process_index, process_count: of this process; JAX's unless given.
+
+        Raises:
+          ConfigError: rows that the processes cannot share, or a VAE size that does not fit.
+          DataError: no samples.
+        """
+        super().__init__()
+        self.samples, self.config, self.data = samples, config, data
+        self.process_index = jax.process_index() if process_index is None else process_index
+        self.process_count = jax.process_count() if process_count is None else process_count
+        if data.rows % self.process_count:
+            raise ConfigError(
+                f"data.rows: expected a multiple of {self.process_count} processes, "
+                f"found {data.rows}"
+            )
+        data.gen_tokens(config)
+        Planner(samples, data)
+
+    def __iter__(self) -> grain.DatasetIterator[tuple[TrainingBatch, BatchInfo]]:
+        iterator = _Prefetched(_LoaderIterator(self), self.data.prefetch)
+        atexit.register(_close, weakref.ref(iterator))
+        return iterator
+
+
+class _Prefetched(ThreadPrefetchDatasetIterator[tuple[TrainingBatch, BatchInfo]]):
+    """Closed once, and at exit at the latest.
+
+    Grain's own closes when it is deleted, each time anew; in an interpreter that is half dismantled
+    that prints a traceback.
+    """
+
+    def close(self) -> None:
+        if not self._closed:
+            super().close()
+
+
+def _close(reference: "weakref.ref[_Prefetched]") -> None:
+    iterator = reference()
+    if iterator is not None:
+        iterator.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Broken:
+    """A sample that could not be built or decoded."""
+
+    error: str
+
+
+class _LoaderIterator(grain.DatasetIterator[tuple[TrainingBatch, BatchInfo]]):
+    def __init__(self, loader: Loader) -> None:
+        super().__init__()
+        self._loader = loader
+        self._planner = Planner(loader.samples, loader.data)
+        self._pool = ThreadPoolExecutor(loader.data.threads, thread_name_prefix="unix-data")
+        self._seen = self._broken = 0
+        self._last_errors: collections.deque[str] = collections.deque(maxlen=10)
+
+    def __next__(self) -> tuple[TrainingBatch, BatchInfo]:
+        self._assert_not_closed()
+        planned = self._planner.next_step()
+        if planned is None:
+            raise StopIteration
+        loader, data = self._loader, self._loader.data
+        share = data.rows // loader.process_count
+        own = planned[loader.process_index * share : (loader.process_index + 1) * share]
+        rows = self._materialise(own)
+        batch = collate(rows, loader.config, data)
+        return batch, self._info(planned, rows)
+
+    def get_state(self) -> dict[str, Any]:
+        local = {
+            "process": [self._loader.process_index, self._loader.process_count],
+            "seen": self._seen,
+            "broken": self._broken,
+        }
+        return self._planner.state() | {"local": local}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Raises DataError when this is no state of such a loader."""
+        self._planner.restore(state)
+        local = state.get("local", {})
+        # Another process's counts, or those of another number of processes, say nothing here.
+        same = local.get("process") == [self._loader.process_index, self._loader.process_count]
+        self._seen, self._broken = (local["seen"], local["broken"]) if same else (0, 0)
+        self._last_errors.clear()
+
+    def close(self) -> None:
+        if not self._closed:
+            super().close()
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _materialise(self, planned: Sequence[PlannedRow]) -> list[list[LoadedSample]]:
+        """The rows' samples with their images, broken ones left out."""
+        futures = [[self._pool.submit(self._load, i) for i in row.indices] for row in planned]
+        return [[s for future in row if (s := self._result(future)) is not None] for row in futures]
+
+    def _load(self, stream_index: int) -> LoadedSample | _Broken:
+        key = ""
+        try:
+            sample = self._loader.samples.build(*self._planner.locate(stream_index))
+            key = sample.key
+            return load(sample)
+        except UniXError as error:
+            text = str(error)
+            return _Broken(text if key in text else f"{key}: {text}")
+
+    def _result(self, future: "Future[LoadedSample | _Broken]") -> LoadedSample | None:
+        result = future.result()
+        self._seen += 1
+        if isinstance(result, LoadedSample):
+            return result
+        self._broken += 1
+        self._last_errors.append(result.error)
+        if is_logged(self._broken):
+            _LOG.warning("broken sample left out (%d so far): %s", self._broken, result.error)
+        check_broken(self._loader.data, self._broken, self._seen, list(self._last_errors))
+        return None
+
+    def _info(
+        self, planned: Sequence[PlannedRow], rows: Sequence[Sequence[LoadedSample]]
+    ) -> BatchInfo:
+        loader, data = self._loader, self._loader.data
+        und = sum(row.cost.und for row in planned)
+        gen_row = data.gen_tokens(loader.config)
+        gen = sum(row.cost.vae for row in planned) * gen_row // max(data.vae_images, 1)
+        return BatchInfo(
+            keys=tuple(tuple(loaded.sample.key for loaded in row) for row in rows),
+            step=self._planner.steps,
+            epoch=self._planner.epoch,
+            samples=sum(len(row.indices) for row in planned),
+            und_tokens=und,
+            gen_tokens=gen,
+            padding_fraction=1 - (und + gen) / (data.rows * (data.und_tokens + gen_row)),
+            skipped=self._planner.skipped,
+            broken=self._broken,
+            digest=self._planner.digest,
+        )

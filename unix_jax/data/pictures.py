@@ -1,0 +1,48 @@
+"""A record's picture as the model's inputs of one fixed size. H height, W width in pixels."""
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+
+from unix_jax.config import UniXConfig
+from unix_jax.data.config import DataConfig
+from unix_jax.data.records import Record, record_image
+from unix_jax.transforms import VAE_MEAN, VAE_STD, normalize, to_model_image
+
+
+def pad_to_fit(image: Image.Image, height: int, width: int, fill: int = 0) -> Image.Image:
+    """The whole picture inside a rectangle, aspect kept: scaled to touch two sides, centred.
+
+    Bicubic with antialias, as the original's VAE transform. Small pictures grow: otherwise a model
+    learns to draw small radiographs in wide frames.
+
+    Args:
+      image: of mode RGB or L; it stays as it is.
+      height, width: of the rectangle in pixels.
+      fill: gray level of the padding, 0 to 255.
+    """
+    scale = min(height / image.height, width / image.width)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    canvas = Image.new(image.mode, (width, height), (fill,) * len(image.getbands()))
+    scaled = image.resize(size, Image.Resampling.BICUBIC)
+    canvas.paste(scaled, ((width - size[0]) // 2, (height - size[1]) // 2))
+    return canvas
+
+
+def vit_pixels(record: Record, config: UniXConfig) -> Float[np.ndarray, "H W 3"]:
+    """Letterboxed on white and normalised, as in the evaluation.
+
+    Raises:
+      DataError: the record has no image, or one that cannot be read.
+    """
+    return to_model_image(record_image(record), config.vision.image_size)
+
+
+def vae_pixels(record: Record, data: DataConfig) -> Float[np.ndarray, "H W 3"]:
+    """In [-1, 1], padded to `data.vae_height` x `data.vae_width`.
+
+    Raises:
+      DataError: as `vit_pixels`.
+    """
+    image = pad_to_fit(record_image(record), data.vae_height, data.vae_width, data.vae_padding)
+    return normalize(image, VAE_MEAN, VAE_STD)

@@ -1,0 +1,50 @@
+"""`manifest:DIR`: one JSON object a line in DIR/manifest.jsonl, images beside it.
+
+Fields: image (a path relative to DIR), findings, impression, captions, labels, view, patient,
+split, prompt, answer; all may be absent. A file in the place of DIR is read as the manifest. Rows
+without an image are reports alone. Other fields (licence, source, ...) are left alone.
+"""
+
+from pathlib import Path
+
+from unix_jax.data.records import Record
+from unix_jax.data.sources.fields import image_path, report_fields, text_field
+from unix_jax.data.sources.lines import JsonLines
+
+
+class ManifestSource:
+    """Records of a manifest."""
+
+    def __init__(
+        self, path: str | Path, split: str | None = None, image_root: str | Path | None = None
+    ) -> None:
+        """Indexes the manifest.
+
+        Args:
+          path: directory with `manifest.jsonl`, or the file.
+          split: keeps the rows of one split.
+          image_root: what `image` is relative to; the manifest's directory if absent.
+
+        Raises:
+          DataError: no such file, or no rows.
+        """
+        file = Path(path)
+        file = file / "manifest.jsonl" if file.is_dir() else file
+        self._lines = JsonLines(file, split)
+        self._root = Path(image_root) if image_root is not None else file.parent
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def __getitem__(self, index: int) -> Record:
+        row, where = self._lines.row(index)
+        image = row.get("image")
+        # Indiana's reports are known by `id`.
+        names = (text_field(row, name, where) for name in ("key", "image", "id"))
+        return Record(
+            key=next((name for name in names if name), self._lines.key(index)),
+            image=None if image is None else image_path(image, self._root, where),
+            prompt=text_field(row, "prompt", where),
+            answer=text_field(row, "answer", where),
+            **report_fields(row, where),
+        )
