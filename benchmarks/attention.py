@@ -17,6 +17,8 @@ from common import interleaved, machine, print_table, ratio
 
 from unix_jax.models.attention import CAUSAL, Implementation, KeyBlock, TokenMetadata, attention
 
+NAMES: tuple[Implementation, ...] = ("xla", "blocked", "chunked")
+
 
 @dataclasses.dataclass
 class Arguments:
@@ -70,13 +72,13 @@ def main(a: Arguments) -> None:
     print_table(
         f"Temporaries in MB, {a.heads} heads of {a.head_dim}, float32 "
         "(an N x N float32 array of one head: N * N * 4 bytes)",
-        ["N", "N x N, one head", "xla", "chunked", "xla, gradient", "chunked, gradient"],
+        ["N", "N x N, one head", *NAMES, *(f"{name}, gradient" for name in NAMES)],
         [
             [str(n), f"{n * n * 4 / 1e6:.0f}"]
             + [
                 f"{temporaries(function, a, n, implementation):.0f}"
                 for function in (attend, gradient)
-                for implementation in ("xla", "chunked")
+                for implementation in NAMES
             ]
             for n in a.lengths
         ],
@@ -88,18 +90,22 @@ def main(a: Arguments) -> None:
         timings = interleaved(
             {
                 name: lambda name=name, x=x: run(*x, name).block_until_ready()  # type: ignore[misc]
-                for name in ("xla", "chunked")
+                for name in NAMES
             },
             a.repeats,
         )
         rows.append(
             [
                 str(length),
-                *(f"{1e3 * timings[n].median:.0f}" for n in ("xla", "chunked")),
-                ratio(timings["xla"], timings["chunked"]),
+                *(f"{1e3 * timings[name].median:.0f}" for name in NAMES),
+                *(ratio(timings["xla"], timings[name]) for name in NAMES[1:]),
             ]
         )
-    print_table("Time in ms, forward", ["N", "xla", "chunked", "xla / chunked (spread)"], rows)
+    print_table(
+        "Time in ms, forward",
+        ["N", *NAMES, *(f"xla / {name} (spread)" for name in NAMES[1:])],
+        rows,
+    )
 
 
 if __name__ == "__main__":

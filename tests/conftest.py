@@ -5,9 +5,13 @@ import os
 # Both are read when jax is first imported, which the test modules do.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Toy programs take far longer to compile than to run, so LLVM's optimisations only cost here.
-for flag in ("xla_force_host_platform_device_count=8", "xla_backend_optimization_level=0"):
-    if flag.partition("=")[0] not in os.environ.get("XLA_FLAGS", ""):
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --{flag}"
+os.environ["XLA_FLAGS"] = " ".join(
+    (
+        "--xla_force_host_platform_device_count=8",
+        "--xla_backend_optimization_level=0",
+        os.environ.get("XLA_FLAGS", ""),  # what the user asks for comes last, and holds
+    )
+)
 
 import json
 from pathlib import Path

@@ -265,7 +265,7 @@ def test_bad_pictures(capsys, tmp_path, xray):
         (["generate"], "PROMPT"),
         (["generate", "x" * 100000, "--height", "64", "--width", "64"], "prompt: expected at most"),
         (["generate", "x", "--height", "100"], "height: expected a positive multiple of 16"),
-        (["generate", "x", "--height", "64", "--width", "0"], "width: expected a positive multiple of 16"),
+        (["generate", "x", "--height", "64", "--width", "0"], "width: expected a positive"),
         (["generate", "x", "--steps", "1", "--height", "32", "--width", "32"], "num_steps"),
         (["generate", "x", "--seed", "-1", "--height", "32", "--width", "32"], "seed"),
         (["generate", "x", "--num-images", "0"], "--num-images"),

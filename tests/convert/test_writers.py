@@ -101,7 +101,7 @@ def test_a_directory_that_cannot_be(tmp_path, write):
     (tmp_path / "file").write_text("")
     (tmp_path / "directory").mkdir()
     for path in (tmp_path / "file" / "x.bin", tmp_path / "directory"):
-        with pytest.raises(Exception, match="cannot be|expected a file") as error:
+        with pytest.raises(Exception, match=r"cannot be|expected a file") as error:
             write(path, {"a": np.ones(2, np.float32)})
         assert ".tmp" not in str(error.value)
     assert len(list(tmp_path.iterdir())) == 2
