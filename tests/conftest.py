@@ -1,6 +1,8 @@
 """Eight virtual CPU devices for every test, and the golden model loaded once per worker."""
 
+import getpass
 import os
+import tempfile
 
 # Both are read when jax is first imported, which the test modules do.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -12,6 +14,13 @@ os.environ["XLA_FLAGS"] = " ".join(
         os.environ.get("XLA_FLAGS", ""),  # what the user asks for comes last, and holds
     )
 )
+
+# Workers and the processes that tests start compile the same programs: once is enough.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR",
+    os.path.join(tempfile.gettempdir(), f"unix-jax-tests-{getpass.getuser()}"),
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 import json
 from pathlib import Path

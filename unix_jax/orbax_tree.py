@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
@@ -104,9 +105,18 @@ def save_tree(
       Shape and type of each leaf, ready for JSON.
     """
     registry = type_handlers.create_type_handler_registry((Leaf, _LeafHandler(progress)))
+    # Of several processes only the caller writes: Orbax must not wait for the others.
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=jax.process_index(),
+        active_processes={jax.process_index()},
+        barrier_sync_key_prefix=f"process-{jax.process_index()}",
+    )
     with _quiet():
         handler = ocp.PyTreeCheckpointHandler(
-            use_ocdbt=False, use_compression=False, type_handler_registry=registry
+            use_ocdbt=False,
+            use_compression=False,
+            type_handler_registry=registry,
+            multiprocessing_options=alone,
         )
     # Orbax refuses arrays without elements; their entry in index.json says all there is to say.
     written = {path: leaf for path, leaf in leaves.items() if 0 not in leaf.shape}
@@ -119,7 +129,7 @@ def save_tree(
         for path, leaf in written.items()
     }
     build = unflatten if nested else dict
-    with _quiet(), ocp.Checkpointer(handler) as writer:
+    with _quiet(), ocp.Checkpointer(handler, multiprocessing_options=alone) as writer:
         writer.save(
             directory.absolute(),
             args=ocp.args.PyTreeSave(build(written), save_args=build(save_args)),

@@ -27,7 +27,8 @@ class ShardingRules:
     """Mesh axes of each logical axis; None = replicated.
 
     Parameters use `embed`, `heads`, `kv_heads`, `mlp`, `vocab`, `layers`, `norm`; activations use
-    `batch`, `length`, `embed_act`, `heads_act`, `kv_heads_act`, `mlp`.
+    `batch`, `length`, `embed_act`, `heads_act`, `kv_heads_act`, `mlp`, and while tokens are looked
+    up in a table split along `embed`, `lookup_batch`: the axes of `batch` that `embed` leaves.
 
     Raises:
       ConfigError: a rule names an axis that no mesh has.
@@ -45,6 +46,7 @@ class ShardingRules:
     embed_act: MeshAxes = None
     heads_act: MeshAxes = "tensor"
     kv_heads_act: MeshAxes = "tensor"
+    lookup_batch: MeshAxes = "data"
 
     def __post_init__(self) -> None:
         for name, axes in dataclasses.asdict(self).items():
@@ -100,8 +102,10 @@ def make_mesh(
     return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=available)
 
 
-def parse_mesh(text: str) -> Mesh:
+def parse_mesh(text: str, *, partial: bool = False, devices: Sequence[Any] | None = None) -> Mesh:
     """`make_mesh` from text such as `data=1,fsdp=4,tensor=2`; absent axes have size 1.
+
+    With `partial`, a mesh of fewer devices than there are takes the first ones.
 
     Raises:
       ConfigError: another form, or as `make_mesh`.
@@ -114,7 +118,9 @@ def parse_mesh(text: str) -> Mesh:
             raise ConfigError(f"mesh: expected for example data=1,fsdp=4,tensor=2, found {text!r}")
         sizes[name] = int(size)
         named.add(name)
-    return make_mesh(sizes["data"], sizes["fsdp"], sizes["tensor"])
+    if partial:
+        devices = (jax.devices() if devices is None else devices)[: math.prod(sizes.values())]
+    return make_mesh(sizes["data"], sizes["fsdp"], sizes["tensor"], devices)
 
 
 def check_mesh(mesh: Mesh, config: UniXConfig) -> None:

@@ -185,7 +185,9 @@ def attention(
 
 
 def _chosen(keys: int) -> Implementation:
-    if jax.default_backend() == "cpu":
+    # Of the mesh, if there is one: a program may be compiled for devices that are not here.
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    if (jax.default_backend() if device is None else device.platform) == "cpu":
         return "blocked"
     return "xla" if keys <= 8192 else "chunked"
 
@@ -259,14 +261,16 @@ def _attend_dense(
     grouped = _grouped(query, _num_kv_heads(blocks[0]))
     # The blocks share a softmax without being joined: a cache is read where it lies.
     logits = [_logits(grouped, block, query_metadata) for block in blocks]
-    peak = functools.reduce(jnp.maximum, [x.max(axis=-1, keepdims=True) for x in logits])
+    peaks = [jax.lax.stop_gradient(x).max(axis=-1, keepdims=True) for x in logits]
+    # No gradient passes through it: a softmax does not depend on what is subtracted.
+    peak = functools.reduce(jnp.maximum, peaks)
     weights = [jnp.exp(x - peak) for x in logits]
-    if all(block.masked for block in blocks):
-        # A query that sees no key: its masked logits are the peak, and count for nothing.
-        weights = [jnp.where(x > _MASKED, w, 0.0) for x, w in zip(logits, weights, strict=True)]
     total = functools.reduce(jnp.add, [w.sum(axis=-1, keepdims=True) for w in weights])
     sums = [_weighted(w, block) for w, block in zip(weights, blocks, strict=True)]
     out = functools.reduce(jnp.add, sums)
+    if all(block.masked for block in blocks):
+        # A query that sees no key: its masked logits are the peak, and count for nothing.
+        total, out = (jnp.where(peak > _MASKED, x, 0.0) for x in (total, out))
     return jnp.einsum("bkgth->btkgh", _divided(out, total)).reshape(query.shape).astype(query.dtype)
 
 

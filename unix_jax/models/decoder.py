@@ -133,8 +133,8 @@ class DecoderLayer(nn.Module):
             if x is not None
         ]
         context = [] if cached is None else [cached]
-        if self.freeze_und and len(projected) == 2:
-            pieces = self._attend_frozen(projected, metadata, context)
+        if self.freeze_und and len(projected) == 2 and cached is None:
+            pieces = self._attend_frozen(projected, metadata)
             query, key, value = (jnp.concatenate(p, axis=1) for p in zip(*projected, strict=True))
         else:
             query, key, value = (jnp.concatenate(p, axis=1) for p in zip(*projected, strict=True))
@@ -165,7 +165,6 @@ class DecoderLayer(nn.Module):
         self,
         projected: Sequence[tuple[Array, Array, Array]],
         metadata: TokenMetadata | None,
-        context: Sequence[KeyBlock | MergedKeyBlock],
     ) -> list[Array]:
         """Both streams' attention, in which only gen's queries, keys and values are variables."""
         (und_query, *und), (gen_query, *gen) = projected
@@ -174,11 +173,7 @@ class DecoderLayer(nn.Module):
         und_metadata = jax.tree.map(lambda x: x[:, :length], metadata)
         gen_metadata = jax.tree.map(lambda x: x[:, length:], metadata)
         # Two blocks that share a softmax: joined keys would all get gradients.
-        blocks = [
-            *context,
-            KeyBlock(und[0], und[1], und_metadata),
-            KeyBlock(gen[0], gen[1], gen_metadata),
-        ]
+        blocks = [KeyBlock(und[0], und[1], und_metadata), KeyBlock(gen[0], gen[1], gen_metadata)]
         constant = jax.lax.stop_gradient((und_query, blocks))
         return [
             self._attend(*constant, und_metadata),

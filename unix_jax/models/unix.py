@@ -4,6 +4,7 @@ Letters: B batch, U und tokens, G latent tokens, I images of a row, P patches of
 D width, V vocabulary, C numbers in a latent token.
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -233,4 +234,10 @@ def init_params(config: UniXConfig, key: Array, *, boxed: bool = False) -> dict[
 
 def param_shapes(config: UniXConfig, *, boxed: bool = False) -> dict[str, Any]:
     """The parameter tree as `jax.ShapeDtypeStruct` leaves (layers stacked); see `init_params`."""
+    # A copy of the dictionaries, which the caller may change.
+    return jax.tree.map(lambda x: x, _param_shapes(config, boxed))
+
+
+@functools.lru_cache(maxsize=32)
+def _param_shapes(config: UniXConfig, boxed: bool) -> dict[str, Any]:
     return jax.eval_shape(lambda key: init_params(config, key, boxed=boxed), jax.random.key(0))

@@ -1,0 +1,41 @@
+"""Understanding with the nano model (12 M parameters) on the bundled X-rays, on a laptop.
+
+    python train.py configs/nano_understanding.py --init runs/nano_autoencoder \\
+        --out runs/nano_understanding
+"""
+
+from unix_jax.data.config import DataConfig
+from unix_jax.training.config import ModelConfig, PreviewConfig, TrainConfig
+from unix_jax.training.losses import LossConfig
+from unix_jax.training.optimizer import OptimizerConfig
+
+config = TrainConfig(
+    stage="understanding",
+    total_steps=1500,
+    data=DataConfig(
+        source="manifest:examples/cxr",
+        task="understanding",
+        rows=4,
+        und_tokens=512,
+        vit_images=5,
+        vae_images=0,
+    ),
+    model=ModelConfig(preset="nano", tokenizer="examples/nano_tokenizer", remat="none"),
+    optimizer=OptimizerConfig(
+        learning_rate=1e-3,
+        warmup_steps=50,
+        schedule="cosine",
+        total_steps=1500,
+        final_fraction=0.1,
+        eps=1e-8,
+        weight_decay=0.05,
+    ),
+    losses=LossConfig(mse_weight=0.0),
+    ema_decay=0.99,
+    mesh="data=1",
+    checkpoint_every=100,
+    log_every=10,
+    validate_every=100,
+    preview_every=500,
+    previews=PreviewConfig(count=4, max_new_tokens=64),
+)

@@ -1,0 +1,37 @@
+"""Stage 1: understanding, at published size. Trains the ViT, connector, und stream and lm_head.
+
+    python -m convert import-janus JANUS_PRO_1B janus --vae KL_F16
+    python train.py configs/stage1_understanding.py --init janus --out runs/stage1 \\
+        --data.source "mimic:MIMIC_CXR_JPG?reports=REPORTS"
+
+The published recipe: 256 samples a step, learning rate 1e-4 after 80 steps of warm-up, 3,840 steps,
+AdamW(0.9, 0.95, eps 1e-15) without decay, clipping at 1.0. 48 rows of 4,096 tokens hold about 270
+reports of usual length with their images.
+"""
+
+from unix_jax.data.config import DataConfig
+from unix_jax.training.config import ModelConfig, TrainConfig
+from unix_jax.training.losses import LossConfig
+from unix_jax.training.optimizer import OptimizerConfig
+
+config = TrainConfig(
+    stage="understanding",
+    total_steps=3840,
+    data=DataConfig(
+        source="mimic:mimic-cxr-jpg",
+        task="understanding",
+        rows=48,
+        und_tokens=4096,
+        vit_images=6,
+        vae_images=0,
+    ),
+    model=ModelConfig(preset="published", remat="full"),
+    optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=80),
+    losses=LossConfig(mse_weight=0.0),
+    ema_decay=0.9999,
+    accumulation=3,
+    checkpoint_every=240,
+    log_every=10,
+    validate_every=240,
+    preview_every=480,
+)

@@ -1,0 +1,41 @@
+"""Stage 2: generation at 256 pixels, at published size. Trains the gen stream, its in- and outputs.
+
+    python train.py configs/stage2_generation.py --init runs/stage1 --rad-dino RAD_DINO \\
+        --out runs/stage2 --data.source "mimic:MIMIC_CXR_JPG?reports=REPORTS"
+
+The published recipe: 256 images a step, learning rate 2e-4 after 2,000 steps of warm-up, 75,000
+steps, AdamW(0.9, 0.95, eps 1e-15) without decay, clipping at 1.0, REPA of weight 0.5 after the
+eighth layer, captions dropped with probability 0.1. 32 rows of 8 images.
+"""
+
+from unix_jax.data.config import DataConfig
+from unix_jax.training.config import ModelConfig, PreviewConfig, TrainConfig
+from unix_jax.training.losses import LossConfig
+from unix_jax.training.optimizer import OptimizerConfig
+
+config = TrainConfig(
+    stage="generation",
+    total_steps=75_000,
+    data=DataConfig(
+        source="mimic:mimic-cxr-jpg",
+        task="generation",
+        caption_dropout=0.1,
+        rows=32,
+        und_tokens=512,
+        vit_images=0,
+        vae_images=8,
+        vae_height=256,
+        vae_width=256,
+    ),
+    model=ModelConfig(preset="published", remat="full"),
+    optimizer=OptimizerConfig(learning_rate=2e-4, warmup_steps=2000),
+    losses=LossConfig(ce_weight=0.0, repa_weight=0.5, repa_layer=8),
+    rad_dino="rad-dino",
+    ema_decay=0.9999,
+    accumulation=1,
+    checkpoint_every=1000,
+    log_every=10,
+    validate_every=1000,
+    preview_every=2500,
+    previews=PreviewConfig(count=8),
+)

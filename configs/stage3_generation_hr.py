@@ -1,0 +1,40 @@
+"""Stage 3: generation at 512 pixels, at published size. Trains what stage 2 trained, without REPA.
+
+    python train.py configs/stage3_generation_hr.py --init runs/stage2 --out runs/stage3 \\
+        --data.source "mimic:MIMIC_CXR_JPG?reports=REPORTS"
+
+The published recipe: 256 images a step, learning rate 1e-4 from the first step, 5,000 steps,
+AdamW(0.9, 0.95, eps 1e-15) without decay, clipping at 1.0, captions dropped with probability 0.1.
+64 rows of 4 images; the table of 32 x 32 latent positions holds 512 pixels exactly.
+"""
+
+from unix_jax.data.config import DataConfig
+from unix_jax.training.config import ModelConfig, PreviewConfig, TrainConfig
+from unix_jax.training.losses import LossConfig
+from unix_jax.training.optimizer import OptimizerConfig
+
+config = TrainConfig(
+    stage="generation",
+    total_steps=5000,
+    data=DataConfig(
+        source="mimic:mimic-cxr-jpg",
+        task="generation",
+        caption_dropout=0.1,
+        rows=64,
+        und_tokens=256,
+        vit_images=0,
+        vae_images=4,
+        vae_height=512,
+        vae_width=512,
+    ),
+    model=ModelConfig(preset="published", remat="full"),
+    optimizer=OptimizerConfig(learning_rate=1e-4),
+    losses=LossConfig(ce_weight=0.0),
+    ema_decay=0.9999,
+    accumulation=4,
+    checkpoint_every=250,
+    log_every=10,
+    validate_every=250,
+    preview_every=500,
+    previews=PreviewConfig(count=4),
+)

@@ -1,0 +1,265 @@
+"""The step compiled without data, weights or TPUs, and the figures read from its program."""
+
+import dataclasses
+import importlib.util
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+from toy_run import MODEL, load_train
+
+from unix_jax.data.config import DataConfig
+from unix_jax.errors import ConfigError
+from unix_jax.models.unix import param_shapes
+from unix_jax.sharding import make_mesh
+from unix_jax.training import flops, hlo, topology
+from unix_jax.training.config import ModelConfig, TrainConfig, parse_arguments
+from unix_jax.training.dry_run import Memory, Report, compile_step, full_row
+from unix_jax.training.topology import parse_topology, topology_devices
+
+DATA = DataConfig(source="nowhere", rows=8, und_tokens=64, vit_images=2)
+CONFIG = TrainConfig(stage="understanding", data=DATA, total_steps=2)
+GENERATION = DataConfig(
+    source="nowhere", task="generation", rows=8, und_tokens=64, vit_images=0, vae_images=2,
+    vae_height=8, vae_width=8,
+)  # fmt: skip
+
+# What a program for TPUs looks like: a loop from 1 to 7 in steps of 2; in it a batched product (3
+# of [4, 6] x [6, 5]) as a convolution full of gaps, a gather that two fusions name, a slice of a
+# stack, and values on the chip, S(1).
+PROGRAM = """HloModule jit_step
+%gather_start (p.1: f32[2,8]) -> f32[8,8] {
+  %p.1 = f32[2,8]{1,0} parameter(0)
+  ROOT %all-gather.1 = f32[8,8]{1,0} all-gather(%p.1), channel_id=3, GROUPS, dimensions={0}
+}
+%gather_done (p.2: f32[2,8]) -> f32[8,8] {
+  %p.2 = f32[2,8]{1,0} parameter(0)
+  ROOT %all-gather.2 = f32[8,8]{1,0} all-gather(%p.2), channel_id=3, GROUPS, dimensions={0}
+}
+%slice (p.3: f32[10,2,8], p.4: s32[]) -> f32[1,2,8] {
+  %p.3 = f32[10,2,8]{2,1,0} parameter(0)
+  %p.4 = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  ROOT %part = f32[1,2,8]{2,1,0} dynamic-slice(%p.3, %p.4, %zero, %zero)
+}
+%body (state: STATE) -> STATE {
+  %state = STATE parameter(0)
+  %counter = s32[] get-tuple-element(%state), index=0
+  %stack = f32[10,2,8]{2,1,0} get-tuple-element(%state), index=1
+  %left = bf16[3,4,6]{2,1,0:T(8,128)S(1)} get-tuple-element(%state), index=2
+  %right = bf16[3,6,5]{2,1,0:T(8,128)S(1)} get-tuple-element(%state), index=3
+  %two = s32[] constant(2)
+  %next = s32[] add(%counter, %two)
+  %part.1 = f32[1,2,8]{2,1,0:S(1)} fusion(%stack, %counter), kind=kLoop, calls=%slice
+  %row = f32[2,8]{1,0:S(1)} bitcast(%part.1)
+  %start = f32[8,8]{1,0:S(1)} fusion(%row), kind=kCustom, calls=%gather_start
+  %product = bf16[3,4,5]{2,1,0} convolution(%left, %right), WINDOW, dim_labels=0bf_0io->0bf
+  %done = f32[8,8]{1,0:S(1)} fusion(%row), kind=kCustom, calls=%gather_done
+  ROOT %new = STATE tuple(%next, %stack, %left, %right)
+}
+%condition (state.1: STATE) -> pred[] {
+  %bound = s32[] constant(7)
+  %state.1 = STATE parameter(0)
+  %counter.1 = s32[] get-tuple-element(%state.1), index=0
+  ROOT %less = pred[] compare(%counter.1, %bound), direction=LT
+}
+ENTRY %main (x: f32[10,2,8], y: bf16[3,4,6], z: bf16[3,6,5]) -> f32[10,2,8] {
+  %x = f32[10,2,8]{2,1,0} parameter(0)
+  %y = bf16[3,4,6]{2,1,0:T(8,128)S(1)} parameter(1)
+  %z = bf16[3,6,5]{2,1,0:T(8,128)S(1)} parameter(2)
+  %one = s32[] constant(1)
+  %initial = STATE tuple(%one, %x, %y, %z)
+  %loop = STATE while(%initial), condition=%condition, body=%body
+  ROOT %out = f32[10,2,8]{2,1,0} get-tuple-element(%loop), index=1
+}
+"""
+PROGRAM = PROGRAM.replace("WINDOW", "window={size=3 stride=2 lhs_dilate=3}").replace(
+    "STATE",
+    "(s32[], f32[10,2,8]{2,1,0}, /*index=2*/bf16[3,4,6]{2,1,0:T(8,128)S(1)}, "
+    "bf16[3,6,5]{2,1,0:T(8,128)S(1)})",
+)
+
+
+def work_of_program(groups="replica_groups=mesh['a'=2,'b'=4] {'b'}"):
+    return hlo.analyse(PROGRAM.replace("GROUPS", groups), 8)
+
+
+def test_work_of_a_tpu_program():
+    work = work_of_program()
+    assert work.flops == 3 * (2 * 3 * 4 * 6 * 5)
+    # One gather an iteration, though two fusions name it: the others of four send 64 bytes on.
+    assert work.collectives == {"all-gather": (3, 3 * 3 * 64)}
+    # The product is written to memory; of the stack one slice is read, of which 4 bytes say which.
+    assert work.hbm_bytes == 3 * (3 * 4 * 5 * 2 + 64 + 4 + 12)
+
+
+def test_work_of_a_compiled_program():
+    """Loops count as often as they run, forward and backward."""
+    mesh = make_mesh(data=8)
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+
+    def loss(weights, x):
+        y, _ = jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights)
+        return jnp.square(y).sum()
+
+    with jax.set_mesh(mesh):
+        weights = jax.ShapeDtypeStruct((5, 16, 16), jnp.float32)
+        x = jax.ShapeDtypeStruct((32, 16), jnp.float32, sharding=rows)
+        compiled = jax.jit(jax.grad(loss)).lower(weights, x).compile()
+    work = hlo.analyse(compiled.as_text(), 8)
+    # Of each layer: forward, and backward the weights' gradient and the rows'.
+    assert work.flops == 5 * 3 * (2 * 4 * 16 * 16)
+    count, sent = work.collectives["all-reduce"]
+    assert count in (1, 5)
+    assert sent == 2 * 7 / 8 * 5 * 16 * 16 * 4
+    assert work.hbm_bytes > 0
+
+
+@pytest.mark.parametrize(
+    ("groups", "size"),
+    [
+        ("replica_groups={{0,1,2,3},{4,5,6,7}}", 4),
+        ("replica_groups=[4,2]<=[2,4]T(1,0)", 2),
+        ("replica_groups=mesh['x'=2,'y'=4] {'x','y'}", 8),
+        ("replica_groups=mesh['x'=8] {'x':(2)4}", 4),
+        ("replica_groups={}", 8),
+    ],
+)
+def test_group_sizes(groups, size):
+    assert work_of_program(groups).sent_bytes == 3 * (size - 1) * 64
+
+
+def test_full_rows():
+    """As many images as fit, with text around them, all of it predicted."""
+    row = full_row(DATA, MODEL)
+    counts = flops.count(row, MODEL)
+    assert (counts.vit_images, counts.und_tokens) == (2, 64)
+    assert row.vit_pixels.shape == (1, 2, 16, 16, 3)
+    assert counts.text_losses > 0
+
+    row = full_row(GENERATION, MODEL)
+    counts = flops.count(row, MODEL)
+    assert (counts.vae_images, counts.gen_tokens) == (2, GENERATION.gen_tokens(MODEL))
+    assert row.mse_weights.all()
+    assert row.noised.all()
+
+    few = dataclasses.replace(DATA, und_tokens=9)
+    assert flops.count(full_row(few, MODEL), MODEL).vit_images == 1
+    with pytest.raises(ConfigError, match="und_tokens"):
+        full_row(dataclasses.replace(DATA, und_tokens=5), MODEL)
+    precomputed = dataclasses.replace(GENERATION, moments="nowhere")
+    assert full_row(precomputed, MODEL).vae_moments.shape[-1] == 2 * MODEL.vae.embed_dim
+
+
+def test_step_on_local_devices():
+    """The report of fsdp=8: sharded arguments, the collectives of it, and nothing allocated."""
+    before = len(jax.live_arrays())
+    report = compile_step(CONFIG, MODEL, make_mesh(fsdp=8))
+    assert len(jax.live_arrays()) == before
+    assert report.devices == 8
+    assert "all-gather" in report.work.collectives
+    # Master, mean and two moments of a weight, of which each device has its part.
+    whole = 4 * 4 * sum(math.prod(x.shape) for x in jax.tree.leaves(param_shapes(MODEL)))
+    assert report.memory.arguments < 0.5 * whole
+    assert report.memory.aliased > 0
+    # The model's products are all in the program, with those that remat repeats.
+    assert report.model_flops < report.work.flops < 3 * report.model_flops
+    assert report.fits is None
+    assert report.bounds() == {}
+    assert "mesh data=1,fsdp=8,tensor=1" in "\n".join(report.lines())
+
+
+def test_autoencoder_step():
+    """A step of another kind than the model's."""
+    data = dataclasses.replace(GENERATION, und_tokens=2, vae_images=1)
+    config = dataclasses.replace(CONFIG, stage="autoencoder", data=data)
+    report = compile_step(config, MODEL, make_mesh(devices=jax.devices()[:1]))
+    assert report.work.collectives == {}
+    assert report.model_flops > 0
+    assert report.memory.total > 0
+
+
+def test_rows_that_do_not_divide():
+    with pytest.raises(ConfigError, match="multiple of 16 rows"):
+        compile_step(dataclasses.replace(CONFIG, accumulation=2), MODEL, make_mesh(fsdp=8))
+
+
+def test_report_of_a_chip():
+    """Bounds and verdict from the table."""
+    device = type("Device", (), {"device_kind": "TPU v5 lite"})()
+    work = hlo.Work(197e12, 819e9 / 2, {"all-reduce": (3, 180e9 / 4)})
+    memory = Memory(8 * 2**30, 4 * 2**30, 4 * 2**30, 7 * 2**30, 0)
+    report = Report(16, device, {"fsdp": 16}, 1.0, memory, work, 197e12 / 2, 0.0)
+    assert report.bounds() == pytest.approx({"compute": 1.0, "HBM": 0.5, "ICI": 0.25})
+    assert report.fits
+    text = "\n".join(report.lines())
+    assert "15.00 GiB of 15.75 GiB: fits" in text
+    assert "at most 50.0%" in text
+    larger = dataclasses.replace(report, memory=dataclasses.replace(memory, temporaries=2**33))
+    assert not larger.fits
+    assert "DOES NOT FIT" in "\n".join(larger.lines())
+
+
+def write_config(path):
+    path.write_text(
+        "from unix_jax.data.config import DataConfig\n"
+        "from unix_jax.training.config import ModelConfig, TrainConfig\n"
+        "config = TrainConfig(stage='generation', total_steps=2, mesh='fsdp=2',\n"
+        "    model=ModelConfig(preset='tiny'), data=DataConfig(source='nowhere', rows=2,\n"
+        "    task='generation', und_tokens=64, vit_images=0, vae_images=2, vae_height=32,\n"
+        "    vae_width=32, moments='nowhere'))\n"
+    )
+    return path
+
+
+def test_script(tmp_path, capsys):
+    """Needs neither data, tokenizer nor a directory, and writes nothing."""
+    path = write_config(tmp_path / "config.py")
+    assert load_train().main([str(path), "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "compiled for 2 x cpu" in out
+    assert "all-gather" in out
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_arguments(tmp_path):
+    path = str(write_config(tmp_path / "config.py"))
+    assert parse_arguments([path, "--dry-run", "--topology", "v5e:4x4"]).topology == "v5e:4x4"
+    with pytest.raises(ConfigError, match="expected --dry-run"):
+        parse_arguments([path, "--out", "x", "--topology", "v5e:4x4"])
+    with pytest.raises(SystemExit):
+        parse_arguments([path])
+
+
+@pytest.mark.parametrize("text", ["v5e", "v5e:4", "v5e:4x4x4", "v5p:2x2", "v3:2x2", "v5e:0x4"])
+def test_unknown_topologies(text):
+    with pytest.raises(ConfigError, match="topology: expected one of v5e:NxN"):
+        parse_topology(text)
+
+
+def test_without_libtpu(monkeypatch):
+    monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"install unix-jax\[tpu\]"):
+        topology_devices("v5e:4x4")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (extra tpu)"
+)
+def test_step_for_a_topology():
+    """A TPU's program: bfloat16, and attention as a TPU takes it."""
+    mesh = make_mesh(fsdp=4, devices=topology_devices("v5e:2x2"))
+    config = dataclasses.replace(CONFIG, model=ModelConfig(preset="tiny"))
+    report = compile_step(config, MODEL, mesh)
+    assert report.fits
+    assert set(report.bounds()) == {"compute", "HBM", "ICI"}
+    assert report.work.collectives
+    assert report.model_flops < 4 * report.work.flops
+    assert np.isfinite(report.memory.total)
+    text = "\n".join(report.lines())
+    assert "4 x TPU v5 lite" in text
+    assert "MFU" in text

@@ -1,0 +1,279 @@
+"""`TrainConfig`: everything that decides a run, read from a file and a command line.
+
+A configuration is a Python file whose last statement is `config = TrainConfig(...)`; every field
+has an option of the command line, such as `--optimizer.learning-rate 1e-4`.
+"""
+
+import dataclasses
+import os
+import runpy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from unix_jax.config import PRESETS
+from unix_jax.data.config import DataConfig
+from unix_jax.errors import ConfigError
+from unix_jax.models.attention import Implementation
+from unix_jax.models.decoder import RematPolicy
+from unix_jax.training.autoencoder import AutoencoderObjective
+from unix_jax.training.lora import LoraConfig
+from unix_jax.training.losses import LossConfig
+from unix_jax.training.optimizer import OptimizerConfig
+from unix_jax.training.repa import RepaConfig
+
+Stage = Literal["understanding", "generation", "autoencoder"]
+Precision = Literal["auto", "bfloat16", "float32"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The model where a run starts without `--init`, and how it is computed."""
+
+    preset: str = "published"
+    """Sizes, see `unix_jax.config.PRESETS`; with --init those of the checkpoint."""
+    tokenizer: str | None = None
+    """Directory or file of the tokenizer; with --init that of the checkpoint unless given."""
+    dtype: Precision = "auto"
+    """Of the computation; auto: bfloat16 on accelerators, float32 on a CPU. Masters are float32."""
+    frozen_dtype: Precision = "auto"
+    """In which frozen weights are held; auto: as dtype."""
+    attention: Implementation = "auto"
+    """Implementation of attention."""
+    remat: RematPolicy = "full"
+    """What the backward pass recomputes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ValidationConfig:
+    """The loss on held-out samples, with the averaged weights."""
+
+    split: str = "validate"
+    """Of the same source."""
+    source: str | None = None
+    """Another source."""
+    batches: int = 8
+    """At most so many batches; the same ones every time."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PreviewConfig:
+    """Reports or images made every so often from the averaged weights."""
+
+    count: int = 4
+    """How many."""
+    prompts: tuple[str, ...] = ()
+    """Texts to draw images for; the first captions of the validation split if empty."""
+    num_steps: int = 50
+    """Points of the time grid of drawn images."""
+    max_new_tokens: int = 128
+    """Length of reports."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """Which checkpoints are kept."""
+
+    keep_last: int = 2
+    """So many of the newest."""
+    keep_best: int = 1
+    """So many of the best by validation loss, among those at a step that was validated."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LoggingConfig:
+    """Where numbers go besides metrics.jsonl."""
+
+    tensorboard: bool = True
+    """Event files in DIR/tensorboard."""
+    wandb_project: str | None = None
+    """Project of Weights & Biases; needs the package wandb."""
+    profile_start: int | None = None
+    """First step of a profiler trace in DIR/profile."""
+    profile_steps: int = 3
+    """Steps in the trace."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DistributedConfig:
+    """Several processes; found by themselves on TPU pods and under SLURM."""
+
+    coordinator: str | None = None
+    """host:port of process 0."""
+    num_processes: int | None = None
+    process_id: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """One run. Steps are optimiser steps."""
+
+    stage: Stage
+    """What is trained."""
+    data: DataConfig
+    """Samples and rows; its seed is the run's."""
+    total_steps: int
+    """Length of the run."""
+    model: ModelConfig = ModelConfig()
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    """The schedule's length is total_steps."""
+    losses: LossConfig = dataclasses.field(default_factory=LossConfig)
+    autoencoder: AutoencoderObjective = dataclasses.field(default_factory=AutoencoderObjective)
+    """Of the stage autoencoder."""
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
+    use_lora: bool = False
+    """Train low-rank additions to the decoder's weights instead of them."""
+    repa: RepaConfig = dataclasses.field(default_factory=RepaConfig)
+    rad_dino: str | None = None
+    """Directory of microsoft/rad-dino, needed where losses.repa_weight is above 0."""
+    ema_decay: float | None = 0.9999
+    """Of the average of trained weights, which is what is exported; None keeps none."""
+    accumulation: int = 1
+    """Parts that a batch is computed in, one after the other."""
+
+    seed: int = 0
+    """Of initial weights, order of data, and noise."""
+    init: str | None = None
+    """Checkpoint to start from: a converted one, a published directory, or that of a run."""
+    mesh: str | None = None
+    """For example data=1,fsdp=8,tensor=1; all devices along fsdp if absent."""
+    distributed: DistributedConfig = DistributedConfig()
+
+    checkpoint_every: int = 500
+    """Steps."""
+    log_every: int = 10
+    """Steps; numbers are means over them."""
+    validate_every: int = 0
+    """Steps; 0 never."""
+    preview_every: int = 0
+    """Steps; 0 never."""
+    checkpoints: CheckpointConfig = CheckpointConfig()
+    validation: ValidationConfig = ValidationConfig()
+    previews: PreviewConfig = PreviewConfig()
+    logging: LoggingConfig = LoggingConfig()
+
+    def __post_init__(self) -> None:
+        def require(holds: bool, field: str, expected: str) -> None:
+            if not holds:
+                raise ConfigError(f"{field}: expected {expected}, found {getattr(self, field)!r}")
+
+        for field in ("total_steps", "accumulation", "checkpoint_every", "log_every"):
+            require(getattr(self, field) >= 1, field, "at least 1")
+        for field in ("validate_every", "preview_every"):
+            require(getattr(self, field) >= 0, field, "at least 0")
+        require(0 <= self.seed < 2**32, "seed", "0 to 2**32 - 1")
+        decay = self.ema_decay
+        require(decay is None or 0 <= decay < 1, "ema_decay", "0 to below 1, or none")
+        if self.model.preset not in PRESETS:
+            raise ConfigError(
+                f"model.preset: expected one of {sorted(PRESETS)}, found {self.model.preset!r}"
+            )
+        task = "understanding" if self.stage == "understanding" else "generation"
+        if self.data.task != task:
+            raise ConfigError(
+                f"data.task: expected {task!r} for the stage {self.stage}, found {self.data.task!r}"
+            )
+        if self.stage == "autoencoder" and self.data.vae_images != 1:
+            raise ConfigError(
+                "data.vae_images: expected 1 for the stage autoencoder, whose rows are images, "
+                f"found {self.data.vae_images}"
+            )
+        if self.uses_repa and self.rad_dino is None:
+            raise ConfigError(
+                "rad_dino: expected the directory of microsoft/rad-dino, since "
+                f"losses.repa_weight is {self.losses.repa_weight}; found none"
+            )
+
+    @property
+    def uses_repa(self) -> bool:
+        """Whether latents are aligned with a frozen encoder."""
+        return self.stage == "generation" and self.losses.repa_weight > 0
+
+    @property
+    def scheduled_optimizer(self) -> OptimizerConfig:
+        """The optimiser over `total_steps`; a run shorter than its warm-up ends within it."""
+        steps = max(self.total_steps, self.optimizer.warmup_steps + 1)
+        return dataclasses.replace(self.optimizer, total_steps=steps)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON, for the record."""
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Invocation:
+    """A command line of `train.py`."""
+
+    out: Path
+    """Directory of the run; one that holds checkpoints is continued."""
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    dry_run: bool = False
+    """Compile the step, print what it asks of each device, and train nothing; needs no --out."""
+    topology: str | None = None
+    """With --dry-run: a TPU slice, which need not be there, such as v5e:4x4 or v5p:2x2x2."""
+
+
+def load_config(path: str | os.PathLike[str]) -> tuple[TrainConfig, str]:
+    """(the `config` of a Python file, the file's docstring). The file is executed.
+
+    Raises:
+      ConfigError: no such file, one that fails, or one without a `config`.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(f"{file}: no such file; expected a configuration such as configs/NAME.py")
+    try:
+        variables = runpy.run_path(str(file))
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from error
+    except Exception as error:
+        detail = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"{file}: cannot be executed: {type(error).__name__}: {detail}"
+        ) from error
+    config = variables.get("config")
+    if not isinstance(config, TrainConfig):
+        raise ConfigError(
+            f"{file}: config: expected `config = TrainConfig(...)`, found {type(config).__name__}"
+        )
+    return config, variables.get("__doc__") or ""
+
+
+_CONFIG_PATH = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG")]
+
+
+def parse_arguments(arguments: Sequence[str]) -> Invocation:
+    """Reads `CONFIG --out DIR [overrides]` or `CONFIG --dry-run [--topology T] [overrides]`.
+
+    Raises:
+      ConfigError: the file or a value in it. SystemExit: usage.
+    """
+    path, *rest = arguments if arguments else ["--help"]
+    if path.startswith("-"):
+        # Shows what a command line looks like; the options themselves depend on the file.
+        tyro.cli(
+            _usage,
+            prog="train.py",
+            description="Trains UniX. `train.py CONFIG --help` lists all options.",
+            args=list(arguments) or ["--help"],
+        )
+        raise ConfigError(f"CONFIG: expected a configuration file first, found {path!r}")
+    config, docstring = load_config(path)
+    # A dry run writes nothing.
+    out = Path() if "--dry-run" in rest else tyro.MISSING
+    invocation = tyro.cli(
+        tyro.conf.AvoidSubcommands[Invocation],
+        prog=f"train.py {path}",
+        description=docstring,
+        default=Invocation(out, config),
+        args=rest,
+    )
+    if invocation.topology is not None and not invocation.dry_run:
+        raise ConfigError(f"topology: expected --dry-run with it, found {invocation.topology!r}")
+    return invocation
+
+
+def _usage(config: _CONFIG_PATH, /, out: Path) -> None:
+    """CONFIG: a file such as configs/nano_generation.py. out: directory of the run."""

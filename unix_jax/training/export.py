@@ -1,0 +1,77 @@
+"""The weights of a run as a checkpoint for inference, in `DIR/export`."""
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from unix_jax import checkpoint
+from unix_jax.config import UniXConfig
+from unix_jax.errors import CheckpointError
+from unix_jax.leaves import flatten
+from unix_jax.training.distributed import is_primary, to_host
+
+FOLDER = "export"
+
+
+def export(
+    directory: str | os.PathLike[str],
+    config: UniXConfig,
+    params: Mapping[str, Any],
+    vae_params: Mapping[str, Any] | None,
+    tokenizer: Path | None,
+) -> Path:
+    """Writes `directory`/export, in the place of an earlier one; all processes take part.
+
+    Args:
+      directory: of the run.
+      config: of the model.
+      params, vae_params: nested trees of arrays, wherever their parts are.
+      tokenizer: a directory with tokenizer files, which are copied; or the file tokenizer.json.
+
+    Raises:
+      UniXError: it cannot be written; an earlier export stays.
+    """
+    target = Path(directory).absolute() / FOLDER
+    fresh = target.with_name(f".{FOLDER}-new")
+    trees = [None if tree is None else gather(tree) for tree in (params, vae_params)]
+    if not is_primary():
+        return target
+    shutil.rmtree(fresh, ignore_errors=True)
+    assert trees[0] is not None
+    checkpoint.save(fresh, config, trees[0], trees[1], copies=_tokenizer_files(tokenizer))
+    try:
+        _replace(target, fresh)
+    except OSError as error:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise CheckpointError(f"{target}: cannot be written: {error.strerror}") from error
+    return target
+
+
+def gather(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A flat dictionary whose arrays this process can read whole."""
+    flat = flatten(tree)
+    # What this process holds already is fetched leaf by leaf when it is written.
+    return {
+        path: value if getattr(value, "is_fully_addressable", True) else to_host(value)
+        for path, value in flat.items()
+    }
+
+
+def _replace(target: Path, fresh: Path) -> None:
+    old = target.with_name(f".{FOLDER}-old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    fresh.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _tokenizer_files(tokenizer: Path | None) -> list[tuple[Path, str]]:
+    if tokenizer is None:
+        return []
+    if tokenizer.is_file():
+        return [(tokenizer, "tokenizer.json")]
+    files = (tokenizer / name for name in checkpoint.TOKENIZER_FILES)
+    return [(file, file.name) for file in files if file.is_file()]

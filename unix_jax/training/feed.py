@@ -1,0 +1,128 @@
+"""Batches on the devices, each with the state of the data from which the next one follows."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from jax.sharding import Mesh
+
+from unix_jax.config import UniXConfig
+from unix_jax.data.batch import TrainingBatch
+from unix_jax.data.config import DataConfig
+from unix_jax.data.loader import BatchInfo, Loader
+from unix_jax.data.records import Record, RecordSource, captions_of, report_text
+from unix_jax.data.samples import record_samples
+from unix_jax.data.sources import open_source
+from unix_jax.errors import DataError, UniXError
+from unix_jax.text import Tokenizer
+from unix_jax.training.config import TrainConfig
+from unix_jax.training.distributed import place_batch, row_share
+
+
+class Fed(NamedTuple):
+    """A batch as global arrays and as this process's host arrays; `state` follows it."""
+
+    batch: TrainingBatch
+    host: TrainingBatch
+    info: BatchInfo
+    state: dict[str, Any]
+
+
+class Feed:
+    """Iterates over placed batches of a data configuration, from the start or from a state."""
+
+    def __init__(
+        self,
+        data: DataConfig,
+        model_config: UniXConfig,
+        tokenizer: Tokenizer,
+        mesh: Mesh,
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Opens the source; `state` is a `Fed.state` of any run over the same data.
+
+        Raises:
+          DataError, ConfigError: a source that cannot be opened, rows that the mesh does not
+            divide, a state of other data.
+        """
+        self._mesh, self._rows = mesh, data.rows
+        self._share = row_share(mesh, data.rows)
+        share = self._share[1] - self._share[0]
+        self.records: RecordSource = open_source(data.source, data.split or None)
+        self._iterator = iter(
+            Loader(
+                record_samples(self.records, tokenizer, model_config, data),
+                model_config,
+                data,
+                process_index=self._share[0] // share,
+                process_count=data.rows // share,
+            )
+        )
+        if state is not None:
+            self._iterator.set_state(dict(state))
+
+    def __iter__(self) -> Iterator[Fed]:
+        return self
+
+    def __next__(self) -> Fed:
+        host, info = next(self._iterator)
+        # Taken before anything runs ahead: the checkpoint of this step goes on with the next one.
+        state = self._iterator.get_state()
+        batch = place_batch(host, self._mesh, self._rows, self._share)
+        return Fed(batch, host, info, state)
+
+    def close(self) -> None:
+        """Ends the threads that read ahead."""
+        self._iterator.close()
+
+
+def training_data(config: TrainConfig) -> DataConfig:
+    """The run's data: its seed orders them."""
+    return dataclasses.replace(config.data, seed=config.seed)
+
+
+def validation_data(config: TrainConfig) -> DataConfig:
+    """One pass over the held-out samples, in their order."""
+    return dataclasses.replace(
+        training_data(config),
+        source=config.validation.source or config.data.source,
+        split=config.validation.split,
+        moments=None,
+        shuffle=False,
+        epochs=1,
+    )
+
+
+def validation_batches(feed: Feed, config: TrainConfig) -> list[TrainingBatch]:
+    """The first batches of a finite feed; rows without samples weigh nothing.
+
+    The autoencoder's mean is over all rows, so its last, incomplete batch is left out.
+
+    Raises:
+      DataError: there is none.
+    """
+    found = list(itertools.islice(feed, config.validation.batches))
+    if config.stage == "autoencoder":
+        found = [fed for fed in found if fed.info.samples == config.data.rows]
+    if not found:
+        raise DataError(
+            f"validation: expected at least one full batch of {config.data.rows} rows in split "
+            f"{config.validation.split!r}, found none"
+        )
+    return [fed.batch for fed in found]
+
+
+def preview_records(records: RecordSource, config: TrainConfig) -> list[Record]:
+    """The first held-out records that have an image and a text."""
+    found = []
+    for index in range(len(records)):
+        try:
+            record = records[index]
+        except UniXError:
+            continue
+        if record.image is not None and (report_text(record) or captions_of(record)):
+            found.append(record)
+        if len(found) == config.previews.count:
+            break
+    return found

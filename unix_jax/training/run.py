@@ -1,0 +1,284 @@
+"""What the loop of `train.py` needs of a stage, the same for the model and for the autoencoder.
+
+Letters: B rows, J VAE images of a row, H W pixels.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from unix_jax.config import UniXConfig
+from unix_jax.data.batch import TrainingBatch
+from unix_jax.models import autoencoder as vae
+from unix_jax.models.dinov2 import Dinov2Config
+from unix_jax.models.unix import UniX, init_params
+from unix_jax.training import flops
+from unix_jax.training.autoencoder import (
+    AutoencoderState,
+    init_autoencoder_state,
+    make_autoencoder_evaluation,
+    make_autoencoder_step,
+    measure_latent_statistics,
+    with_latent_statistics,
+)
+from unix_jax.training.config import Precision, TrainConfig
+from unix_jax.training.lora import init_lora, merge_lora
+from unix_jax.training.optimizer import make_optimizer
+from unix_jax.training.repa import make_repa, repa_parts
+from unix_jax.training.state import abstract_state, create_state
+from unix_jax.training.step import StepConfig, make_eval_step, make_train_step
+
+Scalars = Mapping[str, Float[Array, ""]]
+Parts = dict[str, Any]
+# How many images the scale and shift of latents are measured on.
+_STATISTICS_BATCHES = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A stage, ready to run.
+
+    fresh: makes the state of step 0 from loaded parts ("unix", "autoencoder", ...; none needed).
+    target: the state's shapes and shardings.
+    step: (state, batch, key) -> (state, metrics); the state is donated but for what is frozen.
+    evaluate: (state, batch, key) -> metrics, with the averaged weights.
+    loss_weights: the loss is the sum of these metrics so weighted.
+    batch_flops: of one step over a host's batch.
+    weights: the averaged weights for inference: (parameters, autoencoder's or None).
+    final_config: the configuration to export, given batches of training data.
+    """
+
+    config: UniXConfig
+    fresh: Callable[[Parts], Any]
+    target: Any
+    step: Callable[[Any, TrainingBatch, PRNGKeyArray], tuple[Any, Scalars]]
+    evaluate: Callable[[Any, TrainingBatch, PRNGKeyArray], Scalars]
+    loss_weights: Mapping[str, float]
+    batch_flops: Callable[[TrainingBatch], float]
+    weights: Callable[[Any], tuple[Any, Any | None]]
+    final_config: Callable[[Any, Iterable[TrainingBatch]], UniXConfig]
+
+
+def make_run(
+    config: TrainConfig,
+    model_config: UniXConfig,
+    mesh: Mesh,
+    *,
+    has_autoencoder: bool = False,
+    encoder_config: Dinov2Config | None = None,
+) -> Run:
+    """The stage that `config` names.
+
+    Args:
+      config: of the run.
+      model_config: sizes of the model.
+      mesh: where everything lives.
+      has_autoencoder: there is one, frozen, beside the model.
+      encoder_config: sizes of REPA's encoder, where REPA is used.
+
+    Raises:
+      ConfigError: settings that contradict each other.
+    """
+    if config.stage == "autoencoder":
+        return _autoencoder_run(config, model_config, mesh)
+    return _unix_run(config, model_config, mesh, has_autoencoder, encoder_config)
+
+
+def compute_dtype(precision: Precision, mesh: Mesh) -> Any:
+    """The type that `auto` stands for on these devices."""
+    if precision == "auto":
+        return jnp.float32 if mesh.devices.flat[0].platform == "cpu" else jnp.bfloat16
+    return jnp.dtype(precision)
+
+
+def _unix_run(
+    config: TrainConfig,
+    model_config: UniXConfig,
+    mesh: Mesh,
+    has_autoencoder: bool,
+    encoder_config: Dinov2Config | None,
+) -> Run:
+    stage = config.stage
+    assert stage != "autoencoder"
+    dtype = compute_dtype(config.model.dtype, mesh)
+    model = UniX(
+        model_config,
+        dtype,
+        attention_implementation=config.model.attention,
+        remat_policy=config.model.remat,
+        freeze_und=stage == "generation",
+    )
+    init: dict[str, Callable[[Array], Any]] = {
+        "unix": lambda key: init_params(model_config, key, boxed=True)
+    }
+    if has_autoencoder:
+        init["autoencoder"] = lambda key: _init_autoencoder(model_config, key)
+    if config.use_lora:
+        init["lora"] = lambda key: init_lora(config.lora, model_config, key)
+    repa = None
+    if encoder_config is not None:
+        repa = make_repa(model_config, encoder_config, config.repa, dtype)
+        init |= repa_parts(model_config, encoder_config, config.repa)
+    tx, schedule = make_optimizer(config.scheduled_optimizer)
+    options: dict[str, Any] = {
+        "init": init,
+        "frozen_dtype": compute_dtype(config.model.frozen_dtype, mesh),
+        "ema": config.ema_decay is not None,
+        "lora": config.use_lora,
+        "mesh": mesh,
+    }
+    step_config = StepConfig(
+        losses=config.losses,
+        accumulation=config.accumulation,
+        ema_decay=config.ema_decay or 0.0,
+        lora=config.lora if config.use_lora else None,
+    )
+    key = jax.random.key(config.seed)
+
+    def weights(state: Any) -> tuple[Any, Any | None]:
+        merged = state.params(ema=state.ema is not None)
+        unix = merged["unix"]
+        if config.use_lora:
+            unix = merge_lora(unix, merged["lora"], config.lora)
+        return unix, merged.get("autoencoder")
+
+    def batch_flops(batch: TrainingBatch) -> float:
+        counts = flops.count(batch, model_config)
+        return flops.step_flops(model_config, counts, stage, weights_frozen=config.use_lora)
+
+    losses = config.losses
+    return Run(
+        config=model_config,
+        fresh=lambda given: create_state(
+            stage, tx, jax.random.fold_in(key, 0), given=given, **options
+        ),
+        target=abstract_state(stage, tx, **options),
+        step=make_train_step(model, step_config, tx, schedule, mesh=mesh, repa=repa),
+        evaluate=make_eval_step(
+            model, step_config, mesh=mesh, repa=repa, ema=config.ema_decay is not None
+        ),
+        loss_weights={
+            "ce": losses.ce_weight,
+            "mse": losses.mse_weight,
+            "repa": losses.repa_weight,
+        },
+        batch_flops=batch_flops,
+        weights=weights,
+        final_config=lambda *_: model_config,
+    )
+
+
+def _init_autoencoder(config: UniXConfig, key: Array) -> Any:
+    side = 2 * config.vae.downsample
+    pixels = jnp.zeros((1, side, side, config.vae.in_channels))
+    return vae.Autoencoder(config.vae).init(key, pixels)["params"]
+
+
+def _autoencoder_run(config: TrainConfig, model_config: UniXConfig, mesh: Mesh) -> Run:
+    tx, schedule = make_optimizer(config.scheduled_optimizer)
+    dtype = compute_dtype(config.model.dtype, mesh)
+    objective = config.autoencoder
+    inner = make_autoencoder_step(model_config.vae, tx, objective, dtype=dtype)
+    evaluation = make_autoencoder_evaluation(model_config.vae, dtype)
+    replicated = NamedSharding(mesh, PartitionSpec())
+    key = jax.random.key(config.seed)
+    shapes = jax.eval_shape(lambda: init_autoencoder_state(model_config.vae, tx, key))
+
+    def place(tree: Any) -> Any:
+        return jax.device_put(tree, replicated)
+
+    def fresh(given: Parts) -> AutoencoderState:
+        state = init_autoencoder_state(model_config.vae, tx, jax.random.fold_in(key, 0))
+        if "autoencoder" in given:
+            params = jax.tree.map(jnp.asarray, given["autoencoder"])
+            state = state.replace(params=params, ema=jax.tree.map(jnp.copy, params))  # type: ignore[attr-defined]
+        return place(state)
+
+    @jax.jit
+    def learning_rate(step: Array) -> Array:
+        return jnp.asarray(schedule(step), jnp.float32)
+
+    def step(state: Any, batch: TrainingBatch, key: PRNGKeyArray) -> tuple[Any, Scalars]:
+        rate = learning_rate(state.step)
+        state, metrics = inner(state, _images(batch), key)
+        return state, {**metrics, "learning_rate": rate}
+
+    def batch_flops(batch: TrainingBatch) -> float:
+        assert batch.vae_pixels is not None
+        rows, images, height, width, _ = batch.vae_pixels.shape
+        size = (height, width) if objective.crop is None else (objective.crop, objective.crop)
+        # The decoder mirrors the encoder, with one block a level more.
+        return 3 * 2 * rows * images * flops.encoder_flops(model_config.vae, size)
+
+    def final_config(state: Any, batches: Iterable[TrainingBatch]) -> UniXConfig:
+        pixels = (_images(b) for _, b in zip(range(_STATISTICS_BATCHES), batches, strict=False))
+        measured = measure_latent_statistics(model_config.vae, state.ema, pixels, dtype)
+        return dataclasses.replace(
+            model_config, vae=with_latent_statistics(model_config.vae, *measured)
+        )
+
+    return Run(
+        config=model_config,
+        fresh=fresh,
+        target=jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), shapes
+        ),
+        step=step,
+        evaluate=lambda state, batch, _: evaluation(state.ema, _images(batch)),
+        loss_weights={"l1": 1.0, "kl": objective.kl_weight},
+        batch_flops=batch_flops,
+        # A whole checkpoint, so that the next stage starts from it: the model is still untrained.
+        weights=lambda state: (init_params(model_config, key), state.ema),
+        final_config=final_config,
+    )
+
+
+def _images(batch: TrainingBatch) -> Float[Array, "B*J H W 3"]:
+    pixels = batch.vae_pixels
+    assert pixels is not None
+    return jnp.reshape(pixels, (-1, *pixels.shape[2:]))
+
+
+def validate(
+    run: Run, state: Any, batches: Iterable[TrainingBatch], key: PRNGKeyArray
+) -> dict[str, float]:
+    """The loss and its terms over all batches, each term weighted by its tokens.
+
+    Raises:
+      ValueError: no batch.
+    """
+    sums: dict[str, float] = {}
+    totals: dict[str, float] = {}
+    for number, batch in enumerate(batches):
+        metrics = to_floats(run.evaluate(state, batch, jax.random.fold_in(key, number)))
+        for name, value in terms(run, metrics).items():
+            weight = metrics.get(f"{name}_tokens", 1.0)
+            sums[name] = sums.get(name, 0.0) + value * weight
+            totals[name] = totals.get(name, 0.0) + weight
+    if not totals:
+        raise ValueError("validation: expected at least one batch")
+    means = {name: sums[name] / totals[name] for name in sums}
+    loss = sum(weight * means.get(name, 0.0) for name, weight in run.loss_weights.items())
+    return means | {"loss": loss}
+
+
+def to_floats(metrics: Scalars) -> dict[str, float]:
+    """Metrics on the host; waits for the devices."""
+    return {name: float(np.asarray(value)) for name, value in metrics.items()}
+
+
+def terms(run: Run, metrics: Mapping[str, float]) -> dict[str, float]:
+    """Without the counts of tokens, and without terms that had none or have no weight."""
+    return {
+        name: value
+        for name, value in metrics.items()
+        if not name.endswith("_tokens")
+        and metrics.get(f"{name}_tokens", 1.0) > 0
+        and run.loss_weights.get(name, 1.0) > 0
+    }
