@@ -2,6 +2,8 @@
 
     python train.py configs/nano_generation.py --init runs/nano_understanding \\
         --out runs/nano_generation
+
+Time and score: the whole run has not been measured yet.
 """
 
 from unix_jax.data.config import DataConfig

@@ -2,6 +2,8 @@
 
     python train.py configs/nano_understanding.py --init runs/nano_autoencoder \\
         --out runs/nano_understanding
+
+Time and score: the whole run has not been measured yet.
 """
 
 from unix_jax.data.config import DataConfig

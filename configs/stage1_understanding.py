@@ -7,6 +7,8 @@
 The published recipe: 256 samples a step, learning rate 1e-4 after 80 steps of warm-up, 3,840 steps,
 AdamW(0.9, 0.95, eps 1e-15) without decay, clipping at 1.0. 48 rows of 4,096 tokens hold about 270
 reports of usual length with their images.
+
+Time and score: no run has been made with this code yet; the paper's scores are in its tables.
 """
 
 from unix_jax.data.config import DataConfig

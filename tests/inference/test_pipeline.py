@@ -136,18 +136,15 @@ def reports(images, prompts, pipe=None, **options):
 SAMPLED = {"temperature": 1.5, "top_p": 0.95}
 
 
-@pytest.mark.parametrize(
-    ("options", "sizes"), [({}, (2, 3, 4, 5)), (SAMPLED, (3,))], ids=["greedy", "sampled"]
-)
-def test_report_rows_equal_rows_alone(options, sizes):
+@pytest.mark.parametrize("options", [{}, SAMPLED], ids=["greedy", "sampled"])
+def test_report_rows_equal_rows_alone(options):
     images, seeds = pictures(5), [3, 1, 4, 1, 5]
     alone = [
         reports([image], [prompt], seed=[seed], **options)[0]
         for image, prompt, seed in zip(images, PROMPTS, seeds, strict=True)
     ]
     assert len({tuple(row) for row in alone}) >= 4
-    for size in sizes:
-        assert reports(images[:size], PROMPTS[:size], seed=seeds[:size], **options) == alone[:size]
+    assert reports(images[:3], PROMPTS[:3], seed=seeds[:3], **options) == alone[:3]
     order = [4, 2, 0, 2, 1]
     found = reports(
         [images[i] for i in order],
@@ -282,8 +279,7 @@ def draw(prompts, pipe=None, **options):
 def test_image_rows_equal_rows_alone():
     seeds = [3, 1, 4, 1, 5]
     alone = [draw([p], seed=[s])[0] for p, s in zip(PROMPTS, seeds, strict=True)]
-    for size in (2, 5):
-        np.testing.assert_allclose(draw(PROMPTS[:size], seed=seeds[:size]), alone[:size], atol=1e-5)
+    np.testing.assert_allclose(draw(PROMPTS[:2], seed=seeds[:2]), alone[:2], atol=1e-5)
     order = [4, 2, 0, 2, 1]
     found = draw([PROMPTS[i] for i in order], seed=[seeds[i] for i in order])
     np.testing.assert_allclose(found, [alone[i] for i in order], atol=1e-5)

@@ -215,6 +215,7 @@ def write_config(path):
     return path
 
 
+@pytest.mark.slow
 def test_script(tmp_path, capsys):
     """Needs neither data, tokenizer nor a directory, and writes nothing."""
     path = write_config(tmp_path / "config.py")

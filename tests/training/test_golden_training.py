@@ -110,6 +110,7 @@ def check(expected, inputs, loss, ce, error, gradients, assert_close):
         assert_close(ours[name], expected[name], 1e-4)
 
 
+@pytest.mark.slow
 def test_rows_on_a_mesh(expected, inputs, assert_close):
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
     boxed = param_shapes(expected.config, boxed=True)
