@@ -220,7 +220,10 @@ def _compile(run: Run, batch: TrainingBatch, mesh: Mesh) -> Any:
     try:
         return lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        used = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", str(error))
+        # The compiler's two ways of saying it.
+        used = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", str(error)) or re.search(
+            r"\(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)", str(error)
+        )
         if used is None:
             raise
         raise ConfigError(
