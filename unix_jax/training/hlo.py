@@ -6,13 +6,13 @@ the number of its iterations. Both branches of a conditional count.
 """
 
 import dataclasses
-import functools
 import math
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
+
+from unix_jax.training.hlo_text import Computation, Instruction, Shape, parse
 
 COLLECTIVES = (
     "all-gather",
@@ -22,12 +22,6 @@ COLLECTIVES = (
     "collective-permute",
 )
 
-_BITS = {"pred": 8, "token": 0, "opaque": 0, "c64": 64, "c128": 128}
-_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
-_NAME = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = ")
-_ARRAY = re.compile(r"\b([a-z][a-z0-9]*)\[([\d,<=]*)\](?:\{([^}]*)\})?")
-_OPERAND = re.compile(r"%([\w.\-]+)")
-_CALLED = re.compile(r"\b(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
 # Nothing moves in memory for these, or what they call moves it.
 _FREE = frozenset(
     {
@@ -36,44 +30,6 @@ _FREE = frozenset(
         "async-start", "async-update", "async-done",
     }
 )  # fmt: skip
-
-
-class Shape(NamedTuple):
-    """An array; `in_hbm` is False for one in a memory on the chip (`S(n)` of a TPU's layout)."""
-
-    kind: str
-    sizes: tuple[int, ...]
-    in_hbm: bool
-
-    @property
-    def bytes(self) -> int:
-        bits = _BITS.get(self.kind)
-        if bits is None:
-            digits = re.search(r"\d+", self.kind)
-            bits = int(digits.group()) if digits else 0
-        return math.prod(self.sizes) * bits // 8
-
-
-@dataclasses.dataclass(frozen=True)
-class Instruction:
-    name: str
-    shapes: tuple[Shape, ...]
-    opcode: str
-    arguments: str
-    attributes: str
-    is_root: bool
-
-    @functools.cached_property
-    def operands(self) -> list[str]:
-        return _OPERAND.findall(self.arguments)
-
-    def called(self, attribute: str) -> str | None:
-        """The computation that an attribute such as `body` names."""
-        found = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.attributes)
-        return found.group(1) if found else None
-
-
-Computation = dict[str, Instruction]
 
 
 @dataclasses.dataclass
@@ -101,7 +57,7 @@ def analyse(text: str, devices: int) -> Work:
       text: of an optimised module, from `compiled.as_text()`.
       devices: that run it together.
     """
-    computations, entry = _parse(text)
+    computations, entry = parse(text)
     walk = _Walk(computations, devices)
     walk.visit(entry, 1, fused=False)
     work = walk.work
@@ -109,59 +65,6 @@ def analyse(text: str, devices: int) -> Work:
         count, total = work.collectives.get(kind, (0, 0.0))
         work.collectives[kind] = (count + times, total + sent * times)
     return work
-
-
-# ---------------------------------------------------------------------------------------- text
-
-
-def _parse(text: str) -> tuple[dict[str, Computation], str]:
-    computations: dict[str, Computation] = {}
-    entry, current = "", None
-    for line in text.splitlines():
-        header = _HEADER.match(line)
-        if header:
-            current = computations.setdefault(header.group(2), {})
-            entry = header.group(2) if header.group(1) else entry
-        elif current is not None and (name := _NAME.match(line)):
-            instruction = _instruction(name.group(2), bool(name.group(1)), line[name.end() :])
-            current[instruction.name] = instruction
-    return computations, entry
-
-
-def _instruction(name: str, is_root: bool, text: str) -> Instruction:
-    """`TYPE opcode(operands), attributes`; a tuple's type is in parentheses itself."""
-    end = _closing(text, 0) if text.startswith("(") else text.index(" ")
-    start = text.index("(", end)
-    stop = _closing(text, start)
-    return Instruction(
-        name,
-        _shapes(text[:end]),
-        text[end:start].strip(),
-        text[start + 1 : stop - 1],
-        text[stop:],
-        is_root,
-    )
-
-
-def _closing(text: str, start: int) -> int:
-    """The place behind the parenthesis that closes the one at `start`."""
-    depth = 0
-    for place in range(start, len(text)):
-        depth += {"(": 1, ")": -1}.get(text[place], 0)
-        if depth == 0:
-            return place + 1
-    return len(text)
-
-
-def _shapes(text: str) -> tuple[Shape, ...]:
-    return tuple(
-        Shape(
-            kind,
-            tuple(int(size.lstrip("<=")) for size in sizes.split(",") if size),
-            re.search(r"S\([1-9]", layout or "") is None,
-        )
-        for kind, sizes, layout in _ARRAY.findall(text)
-    )
 
 
 # ---------------------------------------------------------------------------------------- walk
@@ -203,7 +106,7 @@ class _Walk:
             yield body, self._iterations(instruction, computation), False
         elif opcode == "conditional":
             listed = re.search(r"branch_computations=\{([^}]*)\}", instruction.attributes)
-            names = _OPERAND.findall(listed.group(1)) if listed else []
+            names = re.findall(r"%([\w.\-]+)", listed.group(1)) if listed else []
             for attribute in ("true_computation", "false_computation"):
                 names += [n for n in [instruction.called(attribute)] if n is not None]
             for name in names:
