@@ -46,8 +46,8 @@ class TransposedDense(nn.Module):
     """`nn.Dense` with the kernel stored as [out, in].
 
     A few rows times a large matrix are bound by reading it. XLA's CPU backend reads a matrix on
-    the left, contracted along its contiguous axis, at the memory's bandwidth, and takes 1.5 to 2
-    times as long for the usual order (benchmarks/README.md).
+    the left, contracted along its contiguous axis, near the memory's bandwidth, and is slower
+    in the usual order (benchmarks/README.md).
     """
 
     features: int
