@@ -375,12 +375,12 @@ def test_help_is_quick_and_loads_no_model():
 
 _ANNOUNCED = """
 import sys
-from unix_jax.inference import pipeline
-plain = pipeline.sample_latents
+from unix_jax.inference import drawing
+plain = drawing.sample_latents
 def announced(*arguments, **options):
     print("step", flush=True)
     return plain(*arguments, **options)
-pipeline.sample_latents = announced
+drawing.sample_latents = announced
 from unix_jax.cli import main
 sys.exit(main(sys.argv[1:]))
 """

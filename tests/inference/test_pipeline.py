@@ -23,8 +23,10 @@ from toy import (
 from unix_jax import UniXPipeline
 from unix_jax.errors import CheckpointError, ConfigError, ImageError, PromptError
 from unix_jax.inference import context as context_module
-from unix_jax.inference import pipeline as pipeline_module
+from unix_jax.inference import decoding, drawing
+from unix_jax.inference import reports as reports_module
 from unix_jax.inference.decoding import decode_until
+from unix_jax.inference.drawing import ImageSettings
 from unix_jax.inference.sampling import sample_latents
 from unix_jax.text import Tokenizer
 
@@ -86,11 +88,11 @@ def test_golden_picture():
 def test_golden_edit(monkeypatch):
     pipe, tensors = tiny_pipe(), golden()
     monkeypatch.setattr(
-        pipeline_module, "to_vae_image",
+        drawing, "to_vae_image",
         lambda *_, **__: np.moveaxis(tensors["edit.vae_pixels"][0], 0, -1),
     )  # fmt: skip
     monkeypatch.setattr(
-        pipeline_module, "to_model_image",
+        drawing, "to_model_image",
         lambda *_: np.moveaxis(tensors["und.pixel_values"][0], 0, -1),
     )  # fmt: skip
     latents = pipe.generate_image(
@@ -104,7 +106,7 @@ def test_golden_edit(monkeypatch):
 def test_golden_report(monkeypatch):
     pipe, tensors, rows = tiny_pipe(), golden(), 2
     monkeypatch.setattr(
-        pipeline_module, "to_model_image",
+        reports_module, "to_model_image",
         lambda *_: np.moveaxis(tensors["und.pixel_values"][0], 0, -1),
     )  # fmt: skip
     expected = tensors["und.greedy_tokens"][1:].tolist()
@@ -120,10 +122,12 @@ def test_double_bos_is_for_strings_alone():
     pipe = tiny_pipe()
     assert pipe.config.double_bos
     special, ids = pipe.config.special_tokens, pipe.tokenizer.encode("No effusion.")
-    assert pipe._texts("No effusion.", 1, 100) == [[special.bos, special.bos, *ids, special.eos]]
-    assert pipe._texts([ids], 1, 100) == [[special.bos, *ids, special.eos]]
+    assert pipe._loaded.encode_prompts("No effusion.", 1, 100) == [
+        [special.bos, special.bos, *ids, special.eos]
+    ]
+    assert pipe._loaded.encode_prompts([ids], 1, 100) == [[special.bos, *ids, special.eos]]
     off = UniXPipeline.from_pretrained(CHECKPOINT, double_bos=False, compilation_cache=False)
-    assert off._texts("No effusion.", 1, 100) == [[special.bos, *ids, special.eos]]
+    assert off._loaded.encode_prompts("No effusion.", 1, 100) == [[special.bos, *ids, special.eos]]
 
 
 # ------------------------------------------------------------------------- reports by rows
@@ -136,15 +140,18 @@ def reports(images, prompts, pipe=None, **options):
 SAMPLED = {"temperature": 1.5, "top_p": 0.95}
 
 
-@pytest.mark.parametrize("options", [{}, SAMPLED], ids=["greedy", "sampled"])
-def test_report_rows_equal_rows_alone(options):
-    images, seeds = pictures(5), [3, 1, 4, 1, 5]
+@pytest.mark.parametrize(
+    ("options", "sizes"), [({}, (2, 3, 4, 5)), (SAMPLED, (3,))], ids=["greedy", "sampled"]
+)
+def test_report_rows_equal_rows_alone(options, sizes):
+    images, seeds = pictures(5, seed=1), [3, 1, 4, 1, 5]
     alone = [
         reports([image], [prompt], seed=[seed], **options)[0]
         for image, prompt, seed in zip(images, PROMPTS, seeds, strict=True)
     ]
-    assert len({tuple(row) for row in alone}) >= 4
-    assert reports(images[:3], PROMPTS[:3], seed=seeds[:3], **options) == alone[:3]
+    assert len({tuple(row) for row in alone}) == 5
+    for size in sizes:
+        assert reports(images[:size], PROMPTS[:size], seed=seeds[:size], **options) == alone[:size]
     order = [4, 2, 0, 2, 1]
     found = reports(
         [images[i] for i in order],
@@ -191,13 +198,13 @@ def test_growing_cache_gives_the_same_tokens(monkeypatch):
     whole = reports(images, prompts, max_new_tokens=24)
     monkeypatch.setattr(context_module, "_BUCKETS", (16, 20, 26, 48))
     grown: list[int] = []
-    grow = pipeline_module.decoding.grow
+    grow = decoding.grow
 
     def watched(state, capacity):
         grown.append(capacity)
         return grow(state, capacity)
 
-    monkeypatch.setattr(pipeline_module.decoding, "grow", watched)
+    monkeypatch.setattr(decoding, "grow", watched)
     assert reports(images, prompts, max_new_tokens=24) == whole
     assert len(grown) >= 2
     assert grown == sorted(set(grown))
@@ -207,7 +214,7 @@ def early_eos_pipe() -> UniXPipeline:
     """A pipeline whose logits like the eos: rows end at different steps."""
     params, vae = small_params()
     kernel = np.array(params["lm_head"]["kernel"])
-    kernel[:, SMALL.special_tokens.eos] *= 2.2
+    kernel[:, SMALL.special_tokens.eos] *= 3.0
     params["lm_head"]["kernel"] = jax.numpy.asarray(kernel)
     return UniXPipeline(SMALL, params, vae)
 
@@ -218,7 +225,7 @@ def test_rows_that_end_early():
     seeds = [1, 2, 3, 4, 5]
     together = reports(images, PROMPTS, pipe, seed=seeds, **options)
     lengths = {len(row) for row in together}
-    assert len(lengths) > 1, lengths
+    assert len(lengths) > 2, lengths
     assert min(lengths) < 40
     assert all(SMALL.special_tokens.eos not in row for row in together)
     for image, prompt, seed, row in zip(images, PROMPTS, seeds, together, strict=True):
@@ -240,7 +247,11 @@ def test_pieces_joined_are_the_report(options):
 
 
 def test_tokens_that_were_handed_out_do_not_change():
-    states = list(tiny_pipe()._decode(pictures(2), "Report:", 10, 0.0, 1.0, 0, stride=1))
+    states = list(
+        reports_module.decode_reports(
+            tiny_pipe()._loaded, pictures(2), "Report:", 10, 0.0, 1.0, 0, stride=1
+        )
+    )
     copies = [tokens.tolist() for _, tokens in states]
     last = states[-1][1]
     for tokens in copies:
@@ -279,7 +290,8 @@ def draw(prompts, pipe=None, **options):
 def test_image_rows_equal_rows_alone():
     seeds = [3, 1, 4, 1, 5]
     alone = [draw([p], seed=[s])[0] for p, s in zip(PROMPTS, seeds, strict=True)]
-    np.testing.assert_allclose(draw(PROMPTS[:2], seed=seeds[:2]), alone[:2], atol=1e-5)
+    for size in (2, 5):
+        np.testing.assert_allclose(draw(PROMPTS[:size], seed=seeds[:size]), alone[:size], atol=1e-5)
     order = [4, 2, 0, 2, 1]
     found = draw([PROMPTS[i] for i in order], seed=[seeds[i] for i in order])
     np.testing.assert_allclose(found, [alone[i] for i in order], atol=1e-5)
@@ -484,3 +496,51 @@ def test_every_kind_of_picture(tmp_path):
              array.astype(np.uint16) * 257]  # fmt: skip
     found = reports(kinds, [1, 2])
     assert all(row == found[0] for row in found)
+
+
+# ------------------------------------------------------------------------- images by steps
+
+
+def test_streamed_images_end_in_the_image():
+    settings = ImageSettings(64, 64, num_steps=8, guidance_scale=3.0)
+    steps = list(tiny_pipe().stream_image(["Effusion.", "No finding."], settings, seed=3, every=3))
+    assert [(at.step, at.total) for at in steps] == [(3, 7), (6, 7), (7, 7)]
+    whole = tiny_pipe().generate_image(
+        ["Effusion.", "No finding."], 64, 64, num_steps=8, guidance_scale=3.0, seed=3
+    )
+    difference = [
+        [
+            np.abs(np.asarray(a, int) - np.asarray(b, int)).mean()
+            for a, b in zip(at.images, whole, strict=True)
+        ]
+        for at in steps
+    ]
+    assert max(difference[-1]) <= 0.01  # one where rounding crosses an integer
+    assert min(difference[0]) > max(difference[1]) > max(difference[-1])
+
+
+def test_looks_are_estimates_of_the_image():
+    """With a velocity that points straight at an image, every look is that image."""
+    pipe, target = small_pipe(), np.full((1, 16, 16), 0.25, np.float32)
+
+    def straight(model, params, context, latents, times, first, last, *_, **__):
+        x = np.asarray(latents)
+        for i in range(int(first), int(last)):
+            x = x - (x - target) / times[i] * (times[i] - times[i + 1])
+        return x
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drawing, "sample_latents", straight)
+        settings = ImageSettings(16, 16, num_steps=6)
+        looks = list(drawing.draw_latents(pipe._loaded, "x", settings, None, None, 0, 1))
+    assert [look.step for look in looks] == [1, 2, 3, 4, 5]
+    for look in looks:
+        np.testing.assert_allclose(look.estimate[0], target[0, :1], atol=1e-5)
+    assert np.abs(looks[0].latents - target[:, :1]).max() > 0.1
+
+
+def test_stream_image_refuses():
+    with pytest.raises(PromptError, match="every: expected at least 1, found 0"):
+        next(tiny_pipe().stream_image("x", every=0))
+    with pytest.raises(PromptError, match="height: expected a positive multiple"):
+        next(tiny_pipe().stream_image("x", ImageSettings(height=1)))

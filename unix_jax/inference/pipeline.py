@@ -1,10 +1,9 @@
 """`UniXPipeline`: reports from X-rays and X-rays from text, from files to results.
 
-Letters: B rows, G latent tokens, C numbers in a latent token, h w latent tokens per side.
+Letters: B rows, G latent tokens, C numbers in a latent token.
 """
 
 import dataclasses
-import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, Self
@@ -13,39 +12,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Float
 from PIL import Image
 
-from unix_jax import flow, sharding
+from unix_jax import sharding
 from unix_jax.config import UniXConfig
-from unix_jax.errors import CheckpointError
-from unix_jax.inference import decoding
 from unix_jax.inference.compilation import enable_compilation_cache
-from unix_jax.inference.context import as_batch, bucket, image_context, prefill
-from unix_jax.inference.inputs import (
-    Images,
-    Prompts,
-    image_list,
-    prompt_list,
-    require,
-    row_keys,
-)
-from unix_jax.inference.sampling import RENORMS, Guidance, ImageContext, Renorm, sample_latents
-from unix_jax.layout import Split, TextSplit, VitSplit, lay_out, stream_lengths
-from unix_jax.models.autoencoder import Autoencoder
+from unix_jax.inference.drawing import ImageSettings, decode_latents, draw_latents, latent_size
+from unix_jax.inference.inputs import Images, Prompts, require
+from unix_jax.inference.loaded import LoadedModel
+from unix_jax.inference.reports import decode_reports, last_rows, stream_text
+from unix_jax.inference.sampling import Renorm
 from unix_jax.models.autoencoder import param_shapes as vae_param_shapes
-from unix_jax.models.embeddings import patchify, unpatchify
 from unix_jax.models.unix import UniX, param_shapes, unroll_params
-from unix_jax.text import DEFAULT_REPORT_PROMPT, Tokenizer, encode_prompt
-from unix_jax.transforms import to_model_image, to_pil, to_vae_image
+from unix_jax.text import Tokenizer
+from unix_jax.transforms import to_pil
 
 OutputType = Literal["pil", "np", "latent"]
 Progress = Callable[[int, int], None]
 
 
-@functools.partial(jax.jit, static_argnames=("autoencoder", "method"))
-def _autoencode(autoencoder: Autoencoder, params: Any, x: Array, method: str) -> Array:
-    return autoencoder.apply({"params": params}, x, method=method)  # type: ignore[return-value]
+@dataclasses.dataclass(frozen=True)
+class ImageStep:
+    """Images in the making, after `step` of `total` network evaluations; the last are final."""
+
+    step: int
+    total: int
+    images: list[Image.Image]
 
 
 class UniXPipeline:
@@ -57,6 +50,7 @@ class UniXPipeline:
       vae_params: the autoencoder's, or None (reports only).
       tokenizer: or None (prompts and reports are then token ids).
       mesh: or None.
+      model: the module.
     """
 
     def __init__(
@@ -80,20 +74,14 @@ class UniXPipeline:
         config.check_special_tokens()
         if mesh is not None:
             sharding.check_mesh(mesh, config)
-        self.config = config
-        self.vae_params = vae_params
-        self.tokenizer = tokenizer
-        self.mesh = mesh
         # XLA's CPU backend copies a scanned layer's weights for every token; see docs/architecture.
         scan_layers = mesh is not None or jax.default_backend() != "cpu"
         if not scan_layers:
             params = unroll_params(params, config.decoder.num_layers)
-        self.params = params
-        self.model = UniX(
-            config,
-            dtype,
-            scan_layers=scan_layers,
-        )
+        self.config, self.params, self.vae_params = config, params, vae_params
+        self.tokenizer, self.mesh = tokenizer, mesh
+        self.model = UniX(config, dtype, scan_layers=scan_layers)
+        self._loaded = LoadedModel(self.model, params, vae_params, tokenizer, mesh)
 
     @classmethod
     def from_pretrained(
@@ -176,7 +164,7 @@ class UniXPipeline:
           ImageError, PromptError: an input that cannot be used.
           CheckpointError: the checkpoint has no tokenizer; see `generate_report_ids`.
         """
-        tokenizer = self._require_tokenizer()
+        tokenizer = self._loaded.require_tokenizer()
         ids = self.generate_report_ids(images, prompts, max_new_tokens, temperature, top_p, seed)
         return [tokenizer.decode(row) for row in ids]
 
@@ -190,13 +178,10 @@ class UniXPipeline:
         seed: int | Sequence[int] = 0,
     ) -> list[list[int]]:
         """As `generate_report`, giving token ids without bos and eos."""
-        state = None
-        for state in self._decode(  # noqa: B007
-            images, prompts, max_new_tokens, temperature, top_p, seed, stride=None
-        ):
-            pass
-        rows, tokens = state if state is not None else (0, np.zeros((0, 0), np.int32))
-        return [self._until_eos(row) for row in tokens[:rows]]
+        states = decode_reports(
+            self._loaded, images, prompts, max_new_tokens, temperature, top_p, seed, stride=None
+        )
+        return last_rows(states, self.config.special_tokens.eos)
 
     def stream_report(
         self,
@@ -211,90 +196,11 @@ class UniXPipeline:
 
         The pieces of a row, joined, are its report.
         """
-        tokenizer = self._require_tokenizer()
-        return self._stream(
-            tokenizer,
-            self._decode(images, prompts, max_new_tokens, temperature, top_p, seed, stride=1),
+        tokenizer = self._loaded.require_tokenizer()
+        states = decode_reports(
+            self._loaded, images, prompts, max_new_tokens, temperature, top_p, seed, stride=1
         )
-
-    def _stream(
-        self, tokenizer: Tokenizer, states: Iterator[tuple[int, np.ndarray]]
-    ) -> Iterator[list[str]]:
-        streams: list[Any] = []
-        done = 0
-        for rows, tokens in states:
-            streams = streams or [tokenizer.stream() for _ in range(rows)]
-            new, done = tokens[:rows, done:], tokens.shape[1]
-            # `decode` drops control tokens, the eos that fills a finished row among them.
-            yield [
-                "".join(stream.push(token) for token in row)
-                for stream, row in zip(streams, new, strict=True)
-            ]
-        yield [stream.flush() for stream in streams]
-
-    def _decode(
-        self,
-        images: Images,
-        prompts: Prompts | None,
-        max_new_tokens: int,
-        temperature: float,
-        top_p: float,
-        seed: int | Sequence[int],
-        stride: int | None,
-    ) -> Iterator[tuple[int, np.ndarray]]:
-        """Yields (rows, tokens so far) every `stride` tokens, or when a cache bucket is full."""
-        config = self.config
-        limit_positions = config.decoder.max_position_embeddings
-        require(max_new_tokens >= 1, "max_new_tokens", "at least 1", max_new_tokens)
-        require(temperature >= 0, "temperature", "at least 0", temperature)
-        require(0 < top_p <= 1, "top_p", "a number in (0, 1]", top_p)
-        pictures = image_list(images)
-        rows = len(pictures)
-        longest = limit_positions - max_new_tokens - 2
-        require(longest >= 2, "max_new_tokens", f"at most {limit_positions - 4}", max_new_tokens)
-        texts = self._texts(DEFAULT_REPORT_PROMPT if prompts is None else prompts, rows, longest)
-        keys = row_keys(seed, rows)
-        pixels = np.stack([to_model_image(p, config.vision.image_size) for p in pictures])
-        texts, keys, pixels = self._whole_shards(texts, keys, pixels)
-        samples: list[list[list[Split]]] = [[[VitSplit(), TextSplit(ids)]] for ids in texts]
-        length = bucket(max(stream_lengths(row, config)[0] for row in samples))
-        layout = lay_out(samples, config, und_length=length)
-        buffer = -(-max_new_tokens // 64) * 64
-        with sharding.use_mesh(self.mesh):
-            batch = self._place(as_batch(layout, pixels[:, None]))
-            cache, _ = prefill(self.model, self.params, batch, bucket(length + 1))
-            special = config.special_tokens
-            state = decoding.start(
-                cache, self._place(layout.next_position), special.bos, special.eos, buffer
-            )
-            keys = self._place(keys)
-        step = 0
-        while step < max_new_tokens:
-            room = state.cache.capacity - length - step
-            if room == 0:
-                with sharding.use_mesh(self.mesh):
-                    state = decoding.grow(state, bucket(state.cache.capacity + 1))
-                continue
-            limit = min(max_new_tokens, step + min(room, stride or room))
-            with sharding.use_mesh(self.mesh):
-                state = decoding.decode_until(
-                    self.model,
-                    self.params,
-                    state,
-                    jnp.int32(limit),
-                    keys,
-                    jnp.float32(temperature or 1.0),
-                    jnp.float32(top_p),
-                    greedy=temperature == 0,
-                )
-            step = int(state.step)
-            yield rows, np.asarray(state.tokens)[:, :step]
-            if bool(np.asarray(state.done)[:rows].all()):
-                return
-
-    def _until_eos(self, row: np.ndarray) -> list[int]:
-        ends = np.flatnonzero(row == self.config.special_tokens.eos)
-        return row[: ends[0] if len(ends) else None].tolist()
+        return stream_text(tokenizer, states)
 
     # ------------------------------------------------------------------------- images
 
@@ -340,224 +246,61 @@ class UniXPipeline:
           ImageError, PromptError: an input that cannot be used.
           CheckpointError: the checkpoint has no autoencoder, and pixels are needed.
         """
-        config, side = self.config, self.config.latent_downsample
-        largest = config.max_latent_size * side
-        for name, value in (("height", height), ("width", width)):
-            require(
-                value >= side and value % side == 0, name, f"a positive multiple of {side}", value
-            )
-            if not config.interpolate_pos:
-                require(value <= largest, name, f"at most {largest} (position table)", value)
-        require(renorm in RENORMS, "renorm", f"one of {RENORMS}", renorm)
-        require(0 <= renorm_min <= 1, "renorm_min", "a number in [0, 1]", renorm_min)
         require(output_type in ("pil", "np", "latent"), "output_type", "pil, np or latent",
                 output_type)  # fmt: skip
-        require(len(guidance_interval) == 2, "guidance_interval", "two times", guidance_interval)
-        if images is not None or output_type != "latent":
-            self._require_vae()
-        grid = flow.timestep_grid(num_steps, timestep_shift)
-        found = prompt_list(prompts)
-        texts = self._texts(found, len(found), config.decoder.max_position_embeddings - 2)
-        rows = len(texts)
-        size = (height // side, width // side)
-        noise = self._noise(initial_noise, row_keys(seed, rows), rows, size)
-        guidance = Guidance(
-            *(
-                jnp.float32(x)
-                for x in (guidance_scale, image_guidance_scale, *guidance_interval, renorm_min)
-            )
+        if output_type != "latent":
+            self._loaded.require_vae()
+        settings = ImageSettings(
+            height,
+            width,
+            num_steps,
+            timestep_shift,
+            guidance_scale,
+            image_guidance_scale,
+            guidance_interval,
+            renorm,
+            renorm_min,
         )
-        run = functools.partial(
-            self._sample,
-            size=size,
-            grid=grid,
-            guidance=guidance,
-            guided=guidance_scale > 1,
-            image_guided=guidance_scale > 1 and image_guidance_scale > 1,
-            renorm=renorm,
-            progress=progress,
-        )
-        if images is None:
-            latents = run(texts, noise, None, None, None)
-        else:
-            latents = self._sample_conditioned(
-                run, texts, noise, image_list(images), max(height, width)
-            )
+        stride = None if progress is None else 1
+        for at in draw_latents(
+            self._loaded, prompts, settings, images, initial_noise, seed, stride
+        ):
+            latents = at.latents
+            if progress is not None:
+                progress(at.step, at.total)
         if output_type == "latent":
             return latents
-        pixels = self._decode_latents(latents, size)
+        pixels = decode_latents(self._loaded, latents, latent_size(self.config, settings))
         return pixels if output_type == "np" else [to_pil(p) for p in pixels]
 
-    def _sample_conditioned(
+    def stream_image(
         self,
-        run: Callable[..., np.ndarray],
-        texts: list[list[int]],
-        noise: Array,
-        pictures: list[Image.Image],
-        max_size: int,
-    ) -> np.ndarray:
-        """Rows whose condition images have the same grid run together: shapes are static."""
-        rows = len(texts)
-        require(len(pictures) in (1, rows), "images", f"one, or {rows} (one a prompt)",
-                len(pictures))  # fmt: skip
-        pictures = pictures * rows if len(pictures) == 1 else pictures
-        side = self.config.latent_downsample
-        clean = [to_vae_image(p, max_size=max_size, min_size=side, stride=side) for p in pictures]
-        vit = [to_model_image(p, self.config.vision.image_size) for p in pictures]
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for i, x in enumerate(clean):
-            groups.setdefault(x.shape, []).append(i)
-        latents = np.zeros(noise.shape, np.float32)
-        for members in groups.values():
-            encoded = self._vae(np.stack([clean[i] for i in members]), "encode")
-            latents[members] = run(
-                [texts[i] for i in members],
-                noise[np.array(members)],
-                np.stack([vit[i] for i in members]),
-                np.asarray(patchify(jnp.asarray(encoded), self.config.latent_patch_size)),
-                tuple(n // self.config.latent_patch_size for n in encoded.shape[1:3]),
-            )
-        return latents
+        prompts: Prompts,
+        settings: ImageSettings | None = None,
+        images: Images | None = None,
+        initial_noise: Float[np.ndarray, "B G C"] | None = None,
+        seed: int | Sequence[int] = 0,
+        every: int = 5,
+    ) -> Iterator[ImageStep]:
+        """As `generate_image`, with a look every so many steps at what the images become.
 
-    def _sample(
-        self,
-        texts: list[list[int]],
-        noise: Any,
-        vit_pixels: Any,
-        clean_latents: Any,
-        clean_grid: tuple[int, int] | None,
-        *,
-        size: tuple[int, int],
-        grid: np.ndarray,
-        guidance: Guidance,
-        guided: bool,
-        image_guided: bool,
-        renorm: Renorm,
-        progress: Progress | None,
-    ) -> np.ndarray:
-        rows = len(texts)
-        # Without a condition image the empty-image branch is the conditional one.
-        own_rows = image_guided and clean_grid is not None
-        texts, noise, vit_pixels, clean_latents = self._whole_shards(
-            texts, noise, vit_pixels, clean_latents
-        )
-        with sharding.use_mesh(self.mesh):
-            context: ImageContext = image_context(
-                self.model,
-                self.params,
-                texts,
-                size,
-                vit_pixels=vit_pixels,
-                clean_latents=clean_latents,
-                clean_grid=clean_grid,
-                guided=guided,
-                image_rows=own_rows,
-            )
-            latents = self._place(noise)
-            total = len(grid) - 1
-            # One program either way; with a listener it is called a step at a time.
-            stride = total if progress is None else 1
-            for first in range(0, total, stride):
-                latents = sample_latents(
-                    self.model,
-                    self.params,
-                    context,
-                    latents,
-                    jnp.asarray(grid),
-                    jnp.int32(first),
-                    jnp.int32(first + stride),
-                    guidance,
-                    guided=guided,
-                    image_branch="rows" if own_rows else "conditional" if image_guided else "none",
-                    renorm=renorm,
-                )
-                if progress is not None:
-                    latents.block_until_ready()
-                    progress(first + stride, total)
-        return np.asarray(latents)[:rows]
+        Args:
+          prompts, images, initial_noise, seed: as in `generate_image`.
+          settings: its other arguments; None takes its defaults.
+          every: network evaluations between two looks, at least 1. Each look costs a run of the
+            autoencoder's decoder.
 
-    def _noise(
-        self, given: Any, keys: Array, rows: int, size: tuple[int, int]
-    ) -> Float[Array, "B G C"]:
-        shape = (size[0] * size[1], self.config.latent_channels)
-        if given is None:
-            return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
-        noise = jnp.asarray(given, jnp.float32)
-        noise = noise[None] if noise.ndim == 2 else noise
-        require(
-            noise.shape == (rows, *shape), "initial_noise", f"shape {(rows, *shape)}", noise.shape
-        )
-        return noise
+        Yields:
+          The model's present estimate of the finished images; the last item has them as
+          `generate_image` gives them.
 
-    def _decode_latents(self, latents: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """Pixels in [0, 1]; a few images at a time, whose activations are far larger than they."""
-        spatial = unpatchify(jnp.asarray(latents), *size, self.config.latent_patch_size)
-        pixels = self._vae(np.asarray(spatial), "decode")
-        return np.clip(pixels / 2 + 0.5, 0, 1)
-
-    def _vae(self, x: np.ndarray, method: str) -> np.ndarray:
-        chunk = 1 if self.mesh is None else sharding.batch_shards(self.mesh)
-        rows = len(x)
-        (x,) = self._whole_shards(x)
-        autoencoder = Autoencoder(self.config.vae)
-        with sharding.use_mesh(self.mesh):
-            parts = [
-                np.asarray(
-                    _autoencode(autoencoder, self.vae_params, self._place(x[i : i + chunk]), method)
-                )
-                for i in range(0, len(x), chunk)
-            ]
-        return np.concatenate(parts)[:rows]
-
-    # ------------------------------------------------------------------------- shared
-
-    def _texts(self, prompts: Prompts, rows: int, longest: int) -> list[list[int]]:
-        """Checked text splits, one a row, that fit the model's positions."""
-        listed = prompt_list(prompts, rows)
-        return [
-            encode_prompt(
-                prompt,
-                self.tokenizer,
-                self.config.special_tokens,
-                vocab_size=self.config.decoder.vocab_size,
-                max_length=longest,
-                double_bos=self.config.double_bos,
-                argument=f"prompts[{i}]" if len(listed) > 1 else "prompt",
-            )
-            for i, prompt in enumerate(listed)
-        ]
-
-    def _require_tokenizer(self) -> Tokenizer:
-        if self.tokenizer is None:
-            raise CheckpointError("tokenizer.json: expected in the checkpoint, found none")
-        return self.tokenizer
-
-    def _require_vae(self) -> None:
-        if self.vae_params is None:
-            raise CheckpointError(
-                "vae: expected an autoencoder in the checkpoint (vae/*.ckpt), found none: "
-                "it can write reports, but not draw images"
-            )
-
-    def _whole_shards(self, *batches: Any) -> tuple[Any, ...]:
-        """Each batch with its last row repeated until the mesh splits it evenly."""
-        if self.mesh is None:
-            return batches
-        shards = sharding.batch_shards(self.mesh)
-
-        def pad(rows: Any) -> Any:
-            if rows is None:
-                return None
-            missing = -len(rows) % shards
-            if isinstance(rows, list):
-                return rows + rows[-1:] * missing
-            index = np.minimum(np.arange(len(rows) + missing), len(rows) - 1)
-            return rows[index]
-
-        return tuple(pad(rows) for rows in batches)
-
-    def _place(self, tree: Any) -> Any:
-        """Arrays on the device, or split over the mesh along their rows."""
-        if self.mesh is None:
-            return jax.device_put(tree)
-        return sharding.shard_batch(tree, self.mesh)
+        Raises:
+          ImageError, PromptError, CheckpointError: as `generate_image`, at the first item.
+        """
+        require(every >= 1, "every", "at least 1", every)
+        self._loaded.require_vae()
+        settings = settings or ImageSettings()
+        size = latent_size(self.config, settings)
+        for at in draw_latents(self._loaded, prompts, settings, images, initial_noise, seed, every):
+            pixels = decode_latents(self._loaded, at.estimate, size)
+            yield ImageStep(at.step, at.total, [to_pil(p) for p in pixels])

@@ -1,0 +1,258 @@
+"""From prompts, and pictures to condition on, to the latents of images, step by step.
+
+Letters: B rows, G latent tokens, C numbers in a latent token, h w latent tokens per side.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from unix_jax import flow, sharding
+from unix_jax.config import UniXConfig
+from unix_jax.inference.context import image_context
+from unix_jax.inference.inputs import Images, Prompts, image_list, prompt_list, require, row_keys
+from unix_jax.inference.loaded import LoadedModel
+from unix_jax.inference.sampling import RENORMS, Guidance, Renorm, sample_latents
+from unix_jax.models.embeddings import patchify, unpatchify
+from unix_jax.transforms import to_model_image, to_vae_image
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSettings:
+    """How an image is drawn; `UniXPipeline.generate_image` describes each field."""
+
+    height: int = 512
+    width: int = 512
+    num_steps: int = 50
+    timestep_shift: float = 3.0
+    guidance_scale: float = 2.0
+    image_guidance_scale: float = 1.0
+    guidance_interval: tuple[float, float] = (0.4, 1.0)
+    renorm: Renorm = "global"
+    renorm_min: float = 0.0
+
+    def check(self, config: UniXConfig) -> None:
+        """Raises PromptError for a setting that this model cannot follow."""
+        side = config.latent_downsample
+        largest = config.max_latent_size * side
+        for name, value in (("height", self.height), ("width", self.width)):
+            require(
+                value >= side and value % side == 0, name, f"a positive multiple of {side}", value
+            )
+            if not config.interpolate_pos:
+                require(value <= largest, name, f"at most {largest} (position table)", value)
+        require(self.renorm in RENORMS, "renorm", f"one of {RENORMS}", self.renorm)
+        require(0 <= self.renorm_min <= 1, "renorm_min", "a number in [0, 1]", self.renorm_min)
+        interval = self.guidance_interval
+        require(len(interval) == 2, "guidance_interval", "two times", interval)
+
+    @property
+    def guided(self) -> bool:
+        """Whether text guidance is used."""
+        return self.guidance_scale > 1
+
+    @property
+    def image_guided(self) -> bool:
+        """Whether image guidance is used: with text guidance only, as in the original."""
+        return self.guided and self.image_guidance_scale > 1
+
+    @property
+    def guidance(self) -> Guidance:
+        """The numbers that a compiled program takes."""
+        numbers = (
+            self.guidance_scale,
+            self.image_guidance_scale,
+            *self.guidance_interval,
+            self.renorm_min,
+        )
+        return Guidance(*(jnp.float32(x) for x in numbers))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """Rows that run together: shapes are static, so their condition images have one grid."""
+
+    members: list[int]
+    texts: list[list[int]]
+    vit_pixels: np.ndarray | None = None
+    clean_latents: np.ndarray | None = None
+    clean_grid: tuple[int, int] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentStep:
+    """After `step` of `total` network evaluations: x, and the image that it is on the way to.
+
+    The estimate is x - t v, with the velocity of the step just taken.
+    """
+
+    step: int
+    total: int
+    latents: Float[np.ndarray, "B G C"]
+    estimate: Float[np.ndarray, "B G C"]
+
+
+def draw_latents(
+    loaded: LoadedModel,
+    prompts: Prompts,
+    settings: ImageSettings,
+    images: Images | None,
+    initial_noise: Any,
+    seed: int | Sequence[int],
+    stride: int | None,
+) -> Iterator[LatentStep]:
+    """Yields every `stride` steps and at the end; None only at the end of each group of rows.
+
+    Rows whose condition images differ in their grid run one group after the other; `total`
+    counts the steps of all groups. Rows that wait still hold noise.
+    """
+    config = loaded.config
+    settings.check(config)
+    if images is not None:
+        loaded.require_vae()
+    times = flow.timestep_grid(settings.num_steps, settings.timestep_shift)
+    found = prompt_list(prompts)
+    rows = len(found)
+    texts = loaded.encode_prompts(found, rows, config.decoder.max_position_embeddings - 2)
+    size = latent_size(config, settings)
+    latents = np.array(_noise(config, initial_noise, row_keys(seed, rows), rows, size))
+    estimate = latents.copy()
+    groups = (
+        [_Rows(list(range(rows)), texts)]
+        if images is None
+        else _conditioned(loaded, texts, images, max(settings.height, settings.width))
+    )
+    evaluations = len(times) - 1
+    total = evaluations * len(groups)
+    for i, group in enumerate(groups):
+        at = np.array(group.members)
+        for done, x, denoised in _sample(
+            loaded, group, latents[at], times, settings, size, stride or evaluations
+        ):
+            latents[at], estimate[at] = x, denoised
+            yield LatentStep(i * evaluations + done, total, latents.copy(), estimate.copy())
+
+
+def latent_size(config: UniXConfig, settings: ImageSettings) -> tuple[int, int]:
+    """(h, w) of the drawn image."""
+    side = config.latent_downsample
+    return settings.height // side, settings.width // side
+
+
+def decode_latents(
+    loaded: LoadedModel, latents: Float[np.ndarray, "B G C"], size: tuple[int, int]
+) -> Float[np.ndarray, "B H W 3"]:
+    """Pixels in [0, 1]."""
+    spatial = unpatchify(jnp.asarray(latents), *size, loaded.config.latent_patch_size)
+    pixels = loaded.autoencode(np.asarray(spatial), "decode")
+    return np.clip(pixels / 2 + 0.5, 0, 1)
+
+
+def _conditioned(
+    loaded: LoadedModel, texts: list[list[int]], images: Images, max_size: int
+) -> list[_Rows]:
+    """Rows with their condition images, seen by the autoencoder and the ViT, by latent grid."""
+    pictures, rows = image_list(images), len(texts)
+    require(len(pictures) in (1, rows), "images", f"one, or {rows} (one a prompt)", len(pictures))
+    pictures = pictures * rows if len(pictures) == 1 else pictures
+    config = loaded.config
+    side, patch = config.latent_downsample, config.latent_patch_size
+    clean = [to_vae_image(p, max_size=max_size, min_size=side, stride=side) for p in pictures]
+    vit = [to_model_image(p, config.vision.image_size) for p in pictures]
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i, x in enumerate(clean):
+        groups.setdefault(x.shape, []).append(i)
+    found = []
+    for members in groups.values():
+        encoded = loaded.autoencode(np.stack([clean[i] for i in members]), "encode")
+        height, width = encoded.shape[1:3]
+        found.append(
+            _Rows(
+                members,
+                [texts[i] for i in members],
+                np.stack([vit[i] for i in members]),
+                np.asarray(patchify(jnp.asarray(encoded), patch)),
+                (height // patch, width // patch),
+            )
+        )
+    return found
+
+
+def _sample(
+    loaded: LoadedModel,
+    group: _Rows,
+    noise: np.ndarray,
+    times: np.ndarray,
+    settings: ImageSettings,
+    size: tuple[int, int],
+    stride: int,
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """(steps done, x, estimate of the image) every `stride` steps; one program for any stride."""
+    rows = len(group.texts)
+    # Without a condition image the empty-image branch is the conditional one.
+    own_rows = settings.image_guided and group.clean_grid is not None
+    texts, x, vit_pixels, clean_latents = loaded.whole_shards(
+        group.texts, noise, group.vit_pixels, group.clean_latents
+    )
+    with sharding.use_mesh(loaded.mesh):
+        context = image_context(
+            loaded.model,
+            loaded.params,
+            texts,
+            size,
+            vit_pixels=vit_pixels,
+            clean_latents=clean_latents,
+            clean_grid=group.clean_grid,
+            guided=settings.guided,
+            image_rows=own_rows,
+        )
+        x = loaded.place(x)
+    total = len(times) - 1
+    branch = "rows" if own_rows else "conditional" if settings.image_guided else "none"
+
+    def advance(x: Array, first: int, last: int) -> Array:
+        with sharding.use_mesh(loaded.mesh):
+            return sample_latents(
+                loaded.model,
+                loaded.params,
+                context,
+                x,
+                jnp.asarray(times),
+                jnp.int32(first),
+                jnp.int32(last),
+                settings.guidance,
+                guided=settings.guided,
+                image_branch=branch,
+                renorm=settings.renorm,
+            )
+
+    done = 0
+    while done < total:
+        last = min(done + stride, total)
+        if last < total:
+            # The last step of the stride alone: its velocity is read from the two states.
+            before = advance(x, done, last - 1) if last - 1 > done else x
+            x = advance(before, last - 1, last)
+            velocity = (before - x) / (times[last - 1] - times[last])
+            estimate = x - times[last] * velocity
+        else:
+            x = estimate = advance(x, done, last)
+        done = last
+        yield done, np.asarray(x)[:rows], np.asarray(estimate)[:rows]
+
+
+def _noise(
+    config: UniXConfig, given: Any, keys: Array, rows: int, size: tuple[int, int]
+) -> Float[Array, "B G C"]:
+    shape = (size[0] * size[1], config.latent_channels)
+    if given is None:
+        return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+    noise = jnp.asarray(given, jnp.float32)
+    noise = noise[None] if noise.ndim == 2 else noise
+    require(noise.shape == (rows, *shape), "initial_noise", f"shape {(rows, *shape)}", noise.shape)
+    return noise
