@@ -114,7 +114,8 @@ def train(arguments: Sequence[str]) -> int:
         start.save_frozen(out, state)
 
     # ============================================================================= data
-    feed = Feed(training_data(config), model_config, tokenizer, mesh, data_state)
+    vae_params = run.weights(state)[1] if config.data.moments else None
+    feed = Feed(training_data(config), model_config, tokenizer, mesh, data_state, vae_params)
     validation, shown = [], []
     if config.validate_every or config.preview_every:
         held_out = Feed(validation_data(config), model_config, tokenizer, mesh)

@@ -8,9 +8,16 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from convert.published import find_vae_weights, load_published, read_configurations
+from convert.published import (
+    PublishedSource,
+    find_vae_weights,
+    load_published,
+    read_configurations,
+)
 from unix_jax import checkpoint
 from unix_jax.config import UniXConfig
+from unix_jax.errors import CheckpointError
+from unix_jax.leaves import place_tree
 
 # Called with the configuration; gives the shardings of (parameters, autoencoder parameters).
 Shardings = Callable[[UniXConfig], tuple[Any, Any]]
@@ -48,6 +55,27 @@ def load_model(
     params = checkpoint.load_params(path, dtype=dtype, shardings=placed)
     vae_params = checkpoint.load_vae_params(path, dtype=vae_dtype, shardings=vae_placed)
     return checkpoint.load_config(path), params, vae_params
+
+
+def load_vae(path: str | os.PathLike[str]) -> tuple[UniXConfig, dict[str, Any]]:
+    """(config, autoencoder parameters in float32); the model's own weights are not read.
+
+    Raises:
+      CheckpointError, ConfigError: as `load_model`, or there is no autoencoder.
+    """
+    vae_params = None
+    if checkpoint.is_checkpoint(path):
+        config = checkpoint.load_config(path)
+        vae_params = checkpoint.load_vae_params(path, dtype=jnp.float32)
+    else:
+        with PublishedSource(path) as published:
+            published.check()
+            config, leaves = published.config, published.vae_leaves()
+            if leaves is not None:
+                vae_params = place_tree(leaves, jnp.float32)
+    if vae_params is None:
+        raise CheckpointError(f"{path}: expected an autoencoder, found none")
+    return config, vae_params
 
 
 def load_config(path: str | os.PathLike[str]) -> tuple[UniXConfig, bool]:

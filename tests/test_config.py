@@ -172,12 +172,21 @@ ODD = UniXConfig(
 )
 
 
+@pytest.mark.filterwarnings("ignore:vae. norm_groups 4")
 @pytest.mark.parametrize("config", [ODD, PUBLISHED, UniXConfig.preset("nano")])
 def test_round_trips_through_json(config):
     assert UniXConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     published, vae = config.to_published()
     published, vae = json.loads(json.dumps(published)), yaml.safe_load(yaml.safe_dump(vae))
     assert read(published, vae) == config
+
+
+def test_norm_groups_that_the_published_code_lacks():
+    with pytest.warns(UserWarning, match="norm_groups 4: the published code has always 32"):
+        _, vae = UniXConfig.preset("nano").to_published()
+    assert vae["model"]["params"]["ddconfig"]["norm_groups"] == 4
+    _, vae = PUBLISHED.to_published()
+    assert "norm_groups" not in vae["model"]["params"]["ddconfig"]
 
 
 def test_from_dict_keeps_defaults():
@@ -219,6 +228,8 @@ def test_from_dict_refuses(values, message):
         ("vision", {"patch_size": 7}, "vision.image_size"),
         ("vision", {"mlp_ratio": 0.0}, "vision.mlp_ratio"),
         ("vae", {"ch": 40}, "vae.ch"),
+        ("vae", {"norm_groups": 0}, "vae.norm_groups"),
+        ("vae", {"norm_groups": 48}, "vae.ch"),
         ("vae", {"ch_mult": ()}, "vae.ch_mult"),
         ("vae", {"ch_mult": (1, -1)}, "vae.ch"),
         ("vae", {"scale_factor": 0.0}, "vae.scale_factor"),

@@ -59,7 +59,11 @@ class VisionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderConfig:
-    """CompVis KL autoencoder; latent = scale_factor * (z - shift_factor)."""
+    """CompVis KL autoencoder; latent = scale_factor * (z - shift_factor).
+
+    norm_groups: CompVis has 32. With one channel a group (ch = 32) the norms erase the contrast of
+    an image, so small models need fewer.
+    """
 
     ch: int = 128
     ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
@@ -70,6 +74,7 @@ class AutoencoderConfig:
     out_ch: int = 3
     z_channels: int = 16
     embed_dim: int = 16
+    norm_groups: int = 32
     scale_factor: float = 0.238092
     shift_factor: float = -0.201906
 
@@ -279,11 +284,12 @@ def _validate(config: UniXConfig) -> None:
         vision.image_size,
     )
     _require(bool(vae.ch_mult), "vae.ch_mult", "at least one level", vae.ch_mult)
+    _require(vae.norm_groups >= 1, "vae.norm_groups", "at least 1", vae.norm_groups)
     for multiplier in vae.ch_mult:
         _require(
-            multiplier > 0 and vae.ch * multiplier % 32 == 0,
+            multiplier > 0 and vae.ch * multiplier % vae.norm_groups == 0,
             "vae.ch * ch_mult",
-            "a multiple of 32 (GroupNorm)",
+            f"a multiple of norm_groups {vae.norm_groups}",
             vae.ch * multiplier,
         )
     _require(
@@ -302,7 +308,7 @@ PRESETS: dict[str, UniXConfig] = {
     "nano": UniXConfig(
         decoder=DecoderConfig(256, 704, 6, 4, 4, 64, 2048, 2048),
         vision=VisionConfig(128, 16, 128, 4, 4),
-        vae=AutoencoderConfig(ch=32, num_res_blocks=1),
+        vae=AutoencoderConfig(ch=32, num_res_blocks=1, norm_groups=4),
         special_tokens=SpecialTokens(2040, 2041, 2042, 2043, 2044),
         max_latent_size=16,
         vit_max_num_patch_per_side=8,

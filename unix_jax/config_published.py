@@ -95,6 +95,8 @@ _DDCONFIG = {
     "in_channels": ("in_channels", int),
     "out_ch": ("out_ch", int),
     "z_channels": ("z_channels", int),
+    # Ours: the published code has always 32, and knows no field for it.
+    "norm_groups": ("norm_groups", int),
 }
 _VISION_MODELS = {"siglip_large_patch16_384": VisionConfig()}
 
@@ -285,5 +287,14 @@ def write_published(config: UniXConfig) -> tuple[dict[str, Any], dict[str, Any]]
         **renamed(config, _TOP),
     }
     ddconfig = renamed(config.vae, _DDCONFIG) | {"double_z": True, "dropout": 0.0}
+    if config.vae.norm_groups == AutoencoderConfig().norm_groups:
+        del ddconfig["norm_groups"]
+    else:
+        warnings.warn(
+            f"vae: norm_groups {config.vae.norm_groups}: the published code has always "
+            f"{AutoencoderConfig().norm_groups} and would compute other images; written as "
+            "ddconfig.norm_groups, which unix-jax reads back",
+            stacklevel=3,
+        )
     params = {"embed_dim": config.vae.embed_dim, "ddconfig": ddconfig}
     return published, {"model": {"params": params}}

@@ -8,12 +8,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from convert.__main__ import main as convert
+from convert.load import load_vae
 from unix_jax.data.__main__ import main
+from unix_jax.data.config import DataConfig
 from unix_jax.data.inspection import percentiles
+from unix_jax.data.moments import Moments
+from unix_jax.data.pictures import vae_pixels
 from unix_jax.data.sources import open_source
+from unix_jax.models.autoencoder import Autoencoder
 
 ROOT = Path(__file__).parents[2]
 CXR = f"manifest:{ROOT / 'examples' / 'cxr'}"
@@ -108,6 +115,44 @@ def test_write_leaves_broken_rows_out(capsys, tmp_path):
     captured = capsys.readouterr()
     assert "9 records, 1 broken rows left out" in captured.out
     assert "left out: gone.png" in captured.err
+
+
+@pytest.mark.parametrize("converted", [False, True])
+def test_moments(capsys, tmp_path, converted):
+    """What a run over the same source reads, from either layout of the weights."""
+    checkpoint = TINY
+    if converted:
+        checkpoint = tmp_path / "checkpoint"
+        assert convert(["import", str(TINY), str(checkpoint)]) == 0
+        capsys.readouterr()
+    source = small_source(tmp_path, 3)
+    out = tmp_path / "moments"
+    assert main(["moments", source, str(out), "--checkpoint", str(checkpoint),
+                 "--height", "32", "--width", "48", "--dtype", "float32"]) == 0  # fmt: skip
+    assert capsys.readouterr().out == f"{out}: moments of 3 records, 0 broken\n"
+    config, vae_params = load_vae(checkpoint)
+    data = DataConfig(task="generation", vae_images=1, vae_height=32, vae_width=48)
+    moments = Moments(out, 3, config, data, vae_params)
+    records = open_source(source, "train")
+    expected = Autoencoder(config.vae).apply(
+        {"params": vae_params}, vae_pixels(records[1], data)[None], method="moments"
+    )
+    np.testing.assert_allclose(moments(1, records[1].key), expected[0], atol=1e-4)
+    line = error_of(capsys, ["moments", source, str(out), "--checkpoint", str(checkpoint),
+                             "--height", "32", "--width", "48"])  # fmt: skip
+    assert "exists" in line
+
+
+def small_source(directory: Path, count: int) -> str:
+    """The first training images of the bundled set, as a manifest of their own."""
+    root = directory / "source"
+    (root / "images").mkdir(parents=True)
+    lines = (ROOT / "examples/cxr/manifest.jsonl").read_text().splitlines()
+    rows = [row for row in map(json.loads, lines) if row["split"] == "train"][:count]
+    for row in rows:
+        shutil.copy(ROOT / "examples/cxr" / row["image"], root / row["image"])
+    (root / "manifest.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return f"manifest:{root}"
 
 
 @pytest.mark.parametrize(

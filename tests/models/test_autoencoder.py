@@ -1,5 +1,6 @@
 """The KL autoencoder against the golden files and, at another size, plain torch functions."""
 
+import dataclasses
 import functools
 
 import jax
@@ -36,8 +37,10 @@ def params():
 class Torch:
     """The CompVis autoencoder in float64 torch functions, from its description."""
 
-    def __init__(self, params):
+    def __init__(self, params, norm_groups):
         import torch
+
+        self.norm_groups = norm_groups
 
         self.torch, self.f = torch, torch.nn.functional
         self.params = jax.tree.map(lambda x: torch.from_numpy(np.array(x, np.float64)), params)
@@ -46,7 +49,7 @@ class Torch:
         return self.f.conv2d(x, p["kernel"].permute(3, 2, 0, 1), p["bias"], **options)
 
     def norm(self, x, p):
-        return self.f.group_norm(x, 32, p["scale"], p["bias"], eps=1e-6)
+        return self.f.group_norm(x, self.norm_groups, p["scale"], p["bias"], eps=1e-6)
 
     def res(self, x, p):
         y = self.conv(self.f.silu(self.norm(x, p["norm1"])), p["conv1"], padding=1)
@@ -95,14 +98,16 @@ class Torch:
         return np.moveaxis(out.numpy(), 1, -1)
 
 
-def test_matches_torch_on_non_square_images(params, assert_close):
+@pytest.mark.parametrize("norm_groups", [32, 4])
+def test_matches_torch_on_non_square_images(params, assert_close, norm_groups):
     pytest.importorskip("torch")
-    reference = Torch(params)
+    reference = Torch(params, norm_groups)
+    config = dataclasses.replace(CONFIG, norm_groups=norm_groups)
     rng = np.random.default_rng(1)
     pixels = rng.uniform(-1, 1, (2, 8, 12, 3)).astype(np.float32)
-    assert_close(apply(CONFIG, params, "moments", pixels), reference.run("moments", pixels))
+    assert_close(apply(config, params, "moments", pixels), reference.run("moments", pixels))
     latents = rng.normal(size=(2, 4, 6, 3)).astype(np.float32)
-    assert_close(apply(CONFIG, params, "decode", latents), reference.run("decode", latents))
+    assert_close(apply(config, params, "decode", latents), reference.run("decode", latents))
 
 
 def test_attention_levels_and_shortcuts(params):

@@ -164,6 +164,22 @@ def test_crops_are_squares_of_their_own_images():
     assert len(corners) > 1
 
 
+@pytest.mark.usefixtures("shallow")
+def test_crops_first_then_whole_images(pixels):
+    mixed = make_autoencoder_step(CONFIG, TX, AutoencoderObjective(crop=8, crop_steps=1))
+    first, first_metrics = mixed(initial(), pixels, KEY)
+    second, second_metrics = mixed(first, pixels, KEY)
+
+    cropped = make_autoencoder_step(CONFIG, TX, AutoencoderObjective(crop=8))
+    whole = make_autoencoder_step(CONFIG, TX, AutoencoderObjective())
+    expected, metrics = cropped(initial(), pixels, KEY)
+    np.testing.assert_allclose(first_metrics["l1"], metrics["l1"], rtol=1e-6)
+    expected, metrics = whole(expected, pixels, KEY)
+    np.testing.assert_allclose(second_metrics["l1"], metrics["l1"], rtol=1e-5)
+    for a, b in zip(leaves(second.params), leaves(expected.params), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
 def test_crops_in_a_step(shallow, pixels):
     cropped = make_autoencoder_step(CONFIG, TX, AutoencoderObjective(crop=8))
     state, metrics = cropped(initial(), pixels, KEY)
@@ -222,6 +238,7 @@ def test_measured_statistics_make_latents_standard(shallow, pixels):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"crop_steps": 5}, "crop_steps: expected none or at least 0, with a crop, found 5"),
         ({"crop": 5}, "crop: expected a positive multiple of the downsampling 2, found 5"),
         ({"perceptual_weight": 1.0}, "perceptual_weight: expected 0 without"),
     ],

@@ -1,4 +1,5 @@
-"""`python -m unix_jax.data`: looks into a source of records, and writes it as ArrayRecord.
+"""`python -m unix_jax.data`: looks into a source of records, writes it as ArrayRecord, and writes
+the autoencoder's moments of its pictures.
 
 Errors that an input caused are one line on standard error and exit code 1; Ctrl-C is 130.
 """
@@ -133,6 +134,66 @@ class Write:
         print(f"{self.out}: {count} records, {len(broken)} broken rows left out")
 
 
+@dataclasses.dataclass
+class Moments:
+    """Run the autoencoder's encoder over a source once; training reads the result (data.moments).
+
+    Source, split, size and padding must be those of the run that uses them.
+    """
+
+    spec: _Spec
+    """For example manifest:examples/cxr; docs/data.md lists the kinds."""
+    out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    """A new directory."""
+    checkpoint: str
+    """Whose autoencoder: a converted checkpoint, or a directory in the published layout."""
+    split: str = "train"
+    """Of the source."""
+    height: int = 256
+    """Pixels."""
+    width: int = 256
+    """Pixels."""
+    padding: int = 0
+    """Gray level of the padding, 0 to 255."""
+    dtype: Literal["float32", "float16"] = "float16"
+    """Of the numbers on disk."""
+    batch_size: int = 8
+    """Pictures encoded together."""
+    max_broken: float = 0.01
+    """Fraction of records whose picture may be broken; training skips them."""
+
+    def run(self) -> None:
+        from convert.load import load_vae
+        from unix_jax.data.config import DataConfig
+        from unix_jax.data.moments import write_moments
+
+        _require_positive("--batch-size", self.batch_size)
+        data = DataConfig(
+            source=self.spec,
+            split=self.split,
+            task="generation",
+            vae_images=1,
+            vae_height=self.height,
+            vae_width=self.width,
+            vae_padding=self.padding,
+            max_broken_fraction=self.max_broken,
+        )
+        source = open_source(self.spec, self.split)
+        config, vae_params = load_vae(self.checkpoint)
+        with _progress("Encoding", len(source)) as advance:
+            written = write_moments(
+                self.out,
+                source,
+                config,
+                vae_params,
+                data,
+                batch_size=self.batch_size,
+                dtype=self.dtype,
+                on_record=advance,
+            )
+        print(f"{self.out}: moments of {written.records} records, {written.broken} broken")
+
+
 def _encoder(directory: str) -> Callable[[str], list[int]]:
     from convert.load import load_config
     from unix_jax.text import Tokenizer
@@ -187,16 +248,18 @@ def _one_line_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 _Command: Any = tyro.conf.OmitSubcommandPrefixes[  # type: ignore[misc]
     Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[Write, tyro.conf.subcommand("write")]
+    | Annotated[Moments, tyro.conf.subcommand("moments")]
 ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
     warnings.showwarning = _one_line_warning
-    command: Inspect | Write = tyro.cli(
+    command: Inspect | Write | Moments = tyro.cli(
         _Command,
         prog="python -m unix_jax.data",
-        description="Look into a source of chest X-rays and reports, or write it as ArrayRecord.",
+        description="Look into a source of chest X-rays and reports, write it as ArrayRecord, or "
+        "write the autoencoder's moments of its pictures.",
         args=None if arguments is None else list(arguments),
     )
     try:

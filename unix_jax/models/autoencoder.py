@@ -22,13 +22,14 @@ class ResnetBlock(nn.Module):
     """norm, swish, conv, twice; a 1x1 shortcut where the channels change."""
 
     features: int
+    norm_groups: int
     dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "B h w I"]) -> Float[Array, "B h w O"]:
-        y = nn.silu(group_norm(self.dtype, "norm1")(x))
+        y = nn.silu(group_norm(self.norm_groups, self.dtype, "norm1")(x))
         y = _conv(self.features, 3, self.dtype, "conv1")(y)
-        y = nn.silu(group_norm(self.dtype, "norm2")(y))
+        y = nn.silu(group_norm(self.norm_groups, self.dtype, "norm2")(y))
         y = _conv(self.features, 3, self.dtype, "conv2")(y)
         if x.shape[-1] != self.features:
             x = _conv(self.features, 1, self.dtype, "nin_shortcut")(x)
@@ -38,12 +39,13 @@ class ResnetBlock(nn.Module):
 class AttentionBlock(nn.Module):
     """Single-head attention over all places of the feature map."""
 
+    norm_groups: int
     dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
         batch, height, width, channels = x.shape
-        y = group_norm(self.dtype, "norm")(x)
+        y = group_norm(self.norm_groups, self.dtype, "norm")(x)
         query, key, value = (
             _conv(channels, 1, self.dtype, name)(y).reshape(batch, -1, channels)
             for name in ("q", "k", "v")
@@ -54,11 +56,11 @@ class AttentionBlock(nn.Module):
         return x + _conv(channels, 1, self.dtype, "proj_out")(y)
 
 
-def _middle(x: Array, dtype: Dtype) -> Array:
+def _middle(x: Array, norm_groups: int, dtype: Dtype) -> Array:
     channels = x.shape[-1]
-    x = ResnetBlock(channels, dtype, name="mid_block_1")(x)
-    x = AttentionBlock(dtype, name="mid_attn_1")(x)
-    return ResnetBlock(channels, dtype, name="mid_block_2")(x)
+    x = ResnetBlock(channels, norm_groups, dtype, name="mid_block_1")(x)
+    x = AttentionBlock(norm_groups, dtype, name="mid_attn_1")(x)
+    return ResnetBlock(channels, norm_groups, dtype, name="mid_block_2")(x)
 
 
 def level_resolutions(config: AutoencoderConfig) -> list[int]:
@@ -80,9 +82,11 @@ class Encoder(nn.Module):
             zip(c.ch_mult, level_resolutions(c), strict=True)
         ):
             for j in range(c.num_res_blocks):
-                x = ResnetBlock(c.ch * multiplier, self.dtype, name=f"down_{i}_block_{j}")(x)
+                x = ResnetBlock(
+                    c.ch * multiplier, c.norm_groups, self.dtype, name=f"down_{i}_block_{j}"
+                )(x)
                 if resolution in c.attn_resolutions:
-                    x = AttentionBlock(self.dtype, name=f"down_{i}_attn_{j}")(x)
+                    x = AttentionBlock(c.norm_groups, self.dtype, name=f"down_{i}_attn_{j}")(x)
             if i != len(c.ch_mult) - 1:
                 # The original pads right and bottom only.
                 x = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
@@ -90,7 +94,9 @@ class Encoder(nn.Module):
                     x.shape[-1], (3, 3), strides=(2, 2), padding="VALID", dtype=self.dtype,
                     name=f"down_{i}_downsample",
                 )(x)  # fmt: skip
-        x = nn.silu(group_norm(self.dtype, "norm_out")(_middle(x, self.dtype)))
+        x = nn.silu(
+            group_norm(c.norm_groups, self.dtype, "norm_out")(_middle(x, c.norm_groups, self.dtype))
+        )
         return _conv(2 * c.z_channels, 3, self.dtype, "conv_out")(x)
 
 
@@ -103,16 +109,20 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, z: Float[Array, "B h w C"]) -> Float[Array, "B H W 3"]:
         c = self.config
-        x = _middle(_conv(c.ch * c.ch_mult[-1], 3, self.dtype, "conv_in")(z), self.dtype)
+        x = _middle(
+            _conv(c.ch * c.ch_mult[-1], 3, self.dtype, "conv_in")(z), c.norm_groups, self.dtype
+        )
         for i, resolution in reversed(list(enumerate(level_resolutions(c)))):
             for j in range(c.num_res_blocks + 1):
-                x = ResnetBlock(c.ch * c.ch_mult[i], self.dtype, name=f"up_{i}_block_{j}")(x)
+                x = ResnetBlock(
+                    c.ch * c.ch_mult[i], c.norm_groups, self.dtype, name=f"up_{i}_block_{j}"
+                )(x)
                 if resolution in c.attn_resolutions:
-                    x = AttentionBlock(self.dtype, name=f"up_{i}_attn_{j}")(x)
+                    x = AttentionBlock(c.norm_groups, self.dtype, name=f"up_{i}_attn_{j}")(x)
             if i != 0:
                 x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
                 x = _conv(x.shape[-1], 3, self.dtype, f"up_{i}_upsample")(x)
-        x = nn.silu(group_norm(self.dtype, "norm_out")(x))
+        x = nn.silu(group_norm(c.norm_groups, self.dtype, "norm_out")(x))
         return _conv(c.out_ch, 3, self.dtype, "conv_out")(x)
 
 

@@ -97,10 +97,10 @@ def layer_norm(eps: float, dtype: Dtype, name: str | None = None) -> nn.LayerNor
     return nn.LayerNorm(epsilon=eps, dtype=dtype, use_fast_variance=False, name=name)
 
 
-def group_norm(dtype: Dtype, name: str | None = None) -> nn.GroupNorm:
-    """The autoencoder's norm: 32 groups, eps 1e-6."""
+def group_norm(groups: int, dtype: Dtype, name: str | None = None) -> nn.GroupNorm:
+    """The autoencoder's norm: eps 1e-6."""
     return nn.GroupNorm(
-        num_groups=32, epsilon=1e-6, dtype=dtype, use_fast_variance=False, name=name
+        num_groups=groups, epsilon=1e-6, dtype=dtype, use_fast_variance=False, name=name
     )
 
 

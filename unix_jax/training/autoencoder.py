@@ -35,28 +35,37 @@ Features = Callable[[Float[Array, "B H W 3"]], Float[Array, "B T E"]]
 class AutoencoderObjective:
     """Weights of the terms, and what of each image is seen.
 
-    loss = l1 + kl_weight * kl + perceptual_weight * perceptual, where `l1` is the mean over pixels
-    and channels in [-1, 1], `kl` the mean over latent numbers in nats, and `perceptual` the mean
-    over feature tokens of 1 - cosine. CompVis sums the first two over an image instead: its KL
+    loss = l1 + edge_weight * edges + kl_weight * kl + perceptual_weight * perceptual, where `l1` is
+    the mean over pixels and channels in [-1, 1], `edges` the same of the differences between
+    neighbours (down plus across), `kl` the mean over latent numbers in nats, and `perceptual` the
+    mean over feature tokens of 1 - cosine. CompVis sums the first two over an image instead: its KL
     weight k is k * h * w * C / (H * W * 3) here.
 
     crop: side in pixels of the random squares trained on, a multiple of the downsampling; None for
-      whole images. All but the norms' statistics and the attention of the lowest level is
-      convolution, so crops train nearly the same function in a fraction of the time.
+      whole images. Crops train the convolutions in a fraction of the time, but not the norms'
+      statistics and the attention of the lowest levels: images of another size come out blurred.
+    crop_steps: the first so many steps see crops, the rest whole images, to which the norms and the
+      attention then adapt within a few hundred steps; None crops to the end.
     ema_decay: of the averaged weights; young averages follow faster, (1 + step) / (10 + step).
     """
 
     kl_weight: float = 1e-3
     perceptual_weight: float = 0.0
+    edge_weight: float = 0.0
     crop: int | None = None
+    crop_steps: int | None = None
     ema_decay: float = 0.999
 
     def __post_init__(self) -> None:
-        for name in ("kl_weight", "perceptual_weight"):
+        for name in ("kl_weight", "perceptual_weight", "edge_weight"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}: expected at least 0, found {getattr(self, name)}")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"ema_decay: expected 0 to below 1, found {self.ema_decay}")
+        if self.crop_steps is not None and (self.crop is None or self.crop_steps < 0):
+            raise ConfigError(
+                f"crop_steps: expected none or at least 0, with a crop, found {self.crop_steps}"
+            )
 
 
 @struct.dataclass
@@ -106,6 +115,14 @@ def perceptual_distance(
     return 1.0 - jnp.mean(optax.losses.cosine_similarity(ours, target, epsilon=1e-6))
 
 
+def edge_distance(
+    ours: Float[Array, "B H W 3"], target: Float[Array, "B H W 3"]
+) -> Float[Array, ""]:
+    """L1 of the differences between neighbouring pixels, down plus across: details, not levels."""
+    error = ours - target
+    return sum(jnp.mean(jnp.abs(jnp.diff(error, axis=axis))) for axis in (1, 2))
+
+
 def psnr(ours: Float[Array, "B H W 3"], target: Float[Array, "B H W 3"]) -> Float[Array, ""]:
     """Peak signal-to-noise ratio in dB, mean over images in [-1, 1]; `ours` is clipped."""
     error = jnp.mean(jnp.square(jnp.clip(ours, -1.0, 1.0) - target), axis=(1, 2, 3))
@@ -149,6 +166,9 @@ def autoencoder_loss(
     decoded: Any = model.apply({"params": params}, latents, method="decode")
     metrics = {"l1": jnp.mean(jnp.abs(decoded - pixels)), "kl": kl_divergence(moments)}
     loss = metrics["l1"] + objective.kl_weight * metrics["kl"]
+    if objective.edge_weight > 0:
+        metrics["edges"] = edge_distance(decoded, pixels)
+        loss += objective.edge_weight * metrics["edges"]
     if features is not None and objective.perceptual_weight > 0:
         target = jax.lax.stop_gradient(features(pixels))
         metrics["perceptual"] = perceptual_distance(features(decoded), target)
@@ -194,9 +214,9 @@ def make_autoencoder_step(
             f"found {crop}"
         )
 
-    @functools.partial(jax.jit, donate_argnums=0)
-    def step(
-        state: AutoencoderState, pixels: Array, key: PRNGKeyArray
+    @functools.partial(jax.jit, donate_argnums=0, static_argnames="crop")
+    def update(
+        state: AutoencoderState, pixels: Array, key: PRNGKeyArray, *, crop: int | None
     ) -> tuple[AutoencoderState, Metrics]:
         crop_key, noise_key = jax.random.split(jax.random.fold_in(key, state.step))
         if crop is not None:
@@ -217,6 +237,17 @@ def make_autoencoder_step(
         ema = optax.incremental_update(params, state.ema, 1.0 - decay)
         metrics |= {"grad_norm": optax.tree.norm(grads)}
         return AutoencoderState(state.step + 1, params, ema, opt_state), metrics
+
+    def step(
+        state: AutoencoderState, pixels: Array, key: PRNGKeyArray
+    ) -> tuple[AutoencoderState, Metrics]:
+        # Two programs, chosen here, so that crops need only the memory of crops.
+        # A caller that only traces gets the larger one.
+        limit = objective.crop_steps
+        cropped = limit is None or (
+            not isinstance(state.step, jax.core.Tracer) and int(state.step) < limit
+        )
+        return update(state, pixels, key, crop=crop if cropped else None)
 
     return step
 

@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 from jax.sharding import Mesh
 
 from unix_jax.config import UniXConfig
@@ -18,6 +19,7 @@ from unix_jax.errors import DataError, UniXError
 from unix_jax.text import Tokenizer
 from unix_jax.training.config import TrainConfig
 from unix_jax.training.distributed import place_batch, row_share
+from unix_jax.training.export import gather
 
 
 class Fed(NamedTuple):
@@ -39,8 +41,12 @@ class Feed:
         tokenizer: Tokenizer,
         mesh: Mesh,
         state: Mapping[str, Any] | None = None,
+        vae_params: Mapping[str, Any] | None = None,
     ) -> None:
         """Opens the source; `state` is a `Fed.state` of any run over the same data.
+
+        `vae_params` are the run's autoencoder: moments must be of it. Weights that are held in a
+        narrower type than float32 cannot be compared, and are not.
 
         Raises:
           DataError, ConfigError: a source that cannot be opened, rows that the mesh does not
@@ -52,7 +58,9 @@ class Feed:
         self.records: RecordSource = open_source(data.source, data.split or None)
         self._iterator = iter(
             Loader(
-                record_samples(self.records, tokenizer, model_config, data),
+                record_samples(
+                    self.records, tokenizer, model_config, data, _comparable(vae_params)
+                ),
                 model_config,
                 data,
                 process_index=self._share[0] // share,
@@ -75,6 +83,14 @@ class Feed:
     def close(self) -> None:
         """Ends the threads that read ahead."""
         self._iterator.close()
+
+
+def _comparable(vae_params: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Weights as they were when moments were written, None if they are not at hand."""
+    if vae_params is None:
+        return None
+    flat = gather(vae_params)
+    return flat if all(leaf.dtype == np.float32 for leaf in flat.values()) else None
 
 
 def training_data(config: TrainConfig) -> DataConfig:

@@ -18,8 +18,11 @@ from rich.progress import (
 class ProgressLine:
     """Shows the step, its numbers, the rate and the time left on standard error."""
 
-    def __init__(self, *, seconds_between_lines: float = 30.0, shown: bool = True) -> None:
+    def __init__(
+        self, *, seconds_between_lines: float = 30.0, shown: bool = True, unit: str = "step"
+    ) -> None:
         """`shown` off says nothing at all. Where there is no terminal, lines are that far apart."""
+        self._unit = unit
         self._console = Console(stderr=True, quiet=not shown, highlight=False, soft_wrap=True)
         self._between = seconds_between_lines
         self._bar: Progress | None = None
@@ -30,7 +33,7 @@ class ProgressLine:
         self._first, self._total = first, total
         self._started = self._said = time.monotonic()
         self._bar = Progress(
-            TextColumn("step"),
+            TextColumn(self._unit),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[numbers]}"),
@@ -40,7 +43,7 @@ class ProgressLine:
             transient=True,
             disable=not self._console.is_terminal,
         )
-        self._task = self._bar.add_task("step", total=total, completed=first, numbers="")
+        self._task = self._bar.add_task(self._unit, total=total, completed=first, numbers="")
         with self._bar:
             yield
 
@@ -57,7 +60,9 @@ class ProgressLine:
         self._said = now
         rate = (step - self._first) / max(now - self._started, 1e-9)
         left = _duration((self._total - step) / rate) if rate > 0 else "unknown"
-        self.say(f"step {step}/{self._total} {_text(numbers)} | {rate:.3g} steps/s, {left} left")
+        unit = self._unit
+        speed = f"{rate:.3g} {unit}s/s, {left} left"
+        self.say(f"{unit} {step}/{self._total} {_text(numbers)} | {speed}")
 
     def say(self, line: str) -> None:
         """Prints a line that stays."""
@@ -66,7 +71,10 @@ class ProgressLine:
 
 def _text(numbers: Mapping[str, float | None]) -> str:
     shown = {name: value for name, value in numbers.items() if value is not None and name != "step"}
-    return " ".join(f"{name} {value:.4g}" for name, value in shown.items())
+    return " ".join(
+        f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.4g}"
+        for name, value in shown.items()
+    )
 
 
 def _duration(seconds: float) -> str:
