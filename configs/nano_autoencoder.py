@@ -15,7 +15,7 @@ from unix_jax.training.optimizer import OptimizerConfig
 
 config = TrainConfig(
     stage="autoencoder",
-    total_steps=3500,
+    total_steps=3800,
     data=DataConfig(
         source="manifest:examples/cxr",
         task="generation",
@@ -33,7 +33,7 @@ config = TrainConfig(
         learning_rate=2e-3,
         warmup_steps=40,
         schedule="cosine",
-        total_steps=3500,
+        total_steps=3800,
         final_fraction=0.05,
         b2=0.99,
         eps=1e-8,

@@ -1,4 +1,4 @@
-"""Understanding with the nano model (12 M parameters) on the bundled X-rays, on a laptop.
+"""Understanding with the nano model (9 M parameters) on the bundled X-rays, on a laptop.
 
     python train.py configs/nano_understanding.py --init runs/nano_autoencoder \\
         --out runs/nano_understanding
@@ -13,7 +13,7 @@ from unix_jax.training.optimizer import OptimizerConfig
 
 config = TrainConfig(
     stage="understanding",
-    total_steps=1500,
+    total_steps=300,
     data=DataConfig(
         source="manifest:examples/cxr",
         task="understanding",
@@ -27,7 +27,7 @@ config = TrainConfig(
         learning_rate=1e-3,
         warmup_steps=50,
         schedule="cosine",
-        total_steps=1500,
+        total_steps=300,
         final_fraction=0.1,
         eps=1e-8,
         weight_decay=0.05,
@@ -35,9 +35,9 @@ config = TrainConfig(
     losses=LossConfig(mse_weight=0.0),
     ema_decay=0.99,
     mesh="data=1",
-    checkpoint_every=100,
+    checkpoint_every=50,
     log_every=10,
-    validate_every=100,
-    preview_every=500,
+    validate_every=30,
+    preview_every=100,
     previews=PreviewConfig(count=4, max_new_tokens=64),
 )

@@ -117,10 +117,10 @@ class Generate(_Model):
     """Texts, for example "Large right pleural effusion."."""
     out: str = "out"
     """Directory for the pictures."""
-    height: int = 512
-    """Pixels."""
-    width: int = 512
-    """Pixels."""
+    height: int | None = None
+    """Pixels; 512, or the largest of a smaller model, if absent."""
+    width: int | None = None
+    """Pixels; likewise."""
     steps: int = 50
     """Points of the time grid: steps - 1 network evaluations."""
     timestep_shift: float = 3.0
@@ -169,6 +169,7 @@ class Generate(_Model):
         for i, (prompt, seed, image) in enumerate(zip(prompts, seeds, images, strict=True)):
             path = out / f"{i:03d}_{_slug(prompt)}_seed{seed}.png"
             metadata = {"prompt": prompt, "seed": seed, "software": "unix-jax", **settings}
+            metadata |= {"height": image.height, "width": image.width}
             save_png(path, image, {key: str(value) for key, value in metadata.items()})
             print(path)
         if len(images) > 1:

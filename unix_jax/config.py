@@ -142,7 +142,7 @@ class UniXConfig:
 
     @classmethod
     def preset(cls, name: str) -> "UniXConfig":
-        """`published` (3.2 B parameters), `nano` (12 M, a laptop), `tiny` (the golden files).
+        """`published` (3.2 B parameters), `nano` (9 M, a laptop), `tiny` (the golden files).
 
         Raises:
           ConfigError: another name.
@@ -306,11 +306,11 @@ CONNECTOR_ACTIVATIONS = frozenset({"gelu", "gelu_pytorch_tanh"})
 PRESETS: dict[str, UniXConfig] = {
     "published": UniXConfig(),
     "nano": UniXConfig(
-        decoder=DecoderConfig(256, 704, 6, 4, 4, 64, 2048, 2048),
+        decoder=DecoderConfig(256, 512, 5, 4, 4, 64, 2048, 2048),
         vision=VisionConfig(128, 16, 128, 4, 4),
         vae=AutoencoderConfig(ch=32, num_res_blocks=1, norm_groups=4),
         special_tokens=SpecialTokens(2040, 2041, 2042, 2043, 2044),
-        max_latent_size=16,
+        max_latent_size=8,
         vit_max_num_patch_per_side=8,
     ),
     "tiny": UniXConfig(

@@ -21,6 +21,7 @@ from toy import (
 )
 
 from unix_jax import UniXPipeline
+from unix_jax.config import UniXConfig
 from unix_jax.errors import CheckpointError, ConfigError, ImageError, PromptError
 from unix_jax.inference import context as context_module
 from unix_jax.inference import decoding, drawing
@@ -532,11 +533,11 @@ def test_looks_are_estimates_of_the_image():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(drawing, "sample_latents", straight)
         settings = ImageSettings(16, 16, num_steps=6)
-        looks = list(drawing.draw_latents(pipe._loaded, "x", settings, None, None, 0, 1))
+        looks = list(drawing.draw_latents(pipe._loaded, [5], settings, None, None, 0, 1))
     assert [look.step for look in looks] == [1, 2, 3, 4, 5]
     for look in looks:
-        np.testing.assert_allclose(look.estimate[0], target[0, :1], atol=1e-5)
-    assert np.abs(looks[0].latents - target[:, :1]).max() > 0.1
+        np.testing.assert_allclose(look.estimate, target, atol=1e-5)
+    assert np.abs(looks[0].latents - target).max() > 0.1
 
 
 def test_stream_image_refuses():
@@ -544,3 +545,17 @@ def test_stream_image_refuses():
         next(tiny_pipe().stream_image("x", every=0))
     with pytest.raises(PromptError, match="height: expected a positive multiple"):
         next(tiny_pipe().stream_image("x", ImageSettings(height=1)))
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (UniXConfig(), (512, 512)),
+        (UniXConfig.preset("tiny"), (128, 128)),
+        (UniXConfig.preset("nano"), (128, 128)),
+    ],
+    ids=["published", "tiny", "nano"],
+)
+def test_sizes_by_default(config, expected):
+    assert ImageSettings().size(config) == expected
+    assert ImageSettings(height=64).size(config) == (64, expected[1])

@@ -26,8 +26,8 @@ from unix_jax.transforms import to_model_image, to_vae_image
 class ImageSettings:
     """How an image is drawn; `UniXPipeline.generate_image` describes each field."""
 
-    height: int = 512
-    width: int = 512
+    height: int | None = None
+    width: int | None = None
     num_steps: int = 50
     timestep_shift: float = 3.0
     guidance_scale: float = 2.0
@@ -36,16 +36,27 @@ class ImageSettings:
     renorm: Renorm = "global"
     renorm_min: float = 0.0
 
-    def check(self, config: UniXConfig) -> None:
-        """Raises PromptError for a setting that this model cannot follow."""
+    def size(self, config: UniXConfig) -> tuple[int, int]:
+        """(height, width) in pixels, where None is 512 or the largest of a smaller model.
+
+        Raises:
+          PromptError: a size that this model cannot draw.
+        """
         side = config.latent_downsample
         largest = config.max_latent_size * side
-        for name, value in (("height", self.height), ("width", self.width)):
+        default = min(512 // side * side or side, largest)
+        height, width = (default if x is None else x for x in (self.height, self.width))
+        for name, value in (("height", height), ("width", width)):
             require(
                 value >= side and value % side == 0, name, f"a positive multiple of {side}", value
             )
             if not config.interpolate_pos:
                 require(value <= largest, name, f"at most {largest} (position table)", value)
+        return height, width
+
+    def check(self, config: UniXConfig) -> None:
+        """Raises PromptError for a setting that this model cannot follow."""
+        self.size(config)
         require(self.renorm in RENORMS, "renorm", f"one of {RENORMS}", self.renorm)
         require(0 <= self.renorm_min <= 1, "renorm_min", "a number in [0, 1]", self.renorm_min)
         interval = self.guidance_interval
@@ -113,6 +124,7 @@ def draw_latents(
     """
     config = loaded.config
     settings.check(config)
+    height, width = settings.size(config)
     if images is not None:
         loaded.require_vae()
     times = flow.timestep_grid(settings.num_steps, settings.timestep_shift)
@@ -125,7 +137,7 @@ def draw_latents(
     groups = (
         [_Rows(list(range(rows)), texts)]
         if images is None
-        else _conditioned(loaded, texts, images, max(settings.height, settings.width))
+        else _conditioned(loaded, texts, images, max(height, width))
     )
     evaluations = len(times) - 1
     total = evaluations * len(groups)
@@ -140,8 +152,8 @@ def draw_latents(
 
 def latent_size(config: UniXConfig, settings: ImageSettings) -> tuple[int, int]:
     """(h, w) of the drawn image."""
-    side = config.latent_downsample
-    return settings.height // side, settings.width // side
+    height, width = settings.size(config)
+    return height // config.latent_downsample, width // config.latent_downsample
 
 
 def decode_latents(

@@ -207,8 +207,8 @@ class UniXPipeline:
     def generate_image(
         self,
         prompts: Prompts,
-        height: int = 512,
-        width: int = 512,
+        height: int | None = None,
+        width: int | None = None,
         num_steps: int = 50,
         timestep_shift: float = 3.0,
         guidance_scale: float = 2.0,
@@ -226,7 +226,8 @@ class UniXPipeline:
 
         Args:
           prompts: one or several; strings or token ids.
-          height, width: pixels, multiples of `config.latent_downsample`.
+          height, width: pixels, multiples of `config.latent_downsample`; None is 512, or the
+            largest that a smaller model can draw.
           num_steps: points of the time grid, so num_steps - 1 Euler steps, as in the original.
           timestep_shift: above 1 spends more steps near noise.
           guidance_scale: text guidance; 1 or less turns guidance off.

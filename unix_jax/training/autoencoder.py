@@ -35,10 +35,9 @@ Features = Callable[[Float[Array, "B H W 3"]], Float[Array, "B T E"]]
 class AutoencoderObjective:
     """Weights of the terms, and what of each image is seen.
 
-    loss = l1 + edge_weight * edges + kl_weight * kl + perceptual_weight * perceptual, where `l1` is
-    the mean over pixels and channels in [-1, 1], `edges` the same of the differences between
-    neighbours (down plus across), `kl` the mean over latent numbers in nats, and `perceptual` the
-    mean over feature tokens of 1 - cosine. CompVis sums the first two over an image instead: its KL
+    loss = l1 + kl_weight * kl + perceptual_weight * perceptual, where `l1` is the mean over pixels
+    and channels in [-1, 1], `kl` the mean over latent numbers in nats, and `perceptual` the mean
+    over feature tokens of 1 - cosine. CompVis sums the first two over an image instead: its KL
     weight k is k * h * w * C / (H * W * 3) here.
 
     crop: side in pixels of the random squares trained on, a multiple of the downsampling; None for
@@ -51,13 +50,12 @@ class AutoencoderObjective:
 
     kl_weight: float = 1e-3
     perceptual_weight: float = 0.0
-    edge_weight: float = 0.0
     crop: int | None = None
     crop_steps: int | None = None
     ema_decay: float = 0.999
 
     def __post_init__(self) -> None:
-        for name in ("kl_weight", "perceptual_weight", "edge_weight"):
+        for name in ("kl_weight", "perceptual_weight"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}: expected at least 0, found {getattr(self, name)}")
         if not 0 <= self.ema_decay < 1:
@@ -115,14 +113,6 @@ def perceptual_distance(
     return 1.0 - jnp.mean(optax.losses.cosine_similarity(ours, target, epsilon=1e-6))
 
 
-def edge_distance(
-    ours: Float[Array, "B H W 3"], target: Float[Array, "B H W 3"]
-) -> Float[Array, ""]:
-    """L1 of the differences between neighbouring pixels, down plus across: details, not levels."""
-    error = ours - target
-    return sum(jnp.mean(jnp.abs(jnp.diff(error, axis=axis))) for axis in (1, 2))
-
-
 def psnr(ours: Float[Array, "B H W 3"], target: Float[Array, "B H W 3"]) -> Float[Array, ""]:
     """Peak signal-to-noise ratio in dB, mean over images in [-1, 1]; `ours` is clipped."""
     error = jnp.mean(jnp.square(jnp.clip(ours, -1.0, 1.0) - target), axis=(1, 2, 3))
@@ -166,9 +156,6 @@ def autoencoder_loss(
     decoded: Any = model.apply({"params": params}, latents, method="decode")
     metrics = {"l1": jnp.mean(jnp.abs(decoded - pixels)), "kl": kl_divergence(moments)}
     loss = metrics["l1"] + objective.kl_weight * metrics["kl"]
-    if objective.edge_weight > 0:
-        metrics["edges"] = edge_distance(decoded, pixels)
-        loss += objective.edge_weight * metrics["edges"]
     if features is not None and objective.perceptual_weight > 0:
         target = jax.lax.stop_gradient(features(pixels))
         metrics["perceptual"] = perceptual_distance(features(decoded), target)
