@@ -99,6 +99,27 @@ class Export:
 
 
 @dataclasses.dataclass(frozen=True)
+class Cast:
+    """A copy of a checkpoint in another floating type, such as a training's export in bfloat16."""
+
+    checkpoint: tyro.conf.Positional[Path]
+    """A directory written by `import` or by training."""
+    out: tyro.conf.Positional[Path]
+    """A new directory."""
+    dtype: Dtype = "bfloat16"
+    """Type of the model's parameters."""
+    vae_dtype: Dtype = "keep"
+    """Type of the autoencoder's; bfloat16 shows in its pictures."""
+
+    def run(self) -> int:
+        from convert.cast import cast
+
+        with _progress("cast") as report:
+            cast(self.checkpoint, self.out, self.dtype, self.vae_dtype, progress=report)
+        return _written(self.out)
+
+
+@dataclasses.dataclass(frozen=True)
 class Inspect:
     """Prints keys, shapes, types and parameter counts of a file or directory of either layout."""
 
@@ -132,6 +153,7 @@ Command = (
     Annotated[Import, tyro.conf.subcommand("import")]
     | Annotated[ImportJanus, tyro.conf.subcommand("import-janus")]
     | Annotated[Export, tyro.conf.subcommand("export")]
+    | Annotated[Cast, tyro.conf.subcommand("cast")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[Check, tyro.conf.subcommand("check")]
 )

@@ -26,6 +26,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from unix_jax.commands.app import App
+from unix_jax.commands.clean import Clean
 from unix_jax.errors import UniXError
 
 if TYPE_CHECKING:
@@ -251,6 +253,8 @@ _Command: Any = tyro.conf.OmitSubcommandPrefixes[  # type: ignore[misc]
     Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Generate, tyro.conf.subcommand("generate")]
     | Annotated[Info, tyro.conf.subcommand("info")]
+    | Annotated[Clean, tyro.conf.subcommand("clean")]
+    | Annotated[App, tyro.conf.subcommand("app")]
 ]
 
 
@@ -260,7 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A report may hold a character that the terminal's encoding lacks.
         sys.stdout.reconfigure(errors="replace")
-    command: Report | Generate | Info = tyro.cli(
+    command: Report | Generate | Info | Clean | App = tyro.cli(
         _Command,
         prog="unix-jax",
         description="UniX: reports from chest X-rays, and chest X-rays from text. "

@@ -7,9 +7,12 @@ import time
 import types
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from convert.__main__ import main
+from convert.load import load_model
 from convert.readers import open_tensors
 from unix_jax import checkpoint
 
@@ -120,3 +123,23 @@ def test_interruption_leaves_nothing(tmp_path, number):
     assert process.returncode == 130
     assert errors.splitlines() == ["interrupted: nothing was written"]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("vae_dtype", ["keep", "bfloat16"])
+def test_cast(tmp_path, vae_dtype):
+    """Half the size, each number rounded once; the copy loads, and exports."""
+    whole, half = tmp_path / "whole", tmp_path / "half"
+    assert main(["import", str(TINY), str(whole), "--dtype", "float32"]) == 0
+    assert main(["cast", str(whole), str(half), "--vae-dtype", vae_dtype]) == 0
+    config, params, vae = load_model(whole, vae_dtype=None)
+    found_config, found, found_vae = load_model(half, vae_dtype=None)
+    assert found_config == config
+    assert jax.tree.map(lambda x: x.shape, found) == jax.tree.map(lambda x: x.shape, params)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(params), strict=True):
+        assert a.dtype == jnp.bfloat16
+        assert bool((a == b.astype(jnp.bfloat16)).all())
+    kind = jnp.bfloat16 if vae_dtype == "bfloat16" else jax.tree.leaves(vae)[0].dtype
+    assert {leaf.dtype for leaf in jax.tree.leaves(found_vae)} == {jnp.dtype(kind)}
+    assert (half / "tokenizer.json").read_bytes() == (TINY / "tokenizer.json").read_bytes()
+    assert main(["export", str(half), str(tmp_path / "published")]) == 0
+    assert main(["cast", str(whole), str(half)]) == 1

@@ -1,0 +1,99 @@
+"""`unix-jax clean` with the rules alone: files, printed counts, and errors in one line."""
+
+import json
+
+import pytest
+import tyro
+
+from unix_jax.cleaning.sources import open_reports
+from unix_jax.commands.clean import Clean
+from unix_jax.data.sources import open_source
+from unix_jax.errors import UniXError
+
+ROWS = [
+    {"id": "a", "findings": "PA view of the chest. Stable mild cardiomegaly.",
+     "impression": "No change.", "view": "PA"},
+    {"id": "b", "findings": "The mediastinum is stable.", "impression": ""},
+    {"id": "c", "findings": "", "impression": "1. Small effusion, discussed with Dr. ___ at 5 pm."},
+    {"id": "d"},
+]  # fmt: skip
+
+
+def run(*arguments):
+    tyro.cli(Clean, args=[str(argument) for argument in arguments]).run()
+
+
+@pytest.fixture
+def reports(tmp_path):
+    file = tmp_path / "in.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return file
+
+
+def test_rules_only(tmp_path, reports, capsys):
+    out = tmp_path / "new" / "out.jsonl"
+    run(reports, out, "--rules-only")
+    done = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(row["id"], row["findings"], row["impression"]) for row in done] == [
+        ("a", "Mild cardiomegaly.", ""),
+        ("c", "", "Small effusion."),
+    ]
+    assert done[0]["view"] == "PA"
+    assert done[0]["cleaned"] == {"by": "rules", "rules": ["views", "priors"]}
+    aside = [
+        json.loads(line) for line in (out.parent / "out.rejected.jsonl").read_text().splitlines()
+    ]
+    assert [row["id"] for row in aside] == ["b", "in.jsonl:4"]
+    assert "nothing is left after the rules priors" in aside[0]["reason"]
+    printed = capsys.readouterr()
+    for line in ("2 reports", "2 set aside", "priors       changed 2", "1 kept one section only"):
+        assert line in printed.out
+    # The output is a source of the training data.
+    assert open_source(f"manifest:{out}")[0].findings == "Mild cardiomegaly."
+
+
+def test_text_files_and_csv_become_json_lines(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "s1.txt").write_text(
+        "FINAL REPORT\n FINDINGS: Lungs remain clear.\n IMPRESSION:\n Normal."
+    )
+    run(tmp_path / "in", tmp_path / "a.jsonl")
+    assert json.loads((tmp_path / "a.jsonl").read_text())["findings"] == "Lungs are clear."
+    (tmp_path / "in.csv").write_text('id,words\nx,"IMPRESSION: Stable edema."\n')
+    run(tmp_path / "in.csv", tmp_path / "b.jsonl", "--text-field", "words")
+    row = json.loads((tmp_path / "b.jsonl").read_text())
+    assert (row["words"], row["impression"]) == ("IMPRESSION: Edema.", "Edema.")
+    # What was written is read again, and nothing is left to clean.
+    assert open_reports(tmp_path / "b.jsonl")[0].text == "IMPRESSION: Edema."
+
+
+@pytest.mark.parametrize(("options", "found"), [
+    (["--model", "m"], "--endpoint"),
+    (["--endpoint", "http://localhost:1"], "--model"),
+    (["--endpoint", "http://localhost:1", "--model", "m", "--rules-only"], "--rules-only"),
+    (["--concurrency", "0"], "--concurrency: expected at least 1"),
+    (["--endpoint", "localhost", "--model", "m"], "--endpoint: expected http"),
+    (["--text-field", "words"], None),
+])  # fmt: skip
+def test_errors(tmp_path, reports, options, found):
+    out = tmp_path / "out.jsonl"
+    if found is None:
+        run(reports, out, *options)
+        assert out.read_text() == ""
+        return
+    with pytest.raises(UniXError, match=found) as caught:
+        run(reports, out, *options)
+    assert "\n" not in str(caught.value)
+    assert not out.exists()
+
+
+def test_out_is_never_overwritten(tmp_path, reports):
+    out = tmp_path / "out.jsonl"
+    out.write_text("mine")
+    for target in (out, reports):
+        before = target.read_text()
+        with pytest.raises(UniXError, match=r"out\.jsonl: exists already|another file than IN"):
+            run(reports, target)
+        assert target.read_text() == before
+    with pytest.raises(UniXError, match="cannot be"):
+        run(reports, "/proc/none/out.jsonl")

@@ -1,0 +1,164 @@
+"""Marks of de-identification: ___ (MIMIC-CXR), XXXX (Open-I) and [** ... **] (MIMIC-III).
+
+What stood there is unknown. A mark goes with the words that only served it ("at ___", "Dr. ___");
+where the words around it still make a sentence they stay, and a sentence of which too little is
+left goes as a whole.
+"""
+
+import re
+
+from unix_jax.cleaning.sentences import each_sentence, mended, says_nothing
+
+MARK = (
+    r"(?:\[\*\*[^\]]{0,80}\*\*\]|_{2,}|(?<![A-Za-z])X{3,}(?:'?s)?\b"
+    r"|X{4,}(?=[a-z]{1,2}\b|[AP]M\b|<))"
+)
+_MARKS = rf"{MARK}(?:[\s,/:<>-]{{0,3}}{MARK}){{0,12}}"
+_ANY = re.compile(MARK)
+_WORD = re.compile(r"[^\W\d_]{2,}")
+
+_NEXT_VERB = r"(?=\s+(?:is|are|was|were|appears?|remains?|has|have|noted|seen|intact)\b)"
+_PHRASE_END = (
+    r"(?=\s*(?:[.,;:)]|$)|\s+(?:and|or|with|in|on|of|at|is|are|was|were|appears?|remains?)\b)"
+)
+
+
+def _rule(pattern: str, replacement: str) -> tuple[re.Pattern[str], str]:
+    return re.compile(pattern, re.IGNORECASE), replacement
+
+
+# Open-I hides ordinary words too. Where only one word fits it is set in; where several do, a word
+# that claims no more than they all would. Devices and sides are never guessed.
+_COMPLETED = (
+    _rule(r"\bx-(?:X{3,}|_{2,})", "x-ray"),
+    _rule(rf"\blymph {MARK}", "lymph nodes"),
+    _rule(rf"\b(costophrenic|cardiophrenic|costovertebral) {MARK}", r"\1 angle"),
+    _rule(rf"\bthe aortic {MARK}{_PHRASE_END}", "the aorta"),
+    _rule(rf"\baortic {MARK}{_PHRASE_END}", "aorta"),
+    _rule(rf"\bsuperior {MARK} {MARK}", "superior vena cava"),
+    # A size without its unit says nothing.
+    _rule(rf"(?<![\w.,])(?:\d+(?:\.\d+)?\s*x\s*)?\d+(?:\.\d+)?\s+{MARK}(?=\s+[a-z]|\))", ""),
+    _rule(rf"\bnote is {MARK} of\b", "note is made of"),
+    _rule(rf"\b((?:is|are|remains?) in) {MARK}(?=\s*(?:[.,;]|$)|\s+(?:with|and)\b)", r"\1 place"),
+    _rule(
+        rf"\b(most|less) {_MARKS}(?=\s*[.,;]|\s+(?:represent|reflect|due|related"
+        r"|secondary|of|an?\b))",
+        r"\1 likely",
+    ),
+    _rule(rf"\b(frontal|lateral|PA) {MARK}{_PHRASE_END}", r"\1 view"),
+    _rule(rf"\b(sternotomy) {MARK}{_NEXT_VERB}", r"\1 changes"),
+    _rule(
+        r"(?<!\ba )(?<!\ban )\b(pulmonary|cardiac|mediastinal|hilar|thoracic|osseous"
+        rf"|bony|vascular) {MARK}{_PHRASE_END}",
+        r"\1 structures",
+    ),
+    _rule(rf"\b(evidence|signs?|suggestion) of {_MARKS},?\s+(?:or\s+)?(?=\w)", r"\1 of "),
+    # "XXXX representing" and ", XXXX atelectasis" were "likely" or "may be": without a word of
+    # doubt they would claim too much.
+    _rule(
+        rf"{_MARKS}\s+(?=(?:represent(?:s|ing|ed)?|reflect(?:s|ing)?|related to|secondary to|due to"
+        r"|indicat(?:es?|ing)|suggest(?:s|ing)?)\b)",
+        "possibly ",
+    ),
+    _rule(r"possibly (represent|reflect|indicate|suggest)\b", r"may \1"),
+    _rule(r"\b(may|could|might|can) (?:possibly|may) ", r"\1 "),
+    _rule(
+        rf",\s*{_MARKS}\s+(?=(?:an? )?(?:\w+ )?(?:atelectasis|scarring|scars?|edema"
+        r"|congestion|artifact|granulomas?"
+        r"|pneumonia|infiltrate|effusions?|adenopathy|nipples?|fibrosis|thickening"
+        r"|vessels?|fat)\b)",
+        ", possibly ",
+    ),
+)
+# The verb, or whether a thing was said to be there, is what is hidden.
+_BROKEN = re.compile(
+    rf"\b(?:is|are|was|were)\s+(?:an?\s+)?{_MARKS}\s+(?:evidence|signs?|of)\b"
+    rf"|\bnot\s+{_MARKS}\s+(?:and|or)\b"
+    rf"|^\s*{_MARKS}\s+evidence of\b|\bthere\s+{_MARKS}|\bto\s+{_MARKS}\s+(?:within|in"
+    r"|on|at|over|the)\b"
+    rf"|\b(?:may|might|could|would|should|will)\s+{_MARKS}(?!\s+(?:be|represent|reflect|have)\b)"
+    rf"|\bwhich\s+{_MARKS}(?!\s+(?:may|is|are|has|have|represent|reflect|could)\b)"
+    rf"|\b(?:overall|but|with)\s+{_MARKS}\s+change\b|\bthere (?:is|are|has been) "
+    rf"(?:an? )?(?:[\w-]+ )?{_MARKS}\s*[.,;]?$"
+    rf"|^if\b.*{MARK}|^(?:recommend|consider|suggest|followup|follow-up)\b.*{MARK}"
+    rf"|\bconsider\s+{_MARKS}",
+    re.IGNORECASE,
+)
+_NO_OF = re.compile(rf"\b([Nn]o)\s+{_MARKS}\s+of\s+(?:an?\s+)?")
+# A mark with the words that lead to it and serve nothing else.
+_SERVING = re.compile(
+    r"(?:[,(]?\s*\b(?:(?:dated|performed|obtained|from|on|at|by|in|approximately|about"
+    r"|per|since|of|to"
+    r"|as|as of|Dr\.?|Drs\.?|Mr\.?|Mrs\.?|Ms\.?|the|an?|hours?)\s+){1,4})"
+    rf"{_MARKS}(?:\s*(?:[ap]\.?m\b\.?|hours|hrs|years?[- ]old|'s))?(?=\s*[,.;:)]|\s*$)",
+    re.IGNORECASE,
+)
+_DATED = re.compile(
+    rf"\b(?:on|from|dated|at|of)\s+\[\*\*[\d/ -]+\*\*\]|\b(?:on|dated|from)\s+{_MARKS}"
+    r"(?=\s+(?:at|in|with)\b)",
+    re.IGNORECASE,
+)
+_AGE = re.compile(rf"\b(an?\s+)?{MARK}[- ]years?[- ]old\b", re.IGNORECASE)
+_HYPHENATED = re.compile(rf"(?:\b\w+-)?{_MARKS}(?:-\w+(?:-{MARK})?)|\b\w+-{MARK}")
+_VERB_FIRST = re.compile(
+    r"^(?:is|are|was|were|has|have|had|may|would|could|should|will|can|appears?|be|to|remains?"
+    r"|within|from|of|unremarkable|intact|normal)\b",
+    re.IGNORECASE,
+)
+_OPENING_MARK = re.compile(rf"^\W*(?:(?:the|both|visualized)\s+)?{MARK}", re.IGNORECASE)
+# Where a device lies is kept, even if its name was hidden.
+_DEVICE = re.compile(r"\b(?:tips?|catheters?|leads?|tubes?|lines?|wires?)\b", re.IGNORECASE)
+# An article whose noun was hidden.
+_ORPHAN = re.compile(
+    r"\b(the|an?)\s+(bilaterally|from|in|on|at|with|within|is|are|was|were|and|or|to|of|the)\b",
+    re.IGNORECASE,
+)
+_LOST_SUBJECT = re.compile(
+    rf"^\s*(?:the\s+|both\s+|visualized\s+)?{_MARKS}\s+(?P<next>\w+)", re.IGNORECASE
+)
+_SUBJECT_VERB = re.compile(
+    r"is|are|was|were|has|have|had|may|would|could|should|will|can|appears?|be|to|remains?|within"
+    r"|from|of|unremarkable|intact|normal|in|at|on|by|for|stable|unchanged",
+    re.IGNORECASE,
+)
+
+
+def drop_placeholders(text: str) -> str:
+    """Without marks of de-identification.
+
+    "Nodule as on ___, seen by Dr. ___." -> "Nodule, seen."
+    "XXXX are normal." -> "": nobody knows what is.
+    "Opacities XXXX representing scarring." -> "Opacities possibly representing scarring."
+    """
+    return each_sentence(text, _without_marks) if _ANY.search(text) else text
+
+
+def _without_marks(sentence: str) -> str:
+    if not _ANY.search(sentence):
+        return sentence
+    before = sentence
+    for pattern, replacement in _COMPLETED:
+        sentence = pattern.sub(replacement, sentence)
+    if _BROKEN.search(sentence) or _is_lost(sentence):
+        return ""
+    sentence = _NO_OF.sub(r"\1 ", sentence)
+    sentence = _AGE.sub(r"\1 ", sentence)
+    sentence = _SERVING.sub(" ", _DATED.sub(" ", sentence))
+    sentence = _HYPHENATED.sub(" ", sentence)
+    sentence = _ANY.sub(" ", sentence)
+    if _ORPHAN.search(sentence):
+        if not _DEVICE.search(sentence):
+            return ""
+        sentence = _ORPHAN.sub(r"\1 structure \2", sentence)
+    result = mended(sentence)
+    headless = _OPENING_MARK.match(before) is not None and _VERB_FIRST.match(result) is not None
+    return "" if headless or says_nothing(result) else result
+
+
+def _is_lost(sentence: str) -> bool:
+    """Whether more is hidden than said, or the subject itself is."""
+    hidden, said = len(_ANY.findall(sentence)), len(_WORD.findall(_ANY.sub(" ", sentence)))
+    subject = _LOST_SUBJECT.match(sentence)
+    return hidden >= said or (
+        subject is not None and bool(_SUBJECT_VERB.fullmatch(subject["next"]))
+    )

@@ -1,0 +1,226 @@
+"""Sentences of report text: split, rejoined, and put in order after words were taken out."""
+
+import re
+from collections.abc import Callable, Iterable
+
+# A sentence ends at a full stop before a space, but not behind a title or a list number.
+_END = re.compile(
+    r"(?<!\bDr\.)(?<!\bDrs\.)(?<!\bMr\.)(?<!\bMrs\.)(?<!\bMs\.)(?<!\bvs\.)(?<!\bapprox\.)"
+    r"(?<!^\d\.)(?<!\s\d\.)(?<!\s\d\d\.)(?<!\bno\.)(?<=[.!?])\s+",
+    re.IGNORECASE,
+)
+_LIST_NUMBER = re.compile(r"^(\d{1,2})[.)](?!\d)\s*")
+_INNER_NUMBER = re.compile(r"(?:^|(?<=\s))(\d{1,2})[.)]\s+(?=\S)")
+_LETTER = re.compile(r"[^\W\d_]")
+
+# Words that cannot end a sentence: left over when what followed them was taken out.
+_DANGLING_END = re.compile(
+    r"[\s,:(-]+(?:and|or|with|of|to|in|on|at|by|from|for|the|an|as|is|are|was|were|be|been|has|have"
+    r"|had|which|that|than|but|since|per|via|into|over|versus)(?=\s*[.;!?]?$)",
+    re.IGNORECASE,
+)
+_DANGLING_START = re.compile(
+    r"^\s*(?:(?:and|or|of|to|which|that|than|but|then|by)\b|[,;:)-])\s*", re.IGNORECASE
+)
+_SPACED_PUNCTUATION = re.compile(r"\s+(?=[,.;:)!?](?!\d))")
+_DOUBLE_COMMA = re.compile(r"[,;](?:\s*,)+")
+_COMMA_BEFORE_END = re.compile(r"[\s,;:(-]+(?=[.!?]$)|[\s,;:(-]+$")
+_EMPTY_BRACKETS = re.compile(r"\(\s*[.,;/]?\s*\)|\[\s*\]|<\s*>|\"\s*\"")
+_DOUBLE_STOP = re.compile(r"[.;](?:\s*\.)+")
+_AN_CONSONANT = re.compile(r"\b([Aa])n(?=\s+[bcdfgjklmnpqrstvwyz])")
+_A_VOWEL = re.compile(r"\b([Aa])(?=\s+(?:[aeiAEI]|o(?!ne\b)|un(?!i|it)))")
+
+# A sentence of these words alone names a place or a study, and says nothing of it.
+_NEUTRAL = frozenset(
+    [
+        "the",
+        "a",
+        "an",
+        "this",
+        "these",
+        "it",
+        "they",
+        "that",
+        "those",
+        "there",
+        "and",
+        "or",
+        "of",
+        "in",
+        "with",
+        "is",
+        "are",
+        "was",
+        "were",
+        "be",
+        "been",
+        "has",
+        "have",
+        "for",
+        "to",
+        "at",
+        "on",
+        "overall",
+        "appearance",
+        "appearances",
+        "chest",
+        "heart",
+        "cardiac",
+        "cardiomediastinal",
+        "mediastinum",
+        "mediastinal",
+        "hilar",
+        "hila",
+        "hilum",
+        "silhouette",
+        "silhouettes",
+        "contour",
+        "contours",
+        "size",
+        "position",
+        "lung",
+        "lungs",
+        "pulmonary",
+        "vasculature",
+        "vascularity",
+        "aorta",
+        "aortic",
+        "configuration",
+        "examination",
+        "exam",
+        "study",
+        "finding",
+        "findings",
+        "seen",
+        "noted",
+        "also",
+        "otherwise",
+        "appear",
+        "appears",
+        "bony",
+        "structures",
+        "osseous",
+        "thorax",
+        "volumes",
+        "remainder",
+        "right",
+        "left",
+        "both",
+        "base",
+        "bases",
+        "field",
+        "fields",
+        "soft",
+        "tissues",
+        "cardio",
+        "thoracic",
+        "spine",
+        "x",
+        "ray",
+        "process",
+        "remaining",
+        "visualized",
+        "cardiopulmonary",
+        "pleural",
+        "imaging",
+        "interval",
+        "change",
+        "changes",
+        "time",
+        "other",
+        "which",
+    ]
+)
+_WORDS = re.compile(r"[^\W\d_]+")
+
+
+def split_sentences(text: str) -> list[str]:
+    """Sentences with their punctuation and list numbers; nothing but white space is lost."""
+    parts = (part for item in _list_items(" ".join(text.split())) for part in _END.split(item))
+    return [part for part in parts if part]
+
+
+def _list_items(text: str) -> list[str]:
+    """Text cut before 2., 3., ... where it opens with 1.: items may lack their full stops."""
+    starts, expected = [0], 1
+    for match in _INNER_NUMBER.finditer(text):
+        if int(match[1]) != expected or (expected == 1 and match.start() > 0):
+            continue
+        expected += 1
+        if match.start() > 0:
+            starts.append(match.start())
+    ends = [*starts, len(text)][1:]
+    return [text[start:end].strip() for start, end in zip(starts, ends, strict=True)]
+
+
+def list_number(sentence: str) -> tuple[str, str]:
+    """(number, sentence without it); the number is "" where there is none."""
+    match = _LIST_NUMBER.match(sentence)
+    return (match[1], sentence[match.end() :]) if match else ("", sentence)
+
+
+def renumbered(sentences: Iterable[str]) -> list[str]:
+    """The sentences that say something, their list numbers counted anew from 1.
+
+    A list of one item loses its number. Numbers that do not count up are no list, and stay.
+    """
+    kept = [s for s in sentences if _LETTER.search(list_number(s)[1])]
+    numbers = [(i, int(n)) for i, s in enumerate(kept) if (n := list_number(s)[0])]
+    values = [n for _, n in numbers]
+    if values != sorted(set(values)):
+        return kept
+    for position, (i, _) in enumerate(numbers, 1):
+        body = list_number(kept[i])[1]
+        kept[i] = body if len(numbers) == 1 else f"{position}. {body}"
+    return kept
+
+
+def each_sentence(text: str, change: Callable[[str], str]) -> str:
+    """`text` with every sentence changed; one that becomes "" is left out.
+
+    `change` sees a sentence without its list number. The next sentence takes over the number of
+    one that is left out, if it has none. Where nothing changes, `text` is returned as it is.
+    """
+    sentences, changed, pending = split_sentences(text), [], ""
+    for sentence in sentences:
+        number, body = list_number(sentence)
+        result = change(body)
+        number = number or pending
+        if result != body and not _LETTER.search(result):
+            pending = number
+            continue
+        pending = ""
+        if result == body:
+            changed.append(
+                sentence if list_number(sentence)[0] or not number else f"{number}. {body}"
+            )
+        else:
+            changed.append(f"{number}. {result}" if number else result)
+    return text if changed == sentences else " ".join(changed)
+
+
+def mended(sentence: str) -> str:
+    """A sentence that lost words, with spacing, commas, articles and its capital put right.
+
+    "" where no letter is left.
+    """
+    for _ in range(20):
+        before = sentence
+        sentence = " ".join(_EMPTY_BRACKETS.sub(" ", sentence).split())
+        sentence = _SPACED_PUNCTUATION.sub("", sentence)
+        sentence = _DOUBLE_STOP.sub(".", _DOUBLE_COMMA.sub(",", sentence))
+        sentence = _DANGLING_START.sub("", _DANGLING_END.sub("", sentence))
+        sentence = _COMMA_BEFORE_END.sub("", sentence).strip()
+        if sentence == before:
+            break
+    if not _LETTER.search(sentence):
+        return ""
+    sentence = _A_VOWEL.sub(r"\1n", _AN_CONSONANT.sub(r"\1", sentence))
+    # Beyond ASCII a capital may be another letter: that of µ is no longer a unit.
+    first = sentence[0].upper() if sentence[0].isascii() else sentence[0]
+    return first + sentence[1:]
+
+
+def says_nothing(sentence: str) -> bool:
+    """Whether only names of places and empty verbs are left, as in "The mediastinum is."."""
+    return all(word.lower() in _NEUTRAL for word in _WORDS.findall(sentence))

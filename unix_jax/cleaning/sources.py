@@ -1,0 +1,225 @@
+"""What `clean` reads: JSON lines, CSV, or a directory of .txt files; one report each, by number.
+
+A row has its report in one text field with headings, or in fields `findings` and `impression`.
+A broken row raises DataError when it is read, not before, so that a run can set it aside.
+"""
+
+import csv
+import dataclasses
+import hashlib
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from unix_jax.data.records import Record, checked_index, report_text
+from unix_jax.data.report_sections import split_report
+from unix_jax.data.sources.fields import text_field
+from unix_jax.data.sources.lines import JsonLines
+from unix_jax.errors import DataError
+
+_TEXT_FIELDS = ("report", "text", "answer")
+_KEY_FIELDS = ("id", "key", "study_id", "study")
+_HEADING = re.compile(r"\b(?:FINDINGS|IMPRESSION):")
+
+
+@dataclasses.dataclass(frozen=True)
+class RawReport:
+    """A report as it came.
+
+    key: names it in the output and in messages.
+    text: the whole report; with headings unless it had none.
+    findings, impression: its sections; "" for one that it does not have.
+    row: the fields that the output takes over as they are.
+    text_fields: those of them that hold the uncleaned text, which the output replaces.
+    """
+
+    key: str
+    text: str
+    findings: str
+    impression: str
+    row: Mapping[str, Any] = dataclasses.field(repr=False)
+    text_fields: tuple[str, ...] = ()
+
+
+class ReportSource(Protocol):
+    """Reports by number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> RawReport: ...
+
+    def name(self, index: int, /) -> str:
+        """What a report that cannot be read is called."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Differs where the reports differ."""
+        ...
+
+
+def open_reports(path: str | Path, text_field_name: str = "") -> ReportSource:
+    """Opens `path`: a .jsonl or .csv file, or a directory, all of whose .txt files are read.
+
+    Args:
+      path: what to read.
+      text_field_name: the field or column with the report; if "", `findings` and `impression`,
+        or else the first of `report`, `text` and `answer`.
+
+    Raises:
+      DataError: no such file, another format, or no reports.
+    """
+    file = Path(path)
+    if file.is_dir():
+        return _TextFiles(file)
+    suffix = file.suffix.lower()
+    if suffix in (".jsonl", ".ndjson"):
+        lines = JsonLines(file, None)
+        return _Rows(file, lines.row, len(lines), text_field_name)
+    if suffix == ".csv":
+        rows = _read_csv(file, text_field_name)
+        return _Rows(file, lambda i: (rows[i], f"{file}: row {i + 1}"), len(rows), text_field_name)
+    if not file.exists():
+        raise DataError(f"{file}: no such file or directory")
+    raise DataError(f"{file}: expected .jsonl, .csv or a directory of .txt files")
+
+
+class _Rows:
+    """Rows of a file, parsed on demand."""
+
+    def __init__(
+        self,
+        file: Path,
+        row: Callable[[int], tuple[dict[str, Any], str]],
+        length: int,
+        text_field_name: str,
+    ) -> None:
+        self._file, self._row, self._length = file, row, length
+        self._text_field = text_field_name
+
+    def __len__(self) -> int:
+        return self._length
+
+    def name(self, index: int) -> str:
+        return f"{self._file.name}:{index + 1}"
+
+    def __getitem__(self, index: int) -> RawReport:
+        row, where = self._row(checked_index(index, self._length))
+        names = (text_field(row, name, where) for name in _KEY_FIELDS)
+        key = next(filter(None, names), "") or self.name(index)
+        if not self._text_field and ("findings" in row or "impression" in row):
+            findings, impression = (
+                text_field(row, name, where) for name in ("findings", "impression")
+            )
+            if _HEADING.search(f"{findings} {impression}"):
+                # A report that was filed under one of the fields as a whole.
+                joined = " ".join(f"FINDINGS: {findings} IMPRESSION: {impression}".split())
+                findings, impression = _without_repeats(*split_report(joined))
+            text = report_text(Record(key, findings=findings, impression=impression))
+            return _checked(RawReport(key, text, findings, impression, row), where)
+        candidates = (self._text_field,) if self._text_field else _TEXT_FIELDS
+        name = next((name for name in candidates if name in row), None)
+        if name is None:
+            expected = self._text_field or "findings, impression, " + ", ".join(_TEXT_FIELDS)
+            raise DataError(f"{where}: expected a field {expected}, found {sorted(row)[:20]}")
+        text = text_field(row, name, where)
+        return _checked(RawReport(key, text, *sections_of(text), row, (name,)), where)
+
+    def fingerprint(self) -> str:
+        try:
+            with self._file.open("rb") as opened:
+                return hashlib.file_digest(opened, "sha256").hexdigest()
+        except OSError as error:
+            raise DataError(f"{self._file}: cannot be read: {error.strerror}") from error
+
+
+class _TextFiles:
+    """One file a report, in the order of their paths, such as MIMIC-CXR's tree of reports."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._files = sorted(
+            os.path.relpath(os.path.join(parent, name), directory)
+            for parent, _, names in os.walk(directory)
+            for name in names
+            if name.lower().endswith(".txt")
+        )
+        if not self._files:
+            raise DataError(f"{directory}: expected .txt files, found none")
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def name(self, index: int) -> str:
+        return self._files[index]
+
+    def __getitem__(self, index: int) -> RawReport:
+        name = self._files[checked_index(index, len(self))]
+        file = self._directory / name
+        try:
+            text = file.read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise DataError(f"{file}: cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise DataError(f"{file}: expected UTF-8") from None
+        key = Path(name).with_suffix("").as_posix()
+        return _checked(RawReport(key, text, *sections_of(text), {"id": key}), str(file))
+
+    def fingerprint(self) -> str:
+        """Of names and sizes: reading every file twice would take minutes."""
+        digest = hashlib.sha256()
+        for name in self._files:
+            try:
+                size = (self._directory / name).stat().st_size
+            except OSError as error:
+                raise DataError(f"{name}: cannot be read: {error.strerror}") from error
+            digest.update(f"{name}\0{size}\0".encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
+
+
+def sections_of(text: str) -> tuple[str, str]:
+    """(findings, impression); a text without any heading is all findings.
+
+    Headings are those of `split_report`. Text under other headings belongs to neither.
+    """
+    findings, impression = split_report(text)
+    if findings or impression:
+        return findings, impression
+    plain = " ".join(text.split())
+    return (plain, "") if split_report(f"FINDINGS:\n{text}")[0] == plain else ("", "")
+
+
+def _without_repeats(*texts: str) -> tuple[str, ...]:
+    """Each text once where it stands there twice in a row."""
+    halves = [(text[: len(text) // 2].strip(), text[len(text) // 2 :].strip()) for text in texts]
+    return tuple(
+        first if first == second else text
+        for text, (first, second) in zip(texts, halves, strict=True)
+    )
+
+
+def _checked(report: RawReport, where: str) -> RawReport:
+    if not report.text:
+        raise DataError(f"{where}: expected a report, found no text")
+    return report
+
+
+def _read_csv(file: Path, text_field_name: str) -> list[dict[str, Any]]:
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as opened:
+            reader = csv.DictReader(opened, strict=True)
+            # Cells beyond the header have the key None.
+            rows: list[dict[str, Any]] = [
+                {name: value for name, value in row.items() if name is not None} for row in reader
+            ]
+            columns = list(reader.fieldnames or ())
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}") from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: expected CSV in UTF-8, found: {error}") from None
+    if text_field_name and text_field_name not in columns:
+        raise DataError(f"{file}: expected a column {text_field_name}, found {columns[:20]}")
+    if not rows:
+        raise DataError(f"{file}: expected rows, found none")
+    return rows

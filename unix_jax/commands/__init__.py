@@ -1,0 +1,1 @@
+"""Commands of `unix-jax`, one module each, light to import."""

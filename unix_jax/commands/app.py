@@ -1,0 +1,64 @@
+"""`unix-jax app`: the page in a browser."""
+
+import dataclasses
+import signal
+import sys
+import time
+from typing import Literal
+
+from unix_jax.errors import UniXError
+
+
+@dataclasses.dataclass
+class App:
+    """Open a page for reports of uploaded X-rays and X-rays from text.
+
+    It listens on this machine alone unless --host says otherwise. It has no passwords: put a server
+    that has them in front before others can reach it.
+    """
+
+    checkpoint: str | None = None
+    """Converted checkpoint, or a directory in the published layout; the bundled nano model if
+    absent."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Of parameters and computation; a CPU uses float32 either way."""
+    mesh: str | None = None
+    """Devices to share the work, for example data=2,tensor=4; one device if absent."""
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = 7860
+    """Port to listen on; 0 takes a free one."""
+    max_upload_mb: int = 64
+    """Largest file that may be uploaded."""
+    max_megapixels: int = 50
+    """Largest picture that is decoded."""
+    max_waiting: int = 32
+    """Requests that may wait for the model; more are turned away."""
+
+    def run(self) -> None:
+        for name in ("max_upload_mb", "max_megapixels", "max_waiting"):
+            if getattr(self, name) < 1:
+                option = f"--{name.replace('_', '-')}"
+                raise UniXError(f"{option}: expected at least 1, found {getattr(self, name)}")
+        from unix_jax.app.bundled import checkpoint_path
+        from unix_jax.app.choices import Limits
+        from unix_jax.app.server import require_gradio, serving
+        from unix_jax.inference.pipeline import UniXPipeline
+        from unix_jax.sharding import parse_mesh
+
+        require_gradio()
+        path = checkpoint_path(self.checkpoint)
+        print(f"Loading {path} ...", flush=True)
+        mesh = None if self.mesh is None else parse_mesh(self.mesh)
+        pipe = UniXPipeline.from_pretrained(path, self.dtype, mesh)
+        limits = Limits(
+            upload_bytes=self.max_upload_mb * 2**20,
+            pixels=self.max_megapixels * 1_000_000,
+            waiting=self.max_waiting,
+        )
+        with serving(pipe, self.host, self.port, limits) as address:
+            print(f"Open {address} (Ctrl-C ends it)", flush=True)
+            # A service manager's way to end it; what visitors uploaded must go then, too.
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+            while True:
+                time.sleep(3600)
