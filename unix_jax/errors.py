@@ -21,5 +21,9 @@ class ImageError(UniXError):
     """An image that cannot be read or used."""
 
 
+class MetricError(UniXError):
+    """Inputs of a metric for which it has no value: their shapes, rows or numbers."""
+
+
 class PromptError(UniXError):
     """A prompt, token id or generation argument outside what the model can take."""

@@ -3,11 +3,12 @@
 * Reports: `to_model_image`: letterbox (Lanczos thumbnail, centred, white), SigLIP statistics.
 * Training and editing: `to_vit_image`, `to_vae_image`: bicubic, aspect kept, sides to multiples of
   a stride.
-* Outputs: `to_pil`, `contact_sheet`, `save_png`.
+* Outputs: `to_pil`, `contact_sheet`, `png_bytes`, `save_png`.
 
 All are pinned to the original's outputs in `tests/golden/metrics_tiny`. H height, W width.
 """
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -214,16 +215,13 @@ def _wrap(text: str, width: int, draw: ImageDraw.ImageDraw, font: object, lines:
     return wrapped
 
 
-def save_png(
-    path: str | Path, image: Image.Image, metadata: Mapping[str, str] | None = None
-) -> None:
-    """Writes a PNG whole or not at all, `metadata` as its text entries (prompt, seed, ...).
+def png_bytes(image: Image.Image, metadata: Mapping[str, str] | None = None) -> bytes:
+    """The bytes of a PNG file, `metadata` as its text entries (prompt, seed, ...).
 
     Values that Latin-1 cannot write become international (iTXt) entries; readers show both alike.
 
     Raises:
-      ImageError: a key that PNG cannot hold (1 to 79 Latin-1 characters), or the file cannot be
-        written.
+      ImageError: a key that PNG cannot hold (1 to 79 Latin-1 characters).
     """
     info = PngImagePlugin.PngInfo()
     for key, value in (metadata or {}).items():
@@ -233,9 +231,23 @@ def save_png(
         # NUL ends a text entry, and a lone surrogate cannot be encoded at all.
         clean = value.replace("\0", "").encode("utf-8", "replace").decode("utf-8")
         info.add_text(key, clean)
+    file = io.BytesIO()
+    image.save(file, format="PNG", pnginfo=info)
+    return file.getvalue()
+
+
+def save_png(
+    path: str | Path, image: Image.Image, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes `png_bytes` to a file, whole or not at all.
+
+    Raises:
+      ImageError: as `png_bytes`, or the file cannot be written.
+    """
+    data = png_bytes(image, metadata)
     try:
         with atomic_write(path) as temporary:
-            image.save(temporary, format="PNG", pnginfo=info)
+            temporary.write_bytes(data)
     except OSError as error:
         raise ImageError(f"{path}: cannot be written: {error.strerror or error}") from error
 

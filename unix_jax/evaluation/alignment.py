@@ -1,0 +1,213 @@
+"""Image-text alignment: the cosine of BioViL-T's embeddings of a picture and of its prompt.
+
+The networks are those of the package `hi-ml-multimodal`, in PyTorch; weights and vocabulary are
+brought by the user and read without executing anything. The package's own preprocessing is
+written anew here: its tokenizer calls are gone from current `transformers`, and its image reader
+takes paths alone.
+
+Source: Bannur et al., arXiv 2301.04558. Letters: N pairs, E width of an embedding.
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+
+from unix_jax.errors import CheckpointError, MetricError
+from unix_jax.evaluation.extras import require
+from unix_jax.evaluation.rows import FeatureRows, check_reports
+from unix_jax.evaluation.wordpiece import VOCABULARY_NAMES, WordPiece
+from unix_jax.images import ImageSource, load_image
+from unix_jax.json_file import read_json
+
+IMAGE_WEIGHTS = "biovil_t_image_model_proj_size_128.pt"
+_RESIZED, _CROPPED = 512, 448
+_PURPOSE, _PACKAGE = "BioViL-T", "hi-ml-multimodal>=0.2.2"
+# The heads that predict masked words take no part in an embedding.
+_UNUSED_TEXT_KEYS = ("cls.predictions.", "bert.embeddings.position_ids")
+
+
+def cosine_similarities(
+    image_embeddings: Float[np.ndarray, "N E"], text_embeddings: Float[np.ndarray, "N E"]
+) -> Float[np.ndarray, " N"]:
+    """The cosine of each pair of rows, in [-1, 1]; 0 where a row is all zeros.
+
+    Raises:
+      MetricError: not finite numbers, or arrays of different shapes.
+    """
+    first = FeatureRows(image_embeddings, "image_embeddings")
+    second = FeatureRows(text_embeddings, "text_embeddings")
+    if (first.count, first.width) != (second.count, second.width):
+        raise MetricError(
+            f"text_embeddings: expected {[first.count, first.width]} as image_embeddings, "
+            f"found {[second.count, second.width]}"
+        )
+    images, texts = first.block(0, first.count), second.block(0, second.count)
+    norms = np.linalg.norm(images, axis=1) * np.linalg.norm(texts, axis=1)
+    products = (images * texts).sum(1)
+    return np.clip(np.divide(products, norms, out=np.zeros_like(norms), where=norms > 0), -1, 1)
+
+
+def biovil_image(image: Image.Image) -> Float[np.ndarray, "3 448 448"]:
+    """The image network's input of an RGB picture: gray, its range stretched to [0, 1].
+
+    The shorter side becomes 512 (bilinear, antialias), then the centre is cut out. A picture of
+    one gray level is black.
+    """
+    pixels = np.asarray(image, np.float64)
+    low, high = pixels.min(), pixels.max()
+    stretched = (pixels - low) / max(high - low, 1) * 255
+    gray = Image.fromarray(stretched.astype(np.uint8)).convert("L")
+    shorter = min(gray.size)
+    width, height = (side * _RESIZED // shorter for side in gray.size)
+    gray = gray.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = round((width - _CROPPED) / 2), round((height - _CROPPED) / 2)
+    gray = gray.crop((left, top, left + _CROPPED, top + _CROPPED))
+    return np.repeat(np.asarray(gray, np.float32)[None] / np.float32(255), 3, axis=0)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class BioViLT:
+    """Both networks of BioViL-T; build it by `from_pretrained`."""
+
+    image_network: Any = dataclasses.field(repr=False)
+    text_network: Any = dataclasses.field(repr=False)
+    tokenizer: WordPiece
+    max_tokens: int
+    device: str = "cpu"
+
+    @classmethod
+    def from_pretrained(cls, path: str | os.PathLike[str], *, device: str = "cpu") -> "BioViLT":
+        """Reads a directory such as `microsoft/BiomedVLP-BioViL-T`'s.
+
+        Args:
+          path: with `config.json`, `vocab.txt`, `pytorch_model.bin` or `model.safetensors`, and
+            `biovil_t_image_model_proj_size_128.pt`.
+          device: torch's name of where to run.
+
+        Raises:
+          CheckpointError, ConfigError: a file is missing or broken, or they do not fit each other.
+          UniXError: `hi-ml-multimodal` is not installed, or does not run with this torch.
+        """
+        directory = Path(path)
+        raw = read_json(directory / "config.json")
+        tokenizer = WordPiece.beside(directory)
+        if tokenizer is None:
+            raise CheckpointError(f"{directory}: expected one of {', '.join(VOCABULARY_NAMES)}")
+        text_module = require("health_multimodal.text.model", _PURPOSE, _PACKAGE)
+        image_module = require("health_multimodal.image.model.model", _PURPOSE, _PACKAGE)
+        try:
+            text_network = text_module.CXRBertModel(text_module.CXRBertConfig(**raw))
+            image_network = image_module.ImageModel(
+                img_encoder_type="resnet50_multi_image", joint_feature_size=128
+            )
+        except Exception as error:  # whatever torch and transformers raise on a wrong config.json
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise CheckpointError(
+                f"{directory / 'config.json'}: hi-ml-multimodal cannot build BioViL-T: {reason}"
+            ) from error
+        _load(text_network, directory, _UNUSED_TEXT_KEYS)
+        _load(image_network, directory / IMAGE_WEIGHTS, ())
+        for network in (text_network, image_network):
+            network.eval().to(device)
+        limit = int(text_network.config.max_position_embeddings)
+        return cls(image_network, text_network, tokenizer, limit, device)
+
+    def scores(
+        self, images: Iterable[ImageSource], texts: Sequence[str], *, batch_size: int = 16
+    ) -> Float[np.ndarray, " N"]:
+        """The cosine of each picture and its text.
+
+        Raises:
+          ImageError: a picture cannot be read. MetricError: not as many of each.
+        """
+        check_reports(texts=texts)
+        pictures = self.image_embeddings(images, batch_size=batch_size)
+        if len(pictures) != len(texts):
+            raise MetricError(f"texts: expected {len(pictures)} as images, found {len(texts)}")
+        return cosine_similarities(pictures, self.text_embeddings(texts, batch_size=batch_size))
+
+    def image_embeddings(
+        self, images: Iterable[ImageSource], *, batch_size: int = 16
+    ) -> Float[np.ndarray, "N E"]:
+        """The projected global embedding of each picture, not normalised."""
+        torch = require("torch", _PURPOSE, _PACKAGE)
+        embeddings: list[np.ndarray] = []
+        for batch in _batches((biovil_image(load_image(image)) for image in images), batch_size):
+            with torch.inference_mode():
+                output = self.image_network(torch.from_numpy(np.stack(batch)).to(self.device))
+            embeddings.append(output.projected_global_embedding.float().cpu().numpy())
+        return np.concatenate(embeddings) if embeddings else np.zeros((0, 128), np.float32)
+
+    def text_embeddings(
+        self, texts: Sequence[str], *, batch_size: int = 16
+    ) -> Float[np.ndarray, "N E"]:
+        """The projected embedding of each text, not normalised; "!", "?", "." at its end go."""
+        torch = require("torch", _PURPOSE, _PACKAGE)
+        check_reports(texts=texts)
+        ids = self.tokenizer.encode([text.rstrip("!?.") for text in texts], self.max_tokens)
+        embeddings: list[np.ndarray] = []
+        for batch in _batches(ids, batch_size):
+            longest = max(len(row) for row in batch)
+            tokens, mask = np.zeros((2, len(batch), longest), np.int64)
+            for place, row in enumerate(batch):
+                tokens[place, : len(row)], mask[place, : len(row)] = row, 1
+            with torch.inference_mode():
+                output = self.text_network.get_projected_text_embeddings(
+                    input_ids=torch.from_numpy(tokens).to(self.device),
+                    attention_mask=torch.from_numpy(mask).to(self.device),
+                    normalize_embeddings=False,
+                )
+            embeddings.append(output.float().cpu().numpy())
+        return np.concatenate(embeddings) if embeddings else np.zeros((0, 128), np.float32)
+
+
+def _batches(items: Iterable[Any], size: int) -> Iterable[list[Any]]:
+    if size < 1:
+        raise MetricError(f"batch_size: expected at least 1, found {size}")
+    batch: list[Any] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _load(network: Any, path: Path, unused: tuple[str, ...]) -> None:
+    """A file's tensors into a network of torch; its keys and shapes are checked first."""
+    from convert.file_leaves import infos
+    from convert.readers import open_tensors
+    from unix_jax.fitting import raise_listing
+
+    torch = require("torch", _PURPOSE, _PACKAGE)
+    expected = {
+        key: tuple(tensor.shape)
+        for key, tensor in network.state_dict().items()
+        if not key.startswith(unused)
+    }
+    with open_tensors(path) as tensors:
+        found = {key: info.shape for key, info in infos(tensors).items()}
+        raise_listing(
+            str(tensors.path),
+            {key: shape for key, shape in expected.items() if key not in found},
+            {
+                key: shape
+                for key, shape in found.items()
+                if key not in expected and not key.startswith(unused)
+            },
+            {
+                key: (shape, found[key])
+                for key, shape in expected.items()
+                if key in found and found[key] != shape
+            },
+            [],
+        )
+        state = {key: torch.from_numpy(np.array(tensors.read(key))) for key in expected}
+    network.load_state_dict(state, strict=False)
