@@ -165,7 +165,7 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     warnings.showwarning = lambda message, *_, **__: _say(f"warning: {message}")
     try:
-        command: Import | ImportJanus | Export | Inspect | Check = tyro.cli(
+        command: Import | ImportJanus | Export | Cast | Inspect | Check = tyro.cli(
             Command,
             args=arguments,
             prog="python -m convert",

@@ -1,6 +1,5 @@
 """A checkpoint in another floating type, such as a training's float32 export at half the size."""
 
-import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +8,7 @@ import numpy as np
 
 from convert.published import Progress, parse_dtype
 from unix_jax import checkpoint
-from unix_jax.leaves import Index, Leaf
+from unix_jax.leaves import Leaf
 
 
 def cast(
@@ -55,13 +54,8 @@ def cast(
 
 
 def _cast(leaves: Mapping[str, Leaf], dtype: np.dtype | None) -> dict[str, Leaf]:
-    if dtype is None:
-        return dict(leaves)
+    return dict(leaves) if dtype is None else {k: _as(v, dtype) for k, v in leaves.items()}
 
-    def read(leaf: Leaf, index: Index) -> np.ndarray:
-        return leaf.read(index).astype(dtype)
 
-    return {
-        path: dataclasses.replace(leaf, dtype=dtype, read=lambda i, leaf=leaf: read(leaf, i))
-        for path, leaf in leaves.items()
-    }
+def _as(leaf: Leaf, dtype: np.dtype) -> Leaf:
+    return Leaf(leaf.shape, dtype, lambda index: leaf.read(index).astype(dtype))

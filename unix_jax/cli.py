@@ -28,6 +28,7 @@ from rich.progress import (
 
 from unix_jax.commands.app import App
 from unix_jax.commands.clean import Clean
+from unix_jax.commands.evaluate import Evaluate
 from unix_jax.errors import UniXError
 
 if TYPE_CHECKING:
@@ -253,6 +254,7 @@ _Command: Any = tyro.conf.OmitSubcommandPrefixes[  # type: ignore[misc]
     Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Generate, tyro.conf.subcommand("generate")]
     | Annotated[Info, tyro.conf.subcommand("info")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Clean, tyro.conf.subcommand("clean")]
     | Annotated[App, tyro.conf.subcommand("app")]
 ]
@@ -264,14 +266,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A report may hold a character that the terminal's encoding lacks.
         sys.stdout.reconfigure(errors="replace")
-    command: Report | Generate | Info | Clean | App = tyro.cli(
-        _Command,
-        prog="unix-jax",
-        description="UniX: reports from chest X-rays, and chest X-rays from text. "
-        "Research software, not a medical device.",
-        args=None if arguments is None else list(arguments),
-    )
     try:
+        command: Report | Generate | Info | Evaluate | Clean | App = tyro.cli(
+            _Command,
+            prog="unix-jax",
+            description="UniX: reports from chest X-rays, and chest X-rays from text. "
+            "Research software, not a medical device.",
+            args=None if arguments is None else list(arguments),
+        )
         command.run()
     except UniXError as error:
         _ERRORS.print(f"error: {error}", style="red", highlight=False, soft_wrap=True, markup=False)

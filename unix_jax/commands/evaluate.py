@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from unix_jax.evaluation_runs.run import Progress, Share
     from unix_jax.evaluation_runs.score import ReportMetrics
     from unix_jax.inference.pipeline import UniXPipeline
+
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass
@@ -210,14 +213,14 @@ class EvaluateImages(_OverData):
         from unix_jax.evaluation.alignment import BioViLT
         from unix_jax.evaluation.features import RadDino
         from unix_jax.evaluation_runs.images import ImageMetrics
-        from unix_jax.training.distributed import is_primary
 
-        rad_dino = biovil_t = None
-        if is_primary():
-            rad_dino = self.rad_dino and RadDino.from_pretrained(self.rad_dino)
-            biovil_t = self.biovil_t and BioViLT.from_pretrained(self.biovil_t)
+        rad_dino, biovil_t = self.rad_dino, self.biovil_t
         return ImageMetrics(
-            rad_dino or None, biovil_t or None, self.shards, self.by_pathology, self.resamples
+            None if rad_dino is None else _on_primary(lambda: RadDino.from_pretrained(rad_dino)),
+            None if biovil_t is None else _on_primary(lambda: BioViLT.from_pretrained(biovil_t)),
+            self.shards,
+            self.by_pathology,
+            self.resamples,
         )
 
 
@@ -304,16 +307,16 @@ def _report_metrics(options: EvaluateReports | EvaluateScore) -> "ReportMetrics"
     from unix_jax.evaluation.radgraph import load_annotator
     from unix_jax.evaluation.text import text_scores
     from unix_jax.evaluation_runs.score import ReportMetrics
-    from unix_jax.training.distributed import is_primary
 
-    chexbert = annotate = None
-    if is_primary():
-        text_scores(["a"], ["a"])  # the packages are there
-        if options.chexbert is not None:
-            chexbert = CheXbert.from_pretrained(options.chexbert)
-            chexbert.encode(["a"])  # so is its vocabulary
-        if options.radgraph:
-            annotate = load_annotator(Path(options.radgraph_path).expanduser())
+    def load_chexbert() -> CheXbert:
+        model = CheXbert.from_pretrained(options.chexbert or "")
+        model.encode(["a"])  # its vocabulary is there
+        return model
+
+    _on_primary(lambda: text_scores(["a"], ["a"]))  # so are the packages
+    chexbert = None if options.chexbert is None else _on_primary(load_chexbert)
+    radgraph_path = Path(options.radgraph_path).expanduser()
+    annotate = _on_primary(lambda: load_annotator(radgraph_path)) if options.radgraph else None
     return ReportMetrics(chexbert, annotate, options.chexbert_cut, options.resamples)
 
 
@@ -331,7 +334,7 @@ def _finish(
     from unix_jax.evaluation_runs.journal import read_entries
     from unix_jax.evaluation_runs.results import print_table
     from unix_jax.evaluation_runs.run import Share, wait_for_all
-    from unix_jax.training.distributed import collect, is_primary
+    from unix_jax.training.distributed import agree
     from unix_jax.training.progress import ProgressLine
 
     share = Share(jax.process_index(), jax.process_count())
@@ -355,10 +358,21 @@ def _finish(
             line.say(f"what is done is kept in {out}; run the same command to go on")
             raise
     wait_for_all(out, total)
-    if is_primary():
+
+    def measure() -> None:
         print_table(summarise())
         print(out / "report.html")
-    collect("measured")
+
+    agree(measure)
+
+
+def _on_primary(load: Callable[[], T]) -> T | None:
+    """What `load` gives in the process that measures, None in the others; its error in all."""
+    from unix_jax.training.distributed import agree
+
+    loaded: list[T] = []
+    agree(lambda: loaded.append(load()))
+    return loaded[0] if loaded else None
 
 
 def _written(checkpoint: Path) -> int:

@@ -1,0 +1,153 @@
+"""X-rays drawn by the toy model from a data set, and measured by a toy RAD-DINO."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unix_jax.commands import evaluate
+from unix_jax.data.sources import open_source
+from unix_jax.errors import CheckpointError, PromptError, UniXError
+from unix_jax.evaluation.features import RadDino
+from unix_jax.evaluation.groups import shard_mean
+from unix_jax.evaluation.image import frechet_distance, prdc
+from unix_jax.evaluation_runs import images
+from unix_jax.evaluation_runs.images import DISTANCES, item_seed
+from unix_jax.transforms import save_png, to_pil
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "inference"))
+import toy
+
+RAD_DINO = Path(__file__).parents[1] / "golden" / "metrics_tiny" / "rad_dino"
+SOME = 14
+OPTIONS = {"batch_size": 4, "size": 16, "steps": 3, "resamples": 20}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("data")
+    rows = []
+    for index, picture in enumerate(toy.pictures(SOME)):
+        save_png(directory / f"{index}.png", to_pil(picture))
+        labels = ["Edema"] if index % 2 else ["Nodule"] if index == 0 else []
+        rows.append({"image": f"{index}.png", "impression": f"Text {index}.", "labels": labels})
+    (directory / "5.png").write_bytes(b"no picture")
+    rows.append({"image": "0.png"})
+    (directory / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return f"manifest:{directory}"
+
+
+def command(data, out, **options):
+    options = {"split": "", **OPTIONS, **options}
+    return evaluate.EvaluateImages(str(toy.CHECKPOINT), data, str(out), **options)
+
+
+@pytest.fixture(scope="module")
+def drawn(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("drawn")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate._OverData, "_load", lambda self: toy.small_writing_pipe())
+        command(data, out).run()
+    return out
+
+
+def results_of(out):
+    return json.loads((out / "results.json").read_text())
+
+
+def test_without_an_encoder_pictures_alone_are_made_and_it_is_said(drawn):
+    results = results_of(drawn)
+    assert results["counts"] == {
+        "items": SOME + 1, "scored": SOME - 1, "failed": 2, "not_comparable": 0,
+    }  # fmt: skip
+    assert results["metrics"] == {}
+    assert "--rad-dino PATH" in results["not_computed"][DISTANCES]
+    assert [failure["index"] for failure in results["failures"]] == [5, SOME]
+    names = sorted(path.name for path in (drawn / "images").iterdir())
+    assert names == [f"{index:06d}.png" for index in range(SOME) if index != 5]
+    with Image.open(drawn / "images" / "000003.png") as picture:
+        assert picture.size == (16, 16)
+        assert picture.text == {"prompt": "Text 3.", "seed": str(item_seed(0, 3))}
+    assert (drawn / "contact_sheet.png").exists()
+    assert "Samples" in (drawn / "report.html").read_text()
+
+
+def test_a_picture_depends_on_its_item_alone(drawn):
+    prompts = ["Text 9.", "Text 6.", "Other.", "Text 1."]
+    seeds = [1, item_seed(0, 6), 2, 3]
+    others = toy.small_writing_pipe().generate_image(prompts, 16, 16, 3, seed=seeds)
+    with Image.open(drawn / "images" / "000006.png") as picture:
+        np.testing.assert_allclose(np.asarray(picture, int), np.asarray(others[1], int), atol=1)
+    assert len({item_seed(seed, index) for seed in range(20) for index in range(20)}) == 400
+
+
+def test_with_an_encoder_the_distances_are_those_of_the_library(data, drawn):
+    command(data, drawn, rad_dino=str(RAD_DINO), by_pathology=True).run()  # draws nothing again
+    results = results_of(drawn)
+    source = open_source(data)
+    done = [index for index in range(SOME) if index != 5]
+    encoder = RadDino.from_pretrained(RAD_DINO)
+    real = encoder.features(source[index].image for index in done)
+    fake = encoder.features(drawn / "images" / f"{index:06d}.png" for index in done)
+    value = {name: metric["value"] for name, metric in results["metrics"].items()}
+    assert value["FD"] == pytest.approx(frechet_distance(real, fake), rel=1e-6)
+    assert {name: value[name] for name in prdc(real, fake)} == pytest.approx(prdc(real, fake))
+    assert results["metrics"]["pair similarity"]["low"] <= value["pair similarity"]
+    assert results["scoring"]["distances"] == "all rows"
+    groups = results["groups"]["FD by pathology"]
+    odd = [place for place, index in enumerate(done) if index % 2]
+    expected = frechet_distance(real[odd], fake[odd])
+    assert groups["Edema"]["value"] == pytest.approx(expected, rel=1e-6)
+    assert groups["Nodule"] == {"value": None, "real_rows": 1, "fake_rows": 1}
+    assert list(results["not_computed"]) == ["alignment"]
+    page = (drawn / "report.html").read_text()
+    assert "FD by pathology" in page
+    assert "Worst cases, by similarity to the real picture" in page
+
+
+def test_the_figures_of_shards(data, drawn, monkeypatch):
+    class Encoder:
+        """Features of the right number of rows."""
+
+        def features(self, images):
+            count = len(list(images))
+            return np.random.default_rng(count).normal(size=(count, 3))
+
+    monkeypatch.setattr(RadDino, "from_pretrained", lambda path: Encoder())
+    command(data, drawn, rad_dino="any", shards=4).run()
+    reason = results_of(drawn)["not_computed"][DISTANCES]
+    assert "--shards 4: expected at least 24 pictures" in reason
+    monkeypatch.setattr(images, "_NEIGHBOURS", 2)
+    command(data, drawn, rad_dino="any", shards=4).run()
+    results = results_of(drawn)
+    assert results["scoring"]["distances"] == "mean over 4 contiguous shards"
+    features = Encoder().features(range(SOME - 1))
+    assert results["metrics"]["FD"]["value"] == pytest.approx(
+        shard_mean(frechet_distance, features, features, shards=4), abs=1e-9
+    )
+
+
+def test_arguments_are_checked_before_anything_runs(data, tmp_path):
+    for options, error, message in (
+        ({"size": 17}, PromptError, "height: expected a positive multiple"),
+        ({"steps": 0}, UniXError, "steps"),
+        ({"by_pathology": True}, UniXError, "--by-pathology: expected --rad-dino PATH"),
+        ({"rad_dino": "nowhere"}, UniXError, "nowhere"),
+        ({"biovil_t": "nowhere"}, UniXError, "nowhere"),
+    ):
+        with pytest.raises(error, match=message):
+            command(data, tmp_path / "out", **options).run()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_cannot_draw_ends_the_run(data, tmp_path, monkeypatch):
+    pipe = toy.UniXPipeline(
+        toy.SMALL, toy.small_params()[0], None, toy.small_writing_pipe().tokenizer
+    )
+    monkeypatch.setattr(evaluate._OverData, "_load", lambda self: pipe)
+    with pytest.raises(CheckpointError, match="autoencoder"):
+        command(data, tmp_path).run()
+    assert (tmp_path / "items-0.jsonl").read_bytes() == b""

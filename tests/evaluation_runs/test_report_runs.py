@@ -1,0 +1,150 @@
+"""Reports of a data set by the toy model: killed on the way, with broken items, then measured."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from unix_jax.commands import evaluate
+from unix_jax.data.sources import open_source
+from unix_jax.errors import UniXError
+from unix_jax.evaluation_runs import run
+from unix_jax.evaluation_runs.journal import Journal, read_entries
+from unix_jax.evaluation_runs.reports import ReportSettings, write_reports
+from unix_jax.transforms import save_png, to_pil
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "inference"))
+import toy
+
+SOME = 7
+BROKEN = 3
+
+
+class Killed(BaseException):
+    """As if the process were killed: nothing catches it."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A manifest of pictures, one broken and one without a report."""
+    directory = tmp_path_factory.mktemp("data")
+    rows = []
+    for index, picture in enumerate(toy.pictures(SOME)):
+        name = f"{index}.png"
+        save_png(directory / name, to_pil(picture))
+        findings = f"Report <script>{index}</script> of the lungs."
+        rows.append({"image": name, "findings": findings, "split": "test"})
+    (directory / f"{BROKEN}.png").write_bytes(b"no picture")
+    rows.append({"image": "0.png", "findings": "", "split": "test"})
+    rows.append({"image": "0.png", "findings": "", "split": "train"})
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (directory / "manifest.jsonl").write_text(lines)
+    return f"manifest:{directory}"
+
+
+@pytest.fixture(autouse=True)
+def toy_model(monkeypatch):
+    monkeypatch.setattr(evaluate._OverData, "_load", lambda self: toy.small_writing_pipe())
+
+
+def command(data, out, **options):
+    options = {"batch_size": 2, "max_new_tokens": 6, "resamples": 20, **options}
+    return evaluate.EvaluateReports(str(toy.CHECKPOINT), data, str(out), **options)
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """The results of a run that nothing interrupted."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate._OverData, "_load", lambda self: toy.small_writing_pipe())
+        out = tmp_path_factory.mktemp("whole")
+        command(data, out).run()
+    return out
+
+
+def test_killed_twice_it_ends_as_if_it_had_not_been(data, whole, tmp_path, monkeypatch):
+    append = Journal.append
+    writes = 0
+
+    def torn(journal, entries):
+        """Every second write is torn in its last line, and ends the process."""
+        nonlocal writes
+        writes += 1
+        append(journal, entries)
+        if writes in (2, 4):
+            journal.path.write_bytes(journal.path.read_bytes()[:-5])
+            raise Killed
+
+    monkeypatch.setattr(Journal, "append", torn)
+    for _ in range(2):
+        with pytest.raises(Killed):
+            command(data, tmp_path).run()
+        assert not (tmp_path / "results.json").exists()
+    command(data, tmp_path).run()
+    lines = (tmp_path / "items-0.jsonl").read_text().splitlines()
+    assert sorted(json.loads(line)["index"] for line in lines) == list(range(SOME + 1))
+    for name in ("results.json", "predictions.jsonl", "report.html"):
+        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_failures_are_recorded_and_the_rest_is_measured(whole):
+    results = json.loads((whole / "results.json").read_text())
+    assert results["counts"] == {
+        "items": SOME + 1, "scored": SOME - 1, "failed": 1, "not_comparable": 1,
+    }  # fmt: skip
+    (broken,) = results["failures"]
+    assert broken["index"] == BROKEN
+    assert "3.png" in broken["key"] + broken["error"]
+    assert set(results["metrics"]) == {"BLEU1", "BLEU2", "BLEU3", "BLEU4", "ROUGE_L"}
+    assert results["settings"]["max_new_tokens"] == 6
+    assert len((whole / "predictions.jsonl").read_text().splitlines()) == SOME
+
+
+def test_the_page_runs_nothing_and_shows_the_pictures(whole):
+    page = (whole / "report.html").read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert page.count("data:image/jpeg;base64,") == SOME - 1
+    assert "http://" not in page
+    assert "https://" not in page
+
+
+def test_reports_do_not_depend_on_the_batch_or_the_process(data, whole, tmp_path):
+    source = open_source(data, "test")
+    for process in range(2):
+        write_reports(
+            toy.small_writing_pipe(), source, tmp_path, ReportSettings("", 6),
+            batch_size=2, share=run.Share(process, 2),
+        )  # fmt: skip
+    found = {index: entry.values for index, entry in read_entries(tmp_path).items()}
+    assert found == {index: entry.values for index, entry in read_entries(whole).items()}
+
+
+def test_other_settings_are_refused_and_metrics_may_change(data, whole, capsys, monkeypatch):
+    for options, message in (
+        ({"max_new_tokens": 7}, r"max_new_tokens 6 \(now 7\)"),
+        ({"prompt": "Other."}, r'prompt "" \(now "Other."\)'),
+        ({"limit": 3}, r"items 8 \(now 3\)"),
+    ):
+        with pytest.raises(UniXError, match=f"was begun with {message}"):
+            command(data, whole, **options).run()
+    monkeypatch.setattr(evaluate._OverData, "_load", lambda self: pytest.fail("nothing is left"))
+    before = json.loads((whole / "results.json").read_text())
+    command(data, whole, resamples=7, batch_size=5).run()
+    after = json.loads((whole / "results.json").read_text())
+    assert before["metrics"]["BLEU1"]["value"] == after["metrics"]["BLEU1"]["value"]
+    command(data, whole).run()
+    assert json.loads((whole / "results.json").read_text()) == before
+
+
+def test_arguments_are_checked_before_anything_runs(data, tmp_path):
+    for options, message in (
+        ({"batch_size": 0}, "--batch-size: expected at least 1, found 0"),
+        ({"limit": 0}, "--limit: expected at least 1, found 0"),
+        ({"max_new_tokens": 10**6}, "--max-new-tokens: expected at most"),
+        ({"chexbert": "nowhere"}, "nowhere"),
+    ):
+        with pytest.raises(UniXError, match=message):
+            command(data, tmp_path / "out", **options).run()
+    assert not (tmp_path / "out").exists()

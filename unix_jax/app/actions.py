@@ -1,0 +1,192 @@
+"""What the page's buttons do: generators over one pipeline, each item the page's next state.
+
+The last value of every item is a message. Whatever goes wrong becomes one too: an input's error in
+its own words, anything else as a line that sends the reader to the server's log.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from unix_jax.app.bundled import Example
+from unix_jax.app.choices import (
+    ImageChoices,
+    Limits,
+    Xray,
+    image_choices,
+    read_xray,
+    report_choices,
+)
+from unix_jax.app.pictures import (
+    Drawing,
+    complaint,
+    drawing_figure,
+    empty_figure,
+    progress_figure,
+    said,
+    session_figures,
+    xray_figure,
+)
+from unix_jax.errors import ImageError, UniXError
+from unix_jax.inference.pipeline import UniXPipeline
+
+LOOKS = 10  # at a picture in the making
+NO_XRAY = "The X-ray appears here."
+NO_DRAWING = "The picture appears here."
+FAILED = "Something went wrong on the server. Its log says what."
+
+Drawings = tuple[Drawing, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Actions:
+    """Works for all visitors; what belongs to one of them is handed in and out.
+
+    `unchanged` is what the page's library takes for "leave this as it is".
+    """
+
+    pipe: UniXPipeline
+    limits: Limits
+    unchanged: Any
+
+    # Reading gives (xray or None, its figure, report, message).
+
+    def read_upload(self, data: bytes | None) -> Iterator[tuple[Any, ...]]:
+        """Reads an uploaded file."""
+
+        def steps() -> Iterator[tuple[Any, ...]]:
+            if data is None:
+                raise ImageError("Upload: expected an image file, found none")
+            yield self._read(data, "Uploaded X-ray")
+
+        yield from _told(steps(), (None, empty_figure(NO_XRAY), ""))
+
+    def read_example(self, example: Example) -> Iterator[tuple[Any, ...]]:
+        """Reads one of the examples."""
+
+        def steps() -> Iterator[tuple[Any, ...]]:
+            yield self._read(example.data, f"Example: {example.name}")
+
+        yield from _told(steps(), (None, empty_figure(NO_XRAY), ""))
+
+    def _read(self, data: bytes, name: str) -> tuple[Any, ...]:
+        xray = read_xray(data, name, self.pipe.config, self.limits)
+        return xray, xray_figure(xray), "", said("Waiting for the model …")
+
+    # Writing gives (report, message).
+
+    def write_report(self, xray: Xray | None, *choices: Any) -> Iterator[tuple[Any, ...]]:
+        """Writes a report token by token; `choices` are those of `report_choices`."""
+
+        def steps() -> Iterator[tuple[Any, ...]]:
+            if xray is None:
+                raise ImageError("X-ray: expected an upload or an example first, found none")
+            chosen = report_choices(*choices, limits=self.limits)
+            yield "", said("Reading the X-ray …")
+            report = ""
+            for (piece,) in self.pipe.stream_report(
+                [xray.picture],
+                chosen.prompt.strip() or None,
+                max_new_tokens=chosen.max_new_tokens,
+                temperature=chosen.temperature,
+                top_p=chosen.top_p,
+                seed=chosen.seed,
+            ):
+                report += piece
+                yield report, said("Writing …")
+            yield report, said("Done.")
+
+        yield from _told(steps(), (self.unchanged,))
+
+    def write_after_reading(self, xray: Xray | None, *choices: Any) -> Iterator[tuple[Any, ...]]:
+        """As `write_report`, but silent after an upload that could not be read."""
+        if xray is None:
+            yield self.unchanged, self.unchanged
+        else:
+            yield from self.write_report(xray, *choices)
+
+    # Drawing gives (figure or figures, the session's drawings, their figures, message).
+
+    def draw(self, drawings: Drawings, prompt: Any, *choices: Any) -> Iterator[tuple[Any, ...]]:
+        """Draws a picture step by step; `choices` are those of `image_choices`."""
+
+        def steps() -> Iterator[tuple[Any, ...]]:
+            chosen = self._chosen(prompt, *choices)
+            yield self._waiting(1, "Drawing …")
+            for figure, drawing in self._drawn(chosen):
+                yield (figure, *self._kept(drawings, [drawing]), _progress(drawing))
+
+        yield from _told(steps(), self._blank(1))
+
+    def compare(self, drawings: Drawings, prompt: Any, *choices: Any) -> Iterator[tuple[Any, ...]]:
+        """Draws the same text with two settings, one after the other.
+
+        `choices` are seed, steps and guidance of A, those of B, then what both share.
+        """
+
+        def both() -> Iterator[tuple[Any, ...]]:
+            first, second = (
+                self._chosen(prompt, *own, *choices[6:]) for own in (choices[:3], choices[3:6])
+            )
+            yield self._waiting(2, "Drawing A …")
+            done = []
+            waiting = empty_figure("Waits for A.")
+            for figure, drawing in self._drawn(first):
+                done = [drawing]
+                kept = self._kept(drawings, done)
+                yield (figure, waiting, *kept, said("Drawing A …"))
+            for figure, drawing in self._drawn(second):
+                kept = self._kept(drawings, [*done, drawing])
+                yield (self.unchanged, figure, *kept, _progress(drawing, "Drawing B …"))
+
+        yield from _told(both(), self._blank(2))
+
+    def clear(self) -> tuple[Any, ...]:
+        """Forgets the session's drawings: (drawings, their figures, message)."""
+        return (), session_figures([]), said("Cleared.")
+
+    def _chosen(self, *choices: Any) -> ImageChoices:
+        return image_choices(*choices, config=self.pipe.config, limits=self.limits)
+
+    def _waiting(self, figures: int, text: str) -> tuple[Any, ...]:
+        blank = [empty_figure("Noise …")] * figures
+        return (*blank, self.unchanged, self.unchanged, said(text))
+
+    def _blank(self, figures: int) -> tuple[Any, ...]:
+        return (*[empty_figure(NO_DRAWING)] * figures, self.unchanged, self.unchanged)
+
+    def _drawn(self, chosen: ImageChoices) -> Iterator[tuple[str, Drawing | None]]:
+        """(figure, the finished drawing or None) at every look."""
+        every = max(1, (chosen.settings.num_steps - 1) // LOOKS)
+        for at in self.pipe.stream_image(
+            chosen.prompt, chosen.settings, seed=chosen.seed, every=every
+        ):
+            if at.step < at.total:
+                yield progress_figure(at.images[0], chosen, at.step, at.total), None
+            else:
+                drawing = Drawing.of(at.images[0], chosen)
+                yield drawing_figure(drawing), drawing
+
+    def _kept(self, drawings: Drawings, added: list[Drawing | None]) -> tuple[Any, Any]:
+        """The session's drawings and their figures, once the last one added is finished."""
+        if added[-1] is None:
+            return self.unchanged, self.unchanged
+        kept = (*drawings, *(drawing for drawing in added if drawing is not None))
+        kept = kept[-self.limits.session_pictures :]
+        return kept, session_figures(list(kept))
+
+
+def _progress(drawing: Drawing | None, text: str = "Drawing …") -> str:
+    return said(text if drawing is None else "Done. The picture is kept under Session.")
+
+
+def _told(steps: Iterator[tuple[Any, ...]], blank: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
+    """The steps; an error ends them with `blank` and a message."""
+    try:
+        yield from steps
+    except UniXError as error:
+        yield (*blank, complaint(str(error)))
+    except Exception:
+        logging.getLogger(__name__).exception("a request failed")
+        yield (*blank, complaint(FAILED))

@@ -1,0 +1,62 @@
+"""The model and the example X-rays that lie in the repository; an installed package lacks them."""
+
+import dataclasses
+from pathlib import Path
+
+from unix_jax.data.records import Record, captions_of, image_bytes
+from unix_jax.data.sources import open_source
+from unix_jax.errors import UniXError
+
+ROOT = Path(__file__).parent.parent.parent
+SPLIT = "test"  # no patient of it is in the model's training
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """An X-ray file and what it is called."""
+
+    name: str
+    data: bytes = dataclasses.field(repr=False)
+
+
+def checkpoint_path(given: str | None, root: Path = ROOT) -> str:
+    """The directory given, or the bundled nano model.
+
+    Raises:
+      UniXError: none given, and none bundled.
+    """
+    if given is not None:
+        return given
+    nano = root / "examples" / "nano"
+    if not nano.is_dir():
+        raise UniXError(f"--checkpoint: expected a directory; no bundled model lies at {nano}")
+    return str(nano)
+
+
+def example_xrays(count: int = 6, root: Path = ROOT) -> list[Example]:
+    """Up to so many: the single files first, then records of held-out patients by their labels."""
+    files = sorted((root / "examples").glob("*.jpg"))[: count // 2]
+    found = [Example(f"X-ray {i + 1}", file.read_bytes()) for i, file in enumerate(files)]
+    for record in _distinct(root, count - len(found)):
+        data = image_bytes(record)
+        if data is not None:
+            found.append(Example(", ".join(record.labels), data))
+    return found
+
+
+def example_texts(count: int = 4, root: Path = ROOT) -> list[str]:
+    """Texts of the kind that the bundled model learned to draw from."""
+    captions = [captions_of(record)[0] for record in _distinct(root, count) if captions_of(record)]
+    return captions or ["No acute cardiopulmonary process.", "Large right pleural effusion."]
+
+
+def _distinct(root: Path, count: int) -> list[Record]:
+    """The first record of each set of labels, those with the fewest labels first."""
+    directory = root / "examples" / "cxr"
+    if not directory.is_dir():
+        return []
+    by_labels: dict[tuple[str, ...], Record] = {}
+    for record in open_source(f"manifest:{directory}", SPLIT):  # type: ignore[attr-defined]
+        if record.labels:
+            by_labels.setdefault(record.labels, record)
+    return sorted(by_labels.values(), key=lambda record: len(record.labels))[:count]

@@ -1,0 +1,172 @@
+"""What visitors may ask, checked: uploads, and settings within the page's bounds.
+
+The page's own fields have these bounds too, but whoever calls the server without the page can send
+anything.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+from PIL import Image
+
+from unix_jax.config import UniXConfig
+from unix_jax.errors import ImageError, PromptError
+from unix_jax.images import load_image
+from unix_jax.inference.drawing import ImageSettings
+from unix_jax.transforms import letterbox
+
+PREVIEW_SIDE = 640  # pixels of what the page shows
+LARGEST_SEED = 2**32 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Bounds of one server.
+
+    upload_bytes, pixels: of an uploaded X-ray.
+    new_tokens: of a report.
+    steps: of drawing a picture.
+    prompt_letters: of a text.
+    waiting: requests that may wait for the model; more are turned away.
+    session_pictures: drawn pictures kept for a visitor.
+    sessions: visitors whose pictures are kept.
+    """
+
+    upload_bytes: int = 64 * 2**20
+    pixels: int = 50_000_000
+    new_tokens: int = 500
+    steps: int = 200
+    prompt_letters: int = 4000
+    waiting: int = 32
+    session_pictures: int = 12
+    sessions: int = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Xray:
+    """An X-ray to report on: as the model takes it, and as the page shows it."""
+
+    name: str
+    picture: Image.Image = dataclasses.field(repr=False)
+    preview: Image.Image = dataclasses.field(repr=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportChoices:
+    """How a report is written, in the order of the page's fields."""
+
+    prompt: str
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageChoices:
+    """How a picture is drawn."""
+
+    prompt: str
+    seed: int
+    settings: ImageSettings
+
+
+def read_xray(data: bytes, name: str, config: UniXConfig, limits: Limits) -> Xray:
+    """An X-ray from the bytes of a file of any kind that `load_image` reads.
+
+    Letterboxed at once: the pipeline would do the same, and a session then holds little.
+
+    Raises:
+      ImageError: too many bytes or pixels, or no picture; it names `name`.
+    """
+    if len(data) > limits.upload_bytes:
+        raise ImageError(
+            f"{name}: expected at most {limits.upload_bytes / 2**20:g} MB, "
+            f"found {len(data) / 2**20:.1f} MB"
+        )
+    try:
+        whole = load_image(data, max_pixels=limits.pixels)
+    except ImageError as error:
+        raise ImageError(str(error).replace("image bytes", name, 1)) from error
+    preview = whole.copy()
+    preview.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
+    return Xray(name, letterbox(whole, config.vision.image_size), preview)
+
+
+def report_choices(
+    prompt: Any, max_new_tokens: Any, temperature: Any, top_p: Any, seed: Any, *, limits: Limits
+) -> ReportChoices:
+    """Raises PromptError for a value out of bounds, in the words of the page."""
+    return ReportChoices(
+        _text("Instruction", prompt, limits),
+        _whole("Longest report", max_new_tokens, 1, limits.new_tokens),
+        _number("Temperature", temperature, 0, 2),
+        _number("Nucleus", top_p, 0.01, 1),
+        _whole("Seed", seed, 0, LARGEST_SEED),
+    )
+
+
+def image_choices(
+    prompt: Any,
+    seed: Any,
+    steps: Any,
+    guidance: Any,
+    side: Any,
+    shift: Any,
+    renorm: Any,
+    *,
+    config: UniXConfig,
+    limits: Limits,
+) -> ImageChoices:
+    """Raises PromptError for a value out of bounds, in the words of the page."""
+    text = _text("Findings", prompt, limits)
+    if not text.strip():
+        raise PromptError("Findings: expected a text, found none")
+    pixels = _whole("Side", side, 1, largest_side(config))
+    settings = ImageSettings(
+        height=pixels,
+        width=pixels,
+        num_steps=_whole("Steps", steps, 2, limits.steps),
+        timestep_shift=_number("Shift of the time grid", shift, 0.1, 10),
+        guidance_scale=_number("Guidance", guidance, 1, 20),
+        renorm=renorm,
+    )
+    settings.check(config)
+    return ImageChoices(text.strip(), _whole("Seed", seed, 0, LARGEST_SEED), settings)
+
+
+def largest_side(config: UniXConfig) -> int:
+    """Pixels along a side that the position table covers."""
+    return config.max_latent_size * config.latent_downsample
+
+
+def default_tokens(config: UniXConfig, limits: Limits) -> int:
+    """Tokens of a report, so that half of the model's positions are left for X-ray and prompt."""
+    return min(limits.new_tokens, config.decoder.max_position_embeddings // 2)
+
+
+def _text(name: str, value: Any, limits: Limits) -> str:
+    if not isinstance(value, str | None):
+        raise PromptError(f"{name}: expected a text, found {type(value).__name__}")
+    text = value or ""
+    if len(text) > limits.prompt_letters:
+        raise PromptError(
+            f"{name}: expected at most {limits.prompt_letters} letters, found {len(text)}"
+        )
+    return text
+
+
+def _number(name: str, value: Any, low: float, high: float) -> float:
+    found = isinstance(value, int | float) and not isinstance(value, bool)
+    if not found or not math.isfinite(value) or not low <= value <= high:
+        shown = "nothing" if value is None else repr(value)[:40]
+        raise PromptError(f"{name}: expected a number from {low:g} to {high:,}, found {shown}")
+    return float(value)
+
+
+def _whole(name: str, value: Any, low: int, high: int) -> int:
+    number = _number(name, value, low, high)
+    if not number.is_integer():
+        raise PromptError(f"{name}: expected a whole number, found {value}")
+    return int(number)

@@ -1,0 +1,262 @@
+"""The page: four tabs over `Actions`, in Gradio.
+
+Every event that runs the model belongs to one queue and runs alone; what a visitor has is in the
+states of the session.
+"""
+
+import json
+from typing import Any
+
+from unix_jax.app.actions import NO_DRAWING, NO_XRAY, Actions
+from unix_jax.app.bundled import Example, example_texts, example_xrays
+from unix_jax.app.choices import Limits, default_tokens, largest_side
+from unix_jax.app.pictures import data_address, empty_figure, said, session_figures
+from unix_jax.app.server import require_gradio
+from unix_jax.errors import UniXError
+from unix_jax.images import FORMATS, load_image
+from unix_jax.inference.drawing import ImageSettings
+from unix_jax.inference.pipeline import UniXPipeline
+from unix_jax.inference.sampling import RENORMS
+from unix_jax.text import DEFAULT_REPORT_PROMPT
+
+WARNING = (
+    "Research software, not a medical device. Not for diagnosis or treatment; "
+    "do not upload pictures of patients who can be identified."
+)
+FILE_SECONDS = 600  # after which an upload that nobody read is deleted
+SESSION_SECONDS = 3600
+MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
+
+
+def build_page(pipe: UniXPipeline, limits: Limits) -> Any:
+    """The page as a `gradio.Blocks`, not yet served."""
+    gr = require_gradio()
+    actions = Actions(pipe, limits, gr.skip())
+    # Uploads are deleted by age: two visitors may have sent the same file.
+    with gr.Blocks(
+        title="UniX: chest X-rays", analytics_enabled=False, delete_cache=(60, FILE_SECONDS)
+    ) as page:
+        gr.HTML(
+            f'<h1>UniX: reports from chest X-rays, and chest X-rays from text</h1>'
+            f'<p class="warning-line" role="note">{WARNING}</p>',
+            js_on_load=None,
+        )  # fmt: skip
+        drawings = gr.State((), time_to_live=SESSION_SECONDS)
+        gallery = gr.HTML(session_figures([]), render=False, js_on_load=None)
+        with gr.Tabs():
+            with gr.Tab("Report"):
+                _report_tab(gr, actions)
+            with gr.Tab("Draw"):
+                _draw_tab(gr, actions, drawings, gallery)
+            with gr.Tab("Compare"):
+                _compare_tab(gr, actions, drawings, gallery)
+            with gr.Tab("Session"):
+                gallery.render()
+                clear = gr.Button("Clear this session")
+                message = gr.HTML(js_on_load=None)
+                clear.click(
+                    actions.clear, None, [drawings, gallery, message], api_visibility="private"
+                )
+    return page
+
+
+def _report_tab(gr: Any, actions: Actions) -> None:
+    limits, xray = actions.limits, gr.State(None, time_to_live=SESSION_SECONDS)
+    examples = _readable_examples(actions)
+    with gr.Row():
+        with gr.Column(min_width=300):
+            upload = gr.File(
+                label="Chest X-ray",
+                type="binary",
+                height=150,
+                elem_id="upload",
+            )
+            gr.HTML(
+                f"<p>{', '.join(FORMATS)} or DICOM, at most {limits.upload_bytes / 2**20:g} MB."
+                f"{' Or an example:' if examples else ''}</p>{_example_pictures(examples)}",
+                js_on_load=None,
+            )
+            with gr.Row(elem_id="examples"):
+                buttons = [
+                    gr.Button(example.name, elem_id=f"example-{i}", size="sm", min_width=120)
+                    for i, (example, _) in enumerate(examples)
+                ]
+            figure = gr.HTML(empty_figure(NO_XRAY), js_on_load=None, elem_id="xray")
+        with gr.Column(min_width=300):
+            # Editable: a field that is not cannot be reached by keyboard.
+            report = gr.Textbox(
+                label="Report", lines=10, max_lines=30, interactive=True, elem_id="report"
+            )
+            message = gr.HTML(said(""), js_on_load=None, elem_id="report-message")
+            with gr.Row():
+                write = gr.Button("Write the report", variant="primary", min_width=140)
+                stop = gr.Button("Stop", min_width=80)
+            with gr.Accordion("Settings", open=False):
+                choices = [
+                    gr.Textbox(
+                        label="Instruction", info="Empty: " + DEFAULT_REPORT_PROMPT, lines=2,
+                        max_length=limits.prompt_letters,
+                    ),
+                    gr.Slider(
+                        1, limits.new_tokens, default_tokens(actions.pipe.config, limits), step=1,
+                        label="Longest report", info="In tokens",
+                    ),
+                    gr.Slider(0, 2, 0, step=0.1, label="Temperature", info="0 is not random"),
+                    gr.Slider(0.05, 1, 1, step=0.05, label="Nucleus", info="Mass sampled from"),
+                    gr.Number(0, label="Seed", precision=0),
+                ]  # fmt: skip
+    written = [report, message]
+    running = [
+        write.click(
+            actions.write_report, [xray, *choices], written,
+            api_name="report", show_progress="minimal", show_progress_on=message, **MODEL,
+        )
+    ]  # fmt: skip
+
+    def then_write(reading: Any) -> None:
+        writing = reading.then(
+            actions.write_after_reading, [xray, *choices], written,
+            api_visibility="private", show_progress="minimal", show_progress_on=message, **MODEL,
+        )  # fmt: skip
+        running.append(writing)
+
+    read = [xray, figure, *written]
+    reading = upload.upload(
+        actions.read_upload, upload, read, api_name="upload", show_progress="hidden"
+    )
+    # The file is read: the field is empty again for the next one.
+    reading.then(lambda: None, None, upload, api_visibility="private", show_progress="hidden")
+    then_write(reading)
+    for button, (example, _) in zip(buttons, examples, strict=True):
+        then_write(
+            button.click(
+                _reading(actions, example), None, read,
+                api_visibility="private", show_progress="hidden",
+            )
+        )  # fmt: skip
+    _stops(stop, message, running)
+
+
+def _draw_tab(gr: Any, actions: Actions, drawings: Any, gallery: Any) -> None:
+    with gr.Row(elem_id="draw-row"):
+        with gr.Column(min_width=300):
+            prompt = _prompt_field(gr, actions)
+            with gr.Row():
+                draw = gr.Button("Draw", variant="primary", min_width=140)
+                stop = gr.Button("Stop", min_width=80)
+            with gr.Column(elem_id="draw-settings"):
+                settings = _setting_fields(gr, actions, "")
+                with gr.Accordion("More settings", open=False):
+                    common = _common_fields(gr, actions)
+        with gr.Column(min_width=300):
+            figure = gr.HTML(empty_figure(NO_DRAWING), js_on_load=None, elem_id="drawing")
+            message = gr.HTML(said(""), js_on_load=None, elem_id="draw-message")
+    drawing = draw.click(
+        actions.draw, [drawings, prompt, *settings, *common], [figure, drawings, gallery, message],
+        api_name="draw", show_progress="minimal", show_progress_on=message, **MODEL,
+    )  # fmt: skip
+    _stops(stop, message, [drawing])
+
+
+def _compare_tab(gr: Any, actions: Actions, drawings: Any, gallery: Any) -> None:
+    prompt = _prompt_field(gr, actions)
+    sides = []
+    with gr.Row():
+        for name, guidance in (("A", 1.0), ("B", 3.0)):
+            with gr.Column(min_width=280):
+                fields = _setting_fields(gr, actions, f"{name}: ", guidance)
+                figure = gr.HTML(
+                    empty_figure(NO_DRAWING), js_on_load=None, elem_id=f"compared-{name.lower()}"
+                )
+                sides.append((fields, figure))
+    message = gr.HTML(said(""), js_on_load=None, elem_id="compare-message")
+    with gr.Row():
+        compare = gr.Button("Draw both", variant="primary", min_width=140)
+        stop = gr.Button("Stop", min_width=80)
+    with gr.Accordion("More settings", open=False):
+        common = _common_fields(gr, actions)
+    (first, first_figure), (second, second_figure) = sides
+    comparing = compare.click(
+        actions.compare, [drawings, prompt, *first, *second, *common],
+        [first_figure, second_figure, drawings, gallery, message],
+        api_name="compare", show_progress="minimal", show_progress_on=message, **MODEL,
+    )  # fmt: skip
+    _stops(stop, message, [comparing])
+
+
+def _prompt_field(gr: Any, actions: Actions) -> Any:
+    texts = example_texts()
+    field = gr.Textbox(
+        texts[0], label="Findings", info="What the picture should show", lines=3,
+        max_length=actions.limits.prompt_letters,
+    )  # fmt: skip
+    with gr.Row():
+        for text in texts[1:]:
+            button = gr.Button(text, size="sm", min_width=140)
+            # In the browser: no request is needed to fill in a text.
+            button.click(
+                None, None, field, js=f"() => {json.dumps(text)}", api_visibility="private"
+            )
+    return field
+
+
+def _setting_fields(gr: Any, actions: Actions, prefix: str, guidance: float = 2.0) -> list[Any]:
+    return [
+        gr.Number(0, label=f"{prefix}Seed", precision=0, info="The same seed, the same picture"),
+        gr.Slider(2, actions.limits.steps, 50, step=1, label=f"{prefix}Steps"),
+        gr.Slider(1, 8, guidance, step=0.1, label=f"{prefix}Guidance", info="1 turns it off"),
+    ]
+
+
+def _common_fields(gr: Any, actions: Actions) -> list[Any]:
+    config = actions.pipe.config
+    unit = config.latent_downsample
+    return [
+        gr.Slider(
+            unit, largest_side(config), ImageSettings().size(config)[0], step=unit,
+            label="Side", info="In pixels; the picture is a square",
+        ),
+        gr.Slider(
+            0.5, 6, 3, step=0.1, label="Shift of the time grid",
+            info="Above 1 spends more steps near noise",
+        ),
+        gr.Dropdown(list(RENORMS), value="global", label="Renormalisation of guidance"),
+    ]  # fmt: skip
+
+
+def _stops(button: Any, message: Any, running: list[Any]) -> None:
+    # In the browser, so that a full queue cannot keep a visitor from stopping.
+    stopped = f"() => {json.dumps(said('Stopped.'))}"
+    button.click(
+        None, None, message, cancels=running, js=stopped, api_visibility="private",
+        show_progress="hidden",
+    )  # fmt: skip
+
+
+def _reading(actions: Actions, example: Example) -> Any:
+    def read() -> Any:
+        yield from actions.read_example(example)
+
+    return read
+
+
+def _readable_examples(actions: Actions) -> list[tuple[Example, str]]:
+    """Examples with small pictures; whichever cannot be read is left out."""
+    found = []
+    for example in example_xrays():
+        try:
+            picture = load_image(example.data)
+        except UniXError:
+            continue
+        picture.thumbnail((96, 96))
+        found.append((example, data_address(picture)))
+    return found
+
+
+def _example_pictures(examples: list[tuple[Example, str]]) -> str:
+    """Each example's picture on its button, which keeps its name as a text."""
+    rules = (
+        f"#example-{i} {{ background-image: url({address}); }}"
+        for i, (_, address) in enumerate(examples)
+    )
+    return f"<style>{' '.join(rules)}</style>"

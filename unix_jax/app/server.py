@@ -1,0 +1,130 @@
+"""Serving the page: a queue before the model, nothing to other hosts, nothing left on disk."""
+
+import contextlib
+import logging
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+from unix_jax.app.choices import Limits
+from unix_jax.errors import UniXError
+from unix_jax.inference.pipeline import UniXPipeline
+
+HOST, PORT = "127.0.0.1", 7860
+
+
+@contextlib.contextmanager
+def serving(
+    pipe: UniXPipeline, host: str = HOST, port: int = PORT, limits: Limits | None = None
+) -> Iterator[str]:
+    """Serves the page for the time of the block; yields its address.
+
+    Args:
+      pipe: the model, shared by all visitors, one request at a time.
+      host: what to listen on; 127.0.0.1 is this machine alone.
+      port: 0 takes a free one.
+      limits: bounds of what visitors may ask.
+
+    Raises:
+      UniXError: Gradio is absent, or the port or host cannot be had.
+    """
+    limits = limits or Limits()
+    port = _free_port(host, port)
+    with tempfile.TemporaryDirectory(prefix="unix-jax-app-") as folder, _environment(folder):
+        require_gradio()
+        # Imported here: it reads the environment above.
+        from starlette.middleware import Middleware
+
+        from unix_jax.app.guard import Guard
+        from unix_jax.app.page import build_page
+        from unix_jax.app.style import HEAD, theme
+
+        page = build_page(pipe, limits)
+        page.queue(max_size=limits.waiting, default_concurrency_limit=2, status_update_rate=2)
+        try:
+            _, address, _ = page.launch(
+                server_name=host,
+                server_port=port,
+                prevent_thread_lock=True,
+                inbrowser=False,
+                share=False,
+                quiet=True,
+                show_error=False,
+                allowed_paths=[],
+                blocked_paths=[],
+                max_file_size=limits.upload_bytes,
+                max_threads=16,
+                state_session_capacity=limits.sessions,
+                enable_monitoring=False,
+                run_history=False,
+                mcp_server=False,
+                pwa=False,
+                ssr_mode=False,
+                footer_links=[],
+                app_kwargs={
+                    "middleware": [Middleware(Guard, upload_bytes=limits.upload_bytes)],
+                    "docs_url": None,
+                    "redoc_url": None,
+                    "openapi_url": None,
+                },
+                theme=theme(),
+                head=HEAD,
+            )
+            yield address
+        finally:
+            page.close(verbose=False)
+
+
+def require_gradio() -> Any:
+    """The package gradio.
+
+    Raises:
+      UniXError: it is not installed.
+    """
+    try:
+        import gradio
+    except ImportError as error:
+        raise UniXError(
+            f"the page needs the package gradio: pip install 'unix-jax[app]' ({error})"
+        ) from error
+    return gradio
+
+
+def _free_port(host: str, port: int) -> int:
+    """Tries the port: the library's own error speaks of its environment variables."""
+    if not 0 <= port <= 65535:
+        raise UniXError(f"--port: expected 0 to 65535, found {port}")
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family, socket.SOCK_STREAM) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind((host, port))
+            return int(tried.getsockname()[1])
+    except OSError as error:
+        raise UniXError(f"--host {host} --port {port}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def _environment(folder: str) -> Iterator[None]:
+    """What only environment variables tell the library; put back afterwards."""
+    values = {
+        "GRADIO_TEMP_DIR": folder,
+        "GRADIO_EXAMPLES_CACHE": os.path.join(folder, "examples"),
+        "GRADIO_ANALYTICS_ENABLED": "False",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    # It logs a line for every request to its own server.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

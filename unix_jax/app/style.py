@@ -1,0 +1,84 @@
+"""How the page looks: fonts of the reader's own machine, and room for a narrow screen."""
+
+from typing import Any
+
+_CSS = """
+.gradio-container { max-width: 1100px !important; margin: 0 auto !important; }
+.warning-line {
+  border-left: 4px solid #b45309; padding: .5rem .75rem; margin: .25rem 0;
+  background: color-mix(in srgb, #f59e0b 12%, transparent); font-weight: 600;
+}
+.gradio-container h1 {
+  font-size: clamp(1.25rem, 4.5vw, 1.7rem) !important; line-height: 1.25 !important;
+}
+figure.xray { margin: 0; display: grid; gap: .5rem; justify-items: center; }
+figure.xray > img {
+  width: min(100%, 512px); aspect-ratio: auto; height: auto; max-height: 70vh; object-fit: contain;
+  background: #000; border-radius: 6px;
+}
+figure.xray figcaption { text-align: center; overflow-wrap: anywhere; }
+figure.xray p { margin: 0; text-align: center; overflow-wrap: anywhere; }
+figure.xray progress { width: min(100%, 512px); }
+.xray.empty {
+  display: grid; place-items: center; min-height: 14rem; padding: 1rem; text-align: center;
+  border: 1px dashed var(--border-color-primary); border-radius: 6px;
+}
+a.download {
+  display: inline-block; padding: .6rem 1rem; border-radius: 6px; text-decoration: none !important;
+  border: 1px solid var(--border-color-primary); color: var(--body-text-color) !important;
+}
+#examples {
+  display: grid; gap: .5rem; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr));
+}
+#examples:not(:has(button)) { display: none; }
+#examples button {
+  padding: .5rem .5rem .5rem 72px; min-width: 0; min-height: 64px; text-align: left;
+  justify-content: flex-start; white-space: normal; overflow-wrap: anywhere;
+  background-repeat: no-repeat; background-size: 56px 56px; background-position: 4px center;
+}
+ul.session {
+  list-style: none; padding: 0; margin: 0; display: grid; gap: 1.25rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 220px), 1fr));
+}
+ul.session li { margin: 0; }
+ul.session figure.xray > img { width: 100%; }
+p.said, p.complaint { margin: 0; padding: .5rem .75rem; border-radius: 6px; min-height: 1.5rem; }
+p.complaint {
+  border-left: 4px solid #dc2626; font-weight: 600; overflow-wrap: anywhere;
+  background: color-mix(in srgb, #dc2626 10%, transparent);
+}
+@media (max-width: 640px) {
+  .gradio-container .main { padding: 12px !important; min-width: 0; }
+  .gradio-container { min-width: 0 !important; width: 100%; }
+  /* The picture right below the button that draws it; the settings after it. */
+  #draw-row > .column:first-child { display: contents; }
+  #draw-settings { order: 2; }
+  #draw-row > .column:last-child { order: 1; }
+}
+:focus-visible { outline: 3px solid #2563eb !important; outline-offset: 2px; }
+"""
+
+# In the head as it is: the library rewrites the selectors of styles that are given to it.
+HEAD = f'<meta name="color-scheme" content="light dark"><style>{_CSS}</style>'
+
+
+def theme() -> Any:
+    """The library's plain theme without fonts from elsewhere."""
+    import gradio
+
+    sans = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
+    mono = ["ui-monospace", "Consolas", "monospace"]
+    plain = gradio.themes.Default(
+        primary_hue="blue", neutral_hue="slate", font=sans, font_mono=mono
+    )
+    # The library's own grays are too light for small print.
+    return plain.set(
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        block_title_text_color="*neutral_700",
+        block_title_text_color_dark="*neutral_200",
+        block_label_text_color="*neutral_700",
+        block_label_text_color_dark="*neutral_200",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+    )

@@ -1,0 +1,8 @@
+"""Runs of a model over a data set, and what comes out: files, metrics, a page.
+
+Stands above `inference` and `evaluation`, which do not know each other.
+
+* `journal`, `run`: items in batches, each exactly once, whatever kills the run.
+* `reports`, `images`: the two kinds of items; `score`: metrics of reports made anywhere.
+* `results`: results.json and the table; `html_report`, `charts`: the page; `paper`: its rows.
+"""

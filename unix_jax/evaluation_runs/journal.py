@@ -1,0 +1,194 @@
+"""What an evaluation has done: one appended JSON line an item, so that a killed run goes on.
+
+Each process appends to a file of its own and holds it; a run reads the files of all. The last line
+is whole or it does not count: what a crash tore is cut off when its process starts again.
+"""
+
+import dataclasses
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from unix_jax.errors import UniXError
+from unix_jax.files import atomic_write
+from unix_jax.json_file import read_json, write_json
+
+SETTINGS = "settings.json"
+_PATTERN = "items-*.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One item's outcome.
+
+    index: its number in the source.
+    key: its name in the source.
+    status: done, or failed for good, with the `error`.
+    values: what was made of it, JSON by name; stored beside the other fields.
+    """
+
+    index: int
+    key: str
+    status: Literal["done", "failed"] = "done"
+    error: str = ""
+    values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class Journal:
+    """One process's file, open for appending; use as a context manager."""
+
+    def __init__(self, directory: Path, process: int = 0) -> None:
+        """Opens or begins `items-PROCESS.jsonl`.
+
+        Raises:
+          UniXError: it cannot be written, or another process writes it.
+        """
+        self.path = directory / f"items-{process}.jsonl"
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise _unwritable(self.path, error) from None
+        self._file: BinaryIO = os.fdopen(descriptor, "r+b", buffering=0)
+        try:
+            self._lock()
+            self._end = _whole_length(self.path)
+            self._cut()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def append(self, entries: Sequence[Entry]) -> None:
+        """Adds outcomes in one write; they are on the disk when this returns.
+
+        Raises:
+          UniXError: they cannot be written. What was there before stays whole.
+        """
+        lines = b"".join(_line(entry) for entry in entries)
+        try:
+            self._file.seek(self._end)
+            written = 0
+            while written < len(lines):
+                written += self._file.write(lines[written:])
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            self._cut()
+            raise _unwritable(self.path, error) from None
+        self._end += len(lines)
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UniXError(f"{self.path}: another run is writing it") from None
+
+    def _cut(self) -> None:
+        """Forgets what a crash or a full disk left behind the last whole line."""
+        try:
+            self._file.truncate(self._end)
+        except OSError as error:
+            raise _unwritable(self.path, error) from None
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def read_entries(directory: Path) -> dict[int, Entry]:
+    """What all processes have done so far, by index, in the order of the source.
+
+    Raises:
+      UniXError: a file cannot be read, a line before the last is damaged, or an item is there
+        twice.
+    """
+    found: dict[int, Entry] = {}
+    for path in sorted(directory.glob(_PATTERN)):
+        for number, line in enumerate(_whole_lines(path), 1):
+            try:
+                entry = _entry(json.loads(line))
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                raise UniXError(
+                    f"{path}: line {number}: expected an item's outcome in JSON; "
+                    "remove the line to do that item again"
+                ) from None
+            if entry.index in found:
+                raise UniXError(f"{path}: line {number}: item {entry.index} is there twice")
+            found[entry.index] = entry
+    return dict(sorted(found.items()))
+
+
+def remember(directory: Path, settings: Mapping[str, Any]) -> None:
+    """Writes the settings of a new directory; compares them with those of one that exists.
+
+    Raises:
+      UniXError: the directory was begun with others, is not one of this program, or cannot be
+        written.
+    """
+    path = directory / SETTINGS
+    wanted = json.loads(json.dumps(dict(settings)))
+    if path.exists():
+        found = read_json(path, UniXError)
+        if found != wanted:
+            raise UniXError(f"{path}: {_difference(found, wanted)}")
+        return
+    if any(directory.glob(_PATTERN)):
+        raise UniXError(f"{path}: no such file beside {_PATTERN}; name another --out")
+    try:
+        with atomic_write(path) as temporary:
+            write_json(temporary, wanted)
+    except OSError as error:
+        raise _unwritable(path, error) from None
+
+
+def _difference(found: Any, wanted: dict[str, Any]) -> str:
+    if not isinstance(found, dict):
+        return "expected settings of an evaluation; name another --out"
+    names = [n for n in (*wanted, *found) if found.get(n) != wanted.get(n)]
+    differing = ", ".join(
+        f"{name} {json.dumps(found.get(name))} (now {json.dumps(wanted.get(name))})"
+        for name in dict.fromkeys(names)
+    )
+    return f"was begun with {differing}; use the same, or name another --out"
+
+
+def _line(entry: Entry) -> bytes:
+    value = {"index": entry.index, "key": entry.key, "status": entry.status}
+    if entry.error:
+        value["error"] = entry.error
+    # ASCII: a lone surrogate in a text has no other form in a file.
+    return json.dumps({**value, **entry.values}).encode() + b"\n"
+
+
+def _entry(value: Any) -> Entry:
+    entry = Entry(
+        value.pop("index"), value.pop("key"), value.pop("status"), value.pop("error", ""), value
+    )
+    known = isinstance(entry.index, int) and isinstance(entry.key, str)
+    if not known or entry.status not in ("done", "failed"):
+        raise ValueError("not an outcome")
+    return entry
+
+
+def _whole_lines(path: Path) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as lines:
+            for line in lines:
+                # Torn by a crash, or just being written by another process.
+                if not line.endswith(b"\n"):
+                    return
+                yield line
+    except OSError as error:
+        raise UniXError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _whole_length(path: Path) -> int:
+    return sum(len(line) for line in _whole_lines(path))
+
+
+def _unwritable(path: Path, error: OSError) -> UniXError:
+    return UniXError(f"{path}: cannot be written: {error.strerror}")

@@ -1,0 +1,189 @@
+"""Reports of a data set's X-rays, and how good they are."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from unix_jax.data.records import RecordSource, record_image, report_text
+from unix_jax.errors import UniXError
+from unix_jax.evaluation_runs import paper
+from unix_jax.evaluation_runs.html_report import Case, reports_page
+from unix_jax.evaluation_runs.journal import Entry, read_entries
+from unix_jax.evaluation_runs.results import Results, write_page, write_results
+from unix_jax.evaluation_runs.run import Progress, Ready, Share, key_of, padded, run_items
+from unix_jax.evaluation_runs.score import ReportMetrics, ReportScores, score_reports
+from unix_jax.files import atomic_write
+from unix_jax.inference.pipeline import UniXPipeline
+from unix_jax.text import DEFAULT_REPORT_PROMPT
+
+# Shown on the page, of the worst and of the best.
+_CASES = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportSettings:
+    """How reports are written: greedily, at most so many tokens.
+
+    prompt: for every item; "" takes the record's own, or the default one.
+    """
+
+    prompt: str = ""
+    max_new_tokens: int = 500
+
+
+@dataclasses.dataclass(frozen=True)
+class _Question:
+    image: Image.Image
+    prompt: str
+    reference: str
+
+
+def write_reports(
+    pipe: UniXPipeline,
+    source: RecordSource,
+    out: Path,
+    settings: ReportSettings,
+    *,
+    batch_size: int = 16,
+    share: Share | None = None,
+    progress: Progress = lambda count: None,
+) -> None:
+    """Writes a report for each record into the journals of `out`, beside the record's own.
+
+    A record without an image, or whose image is broken, is recorded as failed. One without a
+    report is described all the same; there is nothing to score.
+
+    Raises:
+      UniXError: a journal that cannot be used.
+    """
+
+    def prepare(index: int) -> tuple[str, _Question]:
+        record = source[index]
+        prompt = settings.prompt or record.prompt or DEFAULT_REPORT_PROMPT
+        return record.key, _Question(record_image(record), prompt, report_text(record))
+
+    def compute(ready: Sequence[Ready[_Question]], rows: int) -> list[dict[str, Any]]:
+        questions = padded([item.input for item in ready], rows)
+        reports = pipe.generate_report(
+            [question.image for question in questions],
+            [question.prompt for question in questions],
+            settings.max_new_tokens,
+        )
+        return [
+            {"prediction": report, "reference": item.input.reference}
+            for item, report in zip(ready, reports, strict=False)  # less the padding
+        ]
+
+    run_items(
+        out, len(source), batch_size, prepare, compute,
+        name=lambda index: key_of(source, index), share=share, progress=progress,
+    )  # fmt: skip
+
+
+def summarise_reports(
+    source: RecordSource, out: Path, settings: Mapping[str, Any], how: ReportMetrics
+) -> Results:
+    """Scores what the journals have; writes predictions.jsonl, results.json and report.html.
+
+    Raises:
+      UniXError: a file cannot be written, or a metric cannot be computed.
+    """
+    entries = list(read_entries(out).values())
+    done = [entry for entry in entries if entry.status == "done"]
+    write_predictions(out / "predictions.jsonl", done)
+    done = [entry for entry in done if entry.values["reference"]]
+    predictions = [entry.values["prediction"] for entry in done]
+    references = [entry.values["reference"] for entry in done]
+    scores = score_reports(predictions, references, how)
+    results = _results(settings, how, len(source), len(done), scores, entries)
+    write_results(out, results)
+
+    def picture(index: int) -> Image.Image | None:
+        try:
+            return record_image(source[done[index].index])
+        except UniXError:  # it was there when the report was written
+            return None
+
+    keys = [entry.key for entry in done]
+    worst, best = _cases(scores, keys, predictions, references, picture)
+    write_page(out / "report.html", reports_page(results, scores.ranked_by, worst, best))
+    return results
+
+
+def summarise_texts(
+    rows: Sequence[tuple[str, str, str]],
+    out: Path | None,
+    settings: Mapping[str, Any],
+    how: ReportMetrics,
+) -> Results:
+    """Scores (key, prediction, reference) of reports made elsewhere; writes into `out`, if any.
+
+    Raises:
+      UniXError: as `summarise_reports`.
+    """
+    keys, predictions, references = ([row[column] for row in rows] for column in range(3))
+    scores = score_reports(predictions, references, how)
+    results = _results(settings, how, len(rows), len(rows), scores)
+    if out is not None:
+        write_results(out, results)
+        worst, best = _cases(scores, keys, predictions, references)
+        write_page(out / "report.html", reports_page(results, scores.ranked_by, worst, best))
+    return results
+
+
+def _results(
+    settings: Mapping[str, Any],
+    how: ReportMetrics,
+    items: int,
+    scored: int,
+    scores: ReportScores,
+    entries: Sequence[Entry] = (),
+) -> Results:
+    """The figures in the form of results.json."""
+    failures = [entry for entry in entries if entry.status == "failed"]
+    return Results(
+        "reports",
+        settings,
+        how.settings(),
+        items,
+        scored,
+        failures,
+        scores.metrics,
+        {"conditions": scores.by_condition} if scores.by_condition else {},
+        scores.not_computed,
+        paper.REPORTS,
+    )
+
+
+def _cases(
+    scores: ReportScores,
+    keys: Sequence[str],
+    predictions: Sequence[str],
+    references: Sequence[str],
+    picture: Callable[[int], Image.Image | None] = lambda index: None,
+) -> tuple[list[Case], list[Case]]:
+    """(worst, best) reports with their pictures, the worst and the best first."""
+    if not scores.rows:
+        return [], []
+    values = scores.rows[scores.ranked_by]
+    order = sorted(range(len(values)), key=lambda index: values[index])
+    count = min(_CASES, -(-len(order) // 2))
+
+    def case(index: int) -> Case:
+        texts = {"reference": references[index], "model": predictions[index]}
+        return Case(keys[index], values[index], [("", picture(index))], texts)
+
+    return [case(index) for index in order[:count]], [
+        case(index) for index in order[count:][::-1][:_CASES]
+    ]
+
+
+def write_predictions(path: Path, entries: Sequence[Entry]) -> None:
+    """One JSON object a report, in the order of the source; `evaluate score` reads it."""
+    with atomic_write(path) as temporary, temporary.open("w", encoding="ascii") as lines:
+        for entry in entries:
+            lines.write(json.dumps({"key": entry.key, **entry.values}) + "\n")

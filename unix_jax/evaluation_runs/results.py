@@ -1,0 +1,167 @@
+"""Results of an evaluation: what results.json holds, and the table on the terminal."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from unix_jax.errors import UniXError
+from unix_jax.evaluation.bootstrap import Interval
+from unix_jax.evaluation_runs import paper
+from unix_jax.evaluation_runs.journal import Entry
+from unix_jax.files import atomic_write
+from unix_jax.json_file import write_json
+
+CONFIDENCE = 0.95
+FILE = "results.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """Figures of one evaluation.
+
+    kind: `reports` or `images`.
+    settings: as remembered in the directory.
+    scoring: how the figures were computed.
+    items: in the source; scored: those that the figures are of. What is neither scored nor failed
+      has nothing to be compared with.
+    failures: items without a result.
+    metrics: each with its interval; one without an interval has low = high = None.
+    groups: figures by pathology, by name of the figure.
+    not_computed: why a metric is missing, by its name.
+    paper: the paper's own figures, by name of the metric.
+    """
+
+    kind: str
+    settings: Mapping[str, Any]
+    scoring: Mapping[str, Any]
+    items: int
+    scored: int
+    failures: Sequence[Entry] = ()
+    metrics: Mapping[str, "Figure"] = dataclasses.field(default_factory=dict)
+    groups: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    not_computed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    paper: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The value of results.json."""
+        return {
+            "kind": self.kind,
+            "settings": dict(self.settings),
+            "scoring": dict(self.scoring),
+            "counts": {
+                "items": self.items,
+                "scored": self.scored,
+                "failed": len(self.failures),
+                "not_comparable": self.items - self.scored - len(self.failures),
+            },
+            "metrics": {
+                name: {"value": figure.value, "low": figure.low, "high": figure.high}
+                for name, figure in self.metrics.items()
+            },
+            "groups": {name: dict(group) for name, group in self.groups.items()},
+            "not_computed": dict(self.not_computed),
+            "paper": {"source": paper.SOURCE, "metrics": dict(self.paper)},
+            "failures": [
+                {"index": entry.index, "key": entry.key, "error": entry.error}
+                for entry in self.failures
+            ],
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A metric's value, with the bootstrap interval where it has one."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+def figures(found: Mapping[str, Interval]) -> dict[str, Figure]:
+    """Bootstrap intervals as figures."""
+    return {name: Figure(one.value, one.low, one.high) for name, one in found.items()}
+
+
+def write_results(out: Path, results: Results) -> Path:
+    """Writes results.json, whole or not at all.
+
+    Raises:
+      UniXError: it cannot be written.
+    """
+    path = out / FILE
+    try:
+        with atomic_write(path) as temporary:
+            write_json(temporary, results.to_json())
+    except OSError as error:
+        raise UniXError(f"{path}: cannot be written: {error.strerror}") from error
+    return path
+
+
+def write_page(path: Path, page: str) -> None:
+    """Writes HTML, whole or not at all.
+
+    Raises:
+      UniXError: it cannot be written.
+    """
+    try:
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(page.encode("utf-8", "replace"))
+    except OSError as error:
+        raise UniXError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def print_table(results: Results, console: Console | None = None) -> None:
+    """The figures, those of the paper beside them, and what is missing and why."""
+    console = console or Console()
+    console.print(f"{results.kind}: {counts(results)}", markup=False, highlight=False)
+    table = Table()
+    table.add_column("metric")
+    for column in ("value", f"{CONFIDENCE:.0%} interval", "paper (its own data)"):
+        table.add_column(column, justify="right")
+    for name, figure in results.metrics.items():
+        reported = results.paper.get(name)
+        table.add_row(
+            name,
+            number(figure.value),
+            interval(figure),
+            "" if reported is None else number(reported),
+        )
+    if results.metrics:
+        console.print(table)
+    for name, reason in results.not_computed.items():
+        console.print(f"not computed: {name}: {reason}", markup=False, highlight=False)
+    if results.failures:
+        first = results.failures[0]
+        console.print(
+            f"failed: {len(results.failures)} items; the first: {first.error}",
+            markup=False,
+            highlight=False,
+        )
+
+
+def counts(results: Results) -> str:
+    """How many items there are, and what became of them."""
+    rest = results.items - results.scored - len(results.failures)
+    done = "scored" if results.kind == "reports" else "drawn"
+    parts = [f"{results.scored} of {results.items} items {done}"]
+    if rest:
+        parts.append(f"{rest} have nothing to be compared with")
+    if results.failures:
+        parts.append(f"{len(results.failures)} failed")
+    return ", ".join(parts)
+
+
+def number(value: float) -> str:
+    """Four digits, as tables show it."""
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def interval(figure: Figure) -> str:
+    """low - high, or "" where there is no interval."""
+    if figure.low is None or figure.high is None:
+        return ""
+    return f"{number(figure.low)} – {number(figure.high)}"

@@ -1,0 +1,142 @@
+"""Items in batches, each exactly once: what is in a journal already is not done again.
+
+A process's share, and how it is cut into batches, depend on the number of items alone, so that a
+run that was killed forms the same batches as one that was not.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from unix_jax.data.records import RecordSource
+from unix_jax.errors import DataError, ImageError, PromptError, UniXError
+from unix_jax.evaluation_runs.journal import Entry, Journal, read_entries
+
+T = TypeVar("T")
+# Called with the number of this process's items done since the last call.
+Progress = Callable[[int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """Which items a process does: every `count`-th one, from `index`."""
+
+    index: int = 0
+    count: int = 1
+
+    def items(self, total: int) -> range:
+        """Of `total` items, those of this process."""
+        return range(self.index, total, self.count)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ready(Generic[T]):
+    """An item that the model can take."""
+
+    index: int
+    key: str
+    input: T
+
+
+# An item's key and the model's input; raises DataError, ImageError or
+# PromptError where there is none.
+Prepare = Callable[[int], tuple[str, T]]
+# What was made of each input, JSON by name. `rows`, at least as many, is a size for the batch to be
+# padded to, so that few shapes are compiled.
+Compute = Callable[[Sequence[Ready[T]], int], Sequence[dict[str, Any]]]
+
+
+def run_items(
+    out: Path,
+    total: int,
+    batch_size: int,
+    prepare: Prepare[T],
+    compute: Compute[T],
+    *,
+    name: Callable[[int], str] = str,
+    share: Share | None = None,
+    progress: Progress = lambda count: None,
+) -> None:
+    """Does what the journals in `out` do not have yet.
+
+    An item that cannot be read or used is recorded with its error; other exceptions end the run.
+
+    Args:
+      out: directory of the journals.
+      total: items in the source.
+      batch_size: items at a time, at least 1.
+      prepare, compute: as above.
+      name: the key of an item that could not be prepared.
+      share: of this process.
+      progress: called after each batch.
+
+    Raises:
+      UniXError: a journal that cannot be used.
+    """
+    if batch_size < 1:
+        raise UniXError(f"batch_size: expected at least 1, found {batch_size}")
+    share = share or Share()
+    with Journal(out, share.index) as journal:
+        done = read_entries(out)
+        items = share.items(total)
+        for start in range(0, len(items), batch_size):
+            left = [index for index in items[start : start + batch_size] if index not in done]
+            if not left:
+                continue
+            rows = min(batch_size, len(items))
+            journal.append(list(_outcomes(left, rows, prepare, compute, name)))
+            progress(len(left))
+
+
+def _outcomes(
+    indices: Sequence[int],
+    rows: int,
+    prepare: Prepare[T],
+    compute: Compute[T],
+    name: Callable[[int], str],
+) -> Iterator[Entry]:
+    ready: list[Ready[T]] = []
+    for index in indices:
+        try:
+            ready.append(Ready(index, *prepare(index)))
+        except (DataError, ImageError, PromptError) as error:
+            yield Entry(index, name(index), "failed", str(error))
+    if ready:
+        yield from _computed(ready, rows, compute)
+
+
+def _computed(ready: Sequence[Ready[T]], rows: int, compute: Compute[T]) -> Iterator[Entry]:
+    try:
+        values = compute(ready, rows)
+    # Faults of an input. Others, such as a checkpoint without an autoencoder, end the run.
+    except (DataError, ImageError, PromptError) as error:
+        if len(ready) == 1:
+            yield Entry(ready[0].index, ready[0].key, "failed", str(error))
+            return
+        # One of them is the cause; the others must not suffer for it.
+        for item in ready:
+            yield from _computed([item], rows, compute)
+        return
+    for item, value in zip(ready, values, strict=True):
+        yield Entry(item.index, item.key, values=value)
+
+
+def padded(items: Sequence[Any], rows: int) -> list[Any]:
+    """The items, the last one repeated until there are `rows`."""
+    return [*items, *[items[-1]] * (rows - len(items))]
+
+
+def wait_for_all(out: Path, total: int, seconds: float = 5.0) -> None:
+    """Returns when the journals of all processes together have every item."""
+    while len(read_entries(out)) < total:
+        time.sleep(seconds)
+
+
+def key_of(source: RecordSource, index: int) -> str:
+    """A record's key, or its number where it cannot be read."""
+    try:
+        return source[index].key
+    except UniXError:
+        return str(index)
