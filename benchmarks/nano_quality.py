@@ -137,7 +137,7 @@ def judge_images(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--checkpoint", default=str(ROOT / "nano"))
+    parser.add_argument("--checkpoint", default=str(ROOT / "examples" / "nano"))
     parser.add_argument("--source", default=f"manifest:{ROOT / 'examples' / 'cxr'}")
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--out", type=Path)

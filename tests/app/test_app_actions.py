@@ -1,0 +1,139 @@
+"""What buttons do, without a page."""
+
+import dataclasses
+import html
+import io
+import itertools
+import logging
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unix_jax.app.actions import FAILED, Actions
+from unix_jax.app.bundled import Example
+from unix_jax.app.choices import Limits
+from unix_jax.transforms import to_pil
+
+SAME = "unchanged"
+SETTINGS = (0, 4, 2.0)
+COMMON = (32, 3.0, "global")
+REPORT = ("Report:", 6, 0.0, 1.0, 0)
+HOSTILE = "<script>alert(1)</script>\"' ${value} {{value}}"
+
+
+@pytest.fixture
+def actions(pipe):
+    return Actions(pipe, Limits(session_pictures=3), SAME)
+
+
+def last(steps):
+    return list(steps)[-1]
+
+
+def test_an_upload_and_its_report(actions, pipe, xray_png):
+    xray, figure, report, _ = last(actions.read_upload(xray_png))
+    assert "data:image/jpeg;base64," in figure
+    assert 'alt="Chest X-ray Uploaded X-ray"' in figure
+    assert report == ""
+    items = list(actions.write_report(xray, *REPORT))
+    assert len(items) > 3
+    texts = [item[0] for item in items]
+    assert all(b.startswith(a) for a, b in itertools.pairwise(texts))
+    (expected,) = pipe.generate_report([xray_png], "Report:", max_new_tokens=6)
+    assert texts[-1] == expected
+    assert "Done" in items[-1][1]
+
+
+def test_examples(actions, xray_png):
+    xray, *_ = last(actions.read_example(Example("No Finding", xray_png)))
+    assert xray.name == "Example: No Finding"
+
+
+def test_bad_uploads_are_messages(actions):
+    for data in (b"text", b"", None):
+        xray, figure, _, message = last(actions.read_upload(data))
+        assert xray is None
+        assert "<img" not in figure
+        assert 'role="alert"' in message
+    # Nothing is written after it, and its message stays.
+    assert list(actions.write_after_reading(None, *REPORT)) == [(SAME, SAME)]
+
+
+def test_a_drawing(actions, pipe):
+    items = list(actions.draw((), "effusion", *SETTINGS, *COMMON))
+    assert any("<progress" in figure for figure, *_ in items)
+    assert [kept for _, kept, *_ in items[:-1]] == [SAME] * (len(items) - 1)
+    figure, (drawing,), gallery, message = items[-1]
+    assert 'download="effusion_seed0.png"' in figure
+    assert drawing.file_name in gallery
+    assert "Done" in message
+    file = Image.open(io.BytesIO(drawing.png))
+    assert file.text["prompt"] == "effusion"
+    assert file.text["seed"] == "0"
+    assert file.text["num_steps"] == "4"
+    assert file.text["guidance_scale"] == "2.0"
+    (expected,) = pipe.generate_image("effusion", 32, 32, num_steps=4, output_type="np")
+    assert np.array_equal(file, to_pil(expected))
+
+
+def test_a_comparison(actions):
+    *_, item = actions.compare((), "effusion", 0, 4, 1.5, 1, 4, 2.0, *COMMON)
+    first, second, kept, _, message = item
+    assert first == SAME
+    assert "seed 1, 4 steps, guidance 2" in second
+    assert [d.choices.seed for d in kept] == [0, 1]
+    assert "Done" in message
+
+
+def test_a_session_is_bounded(actions):
+    kept = ()
+    for seed in range(4):
+        _, kept, gallery, _ = last(actions.draw(kept, "a", seed, 4, 2.0, *COMMON))
+    assert [d.choices.seed for d in kept] == [1, 2, 3]
+    assert gallery.index("seed 3") < gallery.index("seed 1")
+    cleared, gallery, _ = actions.clear()
+    assert cleared == ()
+    assert "<img" not in gallery
+
+
+def test_texts_of_visitors_are_escaped(actions):
+    for figure, _, gallery, _ in actions.draw((), HOSTILE, *SETTINGS, *COMMON):
+        for shown in (figure, gallery):
+            assert "<script" not in shown
+    assert html.escape(HOSTILE) in gallery
+
+
+@pytest.mark.parametrize("choices", [("", *SETTINGS), ("a", None, 4, 2.0), ("a", 0, 10**6, 2.0)])
+def test_bad_settings_are_messages(actions, choices):
+    (item,) = actions.draw((), *choices, *COMMON)
+    assert item[1:3] == (SAME, SAME)
+    assert 'role="alert"' in item[-1]
+
+
+def test_a_long_prompt_is_a_message(actions):
+    *_, item = actions.draw((), "pneumonia " * 390, *SETTINGS, *COMMON)
+    assert "expected at most" in item[-1]
+
+
+def test_faults_of_ours_are_a_line_and_a_log(actions, caplog):
+    class Broken:
+        config = actions.pipe.config
+
+        def stream_image(self, *_, **__):
+            raise RuntimeError("/secret/path")
+
+    broken = dataclasses.replace(actions, pipe=Broken())
+    with caplog.at_level(logging.ERROR):
+        *_, item = broken.draw((), "a", *SETTINGS, *COMMON)
+    assert FAILED in item[-1]
+    assert "/secret/path" not in item[-1]
+    assert "/secret/path" in caplog.text
+
+
+def test_an_abandoned_drawing_ends(actions):
+    steps = actions.draw((), "a", *SETTINGS, *COMMON)
+    next(steps)
+    next(steps)
+    steps.close()
+    assert list(steps) == []

@@ -1,0 +1,185 @@
+"""The page in headless Chromium: upload, report, picture, comparison, download, refusals."""
+
+import re
+import urllib.parse
+
+import pytest
+from PIL import Image
+
+WAIT = 60_000  # milliseconds; a busy machine is slow
+
+
+@pytest.fixture
+def open_page(address, browser):
+    """open_page(width) gives a page and the addresses it asked for."""
+    opened = []
+
+    def opens(width=1280, height=900):
+        page = browser.new_page(viewport={"width": width, "height": height})
+        page.set_default_timeout(WAIT)
+        asked = []
+        page.on("request", lambda request: asked.append(request.url))
+        opened.append(page)
+        page.goto(address)
+        page.get_by_role("button", name="Write the report").wait_for()
+        return page, asked
+
+    yield opens
+    for page in opened:
+        page.close()
+
+
+def upload(page, name, data):
+    page.locator("#upload input[type=file]").set_input_files(
+        {"name": name, "mimeType": "application/octet-stream", "buffer": data}
+    )
+
+
+def settle(page, label, value):
+    field = page.get_by_label(label, exact=True).locator("visible=true").first
+    field.fill(str(value))
+    field.blur()
+
+
+def quick(page, tab, *prefixes):
+    """Few steps in a tab, and the smallest picture."""
+    page.get_by_role("tab", name=tab).click()
+    for prefix in prefixes:
+        settle(page, f"number input for {prefix}Steps", 4)
+    page.get_by_role("button", name="More settings").locator("visible=true").click()
+    settle(page, "number input for Side", 32)
+
+
+def test_upload_report_draw_compare_download(open_page, address, xray_png):
+    page, asked = open_page()
+    assert page.get_by_text("Research software, not a medical device").is_visible()
+
+    page.get_by_role("button", name="Settings").click()
+    settle(page, "number input for Longest report", 6)
+    upload(page, "xray.png", xray_png)
+    page.locator("#report-message").get_by_text("Done.").wait_for()
+    assert page.locator("#report textarea").input_value()
+    assert page.locator("#xray img").get_attribute("alt") == "Chest X-ray Uploaded X-ray"
+
+    quick(page, "Draw", "")
+    page.get_by_label("Findings").locator("visible=true").fill("Large <b>left</b> effusion")
+    page.get_by_role("button", name="Draw", exact=True).click()
+    link = page.locator("#drawing a.download")
+    link.wait_for()
+    with page.expect_download() as downloading:
+        link.click()
+    name = downloading.value.suggested_filename
+    assert name == "large-b-left-b-effusion_seed0.png"
+    picture = Image.open(downloading.value.path())
+    assert picture.size == (32, 32)
+    assert picture.text["prompt"] == "Large <b>left</b> effusion"
+    assert picture.text["num_steps"] == "4"
+
+    quick(page, "Compare", "A: ", "B: ")
+    page.get_by_role("button", name="Draw both").click()
+    page.locator("#compared-b a.download").wait_for()
+    assert page.locator("#compared-a a.download").is_visible()
+
+    page.get_by_role("tab", name="Session").click()
+    figures = page.locator("ul.session figure")
+    assert figures.count() == 3
+    assert figures.nth(2).get_by_text("Large <b>left</b> effusion").is_visible()
+    page.get_by_role("button", name="Clear this session").click()
+    page.get_by_text("Pictures that you draw appear here.").wait_for()
+
+    # Nothing came from elsewhere: no fonts, no analytics.
+    hosts = {urllib.parse.urlsplit(url).netloc for url in asked if url.startswith("http")}
+    assert hosts == {urllib.parse.urlsplit(address).netloc}
+
+
+def test_what_is_no_xray_is_refused_with_a_message(open_page, bomb_png, xray_png, tmp_path):
+    page, _ = open_page()
+    message = page.locator("#report-message [role=alert]")
+    upload(page, "text.png", b"This is a text.")
+    message.get_by_text("expected an image with a sound header").wait_for()
+    upload(page, "bomb.png", bomb_png)
+    message.get_by_text("expected at most 50000000 pixels").wait_for()
+    upload(page, "cut.png", xray_png[: len(xray_png) // 2])
+    message.get_by_text(re.compile("broken|truncated")).wait_for()
+
+    large = tmp_path / "large.png"
+    with large.open("wb") as file:
+        file.truncate(200 * 2**20)
+    page.locator("#upload input[type=file]").set_input_files(large)
+    page.get_by_text(re.compile("exceed the maximum allowed size")).first.wait_for()
+    # The page still works.
+    page.get_by_role("button", name="Write the report").click()
+    message.get_by_text("expected an upload or an example first").wait_for()
+
+
+def test_a_narrow_screen_and_a_keyboard(open_page):
+    page, _ = open_page(390, 844)
+    for tab in ("Report", "Draw", "Compare", "Session"):
+        page.get_by_role("tab", name=tab).click()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.get_by_role("tab", name="Report").click()
+
+    reached = []
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        reached.append(
+            page.evaluate(
+                "(e => e.getAttribute('aria-label') || e.innerText || e.tagName)"
+                "(document.activeElement)"
+            ).strip()
+        )
+    for name in ("Click to upload or drop files", "No Finding", "Write the report", "Stop"):
+        assert any(name in found for found in reached), (name, reached)
+
+    # Every field has a name, every picture a description.
+    nameless = page.evaluate(
+        """() => [...document.querySelectorAll('input:not([type=file]), textarea, button, img')]
+        .filter(e => e.offsetParent && !(e.labels && e.labels.length) && !e.innerText.trim()
+          && !e.getAttribute('aria-label') && !e.getAttribute('alt') && !e.title)
+        .map(e => e.outerHTML.slice(0, 200))"""
+    )
+    assert nameless == []
+
+
+def test_an_example_is_chosen(open_page):
+    page, _ = open_page()
+    examples = page.locator("#examples button")
+    if examples.count() == 0:
+        pytest.skip("no examples: they lie in the repository only")
+    page.get_by_role("button", name="Settings").click()
+    settle(page, "number input for Longest report", 4)
+    examples.first.click()
+    page.locator("#report-message").get_by_text("Done.").wait_for()
+    assert "Example: X-ray 1" in page.locator("#xray img").get_attribute("alt")
+
+
+def test_stopping(open_page):
+    page, _ = open_page()
+    quick(page, "Draw", "")
+    settle(page, "number input for Steps", 200)
+    page.get_by_role("button", name="Draw", exact=True).click()
+    page.locator("#drawing figcaption").get_by_text("Step ").wait_for()
+    page.get_by_role("button", name="Stop").locator("visible=true").click()
+    page.locator("#draw-message").get_by_text("Stopped.").wait_for()
+    # The model is free for the next one.
+    settle(page, "number input for Steps", 4)
+    page.get_by_role("button", name="Draw", exact=True).click()
+    page.locator("#drawing a.download").wait_for()
+
+
+def test_a_picture_appears_step_by_step(open_page):
+    page, _ = open_page()
+    page.evaluate(
+        """() => { window.seen = []; new MutationObserver(() => {
+        const found = document.querySelector('#drawing figcaption');
+        if (found) window.seen.push(found.innerText)
+        }).observe(document.body, {subtree: true, childList: true, characterData: true}) }"""
+    )
+    quick(page, "Draw", "")
+    settle(page, "number input for Steps", 12)
+    page.get_by_role("button", name="Draw", exact=True).click()
+    page.locator("#drawing a.download").wait_for()
+    seen = dict.fromkeys(page.evaluate("window.seen"))
+    assert sum(text.startswith("Step ") for text in seen) >= 3, seen
+    data = page.locator("#drawing img").get_attribute("src").partition(",")[2]
+    assert data

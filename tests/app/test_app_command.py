@@ -1,0 +1,77 @@
+"""`unix-jax app`: what is refused before anything is served; what the repository brings."""
+
+import shutil
+import socket
+import sys
+
+import pytest
+
+from unix_jax.app import bundled
+from unix_jax.app.server import _free_port, require_gradio
+from unix_jax.commands.app import App
+from unix_jax.errors import UniXError
+
+
+def test_a_checkpoint_given(tmp_path):
+    assert bundled.checkpoint_path("mine", tmp_path) == "mine"
+
+
+def test_the_bundled_model(tmp_path):
+    with pytest.raises(UniXError, match=r"--checkpoint: expected a directory; there is no bundled"):
+        bundled.checkpoint_path(None, tmp_path)
+    (tmp_path / "examples" / "nano").mkdir(parents=True)
+    assert bundled.checkpoint_path(None, tmp_path) == str(tmp_path / "examples" / "nano")
+
+
+def test_examples_of_the_repository():
+    found = bundled.example_xrays(6)
+    assert len(found) == 6
+    assert {e.name for e in found} > {"X-ray 1", "No Finding"}
+    assert all(e.data[:2] == b"\xff\xd8" for e in found)
+    assert "No acute finding." in bundled.example_texts()
+
+
+def test_a_package_without_examples(tmp_path):
+    assert bundled.example_xrays(root=tmp_path) == []
+    assert bundled.example_texts(root=tmp_path)
+
+
+def test_some_examples_only(tmp_path):
+    (tmp_path / "examples").mkdir()
+    shutil.copy(next((bundled.ROOT / "examples").glob("*.jpg")), tmp_path / "examples")
+    assert [e.name for e in bundled.example_xrays(root=tmp_path)] == ["X-ray 1"]
+
+
+@pytest.mark.parametrize("option", ["max_upload_mb", "max_megapixels", "max_waiting"])
+def test_bad_limits(option):
+    with pytest.raises(UniXError, match=f"--{option.replace('_', '-')}: expected at least 1"):
+        App(**{option: 0}).run()
+
+
+def test_without_gradio(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(UniXError, match=r"pip install 'unix-jax\[app\]'"):
+        require_gradio()
+    with pytest.raises(UniXError, match=r"pip install 'unix-jax\[app\]'"):
+        App(checkpoint="nowhere").run()
+
+
+def test_no_such_checkpoint(tmp_path):
+    pytest.importorskip("gradio", reason="the extra [app] is not installed")
+    with pytest.raises(UniXError, match="nowhere"):
+        App(checkpoint=str(tmp_path / "nowhere")).run()
+
+
+def test_a_port_in_use():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UniXError, match=f"--port {port}: Address already in use"):
+            _free_port("127.0.0.1", port)
+    assert _free_port("127.0.0.1", 0) > 0
+    for port in (-1, 70000):
+        with pytest.raises(UniXError, match="--port: expected 0 to 65535"):
+            _free_port("127.0.0.1", port)
+    with pytest.raises(UniXError, match=r"--host 192\.0\.2\.1"):
+        _free_port("192.0.2.1", 0)

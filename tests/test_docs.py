@@ -1,0 +1,294 @@
+"""Documentation that cannot go stale: commands parse, code compiles, links lead somewhere.
+
+A command of a ```bash block is given to the parser that reads it when it is run, and is not run.
+Every other line of such a block must be of a kind that is named here: nothing is passed over.
+"""
+
+import ast
+import contextlib
+import dataclasses
+import importlib
+import importlib.util
+import itertools
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import typing
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import tyro
+
+import convert.__main__ as convert_cli
+import unix_jax.data.__main__ as data_cli
+from unix_jax import cli
+from unix_jax.training.config import Invocation, TrainConfig, parse_arguments
+
+ROOT = Path(__file__).parents[1]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "benchmarks" / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
+MAINS = {
+    "unix-jax": cli.main,
+    "python -m convert": convert_cli.main,
+    "python -m unix_jax.data": data_cli.main,
+}
+SCRIPTS = ("benchmarks/", "examples/")
+# Programs of others, which only their own documentation can check.
+FOREIGN = {
+    ".", "cd", "export", "gcloud", "git", "mkdocs", "pip", "pre-commit", "pytest", "python3.11",
+    "ruff",
+}  # fmt: skip
+FOREIGN_OPTIONS = {"--check", "--help", "--requeue", "--signal", "--strict"}
+# Arguments that name weights which must be there before.
+INPUTS = ("checkpoint", "init", "rad_dino", "chexbert", "biovil_t", "vae", "source", "path")
+NEEDS = re.compile(r"# needs (the published )?weights|# needs the published")
+
+
+class Command(typing.NamedTuple):
+    """One command of a page. marked: its block says that it needs weights we cannot ship."""
+
+    words: list[str]
+    marked: bool
+
+
+def blocks(page, language):
+    """(line number, text) of each block in that language."""
+    text = page.read_text(encoding="utf-8")
+    for found in re.finditer(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        yield text.count("\n", 0, found.start()) + 2, found.group(1)
+
+
+def prose(page):
+    """The page without its blocks of code."""
+    text = page.read_text(encoding="utf-8")
+    return re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def split_commands(line):
+    """The simple commands of a shell line, without assignments, launchers and redirections."""
+    lexer = shlex.shlex(line, posix=True, punctuation_chars="&|;")
+    lexer.whitespace_split = True
+    for separator, words in itertools.groupby(lexer, lambda word: set(word) <= set("&|;")):
+        if not separator:
+            yield from unwrapped(list(words))
+
+
+def unwrapped(words):
+    while words and (re.match(r"[A-Z_]+=", words[0]) or words[0] == "time"):
+        words = words[1:]
+    if words[:1] == ["srun"]:
+        words = list(itertools.dropwhile(lambda word: word.startswith("-"), words[1:]))
+    if not words:
+        return
+    words[0] = words[0].removeprefix(".venv/bin/")
+    yield words
+    for word in words:
+        # What a remote shell is told to do.
+        if words[0] == "gcloud" and word.startswith("--command="):
+            yield from split_commands(word.removeprefix("--command="))
+
+
+def commands(page):
+    for _, block in blocks(page, "bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            for words in split_commands(line):
+                yield Command(words, bool(NEEDS.search(block)))
+
+
+def program(words):
+    """The key of MAINS that reads the command, `train.py`, a script, or the first word."""
+    for name in MAINS:
+        if words[: len(name.split())] == name.split():
+            return name
+    if words[0] == "python" and len(words) > 1:
+        return words[1]
+    return words[0]
+
+
+@contextlib.contextmanager
+def process_state_kept():
+    """The command lines change how warnings are shown and SIGTERM is handled."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+def parsed_by(main, arguments, monkeypatch):
+    """What the command line `main` makes of the arguments; nothing of it is run."""
+    seen = []
+    parse = tyro.cli
+
+    def parse_only(*positional, **named):
+        seen.append(parse(*positional, **named))
+        return SimpleNamespace(run=lambda: 0)
+
+    with monkeypatch.context() as patched, process_state_kept():
+        patched.setattr(tyro, "cli", parse_only)
+        main(arguments)
+    return seen[0]
+
+
+def parsed(words, monkeypatch):
+    name = program(words)
+    if name == "train.py":
+        return parse_arguments(words[2:])
+    return parsed_by(MAINS[name], words[len(name.split()) :], monkeypatch)
+
+
+def inputs(value, words):
+    """Weights that the command line itself names."""
+    for field in dataclasses.fields(value):
+        inner = getattr(value, field.name)
+        if field.name in ("what", "config") and dataclasses.is_dataclass(inner):
+            yield from inputs(inner, words)
+        elif field.name in INPUTS and str(inner) in words:
+            yield str(inner)
+
+
+def is_at_hand(path, words):
+    """In the repository, made by a command before, or visibly a stand-in for the reader's own."""
+    stand_in = any(re.search(r"\b[A-Z][A-Z_]{2,}\b", word) for word in words)
+    return stand_in or path.startswith(("out/", "runs/")) or (ROOT / path).exists()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_commands_parse(page, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    for words, marked in commands(page):
+        name, line = program(words), shlex.join(words)
+        if name in MAINS or name == "train.py":
+            try:
+                found = parsed(words, monkeypatch)
+            except SystemExit:
+                pytest.fail(f"{line}\n{capsys.readouterr().err}")
+            for path in inputs(found, words):
+                assert marked or is_at_hand(path, words), (
+                    f"{line}\n{path} is neither in the repository nor made by a command; "
+                    "expected a comment '# needs the published weights' in the block"
+                )
+        elif name.startswith(SCRIPTS):
+            source = (ROOT / name).read_text(encoding="utf-8")
+            for option in (word.partition("=")[0] for word in words if word.startswith("--")):
+                field = rf"^    {option[2:].replace('-', '_')}: "
+                assert f'"{option}"' in source or re.search(field, source, re.M), line
+        else:
+            assert name in FOREIGN, f"{line}\nexpected a command that this test knows"
+
+
+def subcommands(union):
+    """{name: type} of `Annotated[type, tyro.conf.subcommand(name)] | ...`."""
+    return {kind.__metadata__[0].name: kind.__origin__ for kind in typing.get_args(union)}
+
+
+# The commands that the project's command lines have, by program and name.
+REGISTERED = {
+    (name, subcommand): kind
+    for name, union in (
+        ("unix-jax", typing.get_args(cli._Command)[0]),
+        ("python -m convert", convert_cli.Command),
+        ("python -m unix_jax.data", typing.get_args(data_cli._Command)[0]),
+    )
+    for subcommand, kind in subcommands(union).items()
+}
+
+
+@pytest.mark.parametrize(("name", "subcommand"), REGISTERED)
+def test_every_command_is_shown(name, subcommand):
+    shown = {
+        (program(words), words[len(program(words).split())])
+        for page in PAGES
+        for words, _ in commands(page)
+        if program(words) in MAINS
+    }
+    assert (name, subcommand) in shown
+
+
+def options(kind, prefix="--"):
+    """The options of a dataclass, as tyro names them."""
+    for name, hint in typing.get_type_hints(kind).items():
+        option = prefix + name.replace("_", "-")
+        if dataclasses.is_dataclass(hint):
+            # The fields of a run's configuration stand without a prefix.
+            yield from options(hint, "--" if hint is TrainConfig else f"{option}.")
+        elif any(dataclasses.is_dataclass(inner) for inner in typing.get_args(hint)):
+            for inner in typing.get_args(hint):
+                yield from options(inner)
+        else:
+            yield option
+
+
+def test_options_named_in_the_text_exist():
+    known = set(FOREIGN_OPTIONS)
+    for kind in (*REGISTERED.values(), Invocation):
+        known |= set(options(kind))
+    for name, page in zip(NAMES, PAGES, strict=True):
+        for code in re.findall(r"`([^`\n]+)`", prose(page)):
+            script = program(code.split()) if code.split() else ""
+            if not script.startswith(SCRIPTS) and script not in FOREIGN:
+                named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*(?:\.[a-z0-9-]+)*", code))
+                assert named <= known, f"{name}: `{code}`: no command has {named - known}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_python_compiles_and_its_imports_exist(page):
+    for line, block in blocks(page, "python"):
+        tree = compile("\n" * (line - 1) + block, str(page), "exec", ast.PyCF_ONLY_AST)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                if node.module.split(".")[0] not in ("unix_jax", "convert"):
+                    continue
+                module = importlib.import_module(node.module)
+                for name in node.names:
+                    submodule = f"{node.module}.{name.name}"
+                    assert hasattr(module, name.name) or importlib.util.find_spec(submodule)
+
+
+def anchors(page):
+    """Ids of the headings, as forges and mkdocs both make them."""
+    for heading in re.findall(r"^#{1,6} (.+)$", prose(page), re.MULTILINE):
+        plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).replace("`", "")
+        yield re.sub(r"[^\w\- ]", "", plain.strip().lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{target}: no such file"
+        assert file.is_relative_to(ROOT), f"{target}: outside of the repository"
+        if anchor:
+            assert anchor in set(anchors(file)), f"{target}: no such heading"
+
+
+def test_the_site_builds(tmp_path):
+    for module in ("mkdocs", "material", "mkdocstrings_handlers.python"):
+        with contextlib.suppress(ModuleNotFoundError):
+            if importlib.util.find_spec(module) is not None:
+                continue
+        pytest.skip(f"{module} is not installed (extra docs)")
+    build = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(tmp_path)],
+        cwd=ROOT,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert build.returncode == 0, build.stdout + build.stderr
+    assert "generate_report" in (tmp_path / "api" / "inference.html").read_text(encoding="utf-8")
