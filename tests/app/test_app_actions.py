@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unix_jax.app.actions import FAILED, Actions
+from unix_jax.app.actions import FAILED, Actions, Stop
 from unix_jax.app.bundled import Example
 from unix_jax.app.choices import Limits
 from unix_jax.transforms import to_pil
@@ -32,11 +32,11 @@ def last(steps):
 
 
 def test_an_upload_and_its_report(actions, pipe, xray_png):
-    xray, figure, report, _ = last(actions.read_upload(xray_png))
+    xray, figure, report, _ = last(actions.read_upload(Stop(), xray_png))
     assert "data:image/jpeg;base64," in figure
     assert 'alt="Chest X-ray Uploaded X-ray"' in figure
     assert report == ""
-    items = list(actions.write_report(xray, *REPORT))
+    items = list(actions.write_report(Stop(), xray, *REPORT))
     assert len(items) > 3
     texts = [item[0] for item in items]
     assert all(b.startswith(a) for a, b in itertools.pairwise(texts))
@@ -46,22 +46,22 @@ def test_an_upload_and_its_report(actions, pipe, xray_png):
 
 
 def test_examples(actions, xray_png):
-    xray, *_ = last(actions.read_example(Example("No Finding", xray_png)))
+    xray, *_ = last(actions.read_example(Stop(), Example("No Finding", xray_png)))
     assert xray.name == "Example: No Finding"
 
 
 def test_bad_uploads_are_messages(actions):
     for data in (b"text", b"", None):
-        xray, figure, _, message = last(actions.read_upload(data))
+        xray, figure, _, message = last(actions.read_upload(Stop(), data))
         assert xray is None
         assert "<img" not in figure
         assert 'role="alert"' in message
     # Nothing is written after it, and its message stays.
-    assert list(actions.write_after_reading(None, *REPORT)) == [(SAME, SAME)]
+    assert list(actions.write_after_reading(Stop(), None, *REPORT)) == [(SAME, SAME)]
 
 
 def test_a_drawing(actions, pipe):
-    items = list(actions.draw((), "effusion", *SETTINGS, *COMMON))
+    items = list(actions.draw(Stop(), (), "effusion", *SETTINGS, *COMMON))
     assert any("<progress" in figure for figure, *_ in items)
     assert [kept for _, kept, *_ in items[:-1]] == [SAME] * (len(items) - 1)
     figure, (drawing,), gallery, message = items[-1]
@@ -78,7 +78,7 @@ def test_a_drawing(actions, pipe):
 
 
 def test_a_comparison(actions):
-    *_, item = actions.compare((), "effusion", 0, 4, 1.5, 1, 4, 2.0, *COMMON)
+    *_, item = actions.compare(Stop(), (), "effusion", 0, 4, 1.5, 1, 4, 2.0, *COMMON)
     first, second, kept, _, message = item
     assert first == SAME
     assert "seed 1, 4 steps, guidance 2" in second
@@ -89,7 +89,7 @@ def test_a_comparison(actions):
 def test_a_session_is_bounded(actions):
     kept = ()
     for seed in range(4):
-        _, kept, gallery, _ = last(actions.draw(kept, "a", seed, 4, 2.0, *COMMON))
+        _, kept, gallery, _ = last(actions.draw(Stop(), kept, "a", seed, 4, 2.0, *COMMON))
     assert [d.choices.seed for d in kept] == [1, 2, 3]
     assert gallery.index("seed 3") < gallery.index("seed 1")
     cleared, gallery, _ = actions.clear()
@@ -98,7 +98,7 @@ def test_a_session_is_bounded(actions):
 
 
 def test_texts_of_visitors_are_escaped(actions):
-    for figure, _, gallery, _ in actions.draw((), HOSTILE, *SETTINGS, *COMMON):
+    for figure, _, gallery, _ in actions.draw(Stop(), (), HOSTILE, *SETTINGS, *COMMON):
         for shown in (figure, gallery):
             assert "<script" not in shown
     assert html.escape(HOSTILE) in gallery
@@ -106,13 +106,13 @@ def test_texts_of_visitors_are_escaped(actions):
 
 @pytest.mark.parametrize("choices", [("", *SETTINGS), ("a", None, 4, 2.0), ("a", 0, 10**6, 2.0)])
 def test_bad_settings_are_messages(actions, choices):
-    (item,) = actions.draw((), *choices, *COMMON)
+    (item,) = actions.draw(Stop(), (), *choices, *COMMON)
     assert item[1:3] == (SAME, SAME)
     assert 'role="alert"' in item[-1]
 
 
 def test_a_long_prompt_is_a_message(actions):
-    *_, item = actions.draw((), "pneumonia " * 390, *SETTINGS, *COMMON)
+    *_, item = actions.draw(Stop(), (), "pneumonia " * 390, *SETTINGS, *COMMON)
     assert "expected at most" in item[-1]
 
 
@@ -125,15 +125,23 @@ def test_faults_of_ours_are_a_line_and_a_log(actions, caplog):
 
     broken = dataclasses.replace(actions, pipe=Broken())
     with caplog.at_level(logging.ERROR):
-        *_, item = broken.draw((), "a", *SETTINGS, *COMMON)
+        *_, item = broken.draw(Stop(), (), "a", *SETTINGS, *COMMON)
     assert FAILED in item[-1]
     assert "/secret/path" not in item[-1]
     assert "/secret/path" in caplog.text
 
 
-def test_an_abandoned_drawing_ends(actions):
-    steps = actions.draw((), "a", *SETTINGS, *COMMON)
+def test_a_stop_ends_what_runs_and_what_waits(actions):
+    stop = Stop()
+    steps = actions.draw(stop, (), "a", *SETTINGS, *COMMON)
     next(steps)
     next(steps)
-    steps.close()
-    assert list(steps) == []
+    assert "Stopping" in actions.end(stop)
+    ((*kept, message),) = steps
+    assert kept == [SAME] * 3
+    assert "Stopped." in message
+    ((*_, message),) = actions.draw(stop, (), "a", *SETTINGS, *COMMON)
+    assert "Stopped." in message
+    # The next request forgets it.
+    actions.begin(stop)
+    assert "Done" in last(actions.draw(stop, (), "a", *SETTINGS, *COMMON))[-1]

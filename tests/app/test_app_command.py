@@ -17,7 +17,7 @@ def test_a_checkpoint_given(tmp_path):
 
 
 def test_the_bundled_model(tmp_path):
-    with pytest.raises(UniXError, match=r"--checkpoint: expected a directory; there is no bundled"):
+    with pytest.raises(UniXError, match=r"--checkpoint: expected a directory; no bundled"):
         bundled.checkpoint_path(None, tmp_path)
     (tmp_path / "examples" / "nano").mkdir(parents=True)
     assert bundled.checkpoint_path(None, tmp_path) == str(tmp_path / "examples" / "nano")

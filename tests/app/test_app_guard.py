@@ -21,7 +21,7 @@ def test_what_the_page_needs(path):
     "path",
     ["/gradio_api/file=/etc/passwd", "/file=/etc/passwd", "/gradio_api/file/etc/passwd",
      "/gradio_api/file=https://example.org/x", "/gradio_api/proxy=https://example.org",
-     "/gradio_api/deep_link", "/gradio_api/stream/x", "/gradio_api/run/draw",
+     "/gradio_api/deep_link", "/gradio_api/stream/x",
      "/gradio_api/vibe-edit", "/gradio_api/process_recording", "/gradio_api/runs", "/monitoring",
      "/static/../../etc/passwd", "/assets/..", "/assets/..\\..\\x", "/docs", "/openapi.json",
      "/dev/reload", "/gradio_api/", "//etc/passwd", "/gradio_api/custom_component/1/x/y/z"],

@@ -111,6 +111,12 @@ def test_no_file_can_be_named_in_a_message(address, xray_file):
         assert "data:image" not in json.dumps(message)
 
 
+def test_the_queue_cannot_be_passed(address):
+    headers = {"Content-Type": "application/json"}
+    body = json.dumps({"data": ["a", *IMAGE.values()]})
+    assert request(address, "POST", "/gradio_api/run/draw", body, headers)[0] == 404
+
+
 def test_no_address_is_fetched(address):
     """The library would download what a message names."""
     payload = {"path": f"{address}/theme.css", "meta": {"_type": "gradio.FileData"}}

@@ -37,6 +37,17 @@ NO_DRAWING = "The picture appears here."
 FAILED = "Something went wrong on the server. Its log says what."
 
 Drawings = tuple[Drawing, ...]
+State = tuple[Any, ...]
+
+
+@dataclasses.dataclass
+class Stop:
+    """Whether a visitor asked a tab's request to end; looked at between two steps.
+
+    The library's own way, closing a generator from outside, loses what the visitor asks meanwhile.
+    """
+
+    asked: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,36 +61,46 @@ class Actions:
     limits: Limits
     unchanged: Any
 
+    def begin(self, stop: Stop) -> str:
+        """Before a request joins the queue: forgets an earlier stop."""
+        stop.asked = False
+        return said("Waiting for the model …")
+
+    def end(self, stop: Stop) -> str:
+        """Asks the tab's request, running or waiting, to end."""
+        stop.asked = True
+        return said("Stopping …")
+
     # Reading gives (xray or None, its figure, report, message).
 
-    def read_upload(self, data: bytes | None) -> Iterator[tuple[Any, ...]]:
+    def read_upload(self, stop: Stop, data: bytes | None) -> Iterator[State]:
         """Reads an uploaded file."""
 
-        def steps() -> Iterator[tuple[Any, ...]]:
+        def steps() -> Iterator[State]:
             if data is None:
                 raise ImageError("Upload: expected an image file, found none")
-            yield self._read(data, "Uploaded X-ray")
+            yield self._read(stop, data, "Uploaded X-ray")
 
-        yield from _told(steps(), (None, empty_figure(NO_XRAY), ""))
+        yield from self._told(stop, steps(), (None, empty_figure(NO_XRAY), ""))
 
-    def read_example(self, example: Example) -> Iterator[tuple[Any, ...]]:
+    def read_example(self, stop: Stop, example: Example) -> Iterator[State]:
         """Reads one of the examples."""
 
-        def steps() -> Iterator[tuple[Any, ...]]:
-            yield self._read(example.data, f"Example: {example.name}")
+        def steps() -> Iterator[State]:
+            yield self._read(stop, example.data, f"Example: {example.name}")
 
-        yield from _told(steps(), (None, empty_figure(NO_XRAY), ""))
+        yield from self._told(stop, steps(), (None, empty_figure(NO_XRAY), ""))
 
-    def _read(self, data: bytes, name: str) -> tuple[Any, ...]:
+    def _read(self, stop: Stop, data: bytes, name: str) -> State:
         xray = read_xray(data, name, self.pipe.config, self.limits)
-        return xray, xray_figure(xray), "", said("Waiting for the model …")
+        return xray, xray_figure(xray), "", self.begin(stop)
 
     # Writing gives (report, message).
 
-    def write_report(self, xray: Xray | None, *choices: Any) -> Iterator[tuple[Any, ...]]:
+    def write_report(self, stop: Stop, xray: Xray | None, *choices: Any) -> Iterator[State]:
         """Writes a report token by token; `choices` are those of `report_choices`."""
 
-        def steps() -> Iterator[tuple[Any, ...]]:
+        def steps() -> Iterator[State]:
             if xray is None:
                 raise ImageError("X-ray: expected an upload or an example first, found none")
             chosen = report_choices(*choices, limits=self.limits)
@@ -97,35 +118,37 @@ class Actions:
                 yield report, said("Writing …")
             yield report, said("Done.")
 
-        yield from _told(steps(), (self.unchanged,))
+        yield from self._told(stop, steps(), (self.unchanged,))
 
-    def write_after_reading(self, xray: Xray | None, *choices: Any) -> Iterator[tuple[Any, ...]]:
+    def write_after_reading(self, stop: Stop, xray: Xray | None, *choices: Any) -> Iterator[State]:
         """As `write_report`, but silent after an upload that could not be read."""
         if xray is None:
             yield self.unchanged, self.unchanged
         else:
-            yield from self.write_report(xray, *choices)
+            yield from self.write_report(stop, xray, *choices)
 
     # Drawing gives (figure or figures, the session's drawings, their figures, message).
 
-    def draw(self, drawings: Drawings, prompt: Any, *choices: Any) -> Iterator[tuple[Any, ...]]:
+    def draw(self, stop: Stop, drawings: Drawings, prompt: Any, *choices: Any) -> Iterator[State]:
         """Draws a picture step by step; `choices` are those of `image_choices`."""
 
-        def steps() -> Iterator[tuple[Any, ...]]:
+        def steps() -> Iterator[State]:
             chosen = self._chosen(prompt, *choices)
             yield self._waiting(1, "Drawing …")
             for figure, drawing in self._drawn(chosen):
                 yield (figure, *self._kept(drawings, [drawing]), _progress(drawing))
 
-        yield from _told(steps(), self._blank(1))
+        yield from self._told(stop, steps(), self._blank(1))
 
-    def compare(self, drawings: Drawings, prompt: Any, *choices: Any) -> Iterator[tuple[Any, ...]]:
+    def compare(
+        self, stop: Stop, drawings: Drawings, prompt: Any, *choices: Any
+    ) -> Iterator[State]:
         """Draws the same text with two settings, one after the other.
 
         `choices` are seed, steps and guidance of A, those of B, then what both share.
         """
 
-        def both() -> Iterator[tuple[Any, ...]]:
+        def both() -> Iterator[State]:
             first, second = (
                 self._chosen(prompt, *own, *choices[6:]) for own in (choices[:3], choices[3:6])
             )
@@ -140,20 +163,20 @@ class Actions:
                 kept = self._kept(drawings, [*done, drawing])
                 yield (self.unchanged, figure, *kept, _progress(drawing, "Drawing B …"))
 
-        yield from _told(both(), self._blank(2))
+        yield from self._told(stop, both(), self._blank(2))
 
-    def clear(self) -> tuple[Any, ...]:
+    def clear(self) -> State:
         """Forgets the session's drawings: (drawings, their figures, message)."""
         return (), session_figures([]), said("Cleared.")
 
     def _chosen(self, *choices: Any) -> ImageChoices:
         return image_choices(*choices, config=self.pipe.config, limits=self.limits)
 
-    def _waiting(self, figures: int, text: str) -> tuple[Any, ...]:
+    def _waiting(self, figures: int, text: str) -> State:
         blank = [empty_figure("Noise …")] * figures
         return (*blank, self.unchanged, self.unchanged, said(text))
 
-    def _blank(self, figures: int) -> tuple[Any, ...]:
+    def _blank(self, figures: int) -> State:
         return (*[empty_figure(NO_DRAWING)] * figures, self.unchanged, self.unchanged)
 
     def _drawn(self, chosen: ImageChoices) -> Iterator[tuple[str, Drawing | None]]:
@@ -176,17 +199,20 @@ class Actions:
         kept = kept[-self.limits.session_pictures :]
         return kept, session_figures(list(kept))
 
+    def _told(self, stop: Stop, steps: Iterator[State], blank: State) -> Iterator[State]:
+        """The steps until the visitor stops them; an error ends them with `blank` and a message."""
+        try:
+            for state in steps:
+                if stop.asked:
+                    yield (*[self.unchanged] * len(blank), said("Stopped."))
+                    return
+                yield state
+        except UniXError as error:
+            yield (*blank, complaint(str(error)))
+        except Exception:
+            logging.getLogger(__name__).exception("a request failed")
+            yield (*blank, complaint(FAILED))
+
 
 def _progress(drawing: Drawing | None, text: str = "Drawing …") -> str:
     return said(text if drawing is None else "Done. The picture is kept under Session.")
-
-
-def _told(steps: Iterator[tuple[Any, ...]], blank: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
-    """The steps; an error ends them with `blank` and a message."""
-    try:
-        yield from steps
-    except UniXError as error:
-        yield (*blank, complaint(str(error)))
-    except Exception:
-        logging.getLogger(__name__).exception("a request failed")
-        yield (*blank, complaint(FAILED))

@@ -11,8 +11,8 @@ from typing import Any
 
 PAGES = {"/", "/config", "/theme.css", "/favicon.ico", "/robots.txt", "/manifest.json"}
 API = "/gradio_api/"
-CALLS = {"app_id", "cancel", "heartbeat", "info", "queue", "reset", "startup-events", "theme.css",
-         "upload", "upload_progress"}  # fmt: skip
+CALLS = {"app_id", "cancel", "heartbeat", "info", "queue", "reset", "run", "startup-events",
+         "theme.css", "upload", "upload_progress"}  # fmt: skip
 FILES = ("/assets/", "/static/")  # of the library itself
 
 MESSAGE_BYTES = 2**18  # settings and texts

@@ -7,7 +7,7 @@ states of the session.
 import json
 from typing import Any
 
-from unix_jax.app.actions import NO_DRAWING, NO_XRAY, Actions
+from unix_jax.app.actions import NO_DRAWING, NO_XRAY, Actions, Stop
 from unix_jax.app.bundled import Example, example_texts, example_xrays
 from unix_jax.app.choices import Limits, default_tokens, largest_side
 from unix_jax.app.pictures import data_address, empty_figure, said, session_figures
@@ -25,7 +25,11 @@ WARNING = (
 )
 FILE_SECONDS = 600  # after which an upload that nobody read is deleted
 SESSION_SECONDS = 3600
-MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
+MODEL: dict[str, Any] = {
+    "concurrency_id": "model", "concurrency_limit": 1, "show_progress": "minimal"
+}  # fmt: skip
+# Past the queue: a full one must not keep a visitor from stopping.
+AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 
 def build_page(pipe: UniXPipeline, limits: Limits) -> Any:
@@ -62,6 +66,7 @@ def build_page(pipe: UniXPipeline, limits: Limits) -> Any:
 
 def _report_tab(gr: Any, actions: Actions) -> None:
     limits, xray = actions.limits, gr.State(None, time_to_live=SESSION_SECONDS)
+    stopped = gr.State(Stop())
     examples = _readable_examples(actions)
     with gr.Row():
         with gr.Column(min_width=300):
@@ -106,23 +111,21 @@ def _report_tab(gr: Any, actions: Actions) -> None:
                     gr.Number(0, label="Seed", precision=0),
                 ]  # fmt: skip
     written = [report, message]
-    running = [
-        write.click(
-            actions.write_report, [xray, *choices], written,
-            api_name="report", show_progress="minimal", show_progress_on=message, **MODEL,
-        )
-    ]  # fmt: skip
+    write.click(actions.begin, stopped, message, **AT_ONCE).then(
+        actions.write_report, [stopped, xray, *choices], written,
+        api_name="report", show_progress_on=message, **MODEL,
+    )  # fmt: skip
+    stop.click(actions.end, stopped, message, **AT_ONCE)
 
     def then_write(reading: Any) -> None:
-        writing = reading.then(
-            actions.write_after_reading, [xray, *choices], written,
-            api_visibility="private", show_progress="minimal", show_progress_on=message, **MODEL,
+        reading.then(
+            actions.write_after_reading, [stopped, xray, *choices], written,
+            api_visibility="private", show_progress_on=message, **MODEL,
         )  # fmt: skip
-        running.append(writing)
 
     read = [xray, figure, *written]
     reading = upload.upload(
-        actions.read_upload, upload, read, api_name="upload", show_progress="hidden"
+        actions.read_upload, [stopped, upload], read, api_name="upload", show_progress="hidden"
     )
     # The file is read: the field is empty again for the next one.
     reading.then(lambda: None, None, upload, api_visibility="private", show_progress="hidden")
@@ -130,11 +133,10 @@ def _report_tab(gr: Any, actions: Actions) -> None:
     for button, (example, _) in zip(buttons, examples, strict=True):
         then_write(
             button.click(
-                _reading(actions, example), None, read,
+                _reading(actions, example), stopped, read,
                 api_visibility="private", show_progress="hidden",
             )
         )  # fmt: skip
-    _stops(stop, message, running)
 
 
 def _draw_tab(gr: Any, actions: Actions, drawings: Any, gallery: Any) -> None:
@@ -151,11 +153,13 @@ def _draw_tab(gr: Any, actions: Actions, drawings: Any, gallery: Any) -> None:
         with gr.Column(min_width=300):
             figure = gr.HTML(empty_figure(NO_DRAWING), js_on_load=None, elem_id="drawing")
             message = gr.HTML(said(""), js_on_load=None, elem_id="draw-message")
-    drawing = draw.click(
-        actions.draw, [drawings, prompt, *settings, *common], [figure, drawings, gallery, message],
-        api_name="draw", show_progress="minimal", show_progress_on=message, **MODEL,
+    stopped = gr.State(Stop())
+    draw.click(actions.begin, stopped, message, **AT_ONCE).then(
+        actions.draw, [stopped, drawings, prompt, *settings, *common],
+        [figure, drawings, gallery, message],
+        api_name="draw", show_progress_on=message, **MODEL,
     )  # fmt: skip
-    _stops(stop, message, [drawing])
+    stop.click(actions.end, stopped, message, **AT_ONCE)
 
 
 def _compare_tab(gr: Any, actions: Actions, drawings: Any, gallery: Any) -> None:
@@ -176,12 +180,13 @@ def _compare_tab(gr: Any, actions: Actions, drawings: Any, gallery: Any) -> None
     with gr.Accordion("More settings", open=False):
         common = _common_fields(gr, actions)
     (first, first_figure), (second, second_figure) = sides
-    comparing = compare.click(
-        actions.compare, [drawings, prompt, *first, *second, *common],
+    stopped = gr.State(Stop())
+    compare.click(actions.begin, stopped, message, **AT_ONCE).then(
+        actions.compare, [stopped, drawings, prompt, *first, *second, *common],
         [first_figure, second_figure, drawings, gallery, message],
-        api_name="compare", show_progress="minimal", show_progress_on=message, **MODEL,
+        api_name="compare", show_progress_on=message, **MODEL,
     )  # fmt: skip
-    _stops(stop, message, [comparing])
+    stop.click(actions.end, stopped, message, **AT_ONCE)
 
 
 def _prompt_field(gr: Any, actions: Actions) -> Any:
@@ -224,18 +229,9 @@ def _common_fields(gr: Any, actions: Actions) -> list[Any]:
     ]  # fmt: skip
 
 
-def _stops(button: Any, message: Any, running: list[Any]) -> None:
-    # In the browser, so that a full queue cannot keep a visitor from stopping.
-    stopped = f"() => {json.dumps(said('Stopped.'))}"
-    button.click(
-        None, None, message, cancels=running, js=stopped, api_visibility="private",
-        show_progress="hidden",
-    )  # fmt: skip
-
-
 def _reading(actions: Actions, example: Example) -> Any:
-    def read() -> Any:
-        yield from actions.read_example(example)
+    def read(stop: Stop) -> Any:
+        yield from actions.read_example(stop, example)
 
     return read
 

@@ -42,7 +42,13 @@ def serving(
         from unix_jax.app.style import HEAD, theme
 
         page = build_page(pipe, limits)
-        page.queue(max_size=limits.waiting, default_concurrency_limit=2, status_update_rate=2)
+        page.queue(
+            max_size=limits.waiting,
+            default_concurrency_limit=2,
+            status_update_rate=2,
+            # Nothing that belongs into the queue may be called past it.
+            api_open=False,
+        )
         try:
             _, address, _ = page.launch(
                 server_name=host,
