@@ -140,8 +140,11 @@ def test_a_stop_ends_what_runs_and_what_waits(actions):
     ((*kept, message),) = steps
     assert kept == [SAME] * 3
     assert "Stopped." in message
+    assert "Nothing is running" in actions.end(stop)
+    # One that waits for the model.
+    actions.begin(stop)
+    assert "Stopping" in actions.end(stop)
     ((*_, message),) = actions.draw(stop, (), "a", *SETTINGS, *COMMON)
     assert "Stopped." in message
     # The next request forgets it.
-    actions.begin(stop)
     assert "Done" in last(actions.draw(stop, (), "a", *SETTINGS, *COMMON))[-1]

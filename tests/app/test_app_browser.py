@@ -156,7 +156,7 @@ def test_an_example_is_chosen(open_page):
 def test_stopping(open_page):
     page, _ = open_page()
     quick(page, "Draw", "")
-    settle(page, "number input for Steps", 200)
+    settle(page, "number input for Steps", 80)
     page.get_by_role("button", name="Draw", exact=True).click()
     page.locator("#drawing figcaption").get_by_text("Step ").wait_for()
     page.get_by_role("button", name="Stop").locator("visible=true").click()

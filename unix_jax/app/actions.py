@@ -42,12 +42,15 @@ State = tuple[Any, ...]
 
 @dataclasses.dataclass
 class Stop:
-    """Whether a visitor asked a tab's request to end; looked at between two steps.
+    """A tab's request: whether there is one, and whether its visitor asked it to end.
+
+    Looked at between two steps.
 
     The library's own way, closing a generator from outside, loses what the visitor asks meanwhile.
     """
 
     asked: bool = False
+    pending: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,13 +66,13 @@ class Actions:
 
     def begin(self, stop: Stop) -> str:
         """Before a request joins the queue: forgets an earlier stop."""
-        stop.asked = False
+        stop.asked, stop.pending = False, True
         return said("Waiting for the model …")
 
     def end(self, stop: Stop) -> str:
         """Asks the tab's request, running or waiting, to end."""
-        stop.asked = True
-        return said("Stopping …")
+        stop.asked = stop.pending
+        return said("Stopping …" if stop.pending else "Nothing is running.")
 
     # Reading gives (xray or None, its figure, report, message).
 
@@ -81,7 +84,7 @@ class Actions:
                 raise ImageError("Upload: expected an image file, found none")
             yield self._read(stop, data, "Uploaded X-ray")
 
-        yield from self._told(stop, steps(), (None, empty_figure(NO_XRAY), ""))
+        yield from _told(steps(), (None, empty_figure(NO_XRAY), ""))
 
     def read_example(self, stop: Stop, example: Example) -> Iterator[State]:
         """Reads one of the examples."""
@@ -89,7 +92,7 @@ class Actions:
         def steps() -> Iterator[State]:
             yield self._read(stop, example.data, f"Example: {example.name}")
 
-        yield from self._told(stop, steps(), (None, empty_figure(NO_XRAY), ""))
+        yield from _told(steps(), (None, empty_figure(NO_XRAY), ""))
 
     def _read(self, stop: Stop, data: bytes, name: str) -> State:
         xray = read_xray(data, name, self.pipe.config, self.limits)
@@ -118,7 +121,7 @@ class Actions:
                 yield report, said("Writing …")
             yield report, said("Done.")
 
-        yield from self._told(stop, steps(), (self.unchanged,))
+        yield from _told(self._until(stop, steps()), (self.unchanged,))
 
     def write_after_reading(self, stop: Stop, xray: Xray | None, *choices: Any) -> Iterator[State]:
         """As `write_report`, but silent after an upload that could not be read."""
@@ -138,7 +141,7 @@ class Actions:
             for figure, drawing in self._drawn(chosen):
                 yield (figure, *self._kept(drawings, [drawing]), _progress(drawing))
 
-        yield from self._told(stop, steps(), self._blank(1))
+        yield from _told(self._until(stop, steps()), self._blank(1))
 
     def compare(
         self, stop: Stop, drawings: Drawings, prompt: Any, *choices: Any
@@ -163,7 +166,7 @@ class Actions:
                 kept = self._kept(drawings, [*done, drawing])
                 yield (self.unchanged, figure, *kept, _progress(drawing, "Drawing B …"))
 
-        yield from self._told(stop, both(), self._blank(2))
+        yield from _told(self._until(stop, both()), self._blank(2))
 
     def clear(self) -> State:
         """Forgets the session's drawings: (drawings, their figures, message)."""
@@ -199,19 +202,28 @@ class Actions:
         kept = kept[-self.limits.session_pictures :]
         return kept, session_figures(list(kept))
 
-    def _told(self, stop: Stop, steps: Iterator[State], blank: State) -> Iterator[State]:
-        """The steps until the visitor stops them; an error ends them with `blank` and a message."""
+    def _until(self, stop: Stop, steps: Iterator[State]) -> Iterator[State]:
+        """The steps until the visitor stops them."""
+        stop.pending = True
         try:
             for state in steps:
                 if stop.asked:
-                    yield (*[self.unchanged] * len(blank), said("Stopped."))
+                    yield (*[self.unchanged] * (len(state) - 1), said("Stopped."))
                     return
                 yield state
-        except UniXError as error:
-            yield (*blank, complaint(str(error)))
-        except Exception:
-            logging.getLogger(__name__).exception("a request failed")
-            yield (*blank, complaint(FAILED))
+        finally:
+            stop.asked = stop.pending = False
+
+
+def _told(steps: Iterator[State], blank: State) -> Iterator[State]:
+    """The steps; an error ends them with `blank` and a message."""
+    try:
+        yield from steps
+    except UniXError as error:
+        yield (*blank, complaint(str(error)))
+    except Exception:
+        logging.getLogger(__name__).exception("a request failed")
+        yield (*blank, complaint(FAILED))
 
 
 def _progress(drawing: Drawing | None, text: str = "Drawing …") -> str:

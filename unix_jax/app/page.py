@@ -41,7 +41,7 @@ def build_page(pipe: UniXPipeline, limits: Limits) -> Any:
         title="UniX: chest X-rays", analytics_enabled=False, delete_cache=(60, FILE_SECONDS)
     ) as page:
         gr.HTML(
-            f'<h1>UniX: reports from chest X-rays, and chest X-rays from text</h1>'
+            f'<h1>UniX: chest X-ray reports and images</h1>'
             f'<p class="warning-line" role="note">{WARNING}</p>',
             js_on_load=None,
         )  # fmt: skip
@@ -95,7 +95,7 @@ def _report_tab(gr: Any, actions: Actions) -> None:
             message = gr.HTML(said(""), js_on_load=None, elem_id="report-message")
             with gr.Row():
                 write = gr.Button("Write the report", variant="primary", min_width=140)
-                stop = gr.Button("Stop", min_width=80)
+                stop = gr.Button("Stop", min_width=90, scale=0)
             with gr.Accordion("Settings", open=False):
                 choices = [
                     gr.Textbox(
@@ -145,7 +145,7 @@ def _draw_tab(gr: Any, actions: Actions, drawings: Any, gallery: Any) -> None:
             prompt = _prompt_field(gr, actions)
             with gr.Row():
                 draw = gr.Button("Draw", variant="primary", min_width=140)
-                stop = gr.Button("Stop", min_width=80)
+                stop = gr.Button("Stop", min_width=90, scale=0)
             with gr.Column(elem_id="draw-settings"):
                 settings = _setting_fields(gr, actions, "")
                 with gr.Accordion("More settings", open=False):
@@ -176,7 +176,7 @@ def _compare_tab(gr: Any, actions: Actions, drawings: Any, gallery: Any) -> None
     message = gr.HTML(said(""), js_on_load=None, elem_id="compare-message")
     with gr.Row():
         compare = gr.Button("Draw both", variant="primary", min_width=140)
-        stop = gr.Button("Stop", min_width=80)
+        stop = gr.Button("Stop", min_width=90, scale=0)
     with gr.Accordion("More settings", open=False):
         common = _common_fields(gr, actions)
     (first, first_figure), (second, second_figure) = sides

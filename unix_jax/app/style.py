@@ -24,7 +24,8 @@ figure.xray progress { width: min(100%, 512px); }
   border: 1px dashed var(--border-color-primary); border-radius: 6px;
 }
 a.download {
-  display: inline-block; padding: .6rem 1rem; border-radius: 6px; text-decoration: none !important;
+  display: inline-block; padding: .6rem 1rem !important; border-radius: 6px;
+  text-decoration: none !important;
   border: 1px solid var(--border-color-primary); color: var(--body-text-color) !important;
 }
 #examples {
@@ -37,10 +38,10 @@ a.download {
   background-repeat: no-repeat; background-size: 56px 56px; background-position: 4px center;
 }
 ul.session {
-  list-style: none; padding: 0; margin: 0; display: grid; gap: 1.25rem;
+  list-style: none !important; padding: 0 !important; margin: 0; display: grid; gap: 1.25rem;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 220px), 1fr));
 }
-ul.session li { margin: 0; }
+ul.session li { margin: 0 !important; padding: 0 !important; list-style: none !important; }
 ul.session figure.xray > img { width: 100%; }
 p.said, p.complaint { margin: 0; padding: .5rem .75rem; border-radius: 6px; min-height: 1.5rem; }
 p.complaint {
