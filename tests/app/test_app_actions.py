@@ -136,14 +136,14 @@ def test_a_stop_ends_what_runs_and_what_waits(actions):
     steps = actions.draw(stop, (), "a", *SETTINGS, *COMMON)
     next(steps)
     next(steps)
-    assert "Stopping" in actions.end(stop)
+    assert actions.end(stop) == SAME
     ((*kept, message),) = steps
     assert kept == [SAME] * 3
     assert "Stopped." in message
     assert "Nothing is running" in actions.end(stop)
     # One that waits for the model.
     actions.begin(stop)
-    assert "Stopping" in actions.end(stop)
+    assert actions.end(stop) == SAME
     ((*_, message),) = actions.draw(stop, (), "a", *SETTINGS, *COMMON)
     assert "Stopped." in message
     # The next request forgets it.

@@ -1,6 +1,7 @@
 """The page in headless Chromium: upload, report, picture, comparison, download, refusals."""
 
 import re
+import threading
 import urllib.parse
 
 import pytest
@@ -37,8 +38,14 @@ def upload(page, name, data):
 
 def settle(page, label, value):
     field = page.get_by_label(label, exact=True).locator("visible=true").first
-    field.fill(str(value))
-    field.blur()
+    for _ in range(20):
+        field.fill(str(value))
+        field.blur()
+        # A field that has only just appeared may still be given its first value.
+        page.wait_for_timeout(100)
+        if field.input_value() == str(value):
+            return
+    raise AssertionError(f"{label}: does not take {value}")
 
 
 def quick(page, tab, *prefixes):
@@ -153,16 +160,29 @@ def test_an_example_is_chosen(open_page):
     assert "Example: X-ray 1" in page.locator("#xray img").get_attribute("alt")
 
 
-def test_stopping(open_page):
+def test_stopping(open_page, pipe, monkeypatch):
+    clicked, plain = threading.Event(), pipe.stream_image
+
+    def waiting(*arguments, **options):
+        for at in plain(*arguments, **options):
+            yield at
+            clicked.wait(timeout=WAIT / 1000)
+
+    monkeypatch.setattr(pipe, "stream_image", waiting)
     page, _ = open_page()
+    message = page.locator("#draw-message")
     quick(page, "Draw", "")
-    settle(page, "number input for Steps", 80)
+    stop = page.get_by_role("button", name="Stop").locator("visible=true")
+    stop.click()
+    message.get_by_text("Nothing is running.").wait_for()
     page.get_by_role("button", name="Draw", exact=True).click()
-    page.locator("#drawing figcaption").get_by_text("Step ").wait_for()
-    page.get_by_role("button", name="Stop").locator("visible=true").click()
-    page.locator("#draw-message").get_by_text("Stopped.").wait_for()
+    page.locator("#drawing figcaption").get_by_text("Step 1 of 3").wait_for()
+    with page.expect_response(re.compile("/run/")):
+        stop.click()
+    message.get_by_text("Stopping …").wait_for()
+    clicked.set()
+    message.get_by_text("Stopped.").wait_for()
     # The model is free for the next one.
-    settle(page, "number input for Steps", 4)
     page.get_by_role("button", name="Draw", exact=True).click()
     page.locator("#drawing a.download").wait_for()
 

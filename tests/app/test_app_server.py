@@ -188,6 +188,22 @@ def test_nothing_but_uploads_is_on_disk_and_they_go_with_the_server(pipe, tmp_pa
     assert os.environ.get("GRADIO_TEMP_DIR") == before
 
 
+def test_uploads_are_deleted_by_age(pipe, xray_file, monkeypatch):
+    from gradio_client import Client, handle_file
+
+    from unix_jax.app import page
+    from unix_jax.app.server import serving
+
+    monkeypatch.setattr(page, "SWEEP_SECONDS", 1)
+    monkeypatch.setattr(page, "FILE_SECONDS", 1)
+    with serving(pipe, port=0) as address:
+        Client(address, verbose=False).predict(handle_file(xray_file), api_name="/upload")
+        end = time.monotonic() + 60
+        while any(f.is_file() for f in uploaded_folder().rglob("*")):
+            assert time.monotonic() < end
+            time.sleep(0.2)
+
+
 def test_a_full_queue_turns_visitors_away(pipe):
     from gradio_client import Client
 

@@ -9,6 +9,6 @@
     guard.py      the few routes that are answered, the size of requests, headers
     server.py     serving it
 
-Nothing that visitors send or get is kept on disk: uploads are read and deleted, and pictures travel
-inside the page.
+Nothing that visitors get is written to disk: pictures travel inside the page. An upload is a file
+for some minutes, in a directory that goes with the server.
 """

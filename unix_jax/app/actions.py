@@ -69,10 +69,10 @@ class Actions:
         stop.asked, stop.pending = False, True
         return said("Waiting for the model …")
 
-    def end(self, stop: Stop) -> str:
-        """Asks the tab's request, running or waiting, to end."""
+    def end(self, stop: Stop) -> Any:
+        """Asks the tab's request, running or waiting, to end; it has the last word then."""
         stop.asked = stop.pending
-        return said("Stopping …" if stop.pending else "Nothing is running.")
+        return self.unchanged if stop.pending else said("Nothing is running.")
 
     # Reading gives (xray or None, its figure, report, message).
 

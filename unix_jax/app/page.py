@@ -23,7 +23,7 @@ WARNING = (
     "Research software, not a medical device. Not for diagnosis or treatment; "
     "do not upload pictures of patients who can be identified."
 )
-FILE_SECONDS = 600  # after which an upload that nobody read is deleted
+SWEEP_SECONDS, FILE_SECONDS = 60, 600  # how often, and how old, uploaded files are deleted
 SESSION_SECONDS = 3600
 MODEL: dict[str, Any] = {
     "concurrency_id": "model", "concurrency_limit": 1, "show_progress": "minimal"
@@ -36,9 +36,11 @@ def build_page(pipe: UniXPipeline, limits: Limits) -> Any:
     """The page as a `gradio.Blocks`, not yet served."""
     gr = require_gradio()
     actions = Actions(pipe, limits, gr.skip())
-    # Uploads are deleted by age: two visitors may have sent the same file.
     with gr.Blocks(
-        title="UniX: chest X-rays", analytics_enabled=False, delete_cache=(60, FILE_SECONDS)
+        title="UniX: chest X-rays",
+        analytics_enabled=False,
+        # By age, not when read: two visitors may have sent the same file.
+        delete_cache=(SWEEP_SECONDS, FILE_SECONDS),
     ) as page:
         gr.HTML(
             f'<h1>UniX: chest X-ray reports and images</h1>'
@@ -115,7 +117,7 @@ def _report_tab(gr: Any, actions: Actions) -> None:
         actions.write_report, [stopped, xray, *choices], written,
         api_name="report", show_progress_on=message, **MODEL,
     )  # fmt: skip
-    stop.click(actions.end, stopped, message, **AT_ONCE)
+    _stops(stop, actions, stopped, message)
 
     def then_write(reading: Any) -> None:
         reading.then(
@@ -159,7 +161,7 @@ def _draw_tab(gr: Any, actions: Actions, drawings: Any, gallery: Any) -> None:
         [figure, drawings, gallery, message],
         api_name="draw", show_progress_on=message, **MODEL,
     )  # fmt: skip
-    stop.click(actions.end, stopped, message, **AT_ONCE)
+    _stops(stop, actions, stopped, message)
 
 
 def _compare_tab(gr: Any, actions: Actions, drawings: Any, gallery: Any) -> None:
@@ -186,7 +188,7 @@ def _compare_tab(gr: Any, actions: Actions, drawings: Any, gallery: Any) -> None
         [first_figure, second_figure, drawings, gallery, message],
         api_name="compare", show_progress_on=message, **MODEL,
     )  # fmt: skip
-    stop.click(actions.end, stopped, message, **AT_ONCE)
+    _stops(stop, actions, stopped, message)
 
 
 def _prompt_field(gr: Any, actions: Actions) -> Any:
@@ -227,6 +229,13 @@ def _common_fields(gr: Any, actions: Actions) -> list[Any]:
         ),
         gr.Dropdown(list(RENORMS), value="global", label="Renormalisation of guidance"),
     ]  # fmt: skip
+
+
+def _stops(button: Any, actions: Actions, stopped: Any, message: Any) -> None:
+    # Said by the browser: an answer of the server could come after the request's own last word.
+    stopping = f"() => {json.dumps(said('Stopping …'))}"
+    button.click(None, None, message, js=stopping, api_visibility="private")
+    button.click(actions.end, stopped, message, **AT_ONCE)
 
 
 def _reading(actions: Actions, example: Example) -> Any:
