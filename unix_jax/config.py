@@ -61,8 +61,8 @@ class VisionConfig:
 class AutoencoderConfig:
     """CompVis KL autoencoder; latent = scale_factor * (z - shift_factor).
 
-    norm_groups: CompVis has 32. With one channel a group (ch = 32) the norms erase the contrast of
-    an image, so small models need fewer.
+    norm_groups: of the group norms; CompVis has 32. With ch = 32 that is one channel a group, whose
+    own mean and spread over the image are then lost in every norm.
     """
 
     ch: int = 128

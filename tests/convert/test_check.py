@@ -384,7 +384,6 @@ def other(tmp_path_factory) -> tuple[Path, dict[str, np.ndarray]]:
     return directory, tensors | outputs
 
 
-@pytest.mark.slow
 def test_other_settings_pass(other, tmp_path, capsys):
     directory, tensors = other
     shapes = {

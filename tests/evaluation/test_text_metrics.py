@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from unix_jax import extras
 from unix_jax.errors import CheckpointError, MetricError, UniXError
-from unix_jax.evaluation import extras, radgraph, text
+from unix_jax.evaluation import radgraph, text
 
 REPORT = "FINDINGS: Heart is normal. No effusion (stable), 5.5 cm. IMPRESSION: Dr. X isn't sure."
 
@@ -74,7 +75,7 @@ def test_an_absent_package_is_named():
     with pytest.raises(
         UniXError, match=r"BLEU needs the package 'nothing_here': pip install 'unix-"
     ):
-        extras.require("nothing_here.inside", "BLEU")
+        extras.require("nothing_here.inside", "BLEU", "unix-jax[eval]")
 
 
 # --- RadGraph ----------------------------------------------------------------------------------

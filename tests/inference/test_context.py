@@ -141,7 +141,7 @@ def test_key_cache_of_the_golden_edit():
     special = pipe.config.special_tokens
     text = [special.bos, *tensors["gen.prompt_ids"].tolist(), special.eos]
     pixels = np.moveaxis(tensors["edit.vae_pixels"], 1, -1)
-    clean = pipe._loaded.autoencode(pixels, "encode").reshape(1, 16, 16)
+    clean = pipe.loaded.autoencode(pixels, "encode").reshape(1, 16, 16)
     context = image_context(
         pipe.model, pipe.params, [text], (4, 4),
         vit_pixels=np.moveaxis(tensors["und.pixel_values"], 1, -1),

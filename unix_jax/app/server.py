@@ -10,6 +10,7 @@ from typing import Any
 
 from unix_jax.app.choices import Limits
 from unix_jax.errors import UniXError
+from unix_jax.extras import require
 from unix_jax.inference.pipeline import UniXPipeline
 
 HOST, PORT = "127.0.0.1", 7860
@@ -89,13 +90,7 @@ def require_gradio() -> Any:
     Raises:
       UniXError: it is not installed.
     """
-    try:
-        import gradio
-    except ImportError as error:
-        raise UniXError(
-            f"the page needs the package gradio: pip install 'unix-jax[app]' ({error})"
-        ) from error
-    return gradio
+    return require("gradio", "the page", "unix-jax[app]")
 
 
 def _free_port(host: str, port: int) -> int:

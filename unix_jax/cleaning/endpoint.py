@@ -7,7 +7,6 @@ server asks, and hold back every other request meanwhile.
 import asyncio
 import dataclasses
 import email.utils
-import importlib
 import os
 import random
 import re
@@ -16,6 +15,7 @@ import urllib.parse
 from typing import Any
 
 from unix_jax.errors import UniXError
+from unix_jax.extras import require
 
 Messages = list[dict[str, str]]
 
@@ -128,12 +128,7 @@ class ChatEndpoint:
         temperature: float | None = 0.0,
     ) -> None:
         """`timeout` is seconds for one whole answer; what is None is left to the server."""
-        try:
-            openai: Any = importlib.import_module("openai")
-        except ImportError:
-            raise UniXError(
-                "cleaning by an endpoint needs the package openai: pip install 'unix-jax[clean]'"
-            ) from None
+        openai = require("openai", "cleaning by an endpoint", "unix-jax[clean]")
         self._openai = openai
         self._key, self._timeout = key, timeout
         self._retries = retries or Retries()

@@ -5,16 +5,15 @@ the journal is opened again. One process at a time holds it.
 """
 
 import dataclasses
-import fcntl
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 from unix_jax.cleaning.endpoint import Tokens
 from unix_jax.errors import UniXError
+from unix_jax.line_file import LineFile, whole_lines
 
 Status = Literal["done", "rejected", "failed"]
 
@@ -47,14 +46,8 @@ class Journal:
             another process, or is damaged before its last line.
         """
         self.path = path
+        self._file = LineFile(path)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise _unwritable(path, error) from None
-        self._file: BinaryIO = os.fdopen(descriptor, "r+b", buffering=0)
-        try:
-            self._lock()
             self._places: dict[int, tuple[int, Status]] = {}
             self._counts: Counter[Status] = Counter()
             self.tokens = Tokens()
@@ -63,26 +56,15 @@ class Journal:
             self._file.close()
             raise
 
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UniXError(f"{self.path}: another run is writing it") from None
-
     def _read(self, header: dict[str, Any]) -> None:
         expected = {"journal": header}
-        self._file.seek(0)
         end = 0
-        with os.fdopen(os.dup(self._file.fileno()), "rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.endswith(b"\n"):
-                    break
-                self._take(number, end, line, expected)
-                end += len(line)
-        self._end = end
-        self._cut()
+        for number, line in enumerate(whole_lines(self.path), 1):
+            self._take(number, end, line, expected)
+            end += len(line)
+        self._file.cut()
         if not end:
-            self._write(expected)
+            self._file.append(_line(expected))
 
     def _take(self, number: int, place: int, line: bytes, expected: dict[str, Any]) -> None:
         try:
@@ -106,35 +88,13 @@ class Journal:
         self._counts[entry.status] += 1
         self.tokens += entry.tokens
 
-    def _cut(self) -> None:
-        """Forgets what a crash or a full disk left behind the last whole line."""
-        try:
-            self._file.truncate(self._end)
-        except OSError as error:
-            raise _unwritable(self.path, error) from None
-
-    def _write(self, value: dict[str, Any]) -> None:
-        line = json.dumps(value, ensure_ascii=False).encode() + b"\n"
-        try:
-            self._file.seek(self._end)
-            written = 0
-            while written < len(line):
-                written += self._file.write(line[written:])
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            self._cut()
-            raise _unwritable(self.path, error) from None
-        self._end += len(line)
-
     def append(self, entry: Entry) -> None:
         """Adds an outcome; it is on the disk when this returns.
 
         Raises:
           UniXError: it cannot be written. What was there before stays whole.
         """
-        place = self._end
-        self._write(dataclasses.asdict(entry))
-        self._keep(entry, place)
+        self._keep(entry, self._file.append(_line(dataclasses.asdict(entry))))
 
     def settled(self, index: int) -> bool:
         """Whether a report is done or rejected for good."""
@@ -179,5 +139,5 @@ def _difference(found: Any, expected: dict[str, Any]) -> str:
     )
 
 
-def _unwritable(path: Path, error: OSError) -> UniXError:
-    return UniXError(f"{path}: cannot be written: {error.strerror}")
+def _line(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode() + b"\n"

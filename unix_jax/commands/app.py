@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Literal
 
-from unix_jax.errors import UniXError
+from unix_jax.commands.options import require_least
 
 
 @dataclasses.dataclass
@@ -36,10 +36,7 @@ class App:
     """Requests that may wait for the model; more are turned away."""
 
     def run(self) -> None:
-        for name in ("max_upload_mb", "max_megapixels", "max_waiting"):
-            if getattr(self, name) < 1:
-                option = f"--{name.replace('_', '-')}"
-                raise UniXError(f"{option}: expected at least 1, found {getattr(self, name)}")
+        require_least(self, max_upload_mb=1, max_megapixels=1, max_waiting=1)
         from unix_jax.app.bundled import checkpoint_path
         from unix_jax.app.choices import Limits
         from unix_jax.app.server import require_gradio, serving

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from unix_jax.commands.options import require_least
 from unix_jax.errors import UniXError
 
 if TYPE_CHECKING:
@@ -90,11 +91,7 @@ class Clean:
             raise UniXError("--endpoint: not used with --rules-only; give one of them")
         if self.endpoint is not None and not self.model:
             raise UniXError("--model: expected a name beside --endpoint, found none")
-        for name, least in _LEAST.items():
-            value = getattr(self, name)
-            if value is not None and not value >= least:
-                option = f"--{name.replace('_', '-')}"
-                raise UniXError(f"{option}: expected at least {least}, found {value}")
+        require_least(self, **_LEAST)
         if Path(self.reports).resolve() == Path(self.out).resolve():
             raise UniXError(f"OUT: expected another file than IN, found {self.out}")
 

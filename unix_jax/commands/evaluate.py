@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
+from unix_jax.commands.options import require_least
 from unix_jax.errors import UniXError
 
 if TYPE_CHECKING:
@@ -23,8 +24,48 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+@dataclasses.dataclass(kw_only=True)
+class _Resampled:
+    """Figures with intervals."""
+
+    resamples: int = 1000
+    """Resamples of the bootstrap."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class _OfReports(_Resampled):
+    """What measures reports."""
+
+    chexbert: str | None = None
+    """chexbert.pth or its directory, with the vocabulary of bert-base-uncased beside it."""
+    chexbert_cut: Literal["tokens", "characters"] = "tokens"
+    """What CheXbert reads of a long report: 512 tokens, or 512 characters as the original."""
+    radgraph: bool = False
+    """Compute F1-RadGraph with the package radgraph."""
+    radgraph_path: str = "~/.cache/radgraph"
+    """Directory that holds its unpacked model, radgraph/weights.th and the rest."""
+
+    def _metrics(self) -> "ReportMetrics":
+        """What is asked for, loaded before anything is computed: a wrong path ends it here."""
+        from unix_jax.evaluation.clinical import CheXbert
+        from unix_jax.evaluation.radgraph import load_annotator
+        from unix_jax.evaluation.text import text_scores
+        from unix_jax.evaluation_runs.score import ReportMetrics
+
+        def load_chexbert() -> CheXbert:
+            model = CheXbert.from_pretrained(self.chexbert or "")
+            model.encode(["a"])  # its vocabulary is there
+            return model
+
+        _on_primary(lambda: text_scores(["a"], ["a"]))  # so are the packages
+        chexbert = None if self.chexbert is None else _on_primary(load_chexbert)
+        radgraph_path = Path(self.radgraph_path).expanduser()
+        annotate = _on_primary(lambda: load_annotator(radgraph_path)) if self.radgraph else None
+        return ReportMetrics(chexbert, annotate, self.chexbert_cut, self.resamples)
+
+
 @dataclasses.dataclass
-class _OverData:
+class _OverData(_Resampled):
     """A model over a data set. A run that was stopped goes on when the command is repeated."""
 
     checkpoint: str
@@ -44,8 +85,6 @@ class _OverData:
     mesh: str | None = None
     """Devices of each process that share its work, for example data=2,tensor=4; all of its
     accelerators if absent, a part of the batch each."""
-    resamples: int = 1000
-    """Resamples of the bootstrap."""
 
     def _begin(self, own: dict[str, Any]) -> tuple["RecordSource", dict[str, Any]]:
         """The records, and the settings, compared with those that the directory was begun with."""
@@ -87,30 +126,15 @@ class _OverData:
             return None
         return make_mesh(data=len(devices), devices=devices)
 
-    def _check(self, **least: int) -> None:
-        for name, smallest in {"batch_size": 1, "resamples": 1, "limit": 1, **least}.items():
-            value = getattr(self, name)
-            if value is not None and value < smallest:
-                option = f"--{name.replace('_', '-')}"
-                raise UniXError(f"{option}: expected at least {smallest}, found {value}")
-
 
 @dataclasses.dataclass
-class EvaluateReports(_OverData):
+class EvaluateReports(_OfReports, _OverData):
     """Write a report for each X-ray of a data set, and compare it with the record's own."""
 
     prompt: str = ""
     """Instruction for every item; the record's own or the default one if empty."""
     max_new_tokens: int = 500
     """Most tokens written for one report."""
-    chexbert: str | None = None
-    """chexbert.pth or its directory, with the vocabulary of bert-base-uncased beside it."""
-    chexbert_cut: Literal["tokens", "characters"] = "tokens"
-    """What CheXbert reads of a long report: 512 tokens, or 512 characters as the original."""
-    radgraph: bool = False
-    """Compute F1-RadGraph with the package radgraph."""
-    radgraph_path: str = "~/.cache/radgraph"
-    """Directory that holds its unpacked model, radgraph/weights.th and the rest."""
 
     def run(self) -> None:
         from convert.load import load_config
@@ -121,7 +145,7 @@ class EvaluateReports(_OverData):
         )
         from unix_jax.training import distributed
 
-        self._check(max_new_tokens=1)
+        require_least(self, batch_size=1, resamples=1, limit=1, max_new_tokens=1)
         distributed.initialise()
         config, _ = load_config(self.checkpoint)
         largest = config.decoder.max_position_embeddings - 4
@@ -129,7 +153,7 @@ class EvaluateReports(_OverData):
             raise UniXError(
                 f"--max-new-tokens: expected at most {largest}, found {self.max_new_tokens}"
             )
-        how = _report_metrics(self)
+        how = self._metrics()
         asked = ReportSettings(self.prompt, self.max_new_tokens)
         source, settings = self._begin({"kind": "reports", **dataclasses.asdict(asked)})
         out = Path(self.out)
@@ -181,7 +205,7 @@ class EvaluateImages(_OverData):
         )
         from unix_jax.training import distributed
 
-        self._check()
+        require_least(self, batch_size=1, resamples=1, limit=1)
         if self.by_pathology and self.rad_dino is None:
             raise UniXError("--by-pathology: expected --rad-dino PATH beside it, found none")
         distributed.initialise()
@@ -225,7 +249,7 @@ class EvaluateImages(_OverData):
 
 
 @dataclasses.dataclass
-class EvaluateScore:
+class EvaluateScore(_OfReports):
     """Measure reports made elsewhere: .csv or .jsonl files, the original's results among them."""
 
     predictions: str
@@ -242,24 +266,13 @@ class EvaluateScore:
     """Column that pairs rows of two files; their order pairs them if both have none."""
     skip_empty: bool = False
     """Leave pairs with an empty report out, as the original does; they score 0 otherwise."""
-    chexbert: str | None = None
-    """chexbert.pth or its directory, with the vocabulary of bert-base-uncased beside it."""
-    chexbert_cut: Literal["tokens", "characters"] = "tokens"
-    """What CheXbert reads of a long report: 512 tokens, or 512 characters as the original."""
-    radgraph: bool = False
-    """Compute F1-RadGraph with the package radgraph."""
-    radgraph_path: str = "~/.cache/radgraph"
-    """Directory that holds its unpacked model, radgraph/weights.th and the rest."""
-    resamples: int = 1000
-    """Resamples of the bootstrap."""
 
     def run(self) -> None:
         from unix_jax.evaluation_runs import texts
         from unix_jax.evaluation_runs.reports import summarise_texts
         from unix_jax.evaluation_runs.results import print_table
 
-        if self.resamples < 1:
-            raise UniXError(f"--resamples: expected at least 1, found {self.resamples}")
+        require_least(self, resamples=1)
         references = self.references or self.predictions
         keys, predicted, wanted = texts.pair(
             texts.read_texts(
@@ -277,7 +290,7 @@ class EvaluateScore:
         if self.skip_empty:
             rows = [row for row in rows if row[1] and row[2]]
         out = None if self.out is None else Path(self.out)
-        results = summarise_texts(rows, out, settings, _report_metrics(self))
+        results = summarise_texts(rows, out, settings, self._metrics())
         print_table(results)
         if out is not None:
             print(out / "report.html")
@@ -299,25 +312,6 @@ class Evaluate:
 
 def _fields(given: str, known: tuple[str, ...]) -> tuple[str, ...]:
     return (given,) if given else known
-
-
-def _report_metrics(options: EvaluateReports | EvaluateScore) -> "ReportMetrics":
-    """What the options ask for, loaded before anything is computed: a wrong path ends it here."""
-    from unix_jax.evaluation.clinical import CheXbert
-    from unix_jax.evaluation.radgraph import load_annotator
-    from unix_jax.evaluation.text import text_scores
-    from unix_jax.evaluation_runs.score import ReportMetrics
-
-    def load_chexbert() -> CheXbert:
-        model = CheXbert.from_pretrained(options.chexbert or "")
-        model.encode(["a"])  # its vocabulary is there
-        return model
-
-    _on_primary(lambda: text_scores(["a"], ["a"]))  # so are the packages
-    chexbert = None if options.chexbert is None else _on_primary(load_chexbert)
-    radgraph_path = Path(options.radgraph_path).expanduser()
-    annotate = _on_primary(lambda: load_annotator(radgraph_path)) if options.radgraph else None
-    return ReportMetrics(chexbert, annotate, options.chexbert_cut, options.resamples)
 
 
 def _finish(

@@ -19,9 +19,9 @@ from jaxtyping import Float
 from PIL import Image
 
 from unix_jax.errors import CheckpointError, MetricError
-from unix_jax.evaluation.extras import require
 from unix_jax.evaluation.rows import FeatureRows, check_reports
 from unix_jax.evaluation.wordpiece import VOCABULARY_NAMES, WordPiece
+from unix_jax.extras import require
 from unix_jax.images import ImageSource, load_image
 from unix_jax.json_file import read_json
 

@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import Float
 
 from unix_jax.errors import CheckpointError, MetricError
-from unix_jax.evaluation.extras import require
 from unix_jax.evaluation.rows import check_reports
 from unix_jax.evaluation.text import REWARD_LEVELS, Annotation, radgraph_scores
+from unix_jax.extras import require
 
 MODELS = ("radgraph", "radgraph-xl", "modern-radgraph-xl", "echograph")
 

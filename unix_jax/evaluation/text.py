@@ -11,9 +11,10 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 from unix_jax.errors import MetricError
-from unix_jax.evaluation.extras import require
 from unix_jax.evaluation.rows import check_reports, check_texts
+from unix_jax.extras import require
 
+_EXTRA = "unix-jax[eval]"
 BLEU_NAMES = ("BLEU1", "BLEU2", "BLEU3", "BLEU4")
 # The original's weights; those of BLEU3 sum to 0.99.
 _BLEU_WEIGHTS = (
@@ -34,9 +35,9 @@ def _tokenizer() -> Callable[[str], list[str]]:
 
     Punkt's English parameters come with the package `punkt`, where nltk would download them.
     """
-    trained = require("punkt", "BLEU").load_model("english")
-    nltk_punkt = require("nltk.tokenize.punkt", "BLEU")
-    words = require("nltk.tokenize.destructive", "BLEU").NLTKWordTokenizer()
+    trained = require("punkt", "BLEU", _EXTRA).load_model("english")
+    nltk_punkt = require("nltk.tokenize.punkt", "BLEU", _EXTRA)
+    words = require("nltk.tokenize.destructive", "BLEU", _EXTRA).NLTKWordTokenizer()
     sentences = nltk_punkt.PunktSentenceTokenizer()
     parameters = nltk_punkt.PunktParameters()
     parameters.abbrev_types = set(trained.abbrev_types)
@@ -75,7 +76,7 @@ def bleu(prediction: str, reference: str) -> dict[str, float]:
       MetricError: not strings. UniXError: nltk or its sentence model is not installed.
     """
     check_texts(prediction=prediction, reference=reference)
-    module = require("nltk.translate.bleu_score", "BLEU")
+    module = require("nltk.translate.bleu_score", "BLEU", _EXTRA)
     hypothesis, references = tokenize(prediction), [tokenize(reference)]
     if not hypothesis or not references[0]:
         return dict.fromkeys(BLEU_NAMES, 0.0)
@@ -90,7 +91,9 @@ def bleu(prediction: str, reference: str) -> dict[str, float]:
 
 @functools.cache
 def _rouge_scorer() -> Any:
-    return require("rouge_score.rouge_scorer", "ROUGE-L").RougeScorer(["rougeL"], use_stemmer=False)
+    return require("rouge_score.rouge_scorer", "ROUGE-L", _EXTRA).RougeScorer(
+        ["rougeL"], use_stemmer=False
+    )
 
 
 def rouge_l(prediction: str, reference: str) -> float:

@@ -4,16 +4,19 @@ import dataclasses
 import html
 from collections.abc import Sequence
 
+from unix_jax.evaluation_runs.results import number
+
 _LABEL, _PLOT, _ROW, _VALUE = 220, 440, 26, 110
 _LETTERS = 30  # of a label; about what fits
 
 
 @dataclasses.dataclass(frozen=True)
 class Bar:
-    """One row of a chart; `value` None draws none, and `note` says why.
+    """One row of a chart; `value` None draws none.
 
     low, high: the interval, or None.
     reported: the paper's figure, drawn as a mark.
+    note: stands behind the number, or in its place.
     """
 
     label: str
@@ -68,7 +71,7 @@ def _bar(bar: Bar, y: int, limit: float) -> list[str]:
         parts.append(
             f'<rect class="bar" x="{_LABEL}" y="{y}" width="{width}" height="{_ROW - 8}"/>'
         )
-        shown = f"{bar.value:.3f} {bar.note}" if abs(bar.value) < 10 else f"{bar.value:.1f}"
+        shown = f"{number(bar.value)} {bar.note}"
     if bar.low is not None and bar.high is not None:
         low, high = at(bar.low), at(bar.high)
         parts.append(f'<line class="range" x1="{low}" y1="{middle}" x2="{high}" y2="{middle}"/>')

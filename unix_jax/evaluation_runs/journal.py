@@ -5,16 +5,15 @@ is whole or it does not count: what a crash tore is cut off when its process sta
 """
 
 import dataclasses
-import fcntl
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 from unix_jax.errors import UniXError
 from unix_jax.files import atomic_write
 from unix_jax.json_file import read_json, write_json
+from unix_jax.line_file import LineFile, unwritable, whole_lines
 
 SETTINGS = "settings.json"
 _PATTERN = "items-*.jsonl"
@@ -47,19 +46,8 @@ class Journal:
           UniXError: it cannot be written, or another process writes it.
         """
         self.path = directory / f"items-{process}.jsonl"
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise _unwritable(self.path, error) from None
-        self._file: BinaryIO = os.fdopen(descriptor, "r+b", buffering=0)
-        try:
-            self._lock()
-            self._end = _whole_length(self.path)
-            self._cut()
-        except BaseException:
-            self._file.close()
-            raise
+        self._file = LineFile(self.path)
+        self._file.cut()
 
     def append(self, entries: Sequence[Entry]) -> None:
         """Adds outcomes in one write; they are on the disk when this returns.
@@ -67,30 +55,7 @@ class Journal:
         Raises:
           UniXError: they cannot be written. What was there before stays whole.
         """
-        lines = b"".join(_line(entry) for entry in entries)
-        try:
-            self._file.seek(self._end)
-            written = 0
-            while written < len(lines):
-                written += self._file.write(lines[written:])
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            self._cut()
-            raise _unwritable(self.path, error) from None
-        self._end += len(lines)
-
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UniXError(f"{self.path}: another run is writing it") from None
-
-    def _cut(self) -> None:
-        """Forgets what a crash or a full disk left behind the last whole line."""
-        try:
-            self._file.truncate(self._end)
-        except OSError as error:
-            raise _unwritable(self.path, error) from None
+        self._file.append(b"".join(_line(entry) for entry in entries))
 
     def __enter__(self) -> "Journal":
         return self
@@ -108,7 +73,7 @@ def read_entries(directory: Path) -> dict[int, Entry]:
     """
     found: dict[int, Entry] = {}
     for path in sorted(directory.glob(_PATTERN)):
-        for number, line in enumerate(_whole_lines(path), 1):
+        for number, line in enumerate(whole_lines(path), 1):
             try:
                 entry = _entry(json.loads(line))
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
@@ -142,7 +107,7 @@ def remember(directory: Path, settings: Mapping[str, Any]) -> None:
         with atomic_write(path) as temporary:
             write_json(temporary, wanted)
     except OSError as error:
-        raise _unwritable(path, error) from None
+        raise unwritable(path, error) from None
 
 
 def _difference(found: Any, wanted: dict[str, Any]) -> str:
@@ -172,23 +137,3 @@ def _entry(value: Any) -> Entry:
     if not known or entry.status not in ("done", "failed"):
         raise ValueError("not an outcome")
     return entry
-
-
-def _whole_lines(path: Path) -> Iterator[bytes]:
-    try:
-        with path.open("rb") as lines:
-            for line in lines:
-                # Torn by a crash, or just being written by another process.
-                if not line.endswith(b"\n"):
-                    return
-                yield line
-    except OSError as error:
-        raise UniXError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def _whole_length(path: Path) -> int:
-    return sum(len(line) for line in _whole_lines(path))
-
-
-def _unwritable(path: Path, error: OSError) -> UniXError:
-    return UniXError(f"{path}: cannot be written: {error.strerror}")

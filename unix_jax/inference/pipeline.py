@@ -44,13 +44,8 @@ class ImageStep:
 class UniXPipeline:
     """A model ready to use. Build it with `from_pretrained`.
 
-    Attributes:
-      config: sizes and token ids.
-      params: the UniX parameters, in the form that `model` takes.
-      vae_params: the autoencoder's, or None (reports only).
-      tokenizer: or None (prompts and reports are then token ids).
-      mesh: or None.
-      model: the module.
+    `loaded` holds the module, its parameters, the tokenizer and the mesh; each of them has a
+    property of its own here.
     """
 
     def __init__(
@@ -78,10 +73,38 @@ class UniXPipeline:
         scan_layers = mesh is not None or jax.default_backend() != "cpu"
         if not scan_layers:
             params = unroll_params(params, config.decoder.num_layers)
-        self.config, self.params, self.vae_params = config, params, vae_params
-        self.tokenizer, self.mesh = tokenizer, mesh
-        self.model = UniX(config, dtype, scan_layers=scan_layers)
-        self._loaded = LoadedModel(self.model, params, vae_params, tokenizer, mesh)
+        model = UniX(config, dtype, scan_layers=scan_layers)
+        self.loaded = LoadedModel(model, params, vae_params, tokenizer, mesh)
+
+    @property
+    def config(self) -> UniXConfig:
+        """Sizes and token ids."""
+        return self.loaded.config
+
+    @property
+    def model(self) -> UniX:
+        """The module."""
+        return self.loaded.model
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The UniX parameters, in the form that `model` takes."""
+        return self.loaded.params
+
+    @property
+    def vae_params(self) -> dict[str, Any] | None:
+        """The autoencoder's, or None (reports only)."""
+        return self.loaded.vae_params
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """None where prompts and reports are token ids."""
+        return self.loaded.tokenizer
+
+    @property
+    def mesh(self) -> Mesh | None:
+        """None for one device."""
+        return self.loaded.mesh
 
     @classmethod
     def from_pretrained(
@@ -164,7 +187,7 @@ class UniXPipeline:
           ImageError, PromptError: an input that cannot be used.
           CheckpointError: the checkpoint has no tokenizer; see `generate_report_ids`.
         """
-        tokenizer = self._loaded.require_tokenizer()
+        tokenizer = self.loaded.require_tokenizer()
         ids = self.generate_report_ids(images, prompts, max_new_tokens, temperature, top_p, seed)
         return [tokenizer.decode(row) for row in ids]
 
@@ -179,7 +202,7 @@ class UniXPipeline:
     ) -> list[list[int]]:
         """As `generate_report`, giving token ids without bos and eos."""
         states = decode_reports(
-            self._loaded, images, prompts, max_new_tokens, temperature, top_p, seed, stride=None
+            self.loaded, images, prompts, max_new_tokens, temperature, top_p, seed, stride=None
         )
         return last_rows(states, self.config.special_tokens.eos)
 
@@ -196,9 +219,9 @@ class UniXPipeline:
 
         The pieces of a row, joined, are its report.
         """
-        tokenizer = self._loaded.require_tokenizer()
+        tokenizer = self.loaded.require_tokenizer()
         states = decode_reports(
-            self._loaded, images, prompts, max_new_tokens, temperature, top_p, seed, stride=1
+            self.loaded, images, prompts, max_new_tokens, temperature, top_p, seed, stride=1
         )
         return stream_text(tokenizer, states)
 
@@ -250,7 +273,7 @@ class UniXPipeline:
         require(output_type in ("pil", "np", "latent"), "output_type", "pil, np or latent",
                 output_type)  # fmt: skip
         if output_type != "latent":
-            self._loaded.require_vae()
+            self.loaded.require_vae()
         settings = ImageSettings(
             height,
             width,
@@ -263,15 +286,13 @@ class UniXPipeline:
             renorm_min,
         )
         stride = None if progress is None else 1
-        for at in draw_latents(
-            self._loaded, prompts, settings, images, initial_noise, seed, stride
-        ):
+        for at in draw_latents(self.loaded, prompts, settings, images, initial_noise, seed, stride):
             latents = at.latents
             if progress is not None:
                 progress(at.step, at.total)
         if output_type == "latent":
             return latents
-        pixels = decode_latents(self._loaded, latents, latent_size(self.config, settings))
+        pixels = decode_latents(self.loaded, latents, latent_size(self.config, settings))
         return pixels if output_type == "np" else [to_pil(p) for p in pixels]
 
     def stream_image(
@@ -299,9 +320,9 @@ class UniXPipeline:
           ImageError, PromptError, CheckpointError: as `generate_image`, at the first item.
         """
         require(every >= 1, "every", "at least 1", every)
-        self._loaded.require_vae()
+        self.loaded.require_vae()
         settings = settings or ImageSettings()
         size = latent_size(self.config, settings)
-        for at in draw_latents(self._loaded, prompts, settings, images, initial_noise, seed, every):
-            pixels = decode_latents(self._loaded, at.estimate, size)
+        for at in draw_latents(self.loaded, prompts, settings, images, initial_noise, seed, every):
+            pixels = decode_latents(self.loaded, at.estimate, size)
             yield ImageStep(at.step, at.total, [to_pil(p) for p in pixels])

@@ -45,9 +45,9 @@ def dense(
 class TransposedDense(nn.Module):
     """`nn.Dense` with the kernel stored as [out, in].
 
-    A few rows times a large matrix are bound by reading it. XLA's CPU backend reads a matrix on
-    the left, contracted along its contiguous axis, near the memory's bandwidth, and is slower
-    in the usual order (benchmarks/README.md).
+    A few rows times a large matrix are bound by reading it. XLA's CPU backend is faster for several
+    rows with the matrix on the left, contracted along its contiguous axis, than in the usual order
+    (benchmarks/kernels.py).
     """
 
     features: int

@@ -41,10 +41,10 @@ class AutoencoderObjective:
     weight k is k * h * w * C / (H * W * 3) here.
 
     crop: side in pixels of the random squares trained on, a multiple of the downsampling; None for
-      whole images. Crops train the convolutions in a fraction of the time, but not the norms'
-      statistics and the attention of the lowest levels: images of another size come out blurred.
-    crop_steps: the first so many steps see crops, the rest whole images, to which the norms and the
-      attention then adapt within a few hundred steps; None crops to the end.
+      whole images. Crops train the convolutions in a fraction of the time; the norms' statistics
+      and the attention of the lowest levels are then those of crops.
+    crop_steps: the first so many steps see crops, the rest whole images, so that norms and
+      attention adapt to them; None crops to the end.
     ema_decay: of the averaged weights; young averages follow faster, (1 + step) / (10 + step).
     """
 

@@ -212,6 +212,7 @@ def _autoencoder_run(config: TrainConfig, model_config: UniXConfig, mesh: Mesh) 
     def batch_flops(batch: TrainingBatch) -> float:
         assert batch.vae_pixels is not None
         rows, images, height, width, _ = batch.vae_pixels.shape
+        # Of crops also where whole images follow them: a batch does not know its step.
         size = (height, width) if objective.crop is None else (objective.crop, objective.crop)
         # The decoder mirrors the encoder, with one block a level more.
         return 3 * 2 * rows * images * flops.encoder_flops(model_config.vae, size)

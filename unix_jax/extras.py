@@ -1,4 +1,4 @@
-"""Packages that only some metrics need, imported when they are."""
+"""Packages of the extras, imported when a feature needs them."""
 
 import importlib
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 from unix_jax.errors import UniXError
 
 
-def require(module: str, purpose: str, install: str = "unix-jax[eval]") -> Any:
-    """The imported module.
+def require(module: str, purpose: str, install: str) -> Any:
+    """The imported module; `install` is what pip is to install for this purpose.
 
     Raises:
       UniXError: it is not installed, or cannot be imported here; names what to install.

@@ -1,0 +1,48 @@
+"""Moments on disk and the autoencoder of the run: they must be of each other."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toy_run import MODEL, TOKENIZER, write_pictures
+
+from unix_jax.data.config import DataConfig
+from unix_jax.data.moments import write_moments
+from unix_jax.data.sources import open_source
+from unix_jax.errors import DataError
+from unix_jax.models import autoencoder
+from unix_jax.sharding import make_mesh
+from unix_jax.text import Tokenizer
+from unix_jax.training.feed import Feed
+
+
+def test_moments_of_another_autoencoder(tmp_path):
+    write_pictures(tmp_path / "source", train=3, validate=1)
+    data = DataConfig(
+        source=f"manifest:{tmp_path / 'source'}", task="generation", rows=1, und_tokens=32,
+        vit_images=0, vae_images=1, vae_height=8, vae_width=8, threads=1,
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: rng.normal(size=leaf.shape).astype(np.float32),
+        autoencoder.param_shapes(MODEL.vae),
+    )
+    write_moments(tmp_path / "moments", open_source(data.source, "train"), MODEL, params, data)
+    data = dataclasses.replace(data, moments=str(tmp_path / "moments"))
+    tokenizer = Tokenizer.from_directory(TOKENIZER, MODEL.special_tokens)
+    mesh = make_mesh(data=1, devices=jax.devices()[:1])
+
+    def feed(vae_params):
+        with_weights = Feed(data, MODEL, tokenizer, mesh, None, vae_params)
+        batch = next(with_weights).host
+        with_weights.close()
+        return batch
+
+    assert feed(params).vae_moments is not None
+    other = jax.tree.map(lambda leaf: leaf + 1, params)
+    with pytest.raises(DataError, match="moments of something else: weights: expected"):
+        feed(other)
+    # What is held in a narrower type cannot be told apart from it.
+    assert feed(jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), other)) is not None
