@@ -1,7 +1,6 @@
 """Reading a published DINOv2: every fault is named, all wrong keys at once."""
 
 import json
-import random
 import shutil
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from convert.dinov2 import dinov2_table, load_dinov2, load_dinov2_config, read_dinov2_config
-from unix_jax.errors import CheckpointError, ConfigError, UniXError
+from unix_jax.errors import CheckpointError, ConfigError
 from unix_jax.models.dinov2 import Dinov2Config, param_shapes
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "metrics_tiny" / "rad_dino"
@@ -137,20 +136,3 @@ def test_a_truncated_file(copy):
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match=r"model.safetensors"):
         load_dinov2(directory)
-
-
-def test_fuzzed_configurations_give_a_result_or_a_unix_error():
-    values = (None, True, -1, 0, 3, 2**80, 1e400, 0.5, "x", "", [], [1], {}, {"a": 1}, float("nan"))
-    rng = random.Random(0)
-    for _ in range(600):
-        raw = dict(RAW)
-        for name in rng.sample(sorted(RAW), rng.randint(1, 4)):
-            if rng.random() < 0.3:
-                del raw[name]
-            else:
-                raw[name] = rng.choice(values)
-        try:
-            config = read_dinov2_config(rng.choice([raw, raw, raw, list(raw), None]))
-        except UniXError:
-            continue
-        assert config.hidden_size % config.num_heads == 0

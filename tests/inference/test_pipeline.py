@@ -13,6 +13,7 @@ from toy import (
     GOLDEN,
     PROMPTS,
     SMALL,
+    draw,
     golden,
     pictures,
     small_params,

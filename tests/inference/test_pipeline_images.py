@@ -4,7 +4,7 @@ import inspect
 
 import numpy as np
 import pytest
-from toy import PROMPTS, pictures, small_pipe, tiny_pipe
+from toy import PROMPTS, SMALL, draw, pictures, small_pipe, tiny_pipe
 
 from unix_jax import UniXPipeline
 from unix_jax.cli import Generate
@@ -14,14 +14,7 @@ from unix_jax.inference import drawing
 from unix_jax.inference.drawing import ImageSettings
 from unix_jax.inference.sampling import sample_latents
 
-DRAW = {"height": 12, "width": 20, "num_steps": 4, "output_type": "latent"}
-
-
 # ------------------------------------------------------------------------- images by rows
-
-
-def draw(prompts, pipe=None, **options):
-    return (pipe or small_pipe()).generate_image(prompts, **(DRAW | options))
 
 
 def test_image_rows_equal_rows_alone():

@@ -99,3 +99,11 @@ def pictures(count: int, seed: int = 0) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
     sizes = rng.integers(16, 70, (count, 2))
     return [rng.integers(0, 256, size, dtype=np.uint8) for size in sizes]
+
+
+# 3 x 5 latent tokens; few steps.
+DRAW = {"height": 12, "width": 20, "num_steps": 4, "output_type": "latent"}
+
+
+def draw(prompts, pipe=None, **options):
+    return (pipe or small_pipe()).generate_image(prompts, **(DRAW | options))
