@@ -73,6 +73,14 @@ def test_progress_changes_no_bit_and_compiles_nothing():
     assert sample_latents._cache_size() == compiled
 
 
+def test_numbers_of_steps_share_a_program():
+    draw(PROMPTS[:2], num_steps=6)
+    compiled = sample_latents._cache_size()
+    few, more = (draw(PROMPTS[:2], num_steps=n) for n in (5, 50))
+    assert sample_latents._cache_size() == compiled
+    assert np.abs(few - more).max() > 1e-3
+
+
 def test_initial_noise_overrides_the_seed():
     shape = (15, SMALL.latent_channels)
     noise = np.random.default_rng(0).normal(size=shape)

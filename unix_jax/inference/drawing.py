@@ -21,6 +21,9 @@ from unix_jax.inference.sampling import RENORMS, Guidance, Renorm, sample_latent
 from unix_jax.models.embeddings import patchify, unpatchify
 from unix_jax.transforms import to_model_image, to_vae_image
 
+# Numbers of steps up to 63, up to 127 and so on share a compiled program.
+_GRID_MULTIPLE = 64
+
 
 @dataclasses.dataclass(frozen=True)
 class ImageSettings:
@@ -225,6 +228,7 @@ def _sample(
         )
         x = loaded.place(x)
     total = len(times) - 1
+    grid = jnp.asarray(np.pad(times, (0, -len(times) % _GRID_MULTIPLE)))
     branch = "rows" if own_rows else "conditional" if settings.image_guided else "none"
 
     def advance(x: Array, first: int, last: int) -> Array:
@@ -234,7 +238,7 @@ def _sample(
                 loaded.params,
                 context,
                 x,
-                jnp.asarray(times),
+                grid,
                 jnp.int32(first),
                 jnp.int32(last),
                 settings.guidance,

@@ -123,7 +123,7 @@ def sample_latents(
     Args:
       context: rows for the branches that are asked for, in the order of `ImageContext`.
       latents: x at grid[first]; noise ~ N(0, I) when first is 0.
-      grid: falling times, see `flow.timestep_grid`.
+      grid: falling times, see `flow.timestep_grid`; what lies behind grid[last] is not read.
       guided: whether text guidance is used at all (its scale above 1).
       image_branch: where image guidance, if any, takes its velocity from.
     """
