@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from unix_jax.config import UniXConfig
 from unix_jax.data.batch import TrainingBatch
 from unix_jax.leaves import flatten
-from unix_jax.models.attention import TokenMetadata, may_attend
 from unix_jax.models.embeddings import TIME_FREQUENCIES
+from unix_jax.models.mask import TokenMetadata, may_attend
 from unix_jax.training.draws import FlowDraw
 from unix_jax.training.groups import Stage, is_trained
 from unix_jax.training.losses import LossConfig

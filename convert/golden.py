@@ -26,9 +26,9 @@ from unix_jax.inference.sampling import (
     sample_latents,
 )
 from unix_jax.layout import Layout, Split, TextSplit, VaeSplit, VitSplit, lay_out
-from unix_jax.models.attention import CAUSAL, TokenMetadata
 from unix_jax.models.autoencoder import Autoencoder
 from unix_jax.models.embeddings import patchify, unpatchify
+from unix_jax.models.mask import CAUSAL, TokenMetadata
 from unix_jax.models.unix import UniX
 
 Tensors = dict[str, Any]

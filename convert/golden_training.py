@@ -17,7 +17,7 @@ from unix_jax.data.batch import TrainingBatch
 from unix_jax.flow import shift_timestep
 from unix_jax.layout import Layout, Split, TextSplit, VaeSplit, VitSplit, lay_out
 from unix_jax.leaves import flatten
-from unix_jax.models.attention import TokenMetadata, may_attend
+from unix_jax.models.mask import TokenMetadata, may_attend
 from unix_jax.training.groups import Stage, merge_params, split_params
 from unix_jax.training.losses import (
     LossConfig,

@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Int
 
 from unix_jax.config import UniXConfig
-from unix_jax.models.attention import CAUSAL, FULL, NOISE, TokenMetadata
 from unix_jax.models.embeddings import latent_position_ids
+from unix_jax.models.mask import CAUSAL, FULL, NOISE, TokenMetadata
 
 
 @dataclasses.dataclass(frozen=True)

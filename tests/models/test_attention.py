@@ -10,18 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unix_jax.models.attention import (
-    CAUSAL,
-    FULL,
-    NOISE,
-    KeyBlock,
-    MergedKeyBlock,
-    TokenMetadata,
-    apply_rope,
-    attention,
-    may_attend,
-    rope_angles,
-)
+from unix_jax.models.attention import KeyBlock, MergedKeyBlock, apply_rope, attention, rope_angles
+from unix_jax.models.mask import CAUSAL, FULL, NOISE, TokenMetadata, may_attend
 
 # ----------------------------------------------------------------------------- plain statements
 

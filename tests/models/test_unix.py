@@ -16,8 +16,8 @@ from unix_jax.config import (
     VisionConfig,
 )
 from unix_jax.layout import TextSplit, VaeSplit, VitSplit, lay_out
-from unix_jax.models.attention import TokenMetadata
 from unix_jax.models.embeddings import patchify
+from unix_jax.models.mask import TokenMetadata
 from unix_jax.models.unix import TwoStreamBatch, UniX, init_params, param_shapes
 
 BASE = UniXConfig(

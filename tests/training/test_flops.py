@@ -11,8 +11,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from unix_jax.config import AutoencoderConfig, DecoderConfig, UniXConfig, VisionConfig
 from unix_jax.data.batch import TrainingBatch
-from unix_jax.models.attention import TokenMetadata
 from unix_jax.models.autoencoder import Autoencoder
+from unix_jax.models.mask import TokenMetadata
 from unix_jax.models.unix import TwoStreamBatch, UniX, param_shapes
 from unix_jax.training import flops
 

@@ -11,7 +11,7 @@ import pytest
 from training_toy import CONFIG, init_unix, make_batch, named, unix_params
 
 from unix_jax.errors import CheckpointError, ConfigError
-from unix_jax.models.attention import TokenMetadata
+from unix_jax.models.mask import TokenMetadata
 from unix_jax.models.unix import TwoStreamBatch, UniX, param_shapes, unroll_params
 from unix_jax.training.draws import to_images
 from unix_jax.training.groups import merge_params, split_params

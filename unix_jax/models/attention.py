@@ -2,7 +2,7 @@
 
 The mask is never an input: every token carries O(N) metadata and the rule is evaluated where the
 logits are, densely (`xla`), densely for a block of queries at a time (`blocked`), or for blocks of
-queries and keys (`chunked`).
+queries and keys (`chunked`, and `pallas` on a TPU).
 
 Letters: B batch, T queries, S keys, N query heads, K key-value heads, G = N / K queries that
 share a key head, H head_dim.
@@ -18,43 +18,11 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-Implementation = Literal["auto", "xla", "blocked", "chunked"]
+from unix_jax.models.flash_attention import MASKED as _MASKED
+from unix_jax.models.flash_attention import flash_attention
+from unix_jax.models.mask import FULL, TokenMetadata, may_attend
 
-# How the tokens of a split see each other (REFERENCE: mask per sample, split by split).
-CAUSAL, FULL, NOISE = 0, 1, 2
-_MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
-
-
-@struct.dataclass
-class TokenMetadata:
-    """What the mask rule and RoPE need to know of each token; int32 [B, N] each.
-
-    position: rotary position. segment: sample of the pack, 0 = padding. split: index of the
-    split within its sample. order: place within the sample. mode: CAUSAL, FULL or NOISE.
-    """
-
-    position: Int[Array, "B N"]
-    segment: Int[Array, "B N"]
-    split: Int[Array, "B N"]
-    order: Int[Array, "B N"]
-    mode: Int[Array, "B N"]
-
-    @classmethod
-    def concatenate(cls, parts: Sequence["TokenMetadata"]) -> "TokenMetadata":
-        """Joins along the token axis."""
-        return jax.tree.map(lambda *arrays: jnp.concatenate(arrays, axis=1), *parts)
-
-
-def may_attend(query: TokenMetadata, key: TokenMetadata) -> Bool[Array, "B T S"]:
-    """The mask rule: text is causal, images are bidirectional, noised images are seen by nobody.
-
-    Source: the original's `prepare_attention_mask_per_sample`.
-    """
-    q = jax.tree.map(lambda x: x[:, :, None], query)
-    k = jax.tree.map(lambda x: x[:, None, :], key)
-    within = (q.split == k.split) & ((q.mode != CAUSAL) | (k.order <= q.order))
-    earlier = (k.split < q.split) & (k.mode != NOISE)
-    return (q.segment == k.segment) & (k.segment > 0) & (within | earlier)
+Implementation = Literal["auto", "xla", "blocked", "chunked", "pallas"]
 
 
 @struct.dataclass
@@ -159,9 +127,11 @@ def attention(
       query_metadata: needed when a block carries metadata.
       implementation: `xla` forms [B, N, T, S] logits; `blocked` forms them for `chunk_size`
         queries at a time, which stay in a CPU's caches; `chunked` is the exact online softmax
-        over blocks of at most `chunk_size` queries and keys, with O(T + S) memory. `auto` takes
+        over blocks of at most `chunk_size` queries and keys, with O(T + S) memory; `pallas` is the
+        same as TPU kernels, see `flash_attention` (interpreted elsewhere: for tests). `auto` takes
         `blocked` on a CPU, elsewhere `xla` up to 8,192 keys and `chunked` beyond.
-      chunk_size: queries (and keys) of a block: 256 for `blocked`, 512 for `chunked` by default.
+      chunk_size: queries (and keys) of a block: 256 for `blocked`, 512 for `chunked` and `pallas`
+        by default.
 
     Raises:
       ValueError: another implementation, or N not a multiple of K.
@@ -179,15 +149,21 @@ def attention(
         return _attend_blocked(query, blocks, query_metadata, chunk_size or 256)
     if implementation == "chunked":
         return _attend_chunked(query, blocks, query_metadata, chunk_size or 512)
+    if implementation == "pallas":
+        return _attend_pallas(query, blocks, query_metadata, chunk_size or 512)
     raise ValueError(
         f"implementation: expected one of {get_args(Implementation)}, found {implementation!r}"
     )
 
 
-def _chosen(keys: int) -> Implementation:
-    # Of the mesh, if there is one: a program may be compiled for devices that are not here.
+def _platform() -> str:
+    """Of the mesh, if there is one: a program may be compiled for devices that are not here."""
     device = jax.sharding.get_abstract_mesh().abstract_device
-    if (jax.default_backend() if device is None else device.platform) == "cpu":
+    return jax.default_backend() if device is None else device.platform
+
+
+def _chosen(keys: int) -> Implementation:
+    if _platform() == "cpu":
         return "blocked"
     return "xla" if keys <= 8192 else "chunked"
 
@@ -357,3 +333,52 @@ def _attend_chunked(
     out = jax.lax.map(attend_chunk, queries)
     out = jnp.moveaxis(out, 0, 1).reshape(query.shape[0], -1, *query.shape[2:])
     return out[:, :length].astype(query.dtype)
+
+
+# ----------------------------------------------------------------------------- pallas
+
+
+def _attend_pallas(
+    query: Array,
+    blocks: Sequence[KeyBlock | MergedKeyBlock],
+    query_metadata: TokenMetadata | None,
+    chunk_size: int,
+) -> Array:
+    scaled = jnp.einsum("btnh->bnth", query * query.shape[-1] ** -0.5)
+    outs, sums = [], []
+    for block in blocks:
+        plain = block.plain() if isinstance(block, MergedKeyBlock) else block
+        out, log_sum = flash_attention(
+            scaled,
+            jnp.einsum("bskh->bksh", plain.key),
+            jnp.einsum("bskh->bksh", plain.value),
+            *_explicit(plain, query, query_metadata),
+            block_size=chunk_size,
+            interpret=_platform() != "tpu",
+        )
+        outs.append(out)
+        sums.append(log_sum[..., None])
+    # The blocks share a softmax: each counts for as much as its logits' exponentials.
+    peak = jax.lax.stop_gradient(functools.reduce(jnp.maximum, sums))
+    shares = [jnp.exp(x - peak) for x in sums]
+    total = functools.reduce(jnp.add, shares)
+    out = functools.reduce(jnp.add, [w * x for w, x in zip(shares, outs, strict=True)]) / total
+    return jnp.einsum("bnth->btnh", out).astype(query.dtype)
+
+
+def _explicit(
+    block: KeyBlock, query: Array, query_metadata: TokenMetadata | None
+) -> tuple[TokenMetadata, TokenMetadata]:
+    """Metadata under which the rule says what the block says: of one bidirectional split."""
+    if block.metadata is not None:
+        if query_metadata is None:
+            raise ValueError("query metadata: expected with keys that carry metadata, found None")
+        return query_metadata, block.metadata
+    (batch, length), keys = query.shape[:2], block.key.shape[1]
+    valid = jnp.ones((batch, keys), jnp.int32) if block.valid is None else block.valid.astype(int)
+
+    def one_split(segment: Array) -> TokenMetadata:
+        zeros = jnp.zeros_like(segment)
+        return TokenMetadata(zeros, segment, zeros, zeros, jnp.full_like(segment, FULL))
+
+    return one_split(jnp.ones((batch, length), jnp.int32)), one_split(valid)

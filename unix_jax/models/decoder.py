@@ -23,13 +23,13 @@ from unix_jax.models.attention import (
     Implementation,
     KeyBlock,
     MergedKeyBlock,
-    TokenMetadata,
     apply_rope,
     attention,
     rope_angles,
 )
 from unix_jax.models.cache import KVCache
 from unix_jax.models.layers import Dtype, RMSNorm, dense
+from unix_jax.models.mask import TokenMetadata
 
 STREAMS = ("und", "gen")
 RematPolicy = Literal["none", "full", "dots", "dots_no_batch"]

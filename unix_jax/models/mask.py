@@ -1,0 +1,46 @@
+"""Who sees whom: metadata of every token, and the mask as a rule over it.
+
+Letters: B batch, N tokens, T queries, S keys.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Int
+
+# How the tokens of a split see each other (REFERENCE: mask per sample, split by split).
+CAUSAL, FULL, NOISE = 0, 1, 2
+
+
+@struct.dataclass
+class TokenMetadata:
+    """What the mask rule and RoPE need to know of each token; int32 [B, N] each.
+
+    position: rotary position. segment: sample of the pack, 0 = padding. split: index of the
+    split within its sample. order: place within the sample. mode: CAUSAL, FULL or NOISE.
+    """
+
+    position: Int[Array, "B N"]
+    segment: Int[Array, "B N"]
+    split: Int[Array, "B N"]
+    order: Int[Array, "B N"]
+    mode: Int[Array, "B N"]
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["TokenMetadata"]) -> "TokenMetadata":
+        """Joins along the token axis."""
+        return jax.tree.map(lambda *arrays: jnp.concatenate(arrays, axis=1), *parts)
+
+
+def may_attend(query: TokenMetadata, key: TokenMetadata) -> Bool[Array, "B T S"]:
+    """The mask rule: text is causal, images are bidirectional, noised images are seen by nobody.
+
+    Source: the original's `prepare_attention_mask_per_sample`.
+    """
+    q = jax.tree.map(lambda x: x[:, :, None], query)
+    k = jax.tree.map(lambda x: x[:, None, :], key)
+    within = (q.split == k.split) & ((q.mode != CAUSAL) | (k.order <= q.order))
+    earlier = (k.split < q.split) & (k.mode != NOISE)
+    return (q.segment == k.segment) & (k.segment > 0) & (within | earlier)
