@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import tyro
 from common import interleaved, machine, print_table, ratio
 
-from unix_jax.models.attention import Implementation, KeyBlock, attention
+from unix_jax.models.attention import Implementation, attention
+from unix_jax.models.key_blocks import KeyBlock
 from unix_jax.models.mask import CAUSAL, TokenMetadata
 
 NAMES: tuple[Implementation, ...] = ("xla", "blocked", "chunked")

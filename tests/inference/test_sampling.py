@@ -14,7 +14,7 @@ from toy import SMALL, small_pipe
 from unix_jax.flow import timestep_grid
 from unix_jax.inference.context import image_context
 from unix_jax.inference.sampling import Guidance, guide, predict_velocity, sample_latents
-from unix_jax.models import attention
+from unix_jax.models import key_blocks
 
 B, GRID = 2, (3, 5)
 G, C = GRID[0] * GRID[1], SMALL.latent_channels
@@ -229,7 +229,7 @@ def test_sampling_holds_no_mask_over_queries(monkeypatch):
     def never(*_):
         raise AssertionError("the mask rule was evaluated")
 
-    monkeypatch.setattr(attention, "may_attend", never)
+    monkeypatch.setattr(key_blocks, "may_attend", never)
     pipe, grid = small_pipe(), timestep_grid(11, 3.0)
     lowered = sample_latents.lower(
         pipe.model, pipe.params, used, noise(), jnp.asarray(grid), jnp.int32(0), jnp.int32(10),

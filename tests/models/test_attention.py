@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unix_jax.models.attention import KeyBlock, MergedKeyBlock, apply_rope, attention, rope_angles
+from unix_jax.models.attention import attention
+from unix_jax.models.key_blocks import KeyBlock, MergedKeyBlock
 from unix_jax.models.mask import CAUSAL, FULL, NOISE, TokenMetadata, may_attend
+from unix_jax.models.rope import apply_rope, rope_angles
 
 # ----------------------------------------------------------------------------- plain statements
 
@@ -266,6 +268,15 @@ def test_large_logits_do_not_overflow():
             blocks = [KeyBlock(key[:, order], value[:, order])]
             out = attention(jnp.asarray(query), blocks, implementation=name, chunk_size=3)
             np.testing.assert_allclose(out, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["xla", "blocked", "chunked", "pallas"])
+def test_not_a_number_is_not_hidden(name):
+    query, key, value = np.random.default_rng(0).normal(size=(3, 1, 6, 2, 4)).astype(np.float32)
+    key[0, 4, 1, 2] = np.nan
+    out = attention(query, [KeyBlock(key, value)], implementation=name, chunk_size=3)
+    assert np.isfinite(out[..., 0, :]).all()
+    assert np.isnan(out[..., 1, :]).all()
 
 
 def test_bfloat16():

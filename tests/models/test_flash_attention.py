@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_attention import metadata_of, pack_tokens, packs, temporary_bytes
 
-from unix_jax.models.attention import KeyBlock, attention
+from unix_jax.models import attention as attention_module
+from unix_jax.models.attention import attention
 from unix_jax.models.flash_attention import _fields, live_blocks
+from unix_jax.models.key_blocks import KeyBlock
 from unix_jax.models.mask import TokenMetadata, may_attend
 from unix_jax.sharding import make_mesh, use_mesh
 from unix_jax.training.topology import topology_devices
@@ -130,6 +132,13 @@ def test_packed_samples_leave_blocks_out():
         fields = _fields(metadata, 4)
         live = live_blocks(jnp.stack(fields, 2), jnp.stack(fields, 1), 4, 4)
         np.testing.assert_array_equal(live[0], expected)
+
+
+def test_refused_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(attention_module, "_platform", lambda: "gpu")
+    query, key, value, metadata, _ = random_case(0)
+    with pytest.raises(ValueError, match="pallas has kernels for TPUs, found gpu"):
+        attention(query, [KeyBlock(key, value)], metadata, implementation="pallas")
 
 
 @pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 (virtual) devices")

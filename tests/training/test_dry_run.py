@@ -1,6 +1,7 @@
 """The step compiled without data, weights or TPUs, and the figures read from its program."""
 
 import dataclasses
+import gc
 import importlib.util
 import math
 
@@ -96,6 +97,20 @@ def test_work_of_a_tpu_program():
     assert work.hbm_bytes == 3 * (3 * 4 * 5 * 2 + 64 + 4 + 12)
 
 
+def test_work_of_a_kernel():
+    """A kernel is counted as it says itself, and one that says nothing is not."""
+    kernel = """HloModule kernels
+ENTRY %main (x: f32[8,8]) -> f32[8,8] {
+  %x = f32[8,8]{1,0} parameter(0)
+  %a = f32[8,8]{1,0} custom-call(%x), custom_call_target="tpu_custom_call", backend_config={COST}
+  ROOT %b = f32[8,8]{1,0} custom-call(%a), custom_call_target="other"
+}
+"""
+    cost = '"body":"x","cost_estimate":{"flops":"34","transcendentals":"6","bytes_accessed":"25"}'
+    work = hlo.analyse(kernel.replace("COST", cost), 1)
+    assert (work.flops, work.hbm_bytes) == (34, 25)
+
+
 def test_work_of_a_compiled_program():
     """Loops count as often as they run, forward and backward."""
     mesh = make_mesh(data=8)
@@ -156,8 +171,10 @@ def test_full_rows():
 
 def test_step_on_local_devices():
     """The report of fsdp=8: sharded arguments, the collectives of it, and nothing allocated."""
+    gc.collect()
     before = len(jax.live_arrays())
     report = compile_step(CONFIG, MODEL, make_mesh(fsdp=8))
+    gc.collect()
     assert len(jax.live_arrays()) == before
     assert report.devices == 8
     assert "all-gather" in report.work.collectives

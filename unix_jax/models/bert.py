@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from unix_jax.models.attention import Implementation, KeyBlock, attention
+from unix_jax.models.attention import Implementation, attention
+from unix_jax.models.key_blocks import KeyBlock
 from unix_jax.models.layers import Dtype, dense, layer_norm
 
 # CheXbert: 13 conditions with four classes, and "no finding" with two.

@@ -17,7 +17,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from unix_jax.config import DecoderConfig
-from unix_jax.models.attention import KeyBlock, MergedKeyBlock
+from unix_jax.models.key_blocks import KeyBlock, MergedKeyBlock
 from unix_jax.models.layers import Dtype
 
 

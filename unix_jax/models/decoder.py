@@ -9,6 +9,7 @@ Letters: B batch, U und tokens, G latent tokens, S cache slots, N heads, K kv he
 D width, L layers.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -19,17 +20,12 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from unix_jax.config import DecoderConfig
-from unix_jax.models.attention import (
-    Implementation,
-    KeyBlock,
-    MergedKeyBlock,
-    apply_rope,
-    attention,
-    rope_angles,
-)
+from unix_jax.models.attention import Implementation, attention
 from unix_jax.models.cache import KVCache
+from unix_jax.models.key_blocks import KeyBlock, MergedKeyBlock
 from unix_jax.models.layers import Dtype, RMSNorm, dense
 from unix_jax.models.mask import TokenMetadata
+from unix_jax.models.rope import apply_rope, rope_angles
 
 STREAMS = ("und", "gen")
 RematPolicy = Literal["none", "full", "dots", "dots_no_batch"]
@@ -43,6 +39,12 @@ _REMAT_POLICIES = {
 _FROZEN = "frozen_und"
 
 Streams = tuple[Array | None, Array | None]
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def _gated(gate: Array, up: Array) -> Array:
+    # Its inputs are kept for the backward pass, and nothing in between.
+    return nn.silu(gate) * up
 
 
 class Expert(nn.Module):
@@ -94,7 +96,7 @@ class Expert(nn.Module):
         """Output projection and MLP, each with its residual."""
         x = x + self.o_proj(attended.reshape(*attended.shape[:2], -1))
         y = self.post_attention_norm(x)
-        y = nn.silu(self.gate_proj(y)) * self.up_proj(y)
+        y = _gated(self.gate_proj(y), self.up_proj(y))
         y = nn.with_logical_constraint(y, ("batch", "length", "mlp"))
         return nn.with_logical_constraint(x + self.down_proj(y), ("batch", "length", "embed_act"))
 

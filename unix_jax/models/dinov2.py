@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from unix_jax.models.attention import Implementation, KeyBlock, attention
+from unix_jax.models.attention import Implementation, attention
+from unix_jax.models.key_blocks import KeyBlock
 from unix_jax.models.layers import Dtype, dense, layer_norm
 
 RAD_DINO_MEAN, RAD_DINO_STD = 0.5307, 0.2583  # of chest X-rays in [0, 1]
@@ -119,7 +120,8 @@ class Dinov2Block(nn.Module):
         y = dense(c.mlp_size, ("embed", "mlp"), dtype=self.dtype, name="fc1")(y)
         y = nn.gelu(y, approximate=False)
         y = dense(c.hidden_size, ("mlp", "embed"), dtype=self.dtype, name="fc2")(y)
-        return x + self._scaled("layer_scale2", y), None
+        x = x + self._scaled("layer_scale2", y)
+        return nn.with_logical_constraint(x, ("batch", "length", "embed_act")), None
 
 
 class Dinov2(nn.Module):
@@ -162,6 +164,8 @@ class Dinov2(nn.Module):
         cls = jnp.broadcast_to(cls.astype(x.dtype), (batch, 1, c.hidden_size))
         x = jnp.concatenate([cls, x.reshape(batch, -1, c.hidden_size)], axis=1)
         x = x + position_table(table, height, width).astype(x.dtype)
+        # Else XLA may leave the width split, as the weights are, and sum every product over it.
+        x = nn.with_logical_constraint(x, ("batch", "length", "embed_act"))
         x, _ = nn.scan(
             Dinov2Block,
             variable_axes={"params": 0},

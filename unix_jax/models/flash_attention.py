@@ -25,9 +25,8 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from unix_jax.models.mask import CAUSAL, NOISE, TokenMetadata
+from unix_jax.models.mask import CAUSAL, MASKED, NOISE, TokenMetadata
 
-MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
 _LANES = 128  # blocks of keys are a multiple of it
 # Grid axes along which a kernel adds up come last.
 _PARALLEL, _SUMMED = pltpu.GridDimensionSemantics.PARALLEL, pltpu.GridDimensionSemantics.ARBITRARY
@@ -215,10 +214,10 @@ def _forward_kernel(
     @pl.when(j == pl.num_programs(3) - 1)
     def _() -> None:
         total = total_ref[:, :1]
-        seen = total > 0
-        safe = jnp.where(seen, total, 1.0)
+        unseen = total == 0  # NaN is no zero, and shall be seen
+        safe = jnp.where(unseen, 1.0, total)
         out_ref[0, 0] = sum_ref[...] / safe
-        lse_ref[0, 0] = jnp.where(seen, peak_ref[:, :1] + jnp.log(safe), MASKED)
+        lse_ref[0, 0] = jnp.where(unseen, MASKED, peak_ref[:, :1] + jnp.log(safe))
 
 
 def _weights(q_ref, k_ref, columns_ref, rows_ref, lse_ref) -> Array:
@@ -277,14 +276,13 @@ def _key_kernel(
 # ----------------------------------------------------------------------------- calls
 
 
-def _cost(query: Array, key: Array, products: int) -> pl.CostEstimate:
-    """As if every block were computed."""
+def _cost(query: Array, key: Array, products: int, numbers: int) -> pl.CostEstimate:
+    """As if every block were computed; `numbers` are read or written, those read again included."""
     pairs = math.prod(query.shape[:3]) * key.shape[2]
-    numbers = query.size * query.dtype.itemsize + 2 * key.size * key.dtype.itemsize
     return pl.CostEstimate(
         flops=2 * products * pairs * query.shape[3],
         transcendentals=pairs,
-        bytes_accessed=2 * numbers,
+        bytes_accessed=numbers * query.dtype.itemsize,
     )
 
 
@@ -337,6 +335,7 @@ def _attend(
     batch, heads, length, dim = query.shape
     numbers, keys, column, row, one = _by_query(tiles, heads // key.shape[1], dim)
     f32 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+    again = key.size * heads // key.shape[1]  # every query head reads its keys for every block
     out, lse = _call(
         _forward_kernel, tiles, (batch, heads, *live.shape[1:]),
         [numbers, keys, keys, column, row], [numbers, one],
@@ -346,7 +345,7 @@ def _attend(
             pltpu.VMEM((tiles.block_q, _LANES), jnp.float32),
             pltpu.VMEM((tiles.block_q, dim), jnp.float32),
         ],
-        1, _cost(query, key, 2),
+        1, _cost(query, key, 2, 2 * query.size + 2 * again * live.shape[1]),
     )(live, query, key, value, columns, rows)  # fmt: skip
     return out, lse[..., 0]
 
@@ -361,6 +360,7 @@ def _attend_backward(tiles: _Tiles, kept: Any, gradients: tuple[Array, Array]) -
     grad, lse_grad = gradients
     batch, heads, _, dim = query.shape
     kv_heads, group = key.shape[1], heads // key.shape[1]
+    again = key.size * group
     # The softmax's own term; the logarithm's gradient joins it, since both scale with the weights.
     delta = (grad * out).sum(axis=-1) - lse_grad
     arguments = (
@@ -378,13 +378,13 @@ def _attend_backward(tiles: _Tiles, kept: Any, gradients: tuple[Array, Array]) -
         _query_kernel, tiles, (batch, heads, count_q, count_k), specs(by_query), by_query[0],
         jax.ShapeDtypeStruct(query.shape, query.dtype),
         [pltpu.VMEM((tiles.block_q, dim), jnp.float32)],
-        1, _cost(query, key, 3),
+        1, _cost(query, key, 3, 3 * query.size + 2 * again * count_q),
     )(*arguments)  # fmt: skip
     dk, dv = _call(
         _key_kernel, tiles, (batch, kv_heads, count_k, group, count_q), specs(by_key),
         [by_key[1], by_key[1]], [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (key, value)],
         [pltpu.VMEM((tiles.block_k, dim), jnp.float32)] * 2,
-        2, _cost(query, key, 4),
+        2, _cost(query, key, 4, 4 * key.size + 2 * query.size * count_k),
     )(*arguments)  # fmt: skip
     return dq, dk, dv, None, None, None
 

@@ -13,6 +13,9 @@ from jaxtyping import Array, Bool, Int
 # How the tokens of a split see each other (REFERENCE: mask per sample, split by split).
 CAUSAL, FULL, NOISE = 0, 1, 2
 
+# The logit of a key that is not seen: finite, so that no difference of two is NaN.
+MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
+
 
 @struct.dataclass
 class TokenMetadata:

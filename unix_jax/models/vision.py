@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from unix_jax.config import VisionConfig
-from unix_jax.models.attention import Implementation, KeyBlock, attention
+from unix_jax.models.attention import Implementation, attention
+from unix_jax.models.key_blocks import KeyBlock
 from unix_jax.models.layers import Dtype, dense, layer_norm
 
 

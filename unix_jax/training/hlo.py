@@ -26,8 +26,8 @@ COLLECTIVES = (
 _FREE = frozenset(
     {
         "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional",
-        "call", "after-all", "iota", "partition-id", "replica-id", "custom-call", "opt-barrier",
-        "async-start", "async-update", "async-done",
+        "call", "after-all", "iota", "partition-id", "replica-id", "opt-barrier", "async-start",
+        "async-update", "async-done",
     }
 )  # fmt: skip
 
@@ -36,7 +36,7 @@ _FREE = frozenset(
 class Work:
     """Of one device in one run of the program.
 
-    flops: of matrix products and convolutions, what is recomputed included.
+    flops: of matrix products, convolutions and kernels, what is recomputed included.
     hbm_bytes: read from and written to the device's memory.
     collectives: kind -> (how often, bytes that the device sends around a ring).
     """
@@ -84,6 +84,8 @@ class _Walk:
             opcode = instruction.opcode
             if opcode in ("dot", "convolution"):
                 self.work.flops += times * _product_flops(instruction, computation)
+            elif opcode == "custom-call":
+                self.work.flops += times * _estimate(instruction, "flops")
             elif (kind := opcode.removesuffix("-start")) in COLLECTIVES:
                 channel = re.search(r"channel_id=(\d+)", instruction.attributes)
                 key = channel.group(1) if channel else f"{name}/{instruction.name}"
@@ -146,6 +148,8 @@ class _Walk:
         opcode = instruction.opcode
         if opcode in _FREE or opcode.endswith("-done"):
             return 0
+        if opcode == "custom-call":
+            return _estimate(instruction, "bytes_accessed")
         operands = [computation[name] for name in instruction.operands if name in computation]
         if opcode in ("dynamic-slice", "slice", "gather"):
             return 2 * _hbm(instruction.shapes)
@@ -245,6 +249,12 @@ def _linear(name: str, computation: Computation) -> tuple[int | None, int | None
 
 
 # ----------------------------------------------------------------------------------- arithmetic
+
+
+def _estimate(kernel: Instruction, name: str) -> float:
+    """What a kernel says of itself (Pallas: `cost_estimate`); 0 where it says nothing."""
+    found = re.search(rf'"cost_estimate":\{{[^}}]*"{name}":"(\d+)"', kernel.attributes)
+    return float(found.group(1)) if found else 0.0
 
 
 def _product_flops(instruction: Instruction, computation: Computation) -> float:
