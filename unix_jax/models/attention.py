@@ -17,7 +17,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from unix_jax.models.exact_attention import Plan, attend, forward
-from unix_jax.models.flash_attention import flash_attention
 from unix_jax.models.key_blocks import KeyBlock, MergedKeyBlock
 from unix_jax.models.mask import FULL, TokenMetadata
 
@@ -99,6 +98,9 @@ def _attend_pallas(
     query_metadata: TokenMetadata | None,
     chunk_size: int,
 ) -> Array:
+    # A tenth of a second, which only those who ask for it shall wait.
+    from unix_jax.models.flash_attention import flash_attention
+
     platform = _platform()
     if platform not in ("tpu", "cpu"):
         raise ValueError(f"implementation: pallas has kernels for TPUs, found {platform}")
