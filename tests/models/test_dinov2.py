@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 from PIL import Image
 
 from convert.dinov2 import load_dinov2
@@ -24,6 +25,7 @@ from unix_jax.models.dinov2 import (
     position_table,
     rad_dino_pixels,
 )
+from unix_jax.sharding import make_mesh, param_shardings, use_mesh
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "metrics_tiny"
 
@@ -139,3 +141,22 @@ def test_rad_dino_has_the_published_size():
     assert sum(leaf.size for leaf in leaves) == 86_579_712
     assert shapes["blocks"]["query"]["kernel"].names == ("layers", "embed", "heads")
     assert shapes["blocks"]["layer_scale1"].names == ("layers", "norm")
+
+
+@pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 (virtual) devices")
+def test_activations_are_not_summed_over_the_devices():
+    """Weights split along the width are gathered; else every product is summed over all devices."""
+    mesh = make_mesh(fsdp=8)
+    model = Dinov2(Dinov2Config(16, 4, hidden_size=64, num_layers=2, num_heads=4))
+    pixels = jax.ShapeDtypeStruct(
+        (64, 16, 16, 3), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec("fsdp"))
+    )
+    boxed = jax.eval_shape(model.init, jax.random.key(0), pixels)
+    shardings = param_shardings(boxed, mesh)
+    params = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.unbox(boxed), shardings
+    )
+    with use_mesh(mesh):
+        program = jax.jit(model.apply).lower(params, pixels).compile().as_text()
+    assert "all-gather" in program
+    assert "all-reduce" not in program

@@ -231,7 +231,8 @@ attend.defvjp(_attend_forward, _attend_backward)
 # ----------------------------------------------------------------------------- chunks
 
 
-def _pad_axis(x: Array, axis: int, multiple: int) -> Array:
+def pad_axis(x: Array, axis: int, multiple: int) -> Array:
+    """Zeros behind x up to a multiple along an axis."""
     padding = [(0, 0)] * x.ndim
     padding[axis] = (0, -x.shape[axis] % multiple)
     return jnp.pad(x, padding)
@@ -239,7 +240,7 @@ def _pad_axis(x: Array, axis: int, multiple: int) -> Array:
 
 def _chunks(x: Array, size: int) -> Array:
     """[B, n * size, ...] -> [n, B, size, ...]."""
-    x = _pad_axis(x, 1, size)
+    x = pad_axis(x, 1, size)
     return jnp.moveaxis(x.reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0)
 
 

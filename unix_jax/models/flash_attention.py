@@ -25,6 +25,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from unix_jax.models.exact_attention import pad_axis
 from unix_jax.models.mask import CAUSAL, MASKED, NOISE, TokenMetadata
 
 _LANES = 128  # blocks of keys are a multiple of it
@@ -105,8 +106,8 @@ def _one_device(
 ) -> tuple[Array, Array]:
     length, keys = query.shape[2], key.shape[2]
     tiles = _Tiles(_block(length, block_size), _block(keys, block_size), interpret)
-    query = _pad(query, 2, tiles.block_q)
-    key, value = (_pad(x, 2, tiles.block_k) for x in (key, value))
+    query = pad_axis(query, 2, tiles.block_q)
+    key, value = (pad_axis(x, 2, tiles.block_k) for x in (key, value))
     # Padding has segment 0, and is seen by nobody.
     columns = jnp.stack(_fields(query_metadata, tiles.block_q), axis=2)
     rows = jnp.stack(_fields(key_metadata, tiles.block_k), axis=1)
@@ -153,16 +154,10 @@ def _block(length: int, most: int) -> int:
     return -(-length // (count * _LANES)) * _LANES
 
 
-def _pad(x: Array, axis: int, multiple: int) -> Array:
-    padding = [(0, 0)] * x.ndim
-    padding[axis] = (0, -x.shape[axis] % multiple)
-    return jnp.pad(x, padding)
-
-
 def _fields(metadata: TokenMetadata, block: int) -> list[Array]:
     """What the rule reads."""
     fields = (metadata.segment, metadata.split, metadata.order, metadata.mode)
-    return [_pad(jnp.asarray(x, jnp.int32), 1, block) for x in fields]
+    return [pad_axis(jnp.asarray(x, jnp.int32), 1, block) for x in fields]
 
 
 # ----------------------------------------------------------------------------- kernels
