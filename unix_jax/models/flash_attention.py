@@ -1,9 +1,9 @@
 """Joint attention as TPU kernels: the online softmax over blocks, with the mask rule inside.
 
 Written in Pallas. Logits live in the chip's own memory, block by block; what reaches the main
-memory are the operands, the result and one number a query. The mask is `mask.may_attend`, evaluated
-from the tokens' metadata in each block; blocks in which nobody sees anybody are left out. On other
-devices the same kernels are interpreted, which is for tests.
+memory are the operands, the result and one number a query. The mask is the rule of `mask.visible`,
+evaluated from the tokens' metadata in each block; blocks in which nobody sees anybody are left out.
+On other devices the same kernels are interpreted, which is for tests.
 
 Source: FlashAttention-2 (Dao, 2023), whose backward pass recomputes the weights from the logarithm
 of their sum.
@@ -26,7 +26,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from unix_jax.models.exact_attention import pad_axis
-from unix_jax.models.mask import CAUSAL, MASKED, NOISE, TokenMetadata
+from unix_jax.models.mask import MASKED, TokenMetadata, visible
 
 _LANES = 128  # blocks of keys are a multiple of it
 # Grid axes along which a kernel adds up come last.
@@ -60,7 +60,7 @@ def flash_attention(
 
     Args:
       query: scaled already; N is a multiple of K.
-      block_size: most queries and keys of a block; a multiple of 128.
+      block_size: most queries and keys of a block, rounded up to a multiple of 128.
       interpret: run without a TPU.
     """
     run = functools.partial(_one_device, block_size=block_size, interpret=interpret)
@@ -164,12 +164,10 @@ def _fields(metadata: TokenMetadata, block: int) -> list[Array]:
 
 
 def _visible(columns_ref: Any, rows_ref: Any) -> Array:
-    """`may_attend` of a block, [T, S]."""
-    q_segment, q_split, q_order, q_mode = (columns_ref[0, :, i : i + 1] for i in range(4))
-    k_segment, k_split, k_order, k_mode = (rows_ref[0, i : i + 1, :] for i in range(4))
-    within = (q_split == k_split) & ((q_mode != CAUSAL) | (k_order <= q_order))
-    earlier = (k_split < q_split) & (k_mode != NOISE)
-    return (q_segment == k_segment) & (k_segment > 0) & (within | earlier)
+    """The mask rule in a block, [T, S]."""
+    queries = tuple(columns_ref[0, :, i : i + 1] for i in range(4))
+    keys = tuple(rows_ref[0, i : i + 1, :] for i in range(4))
+    return visible(queries, keys)
 
 
 def _product(a: Array, b: Array, contract: tuple[int, int]) -> Array:
@@ -193,11 +191,11 @@ def _forward_kernel(
     @pl.when(live_ref[b, i, j] != 0)
     def _() -> None:
         value = v_ref[0, 0]
-        visible = _visible(columns_ref, rows_ref)
-        logits = jnp.where(visible, _product(q_ref[0, 0], k_ref[0, 0], (1, 1)), MASKED)
+        seen = _visible(columns_ref, rows_ref)
+        logits = jnp.where(seen, _product(q_ref[0, 0], k_ref[0, 0], (1, 1)), MASKED)
         before = peak_ref[:, :1]
         peak = jnp.maximum(before, logits.max(axis=1, keepdims=True))
-        weights = jnp.where(visible, jnp.exp(logits - peak), 0.0)
+        weights = jnp.where(seen, jnp.exp(logits - peak), 0.0)
         correction = jnp.exp(before - peak)
         total = total_ref[:, :1] * correction + weights.sum(axis=1, keepdims=True)
         sum_ref[...] = sum_ref[...] * correction + _product(

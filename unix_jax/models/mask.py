@@ -16,6 +16,8 @@ CAUSAL, FULL, NOISE = 0, 1, 2
 # The logit of a key that is not seen: finite, so that no difference of two is NaN.
 MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
 
+Fields = tuple[Array, Array, Array, Array]
+
 
 @struct.dataclass
 class TokenMetadata:
@@ -44,6 +46,16 @@ def may_attend(query: TokenMetadata, key: TokenMetadata) -> Bool[Array, "B T S"]
     """
     q = jax.tree.map(lambda x: x[:, :, None], query)
     k = jax.tree.map(lambda x: x[:, None, :], key)
-    within = (q.split == k.split) & ((q.mode != CAUSAL) | (k.order <= q.order))
-    earlier = (k.split < q.split) & (k.mode != NOISE)
-    return (q.segment == k.segment) & (k.segment > 0) & (within | earlier)
+    return visible((q.segment, q.split, q.order, q.mode), (k.segment, k.split, k.order, k.mode))
+
+
+def visible(query: Fields, key: Fields) -> Bool[Array, "*B T S"]:
+    """`may_attend` of (segment, split, order, mode): [*B, T, 1] of `query`, [*B, 1, S] of `key`.
+
+    The one statement of the rule; kernels evaluate it in their blocks.
+    """
+    q_segment, q_split, q_order, q_mode = query
+    k_segment, k_split, k_order, k_mode = key
+    within = (q_split == k_split) & ((q_mode != CAUSAL) | (k_order <= q_order))
+    earlier = (k_split < q_split) & (k_mode != NOISE)
+    return (q_segment == k_segment) & (k_segment > 0) & (within | earlier)
