@@ -129,7 +129,7 @@ def test_presets(name):
     assert counts["model"] == count_parameters(unix.param_shapes(config))
     if name == "nano":
         assert counts["model"] <= 12_000_000
-    assert config.vae.downsample == 16
+    assert config.latent_downsample == 16
     assert config.vision.num_patches == config.vit_max_num_patch_per_side**2
 
 

@@ -1,7 +1,8 @@
 """Documentation that cannot go stale: commands parse, code compiles, links lead somewhere.
 
-A command of a ```bash block is given to the parser that reads it when it is run, and is not run.
-Every other line of such a block must be of a kind that is named here: nothing is passed over.
+A command of a ```bash block is given to the parser that reads it when it is run
+(test_documented_commands.py runs it). Every other line of such a block must be of a kind that is
+named in documentation.py: nothing is passed over.
 """
 
 import ast
@@ -9,7 +10,6 @@ import contextlib
 import dataclasses
 import importlib
 import importlib.util
-import itertools
 import os
 import re
 import shlex
@@ -18,101 +18,32 @@ import subprocess
 import sys
 import typing
 import warnings
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import tyro
+from documentation import (
+    FOREIGN,
+    NAMES,
+    PAGES,
+    PROGRAMS,
+    ROOT,
+    SCRIPTS,
+    blocks,
+    commands,
+    program,
+    prose,
+)
 
 import convert.__main__ as convert_cli
 import unix_jax.data.__main__ as data_cli
 from unix_jax import cli
 from unix_jax.training.config import Invocation, TrainConfig, parse_arguments
 
-ROOT = Path(__file__).parents[1]
-PAGES = [
-    ROOT / "README.md",
-    ROOT / "CONTRIBUTING.md",
-    ROOT / "benchmarks" / "README.md",
-    *sorted((ROOT / "docs").rglob("*.md")),
-]
-NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
-MAINS = {
-    "unix-jax": cli.main,
-    "python -m convert": convert_cli.main,
-    "python -m unix_jax.data": data_cli.main,
-}
-SCRIPTS = ("benchmarks/", "examples/")
-# Programs of others, which only their own documentation can check.
-FOREIGN = {
-    ".", "cd", "export", "gcloud", "git", "mkdocs", "pip", "pre-commit", "pytest", "python3.11",
-    "ruff",
-}  # fmt: skip
+MAINS = dict(zip(PROGRAMS, (cli.main, convert_cli.main, data_cli.main), strict=True))
 FOREIGN_OPTIONS = {"--check", "--help", "--requeue", "--signal", "--strict"}
 # Arguments that name weights which must be there before.
 INPUTS = ("checkpoint", "init", "rad_dino", "chexbert", "biovil_t", "vae", "source", "path")
-NEEDS = re.compile(r"# needs (the published )?weights|# needs the published")
-
-
-class Command(typing.NamedTuple):
-    """One command of a page. marked: its block says that it needs weights we cannot ship."""
-
-    words: list[str]
-    marked: bool
-
-
-def blocks(page, language):
-    """(line number, text) of each block in that language."""
-    text = page.read_text(encoding="utf-8")
-    for found in re.finditer(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
-        yield text.count("\n", 0, found.start()) + 2, found.group(1)
-
-
-def prose(page):
-    """The page without its blocks of code."""
-    text = page.read_text(encoding="utf-8")
-    return re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
-
-
-def split_commands(line):
-    """The simple commands of a shell line, without assignments, launchers and redirections."""
-    lexer = shlex.shlex(line, posix=True, punctuation_chars="&|;")
-    lexer.whitespace_split = True
-    for separator, words in itertools.groupby(lexer, lambda word: set(word) <= set("&|;")):
-        if not separator:
-            yield from unwrapped(list(words))
-
-
-def unwrapped(words):
-    while words and (re.match(r"[A-Z_]+=", words[0]) or words[0] == "time"):
-        words = words[1:]
-    if words[:1] == ["srun"]:
-        words = list(itertools.dropwhile(lambda word: word.startswith("-"), words[1:]))
-    if not words:
-        return
-    words[0] = words[0].removeprefix(".venv/bin/")
-    yield words
-    for word in words:
-        # What a remote shell is told to do.
-        if words[0] == "gcloud" and word.startswith("--command="):
-            yield from split_commands(word.removeprefix("--command="))
-
-
-def commands(page):
-    for _, block in blocks(page, "bash"):
-        for line in block.replace("\\\n", " ").splitlines():
-            for words in split_commands(line):
-                yield Command(words, bool(NEEDS.search(block)))
-
-
-def program(words):
-    """The key of MAINS that reads the command, `train.py`, a script, or the first word."""
-    for name in MAINS:
-        if words[: len(name.split())] == name.split():
-            return name
-    if words[0] == "python" and len(words) > 1:
-        return words[1]
-    return words[0]
 
 
 @contextlib.contextmanager
@@ -167,7 +98,7 @@ def is_at_hand(path, words):
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_commands_parse(page, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    for words, marked in commands(page):
+    for _, words, _, needs in commands(page):
         name, line = program(words), shlex.join(words)
         if name in MAINS or name == "train.py":
             try:
@@ -175,7 +106,7 @@ def test_commands_parse(page, monkeypatch, capsys):
             except SystemExit:
                 pytest.fail(f"{line}\n{capsys.readouterr().err}")
             for path in inputs(found, words):
-                assert marked or is_at_hand(path, words), (
+                assert needs or is_at_hand(path, words), (
                     f"{line}\n{path} is neither in the repository nor made by a command; "
                     "expected a comment '# needs the published weights' in the block"
                 )
@@ -210,8 +141,8 @@ def test_every_command_is_shown(name, subcommand):
     shown = {
         (program(words), words[len(program(words).split())])
         for page in PAGES
-        for words, _ in commands(page)
-        if program(words) in MAINS
+        for _, words, _, _ in commands(page)
+        if program(words) in PROGRAMS
     }
     assert (name, subcommand) in shown
 

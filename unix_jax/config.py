@@ -308,8 +308,11 @@ PRESETS: dict[str, UniXConfig] = {
     "nano": UniXConfig(
         decoder=DecoderConfig(256, 512, 5, 4, 4, 64, 2048, 2048),
         vision=VisionConfig(128, 16, 128, 4, 4),
-        vae=AutoencoderConfig(ch=32, num_res_blocks=1, norm_groups=4),
+        vae=AutoencoderConfig(
+            ch=32, ch_mult=(1, 1, 2, 4), num_res_blocks=1, z_channels=8, embed_dim=8, norm_groups=4
+        ),
         special_tokens=SpecialTokens(2040, 2041, 2042, 2043, 2044),
+        latent_patch_size=2,
         max_latent_size=8,
         vit_max_num_patch_per_side=8,
     ),

@@ -1,0 +1,225 @@
+"""Runs the commands of the documentation as they stand, page by page, in a copy of the checkout.
+
+    pytest -m slow tests/test_documented_commands.py
+
+A command that says what it needs (`# needs ...`) is only parsed, by test_docs.py. Training and
+evaluation are cut short by an option; words in capitals are replaced by files of the checkout.
+"""
+
+import csv
+import importlib.util
+import itertools
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+from documentation import FOREIGN, NAMES, PAGES, ROOT, commands, program
+
+# Installs, starts a shell, or is a test of its own: what `.ci/run` and test_docs.py do.
+ELSEWHERE = FOREIGN - {"pip"}
+# What the reader has, and what the test puts in its place.
+STAND_INS = {
+    "MY_XRAYS": "examples/cxr",
+    "CHECKPOINT": "examples/nano",
+    "SOURCE_MANIFEST_DIR": "source",
+    "OUT": "out/OUT",
+}
+SHORTER = (
+    (r"train\.py (?!.*--dry-run)", ["--total-steps", "2", "--validation.batches", "1"]),
+    (r"unix-jax evaluate (reports|images)", ["--limit", "3"]),
+    (
+        r"python benchmarks/inference\.py",
+        [
+            "--width",
+            "64",
+            "--mlp",
+            "128",
+            "--layers",
+            "1",
+            "--heads",
+            "1",
+            "--vocab",
+            "256",
+            "--context",
+            "64",
+            "--new-tokens",
+            "4",
+            "--steps",
+            "1",
+            "--batches",
+            "1",
+            "--sizes",
+            "64",
+            "--repeats",
+            "1",
+        ],
+    ),
+    (r"python benchmarks/training\.py", ["--quick"]),
+)
+# Modules without which a command says that it needs an extra.
+EXTRAS = (
+    (r"benchmarks/(inference|training|decoder|conversion)", ("torch", "transformers")),
+    (r"benchmarks/metrics", ("torchmetrics", "prdc")),
+    (r"unix-jax app", ("gradio",)),
+    (r"--topology", ("libtpu",)),
+)
+SECONDS = 1500
+
+
+def name_of(page):
+    return page.relative_to(ROOT).as_posix()
+
+
+def write_lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A directory that looks like a clone, in which commands may write."""
+    folder = tmp_path
+    for path in ROOT.iterdir():
+        if path.name not in ("runs", "out", "results", ".venv", ".git"):
+            (folder / path.name).symlink_to(path)
+    with open(ROOT / "examples" / "cxr" / "manifest.jsonl", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in itertools.islice(file, 5)]
+    (folder / "source").mkdir()
+    (folder / "source" / "images").symlink_to(ROOT / "examples" / "cxr" / "images")
+    write_lines(folder / "source" / "manifest.jsonl", rows)
+    write_lines(folder / "reports.jsonl", rows)
+    texts = [{"key": str(i), "reference": row["findings"]} for i, row in enumerate(rows)]
+    write_lines(folder / "references.jsonl", texts)
+    with open(folder / "predictions.csv", "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["key", "prediction"])
+        writer.writerows(text.values() for text in texts)
+    return folder
+
+
+def environment(added):
+    """That of a user's shell: no virtual devices, and the scripts of this Python."""
+    found = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "PYTHONPATH")}
+    found["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), found["PATH"]))
+    return found | added
+
+
+def runnable(words):
+    line = shlex.join(words)
+    for pattern, modules in EXTRAS:
+        if re.search(pattern, line) and not all(map(importlib.util.find_spec, modules)):
+            return False
+    return True
+
+
+def prepared(words):
+    line = shlex.join(words)
+    words = [re.sub(r"[A-Z][A-Z_]+", lambda m: STAND_INS.get(m[0], m[0]), w) for w in words]
+    return words + [w for pattern, more in SHORTER if re.search(pattern, line) for w in more]
+
+
+def start(words, added, folder):
+    if any("*" in word for word in words):  # what the shell would do
+        words = [
+            path.relative_to(folder).as_posix() if "*" in word else path
+            for word in words
+            for path in (sorted(folder.glob(word)) if "*" in word else [word])
+        ]
+    return subprocess.Popen(
+        words,
+        cwd=folder,
+        env=environment(added),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def ended(process, where):
+    try:
+        output, _ = process.communicate(timeout=SECONDS)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, f"{where}\n{output[-4000:]}"
+
+
+def served(process, where):
+    """A server answers on the address that it prints, and ends at Ctrl-C."""
+    lines = []
+    try:
+        for line in process.stdout:
+            lines.append(line)
+            if "http://127.0.0.1" in line:
+                break
+        time.sleep(1)
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert "http://127.0.0.1" in lines[-1], f"{where}\n{''.join(lines)}"
+
+
+def extras_exist(words):
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for extra in re.findall(r"\[([\w,]+)\]", shlex.join(words)):
+        assert set(extra.split(",")) <= set(known), extra
+
+
+def run_page(page, folder):
+    waiting = []
+    for command in commands(page):
+        if program(command.words) == "pip":
+            extras_exist(command.words)
+            continue
+        if command.needs or program(command.words) in ELSEWHERE or not runnable(command.words):
+            continue
+        words = prepared(command.words)
+        where = f"{name_of(page)}:{command.line}: {shlex.join(words)}"
+        process = start(words, command.environment, folder)
+        if command.words[:2] == ["unix-jax", "app"]:
+            served(process, where)
+        elif "--distributed.process-id" in words:
+            # Processes that wait for each other.
+            waiting.append((process, where))
+            count = int(words[words.index("--distributed.num-processes") + 1])
+            if len(waiting) == count:
+                for each in waiting:
+                    ended(*each)
+                waiting = []
+        else:
+            ended(process, where)
+    assert not waiting
+
+
+WITH_COMMANDS = [
+    page
+    for page in PAGES
+    if any(not c.needs and program(c.words) not in FOREIGN for c in commands(page))
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", WITH_COMMANDS, ids=map(name_of, WITH_COMMANDS))
+def test_commands_run(page, checkout):
+    run_page(page, checkout)
+
+
+def test_marks_say_what_is_missing():
+    """Nothing that a clone can do is excused from being run."""
+    needs = {c.needs for page in PAGES for c in commands(page)} - {None}
+    for mark in needs:
+        assert re.search(r"weights|Janus|MIMIC|TPU|GPU|SLURM|machines|key", mark), mark
+    for page, name in zip(PAGES, NAMES, strict=True):
+        for c in commands(page):
+            if program(c.words) in ("gcloud",):
+                assert c.needs, f"{name}:{c.line}"
