@@ -18,7 +18,7 @@ from unix_jax.training.optimizer import OptimizerConfig
 
 config = TrainConfig(
     stage="generation",
-    total_steps=800,
+    total_steps=2000,
     data=DataConfig(
         source="manifest:examples/cxr",
         task="generation",
@@ -35,16 +35,16 @@ config = TrainConfig(
         learning_rate=1e-3,
         warmup_steps=50,
         schedule="cosine",
-        total_steps=800,
+        total_steps=2000,
         final_fraction=0.1,
         eps=1e-8,
     ),
     losses=LossConfig(ce_weight=0.0),
     ema_decay=0.995,
     mesh="data=1",
-    checkpoint_every=100,
+    checkpoint_every=200,
     log_every=10,
-    validate_every=100,
-    preview_every=200,
+    validate_every=200,
+    preview_every=500,
     previews=PreviewConfig(count=8, num_steps=50),
 )

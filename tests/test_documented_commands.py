@@ -33,36 +33,14 @@ STAND_INS = {
     "OUT": "out/OUT",
 }
 SHORTER = (
-    (r"train\.py (?!.*--dry-run)", ["--total-steps", "2", "--validation.batches", "1"]),
-    (r"unix-jax evaluate (reports|images)", ["--limit", "3"]),
+    (r"train\.py (?!.*--dry-run)", "--total-steps 2 --validation.batches 1"),
+    (r"unix-jax evaluate (reports|images)", "--limit 3"),
     (
         r"python benchmarks/inference\.py",
-        [
-            "--width",
-            "64",
-            "--mlp",
-            "128",
-            "--layers",
-            "1",
-            "--heads",
-            "1",
-            "--vocab",
-            "256",
-            "--context",
-            "64",
-            "--new-tokens",
-            "4",
-            "--steps",
-            "1",
-            "--batches",
-            "1",
-            "--sizes",
-            "64",
-            "--repeats",
-            "1",
-        ],
+        "--width 64 --mlp 128 --layers 1 --heads 1 --vocab 256 --context 64 --new-tokens 4 "
+        "--steps 1 --batches 1 --sizes 64 --repeats 1",
     ),
-    (r"python benchmarks/training\.py", ["--quick"]),
+    (r"python benchmarks/training\.py", "--quick"),
 )
 # Modules without which a command says that it needs an extra.
 EXTRAS = (
@@ -122,7 +100,7 @@ def runnable(words):
 def prepared(words):
     line = shlex.join(words)
     words = [re.sub(r"[A-Z][A-Z_]+", lambda m: STAND_INS.get(m[0], m[0]), w) for w in words]
-    return words + [w for pattern, more in SHORTER if re.search(pattern, line) for w in more]
+    return words + " ".join(more for pattern, more in SHORTER if re.search(pattern, line)).split()
 
 
 def start(words, added, folder):

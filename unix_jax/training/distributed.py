@@ -3,9 +3,12 @@
 Each process holds its own devices; process 0 writes what is not an Orbax array.
 """
 
+import importlib.util
 import json
 import os
+import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,6 +21,8 @@ from unix_jax.sharding import ShardingRules, batch_shards
 
 # Set by schedulers and pods that run one process a host.
 _CLUSTER_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "SLURM_NTASKS", "TPU_WORKER_HOSTNAMES")
+# The chips of a TPU machine, of older and of newer kinds.
+_TPU_CHIPS = ("accel[0-9]*", "vfio/[0-9]*")
 
 
 def initialise(
@@ -25,21 +30,27 @@ def initialise(
     num_processes: int | None = None,
     process_id: int | None = None,
     environment: Mapping[str, str] | None = None,
+    devices: Path = Path("/dev"),
 ) -> None:
     """Joins the other processes, if there are any; to be called before any device is touched.
 
     Args:
-      coordinator: host:port of process 0. None: as the scheduler's environment says (SLURM, TPU
-        pods, JAX_COORDINATOR_ADDRESS), or one process where it says nothing.
+      coordinator: host:port of process 0. None: as the scheduler's environment says (SLURM, GKE,
+        JAX_COORDINATOR_ADDRESS), on a machine with TPUs as its metadata say, or one process where
+        neither says anything.
       num_processes, process_id: with `coordinator`.
+      environment: of the process, unless given.
+      devices: where the machine's TPUs are looked for.
 
     Raises:
       ConfigError: only some of the three are given, or the others do not answer.
     """
     environment = os.environ if environment is None else environment
     given = (coordinator, num_processes, process_id)
-    if coordinator is None and given == (None, None, None):
+    if given == (None, None, None):
         if not _in_cluster(environment):
+            if _has_tpu(environment, devices):
+                _join_slice()
             return
     elif None in given:
         raise ConfigError(
@@ -49,8 +60,40 @@ def initialise(
     try:
         jax.distributed.initialize(coordinator, num_processes, process_id)
     except (ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"distributed: the processes do not find each other: {reason}") from error
+        raise _not_found(error) from error
+
+
+def _join_slice() -> None:
+    """Joins the other machines of a TPU slice, which JAX finds in the metadata of this one."""
+    try:
+        jax.distributed.initialize()
+    except RuntimeError as error:
+        raise _not_found(error) from error
+    except (ValueError, OSError, ImportError) as error:
+        # No metadata: a machine of its own, or in a cluster of another kind.
+        warnings.warn(
+            "distributed: this machine has TPUs, but nothing says whether others belong to them "
+            f"({_one_line(error)}): it trains alone; give --distributed.coordinator if it should "
+            "not",
+            stacklevel=3,
+        )
+
+
+def _not_found(error: Exception) -> ConfigError:
+    return ConfigError(f"distributed: the processes do not find each other: {_one_line(error)}")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _has_tpu(environment: Mapping[str, str], devices: Path) -> bool:
+    """Whether JAX will take TPUs of this machine. Asking JAX itself would start them."""
+    platforms = environment.get("JAX_PLATFORMS", "")
+    if platforms and "tpu" not in platforms.split(","):
+        return False
+    chips = any(True for pattern in _TPU_CHIPS for _ in devices.glob(pattern))
+    return chips and importlib.util.find_spec("libtpu") is not None
 
 
 def _in_cluster(environment: Mapping[str, str]) -> bool:
