@@ -92,6 +92,12 @@ def commands(page):
                 yield Command(number, words, environment, here)
 
 
+def scripts(page):
+    """The page's ```python blocks that need nothing, as one script."""
+    kept = [block for _, block in blocks(page, "python") if not _NEEDS.search(block)]
+    return "\n".join(kept)
+
+
 def program(words):
     """One of PROGRAMS, `train.py`, a script of SCRIPTS, or the first word."""
     for name in PROGRAMS:

@@ -1,4 +1,4 @@
-"""Runs the commands of the documentation as they stand, page by page, in a copy of the checkout.
+"""Runs commands and code of the documentation as they stand, page by page, beside the checkout.
 
     pytest -m slow tests/test_documented_commands.py
 
@@ -21,7 +21,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from documentation import FOREIGN, NAMES, PAGES, ROOT, commands, program
+from documentation import FOREIGN, NAMES, PAGES, ROOT, commands, program, scripts
 
 # Installs, starts a shell, or is a test of its own: what `.ci/run` and test_docs.py do.
 ELSEWHERE = FOREIGN - {"pip"}
@@ -103,13 +103,14 @@ def prepared(words):
     return words + " ".join(more for pattern, more in SHORTER if re.search(pattern, line)).split()
 
 
+def expanded(words, folder):
+    """What the shell makes of `*`."""
+    for word in words:
+        found = sorted(folder.glob(word)) if "*" in word else ()
+        yield from [path.relative_to(folder).as_posix() for path in found] or [word]
+
+
 def start(words, added, folder):
-    if any("*" in word for word in words):  # what the shell would do
-        words = [
-            path.relative_to(folder).as_posix() if "*" in word else path
-            for word in words
-            for path in (sorted(folder.glob(word)) if "*" in word else [word])
-        ]
     return subprocess.Popen(
         words,
         cwd=folder,
@@ -161,7 +162,7 @@ def run_page(page, folder):
             continue
         if command.needs or program(command.words) in ELSEWHERE or not runnable(command.words):
             continue
-        words = prepared(command.words)
+        words = list(expanded(prepared(command.words), folder))
         where = f"{name_of(page)}:{command.line}: {shlex.join(words)}"
         process = start(words, command.environment, folder)
         if command.words[:2] == ["unix-jax", "app"]:
@@ -190,6 +191,19 @@ WITH_COMMANDS = [
 @pytest.mark.parametrize("page", WITH_COMMANDS, ids=map(name_of, WITH_COMMANDS))
 def test_commands_run(page, checkout):
     run_page(page, checkout)
+
+
+WITH_CODE = [page for page in PAGES if scripts(page)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", WITH_CODE, ids=map(name_of, WITH_CODE))
+def test_code_runs(page, checkout):
+    code = scripts(page)
+    if "tensorflow_datasets" in code:
+        pytest.importorskip("tensorflow_datasets")
+    added = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}  # docs/inference.md, meshes
+    ended(start([sys.executable, "-c", code], added, checkout), name_of(page))
 
 
 def test_marks_say_what_is_missing():
