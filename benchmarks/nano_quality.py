@@ -11,6 +11,9 @@ real X-rays of the training split, of the same held-out ones through the autoenc
 always of equally many images, since the distance falls with their number. Features are the nano
 model's own ViT's, mean over patches, and gray levels at 8 x 8: RAD-DINO, which the field compares
 with, cannot be bundled. So these distances can be compared with each other only.
+
+Memory: the correlation of each drawn X-ray with the training image that is most like it, beside
+that of the held-out ones, at 16 x 16 gray levels. A model that copies is above them.
 """
 
 import argparse
@@ -114,6 +117,18 @@ def features(pipe: UniXPipeline, images: list[Image.Image]) -> dict[str, np.ndar
     }
 
 
+def nearest(images: list[Image.Image], train: list[Image.Image]) -> np.ndarray:
+    """Of each image, the largest correlation with one of `train`."""
+
+    def normalised(group: list[Image.Image]) -> np.ndarray:
+        gray = [np.asarray(i.convert("L").resize((16, 16), Image.Resampling.BOX)) for i in group]
+        levels = np.stack(gray).reshape(len(group), -1).astype(np.float64)
+        levels -= levels.mean(axis=1, keepdims=True)
+        return levels / np.linalg.norm(levels, axis=1, keepdims=True)
+
+    return (normalised(images) @ normalised(train).T).max(axis=1)
+
+
 def judge_images(
     pipe: UniXPipeline, held_out: list[Record], train: list[Record], size: int, sheet: Path | None
 ) -> list[str]:
@@ -151,6 +166,11 @@ def judge_images(
         found = features(pipe, images)
         distances = [frechet_distance(target[key], found[key]) for key in target]
         lines.append(f"  {name:42s} " + " ".join(f"{distance:10.4f}" for distance in distances))
+    known = shown(train)
+    lines += ["", "correlation with the nearest training image       5 %   median     95 %"]
+    for name, images in (("drawn for their captions", drawn), ("the held-out ones", real)):
+        low, middle, high = np.percentile(nearest(images, known), (5, 50, 95))
+        lines.append(f"  {name:42s} {low:8.2f} {middle:8.2f} {high:8.2f}")
     if sheet is not None:
         save_png(sheet, contact_sheet(drawn[:16], prompts[:16]))
     return lines
