@@ -17,7 +17,6 @@ PAGES = [
     ROOT / "benchmarks" / "README.md",
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
-NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 PROGRAMS = ("unix-jax", "python -m convert", "python -m unix_jax.data")
 SCRIPTS = ("benchmarks/", "examples/")
 # Programs of others, which only their own documentation can check.
@@ -26,6 +25,13 @@ FOREIGN = {
     "ruff",
 }  # fmt: skip
 _NEEDS = re.compile(r"# needs (.+)")
+
+
+def name_of(page):
+    return page.relative_to(ROOT).as_posix()
+
+
+NAMES = [name_of(page) for page in PAGES]
 
 
 class Command(typing.NamedTuple):

@@ -16,12 +16,13 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
+import threading
 import tomllib
+import urllib.request
 from pathlib import Path
 
 import pytest
-from documentation import FOREIGN, NAMES, PAGES, ROOT, commands, program, scripts
+from documentation import FOREIGN, PAGES, ROOT, commands, name_of, program, scripts
 
 # Installs, starts a shell, or is a test of its own: what `.ci/run` and test_docs.py do.
 ELSEWHERE = FOREIGN - {"pip"}
@@ -44,16 +45,13 @@ SHORTER = (
 )
 # Modules without which a command says that it needs an extra.
 EXTRAS = (
-    (r"benchmarks/(inference|training|decoder|conversion)", ("torch", "transformers")),
-    (r"benchmarks/metrics", ("torchmetrics", "prdc")),
+    (r"benchmarks/(inference|training)", ("torch", "transformers")),
     (r"unix-jax app", ("gradio",)),
     (r"--topology", ("libtpu",)),
 )
 SECONDS = 1500
-
-
-def name_of(page):
-    return page.relative_to(ROOT).as_posix()
+# What a clone does not have, by the names that the pages give it.
+MISSING = re.compile(r"weights/|\bjanus\b|JANUS|CHECKPOINT|SHARED|MIMIC|https://")
 
 
 def write_lines(path, rows):
@@ -122,30 +120,36 @@ def start(words, added, folder):
     )
 
 
+def killed(process):
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+
+
 def ended(process, where):
     try:
         output, _ = process.communicate(timeout=SECONDS)
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+        killed(process)
     assert process.returncode == 0, f"{where}\n{output[-4000:]}"
 
 
 def served(process, where):
     """A server answers on the address that it prints, and ends at Ctrl-C."""
-    lines = []
+    deadline = threading.Timer(SECONDS, killed, [process])
+    deadline.start()
+    output, found = "", None
     try:
-        for line in process.stdout:
-            lines.append(line)
-            if "http://127.0.0.1" in line:
-                break
-        time.sleep(1)
+        while found is None and (line := process.stdout.readline()):
+            output += line
+            found = re.search(r"http://127\.0\.0\.1:\d+/", output)
+        assert found, f"{where}\n{output}"
+        with urllib.request.urlopen(found[0], timeout=60) as answer:
+            assert b"<html" in answer.read(), where
         os.killpg(process.pid, signal.SIGINT)
-        process.wait(60)
+        assert process.wait(60) == 130, where
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    assert "http://127.0.0.1" in lines[-1], f"{where}\n{''.join(lines)}"
+        deadline.cancel()
+        killed(process)
 
 
 def extras_exist(words):
@@ -176,8 +180,12 @@ def run_page(page, folder):
             waiting.append((process, where))
             count = int(words[words.index("--distributed.num-processes") + 1])
             if len(waiting) == count:
-                for each in waiting:
-                    ended(*each)
+                try:
+                    for each in waiting:
+                        ended(*each)
+                finally:
+                    for other, _ in waiting:
+                        killed(other)
                 waiting = []
         else:
             ended(process, where)
@@ -213,12 +221,12 @@ def test_code_runs(page, checkout):
     ended(start([sys.executable, "-c", code], added, checkout), name_of(page))
 
 
-def test_marks_say_what_is_missing():
+def test_marked_commands_name_what_is_missing():
     """Nothing that a clone can do is excused from being run."""
-    needs = {c.needs for page in PAGES for c in commands(page)} - {None}
-    for mark in needs:
-        assert re.search(r"weights|Janus|MIMIC|TPU|GPU|SLURM|machines|key", mark), mark
-    for page, name in zip(PAGES, NAMES, strict=True):
-        for c in commands(page):
-            if program(c.words) in ("gcloud",):
-                assert c.needs, f"{name}:{c.line}"
+    for page in PAGES:
+        for command in commands(page):
+            line = shlex.join(command.words)
+            if program(command.words) == "gcloud":
+                assert command.needs, f"{name_of(page)}:{command.line}"
+            elif command.needs and program(command.words) not in FOREIGN:
+                assert MISSING.search(line), f"{name_of(page)}:{command.line}: {line}"

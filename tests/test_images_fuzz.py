@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from picture_toy import FULL, RAMP, TWELVE, dicom_file
 from PIL import Image, PngImagePlugin
 from pydicom.uid import RLELossless
-from test_images import FULL, RAMP, TWELVE, _dicom
 
 from unix_jax import transforms
 from unix_jax.errors import ImageError
@@ -38,8 +38,8 @@ def _seeds() -> dict[str, bytes]:
         buffer = io.BytesIO()
         image.save(buffer, format=name, **options)
         seeds[name] = buffer.getvalue()
-    seeds["DICOM"] = _dicom(TWELVE, RescaleSlope="2", RescaleIntercept="-9", **FULL)
-    seeds["DICOM-RLE"] = _dicom(RAMP, RLELossless)
+    seeds["DICOM"] = dicom_file(TWELVE, RescaleSlope="2", RescaleIntercept="-9", **FULL)
+    seeds["DICOM-RLE"] = dicom_file(RAMP, RLELossless)
     return seeds
 
 

@@ -37,9 +37,13 @@ def test_two_tasks_of_slurm_give_what_one_process_gives(tmp_path):
         )
         for rank in range(2)
     ]
-    for process in started:
-        output, _ = process.communicate(timeout=600)
-        assert process.returncode == 0, output
+    try:
+        for process in started:
+            output, _ = process.communicate(timeout=600)
+            assert process.returncode == 0, output
+    finally:
+        for process in started:
+            process.kill()
     for name in ("predictions.jsonl", "results.json"):
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
     counts = [

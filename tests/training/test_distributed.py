@@ -80,7 +80,7 @@ def test_a_machine_of_its_own_is_told_so(error, chips, monkeypatch):
         raise error
 
     monkeypatch.setattr(jax.distributed, "initialize", fail)
-    with pytest.warns(UserWarning, match="has TPUs, but nothing says .* it trains alone"):
+    with pytest.warns(UserWarning, match="has TPUs, but nothing says .* it works alone"):
         initialise(environment={}, devices=chips)
 
 

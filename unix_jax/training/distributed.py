@@ -39,8 +39,11 @@ def initialise(
         JAX_COORDINATOR_ADDRESS), on a machine with TPUs as its metadata say, or one process where
         neither says anything.
       num_processes, process_id: with `coordinator`.
-      environment: of the process, unless given.
-      devices: where the machine's TPUs are looked for.
+      environment: variables that stand in for the process's own.
+      devices: the directory in which a machine with TPUs has their device files.
+
+    Warns:
+      UserWarning: this machine has TPUs and no metadata; it goes on alone.
 
     Raises:
       ConfigError: only some of the three are given, or the others do not answer.
@@ -73,8 +76,8 @@ def _join_slice() -> None:
         # No metadata: a machine of its own, or in a cluster of another kind.
         warnings.warn(
             "distributed: this machine has TPUs, but nothing says whether others belong to them "
-            f"({_one_line(error)}): it trains alone; give --distributed.coordinator if it should "
-            "not",
+            f"({_one_line(error)}): it works alone; train.py takes --distributed.coordinator if it "
+            "should not",
             stacklevel=3,
         )
 
