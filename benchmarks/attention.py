@@ -1,6 +1,7 @@
 """Memory and time of the attention implementations.
 
     python benchmarks/attention.py
+    python benchmarks/attention.py --dtype bfloat16 --names xla chunked cudnn    # on a GPU
 
 Memory is the compiler's own figure for temporaries (`memory_analysis`), forward and backward, of
 one layer's attention over N tokens under the mask rule; nothing of that size is run. Time is
@@ -8,7 +9,7 @@ measured at the shorter lengths, side by side.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +19,6 @@ from common import interleaved, machine, print_table, ratio
 from unix_jax.models.attention import Implementation, attention
 from unix_jax.models.key_blocks import KeyBlock
 from unix_jax.models.mask import CAUSAL, TokenMetadata
-
-NAMES: tuple[Implementation, ...] = ("xla", "blocked", "chunked")
 
 
 @dataclasses.dataclass
@@ -32,6 +31,8 @@ class Arguments:
     """For memory."""
     timed: tuple[int, ...] = (1024, 2048)
     """For time."""
+    names: tuple[Implementation, ...] = ("xla", "blocked", "chunked")
+    dtype: Literal["float32", "bfloat16"] = "float32"
     repeats: int = 5
 
 
@@ -48,7 +49,7 @@ def gradient(*arguments: Any) -> Any:
 
 
 def shapes(a: Arguments, length: int) -> tuple[Any, ...]:
-    x = jax.ShapeDtypeStruct((1, length, a.heads, a.head_dim), jnp.float32)
+    x = jax.ShapeDtypeStruct((1, length, a.heads, a.head_dim), jnp.dtype(a.dtype))
     n = jax.ShapeDtypeStruct((1, length), jnp.int32)
     return x, x, x, TokenMetadata(n, n, n, n, n)
 
@@ -63,7 +64,7 @@ def temporaries(function: Any, a: Arguments, length: int, implementation: str) -
 
 def arrays(a: Arguments, length: int) -> tuple[Any, ...]:
     keys = jax.random.split(jax.random.key(0), 3)
-    q, k, v = (jax.random.normal(x, (1, length, a.heads, a.head_dim)) for x in keys)
+    q, k, v = (jax.random.normal(x, (1, length, a.heads, a.head_dim), a.dtype) for x in keys)
     steps = jnp.arange(length)[None]
     ones, zeros = jnp.ones_like(steps), jnp.zeros_like(steps)
     return q, k, v, TokenMetadata(steps, ones, zeros, steps, zeros + CAUSAL)
@@ -71,43 +72,40 @@ def arrays(a: Arguments, length: int) -> tuple[Any, ...]:
 
 def main(a: Arguments) -> None:
     print(machine())
+    names = a.names
     print_table(
-        f"Temporaries in MB, {a.heads} heads of {a.head_dim}, float32 "
+        f"Temporaries in MB, {a.heads} heads of {a.head_dim}, {a.dtype} "
         "(an N x N float32 array of one head: N * N * 4 bytes)",
-        ["N", "N x N, one head", *NAMES, *(f"{name}, gradient" for name in NAMES)],
+        ["N", "N x N, one head", *names, *(f"{name}, gradient" for name in names)],
         [
             [str(n), f"{n * n * 4 / 1e6:.0f}"]
             + [
                 f"{temporaries(function, a, n, implementation):.0f}"
                 for function in (attend, gradient)
-                for implementation in NAMES
+                for implementation in names
             ]
             for n in a.lengths
         ],
     )
-    rows = []
-    run = jax.jit(attend, static_argnums=4)
-    for length in a.timed:
-        x = arrays(a, length)
-        timings = interleaved(
-            {
-                name: lambda name=name, x=x: run(*x, name).block_until_ready()  # type: ignore[misc]
-                for name in NAMES
-            },
-            a.repeats,
+    for title, function in (("forward", attend), ("forward and backward", gradient)):
+        print_table(
+            f"Time in ms, {title}",
+            ["N", *names, *(f"{names[0]} / {name} (spread)" for name in names[1:])],
+            [timed(a, function, length) for length in a.timed],
         )
-        rows.append(
-            [
-                str(length),
-                *(f"{1e3 * timings[name].median:.0f}" for name in NAMES),
-                *(ratio(timings["xla"], timings[name]) for name in NAMES[1:]),
-            ]
-        )
-    print_table(
-        "Time in ms, forward",
-        ["N", *NAMES, *(f"xla / {name} (spread)" for name in NAMES[1:])],
-        rows,
+
+
+def timed(a: Arguments, function: Any, length: int) -> list[str]:
+    run, x = jax.jit(function, static_argnums=4), arrays(a, length)
+    timings = interleaved(
+        {name: lambda name=name: jax.block_until_ready(run(*x, name)) for name in a.names},  # type: ignore[misc]
+        a.repeats,
     )
+    return [
+        str(length),
+        *(f"{1e3 * timings[name].median:.3g}" for name in a.names),
+        *(ratio(timings[a.names[0]], timings[name]) for name in a.names[1:]),
+    ]
 
 
 if __name__ == "__main__":

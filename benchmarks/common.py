@@ -6,6 +6,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -45,29 +46,69 @@ def ratio(slow: Timing, fast: Timing) -> str:
     return f"{statistics.median(ratios):.2f}x ({ratios[0]:.2f} to {ratios[-1]:.2f})"
 
 
-def copy_bandwidth(megabytes: int = 512, repeats: int = 7) -> float:
-    """Bytes read and written per second by a large multi-threaded copy."""
+def use_torch_device() -> str:
+    """Makes PyTorch use the kind of device that JAX uses, and gives its name."""
+    import jax
     import torch
 
+    name = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    torch.set_default_device(name)
+    return torch.cuda.get_device_name() if name == "cuda" else name
+
+
+def torch_wait() -> None:
+    """Until PyTorch's device has done its work."""
+    import torch
+
+    if torch.get_default_device().type == "cuda":
+        torch.cuda.synchronize()
+
+
+def copy_bandwidth(megabytes: int | None = None, repeats: int = 7) -> float:
+    """Bytes read and written per second by a large copy on PyTorch's device."""
+    import torch
+
+    megabytes = megabytes or (512 if torch.get_default_device().type == "cpu" else 8192)
     source = torch.ones(megabytes * 2**20 // 4)
     target = torch.empty_like(source)
-    timing = interleaved({"copy": lambda: target.copy_(source)}, repeats)["copy"]
+
+    def copy() -> None:
+        target.copy_(source)
+        torch_wait()
+
+    timing = interleaved({"copy": copy}, repeats)["copy"]
     return 2 * source.numel() * 4 / min(timing.seconds)
 
 
-def matmul_rate(size: int = 2048, repeats: int = 7) -> float:
-    """float32 FLOP/s of the faster of PyTorch's and XLA's large matrix products."""
+def matmul_rate(dtype: str = "float32", repeats: int = 7) -> float:
+    """FLOP/s of the faster of PyTorch's and XLA's large matrix products of random numbers."""
     import jax
     import jax.numpy as jnp
     import torch
 
-    a, b = (np.random.default_rng(i).standard_normal((size, size), np.float32) for i in (0, 1))
-    ta, tb, ja, jb = torch.from_numpy(a), torch.from_numpy(b), jnp.asarray(a), jnp.asarray(b)
+    size = 2048 if jax.default_backend() == "cpu" else 8192
+    ja, jb = (jax.random.normal(jax.random.key(i), (size, size), dtype) for i in (0, 1))
+    ta, tb = to_torch(ja), to_torch(jb)
     product = jax.jit(jnp.dot)
+
+    def theirs() -> None:
+        torch.mm(ta, tb)
+        torch_wait()
+
     timings = interleaved(
-        {"torch": lambda: ta @ tb, "xla": lambda: product(ja, jb).block_until_ready()}, repeats
+        {"torch": theirs, "xla": lambda: product(ja, jb).block_until_ready()}, repeats
     )
     return 2 * size**3 / min(min(t.seconds) for t in timings.values())
+
+
+def to_torch(x: Any) -> Any:
+    """A copy of an array on PyTorch's device."""
+    import jax
+    import torch
+
+    if isinstance(x, jax.Array):
+        return torch.from_dlpack(x).clone()
+    return torch.from_numpy(np.array(x)).to(torch.get_default_device())
 
 
 def machine() -> str:

@@ -1,7 +1,8 @@
 """The two-stream denoising step in plain PyTorch: what an eager port would run.
 
 One branch at a time, as the published sampler does, with `scaled_dot_product_attention`. Takes
-this project's parameters, so that both sides can be checked to give the same velocity.
+this project's parameters, so that both sides can be checked to give the same velocity. Computes in
+the type of the parameters, with norms and rotations in float32.
 """
 
 from typing import Any
@@ -9,15 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from common import to_torch
 
 from unix_jax.config import UniXConfig
 
 
-def to_torch(tree: Any) -> Any:
+def to_tensors(tree: Any) -> Any:
     """Nested dictionaries of arrays as tensors."""
     if isinstance(tree, dict):
-        return {name: to_torch(value) for name, value in tree.items()}
-    return torch.from_numpy(np.array(tree, np.float32))
+        return {name: to_tensors(value) for name, value in tree.items()}
+    return to_torch(tree)
 
 
 class TorchUniX:
@@ -25,7 +27,7 @@ class TorchUniX:
 
     def __init__(self, config: UniXConfig, params: dict[str, Any]) -> None:
         self.config = config
-        p = to_torch(params)
+        p = to_tensors(params)
         # nn.Linear's layout: [out, in].
         self.layers = [
             {
@@ -50,8 +52,8 @@ class TorchUniX:
         ]
 
     def _rms(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        eps = self.config.decoder.rms_norm_eps
-        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * scale
+        eps, x32 = self.config.decoder.rms_norm_eps, x.float()
+        return (x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype) * scale
 
     def _rope(self, position: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         c = self.config.decoder
@@ -63,7 +65,7 @@ class TorchUniX:
     def _rotate(self, x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         cos, sin = (a[:, None] for a in rope)
         first, second = x.chunk(2, dim=-1)
-        return x * cos + torch.cat([-second, first], dim=-1) * sin
+        return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
 
     def _qkv(self, layer: Any, x: torch.Tensor, rope: Any) -> tuple[torch.Tensor, ...]:
         x = self._rms(x, layer["input_norm"]["scale"])
@@ -117,9 +119,10 @@ class TorchUniX:
         special = self.config.special_tokens
         half = torch.arange(128).float() / 128
         angles = t * torch.exp(-np.log(10000.0) * half)
-        time = torch.cat([angles.cos(), angles.sin()])
+        dtype = self.embedding.dtype
+        time = torch.cat([angles.cos(), angles.sin()]).to(dtype)
         time = F.linear(F.silu(F.linear(time, *self.time[0])), *self.time[1])
-        gen = F.linear(latents, *self.linear["vae2llm"]) + time + self.table[position_ids]
+        gen = F.linear(latents.to(dtype), *self.linear["vae2llm"]) + time + self.table[position_ids]
         und = self.embedding[torch.tensor([special.start_of_image, special.end_of_image])]
         ropes = [self._rope(torch.full((n,), position)) for n in (2, len(gen))]
         for i, layers in enumerate(self.layers):
@@ -133,4 +136,5 @@ class TorchUniX:
             attended = self._attend(query, key, value)
             und = self._finish(layers["und"], und, attended[:2])
             gen = self._finish(layers["gen"], gen, attended[2:])
-        return F.linear(self._rms(gen, self.norm["gen"]["scale"]), *self.linear["llm2vae"])
+        out = F.linear(self._rms(gen, self.norm["gen"]["scale"]), *self.linear["llm2vae"])
+        return out.float()

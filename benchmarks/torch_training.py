@@ -6,7 +6,7 @@ whole sequence. The faster of PyTorch's own ways is taken where there are severa
 made once a step, fused AdamW, logits at places with a loss alone, no index for a single stream.
 
 Takes this project's parameters and batches, so that both sides can be checked to give the same loss
-and gradient norm. No padding.
+and gradient norm. No padding. `bfloat16` is PyTorch's autocast over float32 weights.
 
 Letters: B rows, N tokens of a row (und, then gen), D width, G latent tokens.
 """
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from common import to_torch as tensor
 
 from unix_jax.config import UniXConfig
 from unix_jax.data.batch import TrainingBatch
@@ -28,11 +29,6 @@ from unix_jax.training.losses import LossConfig
 from unix_jax.training.optimizer import OptimizerConfig
 
 _STACKED = ("decoder/layers/", "vision/blocks/")
-
-
-def tensor(x: Any) -> torch.Tensor:
-    """A copy of an array."""
-    return torch.from_numpy(np.array(x))
 
 
 def parameter(path: str, x: torch.Tensor) -> torch.Tensor:
@@ -56,9 +52,10 @@ class TorchTrainer:
         optimizer: OptimizerConfig,
         losses: LossConfig,
         ema_decay: float,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.config, self.losses = config, losses
-        self.ema_decay, self.clip_norm = ema_decay, optimizer.clip_norm
+        self.ema_decay, self.clip_norm, self.dtype = ema_decay, optimizer.clip_norm, dtype
         self.frozen_und = stage == "generation"
         self.weights: dict[str, list[torch.Tensor]] = {}
         for path, leaf in flatten(params).items():
@@ -94,7 +91,9 @@ class TorchTrainer:
     def step(self) -> tuple[float, float]:
         """(loss, norm of its gradient before clipping) of one update with the batch."""
         self.adamw.zero_grad(set_to_none=True)
-        loss = self.loss()
+        device, lower = torch.get_default_device().type, self.dtype != torch.float32
+        with torch.autocast(device, self.dtype, enabled=lower):
+            loss = self.loss()
         loss.backward()
         # A weight that no token uses has no gradient here.
         used = [x for x in self.trained if x.grad is not None]
@@ -132,7 +131,8 @@ class TorchTrainer:
 
     def _rms(self, x: torch.Tensor, name: str, i: int = 0) -> torch.Tensor:
         scale = self.weights[f"{name}/scale"][i]
-        return F.rms_norm(x, scale.shape, scale, self.config.decoder.rms_norm_eps)
+        # Of one type, or PyTorch does not take its fused kernel.
+        return F.rms_norm(x, scale.shape, scale.to(x.dtype), self.config.decoder.rms_norm_eps)
 
     def _layer_norm(self, x: torch.Tensor, name: str, i: int = 0) -> torch.Tensor:
         scale, bias = (self.weights[f"{name}/{kind}"][i] for kind in ("scale", "bias"))

@@ -9,8 +9,14 @@ PyTorch: tokens per second of whole updates (gradients, clipping, AdamW, running
 batch, against the eager step of `torch_training.py`; the two sides must give the same loss and
 gradient norm from the same weights first. Frozen und: the generation stage's step against one that
 trains everything, on the same batch, beside the ratio of the FLOPs that both need. Depth: tracing
-and compiling a scanned step; nothing of it is run. All float32; ratios are pairwise, with their
-spread. Compile time is that of the first call, and part of no other figure.
+and compiling a scanned step; nothing of it is run. float32 unless told otherwise; ratios are
+pairwise, with their spread. Compile time is that of the first call, and part of no other figure.
+
+On a GPU, where PyTorch runs on the same one:
+
+    XLA_PYTHON_CLIENT_MEM_FRACTION=.5 python benchmarks/training.py --parts torch \\
+        --dtype bfloat16 --width 2048 --mlp 5632 --heads 16 --vocab 32768 --vit-size 384 \\
+        --vit-width 1024 --vit-layers 8 --rows 4 --reports 5 --report 200 --images 4
 """
 
 import dataclasses
@@ -22,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 import tyro
-from common import interleaved, machine, matmul_rate, print_table, ratio
+from common import interleaved, machine, matmul_rate, print_table, ratio, use_torch_device
 from torch_training import TorchTrainer
 
 from unix_jax.config import DecoderConfig, SpecialTokens, UniXConfig, VisionConfig
@@ -74,6 +80,8 @@ class Arguments:
     """Drawn images of a row beside the reports, frozen against full."""
     depths: tuple[int, int] = (4, 24)
     """Layers of which compile times are compared."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the computation; weights are float32. PyTorch's bfloat16 is autocast."""
     repeats: int = 7
     quick: bool = False
     """Small shapes and 2 repeats, whatever the other options say."""
@@ -154,10 +162,10 @@ def step_config(stage: Stage) -> StepConfig:
     return StepConfig(LossConfig(ce_weight=0.0 if stage == "generation" else 1.0))
 
 
-def make_step(config: UniXConfig, stage: Stage) -> tuple[TrainStep, Any]:
+def make_step(config: UniXConfig, stage: Stage, dtype: str = "float32") -> tuple[TrainStep, Any]:
     """(the step, its optimiser), as `train.py` would make them."""
     tx, schedule = make_optimizer(OPTIMIZER)
-    model = UniX(config, freeze_und=stage == "generation")
+    model = UniX(config, jnp.dtype(dtype), freeze_und=stage == "generation")
     return make_train_step(model, step_config(stage), tx, schedule), tx
 
 
@@ -165,9 +173,10 @@ class Ours:
     """The library's step on one batch; each call is an update."""
 
     def __init__(
-        self, config: UniXConfig, params: dict[str, Any], stage: Stage, batch: TrainingBatch
-    ) -> None:
-        self.step, tx = make_step(config, stage)
+        self, config: UniXConfig, params: dict[str, Any], stage: Stage, batch: TrainingBatch,
+        dtype: str = "float32",
+    ) -> None:  # fmt: skip
+        self.step, tx = make_step(config, stage, dtype)
         self.batch = batch.map(jnp.asarray)
         self.state = create_state(
             stage, tx, jax.random.key(0),
@@ -185,11 +194,13 @@ class Ours:
 
 
 def reference(
-    config: UniXConfig, params: dict[str, Any], stage: Stage, batch: TrainingBatch
+    config: UniXConfig, params: dict[str, Any], stage: Stage, batch: TrainingBatch, dtype: str
 ) -> TorchTrainer:
     """The PyTorch step with the noise and times of the library's first step."""
     step = step_config(stage)
-    trainer = TorchTrainer(config, params, stage, OPTIMIZER, step.losses, step.ema_decay)
+    trainer = TorchTrainer(
+        config, params, stage, OPTIMIZER, step.losses, step.ema_decay, getattr(torch, dtype)
+    )
     key = jax.random.fold_in(jax.random.key(RUN_KEY), 0)
     draw = draw_flow(
         UniX(config), {"unix": params}, batch.map(jnp.asarray), key, jnp.arange(batch.rows)
@@ -198,11 +209,14 @@ def reference(
     return trainer
 
 
-def check_equal(ours: dict[str, float], loss: float, norm: float) -> None:
+def check_equal(ours: dict[str, float], loss: float, norm: float, dtype: str) -> None:
     """Both sides do the same work."""
+    # XLA's float32 products on a GPU are TF32 unless asked, as PyTorch's are not.
+    exact = dtype == "float32" and jax.default_backend() == "cpu"
     for name, theirs in (("loss", loss), ("grad_norm", norm)):
         difference = abs(ours[name] - theirs) / abs(theirs)
-        assert difference < 1e-4, f"{name}: ours {ours[name]}, PyTorch's {theirs}"
+        limit = 1e-4 if exact else 5e-2
+        assert difference < limit, f"{name}: ours {ours[name]}, PyTorch's {theirs}"
 
 
 def benchmark_torch(a: Arguments, config: UniXConfig, params: dict[str, Any]) -> list[list[str]]:
@@ -213,9 +227,9 @@ def benchmark_torch(a: Arguments, config: UniXConfig, params: dict[str, Any]) ->
     for stage, reports, images in stages:
         batch = make_batch(a, config, reports, images)
         counts = count(batch, config)
-        ours = Ours(config, params, stage, batch)
-        theirs = reference(config, params, stage, batch)
-        check_equal(ours.first, *theirs.step())
+        ours = Ours(config, params, stage, batch, a.dtype)
+        theirs = reference(config, params, stage, batch, a.dtype)
+        check_equal(ours.first, *theirs.step(), a.dtype)
         timings = interleaved({"ours": ours, "torch": theirs.step}, a.repeats)
         rows.append(
             [
@@ -308,13 +322,14 @@ def main(a: Arguments) -> None:
         a = dataclasses.replace(a, **QUICK)
     config = configure(a)
     params = random_params(config)
+    device = use_torch_device()
     print(machine())
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-    print(f"float32 matrix product {matmul_rate() / 1e9:.0f} GFLOP/s")
+    print(f"torch {torch.__version__} on {device}, {torch.get_num_threads()} threads")
+    print(f"{a.dtype} matrix product {matmul_rate(a.dtype) / 1e9:.0f} GFLOP/s")
     shapes = f"width {a.width}, {a.layers} layers, {a.heads} heads, MLP {a.mlp}, {a.rows} rows"
     if "torch" in a.parts:
         print_table(
-            f"Training step, tokens/s: {shapes}, vocabulary {a.vocab}",
+            f"Training step in {a.dtype}, tokens/s: {shapes}, vocabulary {a.vocab}",
             ["stage", "und + latents", "ours", "PyTorch", "ratio (spread)", "GFLOP/s", "compile s"],
             benchmark_torch(a, config, params),
         )

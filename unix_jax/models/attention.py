@@ -2,7 +2,7 @@
 
 The mask is never an input: every token carries O(N) metadata and the rule is evaluated where the
 logits are, densely (`xla`), densely for a block of queries at a time (`blocked`), or for blocks of
-queries and keys (`chunked`, and `pallas` on a TPU).
+queries and keys (`chunked`, and `pallas` on a TPU); `cudnn` alone has it written out.
 
 Letters: B batch, T queries, S keys, N query heads, K key-value heads, G = N / K queries that
 share a key head, H head_dim.
@@ -16,11 +16,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from unix_jax.models.cudnn_attention import cudnn_attention, has_cudnn_attention
 from unix_jax.models.exact_attention import Plan, attend, forward
 from unix_jax.models.key_blocks import KeyBlock, MergedKeyBlock
 from unix_jax.models.mask import FULL, TokenMetadata
 
-Implementation = Literal["auto", "xla", "blocked", "chunked", "pallas"]
+Implementation = Literal["auto", "xla", "blocked", "chunked", "cudnn", "pallas"]
 
 
 def attention(
@@ -42,13 +43,16 @@ def attention(
       implementation: `xla` forms [B, N, T, S] logits; `blocked` forms them for `chunk_size`
         queries at a time, which stay in a CPU's caches; `chunked` is the exact online softmax
         over blocks of at most `chunk_size` queries and keys, with O(T + S) memory; `pallas` is the
-        same as TPU kernels, see `flash_attention` (interpreted elsewhere: for tests). `auto` takes
-        `blocked` on a CPU, elsewhere `xla` up to 8,192 keys and `chunked` beyond.
+        same as TPU kernels, see `flash_attention` (interpreted elsewhere: for tests); `cudnn` is
+        the fused kernel of NVIDIA GPUs, for 16-bit floats. `auto` takes `blocked` on a CPU; on a
+        GPU `cudnn` where it applies and the queries are no single tokens; else `xla` up to 8,192
+        keys and `chunked` beyond.
       chunk_size: queries (and keys) of a block: 256 for `blocked`, 512 for `chunked` and `pallas`
         by default.
 
     Raises:
-      ValueError: another implementation, `pallas` on a GPU, or N not a multiple of K.
+      ValueError: another implementation, `pallas` on a GPU, `cudnn` with float32, or N not a
+        multiple of K.
     """
     num_heads, num_kv_heads = query.shape[2], blocks[0].num_kv_heads
     if num_heads % num_kv_heads:
@@ -56,9 +60,11 @@ def attention(
             f"query heads: expected a multiple of {num_kv_heads} key heads, found {num_heads}"
         )
     if implementation == "auto":
-        implementation = _chosen(sum(block.num_keys for block in blocks))
+        implementation = _chosen(query, blocks)
     if implementation == "pallas":
         return _attend_pallas(query, blocks, query_metadata, chunk_size or 512)
+    if implementation == "cudnn":
+        return cudnn_attention(query, _plain(blocks), query_metadata)
     length = query.shape[1]
     if implementation == "xla":
         plan = Plan(length, None)
@@ -67,7 +73,7 @@ def attention(
         plan = Plan(-(-length // -(-length // (chunk_size or 256))), None)
     elif implementation == "chunked":
         plan = Plan(min(chunk_size or 512, length), chunk_size or 512)
-        blocks = [b.plain() if isinstance(b, MergedKeyBlock) else b for b in blocks]
+        blocks = _plain(blocks)
     else:
         raise ValueError(
             f"implementation: expected one of {get_args(Implementation)}, found {implementation!r}"
@@ -83,10 +89,19 @@ def _platform() -> str:
     return jax.default_backend() if device is None else device.platform
 
 
-def _chosen(keys: int) -> Implementation:
-    if _platform() == "cpu":
+def _chosen(query: Array, blocks: Sequence[KeyBlock | MergedKeyBlock]) -> Implementation:
+    platform = _platform()
+    if platform == "cpu":
         return "blocked"
-    return "xla" if keys <= 8192 else "chunked"
+    # A cache is read where it lies, by few queries: no kernel is needed.
+    merged = any(isinstance(b, MergedKeyBlock) for b in blocks)
+    if platform == "gpu" and not merged and query.shape[1] > 1 and has_cudnn_attention(query):
+        return "cudnn"
+    return "xla" if sum(block.num_keys for block in blocks) <= 8192 else "chunked"
+
+
+def _plain(blocks: Sequence[KeyBlock | MergedKeyBlock]) -> list[KeyBlock]:
+    return [b.plain() if isinstance(b, MergedKeyBlock) else b for b in blocks]
 
 
 # ----------------------------------------------------------------------------- pallas
@@ -106,8 +121,7 @@ def _attend_pallas(
         raise ValueError(f"implementation: pallas has kernels for TPUs, found {platform}")
     scaled = jnp.einsum("btnh->bnth", query * query.shape[-1] ** -0.5)
     outs, sums = [], []
-    for block in blocks:
-        plain = block.plain() if isinstance(block, MergedKeyBlock) else block
+    for plain in _plain(blocks):
         out, log_sum = flash_attention(
             scaled,
             jnp.einsum("bskh->bksh", plain.key),

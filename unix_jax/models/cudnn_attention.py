@@ -1,0 +1,80 @@
+"""Joint attention by cuDNN: the fused kernel of NVIDIA GPUs, for 16-bit floats.
+
+Logits stay in the chip. The kernel takes the mask as an additive [B, 1, T, S] array of the queries'
+type, common to all heads.
+
+Letters: B batch, T queries, S keys, N query heads, K key-value heads, H head_dim.
+"""
+
+import re
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from unix_jax.models.exact_attention import pad_axis
+from unix_jax.models.key_blocks import KeyBlock
+from unix_jax.models.mask import TokenMetadata
+
+# Of every card that has the kernel (Ampere and later).
+_LARGEST_HEAD = 128
+
+
+def has_cudnn_attention(query: Array) -> bool:
+    """Whether the kernel takes such queries, and the first GPU here is one that has it."""
+    if query.dtype not in (jnp.bfloat16, jnp.float16):
+        return False
+    if query.shape[-1] % 8 or query.shape[-1] > _LARGEST_HEAD:
+        return False
+    device = jax.local_devices()[0]
+    # AMD's say "gfx942" or the like.
+    capability = re.match(r"(\d+)\.\d+$", getattr(device, "compute_capability", ""))
+    return device.platform == "gpu" and capability is not None and int(capability.group(1)) >= 8
+
+
+def cudnn_attention(
+    query: Float[Array, "B T N H"],
+    blocks: Sequence[KeyBlock],
+    query_metadata: TokenMetadata | None,
+) -> Float[Array, "B T N H"]:
+    """Attention over the keys of all blocks, joined; zeros for a query that sees no key.
+
+    Raises:
+      ValueError: queries that are not 16-bit floats. Whatever JAX raises where the kernel cannot
+        run: another device, or a head_dim that is no multiple of 8 or too large.
+    """
+    if query.dtype not in (jnp.bfloat16, jnp.float16):
+        raise ValueError(f"query: expected bfloat16 or float16 for cudnn, found {query.dtype}")
+    length = query.shape[1]
+    key, value = (
+        jnp.concatenate([getattr(b, name) for b in blocks], axis=1) for name in ("key", "value")
+    )
+    mask = _mask(query, blocks, query_metadata)
+    if mask is not None:
+        # With a mask, its backward pass wants even lengths.
+        query, key, value, mask = (
+            pad_axis(query, 1, 2), pad_axis(key, 1, 2), pad_axis(value, 1, 2),
+            pad_axis(pad_axis(mask, 1, 2), 2, 2),
+        )  # fmt: skip
+    out = jax.nn.dot_product_attention(
+        query, key, value, mask=None if mask is None else mask[:, None], implementation="cudnn"
+    )
+    if mask is not None:
+        # Where all logits are equally low, the kernel's weights are all the same.
+        out = jnp.where(mask.any(axis=-1)[..., None, None], out, 0)
+    return out[:, :length]
+
+
+def _mask(
+    query: Array, blocks: Sequence[KeyBlock], query_metadata: TokenMetadata | None
+) -> Bool[Array, "B T S"] | None:
+    """Who sees whom over the joined keys; None where everyone sees everyone."""
+    if not any(block.masked for block in blocks):
+        return None
+    parts = []
+    for block in blocks:
+        part = block.mask(query_metadata)
+        shape = (*query.shape[:2], block.num_keys)
+        parts.append(jnp.ones(shape, bool) if part is None else jnp.broadcast_to(part, shape))
+    return jnp.concatenate(parts, axis=2)
