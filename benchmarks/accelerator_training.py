@@ -8,10 +8,10 @@
 
 Each step is `CONFIG:REMAT:ROWS`, with all rows of a file of configs/ in microbatches of ROWS, full
 rows of random content and random weights, the update of AdamW and the running mean included. MFU is
-the model's FLOPs (`unix_jax.training.flops`: what is recomputed or padded does not count, nor does
-REPA's encoder) over the bfloat16 peak of the maker's data sheet; beside it, the rate of a large
-matrix product here. All steps are compiled first, at the same time; that time is in no other
-figure. Memory is the compiler's own figure.
+the model's FLOPs (`unix_jax.training.flops`: what is recomputed or padded does not count) over the
+bfloat16 peak of the maker's data sheet; beside it, the rate of a large matrix product here. All
+steps are compiled first, at the same time; that time is in no other figure. Memory is the
+compiler's own figure.
 """
 
 import collections
@@ -46,8 +46,8 @@ class Arguments:
     """What is timed."""
 
     steps: tuple[str, ...] = (
-        "stage1_understanding:none:2", "stage1_understanding:full:4",
-        "stage2_generation:none:16", "stage2_generation:full:16",
+        "stage1_understanding:dots:8", "stage1_understanding:full:8",
+        "stage2_generation:dots:16", "stage2_generation:full:16",
     )  # fmt: skip
     """CONFIG:REMAT:ROWS each."""
     rows: int | None = None
@@ -57,6 +57,8 @@ class Arguments:
     repeats: int = 5
     profile: bool = False
     """Print which kernels take the time of one step."""
+    hlo: Path | None = None
+    """Write the compiled programs into this folder."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +152,9 @@ class Prepared:
 
         timing = interleaved({"step": update}, a.repeats)["step"]
         step = self.step
+        if a.hlo is not None:
+            name = f"{step.name}-{step.remat}-{step.at_once}.hlo.txt"
+            (a.hlo / name).write_text(self.compiled.as_text())
         if a.profile:
             print_profile(f"{step.name}, remat {step.remat}, {step.at_once} rows at once", update)
         stats, device = self.compiled.memory_analysis(), self.mesh.devices.flat[0]
@@ -170,7 +175,7 @@ class Prepared:
         ]
 
 
-def print_profile(title: str, update: Any, shown: int = 45) -> None:
+def print_profile(title: str, update: Any, shown: int = 60) -> None:
     """Device time of one step by kernel, from JAX's profiler."""
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):

@@ -29,9 +29,11 @@ def params():
     )
 
 
-@functools.partial(jax.jit, static_argnames=("implementation", "remat"))
-def run(params, pixels, implementation="xla", remat=False):
-    tower = VisionTransformer(CONFIG, attention_implementation=implementation, remat=remat)
+@functools.partial(jax.jit, static_argnames=("implementation", "remat_policy"))
+def run(params, pixels, implementation="xla", remat_policy="none"):
+    tower = VisionTransformer(
+        CONFIG, attention_implementation=implementation, remat_policy=remat_policy
+    )
     return tower.apply({"params": params}, pixels)
 
 
@@ -48,7 +50,7 @@ def test_matches_plain_float64(params, assert_close, height, width):
 
 def test_implementations_and_remat_agree(params, assert_close):
     pixels = np.random.default_rng(1).normal(size=(2, 12, 12, 3)).astype(np.float32)
-    assert_close(run(params, pixels, "chunked", True), run(params, pixels))
+    assert_close(run(params, pixels, "chunked", "full"), run(params, pixels))
 
 
 def test_golden(tiny, golden, assert_close):

@@ -51,8 +51,10 @@ def cudnn_attention(
         jnp.concatenate([getattr(b, name) for b in blocks], axis=1) for name in ("key", "value")
     )
     mask = _mask(query, blocks, query_metadata)
-    if mask is not None:
-        # With a mask, its backward pass wants even lengths.
+    if length % 2 or key.shape[1] % 2:
+        # Its backward pass wants even lengths.
+        if mask is None:
+            mask = jnp.ones((query.shape[0], length, key.shape[1]), bool)
         query, key, value, mask = (
             pad_axis(query, 1, 2), pad_axis(key, 1, 2), pad_axis(value, 1, 2),
             pad_axis(pad_axis(mask, 1, 2), 2, 2),

@@ -11,7 +11,7 @@ D width, L layers.
 
 import functools
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -25,15 +25,10 @@ from unix_jax.models.cache import KVCache
 from unix_jax.models.key_blocks import KeyBlock, MergedKeyBlock
 from unix_jax.models.layers import Dtype, RMSNorm, dense
 from unix_jax.models.mask import TokenMetadata
+from unix_jax.models.remat import RematPolicy, rematerialised
 from unix_jax.models.rope import apply_rope, rope_angles
 
 STREAMS = ("und", "gen")
-RematPolicy = Literal["none", "full", "dots", "dots_no_batch"]
-_REMAT_POLICIES = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_saveable,
-    "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
 
 # Keys and values of a frozen und stream: all that the backward pass of gen reads of it.
 _FROZEN = "frozen_und"
@@ -297,7 +292,13 @@ class Decoder(nn.Module):
         angles = tuple(
             None if p is None else rope_angles(p, c.head_dim, c.rope_theta) for p in positions
         )
-        layer = self._rematerialised(DecoderLayer)
+        layer = rematerialised(
+            DecoderLayer,
+            self.remat_policy,
+            prevent_cse=not self.scan_layers,
+            # Recomputing them would run und's projections a second time.
+            kept_names=(_FROZEN,) if self.freeze_und else (),
+        )
         arguments = (c, self.dtype, self.attention_implementation, self.freeze_und)
         hidden = None if hidden_after_layer is None else streams[1]
 
@@ -336,24 +337,6 @@ class Decoder(nn.Module):
                 per_layer.append(pair)
             new = tuple(zip(*per_layer, strict=True)) if keep_keys else None
         return FinalNorm(c, self.dtype, name="norm")(streams), new, hidden
-
-    def _rematerialised(self, layer: Any) -> Any:
-        """The layer class under this module's policy."""
-        if self.remat_policy == "none":
-            return layer
-        if self.remat_policy not in _REMAT_POLICIES:
-            raise ValueError(
-                f"remat_policy: expected one of {['none', *_REMAT_POLICIES]}, "
-                f"found {self.remat_policy!r}"
-            )
-        policy = _REMAT_POLICIES[self.remat_policy]
-        if self.freeze_und:
-            # Recomputing them would run und's projections a second time.
-            policies = jax.checkpoint_policies
-            policy = policies.save_from_both_policies(
-                policy, policies.save_only_these_names(_FROZEN)
-            )
-        return nn.remat(layer, policy=policy, prevent_cse=not self.scan_layers)
 
 
 def unstack_layers(decoder_params: dict[str, Any], num_layers: int) -> dict[str, Any]:

@@ -16,10 +16,11 @@ from jaxtyping import Array, Bool, Float, Int
 from unix_jax.config import UniXConfig
 from unix_jax.models.attention import Implementation
 from unix_jax.models.cache import KVCache
-from unix_jax.models.decoder import Decoder, RematPolicy, Streams, unstack_layers
+from unix_jax.models.decoder import Decoder, Streams, unstack_layers
 from unix_jax.models.embeddings import sincos_table_2d, timestep_sinusoid
 from unix_jax.models.layers import Dtype, TwoLayerMLP, dense
 from unix_jax.models.mask import TokenMetadata
+from unix_jax.models.remat import RematPolicy
 from unix_jax.models.vision import VisionTransformer
 
 _ACTIVATION = ("batch", "length", "embed_act")
@@ -82,7 +83,7 @@ class UniX(nn.Module):
             self.scan_layers, self.freeze_und,
         )  # fmt: skip
         self.vision = VisionTransformer(
-            c.vision, self.dtype, self.attention_implementation, self.remat_policy != "none"
+            c.vision, self.dtype, self.attention_implementation, self.remat_policy
         )
         self.connector = TwoLayerMLP(width, width, c.connector_act, self.dtype)
         self.time_embedder = TwoLayerMLP(width, width, "silu", self.dtype)

@@ -13,6 +13,7 @@ from unix_jax.config import VisionConfig
 from unix_jax.models.attention import Implementation, attention
 from unix_jax.models.key_blocks import KeyBlock
 from unix_jax.models.layers import Dtype, dense, layer_norm
+from unix_jax.models.remat import RematPolicy, rematerialised
 
 
 class VisionBlock(nn.Module):
@@ -47,7 +48,7 @@ class VisionTransformer(nn.Module):
     config: VisionConfig
     dtype: Dtype = jnp.float32
     attention_implementation: Implementation = "auto"
-    remat: bool = False
+    remat_policy: RematPolicy = "none"
 
     @nn.compact
     def __call__(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B P W"]:
@@ -87,7 +88,7 @@ class VisionTransformer(nn.Module):
         x = nn.with_logical_constraint(
             x + table.astype(self.dtype), ("batch", "length", "embed_act")
         )
-        block = nn.remat(VisionBlock, prevent_cse=False) if self.remat else VisionBlock
+        block = rematerialised(VisionBlock, self.remat_policy, prevent_cse=False)
         x, _ = nn.scan(
             block,
             variable_axes={"params": 0},

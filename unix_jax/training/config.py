@@ -17,7 +17,7 @@ from unix_jax.config import PRESETS
 from unix_jax.data.config import DataConfig
 from unix_jax.errors import ConfigError
 from unix_jax.models.attention import Implementation
-from unix_jax.models.decoder import RematPolicy
+from unix_jax.models.remat import RematPolicy
 from unix_jax.training.autoencoder import AutoencoderObjective
 from unix_jax.training.lora import LoraConfig
 from unix_jax.training.losses import LossConfig

@@ -110,10 +110,36 @@ def _rows(
     return jnp.where(mask, back, 0.0)
 
 
+@jax.custom_vjp
+def _product(hidden: Float[Array, "B S D"], kernel: Float[Array, "D V"]) -> Float[Array, "B S V"]:
+    """Float32 logits; their gradient is rounded to the operands' type before it is multiplied.
+
+    As a framework's bfloat16 does whose logits are bfloat16. JAX's own rule would multiply float32
+    with bfloat16, for which no device has a unit.
+    """
+    return jnp.einsum("bsd,dv->bsv", hidden, kernel, preferred_element_type=jnp.float32)
+
+
+def _product_forward(hidden: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _product(hidden, kernel), (hidden, kernel)
+
+
+def _product_backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    hidden, kernel = kept
+    gradient = gradient.astype(hidden.dtype)
+    return (
+        jnp.einsum("bsv,dv->bsd", gradient, kernel),
+        jnp.einsum("bsd,bsv->dv", hidden, gradient),
+    )
+
+
+_product.defvjp(_product_forward, _product_backward)
+
+
 def _cross_entropy(
     hidden: Float[Array, "B S D"], kernel: Float[Array, "D V"], labels: Int[Array, "B S"]
 ) -> Float[Array, "B S"]:
-    logits = jnp.einsum("bsd,dv->bsv", hidden, kernel, preferred_element_type=jnp.float32)
+    logits = _product(hidden, kernel)
     logits = nn.with_logical_constraint(logits, (None, None, "vocab"))
     # A sum over the vocabulary, not an index into it, which would gather a split vocabulary.
     chosen = jnp.arange(logits.shape[-1]) == labels[..., None]

@@ -121,7 +121,7 @@ def _moments(model: UniX, params: Params, batch: TrainingBatch) -> Float[Array, 
         )
     rows, images = batch.vae_pixels.shape[:2]
     pixels = batch.vae_pixels.reshape(-1, *batch.vae_pixels.shape[2:])
-    moments: Any = Autoencoder(model.config.vae).apply(
+    moments: Any = Autoencoder(model.config.vae, model.dtype).apply(
         {"params": jax.lax.stop_gradient(params["autoencoder"])},
         pixels,
         method=Autoencoder.moments,

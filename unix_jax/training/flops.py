@@ -17,6 +17,7 @@ import numpy as np
 
 from unix_jax.config import AutoencoderConfig, UniXConfig
 from unix_jax.data.batch import TrainingBatch
+from unix_jax.models.dinov2 import Dinov2Config, encoder_size
 
 # Dense bfloat16 peak in FLOP/s by `device_kind`, from the makers' data sheets.
 PEAK_FLOPS = {
@@ -131,6 +132,16 @@ def _vit_flops(config: UniXConfig) -> int:
     layer = 2 * (4 * c.width**2 + 2 * c.width * c.mlp_size) + 4 * c.num_patches * c.width
     ends = 2 * (3 * c.patch_size**2 * c.width + c.width * width + width**2)
     return c.num_patches * (c.num_layers * layer + ends)
+
+
+def repa_flops(encoder: Dinov2Config, image_size: int, images: int, size: tuple[int, int]) -> float:
+    """FLOPs of REPA's frozen encoder over `images` of `size` pixels, seen at `image_size`."""
+    sides = encoder_size(*size, image_size, encoder.patch_size)
+    patches = sides[0] * sides[1] // encoder.patch_size**2
+    tokens, width = patches + 1, encoder.hidden_size
+    layer = 2 * (4 * width**2 + 2 * width * encoder.mlp_size) + 4 * tokens * width
+    embedding = patches * 2 * 3 * encoder.patch_size**2 * width
+    return images * (tokens * encoder.num_layers * layer + embedding)
 
 
 def encoder_flops(config: AutoencoderConfig, size: tuple[int, int]) -> int:

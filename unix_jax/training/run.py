@@ -150,7 +150,12 @@ def _unix_run(
 
     def batch_flops(batch: TrainingBatch) -> float:
         counts = flops.count(batch, model_config)
-        return flops.step_flops(model_config, counts, stage, weights_frozen=config.use_lora)
+        total = flops.step_flops(model_config, counts, stage, weights_frozen=config.use_lora)
+        if encoder_config is not None:
+            total += flops.repa_flops(
+                encoder_config, config.repa.image_size, counts.vae_images, counts.vae_size
+            )
+        return total
 
     losses = config.losses
     return Run(

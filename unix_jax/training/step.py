@@ -225,13 +225,15 @@ def _gradients(
     shardings: Any,
 ) -> tuple[Float[Array, ""], Metrics, Params]:
     """(loss, its parts, gradients of the trained parameters alone) of the whole step."""
+    working = _working_copy(model, config, trained)
 
     def one(rows: TrainingBatch, row_ids: Array) -> tuple[Array, Metrics, Params]:
-        def loss_of(trained: Params) -> tuple[Array, Metrics]:
-            params = merge_params(trained, frozen)
+        def loss_of(working: Params) -> tuple[Array, Metrics]:
+            params = merge_params(working, frozen)
             return _loss(model, config, params, rows, row_ids, totals, key, repa)
 
-        (loss, parts), gradients = jax.value_and_grad(loss_of, has_aux=True)(trained)
+        (loss, parts), gradients = jax.value_and_grad(loss_of, has_aux=True)(working)
+        gradients = jax.tree.map(lambda x, master: x.astype(master.dtype), gradients, trained)
         if shardings is not None:
             # Where the parameters lie: sums over devices may then be scattered, not repeated.
             gradients = jax.lax.with_sharding_constraint(gradients, shardings)
@@ -250,6 +252,24 @@ def _gradients(
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, *first))
     total, _ = jax.lax.scan(add, zeros, micro)
     return total
+
+
+def _working_copy(model: UniX, config: StepConfig, trained: Params) -> Params:
+    """The parameters with the kernels of all layers in the type that these compute in.
+
+    They cast them anyway, but each layer in each microbatch and pass anew, and cut out of float32
+    stacks; so it is done once a step, with the same numbers. What is summed within a microbatch, as
+    the head's gradient over chunks, stays float32.
+    """
+    if config.lora is not None:
+        return trained
+
+    def one(path: Any, x: Array) -> Array:
+        names = [str(getattr(key, "key", "")) for key in path]
+        stacked = names[:1] == ["unix"] and names[2:3] in (["layers"], ["blocks"])
+        return x.astype(model.dtype) if stacked and names[-1] == "kernel" else x
+
+    return jax.tree_util.tree_map_with_path(one, trained)
 
 
 def _microbatches(x: Array, k: int) -> Array:

@@ -1,0 +1,49 @@
+"""What the backward pass of a layer keeps and what it computes again."""
+
+from typing import Any, Literal, get_args
+
+import flax.linen as nn
+import jax
+
+RematPolicy = Literal["none", "full", "dots", "dots_no_batch"]
+
+_policies = jax.checkpoint_policies
+_POLICIES = {
+    "full": _policies.nothing_saveable,
+    "dots": _policies.dots_saveable,
+    "dots_no_batch": _policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def rematerialised(
+    layer: Any, policy: str, *, prevent_cse: bool, kept_names: tuple[str, ...] = ()
+) -> Any:
+    """The layer class under a policy.
+
+    `none` keeps every intermediate; `full` only the inputs; `dots` matrix products as well;
+    `dots_no_batch` only those with weights. The two latter keep what cuDNN's attention gives: by
+    then its logits are gone, and it is the dearest of all to repeat.
+
+    Args:
+      prevent_cse: False within a scan, where it costs and has no use.
+      kept_names: of `checkpoint_name`, kept under any policy but `none`.
+
+    Raises:
+      ValueError: another policy.
+    """
+    if policy == "none":
+        return layer
+    if policy not in _POLICIES:
+        raise ValueError(
+            f"remat_policy: expected one of {list(get_args(RematPolicy))}, found {policy!r}"
+        )
+    keep = _POLICIES[policy]
+    if policy != "full":
+        keep = _policies.save_from_both_policies(keep, _is_cudnn_attention)
+    if kept_names:
+        keep = _policies.save_from_both_policies(keep, _policies.save_only_these_names(*kept_names))
+    return nn.remat(layer, policy=keep, prevent_cse=prevent_cse)
+
+
+def _is_cudnn_attention(primitive: Any, *_: Any, **__: Any) -> bool:
+    return primitive.name.startswith("dot_product_attention_fwd")
