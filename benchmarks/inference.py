@@ -70,6 +70,8 @@ class Arguments:
     """Sides of the sampled image in pixels."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of weights and computation."""
+    layers_as: Literal["auto", "scanned", "unrolled"] = "auto"
+    """auto: as the pipeline has them on this device."""
     repeats: int = 7
 
 
@@ -90,7 +92,7 @@ def build(a: Arguments) -> tuple[UniXConfig, dict[str, Any], UniX]:
         params["llm2vae"]["kernel"] = 0.02 * jax.random.normal(jax.random.key(1), shape)
         return jax.tree.map(lambda x: x.astype(a.dtype), params)
 
-    scan = jax.default_backend() != "cpu"
+    scan = jax.default_backend() == "tpu" if a.layers_as == "auto" else a.layers_as == "scanned"
     return config, weights(), UniX(config, jnp.dtype(a.dtype), scan_layers=scan)
 
 

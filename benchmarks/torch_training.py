@@ -166,7 +166,8 @@ class TorchTrainer:
             first = torch.arange(rows)[:, None] * images * features.shape[1]
             index = torch.where(batch.vit_index >= 0, batch.vit_index + first, -1).flatten()
             places = (index >= 0).nonzero()[:, 0]
-            und = und.index_copy(0, places, features.flatten(0, 1)[index[places]])
+            taken = features.flatten(0, 1)[index[places]].to(und.dtype)
+            und = und.index_copy(0, places, taken)
         return und
 
     def _gen(self) -> torch.Tensor:
@@ -214,7 +215,7 @@ class TorchTrainer:
             return streams["und"]
         x = streams["gen"].new_zeros(len(self.position), *streams["gen"].shape[1:])
         for name, part in streams.items():
-            x = x.index_copy(0, self.places[name], part)
+            x = x.index_copy(0, self.places[name], part.to(x.dtype))
         return x
 
     def _layer(

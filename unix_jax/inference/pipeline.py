@@ -60,8 +60,8 @@ class UniXPipeline:
     ) -> None:
         """Takes over stacked parameters as they come from a checkpoint.
 
-        On a CPU the decoder's layers are cut apart and dropped from `params`. `dtype` is that of
-        the computation.
+        On a CPU or one GPU the decoder's layers are cut apart and dropped from `params`. `dtype` is
+        that of the computation.
 
         Raises:
           ConfigError: control tokens outside the vocabulary, or a mesh that cannot be used.
@@ -69,8 +69,9 @@ class UniXPipeline:
         config.check_special_tokens()
         if mesh is not None:
             sharding.check_mesh(mesh, config)
-        # XLA's CPU backend copies a scanned layer's weights for every token; see docs/architecture.
-        scan_layers = mesh is not None or jax.default_backend() != "cpu"
+        # XLA copies a scanned layer's weights out of their stack for every token on CPUs and GPUs; see
+        # docs/architecture.md.
+        scan_layers = mesh is not None or jax.default_backend() == "tpu"
         if not scan_layers:
             params = unroll_params(params, config.decoder.num_layers)
         model = UniX(config, dtype, scan_layers=scan_layers)

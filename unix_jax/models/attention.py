@@ -93,9 +93,8 @@ def _chosen(query: Array, blocks: Sequence[KeyBlock | MergedKeyBlock]) -> Implem
     platform = _platform()
     if platform == "cpu":
         return "blocked"
-    # A cache is read where it lies, by few queries: no kernel is needed.
-    merged = any(isinstance(b, MergedKeyBlock) for b in blocks)
-    if platform == "gpu" and not merged and query.shape[1] > 1 and has_cudnn_attention(query):
+    # A single token reads the cache where it lies: no kernel is needed.
+    if platform == "gpu" and query.shape[1] > 1 and has_cudnn_attention(query):
         return "cudnn"
     return "xla" if sum(block.num_keys for block in blocks) <= 8192 else "chunked"
 
