@@ -168,6 +168,26 @@ def test_a_signal_to_one_of_two_processes_stops_both(toy, tmp_path, cache):
 
 
 @pytest.mark.slow
+def test_broken_images_of_one_of_two_processes_stop_both(toy, tmp_path, cache):
+    source = toy_run.write_pictures(tmp_path / "data", train=40)
+    file = source / "images" / "007.png"
+    file.write_bytes(file.read_bytes()[:60])
+    options = ["--data.source", f"manifest:{source}", "--data.broken-after", 1]
+    options += ["--data.max-broken-fraction", 0, "--mesh", "data=2", "--total-steps", 1000]
+    arguments = [toy("understanding"), "--out", tmp_path / "run", *options]
+    found = []
+    for process in launch_two(arguments, cache):
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 1, errors
+        found.append(errors.splitlines()[-1])
+    own, other = sorted(found, key=lambda text: "process" in text)
+    assert own.startswith("error: data: expected at most 0.0% broken")
+    assert "007.png" in own
+    assert other.split(": ", 2)[1].startswith("process ")
+    assert other.split(": ", 2)[2] == own.split(": ", 1)[1]
+
+
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(toy, tmp_path, cache):
     config = str(toy("generation"))
     one, two = tmp_path / "one", tmp_path / "two"

@@ -69,7 +69,7 @@ class UniXPipeline:
         config.check_special_tokens()
         if mesh is not None:
             sharding.check_mesh(mesh, config)
-        # XLA copies a scanned layer's weights out of their stack for every token on CPUs and GPUs; see
+        # On CPUs and GPUs XLA copies a scanned layer's weights for every token; see
         # docs/architecture.md.
         scan_layers = mesh is not None or jax.default_backend() == "tpu"
         if not scan_layers:

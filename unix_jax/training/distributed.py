@@ -150,6 +150,24 @@ def collect(value: Any) -> list[Any]:
     return [json.loads(row[:size].tobytes()) for row, size in zip(texts, sizes, strict=True)]
 
 
+def raise_together(error: UniXError | None) -> None:
+    """Raises `error`, or that of another process, so that all processes end at the same place.
+
+    Every process calls it, with None where all is well.
+
+    Raises:
+      UniXError: this process's own, else that of the first process that has one.
+    """
+    if jax.process_count() > 1:
+        failed = np.asarray(multihost_utils.process_allgather(np.bool_(error is not None)))
+        if failed.any():
+            texts = collect(None if error is None else str(error))
+            first = int(failed.argmax())
+            error = error or UniXError(f"process {first}: {texts[first]}")
+    if error is not None:
+        raise error
+
+
 def row_share(mesh: Mesh, rows: int, rules: ShardingRules | None = None) -> tuple[int, int]:
     """The rows of a global batch that this process's devices hold, as (first, one past the last).
 

@@ -18,7 +18,7 @@ from unix_jax.data.sources import open_source
 from unix_jax.errors import DataError, UniXError
 from unix_jax.text import Tokenizer
 from unix_jax.training.config import TrainConfig
-from unix_jax.training.distributed import place_batch, row_share
+from unix_jax.training.distributed import place_batch, raise_together, row_share
 from unix_jax.training.export import gather
 
 
@@ -74,7 +74,13 @@ class Feed:
         return self
 
     def __next__(self) -> Fed:
-        host, info = next(self._iterator)
+        error = None
+        try:
+            host, info = next(self._iterator)
+        except UniXError as found:
+            error = found
+        # The other processes would wait for this one's part of the next step.
+        raise_together(error)
         # Taken before anything runs ahead: the checkpoint of this step goes on with the next one.
         state = self._iterator.get_state()
         batch = place_batch(host, self._mesh, self._rows, self._share)
