@@ -165,6 +165,15 @@ def param_shardings(boxed: Any, mesh: Mesh, rules: ShardingRules | None = None) 
     return jax.tree.map(one, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
 
 
+def axes_in_use(name: str) -> tuple[str, ...]:
+    """Mesh axes that split a logical axis within `use_mesh`; none outside of it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return ()
+    axes = next(iter(nn.logical_to_mesh_axes((name,)) or (None,)))
+    return tuple(axis for axis in _as_tuple(axes) if mesh.shape[axis] > 1)
+
+
 def batch_shards(mesh: Mesh, rules: ShardingRules | None = None) -> int:
     """Into how many parts the batch is split: its size must be a multiple of this."""
     return math.prod(mesh.shape[axis] for axis in _as_tuple((rules or ShardingRules()).batch))

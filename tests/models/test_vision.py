@@ -48,9 +48,19 @@ def test_matches_plain_float64(params, assert_close, height, width):
         assert_close(ours, plain_vision(image.astype(np.float64), wide, CONFIG))
 
 
-def test_implementations_and_remat_agree(params, assert_close):
+def test_implementations_agree(params, assert_close):
     pixels = np.random.default_rng(1).normal(size=(2, 12, 12, 3)).astype(np.float32)
     assert_close(run(params, pixels, "chunked", "full"), run(params, pixels))
+
+
+@pytest.mark.parametrize("policy", ["full", "dots"])
+def test_remat_policies_give_the_same_gradients(params, assert_close, policy):
+    pixels = np.random.default_rng(1).normal(size=(2, 12, 12, 3)).astype(np.float32)
+
+    def gradients(policy):
+        return jax.grad(lambda p: jnp.square(run(p, pixels, remat_policy=policy)).sum())(params)
+
+    jax.tree.map(assert_close, gradients(policy), gradients("none"))
 
 
 def test_golden(tiny, golden, assert_close):

@@ -13,6 +13,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from unix_jax.config import AutoencoderConfig, DecoderConfig, UniXConfig, VisionConfig
 from unix_jax.data.batch import TrainingBatch
 from unix_jax.models.autoencoder import Autoencoder
+from unix_jax.models.dinov2 import Dinov2, Dinov2Config, encoder_size
 from unix_jax.models.mask import TokenMetadata
 from unix_jax.models.unix import TwoStreamBatch, UniX, param_shapes
 from unix_jax.training import flops
@@ -95,6 +96,18 @@ def test_backward_of_the_und_stream():
     # The backward pass computes the logits once more, of the decoder and of the ViT.
     repeated = 2 * (2 * 40 * 40) * 2 * 4 * 8 + 2 * (2 * 16 * 16) * 2 * 24
     assert product_flops(traced.jaxpr) == expected - pixels_gradient + repeated
+
+
+@pytest.mark.parametrize("size", [(32, 32), (32, 48)])
+def test_forward_of_the_encoder_of_repa(size):
+    config = Dinov2Config(24, 8, 32, 2, 4, 2.0)
+    encoder, pixels = Dinov2(config), jnp.zeros((3, *encoder_size(*size, 24, 8), 3))
+    params = jax.eval_shape(encoder.init, jax.random.key(0), jnp.zeros((1, 24, 24, 3)))
+    three, one = (
+        product_flops(jax.make_jaxpr(encoder.apply)(params, x).jaxpr) for x in (pixels, pixels[:1])
+    )
+    # Not the table, resampled for another shape of images: once for any number of them.
+    assert three - one == flops.repa_flops(config, 24, 2, size)
 
 
 def test_step_with_the_und_stream_frozen():

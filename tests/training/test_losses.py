@@ -114,6 +114,20 @@ def test_half_precision_products_sum_in_float32(head):
     assert np.abs(ce - expected).max() < 0.1
 
 
+def test_half_precision_gradients(head, assert_close):
+    """Close to the exact ones, summed over chunks in float32, and of products of one type alone."""
+    function = weighted(chunked_cross_entropy, chunk=4, dtype=jnp.bfloat16)
+    ours, exact = function(*head)[1], weighted(dense_cross_entropy)(*head)[1]
+    for a, b in zip(ours, exact, strict=True):
+        assert a.dtype == jnp.float32
+        assert_close(a, b, 2e-2)
+    text = str(jax.make_jaxpr(function)(*head))
+    operands = re.findall(r"dot_general\[.*?\] (\w+):?\S* (\w+)", text, re.DOTALL)
+    assert operands
+    types = dict(re.findall(r"\b(\w+):(bf16|f32)\[", text))
+    assert {types[name] for pair in operands for name in pair} == {"bf16"}
+
+
 # ----------------------------------------------------------------------------- draws
 
 

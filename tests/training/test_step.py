@@ -13,9 +13,10 @@ from training_toy import CONFIG, init_unix, make_batch, named, unix_params
 from unix_jax.errors import CheckpointError, ConfigError
 from unix_jax.models.mask import TokenMetadata
 from unix_jax.models.unix import TwoStreamBatch, UniX, param_shapes, unroll_params
+from unix_jax.training import step as step_module
 from unix_jax.training.draws import to_images
 from unix_jax.training.groups import merge_params, split_params
-from unix_jax.training.losses import LossConfig, loss_terms
+from unix_jax.training.losses import LossConfig, count_totals, loss_terms
 from unix_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from unix_jax.training.state import abstract_state, create_state
 from unix_jax.training.step import StepConfig, make_eval_step, make_train_step
@@ -123,6 +124,35 @@ def test_accumulation_changes_no_number(made, batch):
     scale = max(np.abs(whole[path]).max() for path in moments)
     for path in moments:
         assert np.abs(ours[path] - whole[path]).max() < 1e-5 * scale, path
+
+
+def test_half_precision_gradients_are_those_of_the_masters(batch):
+    """Kernels cast once a step, not where they are used: the same numbers in the same type."""
+    model, config, _, state = make()
+    model = model.clone(dtype=jnp.bfloat16)
+    totals = count_totals(batch)
+
+    @jax.jit
+    def gradients(trained, frozen):
+        *_, ours = step_module._gradients(
+            model, config, trained, frozen, batch, totals, KEY, toy_repa, None
+        )
+
+        def loss(trained):
+            params = merge_params(trained, frozen)
+            rows = jnp.arange(batch.rows)
+            return step_module._loss(model, config, params, batch, rows, totals, KEY, toy_repa)[0]
+
+        return ours, jax.grad(loss)(trained)
+
+    ours, direct = (named(x) for x in gradients(state.trained, state.frozen))
+    assert set(ours) == set(direct)
+    for path, value in direct.items():
+        assert ours[path].dtype == np.float32
+        np.testing.assert_allclose(ours[path], value, rtol=1e-2, atol=1e-2 * np.abs(value).max())
+    copy = named(step_module._working_copy(model, config, state.trained))
+    narrow = {path for path, x in copy.items() if x.dtype == jnp.bfloat16}
+    assert narrow == {path for path in copy if "/layers/" in path and path.endswith("/kernel")}
 
 
 def test_the_same_key_and_step_draw_the_same(made, batch):

@@ -17,7 +17,6 @@ import functools
 import math
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
@@ -27,6 +26,7 @@ from jaxtyping import Array, Float, Int
 
 from unix_jax.models.exact_attention import pad_axis
 from unix_jax.models.mask import MASKED, TokenMetadata, visible
+from unix_jax.sharding import axes_in_use
 
 _LANES = 128  # blocks of keys are a multiple of it
 # Grid axes along which a kernel adds up come last.
@@ -68,7 +68,7 @@ def flash_attention(
     if mesh.size > 1 and not mesh.manual_axes:
         # The compiler cannot split a kernel: rows and heads are handed to the devices here.
         batch, heads, kv_heads = (
-            _mesh_axes(name, size, mesh.shape)
+            _dividing_axes(name, size, mesh.shape)
             for name, size in (
                 ("batch", query.shape[0]),
                 ("heads_act", query.shape[1]),
@@ -86,12 +86,10 @@ def flash_attention(
     return run(query, key, value, query_metadata, key_metadata)
 
 
-def _mesh_axes(name: str, size: int, mesh_shape: Any) -> Any:
+def _dividing_axes(name: str, size: int, mesh_shape: Any) -> tuple[str, ...] | None:
     """The mesh axes of a logical axis, None where they do not divide it."""
-    axes = nn.logical_to_mesh_axes((name,))
-    found = None if axes is None else axes[0]
-    names = () if found is None else (found,) if isinstance(found, str) else tuple(found)
-    return found if size % math.prod(mesh_shape[x] for x in names) == 0 else None
+    axes = axes_in_use(name)
+    return axes if axes and size % math.prod(mesh_shape[x] for x in axes) == 0 else None
 
 
 def _one_device(

@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from unix_jax.models.layers import Dtype
+from unix_jax.sharding import axes_in_use
 
 
 def chunked_cross_entropy(
@@ -46,7 +47,7 @@ def chunked_cross_entropy(
     count = -(-length // chunk)
     # Known to all devices alike, so that they run the same chunks.
     used = jnp.arange(count) * chunk < mask.sum(axis=1).max()
-    axes = _batch_axes()
+    axes = axes_in_use("batch")
     rows = functools.partial(_rows, chunk=chunk, dtype=dtype, axes=axes)
     if axes:
         split, whole = PartitionSpec(axes), PartitionSpec()
@@ -57,16 +58,6 @@ def chunked_cross_entropy(
             axis_names=set(axes),
         )
     return rows(hidden, kernel, labels, mask, used)
-
-
-def _batch_axes() -> tuple[str, ...]:
-    """Mesh axes over which the rows are split here."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return ()
-    axes = next(iter(nn.logical_to_mesh_axes(("batch",)) or (None,)))
-    names = (axes,) if isinstance(axes, str) else tuple(axes or ())
-    return tuple(name for name in names if mesh.shape[name] > 1)
 
 
 def _rows(

@@ -1,0 +1,117 @@
+"""cuDNN's attention without a GPU: what its kernel is given, and what is made of its answer.
+
+JAX's own dense implementation, with the same arguments, stands in for the kernel.
+"""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_attention import block_kinds, random_case
+
+from unix_jax.models import attention as attention_module
+from unix_jax.models.attention import attention
+from unix_jax.models.cudnn_attention import has_cudnn_attention
+from unix_jax.models.key_blocks import KeyBlock
+
+PLAIN = jax.nn.dot_product_attention
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kernel():
+    """Stands in for the kernel and its demands; counts its calls."""
+    calls = []
+
+    def stand_in(query, key, value, *, mask, implementation):
+        assert implementation == "cudnn"
+        assert query.dtype == key.dtype == value.dtype == jnp.float16
+        assert query.shape[1] % 2 == key.shape[1] % 2 == 0
+        if mask is not None:
+            assert mask.dtype == bool
+            assert mask.shape == (query.shape[0], 1, query.shape[1], key.shape[1])
+        calls.append(query.shape)
+        return PLAIN(query, key, value, mask=mask, implementation="xla")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax.nn, "dot_product_attention", stand_in)
+        yield calls
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    length=st.integers(1, 11),
+    parts=st.lists(st.tuples(st.integers(1, 11), block_kinds), min_size=1, max_size=2),
+    group=st.integers(1, 2),
+)
+@settings(max_examples=15, deadline=None, derandomize=True)
+def test_gives_the_dense_numbers(seed, length, parts, group):
+    """Any blocks, odd lengths, queries that see no key (all of whose numbers are 0)."""
+    sizes, kinds = zip(*parts, strict=True)
+    case = random_case(seed, 2, length, sizes, kinds, 2, group, 8, np.float16)
+    query, blocks, metadata, _, _, mask = case
+    ours = np.asarray(attention(query, blocks, metadata, implementation="cudnn"), np.float32)
+    dense = np.asarray(attention(query, blocks, metadata, implementation="xla"), np.float32)
+    np.testing.assert_allclose(ours, dense, atol=4e-3)
+    assert not ours[~mask.any(axis=-1)].any()
+
+
+def test_gradients_are_those_of_the_dense_one():
+    kinds = ("metadata", "valid")
+    query, blocks, metadata, *_ = random_case(3, 2, 9, (9, 5), kinds, 2, 2, 8, np.float16)
+
+    def gradients(name):
+        def total(query, blocks):
+            out = attention(query, blocks, metadata, implementation=name)
+            return (out.astype(jnp.float32) ** 2).sum()
+
+        return jax.tree.leaves(jax.grad(total, argnums=(0, 1), allow_int=True)(query, blocks))
+
+    for ours, dense in zip(gradients("cudnn"), gradients("xla"), strict=True):
+        if ours.dtype == jnp.float16:
+            np.testing.assert_allclose(
+                *(np.asarray(x, np.float32) for x in (ours, dense)), atol=0.05
+            )
+
+
+def test_wants_numbers_of_16_bits():
+    x = jnp.ones((1, 2, 2, 8))
+    with pytest.raises(
+        ValueError, match="query: expected bfloat16 or float16 for cudnn, found flo"
+    ):
+        attention(x, [KeyBlock(x, x)], implementation="cudnn")
+
+
+@pytest.mark.parametrize(
+    ("platform", "capability", "dtype", "dim", "expected"),
+    [
+        ("gpu", "9.0", "bfloat16", 128, True),
+        ("gpu", "8.6", "float16", 64, True),
+        ("gpu", "10.0", "bfloat16", 64, True),
+        ("gpu", "7.5", "float16", 64, False),  # before Ampere
+        ("gpu", "gfx942", "bfloat16", 64, False),  # AMD
+        ("gpu", "9.0", "float32", 64, False),
+        ("gpu", "9.0", "bfloat16", 192, False),
+        ("gpu", "9.0", "bfloat16", 60, False),
+        ("cpu", None, "bfloat16", 64, False),
+    ],
+)
+def test_where_it_applies(monkeypatch, platform, capability, dtype, dim, expected):
+    found = {} if capability is None else {"compute_capability": capability}
+    device = SimpleNamespace(platform=platform, **found)
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    assert has_cudnn_attention(jax.ShapeDtypeStruct((1, 4, 2, dim), jnp.dtype(dtype))) is expected
+
+
+def test_auto_takes_it_for_more_than_one_query(monkeypatch, kernel):
+    device = SimpleNamespace(platform="gpu", compute_capability="9.0")
+    monkeypatch.setattr(attention_module, "_platform", lambda: "gpu")
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    for length, calls in ((1, 0), (4, 1)):
+        kernel.clear()
+        key = jnp.ones((1, 6, 2, 8), jnp.float16)
+        attention(jnp.ones((1, length, 2, 8), jnp.float16), [KeyBlock(key, key)])
+        assert len(kernel) == calls
