@@ -174,6 +174,40 @@ def axes_in_use(name: str) -> tuple[str, ...]:
     return tuple(axis for axis in _as_tuple(axes) if mesh.shape[axis] > 1)
 
 
+@dataclasses.dataclass(frozen=True)
+class AttentionAxes:
+    """Mesh axes along which rows, query heads and key heads are split; None: they are not."""
+
+    batch: tuple[str, ...] | None
+    heads: tuple[str, ...] | None
+    kv_heads: tuple[str, ...] | None
+
+
+def attention_axes(batch: int, heads: int, kv_heads: int) -> AttentionAxes | None:
+    """How a kernel, which the compiler cannot split, is handed to the devices with `shard_map`.
+
+    Whatever a mesh does not divide is left whole. None: there is one device, or it has been done.
+
+    Args:
+      batch, heads, kv_heads: rows, query heads and key heads of the whole batch.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.size <= 1 or mesh.manual_axes:
+        return None
+
+    def dividing(name: str, size: int) -> tuple[str, ...] | None:
+        axes = axes_in_use(name)
+        return axes if axes and size % math.prod(mesh.shape[x] for x in axes) == 0 else None
+
+    rows, queries, keys = (
+        dividing(name, size)
+        for name, size in (("batch", batch), ("heads_act", heads), ("kv_heads_act", kv_heads))
+    )
+    if queries is None or keys is None:
+        queries = keys = None
+    return AttentionAxes(rows, queries, keys)
+
+
 def batch_shards(mesh: Mesh, rules: ShardingRules | None = None) -> int:
     """Into how many parts the batch is split: its size must be a multiple of this."""
     return math.prod(mesh.shape[axis] for axis in _as_tuple((rules or ShardingRules()).batch))

@@ -11,11 +11,13 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from unix_jax.models.exact_attention import pad_axis
 from unix_jax.models.key_blocks import KeyBlock
 from unix_jax.models.mask import TokenMetadata
+from unix_jax.sharding import attention_axes
 
 # Of every card that has the kernel (Ampere and later).
 _LARGEST_HEAD = 128
@@ -59,13 +61,31 @@ def cudnn_attention(
             pad_axis(query, 1, 2), pad_axis(key, 1, 2), pad_axis(value, 1, 2),
             pad_axis(pad_axis(mask, 1, 2), 2, 2),
         )  # fmt: skip
-    out = jax.nn.dot_product_attention(
-        query, key, value, mask=None if mask is None else mask[:, None], implementation="cudnn"
-    )
+    out = _kernel(query, key, value, None if mask is None else mask[:, None])
     if mask is not None:
         # Where all logits are equally low, the kernel's weights are all the same.
         out = jnp.where(mask.any(axis=-1)[..., None, None], out, 0)
     return out[:, :length]
+
+
+def _kernel(query: Array, key: Array, value: Array, mask: Array | None) -> Array:
+    """The kernel, on a mesh by each device for its own rows and heads."""
+
+    def run(query: Array, key: Array, value: Array, *mask: Array) -> Array:
+        return jax.nn.dot_product_attention(
+            query, key, value, mask=mask[0] if mask else None, implementation="cudnn"
+        )
+
+    operands = (query, key, value) if mask is None else (query, key, value, mask)
+    axes = attention_axes(query.shape[0], query.shape[2], key.shape[2])
+    if axes is not None:
+        of_query = PartitionSpec(axes.batch, None, axes.heads)
+        of_key = PartitionSpec(axes.batch, None, axes.kv_heads)
+        specs = (of_query, of_key, of_key, PartitionSpec(axes.batch))
+        run = jax.shard_map(
+            run, in_specs=specs[: len(operands)], out_specs=of_query, check_vma=False
+        )
+    return run(*operands)
 
 
 def _mask(

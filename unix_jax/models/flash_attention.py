@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Int
 
 from unix_jax.models.exact_attention import pad_axis
 from unix_jax.models.mask import MASKED, TokenMetadata, visible
-from unix_jax.sharding import axes_in_use
+from unix_jax.sharding import attention_axes
 
 _LANES = 128  # blocks of keys are a multiple of it
 # Grid axes along which a kernel adds up come last.
@@ -64,32 +64,15 @@ def flash_attention(
       interpret: run without a TPU.
     """
     run = functools.partial(_one_device, block_size=block_size, interpret=interpret)
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.size > 1 and not mesh.manual_axes:
-        # The compiler cannot split a kernel: rows and heads are handed to the devices here.
-        batch, heads, kv_heads = (
-            _dividing_axes(name, size, mesh.shape)
-            for name, size in (
-                ("batch", query.shape[0]),
-                ("heads_act", query.shape[1]),
-                ("kv_heads_act", key.shape[1]),
-            )
-        )
-        if (heads is None) != (kv_heads is None):
-            heads = kv_heads = None
-        of_query, of_key = PartitionSpec(batch, heads), PartitionSpec(batch, kv_heads)
-        tokens = PartitionSpec(batch)
+    axes = attention_axes(query.shape[0], query.shape[1], key.shape[1])
+    if axes is not None:
+        of_query = PartitionSpec(axes.batch, axes.heads)
+        of_key, tokens = PartitionSpec(axes.batch, axes.kv_heads), PartitionSpec(axes.batch)
         run = jax.shard_map(
             run, in_specs=(of_query, of_key, of_key, tokens, tokens),
             out_specs=(of_query, of_query), check_vma=False,
         )  # fmt: skip
     return run(query, key, value, query_metadata, key_metadata)
-
-
-def _dividing_axes(name: str, size: int, mesh_shape: Any) -> tuple[str, ...] | None:
-    """The mesh axes of a logical axis, None where they do not divide it."""
-    axes = axes_in_use(name)
-    return axes if axes and size % math.prod(mesh_shape[x] for x in axes) == 0 else None
 
 
 def _one_device(
