@@ -204,6 +204,12 @@ def test_rows_that_do_not_divide():
         compile_step(dataclasses.replace(CONFIG, accumulation=2), MODEL, make_mesh(fsdp=8))
 
 
+def test_a_kernel_that_the_devices_do_not_have():
+    config = dataclasses.replace(CONFIG, model=ModelConfig(attention="cudnn"))
+    with pytest.raises(ConfigError, match="expected a GPU and 16-bit floats for cudnn, found cpu"):
+        compile_step(config, MODEL, make_mesh(devices=jax.devices()[:1]))
+
+
 def test_report_of_a_chip():
     """Bounds and verdict from the table."""
     device = type("Device", (), {"device_kind": "TPU v5 lite"})()

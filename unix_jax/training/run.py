@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from unix_jax.config import UniXConfig
 from unix_jax.data.batch import TrainingBatch
+from unix_jax.errors import ConfigError
 from unix_jax.models import autoencoder as vae
 from unix_jax.models.dinov2 import Dinov2Config
 from unix_jax.models.unix import UniX, init_params
@@ -107,6 +108,7 @@ def _unix_run(
     stage = config.stage
     assert stage != "autoencoder"
     dtype = compute_dtype(config.model.dtype, mesh)
+    _check_attention(config.model.attention, mesh, dtype)
     model = UniX(
         model_config,
         dtype,
@@ -177,6 +179,18 @@ def _unix_run(
         weights=weights,
         final_config=lambda *_: model_config,
     )
+
+
+def _check_attention(name: str, mesh: Mesh, dtype: Any) -> None:
+    """Raises ConfigError for a kernel that these devices do not have."""
+    platform = mesh.devices.flat[0].platform
+    if name == "pallas" and platform == "gpu":
+        raise ConfigError("model.attention: pallas has kernels for TPUs, found gpu")
+    if name == "cudnn" and (platform != "gpu" or dtype == jnp.float32):
+        raise ConfigError(
+            "model.attention: expected a GPU and 16-bit floats for cudnn, "
+            f"found {platform} and {jnp.dtype(dtype).name}"
+        )
 
 
 def _init_autoencoder(config: UniXConfig, key: Array) -> Any:
