@@ -1,7 +1,8 @@
 """Floating-point operations that a training step needs, and what a device could do.
 
 Counts matrix products and convolutions of the model as written: forward once; backward twice more
-where weights are trained, once more where only the gradient passes, not at all where frozen. What
+where weights are trained, once more where only the gradient passes, not at all where frozen. The
+frozen encoders of a generation stage, of the autoencoder and of REPA, count once. What
 rematerialisation repeats and what padding wastes do not count. An attended pair is a pair of tokens
 of one sample, und queries on und keys, gen queries on both; causality is not discounted (as in
 PaLM's definition of model FLOPs utilisation, arXiv 2204.02311, appendix B).
