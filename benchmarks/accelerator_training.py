@@ -16,6 +16,8 @@ compiler's own figure.
 
 import collections
 import dataclasses
+import re
+import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -71,12 +73,16 @@ class Step:
 
     @classmethod
     def parse(cls, text: str) -> "Step":
-        name, remat, at_once = text.split(":")
-        return cls(name, remat, int(at_once))
+        match = re.fullmatch(r"(\w+):(none|full|dots|dots_no_batch):([1-9]\d*)", text)
+        if match is None or not (CONFIGS / f"{match[1]}.py").is_file():
+            sys.exit(f"error: --steps: expected CONFIG:REMAT:ROWS, found {text!r}")
+        return cls(match[1], match[2], int(match[3]))
 
     def config(self, a: Arguments) -> TrainConfig:
         config, _ = load_config(CONFIGS / f"{self.name}.py")
         rows = a.rows or config.data.rows
+        if rows % self.at_once:
+            sys.exit(f"error: --steps: expected a divisor of {rows} rows, found {self.at_once}")
         return dataclasses.replace(
             config,
             data=dataclasses.replace(config.data, rows=rows),
