@@ -22,7 +22,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import numpy as np
@@ -32,7 +32,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from unix_jax.config import UniXConfig
 from unix_jax.data.batch import TrainingBatch
+from unix_jax.models.attention import Implementation
 from unix_jax.models.dinov2 import Dinov2Config
+from unix_jax.models.remat import RematPolicy
 from unix_jax.training.config import TrainConfig, load_config
 from unix_jax.training.dry_run import full_row
 from unix_jax.training.flops import count, utilisation
@@ -54,11 +56,11 @@ class Arguments:
     """CONFIG:REMAT:ROWS each."""
     rows: int | None = None
     """Rows of a step, instead of those of its configuration."""
-    attention: str = "auto"
+    attention: Implementation = "auto"
     preset: str = "published"
     repeats: int = 5
     profile: bool = False
-    """Print which kernels take the time of one step."""
+    """Print which kernels, and which kinds of them, take the time of one step on a GPU."""
     hlo: Path | None = None
     """Write the compiled programs into this folder."""
 
@@ -73,7 +75,7 @@ class Step:
 
     @classmethod
     def parse(cls, text: str) -> "Step":
-        match = re.fullmatch(r"(\w+):(none|full|dots|dots_no_batch):([1-9]\d*)", text)
+        match = re.fullmatch(rf"(\w+):({'|'.join(get_args(RematPolicy))}):([1-9]\d*)", text)
         if match is None or not (CONFIGS / f"{match[1]}.py").is_file():
             sys.exit(f"error: --steps: expected CONFIG:REMAT:ROWS, found {text!r}")
         return cls(match[1], match[2], int(match[3]))
@@ -98,9 +100,9 @@ def random_batch(config: TrainConfig, model_config: UniXConfig) -> TrainingBatch
     rng = np.random.default_rng(0)
     row = full_row(config.data, model_config)
     batch = row.map(lambda x: np.repeat(np.asarray(x), config.data.rows, axis=0))
-    text = (np.asarray(batch.und.split) >= 0) & (np.asarray(batch.token_ids) == 0)
-    ids = rng.integers(0, model_config.decoder.vocab_size, batch.token_ids.shape)
-    filled: dict[str, Any] = {"token_ids": np.where(text, ids, batch.token_ids).astype(np.int32)}
+    ids = rng.integers(0, model_config.decoder.vocab_size, batch.token_ids.shape, np.int32)
+    # Boundary tokens stay.
+    filled: dict[str, Any] = {"token_ids": np.where(batch.token_ids == 0, ids, batch.token_ids)}
     filled["labels"] = np.roll(filled["token_ids"], -1, axis=1)
     for name in ("vit_pixels", "vae_pixels"):
         pixels = getattr(batch, name)
@@ -112,11 +114,10 @@ def random_batch(config: TrainConfig, model_config: UniXConfig) -> TrainingBatch
 def fresh_state(run: Run) -> Any:
     """Random weights; llm2vae is not left at its zero start, which would make gradients zero."""
     state = run.fresh({})
-    for part in (state.trained, state.frozen):
-        kernel = part.get("unix", {}).get("llm2vae", {}).get("kernel")
-        if kernel is not None:
-            drawn = 0.02 * jax.random.normal(jax.random.key(1), kernel.shape, kernel.dtype)
-            part["unix"]["llm2vae"]["kernel"] = jax.device_put(drawn, kernel.sharding)
+    head = state.trained["unix"].get("llm2vae")
+    if head is not None:
+        drawn = 0.02 * jax.random.normal(jax.random.key(1), head["kernel"].shape)
+        head["kernel"] = jax.device_put(drawn, head["kernel"].sharding)
     return state
 
 
@@ -181,8 +182,20 @@ class Prepared:
         ]
 
 
+# What the names of XLA's kernels on NVIDIA GPUs contain, by kind; the first that fits counts.
+KINDS = {
+    "attention": ("sdpa", "cudnn::fusion"), "convolutions": ("implicit_gemm",),
+    "matrix products": ("nvjet", "gemm"), "copies": ("memcpy",),
+}  # fmt: skip
+
+
+def kind_of(kernel: str) -> str:
+    fitting = (kind for kind, parts in KINDS.items() if any(part in kernel for part in parts))
+    return next(fitting, "the rest")
+
+
 def print_profile(title: str, update: Any, shown: int = 60) -> None:
-    """Device time of one step by kernel, from JAX's profiler."""
+    """Device time of one step by kernel and by kind of kernel, from JAX's profiler."""
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             update()
@@ -207,6 +220,14 @@ def print_profile(title: str, update: Any, shown: int = 60) -> None:
             [name[:90], f"{ns / total:.1%}", f"{ns / 1e6:.1f}", str(calls[name])]
             for name, ns in spent.most_common(shown)
         ],
+    )
+    kinds: collections.Counter[str] = collections.Counter()
+    for name, ns in spent.items():
+        kinds[kind_of(name)] += ns
+    print_table(
+        f"By kind: {title}",
+        ["kind", "share", "ms"],
+        [[kind, f"{ns / total:.1%}", f"{ns / 1e6:.0f}"] for kind, ns in kinds.most_common()],
     )
 
 

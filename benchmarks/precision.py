@@ -6,7 +6,8 @@
 Runs the packed training row of a golden directory in float32 with exact products, in float32 as the
 device multiplies it by default (TF32 on NVIDIA GPUs), and in bfloat16 with each implementation of
 attention that the device has. Each figure is |ours - the original's| / |the original's|, Euclidean,
-over all numbers of its kind. bfloat16 keeps 8 bits: 2e-3 is one rounding.
+over all numbers of its kind. bfloat16 keeps 8 bits: 2e-3 is one rounding. Then, how far bfloat16
+moves the latents of the bundled X-rays.
 """
 
 import collections
@@ -20,12 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from common import machine, print_table
+from PIL import Image
 
 from convert.check import read_golden_directory
 from convert.golden import Golden
 from convert.golden_training import training_tensors
 from convert.load import load_model
 from unix_jax.models.attention import Implementation
+from unix_jax.models.autoencoder import Autoencoder
 from unix_jax.models.unix import UniX
 
 # Names of golden tensors, all those that begin so.
@@ -33,6 +36,7 @@ KINDS = {
     "cross-entropy": "train.ce", "squared error": "train.mse", "hidden states": "train.last_hidden",
     "gradients": "train.grad.",
 }  # fmt: skip
+EXAMPLES = Path(__file__).parent.parent / "examples"
 COUNTED = ("train.ce_loss", "train.mse_loss")  # places, not numbers
 
 
@@ -71,6 +75,26 @@ def distances(golden: Golden) -> dict[str, float]:
     return {kind: (errors[kind] / sizes[kind]) ** 0.5 for kind in KINDS}
 
 
+def latents(checkpoint: Path) -> list[list[str]]:
+    """Root mean squares of the means of the bundled X-rays' latents in float32, of what bfloat16
+    moves them by, and of the posterior's own standard deviation."""
+    config, _, params = load_model(checkpoint, dtype=jnp.float32)
+    side = config.vae.resolution
+    pixels = [
+        np.asarray(Image.open(file).convert("RGB").resize((side, side)), np.float32) / 127.5 - 1
+        for file in sorted(EXAMPLES.glob("*.jpg"))
+    ]
+
+    def moments(dtype: Any) -> list[np.ndarray]:
+        run = functools.partial(Autoencoder(config.vae, dtype).apply, method=Autoencoder.moments)
+        found = jax.jit(run)({"params": params}, np.stack(pixels))
+        return np.split(np.asarray(found, np.float64), 2, axis=-1)
+
+    (mean, logvar), (moved, _) = moments(jnp.float32), moments(jnp.bfloat16)
+    parts = (mean, moved - mean, np.exp(logvar / 2))
+    return [[str(len(pixels)), *(f"{np.sqrt(np.square(x).mean()):.2g}" for x in parts)]]
+
+
 def main(a: Arguments) -> None:
     print(machine())
     config, params, vae_params = load_model(a.golden / "checkpoint", dtype=jnp.float32)
@@ -88,6 +112,11 @@ def main(a: Arguments) -> None:
         products = "exact" if precision else "default"
         rows.append([dtype, products, attention, *(f"{x:.1e}" for x in found.values())])
     print_table("Distance to the original", ["type", "products", "attention", *KINDS], rows)
+    print_table(
+        "Latents of the nano autoencoder, root mean squares",
+        ["X-rays", "mean in float32", "moved by bfloat16", "posterior's own deviation"],
+        latents(EXAMPLES / "nano"),
+    )
 
 
 if __name__ == "__main__":

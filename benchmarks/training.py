@@ -11,12 +11,7 @@ gradient norm from the same weights first. Frozen und: the generation stage's st
 trains everything, on the same batch, beside the ratio of the FLOPs that both need. Depth: tracing
 and compiling a scanned step; nothing of it is run. float32 unless told otherwise; ratios are
 pairwise, with their spread. Compile time is that of the first call, and part of no other figure.
-
-On a GPU, where PyTorch runs on the same one:
-
-    XLA_PYTHON_CLIENT_MEM_FRACTION=.5 python benchmarks/training.py --parts torch \\
-        --dtype bfloat16 --width 2048 --mlp 5632 --heads 16 --vocab 32768 --vit-size 384 \\
-        --vit-width 1024 --vit-layers 8 --rows 4 --reports 5 --report 200 --images 4
+PyTorch runs on the device that JAX has; on a GPU the comparison has not been made yet.
 """
 
 import dataclasses

@@ -6,7 +6,7 @@
 
 The published recipe: 256 samples a step, learning rate 1e-4 after 80 steps of warm-up, 3,840 steps,
 AdamW(0.9, 0.95, eps 1e-15) without decay, clipping at 1.0. 96 rows of 2,048 tokens hold about 270
-reports of usual length with their images; longer rows cost more attention and save no padding.
+reports of usual length with their images; longer rows cost more attention and save little padding.
 
 Time: one NVIDIA H200 takes 5.1 s a step of random data, with `--model.remat dots --accumulation 6`
 (benchmarks/accelerator_training.py), which makes 5.5 hours. Score: no run has been made with this

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax._src.cudnn import fused_attention_stablehlo
 from test_attention import block_kinds, random_case
 
 from unix_jax.models import attention as attention_module
 from unix_jax.models.attention import attention
 from unix_jax.models.cudnn_attention import has_cudnn_attention
 from unix_jax.models.key_blocks import KeyBlock
+from unix_jax.models.remat import _is_cudnn_attention
 from unix_jax.sharding import make_mesh, use_mesh
 
 PLAIN = jax.nn.dot_product_attention
@@ -58,7 +60,7 @@ def test_gives_the_dense_numbers(seed, length, parts, group):
     query, blocks, metadata, _, _, mask = case
     ours = np.asarray(attention(query, blocks, metadata, implementation="cudnn"), np.float32)
     dense = np.asarray(attention(query, blocks, metadata, implementation="xla"), np.float32)
-    np.testing.assert_allclose(ours, dense, atol=4e-3)
+    np.testing.assert_allclose(ours, dense, atol=2e-3)
     assert not ours[~mask.any(axis=-1)].any()
 
 
@@ -73,11 +75,13 @@ def test_gradients_are_those_of_the_dense_one():
 
         return jax.tree.leaves(jax.grad(total, argnums=(0, 1), allow_int=True)(query, blocks))
 
-    for ours, dense in zip(gradients("cudnn"), gradients("xla"), strict=True):
-        if ours.dtype == jnp.float16:
-            np.testing.assert_allclose(
-                *(np.asarray(x, np.float32) for x in (ours, dense)), atol=0.05
-            )
+    pairs = zip(gradients("cudnn"), gradients("xla"), strict=True)
+    # Of the query, two keys and two values; metadata have none.
+    floats = [(a, b) for a, b in pairs if a.dtype == jnp.float16]
+    assert len(floats) == 5
+    for ours, dense in floats:
+        ours, dense = (np.asarray(x, np.float32) for x in (ours, dense))
+        assert np.abs(ours - dense).max() <= 2e-3 * np.abs(dense).max()
 
 
 def test_wants_numbers_of_16_bits():
@@ -107,6 +111,13 @@ def test_where_it_applies(monkeypatch, platform, capability, dtype, dim, expecte
     device = SimpleNamespace(platform=platform, **found)
     monkeypatch.setattr(jax, "local_devices", lambda: [device])
     assert has_cudnn_attention(jax.ShapeDtypeStruct((1, 4, 2, dim), jnp.dtype(dtype))) is expected
+
+
+def test_remat_knows_its_primitive():
+    """By a name of JAX's own, with which `dots` keeps what the kernel gives."""
+    primitive = fused_attention_stablehlo._dot_product_attention_fwd_p_wrapper
+    assert _is_cudnn_attention(primitive)
+    assert not _is_cudnn_attention(fused_attention_stablehlo._dot_product_attention_bwd_p_wrapper)
 
 
 def test_auto_takes_it_for_more_than_one_query(monkeypatch, kernel):
@@ -151,6 +162,5 @@ def test_each_device_has_its_rows_and_heads(kernel):
     assert not any(kind in program for kind in ("all-gather", "all-to-all", "collective-permute"))
     found = compiled(*placed)
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
-        np.testing.assert_allclose(
-            *(np.asarray(x, np.float32) for x in (b, a)), rtol=2e-2, atol=2e-2
-        )
+        a, b = (np.asarray(x, np.float32) for x in (a, b))
+        np.testing.assert_allclose(b, a, rtol=1e-5)

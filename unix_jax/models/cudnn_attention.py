@@ -23,13 +23,15 @@ from unix_jax.sharding import attention_axes
 _LARGEST_HEAD = 128
 
 
-def has_cudnn_attention(query: Array) -> bool:
-    """Whether the kernel takes such queries, and the first GPU here is one that has it."""
+def has_cudnn_attention(
+    query: Float[Array, "B T N H"] | jax.ShapeDtypeStruct, device: jax.Device | None = None
+) -> bool:
+    """Whether the kernel takes such queries, and `device` (default: the first here) has it."""
     if query.dtype not in (jnp.bfloat16, jnp.float16):
         return False
     if query.shape[-1] % 8 or query.shape[-1] > _LARGEST_HEAD:
         return False
-    device = jax.local_devices()[0]
+    device = device or jax.local_devices()[0]
     # AMD's say "gfx942" or the like.
     capability = re.match(r"(\d+)\.\d+$", getattr(device, "compute_capability", ""))
     return device.platform == "gpu" and capability is not None and int(capability.group(1)) >= 8

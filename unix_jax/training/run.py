@@ -17,6 +17,7 @@ from unix_jax.config import UniXConfig
 from unix_jax.data.batch import TrainingBatch
 from unix_jax.errors import ConfigError
 from unix_jax.models import autoencoder as vae
+from unix_jax.models.cudnn_attention import has_cudnn_attention
 from unix_jax.models.dinov2 import Dinov2Config
 from unix_jax.models.unix import UniX, init_params
 from unix_jax.training import flops
@@ -108,7 +109,7 @@ def _unix_run(
     stage = config.stage
     assert stage != "autoencoder"
     dtype = compute_dtype(config.model.dtype, mesh)
-    _check_attention(config.model.attention, mesh, dtype)
+    _check_attention(config.model.attention, model_config, mesh, dtype)
     model = UniX(
         model_config,
         dtype,
@@ -181,15 +182,17 @@ def _unix_run(
     )
 
 
-def _check_attention(name: str, mesh: Mesh, dtype: Any) -> None:
+def _check_attention(name: str, model_config: UniXConfig, mesh: Mesh, dtype: Any) -> None:
     """Raises ConfigError for a kernel that these devices do not have."""
-    platform = mesh.devices.flat[0].platform
-    if name == "pallas" and platform == "gpu":
+    device, c = mesh.devices.flat[0], model_config.decoder
+    if name == "pallas" and device.platform == "gpu":
         raise ConfigError("model.attention: pallas has kernels for TPUs, found gpu")
-    if name == "cudnn" and (platform != "gpu" or dtype == jnp.float32):
+    query = jax.ShapeDtypeStruct((1, 1, c.num_heads, c.head_dim), dtype)
+    if name == "cudnn" and not has_cudnn_attention(query, device):
         raise ConfigError(
-            "model.attention: expected a GPU and 16-bit floats for cudnn, "
-            f"found {platform} and {jnp.dtype(dtype).name}"
+            "model.attention: expected an NVIDIA GPU from Ampere on, 16-bit floats and a head_dim "
+            f"that is a multiple of 8 up to 128 for cudnn, found {device.device_kind}, "
+            f"{jnp.dtype(dtype).name} and {c.head_dim}"
         )
 
 
