@@ -177,15 +177,15 @@ def weights_of_loss():
 
 @functools.partial(
     jax.jit,
-    static_argnames=("remat_policy",),
+    static_argnames=("remat_policy", "unroll"),
     # Backward passes take long to compile; their speed does not matter here.
     compiler_options={"xla_backend_optimization_level": 0},
 )
-def gradient(params, streams, weights, info, remat_policy="none"):
+def gradient(params, streams, weights, info, remat_policy="none", unroll=1):
     """Of a weighted sum of the outputs, with respect to the parameters and the inputs."""
 
     def loss(params, streams):
-        outputs, _ = apply(params, streams, info, remat_policy=remat_policy)
+        outputs, _ = apply(params, streams, info, remat_policy=remat_policy, unroll=unroll)
         present = [x for x in outputs if x is not None]
         return sum((w * x).sum() for w, x in zip(weights, present, strict=False))
 
@@ -200,10 +200,24 @@ def only_und(params):
 def test_remat_policies_give_the_same_gradients(params, streams, weights_of_loss):
     arguments = only_und(params), (streams[0], None), weights_of_loss, (TEXT, None)
     plain = gradient(*arguments)
-    for policy in ("full", "dots", "dots_no_batch"):
-        found = gradient(*arguments, remat_policy=policy)
+    for policy, unroll in (("full", 1), ("dots", 1), ("dots_no_batch", 1), ("dots", 2)):
+        found = gradient(*arguments, remat_policy=policy, unroll=unroll)
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(plain), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-5 * max(np.abs(b).max(), 1.0))
+
+
+def test_unrolled_layers(params, streams, weights_of_loss):
+    """No loop over them, and what the backward pass shall repeat is not merged with the forward."""
+    arguments = only_und(params), (streams[0], None), weights_of_loss, (TEXT, None)
+
+    def program(remat_policy, unroll):
+        options = {"remat_policy": remat_policy, "unroll": unroll}
+        return gradient.lower(*arguments, **options).compile().as_text()
+
+    looped, unrolled, kept = program("full", 1), program("full", 2), program("none", 2)
+    assert " while(" in looped
+    assert " while(" not in unrolled
+    assert unrolled.count(" dot(") > kept.count(" dot(")
 
 
 def test_padding_gives_finite_gradients_and_no_influence(params, streams, weights_of_loss):

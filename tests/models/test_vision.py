@@ -29,10 +29,10 @@ def params():
     )
 
 
-@functools.partial(jax.jit, static_argnames=("implementation", "remat_policy"))
-def run(params, pixels, implementation="xla", remat_policy="none"):
+@functools.partial(jax.jit, static_argnames=("implementation", "remat_policy", "unroll"))
+def run(params, pixels, implementation="xla", remat_policy="none", unroll=1):
     tower = VisionTransformer(
-        CONFIG, attention_implementation=implementation, remat_policy=remat_policy
+        CONFIG, attention_implementation=implementation, remat_policy=remat_policy, unroll=unroll
     )
     return tower.apply({"params": params}, pixels)
 
@@ -53,14 +53,14 @@ def test_implementations_agree(params, assert_close):
     assert_close(run(params, pixels, "chunked", "full"), run(params, pixels))
 
 
-@pytest.mark.parametrize("policy", ["full", "dots"])
-def test_remat_policies_give_the_same_gradients(params, assert_close, policy):
+@pytest.mark.parametrize(("policy", "unroll"), [("full", 1), ("dots", 1), ("full", 5)])
+def test_remat_policies_give_the_same_gradients(params, assert_close, policy, unroll):
     pixels = np.random.default_rng(1).normal(size=(2, 12, 12, 3)).astype(np.float32)
 
-    def gradients(policy):
-        return jax.grad(lambda p: jnp.square(run(p, pixels, remat_policy=policy)).sum())(params)
+    def gradients(**options):
+        return jax.grad(lambda p: jnp.square(run(p, pixels, **options)).sum())(params)
 
-    jax.tree.map(assert_close, gradients(policy), gradients("none"))
+    jax.tree.map(assert_close, gradients(remat_policy=policy, unroll=unroll), gradients())
 
 
 def test_golden(tiny, golden, assert_close):

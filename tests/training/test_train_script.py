@@ -153,6 +153,7 @@ def test_configuration_files_that_cannot_be_used(train, tmp_path, capsys, text, 
     [
         (["--init", "nowhere"], "nowhere"),
         (["--init", "None"], "model.tokenizer: expected"),
+        (["--model.unroll", "0"], "model.unroll: expected at least 1, found 0"),
         (["--mesh", "data=3,fsdp=x"], "mesh: expected"),
         (["--mesh", "data=3"], "data.rows: expected a multiple of 3 (mesh), found 2"),
         pytest.param(["--data.source", "manifest:nowhere"], "nowhere", marks=pytest.mark.slow),

@@ -197,7 +197,10 @@ class FinalNorm(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The stack of layers and the final norms; `freeze_und` as in `DecoderLayer`."""
+    """The stack of layers and the final norms; `freeze_und` as in `DecoderLayer`.
+
+    `unroll`: layers in one iteration of the scan; with all of them there is no loop.
+    """
 
     config: DecoderConfig
     dtype: Dtype = jnp.float32
@@ -205,6 +208,7 @@ class Decoder(nn.Module):
     remat_policy: RematPolicy = "none"
     scan_layers: bool = True
     freeze_und: bool = False
+    unroll: int = 1
 
     def __call__(
         self,
@@ -295,7 +299,8 @@ class Decoder(nn.Module):
         layer = rematerialised(
             DecoderLayer,
             self.remat_policy,
-            prevent_cse=not self.scan_layers,
+            # XLA merges nothing across the iterations of a loop.
+            prevent_cse=not self.scan_layers or self.unroll > 1,
             # Recomputing them would run und's projections a second time.
             kept_names=(_FROZEN,) if self.freeze_und else (),
         )
@@ -320,6 +325,7 @@ class Decoder(nn.Module):
                 split_rngs={"params": True},
                 in_axes=(0, cached_axes),
                 length=c.num_layers,
+                unroll=self.unroll,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
             indices = jnp.arange(1, c.num_layers + 1)

@@ -51,7 +51,8 @@ class UniX(nn.Module):
 
     `dtype` is that of the computation; norms, RoPE, softmax, the time sinusoid and all outputs
     are float32. `remat_policy` trades memory for recomputation in the backward pass.
-    `freeze_und` stops gradients on the whole und stream, and drops its backward pass.
+    `freeze_und` stops gradients on the whole und stream, and drops its backward pass. `unroll` is
+    how many layers are compiled as one iteration of the loop over them.
     """
 
     config: UniXConfig
@@ -60,6 +61,7 @@ class UniX(nn.Module):
     remat_policy: RematPolicy = "none"
     scan_layers: bool = True
     freeze_und: bool = False
+    unroll: int = 1
 
     def setup(self) -> None:
         c, width = self.config, self.config.decoder.hidden_size
@@ -80,10 +82,10 @@ class UniX(nn.Module):
         )
         self.decoder = Decoder(
             c.decoder, self.dtype, self.attention_implementation, self.remat_policy,
-            self.scan_layers, self.freeze_und,
+            self.scan_layers, self.freeze_und, self.unroll,
         )  # fmt: skip
         self.vision = VisionTransformer(
-            c.vision, self.dtype, self.attention_implementation, self.remat_policy
+            c.vision, self.dtype, self.attention_implementation, self.remat_policy, self.unroll
         )
         self.connector = TwoLayerMLP(width, width, c.connector_act, self.dtype)
         self.time_embedder = TwoLayerMLP(width, width, "silu", self.dtype)

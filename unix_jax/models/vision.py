@@ -43,12 +43,13 @@ class VisionBlock(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Pixels to patch features."""
+    """Pixels to patch features; `unroll` as in `Decoder`."""
 
     config: VisionConfig
     dtype: Dtype = jnp.float32
     attention_implementation: Implementation = "auto"
     remat_policy: RematPolicy = "none"
+    unroll: int = 1
 
     @nn.compact
     def __call__(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B P W"]:
@@ -88,12 +89,13 @@ class VisionTransformer(nn.Module):
         x = nn.with_logical_constraint(
             x + table.astype(self.dtype), ("batch", "length", "embed_act")
         )
-        block = rematerialised(VisionBlock, self.remat_policy, prevent_cse=False)
+        block = rematerialised(VisionBlock, self.remat_policy, prevent_cse=self.unroll > 1)
         x, _ = nn.scan(
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
             length=c.num_layers,
+            unroll=self.unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(c, self.dtype, self.attention_implementation, name="blocks")(x, None)
         return layer_norm(c.layer_norm_eps, self.dtype, "norm")(x)

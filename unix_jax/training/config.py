@@ -44,6 +44,9 @@ class ModelConfig:
     """Implementation of attention."""
     remat: RematPolicy = "full"
     """What the backward pass recomputes."""
+    unroll: int = 1
+    """Layers in one iteration of the loop over them; a number of all layers or more: no loop, which
+    saves copies into and out of its stacks, and takes longer to compile."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,6 +169,8 @@ class TrainConfig:
         require(0 <= self.seed < 2**32, "seed", "0 to 2**32 - 1")
         decay = self.ema_decay
         require(decay is None or 0 <= decay < 1, "ema_decay", "0 to below 1, or none")
+        if self.model.unroll < 1:
+            raise ConfigError(f"model.unroll: expected at least 1, found {self.model.unroll}")
         if self.model.preset not in PRESETS:
             raise ConfigError(
                 f"model.preset: expected one of {sorted(PRESETS)}, found {self.model.preset!r}"

@@ -3,16 +3,17 @@
 Places with a loss are moved to the front of each row, then chunks of places are scanned. A chunk
 in which no row has a loss is skipped at run time; the others are recomputed in the backward pass.
 
-Letters: B rows, U und tokens, S places of a chunk, D width, V vocabulary.
+Letters: B rows, U und tokens, C chunks, S places of a chunk, D width, V vocabulary.
 """
 
 import functools
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from unix_jax.models.layers import Dtype
 from unix_jax.sharding import axes_in_use
@@ -77,61 +78,118 @@ def _rows(
     # A stable sort: places with a loss first, in their own order.
     order = jnp.argsort(~mask, axis=1, stable=True)
     places = jnp.pad(order, ((0, 0), (0, used.shape[0] * chunk - length)))
-
-    @functools.partial(jax.checkpoint, prevent_cse=False)
-    def run(places: Int[Array, "B S"], used: Bool[Array, ""]) -> Float[Array, "B S"]:
-        def compute(_: None) -> Array:
-            taken = jnp.take_along_axis(hidden, places[..., None], axis=1)
-            targets = jnp.take_along_axis(labels, places, axis=1)
-            # Cast in here: the chunks' gradients are then summed in the kernel's own dtype.
-            return _cross_entropy(taken.astype(dtype), kernel.astype(dtype), targets)
-
-        def skip(_: None) -> Array:
-            return jax.lax.pcast(jnp.zeros(places.shape, jnp.float32), axes, to="varying")
-
-        return jax.lax.cond(used, compute, skip, None)
-
-    def step(_: None, inputs: tuple[Array, Array]) -> tuple[None, Array]:
-        return None, run(*inputs)
-
     by_chunk = jnp.moveaxis(places.reshape(places.shape[0], -1, chunk), 1, 0)
-    _, values = jax.lax.scan(step, None, (by_chunk, used))
-    values = jnp.moveaxis(values, 0, 1).reshape(places.shape)[:, :length]
-    back = jnp.take_along_axis(values, jnp.argsort(order, axis=1), axis=1)
+    values = _of_chunks(_Static(dtype, axes), hidden, kernel, labels, by_chunk, used)
+    back = _in_place(values, jnp.argsort(order, axis=1))
     return jnp.where(mask, back, 0.0)
 
 
-@jax.custom_vjp
-def _product(hidden: Float[Array, "B S D"], kernel: Float[Array, "D V"]) -> Float[Array, "B S V"]:
-    """Float32 logits; their gradient is rounded to the operands' type before it is multiplied.
+class _Static(NamedTuple):
+    """What is no array: the products' type, and the mesh axes over which rows are split."""
 
-    As a framework's bfloat16 does whose logits are bfloat16. JAX's own rule would multiply float32
-    with bfloat16, for which no device has a unit.
+    dtype: Dtype
+    axes: tuple[str, ...]
+
+    def zeros(self, shape: tuple[int, ...], dtype: Dtype) -> Array:
+        return jax.lax.pcast(jnp.zeros(shape, dtype), self.axes, to="varying")
+
+
+def _in_place(
+    chunks: Shaped[Array, "C B S *rest"], inverse: Int[Array, "B U"]
+) -> Shaped[Array, "B U *rest"]:
+    """Sorted places back in their order."""
+    rows = jnp.moveaxis(chunks, 0, 1)
+    rows = rows.reshape(rows.shape[0], -1, *rows.shape[3:])
+    index = inverse.reshape(*inverse.shape, *[1] * (rows.ndim - 2))
+    return jnp.take_along_axis(rows, index, axis=1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _of_chunks(
+    static: _Static,
+    hidden: Float[Array, "B U D"],
+    kernel: Float[Array, "D V"],
+    labels: Int[Array, "B U"],
+    places: Int[Array, "C B S"],
+    used: Bool[Array, " C"],
+) -> Float[Array, "C B S"]:
+    """Cross-entropies at `places`, each of which is there once (or padding of no consequence).
+
+    With a rule of its own for the backward pass: that takes the logits anew and the logarithm of
+    their sum from the forward pass, and adds up the kernel's gradient, in the kernel's own type, in
+    those chunks alone that are used. Products have operands of `dtype` and float32 sums; the
+    logits' gradient is rounded to `dtype`, as a framework's bfloat16 does.
     """
-    return jnp.einsum("bsd,dv->bsv", hidden, kernel, preferred_element_type=jnp.float32)
+    return _forward(static, hidden, kernel, labels, places, used)[0]
 
 
-def _product_forward(hidden: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _product(hidden, kernel), (hidden, kernel)
+def _forward(
+    static: _Static, hidden: Array, kernel: Array, labels: Array, places: Array, used: Array
+) -> tuple[Array, Any]:
+    cast = kernel.astype(static.dtype)
+
+    def step(_: None, chunk: tuple[Array, Array]) -> tuple[None, tuple[Array, Array]]:
+        places, used = chunk
+
+        def compute() -> tuple[Array, Array]:
+            logits, chosen = _logits(_taken(hidden, places, static), cast, labels, places)
+            log_sum = jax.nn.logsumexp(logits, axis=-1)
+            return log_sum - jnp.where(chosen, logits, 0.0).sum(axis=-1), log_sum
+
+        def skip() -> tuple[Array, Array]:
+            nothing = static.zeros(places.shape, jnp.float32)
+            return nothing, nothing
+
+        return None, jax.lax.cond(used, compute, skip)
+
+    _, (values, log_sums) = jax.lax.scan(step, None, (places, used))
+    return values, (hidden, kernel, labels, places, used, log_sums)
 
 
-def _product_backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    hidden, kernel = kept
-    gradient = gradient.astype(hidden.dtype)
-    return (
-        jnp.einsum("bsv,dv->bsd", gradient, kernel),
-        jnp.einsum("bsd,bsv->dv", hidden, gradient),
-    )
+def _backward(static: _Static, kept: Any, gradient: Float[Array, "C B S"]) -> tuple[Any, ...]:
+    hidden, kernel, labels, places, used, log_sums = kept
+    cast = kernel.astype(static.dtype)
+
+    def step(total: Array, chunk: tuple[Array, ...]) -> tuple[Array, Array]:
+        places, used, log_sum, slope = chunk
+
+        def compute(total: Array) -> tuple[Array, Array]:
+            taken = _taken(hidden, places, static)
+            logits, chosen = _logits(taken, cast, labels, places)
+            softmax = jnp.exp(logits - log_sum[..., None])
+            slopes = ((softmax - chosen) * slope[..., None]).astype(static.dtype)
+            added = jnp.einsum("bsd,bsv->dv", taken, slopes, preferred_element_type=jnp.float32)
+            of_taken = jnp.einsum("bsv,dv->bsd", slopes, cast)
+            return total + added.astype(total.dtype), of_taken.astype(hidden.dtype)
+
+        def skip(total: Array) -> tuple[Array, Array]:
+            return total, static.zeros((*places.shape, hidden.shape[2]), hidden.dtype)
+
+        return jax.lax.cond(used, compute, skip, total)
+
+    total = static.zeros(kernel.shape, kernel.dtype)
+    of_kernel, of_taken = jax.lax.scan(step, total, (places, used, log_sums, gradient))
+    sorted_places = jnp.moveaxis(places, 0, 1).reshape(hidden.shape[0], -1)
+    inverse = jnp.argsort(sorted_places[:, : hidden.shape[1]], axis=1)
+    return _in_place(of_taken, inverse), of_kernel, None, None, None
 
 
-_product.defvjp(_product_forward, _product_backward)
+_of_chunks.defvjp(_forward, _backward)
 
 
-def _cross_entropy(
-    hidden: Float[Array, "B S D"], kernel: Float[Array, "D V"], labels: Int[Array, "B S"]
-) -> Float[Array, "B S"]:
-    logits = _product(hidden, kernel)
+def _taken(hidden: Array, places: Int[Array, "B S"], static: _Static) -> Float[Array, "B S D"]:
+    return jnp.take_along_axis(hidden, places[..., None], axis=1).astype(static.dtype)
+
+
+def _logits(
+    taken: Float[Array, "B S D"],
+    kernel: Float[Array, "D V"],
+    labels: Int[Array, "B U"],
+    places: Int[Array, "B S"],
+) -> tuple[Float[Array, "B S V"], Bool[Array, "B S V"]]:
+    """(logits of the places, where their labels are)."""
+    logits = jnp.einsum("bsd,dv->bsv", taken, kernel, preferred_element_type=jnp.float32)
     logits = nn.with_logical_constraint(logits, (None, None, "vocab"))
-    # A sum over the vocabulary, not an index into it, which would gather a split vocabulary.
-    chosen = jnp.arange(logits.shape[-1]) == labels[..., None]
-    return jax.nn.logsumexp(logits, axis=-1) - jnp.where(chosen, logits, 0.0).sum(axis=-1)
+    targets = jnp.take_along_axis(labels, places, axis=1)
+    # Compared, not indexed: an index would gather a split vocabulary.
+    return logits, jnp.arange(logits.shape[-1]) == targets[..., None]

@@ -115,6 +115,7 @@ def _unix_run(
         dtype,
         attention_implementation=config.model.attention,
         remat_policy=config.model.remat,
+        unroll=config.model.unroll,
         freeze_und=stage == "generation",
     )
     init: dict[str, Callable[[Array], Any]] = {
