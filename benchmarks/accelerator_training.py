@@ -2,12 +2,13 @@
 
     pip install '.[gpu,torch]'                  # PyTorch: for the rate of a matrix product alone
     python benchmarks/accelerator_training.py
-    python benchmarks/accelerator_training.py --steps stage1_understanding:none:4 --profile
+    python benchmarks/accelerator_training.py --steps stage1_understanding:dots:24:24 --profile
     JAX_PLATFORMS=cpu python benchmarks/accelerator_training.py --preset nano --rows 8 \\
         --steps nano_generation:full:4              # whether it runs, where there is no accelerator
 
-Each step is `CONFIG:REMAT:ROWS`, with all rows of a file of configs/ in microbatches of ROWS, full
-rows of random content and random weights, the update of AdamW and the running mean included. MFU is
+Each step is `CONFIG:REMAT:ROWS:UNROLL`, with all rows of a file of configs/ in microbatches of ROWS
+and `--model.unroll` UNROLL (1 if left out), full rows of random content and random weights, the
+update of AdamW and the running mean included. MFU is
 the model's FLOPs (`unix_jax.training.flops`: what is recomputed or padded does not count) over the
 bfloat16 peak of the maker's data sheet; beside it, the rate of a large matrix product here. All
 steps are compiled first, at the same time; that time is in no other figure. Memory is the
@@ -50,12 +51,15 @@ class Arguments:
     """What is timed."""
 
     steps: tuple[str, ...] = (
-        "stage1_understanding:dots:8", "stage1_understanding:full:8",
-        "stage2_generation:dots:16", "stage2_generation:full:16",
+        "stage1_understanding:dots:24", "stage1_understanding:dots:12:24",
+        "stage2_generation:dots:64", "stage2_generation:dots:32:24",
     )  # fmt: skip
-    """CONFIG:REMAT:ROWS each."""
+    """CONFIG:REMAT:ROWS[:UNROLL] each."""
     rows: int | None = None
-    """Rows of a step, instead of those of its configuration."""
+    """Rows of a step, instead of those of its configuration; und_tokens and images likewise."""
+    und_tokens: int | None = None
+    images: int | None = None
+    """Of a row."""
     attention: Implementation = "auto"
     preset: str = "published"
     repeats: int = 5
@@ -72,24 +76,34 @@ class Step:
     name: str
     remat: str
     at_once: int
+    unroll: int
 
     @classmethod
     def parse(cls, text: str) -> "Step":
-        match = re.fullmatch(rf"(\w+):({'|'.join(get_args(RematPolicy))}):([1-9]\d*)", text)
+        number = r"([1-9]\d*)"
+        policies = "|".join(get_args(RematPolicy))
+        match = re.fullmatch(rf"(\w+):({policies}):{number}(?::{number})?", text)
         if match is None or not (CONFIGS / f"{match[1]}.py").is_file():
-            sys.exit(f"error: --steps: expected CONFIG:REMAT:ROWS, found {text!r}")
-        return cls(match[1], match[2], int(match[3]))
+            sys.exit(f"error: --steps: expected CONFIG:REMAT:ROWS[:UNROLL], found {text!r}")
+        return cls(match[1], match[2], int(match[3]), int(match[4] or 1))
 
     def config(self, a: Arguments) -> TrainConfig:
         config, _ = load_config(CONFIGS / f"{self.name}.py")
         rows = a.rows or config.data.rows
         if rows % self.at_once:
             sys.exit(f"error: --steps: expected a divisor of {rows} rows, found {self.at_once}")
+        of_task = "vit_images" if config.data.task == "understanding" else "vae_images"
+        given = {"rows": rows, "und_tokens": a.und_tokens, of_task: a.images}
+        shape: Any = {name: value for name, value in given.items() if value is not None}
         return dataclasses.replace(
             config,
-            data=dataclasses.replace(config.data, rows=rows),
+            data=dataclasses.replace(config.data, **shape),
             model=dataclasses.replace(
-                config.model, preset=a.preset, remat=self.remat, attention=a.attention
+                config.model,
+                preset=a.preset,
+                remat=self.remat,
+                attention=a.attention,
+                unroll=self.unroll,
             ),
             accumulation=rows // self.at_once,
         )
@@ -160,10 +174,13 @@ class Prepared:
         timing = interleaved({"step": update}, a.repeats)["step"]
         step = self.step
         if a.hlo is not None:
-            name = f"{step.name}-{step.remat}-{step.at_once}.hlo.txt"
+            name = f"{step.name}-{step.remat}-{step.at_once}-{step.unroll}.hlo.txt"
             (a.hlo / name).write_text(self.compiled.as_text())
         if a.profile:
-            print_profile(f"{step.name}, remat {step.remat}, {step.at_once} rows at once", update)
+            print_profile(
+                f"{step.name}, remat {step.remat}, {step.at_once} rows at once, "
+                f"unroll {step.unroll}", update,
+            )  # fmt: skip
         stats, device = self.compiled.memory_analysis(), self.mesh.devices.flat[0]
         held = stats.argument_size_in_bytes + stats.temp_size_in_bytes
         held += stats.output_size_in_bytes - stats.alias_size_in_bytes
@@ -171,6 +188,7 @@ class Prepared:
         return [
             step.name,
             step.remat,
+            str(step.unroll),
             f"{self.config.data.rows} / {step.at_once}",
             f"{self.counts.und_tokens} + {self.counts.gen_tokens}",
             f"{timing.median:.2f} ({min(timing.seconds):.2f} to {max(timing.seconds):.2f})",
@@ -245,8 +263,8 @@ def main(a: Arguments) -> None:
         print(rows[-1], flush=True)
     print_table(
         "Training steps, bfloat16 with float32 masters",
-        ["step", "remat", "rows / at once", "und + latents", "s (spread)", "tokens/s", "TFLOP/s",
-         "MFU", "GiB", "compile s"],
+        ["step", "remat", "unroll", "rows / at once", "und + latents", "s (spread)", "tokens/s",
+         "TFLOP/s", "MFU", "GiB", "compile s"],
         rows,
     )  # fmt: skip
 

@@ -6,7 +6,8 @@ REPORTS.jsonl has `findings` and `impression` on each line; no image is read. Th
 of the published size: 576 patches an image, prompts drawn from the default ones. Beside each other:
 one sample a row, padded to the longest text of a batch of as many samples; and packed rows, with
 few or many open at a time. Planning is timed in CPU seconds over the first epoch, tokenizing
-included, and over later ones, when lengths are known.
+included, and over later ones, when lengths are known. The generation task, with images of 256
+pixels and the reports' captions, has a table of its own: how many places for images stay empty.
 """
 
 import dataclasses
@@ -36,8 +37,10 @@ class Arguments:
     """JSON lines with findings and impression."""
     tokenizer: Path
     """Directory with tokenizer.json."""
-    und_tokens: tuple[int, ...] = (2048, 4096, 8192)
+    und_tokens: tuple[int, ...] = (1376, 2048, 4096)
     """Und tokens of a row."""
+    generation: tuple[tuple[int, int], ...] = ((160, 1), (128, 2), (160, 2), (256, 4))
+    """Und tokens and images of a row of the generation task."""
     open_rows: tuple[int, ...] = (1, 8, 32)
     rows: int = 16
     """Rows of a step."""
@@ -94,6 +97,33 @@ def layout_milliseconds(samples: RecordSamples, config: UniXConfig, data: DataCo
     return 1e3 * float(np.median(seconds))
 
 
+def generation_table(a: Arguments, records: list[Record], tokenizer: Tokenizer) -> list[list[str]]:
+    """Rows of (row, share of places for images and for und tokens that stay empty, too long)."""
+    config = UniXConfig.preset("published")
+    table = []
+    for und_tokens, images in a.generation:
+        data = DataConfig(
+            task="generation", rows=a.rows, und_tokens=und_tokens, vit_images=0, vae_images=images,
+            vae_height=256, vae_width=256, caption_dropout=0.1, open_rows=max(a.open_rows),
+        )  # fmt: skip
+        planner = Planner(record_samples(records, tokenizer, config, data), data)
+        rows = []
+        while planner.epoch < a.epochs:
+            rows += planner.next_step() or []
+        samples, used = (
+            sum(x) for x in zip(*((len(r.indices), r.cost.und) for r in rows), strict=True)
+        )
+        table.append(
+            [
+                f"{und_tokens} tokens, {images} images",
+                f"{1 - samples / (len(rows) * images):.1%}",
+                f"{1 - used / (len(rows) * und_tokens):.0%}",
+                str(planner.skipped["too_long"]),
+            ]
+        )
+    return table
+
+
 def main(a: Arguments) -> None:
     config = UniXConfig.preset("published")
     records = read_records(a.reports)
@@ -128,6 +158,11 @@ def main(a: Arguments) -> None:
         f"Packing {len(records)} reports, {a.rows} rows a step, {a.epochs} epochs",
         [*header, "later", "ms to lay out a row"],
         table,
+    )
+    print_table(
+        "Generation, the same reports",
+        ["row", "images empty", "und tokens empty", "too long"],
+        generation_table(a, records, tokenizer),
     )
 
 

@@ -24,9 +24,9 @@ config = TrainConfig(
     data=DataConfig(
         source="mimic:mimic-cxr-jpg",
         task="understanding",
-        rows=96,
-        und_tokens=2048,
-        vit_images=3,
+        rows=144,
+        und_tokens=1376,
+        vit_images=2,
         vae_images=0,
     ),
     model=ModelConfig(preset="published", remat="full"),

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from unix_jax.models.attention import Implementation, attention
 from unix_jax.models.key_blocks import KeyBlock
-from unix_jax.models.layers import Dtype, dense, layer_norm
+from unix_jax.models.layers import Dtype, dense, gelu, layer_norm
 
 # CheXbert: 13 conditions with four classes, and "no finding" with two.
 FOUR_CLASS_HEADS, CLASSES, NO_FINDING_CLASSES = 13, 4, 2
@@ -63,7 +63,7 @@ class BertLayer(nn.Module):
         y = dense(c.hidden_size, ("heads", "embed"), dtype=self.dtype, name="proj")(y)
         x = layer_norm(c.layer_norm_eps, self.dtype, "norm1")(x + y)
         y = dense(c.intermediate_size, ("embed", "mlp"), dtype=self.dtype, name="fc1")(x)
-        y = nn.gelu(y, approximate=False)
+        y = gelu(y)
         y = dense(c.hidden_size, ("mlp", "embed"), dtype=self.dtype, name="fc2")(y)
         return layer_norm(c.layer_norm_eps, self.dtype, "norm2")(x + y), None
 

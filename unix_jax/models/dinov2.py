@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from unix_jax.models.attention import Implementation, attention
 from unix_jax.models.key_blocks import KeyBlock
-from unix_jax.models.layers import Dtype, dense, layer_norm
+from unix_jax.models.layers import Dtype, dense, gelu, layer_norm
 
 RAD_DINO_MEAN, RAD_DINO_STD = 0.5307, 0.2583  # of chest X-rays in [0, 1]
 
@@ -118,7 +118,7 @@ class Dinov2Block(nn.Module):
         x = x + self._scaled("layer_scale1", y)
         y = layer_norm(c.layer_norm_eps, self.dtype, "norm2")(x)
         y = dense(c.mlp_size, ("embed", "mlp"), dtype=self.dtype, name="fc1")(y)
-        y = nn.gelu(y, approximate=False)
+        y = gelu(y)
         y = dense(c.hidden_size, ("mlp", "embed"), dtype=self.dtype, name="fc2")(y)
         x = x + self._scaled("layer_scale2", y)
         return nn.with_logical_constraint(x, ("batch", "length", "embed_act")), None

@@ -4,6 +4,7 @@ Logical axis names (mapped to mesh axes by `unix_jax.sharding.ShardingRules`):
 `batch`, `length`, `embed`, `heads`, `kv_heads`, `mlp`, `vocab`, `layers`.
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -135,8 +136,19 @@ def group_norm(groups: int, dtype: Dtype, name: str | None = None) -> nn.GroupNo
     )
 
 
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """x Φ(x) by the error function, in float32 inside; the backward pass keeps x alone.
+
+    Source: PyTorch's exact GELU. Flax's takes the complementary function, which XLA writes out as
+    two series with a choice between them.
+    """
+    wide = x.astype(jnp.float32)
+    return (0.5 * wide * (1.0 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
+
+
 ACTIVATIONS = {
-    "gelu": lambda x: nn.gelu(x, approximate=False),
+    "gelu": gelu,
     "gelu_pytorch_tanh": lambda x: nn.gelu(x, approximate=True),
 }
 

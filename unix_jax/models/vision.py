@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from unix_jax.config import VisionConfig
 from unix_jax.models.attention import Implementation, attention
 from unix_jax.models.key_blocks import KeyBlock
-from unix_jax.models.layers import Dtype, dense, layer_norm
+from unix_jax.models.layers import Dtype, dense, gelu, layer_norm
 from unix_jax.models.remat import RematPolicy, rematerialised
 
 
@@ -28,8 +28,8 @@ class VisionBlock(nn.Module):
         c = self.config
         y = layer_norm(c.layer_norm_eps, self.dtype, "norm1")(x)
         qkv = dense(3 * c.width, ("embed", "heads"), dtype=self.dtype, name="qkv")(y)
-        query, key, value = jnp.moveaxis(
-            qkv.reshape(*x.shape[:2], 3, c.num_heads, c.width // c.num_heads), 2, 0
+        query, key, value = (
+            part.reshape(*x.shape[:2], c.num_heads, -1) for part in jnp.split(qkv, 3, axis=-1)
         )
         y = attention(
             query, [KeyBlock(key, value)], implementation=self.attention_implementation
@@ -37,7 +37,7 @@ class VisionBlock(nn.Module):
         x = x + dense(c.width, ("heads", "embed"), dtype=self.dtype, name="proj")(y)
         y = layer_norm(c.layer_norm_eps, self.dtype, "norm2")(x)
         y = dense(c.mlp_size, ("embed", "mlp"), dtype=self.dtype, name="fc1")(y)
-        y = nn.gelu(y, approximate=False)
+        y = gelu(y)
         x = x + dense(c.width, ("mlp", "embed"), dtype=self.dtype, name="fc2")(y)
         return nn.with_logical_constraint(x, ("batch", "length", "embed_act")), None
 
