@@ -2,17 +2,16 @@
 
     pip install '.[gpu,torch]'                  # PyTorch: for the rate of a matrix product alone
     python benchmarks/accelerator_training.py
-    python benchmarks/accelerator_training.py --steps stage1_understanding:dots:24:24 --profile
+    python benchmarks/accelerator_training.py --steps stage1_understanding:dots:16:24 --profile
     JAX_PLATFORMS=cpu python benchmarks/accelerator_training.py --preset nano --rows 8 \\
         --steps nano_generation:full:4              # whether it runs, where there is no accelerator
 
 Each step is `CONFIG:REMAT:ROWS:UNROLL`, with all rows of a file of configs/ in microbatches of ROWS
 and `--model.unroll` UNROLL (1 if left out), full rows of random content and random weights, the
-update of AdamW and the running mean included. MFU is
-the model's FLOPs (`unix_jax.training.flops`: what is recomputed or padded does not count) over the
-bfloat16 peak of the maker's data sheet; beside it, the rate of a large matrix product here. All
-steps are compiled first, at the same time; that time is in no other figure. Memory is the
-compiler's own figure.
+update of AdamW and the running mean included. MFU is the model's FLOPs (`unix_jax.training.flops`:
+what is recomputed or padded does not count) over the bfloat16 peak of the maker's data sheet;
+beside it, the rate of a large matrix product here. All steps are compiled first, at the same time;
+that time is in no other figure. Memory is the compiler's own figure.
 """
 
 import collections
@@ -51,8 +50,8 @@ class Arguments:
     """What is timed."""
 
     steps: tuple[str, ...] = (
-        "stage1_understanding:dots:24", "stage1_understanding:dots:12:24",
-        "stage2_generation:dots:64", "stage2_generation:dots:32:24",
+        "stage1_understanding:dots:16", "stage1_understanding:dots:16:24",
+        "stage2_generation:dots:64", "stage2_generation:dots:64:24",
     )  # fmt: skip
     """CONFIG:REMAT:ROWS[:UNROLL] each."""
     rows: int | None = None

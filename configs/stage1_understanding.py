@@ -5,12 +5,13 @@
         --data.source "mimic:MIMIC_CXR_JPG?reports=REPORTS"
 
 The published recipe: 256 samples a step, learning rate 1e-4 after 80 steps of warm-up, 3,840 steps,
-AdamW(0.9, 0.95, eps 1e-15) without decay, clipping at 1.0. 96 rows of 2,048 tokens hold about 270
+AdamW(0.9, 0.95, eps 1e-15) without decay, clipping at 1.0. 128 rows of 1,376 tokens hold about 254
 reports of usual length with their images; longer rows cost more attention and save little padding.
 
-Time: one NVIDIA H200 takes 5.1 s a step of random data, with `--model.remat dots --accumulation 6`
-(benchmarks/accelerator_training.py), which makes 5.5 hours. Score: no run has been made with this
-code yet; the paper's scores are in its tables.
+Time: one NVIDIA H200 took 5.1 s a step of random data, with `--model.remat dots --accumulation 6`
+(benchmarks/accelerator_training.py) and 96 rows of 2,048 tokens, which makes 5.5 hours; these rows
+have not been timed. Score: no run has been made with this code yet; the paper's scores are in its
+tables.
 """
 
 from unix_jax.data.config import DataConfig
@@ -24,7 +25,7 @@ config = TrainConfig(
     data=DataConfig(
         source="mimic:mimic-cxr-jpg",
         task="understanding",
-        rows=144,
+        rows=128,
         und_tokens=1376,
         vit_images=2,
         vae_images=0,
@@ -34,7 +35,7 @@ config = TrainConfig(
     # Every chunk adds to the gradient of the whole head: one, which holds a row's reports.
     losses=LossConfig(mse_weight=0.0, ce_chunk=512),
     ema_decay=0.9999,
-    accumulation=3,
+    accumulation=4,
     checkpoint_every=240,
     log_every=10,
     validate_every=240,

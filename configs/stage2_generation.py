@@ -5,11 +5,12 @@
 
 The published recipe: 256 images a step, learning rate 2e-4 after 2,000 steps of warm-up, 75,000
 steps, AdamW(0.9, 0.95, eps 1e-15) without decay, clipping at 1.0, REPA of weight 0.5 after the
-eighth layer, captions dropped with probability 0.1. 64 rows of 4 images.
+eighth layer, captions dropped with probability 0.1. 128 rows of 2 images.
 
-Time: one NVIDIA H200 takes 1.7 s a step of random data, with `--model.remat dots --accumulation 2`
-(benchmarks/accelerator_training.py), which makes 35 hours. Score: no run has been made with this
-code yet; the paper's scores are in its tables.
+Time: one NVIDIA H200 took 1.7 s a step of random data, with `--model.remat dots --accumulation 2`
+(benchmarks/accelerator_training.py) and 64 rows of 4 images, which makes 35 hours; these rows have
+not been timed. Score: no run has been made with this code yet; the paper's scores are in its
+tables.
 """
 
 from unix_jax.data.config import DataConfig

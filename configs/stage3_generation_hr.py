@@ -5,7 +5,7 @@
 
 The published recipe: 256 images a step, learning rate 1e-4 from the first step, 5,000 steps,
 AdamW(0.9, 0.95, eps 1e-15) without decay, clipping at 1.0, captions dropped with probability 0.1.
-64 rows of 4 images; the table of 32 x 32 latent positions holds 512 pixels exactly.
+256 rows of one image; the table of 32 x 32 latent positions holds 512 pixels exactly.
 
 Time and score: no run has been made with this code yet; the paper's scores are in its tables.
 """

@@ -45,8 +45,8 @@ class ModelConfig:
     remat: RematPolicy = "full"
     """What the backward pass recomputes."""
     unroll: int = 1
-    """Layers in one iteration of the loop over them; a number of all layers or more: no loop, which
-    saves copies into and out of its stacks, and takes longer to compile."""
+    """Layers in one iteration of the loop over them. With all of them there is no loop: no copies
+    into and out of its stacks, and a longer compilation."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,42 @@
+"""Small layers against float64."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from unix_jax.models.layers import gelu
+
+POINTS = np.linspace(-9.0, 9.0, 4001)
+
+
+def exact(x):
+    return np.array([0.5 * v * math.erfc(-v / math.sqrt(2)) for v in x])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_gelu(dtype):
+    """Float32 inside: the error function's rounding, and one of the result."""
+    x = jnp.asarray(POINTS, dtype)
+    out = gelu(x)
+    assert out.dtype == dtype
+    wide = np.asarray(x, np.float64)
+    expected = exact(wide)
+    bound = 4 * np.finfo(np.float32).eps * np.abs(wide)
+    bound += float(jnp.finfo(dtype).eps) * np.abs(expected)
+    assert (np.abs(np.asarray(out, np.float64) - expected) <= bound).all()
+
+
+def test_gradient_of_gelu():
+    slope = jax.vmap(jax.grad(gelu))(jnp.asarray(POINTS, jnp.float32))
+    density = np.exp(-(POINTS**2) / 2) / math.sqrt(2 * math.pi)
+    expected = np.array([0.5 * math.erfc(-v / math.sqrt(2)) for v in POINTS]) + POINTS * density
+    np.testing.assert_allclose(slope, expected, atol=2e-6)
+
+
+def test_gelu_keeps_its_input_alone():
+    x = jnp.asarray(POINTS, jnp.bfloat16)
+    kept = jax.tree.leaves(jax.vjp(gelu, x)[1])
+    assert sum(array.nbytes for array in kept) == x.nbytes
