@@ -97,6 +97,30 @@ def test_work_of_a_tpu_program():
     assert work.hbm_bytes == 3 * (3 * 4 * 5 * 2 + 64 + 4 + 12)
 
 
+def test_what_a_collective_hands_through_a_fusion_does_not_move():
+    """The shard and the gathered array pass through a product that runs beside the gather."""
+    beside = """HloModule beside
+%both (p.1: f32[4,4], p.2: f32[1,100], p.3: f32[8,100]) -> ALL {
+  %p.1 = f32[4,4]{1,0} parameter(0)
+  %p.2 = f32[1,100]{1,0} parameter(1)
+  %p.3 = f32[8,100]{1,0} parameter(2)
+  %twice = f32[4,4]{1,0} add(%p.1, %p.1)
+  %gather = f32[8,100]{1,0} all-gather(%p.2), channel_id=1, replica_groups={}, dimensions={0}
+  ROOT %all = ALL tuple(%twice, %p.2, %gather)
+}
+ENTRY %main (x: f32[4,4], y: f32[1,100], z: f32[8,100]) -> f32[4,4] {
+  %x = f32[4,4]{1,0} parameter(0)
+  %y = f32[1,100]{1,0} parameter(1)
+  %z = f32[8,100]{1,0} parameter(2)
+  %fused = ALL fusion(%x, %y, %z), kind=kOutput, calls=%both
+  ROOT %out = f32[4,4]{1,0} get-tuple-element(%fused), index=0
+}
+""".replace("ALL", "(f32[4,4]{1,0}, f32[1,100]{1,0}, f32[8,100]{1,0})")
+    work = hlo.analyse(beside, 8)
+    assert work.hbm_bytes == 2 * 4 * 4 * 4
+    assert work.collectives == {"all-gather": (1, 7 * 400)}
+
+
 def test_work_of_a_kernel():
     """A kernel is counted as it says itself, and one that says nothing is not."""
     kernel = """HloModule kernels

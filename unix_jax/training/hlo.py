@@ -184,7 +184,13 @@ def _destination(instruction: Instruction, operands: list[Instruction]) -> int:
 def _fusion_bytes(
     fused: Computation, operands: list[Instruction], instruction: Instruction
 ) -> float:
-    """Inputs and outputs of a fusion; of what it only slices or updates, that part alone."""
+    """Inputs and outputs of a fusion; of what it only slices or updates, that part alone.
+
+    A TPU's program hands the buffers of a collective through every fusion that it runs beside, as
+    further inputs and outputs: they do not count.
+    """
+    root = next(i for i in fused.values() if i.is_root)
+    passing = ("parameter", "tuple", *COLLECTIVES) if root.opcode == "tuple" else ()
     users: dict[str, list[Instruction]] = {}
     for inner in fused.values():
         for name in inner.operands:
@@ -193,11 +199,14 @@ def _fusion_bytes(
     for inner in fused.values():
         if inner.opcode != "parameter":
             continue
+        if passing and all(user.opcode in passing for user in users.get(inner.name, [])):
+            continue
         operand = operands[int(inner.arguments)] if int(inner.arguments) < len(operands) else inner
         total += min(_hbm(operand.shapes), _read(inner, users, fused))
-    root = next(i for i in fused.values() if i.is_root)
     outputs = [fused[n] for n in root.operands] if root.opcode == "tuple" else [root]
     for output, shape in zip(outputs, instruction.shapes, strict=False):
+        if output.opcode in passing:
+            continue
         written = shape.bytes
         while output.opcode in ("bitcast", "copy") and output.operands[0] in fused:
             output = fused[output.operands[0]]
