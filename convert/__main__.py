@@ -36,12 +36,20 @@ class Import:
     """A new directory."""
     dtype: Dtype = "keep"
     """Type of the model's parameters; with `keep`, export gives back every bit."""
+    allow_non_finite: bool = False
+    """Write weights that are NaN or infinite instead of stopping."""
 
     def run(self) -> int:
         from convert.published import import_published
 
         with _progress("import") as report:
-            import_published(self.source, self.out, self.dtype, progress=report)
+            import_published(
+                self.source,
+                self.out,
+                self.dtype,
+                allow_non_finite=self.allow_non_finite,
+                progress=report,
+            )
         return _written(self.out)
 
 
@@ -63,6 +71,8 @@ class ImportJanus:
     """Latents along one side of a token (published: 1)."""
     seed: int = 0
     """Of the parameters that Janus-Pro does not have."""
+    allow_non_finite: bool = False
+    """Write weights that are NaN or infinite instead of stopping."""
 
     def run(self) -> int:
         from convert.janus import import_janus
@@ -76,6 +86,7 @@ class ImportJanus:
                 max_latent_size=self.max_latent_size,
                 latent_patch_size=self.latent_patch_size,
                 seed=self.seed,
+                allow_non_finite=self.allow_non_finite,
                 progress=report,
             )
         return _written(self.out)
@@ -89,12 +100,19 @@ class Export:
     """A directory written by `import` or by training."""
     out: tyro.conf.Positional[Path]
     """A new directory."""
+    allow_non_finite: bool = False
+    """Write weights that are NaN or infinite instead of stopping."""
 
     def run(self) -> int:
         from convert.export import export_published
 
         with _progress("export") as report:
-            export_published(self.checkpoint, self.out, progress=report)
+            export_published(
+                self.checkpoint,
+                self.out,
+                allow_non_finite=self.allow_non_finite,
+                progress=report,
+            )
         return _written(self.out)
 
 
@@ -110,12 +128,21 @@ class Cast:
     """Type of the model's parameters."""
     vae_dtype: Dtype = "keep"
     """Type of the autoencoder's; bfloat16 shows in its pictures."""
+    allow_non_finite: bool = False
+    """Write weights that are NaN, infinite or too large for the type instead of stopping."""
 
     def run(self) -> int:
         from convert.cast import cast
 
         with _progress("cast") as report:
-            cast(self.checkpoint, self.out, self.dtype, self.vae_dtype, progress=report)
+            cast(
+                self.checkpoint,
+                self.out,
+                self.dtype,
+                self.vae_dtype,
+                allow_non_finite=self.allow_non_finite,
+                progress=report,
+            )
         return _written(self.out)
 
 

@@ -164,4 +164,6 @@ def load_chexbert(
     config = read_bert_config(read_json(source), str(source)) if source.exists() else BertConfig()
     with open_tensors(weights) as tensors:
         table = check_chexbert(config, tensors)
-        return config, place_tree(table_leaves(table, tensors), dtype, shardings)
+        return config, place_tree(
+            table_leaves(table, tensors), dtype, shardings, source=str(tensors.path)
+        )

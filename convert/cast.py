@@ -2,13 +2,13 @@
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 
 from convert.published import Progress, parse_dtype
 from unix_jax import checkpoint
 from unix_jax.leaves import Leaf
+from unix_jax.leaves import cast as cast_leaf
 
 
 def cast(
@@ -16,22 +16,26 @@ def cast(
     out: str | os.PathLike[str],
     dtype: str,
     vae_dtype: str = "keep",
+    *,
+    allow_non_finite: bool = False,
     progress: Progress | None = None,
 ) -> None:
-    """Writes a copy, array by array, whole or not at all.
+    """Writes a copy atomically, array by array, with the files of the source beside the weights.
 
-    What an import keeps for a bit-exact export is left out: the bits are not the published ones
-    any more.
+    The tensors that an import keeps for a bit-exact export are left out: the bits are not the
+    published ones any more.
 
     Args:
       source: a checkpoint of this project.
       out: a new directory.
       dtype: `bfloat16`, `float32`, or `keep`, of the model's parameters.
       vae_dtype: likewise, of the autoencoder's.
+      allow_non_finite: write weights that are NaN or infinite, or too large for the type.
       progress: called with (bytes since the last call, bytes in all).
 
     Raises:
-      UniXError: the source is broken, `out` exists or cannot be written, an unknown type.
+      UniXError: the source is broken, `out` exists or cannot be written, an unknown type,
+        weights that are not finite in the new type.
     """
     config = checkpoint.load_config(source)
     params = _cast(checkpoint.open_leaves(source, "params"), parse_dtype(dtype))
@@ -44,18 +48,11 @@ def cast(
         config,
         params,
         vae,
-        copies=[
-            (file, name)
-            for name in checkpoint.TOKENIZER_FILES
-            if (file := Path(source) / name).is_file()
-        ],
+        copies=checkpoint.carried_files(source),
+        allow_non_finite=allow_non_finite,
         progress=None if progress is None else lambda done: progress(done, total),
     )
 
 
 def _cast(leaves: Mapping[str, Leaf], dtype: np.dtype | None) -> dict[str, Leaf]:
-    return dict(leaves) if dtype is None else {k: _as(v, dtype) for k, v in leaves.items()}
-
-
-def _as(leaf: Leaf, dtype: np.dtype) -> Leaf:
-    return Leaf(leaf.shape, dtype, lambda index: leaf.read(index).astype(dtype))
+    return dict(leaves) if dtype is None else {k: cast_leaf(v, dtype) for k, v in leaves.items()}

@@ -136,4 +136,6 @@ def load_dinov2(
     config = load_dinov2_config(path)
     with open_tensors(Path(path)) as tensors:
         check_dinov2(config, tensors)
-        return config, place_tree(table_leaves(dinov2_table(config), tensors), dtype, shardings)
+        return config, place_tree(
+            table_leaves(dinov2_table(config), tensors), dtype, shardings, source=str(tensors.path)
+        )

@@ -2,33 +2,31 @@
 
 A checkpoint that was imported gives the files it came from: same names, same keys in the same
 order, same types. One that was trained here gives `model.safetensors` and
-`vae/kl-f16d16.ckpt`, with a `config.json` of explicit sizes.
+`vae/kl-f16d16.ckpt`; `convert.loader_files` writes what stands beside them.
 """
 
 import concurrent.futures
 import functools
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import yaml
 
+from convert.loader_files import write_loader_files
 from convert.sources import TensorInfo
 from convert.table import Entry, unix_table, vae_table
 from convert.writers import Entry as Written
 from convert.writers import write_safetensors, write_torch_zip
 from unix_jax import checkpoint
-from unix_jax.config import UniXConfig
 from unix_jax.errors import CheckpointError
 from unix_jax.files import atomic_directory
 from unix_jax.fitting import check_leaves
 from unix_jax.json_file import write_json
-from unix_jax.leaves import Leaf, array_leaf, copy_into
+from unix_jax.leaves import FiniteCheck, Leaf, array_leaf, copy_into
 from unix_jax.models.embeddings import sincos_table_2d
 
 # Called with (bytes done since the last call, bytes in all).
@@ -41,6 +39,7 @@ def export_published(
     path: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
+    allow_non_finite: bool = False,
     progress: Progress | None = None,
 ) -> None:
     """Writes the published directory of a checkpoint.
@@ -48,17 +47,20 @@ def export_published(
     Args:
       path: a checkpoint directory of this project.
       out: a new directory.
+      allow_non_finite: write weights that are NaN or infinite.
       progress: called with (bytes since the last call, bytes in all).
 
     Raises:
-      UniXError: the checkpoint is broken, or `out` exists or cannot be written.
+      UniXError: the checkpoint is broken, its weights are not finite, or `out` exists or cannot
+        be written.
     """
     directory = Path(path)
     index = checkpoint.read_index(directory)
     config = checkpoint.load_config(directory)
-    tensors = _file_tensors(directory, "params", unix_table, config)
+    check = FiniteCheck()
+    tensors = _file_tensors(directory, "params", unix_table, config, check)
     if checkpoint.has_vae(directory):
-        vae_tensors = _file_tensors(directory, "vae", vae_table, config.vae)
+        vae_tensors = _file_tensors(directory, "vae", vae_table, config.vae, check)
     else:
         vae_tensors = {}
     layout = index.get("layout")
@@ -75,10 +77,18 @@ def export_published(
     step = None if progress is None else lambda done: progress(done, total)
     with atomic_directory(out) as target:
         try:
-            _copy_configuration(directory, target, config, bool(vae_tensors))
+            write_loader_files(
+                directory,
+                target,
+                config,
+                with_vae=bool(vae_tensors),
+                same_weights=index.get("layout") is not None,
+            )
             with concurrent.futures.ThreadPoolExecutor(1) as reader:
                 for file, written in files:
                     _write_file(target, file, _ahead(written, step, reader))
+            if not allow_non_finite:
+                check.require(str(directory))
             if not layout["kept"]:
                 _correct_total_size(target, files)
         except OSError as error:
@@ -108,7 +118,11 @@ class _FileTensor:
 
 
 def _file_tensors(
-    directory: Path, part: str, table: Callable[[Any], tuple[Entry, ...]], config: Any
+    directory: Path,
+    part: str,
+    table: Callable[[Any], tuple[Entry, ...]],
+    config: Any,
+    check: FiniteCheck,
 ) -> dict[str, _FileTensor]:
     leaves = checkpoint.open_leaves(directory, part)
     checkpoint.check_counts(directory, part, leaves)
@@ -118,6 +132,7 @@ def _file_tensors(
         {entry.path: TensorInfo(entry.stacked_shape, np.dtype(np.int8)) for entry in entries},
         f"{directory / part}",
     )
+    leaves = {path: check.watch(f"{part}/{path}", leaf) for path, leaf in leaves.items()}
     return {
         key: _FileTensor(leaves[entry.path], entry, layer if entry.layers is not None else None)
         for entry in entries
@@ -225,21 +240,6 @@ def _write_file(target: Path, file: Mapping[str, Any], written: list[Written]) -
         write_safetensors(path, written, file["metadata"], keep_order=True)
     else:
         write_torch_zip(path, written, under=file["under"])
-
-
-def _copy_configuration(directory: Path, target: Path, config: UniXConfig, with_vae: bool) -> None:
-    source = directory / "source"
-    if source.is_dir():
-        shutil.copytree(source, target, dirs_exist_ok=True)
-    for name in checkpoint.TOKENIZER_FILES:
-        if (directory / name).is_file():
-            shutil.copyfile(directory / name, target / name)
-    published, vae = config.to_published()
-    if not (target / "config.json").exists():
-        write_json(target / "config.json", published)
-    if with_vae and not (target / "vae" / "config.yaml").exists():
-        (target / "vae").mkdir(exist_ok=True)
-        (target / "vae" / "config.yaml").write_text(yaml.safe_dump(vae), encoding="utf-8")
 
 
 def _correct_total_size(target: Path, files: list[tuple[dict[str, Any], list[Written]]]) -> None:

@@ -59,6 +59,7 @@ def import_janus(
     max_latent_size: int | None = None,
     latent_patch_size: int | None = None,
     seed: int = 0,
+    allow_non_finite: bool = False,
     progress: Progress | None = None,
 ) -> None:
     """Converts a Janus-Pro directory to a checkpoint from which stage 1 starts.
@@ -73,6 +74,7 @@ def import_janus(
       max_latent_size: side of the latent position table in tokens; by default the published one.
       latent_patch_size: latents along one side of a token; by default the published one.
       seed: of the fresh parameters.
+      allow_non_finite: write weights that are NaN or infinite.
       progress: called with (bytes since the last call, bytes in all).
 
     Raises:
@@ -105,6 +107,7 @@ def import_janus(
             config,
             leaves,
             extras=extras,
+            allow_non_finite=allow_non_finite,
             copies=[
                 (p, n) for p, n in verbatim_files(directory) if n in checkpoint.TOKENIZER_FILES
             ],

@@ -29,6 +29,7 @@ def load_model(
     dtype: Any = None,
     vae_dtype: Any = jnp.float32,
     shardings: Shardings | None = None,
+    allow_non_finite: bool = False,
 ) -> tuple[UniXConfig, dict[str, Any], dict[str, Any] | None]:
     """(config, parameters, autoencoder parameters or None) of a checkpoint or published layout.
 
@@ -38,9 +39,11 @@ def load_model(
       vae_dtype: that of the autoencoder, float32 unless said otherwise: it is small, always
         frozen, and bfloat16 shows in its pictures.
       shardings: where each parameter goes; None puts all on the default device.
+      allow_non_finite: accept weights that are NaN or infinite.
 
     Raises:
-      CheckpointError, ConfigError: files that are missing, broken, or do not fit each other.
+      CheckpointError, ConfigError: files that are missing, broken, or do not fit each other;
+        weights that are not finite.
     """
     converted = checkpoint.is_checkpoint(path)
     placed = vae_placed = None
@@ -51,9 +54,20 @@ def load_model(
             config, _ = load_config(path)
         placed, vae_placed = shardings(config)
     if not converted:
-        return load_published(path, dtype, placed, vae_dtype=vae_dtype, vae_shardings=vae_placed)
-    params = checkpoint.load_params(path, dtype=dtype, shardings=placed)
-    vae_params = checkpoint.load_vae_params(path, dtype=vae_dtype, shardings=vae_placed)
+        return load_published(
+            path,
+            dtype,
+            placed,
+            vae_dtype=vae_dtype,
+            vae_shardings=vae_placed,
+            allow_non_finite=allow_non_finite,
+        )
+    params = checkpoint.load_params(
+        path, dtype=dtype, shardings=placed, allow_non_finite=allow_non_finite
+    )
+    vae_params = checkpoint.load_vae_params(
+        path, dtype=vae_dtype, shardings=vae_placed, allow_non_finite=allow_non_finite
+    )
     return checkpoint.load_config(path), params, vae_params
 
 
@@ -72,7 +86,7 @@ def load_vae(path: str | os.PathLike[str]) -> tuple[UniXConfig, dict[str, Any]]:
             published.check()
             config, leaves = published.config, published.vae_leaves()
             if leaves is not None:
-                vae_params = place_tree(leaves, jnp.float32)
+                vae_params = place_tree(leaves, jnp.float32, source=f"{path}/vae")
     if vae_params is None:
         raise CheckpointError(f"{path}: expected an autoencoder, found none")
     return config, vae_params

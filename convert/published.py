@@ -317,6 +317,7 @@ def import_published(
     out: str | os.PathLike[str],
     dtype: str = "keep",
     *,
+    allow_non_finite: bool = False,
     progress: Progress | None = None,
 ) -> None:
     """Converts a published directory to this project's checkpoint.
@@ -326,10 +327,12 @@ def import_published(
       out: a new directory.
       dtype: `keep`, with which `export_published` gives back every bit, or the floating type of
         the model's parameters. The autoencoder and the unused tensors keep their types.
+      allow_non_finite: write weights that are NaN or infinite.
       progress: called with (bytes since the last call, bytes in all).
 
     Raises:
-      UniXError: the source is broken or does not fit its configuration, or `out` exists.
+      UniXError: the source is broken or does not fit its configuration, `out` exists, or weights
+        are not finite.
     """
     kind = parse_dtype(dtype)
     with PublishedSource(source) as published:
@@ -357,6 +360,7 @@ def import_published(
             extras=all_extras,
             layout=published.layout(kind),
             copies=verbatim_files(published.directory),
+            allow_non_finite=allow_non_finite,
             progress=None if progress is None else lambda done: progress(done, total),
         )
 
@@ -368,6 +372,7 @@ def load_published(
     *,
     vae_dtype: Any = None,
     vae_shardings: Any = None,
+    allow_non_finite: bool = False,
     progress: Progress | None = None,
 ) -> tuple[UniXConfig, dict[str, Any], dict[str, Any] | None]:
     """Reads a published directory onto the devices, leaf by leaf, without an intermediate file.
@@ -378,21 +383,37 @@ def load_published(
       shardings: None, one `Sharding`, or a nested tree of them, for the UniX parameters.
       vae_dtype: likewise for the autoencoder.
       vae_shardings: likewise for the autoencoder.
+      allow_non_finite: accept weights that are NaN or infinite.
       progress: called with (bytes since the last call, bytes in all).
 
     Returns:
       The configuration, the UniX parameters, and the autoencoder's (None if there is none).
 
     Raises:
-      UniXError: the source is broken or does not fit its configuration.
+      UniXError: the source is broken or does not fit its configuration, or weights are not finite.
     """
     with PublishedSource(source) as published:
         published.check()
         leaves, vae_leaves = published.leaves(), published.vae_leaves()
         total = sum(x.nbytes for group in (leaves, vae_leaves or {}) for x in group.values())
         step = None if progress is None else lambda done: progress(done, total)
-        params = place_tree(leaves, dtype, shardings, step)
+        params = place_tree(
+            leaves,
+            dtype,
+            shardings,
+            step,
+            source=str(published.tensors.path),
+            allow_non_finite=allow_non_finite,
+        )
         if vae_leaves is None:
             return published.config, params, None
-        vae_params = place_tree(vae_leaves, vae_dtype, vae_shardings, step)
+        assert published.vae is not None
+        vae_params = place_tree(
+            vae_leaves,
+            vae_dtype,
+            vae_shardings,
+            step,
+            source=str(published.vae.path),
+            allow_non_finite=allow_non_finite,
+        )
         return published.config, params, vae_params

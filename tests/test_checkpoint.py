@@ -73,13 +73,14 @@ def test_plain_orbax_reads_it(saved, trees):
 
 def test_plain_orbax_reads_large_stacked_leaves(tmp_path):
     array = np.random.default_rng(0).integers(0, 2**16, (3, 640, 2048), dtype=np.uint16)
-    tree = {"decoder": {"layers": {"kernel": array.view(ml_dtypes.bfloat16)}}, "x": np.zeros(3)}
-    checkpoint.save(tmp_path / "c", CONFIG, tree)
-    found = ocp.StandardCheckpointer().restore(tmp_path / "c" / "params")
+    leaves = {"decoder/layers/kernel": array.view(ml_dtypes.bfloat16), "x": np.zeros(3)}
+    leaves = {name: array_leaf(value) for name, value in leaves.items()}
+    orbax_tree.save_tree(tmp_path / "params", leaves, None)
+    found = ocp.StandardCheckpointer().restore(tmp_path / "params")
     kernel = found["decoder"]["layers"]["kernel"]
     assert kernel.dtype == ml_dtypes.bfloat16
     assert kernel.tobytes() == array.tobytes()
-    header = json.loads((tmp_path / "c/params/decoder.layers.kernel/.zarray").read_text())
+    header = json.loads((tmp_path / "params/decoder.layers.kernel/.zarray").read_text())
     assert header["chunks"][0] == 1
     assert np.prod(header["chunks"]) * 2 <= orbax_tree.CHUNK_BYTES
 
@@ -115,7 +116,7 @@ def test_save_holds_two_batches_at_most(tmp_path, monkeypatch):
     leaf = Leaf((16, 16), np.dtype(np.float32), read)
     monkeypatch.setattr(Watched, "__hash__", lambda self: id(self))
     monkeypatch.setattr(Watched, "__eq__", lambda self, other: self is other)
-    checkpoint.save(tmp_path / "c", CONFIG, {f"leaf{i}": leaf for i in range(20)})
+    orbax_tree.save_tree(tmp_path / "c", {f"leaf{i}": leaf for i in range(20)}, None)
     assert 1 <= peak <= 3
 
 
@@ -210,14 +211,14 @@ def test_missing_files_are_named(copied, tmp_path):
         checkpoint.load_params(tmp_path / "nowhere")
 
 
-def test_misfits_are_listed_together(tmp_path, trees):
+def test_misfits_are_listed_together_and_nothing_is_written(tmp_path, trees):
     flat = flatten(trees[0])
     del flat["vae2llm/bias"], flat["llm2vae/bias"]
     flat["connector/fc1/kernel"] = np.zeros((3, 4), np.float32)
     flat["more/kernel"] = np.zeros((2,), np.float32)
-    checkpoint.save(tmp_path / "c", CONFIG, unflatten(flat))
     with pytest.raises(CheckpointError) as caught:
-        checkpoint.load_params(tmp_path / "c")
+        checkpoint.save(tmp_path / "c", CONFIG, unflatten(flat))
+    assert list(tmp_path.iterdir()) == []
     message = str(caught.value)
     assert "2 missing, 1 unexpected, 1 mis-shaped" in message
     for line in (
@@ -251,11 +252,13 @@ def test_config_at_odds_with_the_arrays(copied, section, field, value):
         checkpoint.load_vae_params(copied) if section == "vae" else checkpoint.load_params(copied)
 
 
-def test_a_failed_save_leaves_nothing(tmp_path):
+def test_a_failed_save_leaves_nothing(tmp_path, trees):
     def read(index):
         raise CheckpointError("source.bin: broken")
 
-    leaves = {"a": array_leaf(np.ones(3)), "b": Leaf((2,), np.dtype(np.float32), read)}
+    leaves = flatten(trees[0])
+    kernel = leaves["lm_head/kernel"]
+    leaves["lm_head/kernel"] = Leaf(kernel.shape, kernel.dtype, read)
     with pytest.raises(CheckpointError, match=r"source\.bin: broken"):
         checkpoint.save(tmp_path / "c", CONFIG, leaves)
     assert list(tmp_path.iterdir()) == []

@@ -98,6 +98,12 @@ _DDCONFIG = {
     # Ours: the published code has always 32, and knows no field for it.
     "norm_groups": ("norm_groups", int),
 }
+_VAE_PARAMS = {
+    "embed_dim": ("embed_dim", int),
+    # Ours: the published code has two constants.
+    "scale_factor": ("scale_factor", float),
+    "shift_factor": ("shift_factor", float),
+}
 _VISION_MODELS = {"siglip_large_patch16_384": VisionConfig()}
 
 
@@ -208,9 +214,9 @@ def _read_vae(vae: Mapping[str, Any] | None, unknown: list[str]) -> AutoencoderC
         f"{where}: ddconfig",
         unknown,
     )
-    embed_dim = _pick({"embed_dim": params.get("embed_dim")}, {"embed_dim": ("embed_dim", int)},
-                      frozenset(), f"{where}: params", unknown)  # fmt: skip
-    return dataclasses.replace(AutoencoderConfig(), **picked, **embed_dim)
+    known = {name: params[name] for name in _VAE_PARAMS if name in params}
+    rest = _pick(known, _VAE_PARAMS, frozenset(), f"{where}: params", unknown)
+    return dataclasses.replace(AutoencoderConfig(), **picked, **rest)
 
 
 def _check_aligner(config: Mapping[str, Any], source: str, width: int, hidden: int) -> None:
@@ -296,5 +302,21 @@ def write_published(config: UniXConfig) -> tuple[dict[str, Any], dict[str, Any]]
             "ddconfig.norm_groups, which unix-jax reads back",
             stacklevel=3,
         )
-    params = {"embed_dim": config.vae.embed_dim, "ddconfig": ddconfig}
+    params: dict[str, Any] = {
+        "embed_dim": config.vae.embed_dim,
+        "ddconfig": ddconfig,
+        # Of its training; the published code reads both, and builds the loss.
+        "monitor": "val/rec_loss",
+        "lossconfig": {"target": "torch.nn.Identity"},
+    }
+    default, vae = AutoencoderConfig(), config.vae
+    if (vae.scale_factor, vae.shift_factor) != (default.scale_factor, default.shift_factor):
+        params |= {"scale_factor": vae.scale_factor, "shift_factor": vae.shift_factor}
+        warnings.warn(
+            f"vae: latents are {vae.scale_factor:g} * (z - {vae.shift_factor:g}): the published "
+            f"code has always {default.scale_factor:g} and {default.shift_factor:g} and would "
+            "compute other images; written as scale_factor and shift_factor, which unix-jax reads "
+            "back",
+            stacklevel=3,
+        )
     return published, {"model": {"params": params}}

@@ -115,6 +115,7 @@ class UniXPipeline:
         mesh: Mesh | None = None,
         *,
         double_bos: bool | None = None,
+        allow_non_finite: bool = False,
         compilation_cache: bool = True,
     ) -> Self:
         """Loads a converted checkpoint, or a directory in the published layout as it is.
@@ -126,10 +127,12 @@ class UniXPipeline:
             The autoencoder stays float32 everywhere.
           mesh: devices to share the work, see `unix_jax.sharding.make_mesh`; None uses one.
           double_bos: overrides the checkpoint's compatibility switch, see `UniXConfig`.
+          allow_non_finite: accept weights that are NaN or infinite.
           compilation_cache: keep compiled programs on disk between runs.
 
         Raises:
-          CheckpointError, ConfigError: files that are missing, broken, or do not fit each other.
+          CheckpointError, ConfigError: files that are missing, broken, changed since they were
+            written, or do not fit each other; weights that are not finite.
           PromptError: another dtype.
         """
         # The table of published keys lives in `convert`, which stands above this package.
@@ -150,7 +153,10 @@ class UniXPipeline:
 
         used = jnp.float32 if jax.default_backend() == "cpu" else jnp.dtype(dtype)
         config, params, vae_params = load_model(
-            path, dtype=used, shardings=None if mesh is None else shardings
+            path,
+            dtype=used,
+            shardings=None if mesh is None else shardings,
+            allow_non_finite=allow_non_finite,
         )
         if double_bos is not None:
             config = dataclasses.replace(config, double_bos=double_bos)

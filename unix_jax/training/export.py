@@ -28,7 +28,8 @@ def export(
       directory: of the run.
       config: of the model.
       params, vae_params: nested trees of arrays, wherever their parts are.
-      tokenizer: a directory with tokenizer files, which are copied; or the file tokenizer.json.
+      tokenizer: a directory with tokenizer files and `source/`, which are copied, see
+        `checkpoint.carried_files`; or the file tokenizer.json.
 
     Raises:
       UniXError: it cannot be written; an earlier export stays.
@@ -40,7 +41,7 @@ def export(
         return target
     shutil.rmtree(fresh, ignore_errors=True)
     assert trees[0] is not None
-    checkpoint.save(fresh, config, trees[0], trees[1], copies=_tokenizer_files(tokenizer))
+    checkpoint.save(fresh, config, trees[0], trees[1], copies=_carried_files(tokenizer))
     try:
         _replace(target, fresh)
     except OSError as error:
@@ -68,10 +69,5 @@ def _replace(target: Path, fresh: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _tokenizer_files(tokenizer: Path | None) -> list[tuple[Path, str]]:
-    if tokenizer is None:
-        return []
-    if tokenizer.is_file():
-        return [(tokenizer, "tokenizer.json")]
-    files = (tokenizer / name for name in checkpoint.TOKENIZER_FILES)
-    return [(file, file.name) for file in files if file.is_file()]
+def _carried_files(tokenizer: Path | None) -> list[tuple[Path, str]]:
+    return [] if tokenizer is None else checkpoint.carried_files(tokenizer)

@@ -1,7 +1,7 @@
 """What a run starts from, and what of it is kept in its directory, so that it needs nothing else.
 
 DIR/run.json     the settings and the sizes of the model, as the run was started
-DIR/tokenizer/   tokenizer files
+DIR/tokenizer/   tokenizer files; in `source/` the other files of the start, for the export
 DIR/frozen/      weights that the run does not change
 """
 
@@ -163,15 +163,14 @@ def remember(out: Path, config: TrainConfig, origin: Origin) -> None:
     if not is_primary():
         return
     tokenizer = origin.tokenizer
-    files = [tokenizer] if tokenizer.is_file() else [
-        tokenizer / name for name in checkpoint.TOKENIZER_FILES if (tokenizer / name).is_file()
-    ]  # fmt: skip
+    files = _files_to_carry(origin)
     try:
         if tokenizer.absolute() != (out / TOKENIZER).absolute():
             shutil.rmtree(out / TOKENIZER, ignore_errors=True)
             with atomic_directory(out / TOKENIZER) as directory:
-                for file in files:
-                    shutil.copyfile(file, directory / file.name)
+                for name, file in files.items():
+                    (directory / name).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(file, directory / name)
         with atomic_write(out / RUN_FILE) as temporary:
             write_json(
                 temporary,
@@ -184,6 +183,19 @@ def remember(out: Path, config: TrainConfig, origin: Origin) -> None:
             )
     except OSError as error:
         raise CheckpointError(f"{out}: cannot be written: {error.strerror or error}") from error
+
+
+def _files_to_carry(origin: Origin) -> dict[str, Path]:
+    """By name in a checkpoint: tokenizer files, and what the start has beside its weights."""
+    # The published layout is read by `convert`, which stands above this package.
+    from convert.published import verbatim_files
+
+    start: list[tuple[Path, str]] = []
+    if origin.init is not None:
+        converted = checkpoint.is_checkpoint(origin.init)
+        start = (checkpoint.carried_files if converted else verbatim_files)(origin.init)
+    files = {name: file for file, name in start if name.startswith("source/")}
+    return files | {name: file for file, name in checkpoint.carried_files(origin.tokenizer)}
 
 
 def recall(out: Path, config: TrainConfig) -> Origin:
