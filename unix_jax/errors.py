@@ -25,5 +25,9 @@ class MetricError(UniXError):
     """Inputs of a metric for which it has no value: their shapes, rows or numbers."""
 
 
+class NonFiniteError(UniXError):
+    """Numbers that are NaN or infinite where the model computed a report or an image."""
+
+
 class PromptError(UniXError):
     """A prompt, token id or generation argument outside what the model can take."""

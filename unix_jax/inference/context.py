@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from unix_jax.config import UniXConfig
+from unix_jax.errors import NonFiniteError
 from unix_jax.inference.sampling import ImageContext
 from unix_jax.layout import (
     Layout,
@@ -27,6 +28,8 @@ from unix_jax.layout import (
 from unix_jax.models.cache import KVCache
 from unix_jax.models.embeddings import latent_position_ids
 from unix_jax.models.unix import TwoStreamBatch, UniX
+
+_NAMED_ROWS = 10
 
 # Few capacities mean few compilations; steps of about a third bound what is read in vain.
 _BUCKETS = (64, 128, 192, 256, 384, 512, 640, 768, 1024, 1280, 1536, 2048, 2560, 3072, 4096)
@@ -79,6 +82,38 @@ def prefill(
         model.config.decoder, valid.shape[0], capacity, dtype, merged=not model.scan_layers
     )
     return cache.append(keys, values, valid), streams
+
+
+@jax.jit
+def finite_rows(cache: KVCache) -> Bool[Array, " B"]:
+    """Whether all keys and values of each row's context are finite."""
+    return cache.finite_rows()
+
+
+def require_finite(
+    finite: Any, argument: str, numbers: str, members: Sequence[int] | None = None
+) -> None:
+    """Checks rows of results.
+
+    Args:
+      finite: [B] of bool, whether each row's numbers are.
+      argument: that has an item per row.
+      numbers: what they are, for the error.
+      members: the index of each row in `argument`; None for 0, 1, ...
+
+    Raises:
+      NonFiniteError: some are not; it names the rows.
+    """
+    rows = np.flatnonzero(~finite)
+    if not len(rows):
+        return
+    indices = [int(row) if members is None else members[row] for row in rows[:_NAMED_ROWS]]
+    named = ", ".join(f"{argument}[{i}]" for i in indices)
+    raise NonFiniteError(
+        f"{named}{', ...' if len(rows) > _NAMED_ROWS else ''}: {numbers} are NaN or infinite "
+        f"(in {len(rows)} of {len(finite)} rows): the weights are damaged or the computation "
+        "overflows; `unix-jax info --verify CHECKPOINT` tests the weights"
+    )
 
 
 def _text_slots(layout: Layout, split: int, capacity: int) -> Bool[np.ndarray, "B S"]:

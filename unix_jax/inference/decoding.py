@@ -24,7 +24,8 @@ class DecodeState:
     """One decoding in progress.
 
     token [B]: the token to feed next. position [B]: its rotary position. tokens [B, M]: new
-    tokens so far, eos from the end of a report on. step: how many. done [B]: eos was met.
+    tokens so far, eos from the end of a report on. step: how many. done [B]: eos was met, or
+    logits were not finite. non_finite_step [B]: the first step at which they were not, else -1.
     """
 
     cache: KVCache
@@ -33,6 +34,7 @@ class DecodeState:
     tokens: Int[Array, "B M"]
     step: Int[Array, ""]
     done: Bool[Array, " B"]
+    non_finite_step: Int[Array, " B"]
 
 
 def start(
@@ -47,6 +49,7 @@ def start(
         tokens=jnp.full((batch, buffer), eos, jnp.int32),
         step=jnp.int32(0),
         done=jnp.zeros((batch,), bool),
+        non_finite_step=jnp.full((batch,), -1, jnp.int32),
     )
 
 
@@ -112,7 +115,9 @@ def decode_until(
         else:
             step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, state.step)
             token = sample_token(logits, step_keys, temperature, top_p)
-        token = jnp.where(state.done, eos, token)
+        # The largest of NaNs is a token like any other.
+        broken = ~state.done & ~jnp.all(jnp.isfinite(logits), axis=-1)
+        token = jnp.where(state.done | broken, eos, token)
         return DecodeState(
             cache=cache,
             token=token,
@@ -121,7 +126,8 @@ def decode_until(
                 state.tokens, token[:, None], state.step, axis=1
             ),
             step=state.step + 1,
-            done=state.done | (token == eos),
+            done=state.done | broken | (token == eos),
+            non_finite_step=jnp.where(broken, state.step, state.non_finite_step),
         )
 
     return jax.lax.while_loop(unfinished, step, state)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from unix_jax import flow, sharding
 from unix_jax.config import UniXConfig
-from unix_jax.inference.context import image_context
+from unix_jax.inference.context import finite_rows, image_context, require_finite
 from unix_jax.inference.inputs import Images, Prompts, image_list, prompt_list, require, row_keys
 from unix_jax.inference.loaded import LoadedModel
 from unix_jax.inference.sampling import RENORMS, Guidance, Renorm, sample_latents
@@ -124,6 +124,9 @@ def draw_latents(
 
     Rows whose condition images differ in their grid run one group after the other; `total`
     counts the steps of all groups. Rows that wait still hold noise.
+
+    Raises:
+      NonFiniteError: contexts or latents that are NaN or infinite.
     """
     config = loaded.config
     settings.check(config)
@@ -162,9 +165,15 @@ def latent_size(config: UniXConfig, settings: ImageSettings) -> tuple[int, int]:
 def decode_latents(
     loaded: LoadedModel, latents: Float[np.ndarray, "B G C"], size: tuple[int, int]
 ) -> Float[np.ndarray, "B H W 3"]:
-    """Pixels in [0, 1]."""
+    """Pixels in [0, 1].
+
+    Raises:
+      NonFiniteError: pixels that are NaN or infinite.
+    """
     spatial = unpatchify(jnp.asarray(latents), *size, loaded.config.latent_patch_size)
     pixels = loaded.autoencode(np.asarray(spatial), "decode")
+    finite = np.isfinite(pixels).all(axis=(1, 2, 3))
+    require_finite(finite, "prompts", "decoded pixels of the image")
     return np.clip(pixels / 2 + 0.5, 0, 1)
 
 
@@ -227,6 +236,7 @@ def _sample(
             image_rows=own_rows,
         )
         x = loaded.place(x)
+        context_finite = finite_rows(context.cache)
     total = len(times) - 1
     grid = jnp.asarray(np.pad(times, (0, -len(times) % _GRID_MULTIPLE)))
     branch = "rows" if own_rows else "conditional" if settings.image_guided else "none"
@@ -259,7 +269,15 @@ def _sample(
         else:
             x = estimate = advance(x, done, last)
         done = last
-        yield done, np.asarray(x)[:rows], np.asarray(estimate)[:rows]
+        state, seen = np.asarray(x)[:rows], np.asarray(estimate)[:rows]
+        branches = np.asarray(context_finite).reshape(-1, x.shape[0])[:, :rows]
+        require_finite(
+            branches.all(axis=0), "prompts", "keys or values of the context", group.members
+        )
+        finite = np.isfinite(state).all(axis=(1, 2)) & np.isfinite(seen).all(axis=(1, 2))
+        numbers = f"latents of the image, by step {done} of {total},"
+        require_finite(finite, "prompts", numbers, group.members)
+        yield done, state, seen
 
 
 def _noise(

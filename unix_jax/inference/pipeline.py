@@ -192,6 +192,7 @@ class UniXPipeline:
 
         Raises:
           ImageError, PromptError: an input that cannot be used.
+          NonFiniteError: the model computed NaN or infinite numbers; no result is returned.
           CheckpointError: the checkpoint has no tokenizer; see `generate_report_ids`.
         """
         tokenizer = self.loaded.require_tokenizer()
@@ -275,6 +276,7 @@ class UniXPipeline:
 
         Raises:
           ImageError, PromptError: an input that cannot be used.
+          NonFiniteError: the model computed NaN or infinite numbers; no result is returned.
           CheckpointError: the checkpoint has no autoencoder, and pixels are needed.
         """
         require(output_type in ("pil", "np", "latent"), "output_type", "pil, np or latent",

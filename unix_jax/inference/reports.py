@@ -10,7 +10,7 @@ import numpy as np
 
 from unix_jax import sharding
 from unix_jax.inference import decoding
-from unix_jax.inference.context import as_batch, bucket, prefill
+from unix_jax.inference.context import as_batch, bucket, finite_rows, prefill, require_finite
 from unix_jax.inference.inputs import Images, Prompts, image_list, require, row_keys
 from unix_jax.inference.loaded import LoadedModel
 from unix_jax.layout import Split, TextSplit, VitSplit, lay_out, stream_lengths
@@ -34,6 +34,9 @@ def decode_reports(
 
     A finished row is filled with eos. Arguments and errors are those of
     `UniXPipeline.generate_report`.
+
+    Raises:
+      NonFiniteError: a context or logits that are NaN or infinite.
     """
     config = loaded.config
     limit_positions = config.decoder.max_position_embeddings
@@ -57,6 +60,7 @@ def decode_reports(
     with sharding.use_mesh(loaded.mesh):
         batch = loaded.place(as_batch(layout, pixels[:, None]))
         cache, _ = prefill(loaded.model, loaded.params, batch, bucket(length + 1))
+        context_finite = finite_rows(cache)
         special = config.special_tokens
         state = decoding.start(
             cache, loaded.place(layout.next_position), special.bos, special.eos, buffer
@@ -82,6 +86,15 @@ def decode_reports(
                 greedy=temperature == 0,
             )
         step = int(state.step)
+        # The loop has ended: these are read without another wait.
+        require_finite(
+            np.asarray(context_finite)[:rows],
+            "images",
+            "keys or values of the context (image and prompt)",
+        )
+        broken = np.asarray(state.non_finite_step)[:rows]
+        first = broken[broken >= 0].min(initial=step) + 1
+        require_finite(broken < 0, "images", f"logits, first of new token {first},")
         yield rows, np.asarray(state.tokens)[:, :step]
         if bool(np.asarray(state.done)[:rows].all()):
             return

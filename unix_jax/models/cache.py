@@ -108,6 +108,24 @@ class KVCache:
             values=write(self.values, values, value_axis, (0, 2, 1, 3)),
         )
 
+    def finite_rows(self) -> Bool[Array, " B"]:
+        """Whether the keys and values of all of a row's tokens are finite.
+
+        An attention kernel does not always pass a NaN on to its result.
+        """
+        rows = self.valid.shape[0]
+
+        def one(x: Array, axis: int) -> Bool[Array, "B S"]:
+            x = jnp.moveaxis(jnp.isfinite(x), (self._row_axis, axis), (0, 1))
+            return jnp.all(x.reshape(rows, -1, *x.shape[1:]), axis=(1, *range(3, x.ndim + 1)))
+
+        key_axis, value_axis = self._slot_axes
+        finite = ~self.valid
+        keys = [one(x, key_axis) for x in jax.tree.leaves(self.keys)]
+        values = [one(x, value_axis) for x in jax.tree.leaves(self.values)]
+        tokens = jnp.all(jnp.stack(keys + values), axis=0)
+        return jnp.all(finite | tokens, axis=1)
+
     def grow(self, capacity: int) -> "KVCache":
         """The same cache with room for `capacity` slots."""
         extra = capacity - self.capacity

@@ -77,8 +77,9 @@ def _dense(
     total = functools.reduce(jnp.add, [w.sum(axis=-1, keepdims=True) for w in weights])
     sums = [_weighted(w, block) for w, block in zip(weights, blocks, strict=True)]
     if all(block.masked for block in blocks):
-        # A query that sees no key: its masked logits are the peak, and count for nothing.
-        total = jnp.where(peak > MASKED, total, 0.0)
+        # A query that sees no key: its masked logits are the peak, and count for nothing. A NaN
+        # is not below anything, and stays.
+        total = jnp.where(peak <= MASKED, 0.0, total)
     return _normalised(peak, total, functools.reduce(jnp.add, sums))
 
 
@@ -96,7 +97,7 @@ def _online(
         peak, total, out = state
         logits = _logits(grouped, block, metadata)
         new_peak = jnp.maximum(peak, logits.max(axis=-1, keepdims=True))
-        weights = jnp.where(logits > MASKED, jnp.exp(logits - new_peak), 0.0)
+        weights = jnp.where(logits <= MASKED, 0.0, jnp.exp(logits - new_peak))
         correction = jnp.exp(peak - new_peak)
         total = total * correction + weights.sum(axis=-1, keepdims=True)
         return (new_peak, total, out * correction + _weighted(weights, block)), None
