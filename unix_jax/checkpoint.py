@@ -41,7 +41,7 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
-_PARTS = ("params", "vae", "extras")
+PARTS = ("params", "vae", "extras")
 
 
 class ArrayInfo(NamedTuple):
@@ -270,7 +270,7 @@ def read_index(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(index, dict) or index.get("format") != FORMAT:
         found = index.get("format") if isinstance(index, dict) else type(index).__name__
         raise CheckpointError(f"{file}: format: expected {FORMAT!r}, found {found!r}")
-    entries = [(part, _entries(index, part, file)) for part in _PARTS]
+    entries = [(part, _entries(index, part, file)) for part in PARTS]
     # Checkpoints of earlier versions have no checksums at all; one entry without is damage.
     summed = any(isinstance(e, dict) and "crc32" in e for _, part in entries for e in part.values())
     for part, listed in entries:
@@ -296,7 +296,7 @@ def _are_checksums(value: Any) -> bool:
 def has_checksums(path: str | os.PathLike[str]) -> bool:
     """Whether index.json has the checksums of the arrays, as all but old checkpoints do."""
     index = read_index(path)
-    return any("crc32" in entry for part in _PARTS for entry in index.get(part, {}).values())
+    return any("crc32" in entry for part in PARTS for entry in index.get(part, {}).values())
 
 
 def _entries(index: Mapping[str, Any], part: str, file: Path) -> dict[str, Any]:
@@ -315,7 +315,7 @@ def tensor_infos(path: str | os.PathLike[str]) -> dict[str, ArrayInfo]:
     index = read_index(path)
     return {
         f"{part}/{name}": ArrayInfo(tuple(entry["shape"]), _dtype(entry["dtype"], Path(path)))
-        for part in _PARTS
+        for part in PARTS
         for name, entry in index.get(part, {}).items()
     }
 
@@ -327,18 +327,33 @@ def open_leaves(path: str | os.PathLike[str], part: str) -> dict[str, Leaf]:
       CheckpointError: a missing, truncated or disagreeing file, which is named. Reading a leaf
         raises it for a file whose content changed since it was written.
     """
-    directory = Path(path)
-    entries = read_index(directory).get(part, {})
-    return {
-        name: open_leaf(
-            directory / part,
-            name,
-            tuple(entry["shape"]),
-            _dtype(entry["dtype"], directory),
-            entry.get("crc32"),
-        )
-        for name, entry in entries.items()
-    }
+    entries = read_index(path).get(part, {})
+    return {name: _open(Path(path), part, name, entry) for name, entry in entries.items()}
+
+
+def array_names(path: str | os.PathLike[str], part: str) -> list[str]:
+    """The arrays of `part`, by path; none where the checkpoint lacks the part."""
+    return list(read_index(path).get(part, {}))
+
+
+def open_array(path: str | os.PathLike[str], part: str, name: str) -> Leaf:
+    """One array, as `open_leaves`: damage of the others does not matter.
+
+    Raises:
+      CheckpointError: as `open_leaves`.
+      KeyError: no such array.
+    """
+    return _open(Path(path), part, name, read_index(path)[part][name])
+
+
+def _open(directory: Path, part: str, name: str, entry: Mapping[str, Any]) -> Leaf:
+    return open_leaf(
+        directory / part,
+        name,
+        tuple(entry["shape"]),
+        _dtype(entry["dtype"], directory),
+        entry.get("crc32"),
+    )
 
 
 def _dtype(name: str, path: Path) -> np.dtype:

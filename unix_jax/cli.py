@@ -189,9 +189,18 @@ class Info:
     """Converted checkpoint, or a directory in the published layout."""
     json: bool = False
     """Print the configuration as JSON instead of a table."""
+    verify: bool = False
+    """Read every array, compare it with its checksum, and look for NaN and infinite weights. Also
+    of a training run's directory, with all of its checkpoints."""
 
     def run(self) -> None:
         from convert.load import load_config
+
+        if self.verify and self.json:
+            raise UniXError("--json: cannot be combined with --verify")
+        if self.verify:
+            self._verify()
+            return
 
         config, has_vae = load_config(self.checkpoint)
         if self.json:
@@ -201,6 +210,19 @@ class Info:
 
         console = Console()
         console.print(summary(self.checkpoint, config, has_vae))
+
+    def _verify(self) -> None:
+        from unix_jax.errors import CheckpointError
+        from unix_jax.info import verification_table
+        from unix_jax.verification import verify
+
+        with _ERRORS.status(f"Reading {escape(self.checkpoint)} ..."):
+            parts = list(verify(self.checkpoint))
+        Console().print(verification_table(self.checkpoint, parts))
+        if problems := [line for part in parts for line in part.problems]:
+            listed = "".join(f"\n  {line}" for line in problems)
+            count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+            raise CheckpointError(f"{self.checkpoint}: {count}:{listed}")
 
 
 def _writable_directory(path: str) -> Path:

@@ -3,14 +3,17 @@
 import dataclasses
 import math
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 from rich.markup import escape
 from rich.table import Table
 
+from unix_jax import checkpoint
 from unix_jax.config import UniXConfig
 from unix_jax.models import autoencoder, unix
+from unix_jax.verification import Verified
 
 
 def count_parameters(shapes: Any) -> int:
@@ -55,4 +58,30 @@ def summary(path: str | os.PathLike[str], config: UniXConfig, has_vae: bool) -> 
     for name, count in parameter_counts(config).items():
         missing = name == "autoencoder" and not has_vae
         table.add_row(name, "absent: reports only" if missing else f"{count:,} parameters")
+    table.add_row("checksums", _checksums(path))
+    return table
+
+
+def _checksums(path: str | os.PathLike[str]) -> str:
+    if not checkpoint.is_checkpoint(path):
+        return "no checksums: the published layout has none"
+    if not checkpoint.has_checksums(path):
+        return "no checksums: written by an earlier version; `convert cast --dtype keep` adds them"
+    return "CRC-32 of every array file, verified whenever it is read"
+
+
+def verification_table(path: str | os.PathLike[str], parts: Iterable[Verified]) -> Table:
+    """What `verification.verify` found; a row per part."""
+    table = Table(title=escape(str(path)), box=None, title_justify="left", header_style="bold")
+    for header in ("part", "arrays", "GB", "checksums", "result"):
+        table.add_column(header, justify="right" if header in ("arrays", "GB") else "left")
+    for part in parts:
+        found = len(part.problems)
+        table.add_row(
+            escape(part.part),
+            str(part.arrays),
+            f"{part.nbytes / 1e9:.3f}",
+            "CRC-32" if part.checksums else "no checksums",
+            "good" if not found else f"[red]{found} {'array' if found == 1 else 'arrays'} damaged",
+        )
     return table

@@ -25,6 +25,7 @@ from unix_jax.errors import CheckpointError
 from unix_jax.leaves import unflatten
 from unix_jax.training.checkpoint_files import (
     listing,
+    require_unchanged,
     require_writable,
     set_aside_unusable,
     steps,
@@ -182,12 +183,15 @@ class CheckpointStore:
 
         Raises:
           CheckpointError: the state has other arrays than the checkpoint (another configuration);
-            or it cannot be read.
+            or it cannot be read, or a file of `step` changed since it was written.
         """
         steps = self.steps() if step is None else [s for s in self.steps() if s == step]
         if not steps:
             return None
         newest, path = steps[-1], self.path(steps[-1])
+        if step is not None:
+            # Opening the store has verified the newest one only.
+            agree(lambda: require_unchanged(path))
         flat = {name: _abstract(leaf) for name, leaf in _flat(target).items()}
         self._require_same_arrays(newest, flat)
         try:

@@ -87,6 +87,22 @@ def listing(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) and isinstance(value.get("metrics"), dict) else {}
 
 
+def listed_files(path: Path) -> dict[str, int]:
+    """Bytes by name of the files that files.json lists; none where it is broken."""
+    files = listing(path).get("files")
+    files = files if isinstance(files, dict) else {}
+    return {name: entry[0] for name, entry in files.items() if isinstance(entry, list) and entry}
+
+
+def require_unchanged(path: Path) -> None:
+    """Verifies one checkpoint.
+
+    Raises:
+      CheckpointError: a file is not as it was written; the first one is named.
+    """
+    _verify(path)
+
+
 def _verify(path: Path) -> None:
     """Raises a CheckpointError that names the first file that is not as it was written."""
     files = read_json(path / LISTING, CheckpointError)
