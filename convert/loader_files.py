@@ -182,6 +182,7 @@ def _complete_tokenizer(directory: Path, target: Path, config: UniXConfig) -> No
             "add_bos_token": config.double_bos,
             "add_eos_token": False,
             "clean_up_tokenization_spaces": False,
+            "legacy": True,
             **named,
         },
     )
