@@ -5,8 +5,10 @@ A checkpoint on disk and a published weight file both offer their parameters as 
 Paths are `/`-joined names of the parameter tree, as in `decoder/layers/und/q_proj/kernel`.
 """
 
+import concurrent.futures
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,6 +27,7 @@ Index = tuple[slice, ...]
 _TILE = (512, 16)
 # Numbers that are tested at a time: they stay in the cache.
 _BLOCK = 1 << 17
+_THREADS = min(8, os.cpu_count() or 1)
 # Names at the start and at the end of a long list of arrays.
 _LISTED = 10
 
@@ -67,6 +70,15 @@ def non_finite_count(array: np.ndarray) -> int:
     if not jnp.issubdtype(array.dtype, jnp.floating):
         return 0
     flat = array.reshape(-1)
+    if flat.size <= 8 * _BLOCK:
+        return _count_in_part(flat)
+    # Testing releases the interpreter's lock.
+    parts = np.array_split(flat, _THREADS)
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        return sum(pool.map(_count_in_part, parts))
+
+
+def _count_in_part(flat: np.ndarray) -> int:
     blocks = (flat[start : start + _BLOCK] for start in range(0, flat.size, _BLOCK))
     return sum(_count_in_block(block) for block in blocks)
 

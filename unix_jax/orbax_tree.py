@@ -198,7 +198,7 @@ def open_leaf(
         return Leaf(shape, dtype, _Reader(folder, shape, dtype, header["chunks"], checksums))
     if checksums is not None:
         raise CheckpointError(f"{folder}/{HEADER}: expected uncompressed chunks in row-major order")
-    return Leaf(shape, dtype, _tensorstore_reader(folder))
+    return Leaf(shape, dtype, tensorstore_reader(folder))
 
 
 def _read_header(
@@ -345,7 +345,7 @@ class _Reader:
             _require_same(file, data, self._checksums)
 
 
-def _tensorstore_reader(folder: Path) -> Callable[[Index], np.ndarray]:
+def tensorstore_reader(folder: Path) -> Callable[[Index], np.ndarray]:
     """For arrays that another program wrote, compressed or in another order."""
     opened: list[Any] = []
 
