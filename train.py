@@ -6,7 +6,7 @@
 
 DIR afterwards holds
     run.json          what was run: settings, sizes of the model
-    tokenizer/        its files
+    tokenizer/        its files; source/ in it has those that go back to PyTorch
     metrics.jsonl     one object a logged step; validation.jsonl: one a validation
     checkpoints/      state, averaged weights, place in the data; the run continues from the newest
     frozen/           weights that the run does not change, written once
