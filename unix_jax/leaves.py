@@ -125,11 +125,11 @@ class FiniteCheck:
     def require(self, source: str) -> None:
         """Raises a CheckpointError that names the arrays, if there are any."""
         if self.counts:
-            arrays = "1 array is" if len(self.counts) == 1 else f"{len(self.counts)} arrays are"
+            arrays = "1 array holds" if len(self.counts) == 1 else f"{len(self.counts)} arrays hold"
             raise CheckpointError(
-                f"{source}: expected finite weights; {arrays} NaN or infinite in places "
-                "(allow_non_finite, on the command line --allow-non-finite, accepts them):"
-                + "".join(f"\n  {line}" for line in self.lines())
+                f"{source}: expected finite weights; {arrays} NaN or infinite numbers "
+                "(`python -m convert` accepts them with --allow-non-finite, functions with "
+                "allow_non_finite=True):" + "".join(f"\n  {line}" for line in self.lines())
             )
 
 
