@@ -34,7 +34,6 @@ config = TrainConfig(
     optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=80),
     # Every chunk adds to the gradient of the whole head: one, which holds a row's reports.
     losses=LossConfig(mse_weight=0.0, ce_chunk=512),
-    ema_decay=0.9999,
     accumulation=4,
     checkpoint_every=240,
     log_every=10,

@@ -36,7 +36,6 @@ config = TrainConfig(
     optimizer=OptimizerConfig(learning_rate=2e-4, warmup_steps=2000),
     losses=LossConfig(ce_weight=0.0, repa_weight=0.5, repa_layer=8),
     rad_dino="rad-dino",
-    ema_decay=0.9999,
     accumulation=4,
     checkpoint_every=1000,
     log_every=10,

@@ -32,7 +32,6 @@ config = TrainConfig(
     model=ModelConfig(preset="published", remat="full"),
     optimizer=OptimizerConfig(learning_rate=1e-4),
     losses=LossConfig(ce_weight=0.0),
-    ema_decay=0.9999,
     accumulation=4,
     checkpoint_every=250,
     log_every=10,

@@ -29,6 +29,7 @@ from rich.progress import (
 from unix_jax.commands.app import App
 from unix_jax.commands.clean import Clean
 from unix_jax.commands.evaluate import Evaluate
+from unix_jax.commands.export import Export
 from unix_jax.errors import UniXError
 
 if TYPE_CHECKING:
@@ -256,6 +257,7 @@ _Command: Any = tyro.conf.OmitSubcommandPrefixes[  # type: ignore[misc]
     | Annotated[Info, tyro.conf.subcommand("info")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Clean, tyro.conf.subcommand("clean")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[App, tyro.conf.subcommand("app")]
 ]
 
@@ -267,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A report may hold a character that the terminal's encoding lacks.
         sys.stdout.reconfigure(errors="replace")
     try:
-        command: Report | Generate | Info | Evaluate | Clean | App = tyro.cli(
+        command: Report | Generate | Info | Evaluate | Clean | Export | App = tyro.cli(
             _Command,
             prog="unix-jax",
             description="UniX: reports from chest X-rays, and chest X-rays from text. "

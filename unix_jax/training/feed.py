@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -83,8 +83,11 @@ class Feed:
         raise_together(error)
         # Taken before anything runs ahead: the checkpoint of this step goes on with the next one.
         state = self._iterator.get_state()
-        batch = place_batch(host, self._mesh, self._rows, self._share)
-        return Fed(batch, host, info, state)
+        return Fed(self.place(host), host, info, state)
+
+    def place(self, host: TrainingBatch) -> TrainingBatch:
+        """A batch of this process's rows as global arrays on the mesh."""
+        return place_batch(host, self._mesh, self._rows, self._share)
 
     def close(self) -> None:
         """Ends the threads that read ahead."""
@@ -116,7 +119,18 @@ def validation_data(config: TrainConfig) -> DataConfig:
     )
 
 
-def validation_batches(feed: Feed, config: TrainConfig) -> list[TrainingBatch]:
+@dataclasses.dataclass(frozen=True)
+class ValidationBatches:
+    """Batches that wait in the memory of the host; iterating places one at a time."""
+
+    hosts: list[TrainingBatch]
+    place: Callable[[TrainingBatch], TrainingBatch]
+
+    def __iter__(self) -> Iterator[TrainingBatch]:
+        return map(self.place, self.hosts)
+
+
+def validation_batches(feed: Feed, config: TrainConfig) -> ValidationBatches:
     """The first batches of a finite feed; rows without samples weigh nothing.
 
     The autoencoder's mean is over all rows, so its last, incomplete batch is left out.
@@ -132,7 +146,7 @@ def validation_batches(feed: Feed, config: TrainConfig) -> list[TrainingBatch]:
             f"validation: expected at least one full batch of {config.data.rows} rows in split "
             f"{config.validation.split!r}, found none"
         )
-    return [fed.batch for fed in found]
+    return ValidationBatches([fed.host for fed in found], feed.place)
 
 
 def preview_records(records: RecordSource, config: TrainConfig) -> list[Record]:
