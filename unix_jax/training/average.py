@@ -59,8 +59,9 @@ def describe(exported: str, decay: float | None, share: float, first: int, last:
         return [f"the export will hold the weights of step {last}"]
     final = share * start_share(decay, first, last)
     lines = [
-        f"the export will hold the average of the weights (decay {decay:g}, at step {last} "
-        f"{min(decay, last / (9 + last)):.4g}); {100 * final:.2g} % of it will be the initial weights"
+        f"the export will hold the average of the weights (decay {decay:g}, and "
+        f"{min(decay, last / (9 + last)):.4g} at step {last}); {100 * final:.2g} % of it will be "
+        "the initial weights"
     ]
     if final > LARGE_SHARE:
         lines.append(

@@ -4,7 +4,7 @@ Works on the directory of any run: finished, stopped, killed or still running. I
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -84,9 +84,9 @@ def export_step(
     number = find_step(directory, step)
     path = directory / FOLDER / str(number)
     checkpoint_files.verify(path)
-    saved = read_json(directory / RUN_FILE, CheckpointError)
-    settings = read_json(path / "progress" / "metadata", CheckpointError)["config"]
-    model_config = UniXConfig.from_dict(saved["model"], str(directory / RUN_FILE))
+    file = directory / RUN_FILE
+    model_config = UniXConfig.from_dict(_entry(file, "model"), str(file))
+    settings = _entry(path / "progress" / "metadata", "config")
     names = _names(path / "state")
     has_average = any(name.startswith("ema/") for name in names)
     if weights == "auto":
@@ -99,8 +99,8 @@ def export_step(
     tokenizer = directory / TOKENIZER
     if settings["stage"] == "autoencoder":
         part = "ema" if weights == "average" else "params"
-        vae_params = _read(path / "state", part)
-        params = init_params(model_config, jax.random.key(settings["seed"]))
+        vae_params: Any = _read(path / "state", part)
+        params: Any = init_params(model_config, jax.random.key(settings["seed"]))
         model_config = _measured(model_config, vae_params, settings, tokenizer)
     else:
         part = "ema" if weights == "average" else "trained"
@@ -111,6 +111,15 @@ def export_step(
     record = {"step": number, "weights": weights}
     export.write(target, model_config, params, vae_params, tokenizer, record)
     return target, record
+
+
+def _entry(file: Path, name: str) -> dict[str, Any]:
+    """An object in a JSON file that `train.py` wrote."""
+    value = read_json(file, CheckpointError)
+    entry = value.get(name) if isinstance(value, dict) else None
+    if not isinstance(entry, dict):
+        raise CheckpointError(f"{file}: {name}: expected an object, found {type(entry).__name__}")
+    return entry
 
 
 def _measured(
@@ -145,8 +154,7 @@ def _read_frozen(run: Path) -> dict[str, Any]:
 
 
 def _names(state: Path) -> list[str]:
-    metadata = _opened(state, lambda reader: reader.metadata(state).item_metadata)
-    return list(flatten(metadata.tree))
+    return list(flatten(_opened(lambda handler: handler.metadata(state).tree, state)))
 
 
 def _read(state: Path, part: str) -> dict[str, Any]:
@@ -158,8 +166,7 @@ def _read(state: Path, part: str) -> dict[str, Any]:
         if name.startswith(prefix)
     }
     restored = _opened(
-        state,
-        lambda reader: reader.restore(
+        lambda handler: handler.restore(
             state,
             args=ocp.args.PyTreeRestore(
                 unflatten(wanted),
@@ -169,13 +176,13 @@ def _read(state: Path, part: str) -> dict[str, Any]:
                 partial_restore=True,
             ),
         ),
+        state,
     )
     return restored[part] if part else restored
 
 
-def _opened(state: Path, read: Any) -> Any:
+def _opened(read: Callable[[Any], Any], state: Path) -> Any:
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            return read(reader)
+        return read(ocp.PyTreeCheckpointHandler())
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{state}: cannot be read: {first_line(error)}") from error
