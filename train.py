@@ -118,10 +118,6 @@ def train(arguments: Sequence[str]) -> int:
         state = run.fresh(given)
         del given
         start.save_frozen(out, state)
-    for line in average.describe(
-        config.exported, config.average_decay, share, first, config.total_steps
-    ):
-        progress.say(line)
 
     # ============================================================================= data
     vae_params = run.weights(state)[1] if config.data.moments else None
@@ -149,6 +145,11 @@ def train(arguments: Sequence[str]) -> int:
             "start_share": average.share_after(config.average_decay, share, first, step),
         }
         checkpoints.save(step, start.without_frozen(state), kept, scores)
+
+    for line in average.describe(
+        config.exported, config.average_decay, share, first, config.total_steps
+    ):
+        progress.say(line)
 
     with checkpoints, metrics, progress.over(first, config.total_steps), profiler, stop:
         upcoming = next(feed, None) if first < config.total_steps else None
@@ -196,7 +197,8 @@ def train(arguments: Sequence[str]) -> int:
             if validation and (step % config.validate_every == 0 or last):
                 scores = validate(run, state, validation, validation_key)
                 metrics.validation({"step": step, **scores})
-                progress.say(f"step {step}: validation loss {describe_validation(run, scores)}")
+                for line in describe_validation(run, step, scores, last=last):
+                    progress.say(line)
             if shown and (step % config.preview_every == 0 or last):
                 for preview in previews.make(run, config, state, tokenizer, mesh, out, step, shown):
                     progress.say(f"step {step}: wrote {preview.path}")

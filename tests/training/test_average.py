@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from unix_jax.training import average
 from unix_jax.training.checkpoint import Restored
 from unix_jax.training.config import TrainConfig, load_config
 from unix_jax.training.kept import export_step, find_step
+from unix_jax.training.run import describe_validation
 from unix_jax.training.start import keep_average, recorded_share
 
 DATA = DataConfig(source="nowhere")
@@ -134,6 +136,16 @@ def test_a_run_keeps_its_average(tmp_path):
         keep_average(tmp_path, other)
 
 
+def test_exported_weights_that_are_worse_are_said_to_be():
+    run = types.SimpleNamespace(validated=("average", "raw"))
+    scores = {"loss": 0.4947, "raw/loss": 0.2587}
+    (line,) = describe_validation(run, 30, scores, last=False)
+    assert line == "step 30: validation loss 0.4947 (average weights), 0.2587 (raw)"
+    _, warning = describe_validation(run, 40, scores, last=True)
+    assert "91 % higher than that of the raw weights" in warning
+    assert len(describe_validation(run, 40, {"loss": 1.04, "raw/loss": 1.0}, last=True)) == 1
+
+
 # --- runs --------------------------------------------------------------------------------------
 
 
@@ -244,7 +256,8 @@ def test_lora_is_not_averaged_unless_asked(toy, train, tmp_path, capsys):
     assert read_json(one / "export" / "index.json")["training"]["weights"] == "raw"
     assert train.main([config, "--out", str(other), *options, "--export", "raw"]) == 0
     assert set(validation(other)[-1]) == {"step", "loss", "ce", "average/loss", "average/ce"}
-    assert_same(one / "export", other / "export")
+    export_step(other, tmp_path / "raw", weights="raw")
+    assert_same(tmp_path / "raw", other / "export")
     export_step(other, tmp_path / "merged", weights="average")
     assert read_json(tmp_path / "merged" / "index.json")["training"]["weights"] == "average"
 

@@ -41,6 +41,8 @@ Scalars = Mapping[str, Float[Array, ""]]
 Parts = dict[str, Any]
 # How many images the scale and shift of latents are measured on.
 _STATISTICS_BATCHES = 32
+# Exported weights whose validation loss is higher by this part are worth a warning.
+LARGE_DIFFERENCE = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -347,11 +349,25 @@ def validate(
     return found
 
 
-def describe_validation(run: Run, scores: Mapping[str, float]) -> str:
-    """The losses of `validate` in a line, with the weights that each is of."""
+def describe_validation(
+    run: Run, step: int, scores: Mapping[str, float], *, last: bool
+) -> list[str]:
+    """The losses of `validate` in a line, with the weights that each is of.
+
+    A second line warns at the last step where the weights that are not exported are better.
+    """
     exported, *others = run.validated
-    text = f"{scores['loss']:.4g} ({exported} weights)"
-    return text + "".join(f", {scores[f'{name}/loss']:.4g} ({name})" for name in others)
+    lines = [f"step {step}: validation loss {scores['loss']:.4g} ({exported} weights)"]
+    for name in others:
+        other = scores[f"{name}/loss"]
+        lines[0] += f", {other:.4g} ({name})"
+        difference = (scores["loss"] - other) / max(abs(other), 1e-9)
+        if last and difference > LARGE_DIFFERENCE:
+            lines.append(
+                f"warning: the {exported} weights, which are exported, have a validation loss that "
+                f"is {100 * difference:.0f} % higher than that of the {name} weights; to export those: unix-jax export DIR --weights {name} --out OUT"
+            )
+    return lines
 
 
 def to_floats(metrics: Scalars) -> dict[str, float]:
