@@ -365,7 +365,8 @@ def describe_validation(
         if last and difference > LARGE_DIFFERENCE:
             lines.append(
                 f"warning: the {exported} weights, which are exported, have a validation loss that "
-                f"is {100 * difference:.0f} % higher than that of the {name} weights; to export those: unix-jax export DIR --weights {name} --out OUT"
+                f"is {100 * difference:.0f} % higher than that of the {name} weights; to export "
+                f"those: unix-jax export DIR --weights {name} --out OUT"
             )
     return lines
 
