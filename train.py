@@ -107,7 +107,7 @@ def train(arguments: Sequence[str]) -> int:
         first, data_state = restored.step, restored.progress["data"]
         window = Window(restored.progress["window"])
         state = start.restore_frozen(out, run.target, restored.state)
-        share = start.recorded_share(restored)
+        share = start.recorded_share(restored.progress, first)
         progress.say(f"continuing from {checkpoints.path(first)}")
     else:
         first, data_state, window, share = 0, None, Window(), 1.0
@@ -217,9 +217,12 @@ def train(arguments: Sequence[str]) -> int:
     fresh_feed = Feed(training_data(config), model_config, tokenizer, mesh)
     final_config = run.final_config(state, (fed.batch for fed in fresh_feed))
     fresh_feed.close()
-    record = {"step": int(state.step), "weights": config.exported}
+    done = int(state.step)
+    record: dict[str, Any] = {"step": done, "weights": config.exported}
+    if config.exported == "average":
+        record["start_share"] = average.share_after(config.average_decay, share, first, done)
     written = export(out, final_config, *run.weights(state), out / start.TOKENIZER, record=record)
-    progress.say(f"wrote {written}: {config.exported} weights of step {record['step']}")
+    progress.say(f"wrote {written}: {config.exported} weights of step {done}")
     return 0
 
 

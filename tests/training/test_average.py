@@ -17,7 +17,6 @@ from unix_jax.data.config import DataConfig
 from unix_jax.errors import CheckpointError, ConfigError
 from unix_jax.json_file import read_json
 from unix_jax.training import average
-from unix_jax.training.checkpoint import Restored
 from unix_jax.training.config import TrainConfig, load_config
 from unix_jax.training.kept import export_step, find_step
 from unix_jax.training.run import describe_validation
@@ -96,7 +95,7 @@ def test_an_average_that_is_not_kept_is_not_exported(options):
 def test_what_is_said_at_the_start():
     (line,) = average.describe("average", 0.9999, 1.0, 0, 40)
     assert "0.9999" in line
-    assert "4.9e-08 % of it will be the initial weights" in line
+    assert "4.87e-08 % of it will be the initial weights" in line
     (line,) = average.describe("raw", 0.9999, 1.0, 0, 40)
     assert line == "the export will hold the weights of step 40"
     line, warning = average.describe("average", 0.9999, 1.0, 0, 1)
@@ -106,18 +105,14 @@ def test_what_is_said_at_the_start():
     assert len(average.describe("average", 0.9999, 0.9, 100, 3840)) == 1
 
 
-def restored(step, **progress):
-    return Restored(step, None, progress, [])
-
-
 def test_the_share_in_checkpoints_of_earlier_versions():
     """Without a ramp, except for the autoencoder."""
     old = {"stage": "understanding", "ema_decay": 0.9999}
-    assert recorded_share(restored(3840, config=old)) == pytest.approx(0.681, abs=1e-3)
-    assert recorded_share(restored(7, config=old, start_share=0.25)) == 0.25
+    assert recorded_share({"config": old}, 3840) == pytest.approx(0.681, abs=1e-3)
+    assert recorded_share({"config": old, "start_share": 0.25}, 7) == 0.25
     autoencoder = {"stage": "autoencoder", "ema_decay": 0.9, "autoencoder": {"ema_decay": 0.999}}
-    assert recorded_share(restored(1, config=autoencoder)) == pytest.approx(0.1)
-    assert recorded_share(restored(5, config={"stage": "generation", "ema_decay": None})) == 1
+    assert recorded_share({"config": autoencoder}, 1) == pytest.approx(0.1)
+    assert recorded_share({"config": {"stage": "generation", "ema_decay": None}}, 5) == 1
 
 
 def test_a_run_keeps_its_average(tmp_path):
@@ -195,7 +190,8 @@ def test_a_short_run_exports_what_it_trained(run, train, capsys):
     assert last["loss"] < 1.25 * last["raw/loss"]
     assert last["loss"] < 0.9 * first["loss"]
     index = read_json(run / "export" / "index.json")
-    assert index["training"] == {"step": 40, "weights": "average"}
+    share = pytest.approx(average.start_share(0.9999, 0, 40))
+    assert index["training"] == {"step": 40, "weights": "average", "start_share": share}
 
 
 def test_the_best_and_any_kept_step_can_be_exported(run, tmp_path, capsys):
@@ -207,7 +203,7 @@ def test_the_best_and_any_kept_step_can_be_exported(run, tmp_path, capsys):
     assert find_step(run, "best") == best
     # What the run itself exported, to the bit.
     _, record = export_step(run, tmp_path / "last")
-    assert record == {"step": 40, "weights": "average"}
+    assert (record["step"], record["weights"]) == (40, "average")
     assert_same(tmp_path / "last", run / "export")
     assert cli.main(["export", str(run), "--out", str(tmp_path / "raw"), "--step", "30",
                      "--weights", "raw"]) == 0  # fmt: skip
@@ -216,6 +212,9 @@ def test_the_best_and_any_kept_step_can_be_exported(run, tmp_path, capsys):
     assert {path: path.stat().st_mtime_ns for path in (run / "checkpoints").rglob("*")} == before
     with pytest.raises(CheckpointError, match=r"found '7'; .* has .*30 .*40 \(validation loss"):
         export_step(run, tmp_path / "none", step="7")
+    progress = run / "checkpoints" / "40" / "progress" / "metadata"
+    written = json.loads(progress.read_text())
+    assert written["start_share"] == record["start_share"]
     # What is there is not replaced.
     assert cli.main(["export", str(run)]) == 1
     assert "exists already; name a new directory with --out" in capsys.readouterr().err

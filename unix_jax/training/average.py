@@ -60,12 +60,12 @@ def describe(exported: str, decay: float | None, share: float, first: int, last:
     final = share * start_share(decay, first, last)
     lines = [
         f"the export will hold the average of the weights (decay {decay:g}, and "
-        f"{min(decay, last / (9 + last)):.4g} at step {last}); {100 * final:.2g} % of it will be "
+        f"{min(decay, last / (9 + last)):.4g} at step {last}); {100 * final:.3g} % of it will be "
         "the initial weights"
     ]
     if final > LARGE_SHARE:
         lines.append(
-            f"warning: {100 * final:.2g} % of the export will be the initial weights; train for "
+            f"warning: {100 * final:.3g} % of the export will be the initial weights; train for "
             "more steps, lower --ema-decay, or take --export raw"
         )
     return lines

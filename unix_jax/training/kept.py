@@ -27,7 +27,7 @@ from unix_jax.training.feed import Feed
 from unix_jax.training.groups import merge_params
 from unix_jax.training.lora import LoraConfig, merge_lora
 from unix_jax.training.run import compute_dtype, measured_config
-from unix_jax.training.start import FROZEN, RUN_FILE, TOKENIZER
+from unix_jax.training.start import FROZEN, RUN_FILE, TOKENIZER, recorded_share
 
 METRIC = "loss"
 
@@ -86,7 +86,8 @@ def export_step(
     checkpoint_files.verify(path)
     file = directory / RUN_FILE
     model_config = UniXConfig.from_dict(_entry(file, "model"), str(file))
-    settings = _entry(path / "progress" / "metadata", "config")
+    progress = path / "progress" / "metadata"
+    settings = _entry(progress, "config")
     names = _names(path / "state")
     has_average = any(name.startswith("ema/") for name in names)
     if weights == "auto":
@@ -108,7 +109,9 @@ def export_step(
         params, vae_params = parts["unix"], parts.get("autoencoder")
         if settings["use_lora"]:
             params = merge_lora(params, parts["lora"], _dataclass(LoraConfig, settings["lora"]))
-    record = {"step": number, "weights": weights}
+    record: dict[str, Any] = {"step": number, "weights": weights}
+    if weights == "average":
+        record["start_share"] = recorded_share(read_json(progress, CheckpointError), number)
     export.write(target, model_config, params, vae_params, tokenizer, record)
     return target, record
 

@@ -8,7 +8,7 @@ DIR/frozen/      weights that the run does not change
 import dataclasses
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from unix_jax.models.unix import param_shapes
 from unix_jax.sharding import check_mesh, make_mesh, param_shardings, parse_mesh
 from unix_jax.text import Tokenizer
 from unix_jax.training.average import start_share
-from unix_jax.training.checkpoint import CheckpointStore, Restored
+from unix_jax.training.checkpoint import CheckpointStore
 from unix_jax.training.config import TrainConfig
 from unix_jax.training.distributed import agree, is_primary
 from unix_jax.training.export import FOLDER as EXPORT
@@ -241,21 +241,25 @@ def keep_average(out: Path, config: TrainConfig) -> TrainConfig:
     return config
 
 
-def recorded_share(restored: Restored) -> float:
+def recorded_share(progress: Mapping[str, Any], step: int) -> float:
     """The weight of a run's initial weights in the average of a checkpoint, see `average`.
 
     Checkpoints of earlier versions do not have it. There the decay acted without a ramp, except in
     the stage autoencoder.
+
+    Args:
+      progress: JSON of the checkpoint.
+      step: of the checkpoint.
     """
-    share = restored.progress.get("start_share")
+    share = progress.get("start_share")
     if share is not None:
         return float(share)
-    before = restored.progress.get("config", {})
+    before = progress.get("config", {})
     if before.get("stage") == "autoencoder":
         decay = before.get("autoencoder", {}).get("ema_decay")
-        return 1.0 if decay is None else start_share(decay, 0, restored.step)
+        return 1.0 if decay is None else start_share(decay, 0, step)
     decay = before.get("ema_decay")
-    return 1.0 if decay is None else float(decay**restored.step)
+    return 1.0 if decay is None else float(decay**step)
 
 
 def without_frozen(state: Any) -> Any:
