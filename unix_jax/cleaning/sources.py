@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from unix_jax.data.records import Record, checked_index, report_text
-from unix_jax.data.report_sections import split_report
+from unix_jax.data.report_sections import report_sections, split_report
 from unix_jax.data.sources.fields import text_field
 from unix_jax.data.sources.lines import JsonLines
 from unix_jax.errors import DataError
@@ -124,7 +124,7 @@ class _Rows:
             expected = self._text_field or "findings, impression, " + ", ".join(_TEXT_FIELDS)
             raise DataError(f"{where}: expected a field {expected}, found {sorted(row)[:20]}")
         text = text_field(row, name, where)
-        return _checked(RawReport(key, text, *sections_of(text), row, (name,)), where)
+        return _checked(RawReport(key, text, *report_sections(text), row, (name,)), where)
 
     def fingerprint(self) -> str:
         try:
@@ -164,7 +164,7 @@ class _TextFiles:
         except UnicodeDecodeError:
             raise DataError(f"{file}: expected UTF-8") from None
         key = Path(name).with_suffix("").as_posix()
-        return _checked(RawReport(key, text, *sections_of(text), {"id": key}), str(file))
+        return _checked(RawReport(key, text, *report_sections(text), {"id": key}), str(file))
 
     def fingerprint(self) -> str:
         """Of names and sizes: reading every file twice would take minutes."""
@@ -176,18 +176,6 @@ class _TextFiles:
                 raise DataError(f"{name}: cannot be read: {error.strerror}") from error
             digest.update(f"{name}\0{size}\0".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
-
-
-def sections_of(text: str) -> tuple[str, str]:
-    """(findings, impression); a text without any heading is all findings.
-
-    Headings are those of `split_report`. Text under other headings belongs to neither.
-    """
-    findings, impression = split_report(text)
-    if findings or impression:
-        return findings, impression
-    plain = " ".join(text.split())
-    return (plain, "") if split_report(f"FINDINGS:\n{text}")[0] == plain else ("", "")
 
 
 def _without_repeats(*texts: str) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from unix_jax.data.records import Record, checked_index
-from unix_jax.data.report_sections import split_report
+from unix_jax.data.report_sections import report_sections
 from unix_jax.errors import DataError
 
 
@@ -106,7 +106,7 @@ class MimicSource:
             return "", ""
         report = self._reports / file
         try:
-            return split_report(report.read_text(encoding="utf-8"))
+            return report_sections(report.read_text(encoding="utf-8"))
         except (OSError, UnicodeError) as error:
             reason = getattr(error, "strerror", None) or "expected UTF-8"
             raise DataError(f"{where}: report {report}: {reason}") from error
