@@ -146,7 +146,8 @@ def _by_headings(sections: Iterator[_Section]) -> tuple[str, str]:
     texts: dict[str, list[str]] = {"findings": [], "impression": []}
     for section in sections:
         # Nothing but marks of de-identification is no text.
-        if section.headed and section.kind in texts and _has_words(section.text):
+        hidden = "___" in section.text and not _has_words(section.text)
+        if section.headed and section.kind in texts and section.text.strip() and not hidden:
             texts[section.kind].append(_folded(section.text))
     return " ".join(texts["findings"]), " ".join(texts["impression"])
 
