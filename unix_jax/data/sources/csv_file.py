@@ -34,7 +34,7 @@ from unix_jax.data.sources.fields import (
 )
 from unix_jax.data.sources.lines import JsonLines
 from unix_jax.data.sources.splits import rows_of_split
-from unix_jax.data.sources.tables import is_table, read_header, table_rows
+from unix_jax.data.sources.tables import is_table, read_header, row_of_cells, table_rows
 from unix_jax.errors import DataError
 
 _PROMPT, _SYNTHETIC = "annotated_prompt", "synthetic_filename"
@@ -84,9 +84,9 @@ class CsvSource:
         """
         self._file = _metadata_file(Path(path))
         self._root = self._file.parent if image_root is None else Path(image_root)
-        self._rows: _CsvRows | JsonLines
+        self._rows: CsvRows | JsonLines
         if is_table(self._file):
-            self._rows = _CsvRows(self._file)
+            self._rows = CsvRows(self._file)
             found = self._rows.header
         else:
             self._rows = JsonLines(self._file, None)
@@ -155,7 +155,7 @@ class CsvSource:
         return np.array(kept, np.int64)
 
 
-class _CsvRows:
+class CsvRows:
     """The rows of a CSV file, each checked when it is read."""
 
     def __init__(self, file: Path) -> None:
@@ -175,9 +175,7 @@ class _CsvRows:
     def row(self, index: int) -> tuple[dict[str, Any], str]:
         line, cells = self._rows[index]
         where = f"{self.file}: line {line}"
-        if len(cells) != len(self.header):
-            raise DataError(f"{where}: expected {len(self.header)} cells, found {len(cells)}")
-        return dict(zip(self.header, cells, strict=True)), where
+        return row_of_cells(self.header, cells, where), where
 
     def key(self, index: int) -> str:
         return f"{self.file.name}:{self._rows[index][0]}"

@@ -12,7 +12,7 @@ from typing import Any
 from unix_jax.data.report_sections import report_sections
 from unix_jax.data.sources.fields import text_field
 from unix_jax.data.sources.lines import JsonLines
-from unix_jax.data.sources.tables import is_table, read_header, table_rows
+from unix_jax.data.sources.tables import is_table, read_header, row_of_cells, table_rows
 from unix_jax.errors import DataError
 
 _STUDY_FIELDS = ("study_id", "study", "id", "key")
@@ -113,10 +113,10 @@ class StudyReports:
                 )
         for line, cells in rows:
             where = f"{self.file}: line {line}"
-            if len(cells) == len(header):
-                yield dict(zip(header, cells, strict=True)), where
-            else:
-                yield DataError(f"{where}: expected {len(header)} cells, found {len(cells)}")
+            try:
+                yield row_of_cells(header, cells, where), where
+            except DataError as error:
+                yield error
 
     def _json_rows(self) -> Iterator[tuple[dict[str, Any], str] | DataError]:
         lines = JsonLines(self.file, None)

@@ -31,7 +31,11 @@ def table_rows(file: Path, errors: str = "surrogateescape") -> Iterator[tuple[in
     try:
         with open_text(file, "rt", encoding="utf-8-sig", errors=errors, newline="") as opened:
             reader = csv.reader(opened, delimiter=delimiter)
+            header = True
             for row in reader:
+                if header and any("\udc80" <= c <= "\udcff" for cell in row for c in cell):
+                    raise DataError(f"{file}: expected CSV in UTF-8, found another encoding")
+                header = header and not row
                 if row:
                     yield reader.line_num, row
     except (OSError, EOFError, zlib.error, csv.Error) as error:
@@ -42,6 +46,17 @@ def table_rows(file: Path, errors: str = "surrogateescape") -> Iterator[tuple[in
 def read_header(rows: Iterator[tuple[int, list[str]]]) -> list[str]:
     """The names of the columns; [] for an empty file."""
     return [name.strip() for name in next(rows, (0, []))[1]]
+
+
+def row_of_cells(header: Sequence[str], cells: Sequence[str], where: str) -> dict[str, str]:
+    """The cells by their columns.
+
+    Raises:
+      DataError: more or fewer cells than columns.
+    """
+    if len(cells) != len(header):
+        raise DataError(f"{where}: expected {len(header)} cells, found {len(cells)}")
+    return dict(zip(header, cells, strict=True))
 
 
 def table_columns(
