@@ -71,7 +71,7 @@ class _OverData(_Resampled):
     checkpoint: str
     """Converted checkpoint, or a directory in the published layout."""
     data: str
-    """KIND:PATH, for example manifest:DIR or mimic:DIR."""
+    """KIND:PATH, for example manifest:DIR or mimic:DIR?reports=clean.jsonl&views=PA,AP."""
     out: str
     """Directory of the results; begun anew or gone on with."""
     split: str = "test"
