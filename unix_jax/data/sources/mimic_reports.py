@@ -41,10 +41,10 @@ def patient_and_study(path: str) -> tuple[str, str] | None:
 
 def sections_of_row(row: Mapping[str, Any], where: str) -> tuple[str, str]:
     """(findings, impression) of a row; with neither, its last paragraph counts as findings."""
-    findings, impression, last, *whole = (text_field(row, n, where) for n in _TEXT_FIELDS)
-    if findings or impression:
-        return findings, impression
-    return (last, "") if last else report_sections(whole[0] or whole[1])
+    findings, impression, last, report, text = (text_field(row, n, where) for n in _TEXT_FIELDS)
+    if not (findings or impression):
+        findings, impression = (last, "") if last else report_sections(report or text)
+    return " ".join(findings.split()), " ".join(impression.split())
 
 
 class StudyReports:
