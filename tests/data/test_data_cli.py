@@ -160,6 +160,14 @@ def test_moments(capsys, tmp_path, converted):
     line = error_of(capsys, ["moments", source, str(out), "--checkpoint", str(checkpoint),
                              "--height", "32", "--width", "48"])  # fmt: skip
     assert "exists" in line
+    with (tmp_path / "source/manifest.jsonl").open("a") as opened:
+        opened.write(json.dumps({"image": records[0].key, "split": "test"}) + "\n")
+    arguments = ["--checkpoint", str(checkpoint), "--height", "32", "--width", "48"]
+    assert main(["moments", source, str(tmp_path / "all"), *arguments, "--split", ""]) == 0
+    assert "moments of 4 records" in capsys.readouterr().out
+    # The split's error comes first: no checkpoint is looked for.
+    arguments = ["moments", source, "OUT", "--checkpoint", "/nowhere", "--split", "dev"]
+    assert "expected rows of split 'dev'" in error_of(capsys, arguments)
 
 
 def small_source(directory: Path, count: int) -> str:
