@@ -22,6 +22,7 @@ input caused is one line on standard error, exit code 1.
 import logging
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -40,6 +41,7 @@ from unix_jax.training.dry_run import dry_run
 from unix_jax.training.export import export
 from unix_jax.training.feed import (
     Feed,
+    open_records,
     preview_records,
     training_data,
     validation_batches,
@@ -73,6 +75,11 @@ def train(arguments: Sequence[str]) -> int:
     enable_compilation_cache()
     primary = distributed.is_primary()
     progress = ProgressLine(shown=primary)
+
+    # ================================================================== sources of the data
+    opened = open_records(config)
+    if opened.warning:
+        progress.say(f"warning: {opened.warning}")
 
     # ================================================= what the directory holds already
     checkpoints = CheckpointStore(
@@ -121,11 +128,16 @@ def train(arguments: Sequence[str]) -> int:
 
     # ============================================================================= data
     vae_params = run.weights(state)[1] if config.data.moments else None
-    feed = Feed(training_data(config), model_config, tokenizer, mesh, data_state, vae_params)
+    feed = Feed(
+        training_data(config), model_config, tokenizer, mesh, data_state, vae_params,
+        opened.training,
+    )  # fmt: skip
     validation: Iterable[TrainingBatch] = ()
     shown = []
     if config.validate_every or config.preview_every:
-        held_out = Feed(validation_data(config), model_config, tokenizer, mesh)
+        held_out = Feed(
+            validation_data(config), model_config, tokenizer, mesh, records=opened.held_out
+        )
         validation = validation_batches(held_out, config) if config.validate_every else ()
         shown = preview_records(held_out.records, config) if config.preview_every else []
         held_out.close()
@@ -214,7 +226,7 @@ def train(arguments: Sequence[str]) -> int:
     feed.close()
 
     # =========================================================================== export
-    fresh_feed = Feed(training_data(config), model_config, tokenizer, mesh)
+    fresh_feed = Feed(training_data(config), model_config, tokenizer, mesh, records=opened.training)
     final_config = run.final_config(state, (fed.batch for fed in fresh_feed))
     fresh_feed.close()
     done = int(state.step)
@@ -226,8 +238,14 @@ def train(arguments: Sequence[str]) -> int:
     return 0
 
 
+def one_line_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Prints a warning without the line of code that it comes from."""
+    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code: 0, 1 (an error, in one line), 2 (usage) or 130 (Ctrl-C)."""
+    warnings.showwarning = one_line_warning
     try:
         return train(sys.argv[1:] if arguments is None else arguments)
     except UniXError as error:
