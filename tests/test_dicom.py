@@ -1,5 +1,6 @@
 """DICOM files: what is shown of their values, and which are refused."""
 
+import importlib.util
 import io
 import json
 from pathlib import Path
@@ -10,12 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from picture_toy import FULL, RAMP, TWELVE, dicom_file, gray
-from pydicom.pixels import apply_modality_lut, apply_voi_lut
+from pydicom.pixels import apply_modality_lut, apply_voi_lut, get_decoder
 from pydicom.uid import (
     UID,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEGExtended12Bit,
     JPEGLosslessSV1,
     RLELossless,
 )
@@ -369,3 +371,22 @@ def test_windows_equal_those_of_pydicom(
     expected = (values - ends[0]) / (ends[1] - ends[0]) * 255
     expected = 255 - expected if inverted else expected
     assert np.abs(gray(load_image(data)) - expected).max() <= 1
+
+
+# ---- compressed files; the decoders are those of the extra [dicom]
+
+COMPRESSED = sorted((Path(__file__).parent / "dicom_compressed").glob("*.dcm"))
+
+
+@pytest.mark.parametrize("path", COMPRESSED, ids=lambda path: path.stem)
+def test_compressed_files(path):
+    """Made by GDCM 3.2, libjpeg-turbo 3 (12 bits) and OpenJPH; refused without a decoder."""
+    syntax = pydicom.dcmread(path).file_meta.TransferSyntaxUID
+    decoder = get_decoder(syntax)
+    libjpeg = importlib.util.find_spec("libjpeg") is not None
+    if decoder.is_available and (libjpeg or syntax != JPEGExtended12Bit):
+        found = gray(load_image(path))
+        assert np.abs(found - TWELVE / 4095 * 255).max() <= 1.5
+    else:
+        with pytest.raises(ImageError, match=r"pip install 'unix-jax\[dicom\]'"):
+            load_image(path)
