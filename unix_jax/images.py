@@ -44,6 +44,8 @@ def load_image(
 ) -> Image.Image:
     """Reads one picture, upright, as a PIL image of mode RGB (grayscale has three equal channels).
 
+    Its path, if it has one, is its `filename`, as it is for a file that Pillow opened.
+
     Args:
       source: a path; the bytes of a file; a PIL image (left as it is); or an array of uint8,
         uint16, or floats in [0, 1], shaped [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] (RGBA).
@@ -56,13 +58,18 @@ def load_image(
         none chosen, without that frame, too large or too small; or the array has another type,
         shape or range. It names the source.
     """
+    name = image_name(source)
     try:
-        return _open(source, frame, max_pixels, min_side)
+        image = _open(source, name, frame, max_pixels, min_side)
     except MemoryError:
-        raise ImageError(f"{_name(source)}: not enough memory to decode the image") from None
+        raise ImageError(f"{name}: not enough memory to decode the image") from None
+    if isinstance(source, str | Path | Image.Image):
+        image.filename = name  # type: ignore[attr-defined]
+    return image
 
 
-def _name(source: Any) -> str:
+def image_name(source: Any) -> str:
+    """What messages call a source: its path, or its kind where it has none."""
     if isinstance(source, str | Path):
         return str(source)
     if isinstance(source, bytes | bytearray | memoryview):
@@ -72,8 +79,7 @@ def _name(source: Any) -> str:
     return "image array"
 
 
-def _open(source: Any, frame: int | None, max_pixels: int, min_side: int) -> Image.Image:
-    name = _name(source)
+def _open(source: Any, name: str, frame: int | None, max_pixels: int, min_side: int) -> Image.Image:
     if isinstance(source, Image.Image):
         return _decode(source, name, frame, max_pixels, min_side)
     if isinstance(source, str | Path):
