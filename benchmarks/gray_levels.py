@@ -1,10 +1,10 @@
 """What the thresholds of `unix_jax.gray_levels` find in a folder of X-rays, as they are and spoilt.
 
-python benchmarks/gray_levels.py DIR [DIR ...]
+python benchmarks/gray_levels.py examples examples/cxr/images
 """
 
+import argparse
 import collections
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,8 +35,12 @@ SPOILT: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 def main() -> None:
     """Prints, for each way of spoiling, the number of images of each kind of warning."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folders", nargs="+", type=Path, help="of images")
+    parser.add_argument("--out", type=Path, help="file for the figures")
+    arguments = parser.parse_args()
     paths = sorted(
-        path for folder in sys.argv[1:] for path in Path(folder).glob("*.*")
+        path for folder in arguments.folders for path in folder.glob("*.*")
         if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".dcm")
     )  # fmt: skip
     found: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
@@ -44,11 +48,16 @@ def main() -> None:
         gray = np.asarray(load_image(path).convert("L"), np.float32)
         for name, change in SPOILT.items():
             image = Image.fromarray(np.rint(change(gray)).astype(np.uint8))
-            problem = gray_level_problem(image)
-            found[name][problem.partition(":")[0] or "no warning"] += 1
-    print(f"{len(paths)} images")
+            found[name][gray_level_problem(image).partition(" (")[0] or "no warning"] += 1
+    lines = [f"{len(paths)} images"]
     for name, counts in found.items():
-        print(f"{name}: " + ", ".join(f"{kind} {n}" for kind, n in counts.most_common()))
+        kinds = ", ".join(f"{number} {kind}" for kind, number in counts.most_common())
+        lines.append(f"  {name:28s} {kinds}")
+    text = "\n".join(lines)
+    print(text)
+    if arguments.out is not None:
+        command = f"$ python benchmarks/gray_levels.py {' '.join(map(str, arguments.folders))}"
+        arguments.out.write_text(f"{command}\n{text}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

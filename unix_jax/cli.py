@@ -29,7 +29,7 @@ from rich.progress import (
 from unix_jax.commands.app import App
 from unix_jax.commands.clean import Clean
 from unix_jax.commands.evaluate import Evaluate
-from unix_jax.errors import UniXError
+from unix_jax.errors import ImageWarning, UniXError
 from unix_jax.gray_levels import gray_level_problem
 from unix_jax.images import load_image
 
@@ -270,6 +270,7 @@ _Command: Any = tyro.conf.OmitSubcommandPrefixes[  # type: ignore[misc]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs `unix-jax`; returns the exit code."""
     warnings.showwarning = _one_line_warning
+    warnings.simplefilter("always", ImageWarning)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A report may hold a character that the terminal's encoding lacks.
         sys.stdout.reconfigure(errors="replace")

@@ -1,6 +1,6 @@
 """Whether an image shows anything: nearly black, nearly white, nearly constant, hardly any range.
 
-A model writes a fluent report on such an image, too. Stale DICOM windows and values of 12 bits in
+A model writes a fluent report of such an image, too. Stale DICOM windows and values of 12 bits in
 a 16-bit file are the usual causes. One rule for the terminal, the page, evaluation and training.
 
 The thresholds were set on 503 real X-rays from four sources (the three examples of this project
@@ -44,13 +44,15 @@ def gray_level_problem(image: Image.Image) -> str:
         return int(np.searchsorted(share, percent / 100))
 
     low, high = level(0.5), level(99.5)
+    span = f"(99 % of its pixels are from {low} to {high} of 255)"
+    if high - low < _CONSTANT and low > _BLACK and high < _WHITE:
+        return f"nearly constant {span}"
     if level(95) < _DARK or share[_BLACK] >= _FILLED:
         return f"nearly black (80 % of its pixels are at most {level(80)} of 255)"
     if level(5) > _BRIGHT or 1 - share[_WHITE - 1] >= _FILLED:
         return f"nearly white (80 % of its pixels are at least {level(20)} of 255)"
     if high - low < _NARROW:
-        what = "nearly constant" if high - low < _CONSTANT else "within a tenth of its range"
-        return f"{what} (99 % of its pixels are from {low} to {high} of 255)"
+        return f"within a tenth of its range {span}"
     between = share[254 - _BLACK // 2] - share[_BLACK // 2]
     if between < _BETWEEN:
         return f"nearly without gray ({between:.0%} of its pixels are neither black nor white)"
