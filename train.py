@@ -198,6 +198,7 @@ def train(arguments: Sequence[str]) -> int:
                     "learning_rate": values["learning_rate"],
                     "tokens_per_second": tokens / seconds,
                     "mfu": flops.utilisation(operations, seconds, mesh.size, mesh.devices.flat[0]),
+                    "image_warnings": current.info.image_warnings,
                 }
                 metrics.training(logged)
                 tokens, operations, since = 0, 0.0, time.monotonic()

@@ -27,3 +27,7 @@ class MetricError(UniXError):
 
 class PromptError(UniXError):
     """A prompt, token id or generation argument outside what the model can take."""
+
+
+class ImageWarning(UserWarning):
+    """An image that was read, but shows next to nothing; see `unix_jax.gray_levels`."""

@@ -223,6 +223,14 @@ class Moments:
                 on_record=advance,
             )
         print(f"{self.out}: moments of {written.records} records, {written.broken} broken")
+        if written.image_warnings:
+            first = "; ".join(written.image_warnings[:3])
+            more = ", ..." if len(written.image_warnings) > 3 else ""
+            _say(
+                f"warning: {len(written.image_warnings)} images show next to nothing: "
+                f"{first}{more}",
+                "yellow",
+            )
 
 
 def _tokenizer(directory: str) -> "tuple[Tokenizer, UniXConfig]":
