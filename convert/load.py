@@ -10,10 +10,12 @@ import jax.numpy as jnp
 
 from convert.published import (
     PublishedSource,
+    chosen_source,
     find_vae_weights,
     load_published,
     read_configurations,
 )
+from convert.sources import SourceNote
 from unix_jax import checkpoint
 from unix_jax.config import UniXConfig
 from unix_jax.errors import CheckpointError
@@ -86,7 +88,10 @@ def load_config(path: str | os.PathLike[str]) -> tuple[UniXConfig, bool]:
     """
     if checkpoint.is_checkpoint(path):
         return checkpoint.load_config(path), checkpoint.has_vae(path)
-    directory = Path(path)
+    directory, _, _ = chosen_source(Path(path))
     raw, raw_vae = read_configurations(directory)
     config = UniXConfig.from_published(raw, raw_vae, source=str(directory / "config.json"))
-    return config, find_vae_weights(directory / "vae") is not None
+    with warnings.catch_warnings():
+        # What is not taken is said once, when the weights are read.
+        warnings.simplefilter("ignore", SourceNote)
+        return config, find_vae_weights(directory / "vae") is not None
