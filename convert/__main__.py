@@ -190,7 +190,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs one command; the exit code is 0, 1 (an error, in one message), 2 (usage) or 130."""
     # A polite kill cleans up as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    warnings.showwarning = _show_warning  # type: ignore[assignment]
+    warnings.showwarning = _show_warning
     verbose = False
     try:
         command: Import | ImportJanus | Export | Cast | Inspect | Check = tyro.cli(

@@ -25,8 +25,10 @@ from unix_jax.leaves import place_tree
 from unix_jax.models.bert import CLASSES, FOUR_CLASS_HEADS, NO_FINDING_CLASSES, BertConfig
 
 WEIGHTS_NAME = "chexbert.pth"
+# That of the published file's keys.
+_PREFIX = "module."
 # The pooler is BERT's own, which CheXbert does not use; position_ids counts from 0.
-_UNUSED = re.compile(r"bert\.(pooler\.dense\.(weight|bias)|embeddings\.position_ids)")
+_UNUSED = re.compile(r"(module\.)?bert\.(pooler\.dense\.(weight|bias)|embeddings\.position_ids)")
 # Our field: theirs.
 _FIELDS = {
     "vocab_size": "vocab_size",
@@ -42,9 +44,9 @@ _FIELDS = {
 _FIXED = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute"}
 
 
-def _layer(config: BertConfig) -> Iterator[Entry]:
+def _layer(config: BertConfig, prefix: str) -> Iterator[Entry]:
     width, inner = config.hidden_size, config.intermediate_size
-    path, key = "bert/layers", "bert.encoder.layer.{layer}"
+    path, key = "bert/layers", f"{prefix}bert.encoder.layer.{{layer}}"
     for name in ("query", "key", "value"):
         yield from linear(f"{path}/{name}", f"{key}.attention.self.{name}", width, width)
     yield from linear(f"{path}/proj", f"{key}.attention.output.dense", width, width)
@@ -54,14 +56,14 @@ def _layer(config: BertConfig) -> Iterator[Entry]:
     yield from norm(f"{path}/norm2", f"{key}.output.LayerNorm", width)
 
 
-def _heads(config: BertConfig) -> Iterator[Entry]:
-    for entry in linear("heads", "linear_heads.{layer}", config.hidden_size, CLASSES):
+def _heads(config: BertConfig, prefix: str) -> Iterator[Entry]:
+    for entry in linear("heads", f"{prefix}linear_heads.{{layer}}", config.hidden_size, CLASSES):
         yield dataclasses.replace(entry, path=entry.path.replace("/", "_"))
 
 
-def chexbert_table(config: BertConfig) -> tuple[Entry, ...]:
-    """The table of the state dict for these sizes."""
-    width, embeddings = config.hidden_size, "bert.embeddings"
+def chexbert_table(config: BertConfig, prefix: str = "") -> tuple[Entry, ...]:
+    """The table of the state dict for these sizes; `prefix` stands before every key."""
+    width, embeddings = config.hidden_size, f"{prefix}bert.embeddings"
     tables = {
         "word_embeddings": config.vocab_size,
         "position_embeddings": config.max_positions,
@@ -70,9 +72,11 @@ def chexbert_table(config: BertConfig) -> tuple[Entry, ...]:
     return (
         *(Entry(f"bert/{k}", f"{embeddings}.{k}.weight", (n, width)) for k, n in tables.items()),
         *norm("bert/norm", f"{embeddings}.LayerNorm", width),
-        *stacked(_layer(config), config.num_layers),
-        *stacked(_heads(config), FOUR_CLASS_HEADS),
-        *linear("no_finding", f"linear_heads.{FOUR_CLASS_HEADS}", width, NO_FINDING_CLASSES),
+        *stacked(_layer(config, prefix), config.num_layers),
+        *stacked(_heads(config, prefix), FOUR_CLASS_HEADS),
+        *linear(
+            "no_finding", f"{prefix}linear_heads.{FOUR_CLASS_HEADS}", width, NO_FINDING_CLASSES
+        ),
     )
 
 
@@ -133,15 +137,16 @@ def check_chexbert(config: BertConfig, tensors: TensorSource) -> tuple[Entry, ..
       CheckpointError: all keys that are missing, unexpected or mis-shaped, in one listing.
     """
     keys = tensors.keys()
+    prefix = _PREFIX if any(key.startswith(_PREFIX) for key in keys) else ""
     lines: list[str] = []
-    layers = count_layers(keys, "bert.encoder.layer")
+    layers = count_layers(keys, f"{prefix}bert.encoder.layer")
     if layers != config.num_layers:
         lines.append(
             f"num_hidden_layers is {config.num_layers}, but bert.encoder.layer.* has {layers}"
         )
         # The listing stays as long as the file rather than as long as a wrong number says.
         config = dataclasses.replace(config, num_layers=min(layers, len(infos(tensors))))
-    table = chexbert_table(config)
+    table = chexbert_table(config, prefix)
     check_keys(tensors, table, _UNUSED.fullmatch, lines)
     return table
 
@@ -164,7 +169,7 @@ def load_chexbert(
     source = weights.parent / "config.json"
     config = read_bert_config(read_json(source), str(source)) if source.exists() else BertConfig()
     with unwrapped(
-        open_tensors(weights), CHEXBERT_NAMES, keep=_UNUSED.fullmatch, usual="module."
+        open_tensors(weights), CHEXBERT_NAMES, keep=_UNUSED.fullmatch, usual=_PREFIX
     ) as tensors:
         table = check_chexbert(config, tensors)
         return config, place_tree(table_leaves(table, tensors), dtype, shardings)

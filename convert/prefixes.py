@@ -66,7 +66,7 @@ def unwrapped(
       known: the table's names, of `known_names`.
       wanted: `model`, `ema`, or anything else for no preference.
       keep: whether a key that the table lacks has a name of its own that is not to be touched.
-      usual: the prefix of the published file, whose removal needs no word.
+      usual: the prefix of the published file; where it is the only one, the keys keep it.
 
     Raises:
       CheckpointError: two keys become one name, or several prefixes fit equally.
@@ -134,7 +134,9 @@ def _names(
             kept = set(dotless.values())
             left = [key for key in own if key not in kept]
             result, averaged = dotless, True
-    _say(tensors, result, left, usual)
+    if usual and not left and all(key == usual + name for name, key in result.items()):
+        return {key: key for key in own}, averaged
+    _say(tensors, result, left)
     return result, averaged
 
 
@@ -223,7 +225,7 @@ def _refuse_collisions(tensors: TensorSource, names: Mapping[str, list[str]]) ->
         )
 
 
-def _say(tensors: TensorSource, names: Mapping[str, str], left: list[str], usual: str) -> None:
+def _say(tensors: TensorSource, names: Mapping[str, str], left: list[str]) -> None:
     """One line for what was removed from keys, one for what was left out."""
     removed: dict[str, int] = {}
     for name, key in names.items():
@@ -237,8 +239,6 @@ def _say(tensors: TensorSource, names: Mapping[str, str], left: list[str], usual
             cut = {part for part in key.split(".") if part not in name.split(".")}
             what = "".join(f"{part}." for part in dict.fromkeys(key.split(".")) if part in cut)
         removed[what] = removed.get(what, 0) + 1
-    if usual and set(removed) == {usual}:
-        removed = {}
     if removed:
         parts = [f"{quoted(what)} from {count} keys" for what, count in removed.items()]
         note(f"{tensors.path}: removed {', '.join(shortened(parts))} (of {len(tensors)} keys)")
