@@ -191,6 +191,7 @@ def main(arguments: list[str] | None = None) -> int:
     # A polite kill cleans up as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     warnings.showwarning = _show_warning
+    warnings.simplefilter("always", SourceNote)
     verbose = False
     try:
         command: Import | ImportJanus | Export | Cast | Inspect | Check = tyro.cli(
