@@ -192,7 +192,6 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     warnings.showwarning = _show_warning
     warnings.simplefilter("always", SourceNote)
-    verbose = False
     try:
         command: Import | ImportJanus | Export | Cast | Inspect | Check = tyro.cli(
             Command,
@@ -200,12 +199,12 @@ def main(arguments: list[str] | None = None) -> int:
             prog="python -m convert",
             description="PyTorch <-> JAX checkpoints.",
         )
-        verbose = command.verbose
-        return command.run()
-    except UniXError as error:
-        _say(f"error: {error.details if verbose else error}")
-        if not verbose and error.details != str(error):
-            _say("--verbose prints the lists in full")
+        try:
+            return command.run()
+        except UniXError as error:
+            _say(f"error: {error.details if command.verbose else error}")
+            if not command.verbose and error.details != str(error):
+                _say("--verbose prints the lists in full")
         return 1
     except KeyboardInterrupt:
         _say("interrupted: nothing was written")

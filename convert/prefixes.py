@@ -38,6 +38,8 @@ _PARALLEL = "module"
 _DOTLESS = "model_ema."
 # Parts of a key that are tried as its prefix.
 _MAX_PREFIX = 16
+# Prefixes in one file that are told apart.
+_MAX_PREFIXES = 32
 
 
 def known_names(table: Iterable[Entry]) -> frozenset[str]:
@@ -191,9 +193,11 @@ def _prefixes(
         )
     candidates = (averages or weights) if wanted == "ema" else (weights or averages)
     chosen = "" if "" in candidates else max(candidates, key=lambda prefix: len(found[prefix]))
+    # A hostile file has as many as keys.
+    frequent = sorted(found, key=lambda prefix: len(found[prefix]), reverse=True)[:_MAX_PREFIXES]
     others = {
-        prefix: 2 * len(names & found[chosen]) >= len(names)
-        for prefix, names in found.items()
+        prefix: 2 * len(found[prefix] & found[chosen]) >= len(found[prefix])
+        for prefix in frequent
         if prefix != chosen
     }
     copies = [prefix for prefix, copy in others.items() if copy]
@@ -240,8 +244,9 @@ def _say(tensors: TensorSource, names: Mapping[str, str], left: list[str]) -> No
             what = "".join(f"{part}." for part in dict.fromkeys(key.split(".")) if part in cut)
         removed[what] = removed.get(what, 0) + 1
     if removed:
-        parts = [f"{quoted(what)} from {count} keys" for what, count in removed.items()]
-        note(f"{tensors.path}: removed {', '.join(shortened(parts))} (of {len(tensors)} keys)")
+        total = len(tensors)
+        parts = [f"{quoted(what)} from {count} of {total} keys" for what, count in removed.items()]
+        note(f"{tensors.path}: removed {', '.join(shortened(parts))}")
     if left:
         shown = ", ".join(shortened([quoted(key) for key in left], 2))
         note(f"{tensors.path}: used {len(names)} tensors, not {len(left)} others: {shown}")

@@ -55,7 +55,7 @@ def read_yaml(path: Path) -> dict[str, Any] | None:
         values = yaml.load(data.decode("utf-8"), _PlainLoader)
     # A wrong date, an unhashable key and the like raise what Python raises.
     except (
-        OSError, ValueError, RecursionError, OverflowError, TypeError, KeyError, AttributeError,
+        OSError, ValueError, RecursionError, OverflowError, TypeError, LookupError, AttributeError,
         yaml.YAMLError,
     ) as error:  # fmt: skip
         reason = " ".join(str(error).split())[:300] or type(error).__name__

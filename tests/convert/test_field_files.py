@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import time
 import warnings
@@ -36,7 +37,7 @@ from convert.writers import write_safetensors, write_torch_zip
 from convert.yaml_file import MAX_YAML_BYTES, read_yaml
 from unix_jax import checkpoint
 from unix_jax.errors import CheckpointError, ConfigError, UniXError, shortened
-from unix_jax.models.embeddings import sincos_table_2d
+from unix_jax.models.embeddings import latent_position_ids, sincos_table_2d
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TINY = GOLDEN / "tiny" / "checkpoint"
@@ -92,7 +93,7 @@ def vae_tensors():
 def test_a_common_prefix_is_removed(source, expected, prefix):
     save_file(renamed(lambda key: prefix + key), source / "model.safetensors")
     count = len(TENSORS)
-    lines = assert_loads(source, expected, [f"removed '{prefix}' from {count} keys (of {count}"])
+    lines = assert_loads(source, expected, [f"removed '{prefix}' from {count} of {count} keys"])
     assert len(lines) == 1
 
 
@@ -480,6 +481,19 @@ def test_more_positions(source, capsys, kind, size):
     assert load_published(source.parent / "back")[0].max_latent_size == size
 
 
+def test_a_larger_table_changes_no_smaller_image(source):
+    """The rows' numbers change; what the model adds to each latent does not."""
+    for size in (8, 20):
+        import_published(source, source.parent / f"out{size}", max_latent_size=size)
+    rows = [
+        np.asarray(checkpoint.load_params(source.parent / f"out{size}")["latent_pos_embed"])[
+            latent_position_ids(5, 7, size)
+        ]
+        for size in (8, 20)
+    ]
+    np.testing.assert_array_equal(*rows)
+
+
 @pytest.mark.parametrize(
     ("size", "fields", "words"),
     [
@@ -632,6 +646,83 @@ def test_yaml_is_bounded(tmp_path, name):
     assert len(str(caught.value)) < 600
     if name == "long":
         assert f"at most {MAX_YAML_BYTES} bytes, found 100000" in str(caught.value)
+
+
+def test_fuzzed_yaml_is_bounded(tmp_path):
+    """Random pieces of the syntax, up to the limit: a mapping or a ConfigError, in bounded time."""
+    rng = random.Random(3)
+    pieces = [
+        b"a", b": ", b"- ", b"\n", b"  ", b"[", b"]", b"{", b"}", b",", b"? ", b"&a ",
+        b"*a", b"!!int ",
+        b"!!float ", b"!!timestamp ", b"!!omap ", b"!!set ", b"!!binary ", b"<<: ", b"'", b'"',
+        b"|\n",
+        b">\n", b"#", b"0x1f", b"1:2:3", b"2020-01-01", b".inf", b"1e999", b"\xff", b"\t", b"---\n",
+        b"%TAG ! x\n", b"=",
+    ]  # fmt: skip
+    path = tmp_path / "config.yaml"
+    for number in range(300):
+        text = b"".join(rng.choices(pieces, k=rng.randrange(1, 40)))
+        if number % 10 == 0:
+            text = (text * 60_000)[:60_000]
+        path.write_bytes(text)
+        start = time.monotonic()
+        message = str(path)
+        try:
+            assert isinstance(read_yaml(path), dict)
+        except ConfigError as error:
+            message = str(error)
+        assert str(path) in message
+        assert time.monotonic() - start < 10, text[:200]
+
+
+def test_fuzzed_keys_and_entries(tmp_path):
+    """Any mix of prefixes and entries is read or refused; what is read has each key once."""
+    rng = random.Random(4)
+    words = [
+        "module", "model", "ema", "_orig_mod", "model_ema", "state_dict", "", "llm2vae", "bias",
+        "vae2llm.weight", "llm2vae.weight", "language_model.lm_head.weight", "llm2vaeweight",
+        "x" * 300,
+    ]  # fmt: skip
+
+    def entries(depth):
+        result = {}
+        for _ in range(rng.randrange(1, 8)):
+            name = ".".join(rng.choices(words, k=rng.randrange(1, 5)))
+            nested = depth and rng.random() < 0.4
+            result[rng.choice(words) if nested else name] = (
+                entries(depth - 1) if nested else rng.choice([np.zeros(2, np.float32), 3, None])
+            )
+        return result
+
+    path, opened = tmp_path / "x.pt", 0
+    for _ in range(400):
+        write_nested(path, entries(3))
+        wanted = rng.choice([None, "model", "ema"])
+        message = str(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SourceNote)
+            try:
+                with unwrapped(open_tensors(path, wanted), UNIX_NAMES, wanted) as tensors:
+                    keys = tensors.keys()
+                    assert len(set(keys)) == len(keys)
+                    assert all(tensors.read(key).shape == (2,) for key in keys)
+                    assert [key for _, part in tensors.files() for key in part] == keys
+                    opened += 1
+            except CheckpointError as error:
+                message = str(error)
+        assert str(path) in message
+        assert len(message) < 8000
+    assert opened > 100
+
+
+def test_a_prefix_for_each_key_takes_no_quadratic_time(tmp_path):
+    tensors = {f"p{number}.llm2vae.weight": np.zeros(0, np.float32) for number in range(20_000)}
+    write_safetensors(tmp_path / "x.safetensors", tensors)
+    start = time.monotonic()
+    with pytest.raises(CheckpointError) as caught:
+        unwrapped(open_tensors(tmp_path / "x.safetensors"), UNIX_NAMES)
+    assert time.monotonic() - start < 10
+    assert len(str(caught.value)) < 2000
 
 
 @pytest.mark.parametrize("body", [b"[],", b'"":{},', b"1e5,", b'"a",'])
