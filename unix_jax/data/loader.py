@@ -206,7 +206,7 @@ class _LoaderIterator(grain.DatasetIterator[tuple[TrainingBatch, BatchInfo]]):
         self._warned += 1
         if self._warned & (self._warned - 1) == 0:
             _LOG.warning(
-                "%d images so far show next to nothing, and are trained on; the last: %s: %s",
+                "%d image(s) so far show next to nothing, and are trained on; the last: %s: %s",
                 self._warned, key, problem,
             )  # fmt: skip
 
