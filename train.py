@@ -21,6 +21,7 @@ import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -32,7 +33,7 @@ from unix_jax.errors import UniXError
 from unix_jax.inference.compilation import enable_compilation_cache
 from unix_jax.training import distributed, flops, start
 from unix_jax.training.checkpoint import CheckpointStore
-from unix_jax.training.config import parse_arguments
+from unix_jax.training.config import TrainConfig, parse_arguments
 from unix_jax.training.dry_run import dry_run
 from unix_jax.training.export import export
 from unix_jax.training.feed import (
@@ -46,7 +47,9 @@ from unix_jax.training.metrics import Metrics, Window, make_reporters
 from unix_jax.training.preemption import INTERRUPTED, StopRequest
 from unix_jax.training.profiler import Profiler
 from unix_jax.training.progress import ProgressLine
+from unix_jax.training.resuming import Change
 from unix_jax.training.run import make_run, terms, to_floats, validate
+from unix_jax.training.run_directory import is_resumable
 from unix_jax.training.watch import is_finite, not_finite
 
 ON_THE_LINE = ("loss", "ce", "mse", "learning_rate", "tokens_per_second", "mfu")
@@ -68,21 +71,31 @@ def train(arguments: Sequence[str]) -> int:
         config.distributed.process_id,
     )
     enable_compilation_cache()
+    progress = ProgressLine(shown=distributed.is_primary())
+
+    with start.locked(out, invocation.break_lock) as note:
+        if note:
+            progress.say(note)
+        return run_in(out, config, progress, restart_data=invocation.restart_data)
+
+
+def run_in(out: Path, config: TrainConfig, progress: ProgressLine, *, restart_data: bool) -> int:
+    """The run in its locked directory; returns the exit code."""
     primary = distributed.is_primary()
-    progress = ProgressLine(shown=primary)
 
     # ================================================= what the directory holds already
+    resuming = distributed.agree(lambda: is_resumable(out))
+    start.tidy(out)
+    changed: list[Change] = []
+    if resuming:
+        origin, changed = start.recall(out, config)
+    else:
+        origin = start.find_origin(config, load_config, load_dinov2_config)
     checkpoints = CheckpointStore(
         out, keep_last=config.checkpoints.keep_last, keep_best=config.checkpoints.keep_best
     )
     for line in checkpoints.skipped:
         progress.say(f"warning: {line}")
-    resuming = bool(checkpoints.steps())
-    origin = (
-        start.recall(out, config)
-        if resuming
-        else start.find_origin(config, load_config, load_dinov2_config)
-    )
     model_config, tokenizer = origin.model_config, origin.load_tokenizer()
 
     # ============================================================================= mesh
@@ -103,6 +116,8 @@ def train(arguments: Sequence[str]) -> int:
         window = Window(restored.progress["window"])
         state = start.restore_frozen(out, run.target, restored.state)
         progress.say(f"continuing from {checkpoints.path(first)}")
+        for change in changed:
+            progress.say(f"changed from step {first + 1}: {change}")
     else:
         first, data_state, window = 0, None, Window()
         start.remember(out, config, origin)
@@ -122,6 +137,9 @@ def train(arguments: Sequence[str]) -> int:
         validation = validation_batches(held_out, config) if config.validate_every else []
         shown = preview_records(held_out.records, config) if config.preview_every else []
         held_out.close()
+
+    if resuming:
+        start.update_record(out, config, first, changed)
 
     # ============================================================================= loop
     key = jax.random.key(config.seed)
@@ -210,6 +228,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return train(sys.argv[1:] if arguments is None else arguments)
     except UniXError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        file = f"{error.filename}: " if error.filename else ""
+        print(f"error: {file}{error.strerror or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

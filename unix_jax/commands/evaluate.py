@@ -91,14 +91,16 @@ class _OverData(_Resampled):
         from unix_jax.data.records import Subset
         from unix_jax.data.sources import open_source
         from unix_jax.evaluation_runs.journal import remember
+        from unix_jax.run_export import resolve_checkpoint
         from unix_jax.training.distributed import agree
 
         source = open_source(self.data, self.split or None)
         if self.limit is not None:
             source = Subset(source, range(min(self.limit, len(source))))
+        checkpoint = resolve_checkpoint(self.checkpoint)
         settings = {
-            "checkpoint": str(Path(self.checkpoint).resolve()),
-            "checkpoint_written": _written(Path(self.checkpoint)),
+            "checkpoint": str(checkpoint.resolve()),
+            "checkpoint_written": _written(checkpoint),
             "dtype": self.dtype,
             "data": self.data,
             "split": self.split,

@@ -196,8 +196,10 @@ class Moments:
 
 def _encoder(directory: str) -> Callable[[str], list[int]]:
     from convert.load import load_config
+    from unix_jax.run_export import resolve_checkpoint
     from unix_jax.text import Tokenizer
 
+    directory = str(resolve_checkpoint(directory))
     # A checkpoint may number its control tokens differently.
     configured = (Path(directory) / "config.json").is_file()
     special_tokens = load_config(directory)[0].special_tokens if configured else None
