@@ -50,6 +50,7 @@ from unix_jax.training.progress import ProgressLine
 from unix_jax.training.resuming import Change
 from unix_jax.training.run import make_run, terms, to_floats, validate
 from unix_jax.training.run_directory import is_resumable
+from unix_jax.training.skipped import SkippedSamples
 from unix_jax.training.watch import is_finite, not_finite
 
 ON_THE_LINE = ("loss", "ce", "mse", "learning_rate", "tokens_per_second", "mfu")
@@ -130,13 +131,24 @@ def run_in(out: Path, config: TrainConfig, progress: ProgressLine, *, restart_da
 
     # ============================================================================= data
     vae_params = run.weights(state)[1] if config.data.moments else None
-    feed = Feed(training_data(config), model_config, tokenizer, mesh, data_state, vae_params)
+    feed = Feed(
+        training_data(config), model_config, tokenizer, mesh, data_state, vae_params,
+        restart=restart_data,
+    )  # fmt: skip
+    for line in feed.notes:
+        progress.say(line)
+    if feed.restarted:
+        progress.say(f"the order of the data begins anew: {feed.restarted}")
+        data_state = None
+        changed.append(Change("order of the data", "as it was", f"anew: {feed.restarted}"))
     validation, shown = [], []
     if config.validate_every or config.preview_every:
         held_out = Feed(validation_data(config), model_config, tokenizer, mesh)
         validation = validation_batches(held_out, config) if config.validate_every else []
         shown = preview_records(held_out.records, config) if config.preview_every else []
         held_out.close()
+        for line in held_out.notes:
+            progress.say(line)
 
     if resuming:
         start.update_record(out, config, first, changed)
@@ -147,9 +159,10 @@ def run_in(out: Path, config: TrainConfig, progress: ProgressLine, *, restart_da
     metrics = Metrics(out, first, make_reporters(config, out, first) if primary else [], primary)
     profiler = Profiler(out, config.logging.profile_start, config.logging.profile_steps)
     stop = StopRequest()
+    skipped = SkippedSamples()
 
     def save(step: int, data: Any, scores: Mapping[str, float] | None = None) -> None:
-        kept = {"data": data, "window": window.get_state(), "config": config.to_dict()}
+        kept = {"data": feed.saved(data), "window": window.get_state(), "config": config.to_dict()}
         checkpoints.save(step, start.without_frozen(state), kept, scores)
 
     with checkpoints, metrics, progress.over(first, config.total_steps), profiler, stop:
@@ -174,6 +187,8 @@ def run_in(out: Path, config: TrainConfig, progress: ProgressLine, *, restart_da
                 raise not_finite(step, values, current.info.keys, checkpoints)
             data_state = current.state
             last = upcoming is None
+            for line in skipped.add(current.info):
+                progress.say(line)
 
             # --- numbers
             window.add(terms(run, values) | {"padding_fraction": current.info.padding_fraction})
@@ -187,10 +202,14 @@ def run_in(out: Path, config: TrainConfig, progress: ProgressLine, *, restart_da
                     "learning_rate": values["learning_rate"],
                     "tokens_per_second": tokens / seconds,
                     "mfu": flops.utilisation(operations, seconds, mesh.size, mesh.devices.flat[0]),
+                    **skipped.values,
                 }
                 metrics.training(logged)
                 tokens, operations, since = 0, 0.0, time.monotonic()
-            progress.update(step, logged and {name: logged.get(name) for name in ON_THE_LINE})
+            left_out = {"left_out": skipped.total} if skipped.total else {}
+            progress.update(
+                step, logged and {name: logged.get(name) for name in ON_THE_LINE} | left_out
+            )
 
             # --- validation, previews, checkpoint
             paused = time.monotonic()
@@ -212,6 +231,8 @@ def run_in(out: Path, config: TrainConfig, progress: ProgressLine, *, restart_da
                 progress.say(f"stopped by {stop.name}; to continue, run the same command again")
                 return stop.exit_code
     feed.close()
+    for line in skipped.summary(len(feed.records)):
+        progress.say(line)
 
     # =========================================================================== export
     fresh_feed = Feed(training_data(config), model_config, tokenizer, mesh)

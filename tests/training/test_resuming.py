@@ -12,6 +12,7 @@ from test_training_checkpoint import content
 
 from unix_jax.data.config import DataConfig
 from unix_jax.errors import ConfigError
+from unix_jax.training.checkpoint_files import write_listing
 from unix_jax.training.config import TrainConfig
 from unix_jax.training.resuming import RULES, Change, Rule, changes, extended_history, settings
 
@@ -70,17 +71,16 @@ def test_every_setting_has_a_rule():
 
 @pytest.mark.parametrize("name", sorted(RULES))
 def test_each_setting_by_its_rule(name, tmp_path):
-    now = dict(settings(recorded()))[name]
+    now, rule = dict(settings(recorded()))[name], RULES[name]
     before = recorded(**{name: other(now)})
-    if RULES[name] in (Rule.FIXED, Rule.ORIGIN) and now is not None:
+    switched_off = rule is Rule.SWITCH and not now
+    if rule is Rule.FIXED or switched_off or (rule is Rule.ORIGIN and now is not None):
         with pytest.raises(ConfigError, match=f"{name}: expected .*, found .*name another --out"):
             changes(before, CONFIG, tmp_path, None)
         return
     found = changes(before, CONFIG, tmp_path, None)
-    if RULES[name] in (Rule.FREE, Rule.ORIGIN):
-        assert found == []
-    elif RULES[name] is Rule.RECORDED or (now and RULES[name] is Rule.SWITCH):
-        assert found == [Change(name, other(now), now)]
+    said = rule in (Rule.RECORDED, Rule.SWITCH)
+    assert found == ([Change(name, other(now), now)] if said else [])
 
 
 def test_a_record_of_an_older_version(tmp_path):
@@ -185,3 +185,123 @@ def test_a_run_of_an_older_version_resumes(toy, train, run):
     del record["config"]["previews"]
     (run / "run.json").write_text(json.dumps(record))
     assert train.main([str(toy("understanding")), "--out", str(run)]) == 0
+
+
+# --- the data ----------------------------------------------------------------------------------
+
+
+def refused(train, capsys, run, *arguments):
+    """The error of a command that changes nothing in the directory of a run."""
+    before = content(run)
+    assert train.main([str(argument) for argument in arguments]) == 1
+    assert content(run) == before
+    (error,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+    return error
+
+
+def manifest(toy, directory, order):
+    """The toy's manifest with its lines in another order, and the option that names it."""
+    source = toy("understanding").parent / "data"
+    lines = (source / "manifest.jsonl").read_text().splitlines(keepends=True)
+    (directory / "manifest.jsonl").write_text("".join(order(lines)))
+    return ["--data.source", f"manifest:{directory}/manifest.jsonl?images={source}"]
+
+
+def test_a_manifest_in_reverse_order(toy, train, run, tmp_path, capsys):
+    config = [str(toy("understanding")), "--out", str(run)]
+    options = manifest(toy, tmp_path, lambda lines: lines[::-1])
+    error = refused(train, capsys, run, *config, *options)
+    assert "data.source: not the records that the run stopped in" in error
+    assert "the 10 records are others, or in another order" in error
+    assert "the first was 'images/000.png' and is 'images/009.png'" in error
+    assert "--restart-data" in error
+    assert train.main([*config, *options, "--restart-data"]) == 0
+    said = capsys.readouterr().err
+    assert "the order of the data begins anew: data.source: not the records" in said
+    lines = toy_run.metrics(run)
+    assert [line["step"] for line in lines] == [2, 4, 6, 8]
+    assert lines[2]["epoch"] <= lines[1]["epoch"]
+    history = json.loads((run / "run.json").read_text())["history"]
+    assert [e["option"] for e in history if e["step"] == 4][-1] == "order of the data"
+    # Now these are the data of the run, with the option or without it.
+    for more in ([], ["--restart-data"]):
+        assert train.main([*config, *options, *more, "--total-steps", "9"]) == 0
+        assert "anew" not in capsys.readouterr().err
+
+
+def test_fewer_records(toy, train, run, tmp_path, capsys):
+    options = manifest(toy, tmp_path, lambda lines: lines[1:])
+    error = refused(train, capsys, run, toy("understanding"), "--out", run, *options)
+    assert "expected 10 records, found 9" in error
+
+
+def test_the_same_records_elsewhere(toy, train, run, tmp_path, capsys):
+    options = manifest(toy, tmp_path, lambda lines: lines)
+    assert train.main([str(toy("understanding")), "--out", str(run), *options]) == 0
+    said = capsys.readouterr().err
+    assert "changed from step 5: data.source: " in said
+    assert "anew" not in said
+
+
+def test_another_plan(toy, train, run, capsys):
+    config = [str(toy("understanding")), "--out", str(run), "--data.und-tokens", "140"]
+    error = refused(train, capsys, run, *config)
+    assert "data.und_tokens: expected 128, found 140" in error
+    assert train.main([*config, "--restart-data"]) == 0
+
+
+def test_data_of_an_older_version(toy, train, run, capsys):
+    (progress,) = (run / "checkpoints" / "4").rglob("metadata")
+    content = json.loads(progress.read_text())
+    del content["data"]["source"]
+    progress.write_text(json.dumps(content))
+    listing = run / "checkpoints" / "4" / "files.json"
+    write_listing(listing.parent, json.loads(listing.read_text())["metrics"])
+    assert train.main([str(toy("understanding")), "--out", str(run)]) == 0
+    assert "kept no fingerprint" in capsys.readouterr().err
+
+
+# --- what is left out --------------------------------------------------------------------------
+
+
+def test_what_is_left_out_is_said_and_counted(toy, train, tmp_path, capsys):
+    """Rows of 60 tokens do not hold all reports."""
+    config = [str(toy("understanding")), "--data.und-tokens", "60", "--validate-every", "4"]
+    assert train.main([*config, "--out", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().err.splitlines()
+    (first,) = [line for line in said if line.startswith("left out: ")]
+    assert "images/00" in first
+    assert first.endswith("und tokens where a row holds 60")
+    last = toy_run.metrics(tmp_path / "run")[-1]
+    assert last["epoch"] > 1
+    assert last["skipped_too_long"] > 1
+    assert last["skipped_no_text"] == last["skipped_no_image"] == last["skipped_broken"] == 0
+    (summary,) = [line for line in said if line.startswith("left out ")]
+    assert summary.startswith(f"left out {last['skipped_too_long']} of ")
+    assert summary.endswith(f"epochs of 10: {last['skipped_too_long']} too_long")
+    # A resumed run counts on.
+    half = [*config, "--out", str(tmp_path / "half")]
+    assert train.main([*half, "--total-steps", "4"]) == 0
+    assert train.main(half) == 0
+    assert toy_run.metrics(tmp_path / "half") == toy_run.metrics(tmp_path / "run")
+
+
+def test_left_out_of_validation(toy, train, tmp_path, capsys):
+    config = [str(toy("understanding")), "--out", str(tmp_path), "--total-steps", "1"]
+    config += ["--validation.source", "manifest:" + str(tmp_path / "data"), "--validate-every", "1"]
+    source = toy_run.write_pictures(tmp_path / "data")
+    rows = [json.loads(line) for line in (source / "manifest.jsonl").read_text().splitlines()]
+    rows[-1]["findings"] = "No pleural effusion. " * 60
+    (source / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config[2] = str(tmp_path / "run")
+    assert train.main(config) == 0
+    said = capsys.readouterr().err
+    assert "validation: left out: images/013.png: too_long: " in said
+    assert "validation: left out 1 of 4 samples (25.0%)" in said
+
+
+def test_all_left_out(toy, train, tmp_path, capsys):
+    config = [toy("understanding"), "--out", tmp_path, "--data.und-tokens", "20"]
+    error = one_error(train, capsys, *config)
+    assert "expected samples that fit a row of 20 und tokens" in error
+    assert "'too_long': 20" in error

@@ -39,6 +39,7 @@ class BatchInfo:
     samples, und_tokens, gen_tokens: of this batch as planned.
     padding_fraction: share of this batch's und and gen places that hold no token.
     skipped: samples skipped so far, by reason (see `Skip`).
+    first_skipped: the first of them that this loader met, by reason: its key and why.
     broken: images and rows of this process that turned out broken so far; they are padding.
     digest: checksum of all rows so far; equal on all processes, or their sources differ.
     """
@@ -51,6 +52,7 @@ class BatchInfo:
     gen_tokens: int
     padding_fraction: float
     skipped: dict[str, int]
+    first_skipped: dict[str, str]
     broken: int
     digest: int
 
@@ -209,6 +211,7 @@ class _LoaderIterator(grain.DatasetIterator[tuple[TrainingBatch, BatchInfo]]):
             gen_tokens=gen,
             padding_fraction=1 - (und + gen) / (data.rows * (data.und_tokens + gen_row)),
             skipped=self._planner.skipped,
+            first_skipped=self._planner.first_skipped,
             broken=self._broken,
             digest=self._planner.digest,
         )

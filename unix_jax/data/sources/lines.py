@@ -74,6 +74,24 @@ class JsonLines:
             raise DataError(f"{where}: cannot be read: {error.strerror}") from error
         return parse_object(line, where), where
 
+    def rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """(index, object) of all rows in order, by one pass; {} for a line that cannot be parsed.
+
+        Raises:
+          DataError: the file cannot be read any more.
+        """
+        wanted = iter(self._numbers)
+        following = next(wanted, None)
+        index = 0
+        for number, _, line in self._lines():
+            if number != following:
+                continue
+            try:
+                yield index, parse_object(line, "")
+            except DataError:
+                yield index, {}
+            index, following = index + 1, next(wanted, None)
+
     def key(self, index: int) -> str:
         """The key of a row that has none of its own."""
         return f"{self.file.name}:{self._numbers[checked_index(index, len(self))]}"

@@ -78,6 +78,10 @@ class MimicSource:
     def __len__(self) -> int:
         return len(self._numbers)
 
+    def keys(self) -> Iterator[str]:
+        """The keys of all records."""
+        return (dicom.as_py() for dicom in self._dicoms)
+
     def __getitem__(self, index: int) -> Record:
         index = checked_index(index, len(self))
         columns = (self._dicoms, self._subjects, self._studies, self._views, self._splits)
