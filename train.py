@@ -2,10 +2,11 @@
 
     python train.py configs/NAME.py --out DIR [--total-steps N] [--seed S] [--checkpoint-every K]
         [--mesh data=1,fsdp=8,tensor=1] [--init CHECKPOINT] [any field of TrainConfig]
+        [--break-lock] [--restart-data]
     python train.py configs/NAME.py --dry-run [--topology v5e:4x4] [--mesh ...]
 
 DIR afterwards holds
-    run.json          what was run: settings, sizes of the model
+    run.json          what is run: settings and their history, sizes of the model
     tokenizer/        its files
     metrics.jsonl     one object a logged step; validation.jsonl: one a validation
     checkpoints/      state, averaged weights, place in the data; the run continues from the newest

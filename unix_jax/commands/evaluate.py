@@ -69,7 +69,7 @@ class _OverData(_Resampled):
     """A model over a data set. A run that was stopped goes on when the command is repeated."""
 
     checkpoint: str
-    """Converted checkpoint, or a directory in the published layout."""
+    """Converted checkpoint, directory in the published layout, or directory of a training run."""
     data: str
     """KIND:PATH, for example manifest:DIR or mimic:DIR."""
     out: str
