@@ -105,7 +105,7 @@ class Export:
     """This project's checkpoint -> published layout."""
 
     checkpoint: tyro.conf.Positional[Path]
-    """A directory written by `import` or by training."""
+    """A directory written by `import`, or that of a training run, whose export is meant."""
     out: tyro.conf.Positional[Path]
     """A new directory."""
     verbose: bool = False
@@ -124,7 +124,7 @@ class Cast:
     """A copy of a checkpoint in another floating type, such as a training's export in bfloat16."""
 
     checkpoint: tyro.conf.Positional[Path]
-    """A directory written by `import` or by training."""
+    """A directory written by `import`, or that of a training run, whose export is meant."""
     out: tyro.conf.Positional[Path]
     """A new directory."""
     dtype: Dtype = "bfloat16"
@@ -162,7 +162,7 @@ class Check:
     """Runs the model on golden inputs and compares every golden tensor."""
 
     path: tyro.conf.Positional[Path]
-    """A checkpoint of this project, or a directory in the published layout."""
+    """A checkpoint of this project, a directory in the published layout, or that of a run."""
     golden_dir: tyro.conf.Positional[Path]
     """Directory with golden.safetensors and golden.json."""
     json: Path | None = None

@@ -9,6 +9,7 @@ import numpy as np
 from convert.published import Progress, parse_dtype
 from unix_jax import checkpoint
 from unix_jax.leaves import Leaf
+from unix_jax.run_export import resolve_checkpoint
 
 
 def cast(
@@ -24,7 +25,7 @@ def cast(
     any more.
 
     Args:
-      source: a checkpoint of this project.
+      source: a checkpoint of this project, or the directory of a training run.
       out: a new directory.
       dtype: `bfloat16`, `float32`, or `keep`, of the model's parameters.
       vae_dtype: likewise, of the autoencoder's.
@@ -33,6 +34,7 @@ def cast(
     Raises:
       UniXError: the source is broken, `out` exists or cannot be written, an unknown type.
     """
+    source = resolve_checkpoint(source)
     config = checkpoint.load_config(source)
     params = _cast(checkpoint.open_leaves(source, "params"), parse_dtype(dtype))
     vae = None

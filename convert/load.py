@@ -19,6 +19,7 @@ from unix_jax import checkpoint
 from unix_jax.config import UniXConfig
 from unix_jax.errors import CheckpointError
 from unix_jax.leaves import place_tree
+from unix_jax.run_export import resolve_checkpoint
 
 # Called with the configuration; gives the shardings of (parameters, autoencoder parameters).
 Shardings = Callable[[UniXConfig], tuple[Any, Any]]
@@ -34,7 +35,8 @@ def load_model(
     """(config, parameters, autoencoder parameters or None) of a checkpoint or published layout.
 
     Args:
-      path: a converted checkpoint, or a directory in the published layout.
+      path: a converted checkpoint, a directory in the published layout, or that of a training run,
+        whose export is meant.
       dtype: floating type to cast to; None keeps that of the files.
       vae_dtype: that of the autoencoder, float32 unless said otherwise: it is small, always
         frozen, and bfloat16 shows in its pictures.
@@ -44,6 +46,7 @@ def load_model(
       CheckpointError, ConfigError: files that are missing, broken, or do not fit each other.
     """
     _refuse_file(path)
+    path = resolve_checkpoint(path)
     converted = checkpoint.is_checkpoint(path)
     placed = vae_placed = None
     if shardings is not None:
@@ -66,7 +69,7 @@ def load_vae(path: str | os.PathLike[str]) -> tuple[UniXConfig, dict[str, Any]]:
       CheckpointError, ConfigError: as `load_model`, or there is no autoencoder.
     """
     _refuse_file(path)
-    vae_params = None
+    path, vae_params = resolve_checkpoint(path), None
     if checkpoint.is_checkpoint(path):
         config = checkpoint.load_config(path)
         vae_params = checkpoint.load_vae_params(path, dtype=jnp.float32)
@@ -88,6 +91,7 @@ def load_config(path: str | os.PathLike[str]) -> tuple[UniXConfig, bool]:
       CheckpointError, ConfigError: as `load_model`.
     """
     _refuse_file(path)
+    path = resolve_checkpoint(path)
     if checkpoint.is_checkpoint(path):
         return checkpoint.load_config(path), checkpoint.has_vae(path)
     directory = Path(path)

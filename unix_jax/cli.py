@@ -45,7 +45,7 @@ class _Model:
     """Where the model comes from and where it runs."""
 
     checkpoint: str
-    """Converted checkpoint, or a directory in the published layout."""
+    """Converted checkpoint, directory in the published layout, or directory of a training run."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Of parameters and computation; a CPU uses float32 either way."""
     mesh: str | None = None
@@ -194,7 +194,7 @@ class Info:
     """Print the sizes and contents of a checkpoint."""
 
     checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
-    """Converted checkpoint, or a directory in the published layout."""
+    """Converted checkpoint, directory in the published layout, or directory of a training run."""
     json: bool = False
     """Print the configuration as JSON instead of a table."""
 

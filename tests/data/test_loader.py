@@ -246,6 +246,9 @@ def test_samples_are_made_by_several_threads_in_order():
         def __len__(self):
             return len(self.samples)
 
+        def key(self, index):
+            return self.samples.key(index)
+
         def cost(self, index, epoch):
             return self.samples.cost(index, epoch)
 

@@ -69,7 +69,7 @@ class _OverData(_Resampled):
     """A model over a data set. A run that was stopped goes on when the command is repeated."""
 
     checkpoint: str
-    """Converted checkpoint, or a directory in the published layout."""
+    """Converted checkpoint, directory in the published layout, or directory of a training run."""
     data: str
     """KIND:PATH, for example manifest:DIR or mimic:DIR?reports=clean.jsonl&views=PA,AP."""
     out: str
@@ -99,11 +99,13 @@ class _OverData(_Resampled):
     def _begin(self, source: "RecordSource", own: dict[str, Any]) -> dict[str, Any]:
         """The settings, compared with those that the directory was begun with."""
         from unix_jax.evaluation_runs.journal import remember
+        from unix_jax.run_export import resolve_checkpoint
         from unix_jax.training.distributed import agree
 
+        checkpoint = resolve_checkpoint(self.checkpoint)
         settings = {
-            "checkpoint": str(Path(self.checkpoint).resolve()),
-            "checkpoint_written": _written(Path(self.checkpoint)),
+            "checkpoint": str(checkpoint.resolve()),
+            "checkpoint_written": _written(checkpoint),
             "dtype": self.dtype,
             "data": self.data,
             "split": self.split,

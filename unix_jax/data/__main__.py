@@ -237,8 +237,10 @@ def _tokenizer(directory: str) -> "tuple[Tokenizer, UniXConfig]":
     """The tokenizer of a directory, and its model's sizes: as published without a config.json."""
     from convert.load import load_config
     from unix_jax.config import UniXConfig
+    from unix_jax.run_export import resolve_checkpoint
     from unix_jax.text import Tokenizer
 
+    directory = str(resolve_checkpoint(directory))
     configured = (Path(directory) / "config.json").is_file()
     if not configured:
         return Tokenizer.from_directory(directory), UniXConfig.preset("published")

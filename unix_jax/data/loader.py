@@ -39,6 +39,7 @@ class BatchInfo:
     samples, und_tokens, gen_tokens: of this batch as planned.
     padding_fraction: share of this batch's und and gen places that hold no token.
     skipped: samples skipped so far, by reason (see `Skip`).
+    first_skipped: the first of them that this loader met, by reason: its key and why.
     broken: images and rows of this process that turned out broken so far; they are padding.
     image_warnings: images of this process so far that show next to nothing (`gray_levels`), each
       time they are read; they are trained on.
@@ -53,6 +54,7 @@ class BatchInfo:
     gen_tokens: int
     padding_fraction: float
     skipped: dict[str, int]
+    first_skipped: dict[str, str]
     broken: int
     image_warnings: int
     digest: int
@@ -226,6 +228,7 @@ class _LoaderIterator(grain.DatasetIterator[tuple[TrainingBatch, BatchInfo]]):
             gen_tokens=gen,
             padding_fraction=1 - (und + gen) / (data.rows * (data.und_tokens + gen_row)),
             skipped=self._planner.skipped,
+            first_skipped=self._planner.first_skipped,
             broken=self._broken,
             image_warnings=self._warned,
             digest=self._planner.digest,

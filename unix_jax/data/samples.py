@@ -97,6 +97,9 @@ class SampleSource(Protocol):
     def cost(self, index: int, epoch: int) -> Cost | Skip:
         """What `build` of the same arguments will take; decodes no image."""
 
+    def key(self, index: int) -> str:
+        """What logs call the sample."""
+
     def build(self, index: int, epoch: int) -> TrainingSample:
         """The sample; raises a UniXError when its record is broken."""
 
@@ -149,6 +152,12 @@ class RecordSamples(abc.ABC):
         if isinstance(lengths, Skip):
             return lengths
         return self._cost(lengths, draw(self._data.seed, epoch, index))
+
+    def key(self, index: int) -> str:
+        try:
+            return self.records[index].key
+        except UniXError:
+            return f"record {index}"
 
     def build(self, index: int, epoch: int) -> TrainingSample:
         return self._build(index, self.records[index], draw(self._data.seed, epoch, index))

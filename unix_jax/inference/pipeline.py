@@ -25,6 +25,7 @@ from unix_jax.inference.reports import decode_reports, last_rows, stream_text
 from unix_jax.inference.sampling import Renorm
 from unix_jax.models.autoencoder import param_shapes as vae_param_shapes
 from unix_jax.models.unix import UniX, param_shapes, unroll_params
+from unix_jax.run_export import resolve_checkpoint
 from unix_jax.text import Tokenizer
 from unix_jax.transforms import to_gray_pil
 
@@ -120,7 +121,7 @@ class UniXPipeline:
         """Loads a converted checkpoint, or a directory in the published layout as it is.
 
         Args:
-          path: the directory.
+          path: the directory; of a training run, its export is meant.
           dtype: `bfloat16` or `float32`, of the parameters and of the computation. A CPU uses
             float32 whatever is asked: XLA would keep a float32 copy beside bfloat16 weights.
             The autoencoder stays float32 everywhere.
@@ -148,6 +149,7 @@ class UniXPipeline:
                 sharding.param_shardings(vae_param_shapes(config.vae), mesh),
             )
 
+        path = resolve_checkpoint(path)
         used = jnp.float32 if jax.default_backend() == "cpu" else jnp.dtype(dtype)
         config, params, vae_params = load_model(
             path, dtype=used, shardings=None if mesh is None else shardings

@@ -26,7 +26,7 @@ from unix_jax.leaves import unflatten
 from unix_jax.training.checkpoint_files import (
     listing,
     require_writable,
-    set_aside_unusable,
+    set_aside_damaged,
     steps,
     write_listing,
 )
@@ -58,6 +58,8 @@ class CheckpointStore:
     ) -> None:
         """Opens `directory`/checkpoints, moves damaged ones aside, removes unfinished ones.
 
+        Damaged ones are moved only where an older usable one is found.
+
         Args:
           directory: of the run; created if absent.
           keep_last: so many of the newest are kept, at least 1.
@@ -66,7 +68,8 @@ class CheckpointStore:
           higher_is_better: of the metric.
 
         Raises:
-          CheckpointError: the directory cannot be created or written.
+          CheckpointError: the directory cannot be created, written or read, or all of its
+            checkpoints are damaged; nothing is changed then.
         """
         if keep_last < 1 or keep_best < 0:
             raise CheckpointError(
@@ -75,9 +78,9 @@ class CheckpointStore:
             )
         self.directory = (Path(directory) / FOLDER).absolute()
         require_writable(self.directory)
+        self.skipped: list[str] = agree(lambda: set_aside_damaged(self.directory))
         self._log_filter = _OrbaxFilter()
         logging.getLogger("absl").addFilter(self._log_filter)
-        self.skipped: list[str] = agree(lambda: set_aside_unusable(self.directory))
         self._policy = _KeepLastAndBest(keep_last, keep_best, metric, higher_is_better)
         for step in steps(self.directory):
             self._policy.metrics[step] = listing(self.directory / str(step)).get("metrics", {})

@@ -249,6 +249,12 @@ class Invocation:
     """Compile the step, print what it asks of each device, and train nothing; needs no --out."""
     topology: str | None = None
     """With --dry-run: a TPU slice, which need not be there, such as v5e:4x4 or v5p:2x2x2."""
+    break_lock: bool = False
+    """Take the directory from a run that cannot be checked, on another machine. Use it only when
+    that run has ended."""
+    restart_data: bool = False
+    """If the data of a resumed run are not those it was started with: begin their order anew, and
+    keep the state and the optimiser. Without this option such data are refused."""
 
 
 def load_config(path: str | os.PathLike[str]) -> tuple[TrainConfig, str]:

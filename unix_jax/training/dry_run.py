@@ -17,7 +17,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from unix_jax import checkpoint
 from unix_jax.config import UniXConfig
 from unix_jax.data.batch import TrainingBatch
 from unix_jax.data.collate import LoadedSample, collate
@@ -26,10 +25,10 @@ from unix_jax.data.samples import TrainingSample
 from unix_jax.errors import ConfigError
 from unix_jax.layout import Split, TextSplit, VaeSplit, VitSplit, stream_lengths
 from unix_jax.models.dinov2 import Dinov2Config
+from unix_jax.run_export import resolve_checkpoint
 from unix_jax.sharding import ShardingRules
 from unix_jax.training import hlo
 from unix_jax.training.config import TrainConfig
-from unix_jax.training.export import FOLDER as EXPORT
 from unix_jax.training.feed import validation_data
 from unix_jax.training.flops import peak_flops
 from unix_jax.training.run import make_run
@@ -171,9 +170,7 @@ def _sizes(
     """Sizes of the model and of REPA's encoder; RAD-DINO's own where its directory is absent."""
     model_config = UniXConfig.preset(config.model.preset)
     if config.init is not None:
-        init = Path(config.init)
-        exported = checkpoint.is_checkpoint(init / EXPORT)
-        model_config, _ = load_config(init / EXPORT if exported else init)
+        model_config, _ = load_config(resolve_checkpoint(config.init))
     if not config.uses_repa:
         return model_config, None
     assert config.rad_dino is not None

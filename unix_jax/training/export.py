@@ -13,9 +13,8 @@ from unix_jax import checkpoint
 from unix_jax.config import UniXConfig
 from unix_jax.errors import CheckpointError
 from unix_jax.leaves import flatten
+from unix_jax.run_export import EXPORT as FOLDER
 from unix_jax.training.distributed import is_primary, to_host
-
-FOLDER = "export"
 
 
 def export(
@@ -86,6 +85,16 @@ def gather(tree: Mapping[str, Any]) -> dict[str, Any]:
         path: value if getattr(value, "is_fully_addressable", True) else to_host(value)
         for path, value in flat.items()
     }
+
+
+def recover(directory: Path) -> None:
+    """Undoes what a kill left of `export`: an earlier export stays, half a new one goes."""
+    target = directory / FOLDER
+    old, fresh = (target.with_name(f".{FOLDER}-{name}") for name in ("old", "new"))
+    shutil.rmtree(fresh, ignore_errors=True)
+    if old.exists() and not target.exists():
+        old.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _replace(target: Path, fresh: Path) -> None:

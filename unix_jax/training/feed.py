@@ -1,6 +1,7 @@
 """Batches on the devices, each with the state of the data from which the next one follows."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from jax.sharding import Mesh
 from unix_jax.config import UniXConfig
 from unix_jax.data.batch import TrainingBatch
 from unix_jax.data.config import DataConfig
+from unix_jax.data.fingerprint import difference, fingerprint
 from unix_jax.data.loader import BatchInfo, Loader
 from unix_jax.data.records import Record, RecordSource, captions_of, report_text
 from unix_jax.data.samples import record_samples
@@ -20,6 +22,7 @@ from unix_jax.text import Tokenizer
 from unix_jax.training.config import TrainConfig
 from unix_jax.training.distributed import place_batch, raise_together, row_share
 from unix_jax.training.export import gather
+from unix_jax.training.skipped import SkippedSamples
 
 
 class Fed(NamedTuple):
@@ -76,36 +79,74 @@ class Feed:
         state: Mapping[str, Any] | None = None,
         vae_params: Mapping[str, Any] | None = None,
         records: RecordSource | None = None,
+        *,
+        restart: bool = False,
     ) -> None:
-        """Opens the source, unless `records` are it; `state` is a `Fed.state` of any run over the
-        same data.
+        """Opens the source, unless `records` are it; `state` is what `saved` returned in any run
+        over the same data.
 
         `vae_params` are the run's autoencoder: moments must be of it. Weights that are held in a
-        narrower type than float32 cannot be compared, and are not.
+        narrower type than float32 cannot be compared, and are not. With `restart` a state of other
+        data is not refused: their order begins anew, and `restarted` says why.
 
         Raises:
           DataError, ConfigError: a source that cannot be opened, rows that the mesh does not
             divide, a state of other data.
         """
+        self.notes: list[str] = []
+        self.restarted = ""
         self._mesh, self._rows = mesh, data.rows
         self._share = row_share(mesh, data.rows)
         share = self._share[1] - self._share[0]
         self.records: RecordSource = (
             open_source(data.source, data.split) if records is None else records
         )
-        self._iterator = iter(
-            Loader(
-                record_samples(
-                    self.records, tokenizer, model_config, data, _comparable(vae_params)
-                ),
-                model_config,
-                data,
-                process_index=self._share[0] // share,
-                process_count=data.rows // share,
-            )
+        self._loader = Loader(
+            record_samples(self.records, tokenizer, model_config, data, _comparable(vae_params)),
+            model_config,
+            data,
+            process_index=self._share[0] // share,
+            process_count=data.rows // share,
         )
+        self._iterator = iter(self._loader)
         if state is not None:
-            self._iterator.set_state(dict(state))
+            self._resume(dict(state), restart)
+
+    @functools.cached_property
+    def source(self) -> dict[str, Any]:
+        """The fingerprint of the records."""
+        return fingerprint(self.records)
+
+    def saved(self, state: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        """A `Fed.state` for a checkpoint: with the fingerprint of the records."""
+        return None if state is None else {**state, "source": self.source}
+
+    def _resume(self, state: dict[str, Any], restart: bool) -> None:
+        error = None
+        try:
+            before = state.pop("source", None)
+            if before is None:
+                self.notes.append(
+                    "the data are compared with those before by their number alone: the checkpoint "
+                    "is of an earlier version, which kept no fingerprint"
+                )
+            elif changed := difference(before, self.source):
+                raise DataError(f"data.source: not the records that the run stopped in: {changed}")
+            self._iterator.set_state(state)
+        except UniXError as found:
+            error = found
+        try:
+            # Processes that see other data must not wait for each other.
+            raise_together(error)
+        except UniXError as found:
+            self._iterator.close()
+            if not restart:
+                raise DataError(
+                    f"{found}. With --restart-data their order begins anew, and the state and the "
+                    "optimiser are kept"
+                ) from None
+            self.restarted = str(found)
+            self._iterator = iter(self._loader)
 
     def __iter__(self) -> Iterator[Fed]:
         return self
@@ -176,6 +217,8 @@ def validation_batches(feed: Feed, config: TrainConfig) -> ValidationBatches:
       DataError: there is none.
     """
     found = list(itertools.islice(feed, config.validation.batches))
+    if found:
+        feed.notes += _left_out("validation: ", found[-1].info, len(feed.records))
     if config.stage == "autoencoder":
         found = [fed for fed in found if fed.info.samples == config.data.rows]
     if not found:
@@ -184,6 +227,11 @@ def validation_batches(feed: Feed, config: TrainConfig) -> ValidationBatches:
             f"{config.validation.split!r}, found none"
         )
     return ValidationBatches([fed.host for fed in found], feed.place)
+
+
+def _left_out(name: str, info: BatchInfo, records: int) -> list[str]:
+    skipped = SkippedSamples(name)
+    return [*skipped.add(info), *skipped.summary(records)]
 
 
 def preview_records(records: RecordSource, config: TrainConfig) -> list[Record]:

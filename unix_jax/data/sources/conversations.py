@@ -14,6 +14,7 @@ several images or turns is an error of that row: a record has one of each.
 """
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,19 @@ class ConversationsSource:
     def __len__(self) -> int:
         return len(self._lines)
 
+    def keys(self) -> Iterator[str]:
+        """The keys of all records; a row without a valid one counts by its line."""
+        for index, row in self._lines.rows():
+            try:
+                yield self._key(index, row, "")
+            except DataError:
+                yield self._lines.key(index)
+
+    def _key(self, index: int, row: dict[str, Any], where: str) -> str:
+        image = _image(row, where)
+        name = text_field(row, "id", where) or ("" if image is None else str(image))
+        return name or self._lines.key(index)
+
     def __getitem__(self, index: int) -> Record:
         row, where = self._lines.row(index)
         image = _image(row, where)
@@ -52,9 +66,8 @@ class ConversationsSource:
         fields = report_fields(row, where)
         fields["findings"] = fields["findings"] or findings
         fields["impression"] = fields["impression"] or impression
-        name = text_field(row, "id", where) or ("" if image is None else str(image))
         return Record(
-            key=name or self._lines.key(index),
+            key=self._key(index, row, where),
             image=None if image is None else image_path(image, self._root, where),
             prompt=prompt,
             answer=answer,

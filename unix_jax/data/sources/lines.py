@@ -90,6 +90,33 @@ class JsonLines:
             raise DataError(f"{where}: cannot be read: {error.strerror}") from error
         return parse_object(line, where), where
 
+    def rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """(index, object) of all rows in order, by one pass; {} for a line that cannot be parsed.
+
+        Raises:
+          DataError: the file cannot be read any more.
+        """
+        if self._items is not None:
+            for index, number in enumerate(self._numbers):
+                item = self._items[number - 1]
+                yield index, item if isinstance(item, dict) else {}
+            return
+        wanted = iter(self._numbers)
+        following = next(wanted, None)
+        index = 0
+        try:
+            with self.file.open("rb") as opened:
+                for number, line in enumerate(opened, 1):
+                    if number != following:
+                        continue
+                    try:
+                        yield index, parse_object(line, "")
+                    except DataError:
+                        yield index, {}
+                    index, following = index + 1, next(wanted, None)
+        except OSError as error:
+            raise DataError(f"{self.file}: cannot be read: {error.strerror}") from error
+
     def key(self, index: int) -> str:
         """The key of a row that has none of its own."""
         return f"{self.file.name}:{self._numbers[checked_index(index, len(self))]}"

@@ -5,7 +5,9 @@ split, prompt, answer; all may be absent. A file in the place of DIR is read as 
 without an image are reports alone. Other fields (licence, source, ...) are left alone.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from unix_jax.data.records import Record
 from unix_jax.data.sources.fields import image_path, report_fields, text_field
@@ -42,13 +44,24 @@ class ManifestSource:
     def __len__(self) -> int:
         return len(self._lines)
 
+    def keys(self) -> Iterator[str]:
+        """The keys of all records; a row without a valid one counts by its line."""
+        for index, row in self._lines.rows():
+            try:
+                yield self._key(index, row, "")
+            except DataError:
+                yield self._lines.key(index)
+
+    def _key(self, index: int, row: dict[str, Any], where: str) -> str:
+        # Indiana's reports are known by `id`.
+        names = (text_field(row, name, where) for name in ("key", "image", "id"))
+        return next((name for name in names if name), self._lines.key(index))
+
     def __getitem__(self, index: int) -> Record:
         row, where = self._lines.row(index)
         image = row.get("image")
-        # Indiana's reports are known by `id`.
-        names = (text_field(row, name, where) for name in ("key", "image", "id"))
         return Record(
-            key=next((name for name in names if name), self._lines.key(index)),
+            key=self._key(index, row, where),
             image=None if image is None else image_path(image, self._root, where),
             prompt=text_field(row, "prompt", where),
             answer=text_field(row, "answer", where),

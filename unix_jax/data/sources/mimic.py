@@ -16,7 +16,7 @@ which leaves the texts empty.
 
 import collections
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -123,6 +123,10 @@ class MimicSource:
 
     def __len__(self) -> int:
         return len(self._numbers)
+
+    def keys(self) -> Iterator[str]:
+        """The keys of all records."""
+        return (dicom.as_py() for dicom in self._dicoms)
 
     def __getitem__(self, index: int) -> Record:
         index = checked_index(index, len(self))

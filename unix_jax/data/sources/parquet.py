@@ -10,6 +10,7 @@ order is not. Write ArrayRecord once (`python -m unix_jax.data write`) to train 
 
 import functools
 import glob
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,19 @@ class ParquetSource:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def keys(self) -> Iterator[str]:
+        """The keys of all records, from the column `key` alone.
+
+        Raises:
+          DataError: a file cannot be read any more.
+        """
+        chosen, start = self._rows, 0
+        for file in self._files:
+            names = _keys_of(file)
+            for row in chosen[(chosen >= start) & (chosen < start + len(names))] - start:
+                yield names[row] or f"{file.name}:{row}"
+            start += len(names)
+
     def __getitem__(self, index: int) -> Record:
         row = int(self._rows[checked_index(index, len(self))])
         place = int(np.searchsorted(self._ends, row, side="right"))
@@ -108,6 +122,17 @@ def _row_group(file: Path, group: int) -> pa.Table:
         found = set(opened.schema_arrow.names)
         columns = [name for name in (*_REQUIRED, *_OPTIONAL) if name in found]
         return opened.read_row_group(group, columns=columns, use_threads=False)
+
+
+def _keys_of(file: Path) -> list[str]:
+    """The column `key` of a file, "" where it has none."""
+    try:
+        with pq.ParquetFile(file) as opened:
+            if "key" not in opened.schema_arrow.names:
+                return [""] * opened.metadata.num_rows
+            return [str(key or "") for key in opened.read(columns=["key"])["key"].to_pylist()]
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{file}: cannot be read: {_one_line(error)}") from error
 
 
 def _matching_files(pattern: str | Path) -> list[Path]:
