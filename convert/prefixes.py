@@ -1,4 +1,4 @@
-"""Keys that wrappers of PyTorch or a larger model put behind a prefix, under their own names.
+"""Keys that wrappers of PyTorch or a larger model put under a prefix, under their own names.
 
 `torch.compile`, DataParallel, FSDP and activation checkpointing insert their own segments, at the
 start of a key or inside it; a Lightning module or a larger model puts its name before every key.
@@ -60,7 +60,7 @@ def unwrapped(
 ) -> TensorSource:
     """The tensors under the table's names; what was removed from the keys or left out is said.
 
-    A file may hold several copies of the weights behind different prefixes, as `model.` and
+    A file may hold several copies of the weights under different prefixes, as `model.` and
     `ema.`; the average is taken where `wanted` is `ema`, or where there is nothing else.
 
     Args:
@@ -171,7 +171,7 @@ def _is_dotless(key: str, prefix: str) -> bool:
 def _prefixes(
     tensors: TensorSource, keys: Iterable[str], known: frozenset[str], wanted: str | None
 ) -> tuple[str, list[str], list[str]]:
-    """The prefix behind which the weights lie, those of parts of them, and those of copies."""
+    """The prefix under which the weights lie, those of parts of them, and those of copies."""
     found: dict[str, set[str]] = {}
     for key in keys:
         parts = _without(key, {_PARALLEL}).split(".")
@@ -189,7 +189,7 @@ def _prefixes(
     if wanted == "model" and not weights:
         raise CheckpointError(
             f"{tensors.path}: expected weights that are no average (--weights model), found "
-            f"only those behind {', '.join(shortened([quoted(prefix) for prefix in averages]))}"
+            f"only those under {', '.join(shortened([quoted(prefix) for prefix in averages]))}"
         )
     candidates = (averages or weights) if wanted == "ema" else (weights or averages)
     chosen = "" if "" in candidates else max(candidates, key=lambda prefix: len(found[prefix]))
@@ -204,7 +204,7 @@ def _prefixes(
     equal = [prefix for prefix in candidates if prefix in copies]
     if equal and chosen:
         raise CheckpointError(
-            f"{tensors.path}: expected the weights behind one prefix, found them behind "
+            f"{tensors.path}: expected the weights under one prefix, found them under "
             f"{', '.join(shortened([quoted(prefix) for prefix in (chosen, *equal)]))}"
         )
     # Longest first, since one may begin with another; the empty one is no sign of a copy.

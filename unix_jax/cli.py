@@ -31,8 +31,6 @@ from unix_jax.commands.clean import Clean
 from unix_jax.commands.evaluate import Evaluate
 from unix_jax.commands.export import Export
 from unix_jax.errors import ImageWarning, UniXError
-from unix_jax.gray_levels import gray_level_problem
-from unix_jax.images import load_image
 
 if TYPE_CHECKING:
     from unix_jax.inference.pipeline import UniXPipeline
@@ -85,6 +83,9 @@ class Report(_Model):
     the image shows next to nothing."""
 
     def run(self) -> None:
+        from unix_jax.gray_levels import gray_level_problem
+        from unix_jax.images import load_image
+
         if not self.images:
             raise UniXError("IMAGE: expected at least one image file, found none")
         # Before the model is loaded: a wrong path is said at once.

@@ -316,7 +316,7 @@ def test_an_average_behind_another_prefix(source, capsys):
 def test_two_sets_without_a_sign_which_is_meant(source):
     both = {f"{name}.{key}": value for key, value in TENSORS.items() for name in ("one", "two")}
     save_file(both, source / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"behind one prefix.*'one\.', 'two\.'"):
+    with pytest.raises(CheckpointError, match=r"under one prefix.*'one\.', 'two\.'"):
         load_published(source)
 
 

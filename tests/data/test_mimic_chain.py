@@ -3,12 +3,12 @@
 import csv
 import gzip
 import json
+import runpy
 from pathlib import Path
 
 import pytest
 from mimic_folder import make_mimic
 
-import train
 from unix_jax.cli import main as unix_jax
 from unix_jax.data.__main__ import main as data
 from unix_jax.data.sources import open_source
@@ -113,7 +113,7 @@ def test_the_chain(tmp_path, monkeypatch):
     assert data(["inspect", source]) == 0
     shorter = ["--total-steps", "4", "--data.rows", "2", "--data.und-tokens", "512",
                "--accumulation", "1", "--mesh", "data=1", "--validation.batches", "1"]  # fmt: skip
-    assert train.main(
+    assert runpy.run_path(str(ROOT / "train.py"))["main"](
         ["configs/stage1_understanding.py", "--init", "examples/nano", "--out", str(run),
          "--data.source", source, *shorter]
     ) == 0  # fmt: skip
