@@ -26,5 +26,6 @@ def resolve_checkpoint(path: str | os.PathLike[str]) -> Path:
     found = f"checkpoints of the steps {', '.join(map(str, steps))}" if steps else "no checkpoints"
     raise CheckpointError(
         f"{directory}: expected the export of a run in {directory / EXPORT}, found {found} and no "
-        "export. Resume the run with the same command until it ends, or export one of its steps with `unix-jax export`"
+        "export. Resume the run with the same command until it ends, or export one of its "
+        "steps with `unix-jax export`"
     )
