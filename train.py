@@ -2,16 +2,19 @@
 
     python train.py configs/NAME.py --out DIR [--total-steps N] [--seed S] [--checkpoint-every K]
         [--mesh data=1,fsdp=8,tensor=1] [--init CHECKPOINT] [any field of TrainConfig]
+        [--break-lock] [--restart-data]
     python train.py configs/NAME.py --dry-run [--topology v5e:4x4] [--mesh ...]
 
 DIR afterwards holds
-    run.json          what was run: settings, sizes of the model
+    run.json          what is run: settings and their history, sizes of the model
     tokenizer/        its files; source/ in it has those that go back to PyTorch
     metrics.jsonl     one object a logged step; validation.jsonl: one a validation
-    checkpoints/      state, averaged weights, place in the data; the run continues from the newest
+    checkpoints/      state, averaged weights, place in the data; the run continues from the newest;
+                      `unix-jax export DIR` exports any of them
     frozen/           weights that the run does not change, written once
     tensorboard/ previews/ profile/
-    export/           the averaged weights for inference, and for the --init of the next stage
+    export/           weights for inference, and for the --init of the next stage: the average
+                      where there is one, or those of the last step with `--export raw`
 
 SIGTERM and Ctrl-C finish the step and write a checkpoint (exit code 0 and 130). An error that an
 input caused is one line on standard error, exit code 1.
@@ -20,7 +23,9 @@ input caused is one line on standard error, exit code 1.
 import logging
 import sys
 import time
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -28,15 +33,17 @@ import jax
 from convert.dinov2 import load_dinov2, load_dinov2_config
 from convert.load import load_config, load_model
 from unix_jax import previews
+from unix_jax.data.batch import TrainingBatch
 from unix_jax.errors import UniXError
 from unix_jax.inference.compilation import enable_compilation_cache
-from unix_jax.training import distributed, flops, start
+from unix_jax.training import average, distributed, flops, start
 from unix_jax.training.checkpoint import CheckpointStore
-from unix_jax.training.config import parse_arguments
+from unix_jax.training.config import TrainConfig, parse_arguments
 from unix_jax.training.dry_run import dry_run
 from unix_jax.training.export import export
 from unix_jax.training.feed import (
     Feed,
+    open_records,
     preview_records,
     training_data,
     validation_batches,
@@ -46,7 +53,10 @@ from unix_jax.training.metrics import Metrics, Window, make_reporters
 from unix_jax.training.preemption import INTERRUPTED, StopRequest
 from unix_jax.training.profiler import Profiler
 from unix_jax.training.progress import ProgressLine
-from unix_jax.training.run import make_run, terms, to_floats, validate
+from unix_jax.training.resuming import Change
+from unix_jax.training.run import describe_validation, make_run, terms, to_floats, validate
+from unix_jax.training.run_directory import is_resumable
+from unix_jax.training.skipped import SkippedSamples
 from unix_jax.training.watch import is_finite, not_finite
 
 ON_THE_LINE = ("loss", "ce", "mse", "learning_rate", "tokens_per_second", "mfu")
@@ -68,21 +78,37 @@ def train(arguments: Sequence[str]) -> int:
         config.distributed.process_id,
     )
     enable_compilation_cache()
+    progress = ProgressLine(shown=distributed.is_primary())
+
+    with start.locked(out, invocation.break_lock) as note:
+        if note:
+            progress.say(note)
+        return run_in(out, config, progress, restart_data=invocation.restart_data)
+
+
+def run_in(out: Path, config: TrainConfig, progress: ProgressLine, *, restart_data: bool) -> int:
+    """The run in its locked directory; returns the exit code."""
     primary = distributed.is_primary()
-    progress = ProgressLine(shown=primary)
+
+    # ================================================================== sources of the data
+    opened = open_records(config)
+    if opened.warning:
+        progress.say(f"warning: {opened.warning}")
 
     # ================================================= what the directory holds already
+    resuming = distributed.agree(lambda: is_resumable(out))
+    start.tidy(out)
+    changed: list[Change] = []
+    if resuming:
+        config = start.keep_average(out, config)
+        origin, changed = start.recall(out, config)
+    else:
+        origin = start.find_origin(config, load_config, load_dinov2_config)
     checkpoints = CheckpointStore(
         out, keep_last=config.checkpoints.keep_last, keep_best=config.checkpoints.keep_best
     )
     for line in checkpoints.skipped:
         progress.say(f"warning: {line}")
-    resuming = bool(checkpoints.steps())
-    origin = (
-        start.recall(out, config)
-        if resuming
-        else start.find_origin(config, load_config, load_dinov2_config)
-    )
     model_config, tokenizer = origin.model_config, origin.load_tokenizer()
 
     # ============================================================================= mesh
@@ -102,9 +128,12 @@ def train(arguments: Sequence[str]) -> int:
         first, data_state = restored.step, restored.progress["data"]
         window = Window(restored.progress["window"])
         state = start.restore_frozen(out, run.target, restored.state)
+        share = start.recorded_share(restored.progress, first)
         progress.say(f"continuing from {checkpoints.path(first)}")
+        for change in changed:
+            progress.say(f"changed from step {first + 1}: {change}")
     else:
-        first, data_state, window = 0, None, Window()
+        first, data_state, window, share = 0, None, Window(), 1.0
         start.remember(out, config, origin)
         given = start.load_parts(
             origin, mesh, load_model, lambda: load_dinov2(str(config.rad_dino))[1]
@@ -115,13 +144,30 @@ def train(arguments: Sequence[str]) -> int:
 
     # ============================================================================= data
     vae_params = run.weights(state)[1] if config.data.moments else None
-    feed = Feed(training_data(config), model_config, tokenizer, mesh, data_state, vae_params)
-    validation, shown = [], []
+    feed = Feed(
+        training_data(config), model_config, tokenizer, mesh, data_state, vae_params,
+        opened.training, restart=restart_data,
+    )  # fmt: skip
+    for line in feed.notes:
+        progress.say(line)
+    if feed.restarted:
+        progress.say(f"the order of the data begins anew: {feed.restarted}")
+        data_state = None
+        changed.append(Change("order of the data", "as it was", f"anew: {feed.restarted}"))
+    validation: Iterable[TrainingBatch] = ()
+    shown = []
     if config.validate_every or config.preview_every:
-        held_out = Feed(validation_data(config), model_config, tokenizer, mesh)
-        validation = validation_batches(held_out, config) if config.validate_every else []
+        held_out = Feed(
+            validation_data(config), model_config, tokenizer, mesh, records=opened.held_out
+        )
+        validation = validation_batches(held_out, config) if config.validate_every else ()
         shown = preview_records(held_out.records, config) if config.preview_every else []
         held_out.close()
+        for line in held_out.notes:
+            progress.say(line)
+
+    if resuming:
+        start.update_record(out, config, first, changed)
 
     # ============================================================================= loop
     key = jax.random.key(config.seed)
@@ -129,10 +175,21 @@ def train(arguments: Sequence[str]) -> int:
     metrics = Metrics(out, first, make_reporters(config, out, first) if primary else [], primary)
     profiler = Profiler(out, config.logging.profile_start, config.logging.profile_steps)
     stop = StopRequest()
+    skipped = SkippedSamples()
 
     def save(step: int, data: Any, scores: Mapping[str, float] | None = None) -> None:
-        kept = {"data": data, "window": window.get_state(), "config": config.to_dict()}
+        kept = {
+            "data": feed.saved(data),
+            "window": window.get_state(),
+            "config": config.to_dict(),
+            "start_share": average.share_after(config.average_decay, share, first, step),
+        }
         checkpoints.save(step, start.without_frozen(state), kept, scores)
+
+    for line in average.describe(
+        config.exported, config.average_decay, share, first, config.total_steps
+    ):
+        progress.say(line)
 
     with checkpoints, metrics, progress.over(first, config.total_steps), profiler, stop:
         upcoming = next(feed, None) if first < config.total_steps else None
@@ -156,6 +213,8 @@ def train(arguments: Sequence[str]) -> int:
                 raise not_finite(step, values, current.info.keys, checkpoints)
             data_state = current.state
             last = upcoming is None
+            for line in skipped.add(current.info):
+                progress.say(line)
 
             # --- numbers
             window.add(terms(run, values) | {"padding_fraction": current.info.padding_fraction})
@@ -169,10 +228,15 @@ def train(arguments: Sequence[str]) -> int:
                     "learning_rate": values["learning_rate"],
                     "tokens_per_second": tokens / seconds,
                     "mfu": flops.utilisation(operations, seconds, mesh.size, mesh.devices.flat[0]),
+                    "image_warnings": current.info.image_warnings,
+                    **skipped.values,
                 }
                 metrics.training(logged)
                 tokens, operations, since = 0, 0.0, time.monotonic()
-            progress.update(step, logged and {name: logged.get(name) for name in ON_THE_LINE})
+            left_out = {"left_out": skipped.total} if skipped.total else {}
+            progress.update(
+                step, logged and {name: logged.get(name) for name in ON_THE_LINE} | left_out
+            )
 
             # --- validation, previews, checkpoint
             paused = time.monotonic()
@@ -180,7 +244,8 @@ def train(arguments: Sequence[str]) -> int:
             if validation and (step % config.validate_every == 0 or last):
                 scores = validate(run, state, validation, validation_key)
                 metrics.validation({"step": step, **scores})
-                progress.say(f"step {step}: validation loss {scores['loss']:.4g}")
+                for line in describe_validation(run, step, scores, last=last):
+                    progress.say(line)
             if shown and (step % config.preview_every == 0 or last):
                 for preview in previews.make(run, config, state, tokenizer, mesh, out, step, shown):
                     progress.say(f"step {step}: wrote {preview.path}")
@@ -194,22 +259,38 @@ def train(arguments: Sequence[str]) -> int:
                 progress.say(f"stopped by {stop.name}; to continue, run the same command again")
                 return stop.exit_code
     feed.close()
+    for line in skipped.summary(len(feed.records)):
+        progress.say(line)
 
     # =========================================================================== export
-    fresh_feed = Feed(training_data(config), model_config, tokenizer, mesh)
+    fresh_feed = Feed(training_data(config), model_config, tokenizer, mesh, records=opened.training)
     final_config = run.final_config(state, (fed.batch for fed in fresh_feed))
     fresh_feed.close()
-    written = export(out, final_config, *run.weights(state), out / start.TOKENIZER)
-    progress.say(f"wrote {written}")
+    done = int(state.step)
+    record: dict[str, Any] = {"step": done, "weights": config.exported}
+    if config.exported == "average":
+        record["start_share"] = average.share_after(config.average_decay, share, first, done)
+    written = export(out, final_config, *run.weights(state), out / start.TOKENIZER, record=record)
+    progress.say(f"wrote {written}: {config.exported} weights of step {done}")
     return 0
+
+
+def one_line_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Prints a warning without the line of code that it comes from."""
+    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code: 0, 1 (an error, in one line), 2 (usage) or 130 (Ctrl-C)."""
+    warnings.showwarning = one_line_warning
     try:
         return train(sys.argv[1:] if arguments is None else arguments)
     except UniXError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        file = f"{error.filename}: " if error.filename else ""
+        print(f"error: {file}{error.strerror or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -9,6 +9,7 @@ from convert.published import Progress, parse_dtype
 from unix_jax import checkpoint
 from unix_jax.leaves import Leaf
 from unix_jax.leaves import cast as cast_leaf
+from unix_jax.run_export import resolve_checkpoint
 
 
 def cast(
@@ -26,7 +27,7 @@ def cast(
     published ones any more.
 
     Args:
-      source: a checkpoint of this project.
+      source: a checkpoint of this project, or the directory of a training run.
       out: a new directory.
       dtype: `bfloat16`, `float32`, or `keep`, of the model's parameters.
       vae_dtype: likewise, of the autoencoder's.
@@ -37,6 +38,7 @@ def cast(
       UniXError: the source is broken, `out` exists or cannot be written, an unknown type,
         weights that are not finite in the new type.
     """
+    source = resolve_checkpoint(source)
     config = checkpoint.load_config(source)
     params = _cast(checkpoint.open_leaves(source, "params"), parse_dtype(dtype))
     vae = None

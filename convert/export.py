@@ -28,6 +28,7 @@ from unix_jax.fitting import check_leaves
 from unix_jax.json_file import write_json
 from unix_jax.leaves import FiniteCheck, Leaf, array_leaf, copy_into
 from unix_jax.models.embeddings import sincos_table_2d
+from unix_jax.run_export import resolve_checkpoint
 
 # Called with (bytes done since the last call, bytes in all).
 Progress = Callable[[int, int], None]
@@ -45,7 +46,7 @@ def export_published(
     """Writes the published directory of a checkpoint.
 
     Args:
-      path: a checkpoint directory of this project.
+      path: a checkpoint directory of this project, or that of a training run.
       out: a new directory.
       allow_non_finite: write weights that are NaN or infinite.
       progress: called with (bytes since the last call, bytes in all).
@@ -54,7 +55,7 @@ def export_published(
       UniXError: the checkpoint is broken, its weights are not finite, or `out` exists or cannot
         be written.
     """
-    directory = Path(path)
+    directory = resolve_checkpoint(path)
     index = checkpoint.read_index(directory)
     config = checkpoint.load_config(directory)
     check = FiniteCheck()

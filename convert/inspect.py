@@ -14,6 +14,7 @@ from rich.table import Table
 
 from convert.readers import DIRECTORY_NAMES, open_tensors
 from unix_jax.errors import CheckpointError
+from unix_jax.run_export import resolve_checkpoint
 
 # A name of the tensor, its shape, its type's name, its number of elements.
 Row = tuple[str, tuple[int, ...], str, int]
@@ -36,7 +37,7 @@ def describe(path: str | Path) -> list[Row]:
     Raises:
       CheckpointError: there is nothing that can be read.
     """
-    path = Path(path)
+    path = resolve_checkpoint(path)
     if not path.exists():
         raise CheckpointError(f"{path}: expected a checkpoint, but it does not exist")
     if path.is_dir() and not _is_published(path):

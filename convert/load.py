@@ -14,10 +14,12 @@ from convert.published import (
     load_published,
     read_configurations,
 )
+from convert.sources import SourceNote
 from unix_jax import checkpoint
 from unix_jax.config import UniXConfig
 from unix_jax.errors import CheckpointError
 from unix_jax.leaves import place_tree
+from unix_jax.run_export import resolve_checkpoint
 
 # Called with the configuration; gives the shardings of (parameters, autoencoder parameters).
 Shardings = Callable[[UniXConfig], tuple[Any, Any]]
@@ -34,7 +36,8 @@ def load_model(
     """(config, parameters, autoencoder parameters or None) of a checkpoint or published layout.
 
     Args:
-      path: a converted checkpoint, or a directory in the published layout.
+      path: a converted checkpoint, a directory in the published layout, or that of a training run,
+        whose export is meant.
       dtype: floating type to cast to; None keeps that of the files.
       vae_dtype: that of the autoencoder, float32 unless said otherwise: it is small, always
         frozen, and bfloat16 shows in its pictures.
@@ -45,6 +48,8 @@ def load_model(
       CheckpointError, ConfigError: files that are missing, broken, or do not fit each other;
         weights that are not finite.
     """
+    _refuse_file(path)
+    path = resolve_checkpoint(path)
     converted = checkpoint.is_checkpoint(path)
     placed = vae_placed = None
     if shardings is not None:
@@ -77,7 +82,8 @@ def load_vae(path: str | os.PathLike[str]) -> tuple[UniXConfig, dict[str, Any]]:
     Raises:
       CheckpointError, ConfigError: as `load_model`, or there is no autoencoder.
     """
-    vae_params = None
+    _refuse_file(path)
+    path, vae_params = resolve_checkpoint(path), None
     if checkpoint.is_checkpoint(path):
         config = checkpoint.load_config(path)
         vae_params = checkpoint.load_vae_params(path, dtype=jnp.float32)
@@ -98,9 +104,23 @@ def load_config(path: str | os.PathLike[str]) -> tuple[UniXConfig, bool]:
     Raises:
       CheckpointError, ConfigError: as `load_model`.
     """
+    _refuse_file(path)
+    path = resolve_checkpoint(path)
     if checkpoint.is_checkpoint(path):
         return checkpoint.load_config(path), checkpoint.has_vae(path)
     directory = Path(path)
     raw, raw_vae = read_configurations(directory)
     config = UniXConfig.from_published(raw, raw_vae, source=str(directory / "config.json"))
-    return config, find_vae_weights(directory / "vae") is not None
+    with warnings.catch_warnings():
+        # What is not taken is said once, when the weights are read.
+        warnings.simplefilter("ignore", SourceNote)
+        return config, find_vae_weights(directory / "vae") is not None
+
+
+def _refuse_file(path: str | os.PathLike[str]) -> None:
+    """Raises CheckpointError for a weight file, whose tokenizer would not be found."""
+    if Path(path).is_file():
+        raise CheckpointError(
+            f"{path}: expected a checkpoint directory, found a file; "
+            "`python -m convert import FILE OUT` makes a checkpoint of one weight file"
+        )

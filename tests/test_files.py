@@ -1,9 +1,15 @@
 """Atomic outputs: whole or absent, and never over something else."""
 
 import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
 
 import pytest
 
+from unix_jax import files
 from unix_jax.errors import UniXError
 from unix_jax.files import atomic_directory, atomic_write
 
@@ -126,3 +132,85 @@ def test_write_over_a_directory(tmp_path):
     ):
         pytest.fail("must not start")
     assert names(tmp_path) == ["out"]
+
+
+WRITING = textwrap.dedent("""
+    import sys, time
+    from unix_jax.files import atomic_directory
+    with atomic_directory(sys.argv[1]) as temporary:
+        (temporary / "half").touch()
+        print(temporary.name, flush=True)
+        time.sleep(60)
+""")
+
+
+@pytest.fixture
+def writer(tmp_path):
+    """A process in the middle of writing `tmp_path`/out, and its temporary name."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITING, tmp_path / "out"], stdout=subprocess.PIPE, text=True
+    )
+    yield process, process.stdout.readline().strip()
+    process.kill()
+    process.communicate()
+
+
+def kill(process):
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def write(target):
+    with atomic_directory(target):
+        pass
+
+
+def test_what_a_killed_process_left_is_swept_by_the_next_of_the_same_target(tmp_path, writer):
+    process, temporary = writer
+    kill(process)
+    write(tmp_path / "other")
+    # Of another target: "out" is only the beginning of its name.
+    write(tmp_path / "out.bak")
+    assert names(tmp_path) == sorted([temporary, "other", "out.bak"])
+    write(tmp_path / "out")
+    assert names(tmp_path) == ["other", "out", "out.bak"]
+
+
+def test_a_living_process_keeps_its_temporary_directory(tmp_path, writer):
+    process, temporary = writer
+    write(tmp_path / "out")
+    assert process.poll() is None
+    assert names(tmp_path) == sorted([temporary, "out"])
+
+
+@pytest.mark.parametrize("reason", ["another machine", "no locks"])
+def test_what_cannot_be_checked_is_swept_by_age(tmp_path, writer, monkeypatch, reason):
+    process, temporary = writer
+    kill(process)
+    if reason == "no locks":
+        held = files._held
+        monkeypatch.setattr(files, "_held", lambda path: (held(path)[0], None))
+    else:
+        monkeypatch.setattr(files, "_machine", lambda: "0" * 8)
+    write(tmp_path / "out")
+    assert temporary in names(tmp_path)
+    (tmp_path / "out").rmdir()
+    old = time.time() - 25 * 3600
+    os.utime(tmp_path / temporary, (old, old))
+    # Something inside is new.
+    write(tmp_path / "out")
+    assert temporary in names(tmp_path)
+    (tmp_path / "out").rmdir()
+    os.utime(tmp_path / temporary / "half", (old, old))
+    write(tmp_path / "out")
+    assert names(tmp_path) == ["out"]
+
+
+def test_files_and_links_of_such_a_name_are_left(tmp_path):
+    name = ".out." + "0" * 16 + ".tmp"
+    (tmp_path / "precious").mkdir()
+    (tmp_path / name).symlink_to(tmp_path / "precious")
+    old = time.time() - 25 * 3600
+    os.utime(tmp_path / name, (old, old), follow_symlinks=False)
+    write(tmp_path / "out")
+    assert names(tmp_path) == sorted([name, "out", "precious"])

@@ -1,7 +1,8 @@
 """This project's checkpoint directory: Orbax arrays, the configuration, the tokenizer.
 
     config.json       UniXConfig.to_dict()
-    index.json        shape, dtype and checksums of every array; how the source files were laid out
+    index.json        shape, dtype, chunk and checksums of every array; how the source files were
+                      laid out; of a training run's export, which weights they are (`training`)
     params/           Orbax: the UniX tree, layers stacked on L
     vae/              Orbax: the autoencoder tree (absent when the checkpoint has none)
     extras/           Orbax: tensors of the source that the model does not use, by source key
@@ -64,6 +65,7 @@ def save(
     layout: Mapping[str, Any] | None = None,
     copies: Iterable[tuple[Path, str]] = (),
     allow_non_finite: bool = False,
+    training: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Writes a checkpoint directory atomically, two leaves in memory at a time.
@@ -79,6 +81,7 @@ def save(
       layout: what export needs to rebuild the source files; any JSON.
       copies: (file, name inside the checkpoint) of the files to copy verbatim.
       allow_non_finite: write weights that are NaN or infinite.
+      training: which weights of a training run these are; any JSON.
       progress: called with the number of bytes of each leaf written.
 
     Raises:
@@ -93,6 +96,8 @@ def save(
     check, vae_check = FiniteCheck(), FiniteCheck()
     with atomic_directory(path) as directory:
         index: dict[str, Any] = {"format": FORMAT, "layout": layout}
+        if training is not None:
+            index["training"] = dict(training)
         try:
             index["params"] = save_tree(directory / "params", check.watch_all(found), progress)
             if found_vae is not None:

@@ -96,17 +96,17 @@ def _read(
 
 
 def _run(directory: Path) -> Iterator[Verified]:
-    from unix_jax.training.checkpoint_files import listed_files, require_unchanged, steps
+    from unix_jax.training import checkpoint_files
 
     for name in ("checkpoints", "frozen/checkpoints"):
         folder = directory / name
-        for step in steps(folder) if folder.is_dir() else []:
+        for step in checkpoint_files.steps(folder) if folder.is_dir() else []:
             problems = []
             try:
-                require_unchanged(folder / str(step))
+                checkpoint_files.verify(folder / str(step))
             except CheckpointError as error:
                 problems.append(str(error))
-            sizes = listed_files(folder / str(step))
+            sizes = checkpoint_files.listed_files(folder / str(step))
             part = f"{name}/{step} (files)"
             yield Verified(part, len(sizes), sum(sizes.values()), True, problems)
     if checkpoint.is_checkpoint(directory / "export"):

@@ -26,6 +26,9 @@ class Costs:
     def __len__(self):
         return len(self.costs)
 
+    def key(self, index):
+        return f"sample {index}"
+
     def cost(self, index, epoch):
         cost = self.costs[index]
         return (
@@ -165,9 +168,9 @@ def test_restoring_another_plan_is_an_error():
     state = planner.state()
     for changed in ({"seed": 5}, {"und_tokens": 30}, {"shuffle": False}):
         other = Planner(Costs(listed), dataclasses.replace(DATA, **changed))
-        with pytest.raises(DataError, match=r"data state: expected the plan .*, found"):
+        with pytest.raises(DataError, match=r"of another plan: data.\w+: expected .*, found"):
             other.restore(state)
-    with pytest.raises(DataError, match=r"expected the plan .*'samples': 39"):
+    with pytest.raises(DataError, match=r"data.samples: expected 40, found 39"):
         Planner(Costs(listed[1:]), DATA).restore(state)
     with pytest.raises(DataError, match=r"sample .* no longer fits its row"):
         Planner(Costs([Cost(12, 1, 0)] * 40), DATA).restore(state)
@@ -178,6 +181,19 @@ def test_restoring_nonsense_is_an_error(state):
     planner = Planner(Costs([Cost(3, 1, 0)]), DATA)
     with pytest.raises(DataError, match=r"data state: expected the state of a loader"):
         planner.restore(state)
+
+
+def test_the_first_sample_left_out_of_each_kind_is_named():
+    listed = [Cost(3, 1, 0), Cost(21, 1, 3), Skip("no_text"), Cost(30, 1, 0), Skip("broken", "row")]
+    planner = Planner(Costs(listed), dataclasses.replace(DATA, shuffle=False))
+    steps_of(planner)
+    assert planner.first_skipped == {
+        "too_long": "sample 1: too_long: 21 und tokens where a row holds 20, "
+        "3 VAE images where a row holds 2",
+        "no_text": "sample 2: no_text",
+        "broken": "sample 4: broken: row",
+    }
+    assert planner.skipped == {"too_long": 2, "no_text": 1, "no_image": 0, "broken": 1}
 
 
 def test_nothing_usable_ends_with_a_reason():

@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from unix_jax.errors import CheckpointError
 from unix_jax.sharding import make_mesh
-from unix_jax.training import checkpoint
+from unix_jax.training import checkpoint, checkpoint_files
 from unix_jax.training.checkpoint import CheckpointStore
 
 
@@ -195,13 +195,54 @@ def test_files_that_are_not_needed(tmp_path):
     assert CheckpointStore(tmp_path).restore(make_state()).step == 1
 
 
+def content(directory):
+    """Every path below a directory, and the bytes of files."""
+    return {
+        str(p.relative_to(directory)): p.read_bytes() if p.is_file() else None
+        for p in directory.rglob("*")
+    }
+
+
 def test_all_damaged(tmp_path):
     store = fill(tmp_path, [1, 2])
     truncate(store.path(1))
     truncate(store.path(2))
-    again = CheckpointStore(tmp_path)
-    assert again.restore(make_state()) is None
-    assert len(again.skipped) == 2
+    (store.directory / "3.orbax-checkpoint-tmp").mkdir()
+    before = content(tmp_path)
+    with pytest.raises(CheckpointError, match=r"all 2 checkpoints are damaged .*Nothing was"):
+        CheckpointStore(tmp_path)
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])
+@pytest.mark.parametrize("file", ["files.json", "state", "all"])
+def test_an_error_of_the_system_is_not_damage(tmp_path, monkeypatch, number, file):
+    store = fill(tmp_path, [1, 2])
+    before = content(tmp_path)
+
+    def fails(*_, **__):
+        raise OSError(number, os.strerror(number), str(store.path(2) / file))
+
+    with monkeypatch.context() as patch:
+        if file == "files.json":
+            patch.setattr(type(tmp_path), "read_bytes", fails)
+        elif file == "state":
+            patch.setattr(checkpoint_files, "_crc32", fails)
+        else:
+            patch.setattr(checkpoint_files.os, "scandir", fails)
+        with pytest.raises(CheckpointError, match=f"{os.strerror(number)}. Nothing was changed"):
+            CheckpointStore(tmp_path)
+    assert content(tmp_path) == before
+    assert CheckpointStore(tmp_path).restore(make_state()).step == 2
+
+
+def test_a_second_damaged_checkpoint_of_a_step_is_kept_beside_the_first(tmp_path):
+    fill(tmp_path, [1])
+    for name in ("2", "2-2"):
+        store = fill(tmp_path, [2])
+        truncate(store.path(2))
+        assert CheckpointStore(tmp_path).restore(make_state()).step == 1
+        assert (store.directory / "damaged" / name).is_dir()
 
 
 def test_what_a_kill_left_does_not_count(tmp_path):

@@ -60,7 +60,13 @@ class Planner:
         self._steps = 0
         self._digest = 0
         self._skipped = dict.fromkeys(SKIP_REASONS, 0)
+        self._first_skipped: dict[str, str] = {}
         self._broken_details: list[str] = []
+
+    @property
+    def first_skipped(self) -> dict[str, str]:
+        """The first sample that this planner skipped, by reason: which, and why."""
+        return dict(self._first_skipped)
 
     @property
     def skipped(self) -> dict[str, int]:
@@ -139,7 +145,13 @@ class Planner:
             raise DataError(f"data state: expected the state of a loader, {error!r}") from None
         expected = self._signature()
         if plan != expected:
-            raise DataError(f"data state: expected the plan {expected}, found {plan}")
+            before = plan if isinstance(plan, Mapping) else {}
+            differing = "; ".join(
+                f"data.{name}: expected {before.get(name)!r}, found {value!r}"
+                for name, value in expected.items()
+                if before.get(name) != value
+            )
+            raise DataError(f"data state: of another plan: {differing or plan}")
         self._position, self._steps, self._digest = int(position), int(steps), int(digest)
         self._skipped = skipped
         self._open = [PlannedRow(indices, self._row_cost(indices)) for indices in open_rows]
@@ -199,15 +211,28 @@ class Planner:
             cost = self._samples.cost(*self.locate(stream_index))
             if not isinstance(cost, Skip) and cost.fits(self._capacity):
                 return stream_index, cost
-            self._count(cost if isinstance(cost, Skip) else Skip("too_long"))
+            skip = cost if isinstance(cost, Skip) else Skip("too_long", self._too_long(cost))
+            self._count(skip, self.locate(stream_index)[0])
         raise DataError(
             f"data: expected samples that fit a row of {self._capacity.und} und tokens, "
             f"{self._capacity.vit} ViT and {self._capacity.vae} VAE images, found none in a whole "
             f"epoch of {_name(self._data)} (skipped: {self._skipped})"
         )
 
-    def _count(self, skip: Skip) -> None:
+    def _too_long(self, cost: Cost) -> str:
+        names = ("und tokens", "ViT images", "VAE images")
+        return ", ".join(
+            f"{used} {name} where a row holds {held}"
+            for name, used, held in zip(names, cost, self._capacity, strict=True)
+            if used > held
+        )
+
+    def _count(self, skip: Skip, index: int) -> None:
         self._skipped[skip.reason] += 1
+        if skip.reason not in self._first_skipped:
+            key = self._samples.key(index)
+            detail = f": {skip.detail}" if skip.detail else ""
+            self._first_skipped[skip.reason] = f"{key}: {skip.reason}{detail}"
         if skip.reason != "broken":
             return
         count = self._skipped["broken"]

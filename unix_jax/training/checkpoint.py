@@ -25,9 +25,9 @@ from unix_jax.errors import CheckpointError
 from unix_jax.leaves import unflatten
 from unix_jax.training.checkpoint_files import (
     listing,
-    require_unchanged,
+    verify,
     require_writable,
-    set_aside_unusable,
+    set_aside_damaged,
     steps,
     write_listing,
 )
@@ -59,6 +59,8 @@ class CheckpointStore:
     ) -> None:
         """Opens `directory`/checkpoints, moves damaged ones aside, removes unfinished ones.
 
+        Damaged ones are moved only where an older usable one is found.
+
         Args:
           directory: of the run; created if absent.
           keep_last: so many of the newest are kept, at least 1.
@@ -67,7 +69,8 @@ class CheckpointStore:
           higher_is_better: of the metric.
 
         Raises:
-          CheckpointError: the directory cannot be created or written.
+          CheckpointError: the directory cannot be created, written or read, or all of its
+            checkpoints are damaged; nothing is changed then.
         """
         if keep_last < 1 or keep_best < 0:
             raise CheckpointError(
@@ -76,9 +79,9 @@ class CheckpointStore:
             )
         self.directory = (Path(directory) / FOLDER).absolute()
         require_writable(self.directory)
+        self.skipped: list[str] = agree(lambda: set_aside_damaged(self.directory))
         self._log_filter = _OrbaxFilter()
         logging.getLogger("absl").addFilter(self._log_filter)
-        self.skipped: list[str] = agree(lambda: set_aside_unusable(self.directory))
         self._policy = _KeepLastAndBest(keep_last, keep_best, metric, higher_is_better)
         for step in steps(self.directory):
             self._policy.metrics[step] = listing(self.directory / str(step)).get("metrics", {})
@@ -191,7 +194,7 @@ class CheckpointStore:
         newest, path = steps[-1], self.path(steps[-1])
         if step is not None:
             # Opening the store has verified the newest one only.
-            agree(lambda: require_unchanged(path))
+            agree(lambda: verify(path))
         flat = {name: _abstract(leaf) for name, leaf in _flat(target).items()}
         self._require_same_arrays(newest, flat)
         try:
@@ -203,7 +206,7 @@ class CheckpointStore:
                 ),
             )
         except Exception as error:
-            raise CheckpointError(f"{path}: cannot be read: {_first_line(error)}") from error
+            raise CheckpointError(f"{path}: cannot be read: {first_line(error)}") from error
         leaves, treedef = jax.tree.flatten(target)
         restored = _flat(found["state"])
         assert len(leaves) == len(restored)
@@ -254,7 +257,7 @@ class CheckpointStore:
         if is_primary():
             for leftover in self.directory.glob(f"{step}.*tmp*"):
                 shutil.rmtree(leftover, ignore_errors=True)
-        return CheckpointError(f"{self.path(step)}: cannot be written: {_first_line(error)}")
+        return CheckpointError(f"{self.path(step)}: cannot be written: {first_line(error)}")
 
     def _quietly_finish(self) -> None:
         try:
@@ -316,7 +319,7 @@ def _local_bytes(leaf: Any) -> int:
     return int(leaf.nbytes)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """The innermost reason in one line of bounded length."""
     while error.__cause__ is not None:
         error = error.__cause__

@@ -1,4 +1,7 @@
-"""The weights of a run as a checkpoint for inference, in `DIR/export`."""
+"""The weights of a run as a checkpoint for inference, in `DIR/export`.
+
+`index.json` says under `training` which weights they are.
+"""
 
 import os
 import shutil
@@ -10,9 +13,8 @@ from unix_jax import checkpoint
 from unix_jax.config import UniXConfig
 from unix_jax.errors import CheckpointError
 from unix_jax.leaves import flatten
+from unix_jax.run_export import EXPORT as FOLDER
 from unix_jax.training.distributed import is_primary, to_host
-
-FOLDER = "export"
 
 
 def export(
@@ -21,6 +23,8 @@ def export(
     params: Mapping[str, Any],
     vae_params: Mapping[str, Any] | None,
     tokenizer: Path | None,
+    *,
+    record: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes `directory`/export, in the place of an earlier one; all processes take part.
 
@@ -30,6 +34,7 @@ def export(
       params, vae_params: nested trees of arrays, wherever their parts are.
       tokenizer: a directory with tokenizer files and `source/`, which are copied, see
         `checkpoint.carried_files`; or the file tokenizer.json.
+      record: what the weights are (`step`, `weights`), for index.json.
 
     Raises:
       UniXError: it cannot be written; an earlier export stays.
@@ -41,13 +46,36 @@ def export(
         return target
     shutil.rmtree(fresh, ignore_errors=True)
     assert trees[0] is not None
-    checkpoint.save(fresh, config, trees[0], trees[1], copies=_carried_files(tokenizer))
+    write(fresh, config, trees[0], trees[1], tokenizer, record)
     try:
         _replace(target, fresh)
     except OSError as error:
         shutil.rmtree(fresh, ignore_errors=True)
         raise CheckpointError(f"{target}: cannot be written: {error.strerror}") from error
     return target
+
+
+def write(
+    target: Path,
+    config: UniXConfig,
+    params: Mapping[str, Any],
+    vae_params: Mapping[str, Any] | None,
+    tokenizer: Path | None,
+    record: Mapping[str, Any] | None,
+) -> None:
+    """Writes the new directory `target` atomically from arrays that this process can read whole.
+
+    Raises:
+      UniXError: `target` exists already or cannot be written.
+    """
+    checkpoint.save(
+        target,
+        config,
+        params,
+        vae_params,
+        copies=_carried_files(tokenizer),
+        training=record,
+    )
 
 
 def gather(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,6 +86,16 @@ def gather(tree: Mapping[str, Any]) -> dict[str, Any]:
         path: value if getattr(value, "is_fully_addressable", True) else to_host(value)
         for path, value in flat.items()
     }
+
+
+def recover(directory: Path) -> None:
+    """Undoes what a kill left of `export`: an earlier export stays, half a new one goes."""
+    target = directory / FOLDER
+    old, fresh = (target.with_name(f".{FOLDER}-{name}") for name in ("old", "new"))
+    shutil.rmtree(fresh, ignore_errors=True)
+    if old.exists() and not target.exists():
+        old.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _replace(target: Path, fresh: Path) -> None:

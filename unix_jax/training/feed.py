@@ -1,8 +1,9 @@
 """Batches on the devices, each with the state of the data from which the next one follows."""
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,15 +12,17 @@ from jax.sharding import Mesh
 from unix_jax.config import UniXConfig
 from unix_jax.data.batch import TrainingBatch
 from unix_jax.data.config import DataConfig
+from unix_jax.data.fingerprint import difference, fingerprint
 from unix_jax.data.loader import BatchInfo, Loader
 from unix_jax.data.records import Record, RecordSource, captions_of, report_text
 from unix_jax.data.samples import record_samples
-from unix_jax.data.sources import open_source
+from unix_jax.data.sources import open_source, overlap
 from unix_jax.errors import DataError, UniXError
 from unix_jax.text import Tokenizer
 from unix_jax.training.config import TrainConfig
 from unix_jax.training.distributed import place_batch, raise_together, row_share
 from unix_jax.training.export import gather
+from unix_jax.training.skipped import SkippedSamples
 
 
 class Fed(NamedTuple):
@@ -29,6 +32,39 @@ class Fed(NamedTuple):
     host: TrainingBatch
     info: BatchInfo
     state: dict[str, Any]
+
+
+class Opened(NamedTuple):
+    """The sources of a run; `warning` where it trains on what it validates on, "" elsewhere."""
+
+    training: RecordSource
+    held_out: RecordSource | None
+    warning: str
+
+
+def open_records(config: TrainConfig) -> Opened:
+    """Opens a run's sources, so that one that is not there ends it before a model is loaded.
+
+    Raises:
+      DataError: a source that cannot be opened, or that has no records of its split.
+    """
+    data = training_data(config)
+    training = open_source(data.source, data.split)
+    if not (config.validate_every or config.preview_every):
+        return Opened(training, None, "")
+    other = validation_data(config)
+    held_out = open_source(other.source, other.split)
+    if not overlap(data.source, data.split, training, other.source, other.split):
+        return Opened(training, held_out, "")
+    why = "the source has no splits" if getattr(training, "unsplit", False) else (
+        f"data.split is {data.split!r} and validation.split {other.split!r}"
+    )  # fmt: skip
+    return Opened(
+        training,
+        held_out,
+        f"the run validates on records that it trains on: {why}; set validation.source or "
+        "validation.split",
+    )
 
 
 class Feed:
@@ -42,33 +78,75 @@ class Feed:
         mesh: Mesh,
         state: Mapping[str, Any] | None = None,
         vae_params: Mapping[str, Any] | None = None,
+        records: RecordSource | None = None,
+        *,
+        restart: bool = False,
     ) -> None:
-        """Opens the source; `state` is a `Fed.state` of any run over the same data.
+        """Opens the source, unless `records` are it; `state` is what `saved` returned in any run
+        over the same data.
 
         `vae_params` are the run's autoencoder: moments must be of it. Weights that are held in a
-        narrower type than float32 cannot be compared, and are not.
+        narrower type than float32 cannot be compared, and are not. With `restart` a state of other
+        data is not refused: their order begins anew, and `restarted` says why.
 
         Raises:
           DataError, ConfigError: a source that cannot be opened, rows that the mesh does not
             divide, a state of other data.
         """
+        self.notes: list[str] = []
+        self.restarted = ""
         self._mesh, self._rows = mesh, data.rows
         self._share = row_share(mesh, data.rows)
         share = self._share[1] - self._share[0]
-        self.records: RecordSource = open_source(data.source, data.split or None)
-        self._iterator = iter(
-            Loader(
-                record_samples(
-                    self.records, tokenizer, model_config, data, _comparable(vae_params)
-                ),
-                model_config,
-                data,
-                process_index=self._share[0] // share,
-                process_count=data.rows // share,
-            )
+        self.records: RecordSource = (
+            open_source(data.source, data.split) if records is None else records
         )
+        self._loader = Loader(
+            record_samples(self.records, tokenizer, model_config, data, _comparable(vae_params)),
+            model_config,
+            data,
+            process_index=self._share[0] // share,
+            process_count=data.rows // share,
+        )
+        self._iterator = iter(self._loader)
         if state is not None:
-            self._iterator.set_state(dict(state))
+            self._resume(dict(state), restart)
+
+    @functools.cached_property
+    def source(self) -> dict[str, Any]:
+        """The fingerprint of the records."""
+        return fingerprint(self.records)
+
+    def saved(self, state: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        """A `Fed.state` for a checkpoint: with the fingerprint of the records."""
+        return None if state is None else {**state, "source": self.source}
+
+    def _resume(self, state: dict[str, Any], restart: bool) -> None:
+        error = None
+        try:
+            before = state.pop("source", None)
+            if before is None:
+                self.notes.append(
+                    "the data are compared with those before by their number alone: the checkpoint "
+                    "is of an earlier version, which kept no fingerprint"
+                )
+            elif changed := difference(before, self.source):
+                raise DataError(f"data.source: not the records that the run stopped in: {changed}")
+            self._iterator.set_state(state)
+        except UniXError as found:
+            error = found
+        try:
+            # Processes that see other data must not wait for each other.
+            raise_together(error)
+        except UniXError as found:
+            self._iterator.close()
+            if not restart:
+                raise DataError(
+                    f"{found}. With --restart-data their order begins anew, and the state and the "
+                    "optimiser are kept"
+                ) from None
+            self.restarted = str(found)
+            self._iterator = iter(self._loader)
 
     def __iter__(self) -> Iterator[Fed]:
         return self
@@ -83,8 +161,11 @@ class Feed:
         raise_together(error)
         # Taken before anything runs ahead: the checkpoint of this step goes on with the next one.
         state = self._iterator.get_state()
-        batch = place_batch(host, self._mesh, self._rows, self._share)
-        return Fed(batch, host, info, state)
+        return Fed(self.place(host), host, info, state)
+
+    def place(self, host: TrainingBatch) -> TrainingBatch:
+        """A batch of this process's rows as global arrays on the mesh."""
+        return place_batch(host, self._mesh, self._rows, self._share)
 
     def close(self) -> None:
         """Ends the threads that read ahead."""
@@ -116,7 +197,18 @@ def validation_data(config: TrainConfig) -> DataConfig:
     )
 
 
-def validation_batches(feed: Feed, config: TrainConfig) -> list[TrainingBatch]:
+@dataclasses.dataclass(frozen=True)
+class ValidationBatches:
+    """Batches that wait in the memory of the host; iterating places one at a time."""
+
+    hosts: list[TrainingBatch]
+    place: Callable[[TrainingBatch], TrainingBatch]
+
+    def __iter__(self) -> Iterator[TrainingBatch]:
+        return map(self.place, self.hosts)
+
+
+def validation_batches(feed: Feed, config: TrainConfig) -> ValidationBatches:
     """The first batches of a finite feed; rows without samples weigh nothing.
 
     The autoencoder's mean is over all rows, so its last, incomplete batch is left out.
@@ -125,6 +217,8 @@ def validation_batches(feed: Feed, config: TrainConfig) -> list[TrainingBatch]:
       DataError: there is none.
     """
     found = list(itertools.islice(feed, config.validation.batches))
+    if found:
+        feed.notes += _left_out("validation: ", found[-1].info, len(feed.records))
     if config.stage == "autoencoder":
         found = [fed for fed in found if fed.info.samples == config.data.rows]
     if not found:
@@ -132,7 +226,12 @@ def validation_batches(feed: Feed, config: TrainConfig) -> list[TrainingBatch]:
             f"validation: expected at least one full batch of {config.data.rows} rows in split "
             f"{config.validation.split!r}, found none"
         )
-    return [fed.batch for fed in found]
+    return ValidationBatches([fed.host for fed in found], feed.place)
+
+
+def _left_out(name: str, info: BatchInfo, records: int) -> list[str]:
+    skipped = SkippedSamples(name)
+    return [*skipped.add(info), *skipped.summary(records)]
 
 
 def preview_records(records: RecordSource, config: TrainConfig) -> list[Record]:

@@ -19,6 +19,7 @@ import numpy as np
 from unix_jax.errors import UniXError
 from unix_jax.files import atomic_write
 from unix_jax.training.config import TrainConfig
+from unix_jax.training.skipped import COUNTERS
 
 FIELDS = (
     "step",
@@ -31,6 +32,8 @@ FIELDS = (
     "tokens_per_second",
     "mfu",
     "padding_fraction",
+    "epoch",
+    *COUNTERS,
 )
 TIMING_FIELDS = ("tokens_per_second", "mfu")
 METRICS_FILE = "metrics.jsonl"

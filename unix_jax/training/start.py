@@ -1,14 +1,16 @@
 """What a run starts from, and what of it is kept in its directory, so that it needs nothing else.
 
-DIR/run.json     the settings and the sizes of the model, as the run was started
+DIR/run.json     the settings, how they changed, and the sizes of the model
 DIR/tokenizer/   tokenizer files; in `source/` the other files of the start, for the export
 DIR/frozen/      weights that the run does not change
 """
 
+import contextlib
 import dataclasses
+import datetime
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +20,23 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from unix_jax import checkpoint
 from unix_jax.config import UniXConfig
+from unix_jax.directory_lock import DirectoryLock
 from unix_jax.errors import CheckpointError, ConfigError
 from unix_jax.files import atomic_directory, atomic_write
 from unix_jax.json_file import read_json, write_json
 from unix_jax.models.dinov2 import Dinov2Config
 from unix_jax.models.unix import param_shapes
+from unix_jax.run_export import RUN_FILE, resolve_checkpoint
 from unix_jax.sharding import check_mesh, make_mesh, param_shardings, parse_mesh
 from unix_jax.text import Tokenizer
+from unix_jax.training.average import start_share
 from unix_jax.training.checkpoint import CheckpointStore
 from unix_jax.training.config import TrainConfig
 from unix_jax.training.distributed import agree, is_primary
-from unix_jax.training.export import FOLDER as EXPORT
+from unix_jax.training.export import recover as recover_export
+from unix_jax.training.resuming import RULES, Change, Rule, changes, extended_history, settings
+from unix_jax.training.run_directory import sweep
 
-RUN_FILE = "run.json"
 TOKENIZER = "tokenizer"
 FROZEN = "frozen"
 
@@ -79,9 +85,7 @@ def find_origin(
     """
     init, model_config, has_autoencoder = None, UniXConfig.preset(config.model.preset), False
     if config.init is not None:
-        init = Path(config.init)
-        if checkpoint.is_checkpoint(init / EXPORT):
-            init = init / EXPORT
+        init = resolve_checkpoint(config.init)
         model_config, has_autoencoder = load_config(init)
     if config.stage == "generation" and config.data.moments is None and not has_autoencoder:
         raise ConfigError(
@@ -154,8 +158,31 @@ def make_run_mesh(
 # --- the run's directory -----------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def locked(out: Path, break_lock: bool) -> Iterator[str]:
+    """Holds the run's directory; the primary process does, for all. Yields a line to say, or "".
+
+    Raises:
+      UniXError: another run is writing the directory; in every process.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def acquire() -> str:
+            lock = stack.enter_context(DirectoryLock(out, break_lock=break_lock))
+            return lock.note
+
+        yield agree(acquire)
+
+
+def tidy(out: Path) -> None:
+    """Removes what a killed run left half-written; for the holder of the directory's lock."""
+    if is_primary():
+        sweep(out)
+        recover_export(out)
+
+
 def remember(out: Path, config: TrainConfig, origin: Origin) -> None:
-    """Writes run.json and the tokenizer, whole or not at all.
+    """Writes run.json, then the tokenizer, each atomically.
 
     Raises:
       CheckpointError: they cannot be written.
@@ -164,6 +191,19 @@ def remember(out: Path, config: TrainConfig, origin: Origin) -> None:
         return
     tokenizer = origin.tokenizer
     files = _files_to_carry(origin)
+    # First, so that whatever else a killed run leaves is known to be of a run.
+    _write_record(
+        out,
+        {
+            "config": config.to_dict(),
+            "history": [],
+            "started": _now(),
+            "working_directory": str(Path.cwd()),
+            "model": origin.model_config.to_dict(),
+            "autoencoder": origin.has_autoencoder,
+            "encoder": origin.encoder_config and dataclasses.asdict(origin.encoder_config),
+        },
+    )
     try:
         if tokenizer.absolute() != (out / TOKENIZER).absolute():
             shutil.rmtree(out / TOKENIZER, ignore_errors=True)
@@ -171,16 +211,6 @@ def remember(out: Path, config: TrainConfig, origin: Origin) -> None:
                 for name, file in files.items():
                     (directory / name).parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(file, directory / name)
-        with atomic_write(out / RUN_FILE) as temporary:
-            write_json(
-                temporary,
-                {
-                    "config": config.to_dict(),
-                    "model": origin.model_config.to_dict(),
-                    "autoencoder": origin.has_autoencoder,
-                    "encoder": origin.encoder_config and dataclasses.asdict(origin.encoder_config),
-                },
-            )
     except OSError as error:
         raise CheckpointError(f"{out}: cannot be written: {error.strerror or error}") from error
 
@@ -198,34 +228,109 @@ def _files_to_carry(origin: Origin) -> dict[str, Path]:
     return files | {name: file for file, name in checkpoint.carried_files(origin.tokenizer)}
 
 
-def recall(out: Path, config: TrainConfig) -> Origin:
-    """The origin of a run that continues; `--init` and the like were for its start.
+def recall(out: Path, config: TrainConfig) -> tuple[Origin, list[Change]]:
+    """(the origin of a run that resumes, what of its configuration changed).
 
     Raises:
-      ConfigError: run.json is broken, or `config` is of another stage, seed or model.
+      ConfigError: run.json is broken, or `config` has values with which the run cannot resume.
     """
     file = out / RUN_FILE
     saved = agree(lambda: read_json(file))
     try:
-        before = saved["config"]
-        found = {name: before[name] for name in ("stage", "seed", "use_lora")}
         model_config = UniXConfig.from_dict(saved["model"], str(file))
         has_autoencoder = bool(saved["autoencoder"])
         encoder_config = saved["encoder"] and Dinov2Config(**saved["encoder"])
-    except (KeyError, TypeError) as error:
+        started_in = saved.get("working_directory")
+        found = changes(saved["config"], config, out, started_in and Path(started_in))
+    except (AttributeError, KeyError, TypeError) as error:
         raise ConfigError(f"{file}: expected what train.py wrote, {error!r}") from None
-    for name, value in found.items():
-        if getattr(config, name) != value:
-            raise ConfigError(
-                f"{name}: expected {value!r}, as the run in {out} was started with, "
-                f"found {getattr(config, name)!r}; name another --out"
-            )
-    if (encoder_config is not None) != config.uses_repa:
+    origin = Origin(model_config, has_autoencoder, encoder_config, None, out / TOKENIZER)
+    return origin, found
+
+
+def update_record(out: Path, config: TrainConfig, step: int, found: Sequence[Change]) -> None:
+    """Brings run.json up to date with the configuration of a run that resumes after `step`.
+
+    Paths that were read at the start stay recorded: a resumed run needs none.
+
+    Raises:
+      CheckpointError: it cannot be written.
+    """
+    if not is_primary():
+        return
+    file = out / RUN_FILE
+    saved = read_json(file)
+    current = config.to_dict()
+    before = dict(settings(saved["config"]))
+    for name, rule in RULES.items():
+        if rule is Rule.ORIGIN and name in before:
+            _set(current, name, before[name])
+    history = extended_history(saved.get("history", []), step, list(found), _now())
+    _write_record(out, saved | {"config": current, "history": history})
+
+
+def _set(values: dict[str, Any], name: str, value: Any) -> None:
+    *folders, last = name.split(".")
+    for folder in folders:
+        values = values[folder]
+    values[last] = value
+
+
+def _now() -> str:
+    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def _write_record(out: Path, values: Mapping[str, Any]) -> None:
+    try:
+        with atomic_write(out / RUN_FILE) as temporary:
+            write_json(temporary, values)
+    except OSError as error:
+        raise CheckpointError(f"{out}: cannot be written: {error.strerror or error}") from error
+
+
+def keep_average(out: Path, config: TrainConfig) -> TrainConfig:
+    """`config` for the run in `out`, whose checkpoints have an average of the weights or none.
+
+    `ema_decay` auto is what the run was started with: earlier versions kept an average with LoRA
+    as well.
+
+    Raises:
+      ConfigError: an average is asked for that the run does not have, or the other way round.
+    """
+    before = agree(lambda: read_json(out / RUN_FILE))["config"]
+    if config.stage == "autoencoder" and "ema_decay" in before.get("autoencoder", {}):
+        # As earlier versions wrote it.
+        before = before["autoencoder"]
+    decay = before.get("ema_decay")
+    if config.ema_decay == "auto":
+        return dataclasses.replace(config, ema_decay=decay)
+    if (config.ema_decay is None) != (decay is None):
         raise ConfigError(
-            f"losses.repa_weight: the run in {out} was started {'' if encoder_config else 'not '}"
-            f"using REPA, found {config.losses.repa_weight}; name another --out"
+            f"ema_decay: expected {'None' if decay is None else 'a number'}, since the run in "
+            f"{out} was started with {decay}, found {config.ema_decay}; name another --out"
         )
-    return Origin(model_config, has_autoencoder, encoder_config, None, out / TOKENIZER)
+    return config
+
+
+def recorded_share(progress: Mapping[str, Any], step: int) -> float:
+    """The weight of a run's initial weights in the average of a checkpoint, see `average`.
+
+    Checkpoints of earlier versions do not have it. There the decay acted without a ramp, except in
+    the stage autoencoder.
+
+    Args:
+      progress: JSON of the checkpoint.
+      step: of the checkpoint.
+    """
+    share = progress.get("start_share")
+    if share is not None:
+        return float(share)
+    before = progress.get("config", {})
+    if before.get("stage") == "autoencoder":
+        decay = before.get("autoencoder", {}).get("ema_decay")
+        return 1.0 if decay is None else start_share(decay, 0, step)
+    decay = before.get("ema_decay")
+    return 1.0 if decay is None else float(decay**step)
 
 
 def without_frozen(state: Any) -> Any:

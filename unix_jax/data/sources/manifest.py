@@ -5,11 +5,15 @@ split, prompt, answer; all may be absent. A file in the place of DIR is read as 
 without an image are reports alone. Other fields (licence, source, ...) are left alone.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from unix_jax.data.records import Record
 from unix_jax.data.sources.fields import image_path, report_fields, text_field
 from unix_jax.data.sources.lines import JsonLines
+from unix_jax.data.sources.tables import is_table
+from unix_jax.errors import DataError
 
 
 class ManifestSource:
@@ -30,21 +34,49 @@ class ManifestSource:
         """
         file = Path(path)
         file = file / "manifest.jsonl" if file.is_dir() else file
+        other = _other_kind(Path(path), file)
+        if other is not None:
+            raise DataError(f"{file}: expected JSON lines, {other}")
         self._lines = JsonLines(file, split)
+        self.unsplit = self._lines.unsplit
         self._root = Path(image_root) if image_root is not None else file.parent
 
     def __len__(self) -> int:
         return len(self._lines)
 
+    def keys(self) -> Iterator[str]:
+        """The keys of all records; a row without a valid one counts by its line."""
+        for index, row in self._lines.rows():
+            try:
+                yield self._key(index, row, "")
+            except DataError:
+                yield self._lines.key(index)
+
+    def _key(self, index: int, row: dict[str, Any], where: str) -> str:
+        # Indiana's reports are known by `id`.
+        names = (text_field(row, name, where) for name in ("key", "image", "id"))
+        return next((name for name in names if name), self._lines.key(index))
+
     def __getitem__(self, index: int) -> Record:
         row, where = self._lines.row(index)
         image = row.get("image")
-        # Indiana's reports are known by `id`.
-        names = (text_field(row, name, where) for name in ("key", "image", "id"))
         return Record(
-            key=next((name for name in names if name), self._lines.key(index)),
+            key=self._key(index, row, where),
             image=None if image is None else image_path(image, self._root, where),
             prompt=text_field(row, "prompt", where),
             answer=text_field(row, "answer", where),
             **report_fields(row, where),
         )
+
+
+def _other_kind(path: Path, file: Path) -> str | None:
+    """What is there instead of a manifest and how to read it, or None."""
+    if is_table(file):
+        return f"found CSV by its name; read it as csv:{path}"
+    if file.suffix.lower() == ".parquet":
+        return f"found Parquet by its name; read it as parquet:{path}"
+    if path.is_dir() and not file.is_file():
+        for name in ("metadata.csv", "metadata.jsonl"):
+            if (path / name).is_file():
+                return f"found {name}; read it as csv:{path}"
+    return None

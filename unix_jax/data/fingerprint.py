@@ -1,0 +1,62 @@
+"""Fingerprint of a source: tells whether its records are those of before, in the same order."""
+
+import hashlib
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from unix_jax.data.records import RecordSource
+from unix_jax.errors import UniXError
+
+# Records that are read of a source whose keys stand beside its images.
+_SAMPLED = 256
+
+
+@typing.runtime_checkable
+class KeyedSource(typing.Protocol):
+    """A source that knows its keys without reading images."""
+
+    def keys(self) -> Iterator[str]:
+        """The keys of all records, in their order."""
+
+
+def fingerprint(records: RecordSource) -> dict[str, Any]:
+    """{records: their number, keys: a hash of their keys in order, first, last}; JSON.
+
+    All keys count where the source has `keys`. Of other sources (ArrayRecord, tfds), whose records
+    hold their images, 256 records at equal distances are read, the first and the last among them.
+    """
+    length = len(records)
+    if isinstance(records, KeyedSource):
+        keys: Iterable[str] = records.keys()
+    else:
+        chosen = sorted({i * (length - 1) // max(_SAMPLED - 1, 1) for i in range(_SAMPLED)})
+        keys = (_key(records, index) for index in chosen)
+    digest, first, last = hashlib.blake2b(digest_size=16), "", ""
+    for number, key in enumerate(keys):
+        encoded = key.encode("utf-8", "surrogatepass")
+        digest.update(len(encoded).to_bytes(8, "little") + encoded)
+        first, last = (key, key) if number == 0 else (first, key)
+    return {"records": length, "keys": digest.hexdigest(), "first": first, "last": last}
+
+
+def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs between two fingerprints, in words; "" for equal ones."""
+    if before.get("keys") == now["keys"] and before.get("records") == now["records"]:
+        return ""
+    text = f"expected {before.get('records')} records, found {now['records']}"
+    if before.get("records") == now["records"]:
+        text = f"the {now['records']} records are others, or in another order"
+    shown = [
+        f"the {name} was {before.get(name)!r} and is {now[name]!r}"
+        for name in ("first", "last")
+        if before.get(name) != now[name]
+    ]
+    return "; ".join([text, *shown])
+
+
+def _key(records: RecordSource, index: int) -> str:
+    try:
+        return records[index].key
+    except UniXError:
+        return ""
