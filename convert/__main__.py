@@ -20,6 +20,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from unix_jax.commands.options import LocalPath
 from unix_jax.errors import UniXError
 
 Dtype = Literal["keep", "bfloat16", "float32"]
@@ -30,9 +31,9 @@ INTERRUPTED = 130
 class Import:
     """Published layout -> this project's checkpoint (Orbax, config, tokenizer files)."""
 
-    source: tyro.conf.Positional[Path]
+    source: tyro.conf.Positional[LocalPath]
     """Directory with config.json, model.safetensors and vae/."""
-    out: tyro.conf.Positional[Path]
+    out: tyro.conf.Positional[LocalPath]
     """A new directory."""
     dtype: Dtype = "keep"
     """Type of the model's parameters; with `keep`, export gives back every bit."""
@@ -49,13 +50,13 @@ class Import:
 class ImportJanus:
     """Janus-Pro layout -> start of stage 1 (und = Janus-Pro, gen = a copy of und)."""
 
-    source: tyro.conf.Positional[Path]
+    source: tyro.conf.Positional[LocalPath]
     """Directory with config.json and the weights."""
-    out: tyro.conf.Positional[Path]
+    out: tyro.conf.Positional[LocalPath]
     """A new directory."""
     dtype: Dtype = "keep"
     """Type of the model's parameters."""
-    vae: Path | None = None
+    vae: LocalPath | None = None
     """The autoencoder: its weight file, or the directory of it and its config.yaml."""
     max_latent_size: int | None = None
     """Side of the latent position table in tokens (published: 32)."""
@@ -85,9 +86,9 @@ class ImportJanus:
 class Export:
     """This project's checkpoint -> published layout."""
 
-    checkpoint: tyro.conf.Positional[Path]
+    checkpoint: tyro.conf.Positional[LocalPath]
     """A directory written by `import` or by training."""
-    out: tyro.conf.Positional[Path]
+    out: tyro.conf.Positional[LocalPath]
     """A new directory."""
 
     def run(self) -> int:
@@ -102,9 +103,9 @@ class Export:
 class Cast:
     """A copy of a checkpoint in another floating type, such as a training's export in bfloat16."""
 
-    checkpoint: tyro.conf.Positional[Path]
+    checkpoint: tyro.conf.Positional[LocalPath]
     """A directory written by `import` or by training."""
-    out: tyro.conf.Positional[Path]
+    out: tyro.conf.Positional[LocalPath]
     """A new directory."""
     dtype: Dtype = "bfloat16"
     """Type of the model's parameters."""
@@ -123,7 +124,7 @@ class Cast:
 class Inspect:
     """Prints keys, shapes, types and parameter counts of a file or directory of either layout."""
 
-    path: tyro.conf.Positional[Path]
+    path: tyro.conf.Positional[LocalPath]
 
     def run(self) -> int:
         from convert.inspect import print_table
@@ -136,11 +137,11 @@ class Inspect:
 class Check:
     """Runs the model on golden inputs and compares every golden tensor."""
 
-    path: tyro.conf.Positional[Path]
+    path: tyro.conf.Positional[LocalPath]
     """A checkpoint of this project, or a directory in the published layout."""
-    golden_dir: tyro.conf.Positional[Path]
+    golden_dir: tyro.conf.Positional[LocalPath]
     """Directory with golden.safetensors and golden.json."""
-    json: Path | None = None
+    json: LocalPath | None = None
     """Also write the results here."""
 
     def run(self) -> int:

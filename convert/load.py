@@ -18,6 +18,7 @@ from unix_jax import checkpoint
 from unix_jax.config import UniXConfig
 from unix_jax.errors import CheckpointError
 from unix_jax.leaves import place_tree
+from unix_jax.storage import local_path
 
 # Called with the configuration; gives the shardings of (parameters, autoencoder parameters).
 Shardings = Callable[[UniXConfig], tuple[Any, Any]]
@@ -42,6 +43,7 @@ def load_model(
     Raises:
       CheckpointError, ConfigError: files that are missing, broken, or do not fit each other.
     """
+    path = local_path(path)
     converted = checkpoint.is_checkpoint(path)
     placed = vae_placed = None
     if shardings is not None:
@@ -63,6 +65,7 @@ def load_vae(path: str | os.PathLike[str]) -> tuple[UniXConfig, dict[str, Any]]:
     Raises:
       CheckpointError, ConfigError: as `load_model`, or there is no autoencoder.
     """
+    path = local_path(path)
     vae_params = None
     if checkpoint.is_checkpoint(path):
         config = checkpoint.load_config(path)
@@ -84,6 +87,7 @@ def load_config(path: str | os.PathLike[str]) -> tuple[UniXConfig, bool]:
     Raises:
       CheckpointError, ConfigError: as `load_model`.
     """
+    path = local_path(path)
     if checkpoint.is_checkpoint(path):
         return checkpoint.load_config(path), checkpoint.has_vae(path)
     directory = Path(path)

@@ -29,6 +29,7 @@ from rich.progress import (
 from unix_jax.commands.app import App
 from unix_jax.commands.clean import Clean
 from unix_jax.commands.evaluate import Evaluate
+from unix_jax.commands.options import PathText
 from unix_jax.errors import UniXError
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ _ERRORS = Console(stderr=True)
 class _Model:
     """Where the model comes from and where it runs."""
 
-    checkpoint: str
+    checkpoint: PathText
     """Converted checkpoint, or a directory in the published layout."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Of parameters and computation; a CPU uses float32 either way."""
@@ -61,7 +62,7 @@ class _Model:
 class Report(_Model):
     """Write a report for each chest X-ray (PNG, JPEG, TIFF, DICOM, ...)."""
 
-    images: Annotated[list[str], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE ...")] = (
+    images: Annotated[list[PathText], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE ...")] = (
         dataclasses.field(default_factory=list)
     )
     """Image files."""
@@ -118,7 +119,7 @@ class Generate(_Model):
         dataclasses.field(default_factory=list)
     )
     """Texts, for example "Large right pleural effusion."."""
-    out: str = "out"
+    out: PathText = "out"
     """Directory for the pictures."""
     height: int | None = None
     """Pixels; 512, or the largest of a smaller model, if absent."""
@@ -185,7 +186,7 @@ class Generate(_Model):
 class Info:
     """Print the sizes and contents of a checkpoint."""
 
-    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
+    checkpoint: Annotated[PathText, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     """Converted checkpoint, or a directory in the published layout."""
     json: bool = False
     """Print the configuration as JSON instead of a table."""

@@ -27,3 +27,7 @@ class MetricError(UniXError):
 
 class PromptError(UniXError):
     """A prompt, token id or generation argument outside what the model can take."""
+
+
+class StorageError(UniXError):
+    """A path that cannot be used, such as a URL where only local files are supported."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from unix_jax.errors import UniXError
+from unix_jax.storage import local_path
 
 
 def _temporary_sibling(path: Path) -> Path:
@@ -21,9 +22,10 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     On any exception, Ctrl-C included, the temporary directory is removed.
 
     Raises:
-      UniXError: `path` exists already (an empty directory is replaced), or cannot be created.
+      UniXError: `path` exists already (an empty directory is replaced), cannot be created, or is
+        a URL.
     """
-    target = Path(path).absolute()
+    target = local_path(path).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UniXError(f"{path}: exists already; name a new directory")
     temporary = _temporary_sibling(target)
@@ -47,9 +49,9 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     The directory of `path` is created. On any exception the temporary file is removed.
 
     Raises:
-      UniXError: `path` is a directory, or its own directory cannot be created.
+      UniXError: `path` is a directory or a URL, or its own directory cannot be created.
     """
-    target = Path(path).absolute()
+    target = local_path(path).absolute()
     if target.is_dir():
         raise UniXError(f"{path}: expected a file, found a directory")
     temporary = _temporary_sibling(target)

@@ -5,6 +5,7 @@ from typing import Literal
 
 from unix_jax.config import UniXConfig
 from unix_jax.errors import ConfigError
+from unix_jax.storage import local_path, source_text
 from unix_jax.text import DEFAULT_REPORT_PROMPT
 
 Task = Literal["understanding", "generation"]
@@ -76,6 +77,9 @@ class DataConfig:
                 found = getattr(self, field)
                 raise ConfigError(f"data.{field}: expected {expected}, found {found!r}")
 
+        source_text(self.source, "data.source")
+        if self.moments is not None:
+            local_path(self.moments, "data.moments")
         require(self.task in ("understanding", "generation"), "task", "understanding or generation")
         require(bool(self.prompts), "prompts", "at least one")
         require(0 <= self.caption_dropout <= 1, "caption_dropout", "0 to 1")

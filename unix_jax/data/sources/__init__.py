@@ -16,6 +16,7 @@ from pathlib import Path
 
 from unix_jax.data.records import RecordSource
 from unix_jax.errors import DataError
+from unix_jax.storage import refuse_url
 
 _OPTIONS = {
     "manifest": {"images"},
@@ -77,6 +78,7 @@ def parse_spec(spec: str) -> tuple[str, str, dict[str, str]]:
 
     Raises:
       DataError: not of the form, or a kind or option that does not exist.
+      StorageError: the path or an option is a URL.
     """
     match = _SPEC.fullmatch(spec)
     if match is None or match["kind"] not in _OPTIONS:
@@ -93,4 +95,6 @@ def parse_spec(spec: str) -> tuple[str, str, dict[str, str]]:
                 f"source {spec!r}: expected {expected or 'no options'}, found {option!r}"
             )
         options[name] = urllib.parse.unquote(value)
+        refuse_url(options[name], f"source {name}")
+    refuse_url(match["path"], f"source {match['kind']}")
     return match["kind"], match["path"], options
