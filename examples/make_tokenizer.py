@@ -15,11 +15,10 @@ import tyro
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from unix_jax.config import UniXConfig
-from unix_jax.data.config import REPORT_PROMPTS
 from unix_jax.data.records import captions_of, report_text
 from unix_jax.data.sources import open_source
 from unix_jax.files import atomic_write
-from unix_jax.text import DEFAULT_REPORT_PROMPT
+from unix_jax.instructions import DEFAULT
 
 CONTROL = {
     "bos": "<｜begin▁of▁sentence｜>",
@@ -44,7 +43,7 @@ class Arguments:
 
 def main(a: Arguments) -> None:
     source = open_source(f"manifest:{a.samples}")
-    texts = [DEFAULT_REPORT_PROMPT, *REPORT_PROMPTS]
+    texts = [text for texts in dataclasses.astuple(DEFAULT) for text in texts]
     for i in range(len(source)):
         texts += [report_text(source[i]), *captions_of(source[i])]
     trained = tokenizers.Tokenizer(models.BPE())

@@ -41,7 +41,8 @@ URL = "gs://bucket/x"
 def test_urls_are_refused_in_one_line(path):
     with pytest.raises(StorageError, match=r"remote paths are not supported yet; ") as error:
         local_path(path)
-    assert "\n" not in str(error.value) and str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+    assert str(path) in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -116,27 +117,9 @@ def test_sources_with_a_url(source):
 # Texts that are no paths. An option of type `str` or `Path` that is neither here nor has one of the
 # types of `unix_jax.commands.options` fails the test: it must be sorted into one of the two.
 TEXTS = frozenset(
-    [
-        "mesh",
-        "dtype",
-        "prompt",
-        "prompts",
-        "host",
-        "split",
-        "renorm",
-        "endpoint",
-        "model",
-        "judge_model",
-        "key_variable",
-        "text_field",
-        "chexbert_cut",
-        "prediction_field",
-        "reference_field",
-        "key_field",
-        "format",
-        "vae_dtype",
-        "resize",
-    ]
+    {"mesh", "dtype", "prompt", "prompts", "host", "split", "renorm", "endpoint", "model"}
+    | {"judge_model", "key_variable", "text_field", "chexbert_cut", "prediction_field"}
+    | {"reference_field", "key_field", "format", "vae_dtype", "resize"}
 )
 
 
@@ -208,7 +191,8 @@ def refused(main, arguments, capsys, directory):
     """Exit code 1, one line that names the URL, and nothing in the working directory."""
     assert main(arguments) == 1
     captured = capsys.readouterr()
-    assert captured.out == "" and len(captured.err.splitlines()) == 1, captured.err
+    assert captured.out == ""
+    assert len(captured.err.splitlines()) == 1, captured.err
     assert re.match(rf"error: .*{URL}: remote paths are not supported yet; ", captured.err)
     assert not list(directory.iterdir())
 
@@ -236,16 +220,8 @@ def training_paths(kind=TrainConfig, prefix=""):
 
 
 TRAINING_TEXTS = frozenset(
-    [
-        "data.split",
-        "data.prompts",
-        "mesh",
-        "model.preset",
-        "validation.split",
-        "previews.prompts",
-        "logging.wandb_project",
-        "distributed.coordinator",
-    ]
+    {"data.split", "data.prompts", "mesh", "model.preset", "validation.split", "previews.prompts"}
+    | {"logging.wandb_project", "distributed.coordinator"}
 )
 
 

@@ -67,7 +67,7 @@ class Report(_Model):
     )
     """Image files."""
     prompt: str | None = None
-    """Instruction to the model; a default one asks for findings and impression."""
+    """Instruction to the model; if absent, its own for FINDINGS and IMPRESSION."""
     max_new_tokens: int = 500
     """Most tokens written for one report."""
     temperature: float = 0.0

@@ -132,7 +132,8 @@ class EvaluateReports(_OfReports, _OverData):
     """Write a report for each X-ray of a data set, and compare it with the record's own."""
 
     prompt: str = ""
-    """Instruction for every item; the record's own or the default one if empty."""
+    """Instruction for every item; if empty, the record's own, or the first of the
+    model's instructions for the sections that the reference has."""
     max_new_tokens: int = 500
     """Most tokens written for one report."""
 

@@ -14,7 +14,7 @@ from unix_jax.inference.context import as_batch, bucket, prefill
 from unix_jax.inference.inputs import Images, Prompts, image_list, require, row_keys
 from unix_jax.inference.loaded import LoadedModel
 from unix_jax.layout import Split, TextSplit, VitSplit, lay_out, stream_lengths
-from unix_jax.text import DEFAULT_REPORT_PROMPT, Tokenizer
+from unix_jax.text import Tokenizer
 from unix_jax.transforms import to_model_image
 
 States = Iterator[tuple[int, np.ndarray]]
@@ -45,7 +45,7 @@ def decode_reports(
     longest = limit_positions - max_new_tokens - 2
     require(longest >= 2, "max_new_tokens", f"at most {limit_positions - 4}", max_new_tokens)
     texts = loaded.encode_prompts(
-        DEFAULT_REPORT_PROMPT if prompts is None else prompts, rows, longest
+        config.asked.default if prompts is None else prompts, rows, longest
     )
     keys = row_keys(seed, rows)
     pixels = np.stack([to_model_image(p, config.vision.image_size) for p in pictures])

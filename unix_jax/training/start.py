@@ -20,6 +20,7 @@ from unix_jax import checkpoint
 from unix_jax.config import UniXConfig
 from unix_jax.errors import CheckpointError, ConfigError
 from unix_jax.files import atomic_directory, atomic_write
+from unix_jax.instructions import Instructions
 from unix_jax.json_file import read_json, write_json
 from unix_jax.models.dinov2 import Dinov2Config
 from unix_jax.models.unix import param_shapes
@@ -89,6 +90,7 @@ def find_origin(
             f"found {config.init or 'none'}; train one with configs/nano_autoencoder.py, or set "
             "data.moments"
         )
+    model_config = with_instructions(model_config, config.stage, config.data.prompts)
     encoder_config = None
     if config.uses_repa:
         assert config.rad_dino is not None
@@ -100,6 +102,17 @@ def find_origin(
             "found none"
         )
     return Origin(model_config, has_autoencoder, encoder_config, init, tokenizer)
+
+
+def with_instructions(model_config: UniXConfig, stage: str, prompts: tuple[str, ...]) -> UniXConfig:
+    """The model with the instructions that a run teaches it, for its export and its resumption.
+
+    Only reports are asked for: other stages leave the model's own as they are.
+    """
+    if stage != "understanding":
+        return model_config
+    asked = Instructions.same(prompts) if prompts else model_config.asked
+    return dataclasses.replace(model_config, instructions=asked)
 
 
 def load_parts(
@@ -198,10 +211,20 @@ def recall(out: Path, config: TrainConfig) -> Origin:
         before = saved["config"]
         found = {name: before[name] for name in ("stage", "seed", "use_lora")}
         model_config = UniXConfig.from_dict(saved["model"], str(file))
+        if model_config.instructions is None:
+            # A run of before models carried their instructions.
+            prompts = tuple(before["data"]["prompts"])
+            model_config = with_instructions(model_config, before["stage"], prompts)
+        asked = with_instructions(model_config, before["stage"], config.data.prompts)
         has_autoencoder = bool(saved["autoencoder"])
         encoder_config = saved["encoder"] and Dinov2Config(**saved["encoder"])
     except (KeyError, TypeError) as error:
         raise ConfigError(f"{file}: expected what train.py wrote, {error!r}") from None
+    if asked != model_config:
+        raise ConfigError(
+            f"data.prompts: expected those that the run in {out} was started with, or none, "
+            f"found {list(config.data.prompts)}; name another --out"
+        )
     for name, value in found.items():
         if getattr(config, name) != value:
             raise ConfigError(
