@@ -76,6 +76,9 @@ class Report(_Model):
     """Mass of the nucleus that is sampled from."""
     seed: int = 0
     """Of the sampling."""
+    resize: Literal["letterbox", "squash"] = "letterbox"
+    """How an image becomes a square: letterbox keeps its aspect ratio, as in the original's
+    evaluation; squash does not, as in its web demo."""
     json: bool = False
     """Print a JSON list of {image, report} instead of text."""
 
@@ -89,6 +92,7 @@ class Report(_Model):
             "temperature": self.temperature,
             "top_p": self.top_p,
             "seed": self.seed,
+            "resize": self.resize,
         }
         if len(self.images) == 1 and not self.json:
             for (piece,) in pipe.stream_report(self.images, **options):
@@ -131,6 +135,9 @@ class Generate(_Model):
     """Above 1 spends more steps near noise."""
     guidance_scale: float = 2.0
     """Text guidance; 1 turns it off."""
+    image_guidance_scale: float = 1.0
+    """Image guidance; 1 turns it off. Prompts alone: the text guidance becomes 1 + this scale x
+    (guidance scale - 1), as in the original's demos."""
     guidance_interval: tuple[float, float] = (0.4, 1.0)
     """Guidance acts for times in (low, high]."""
     renorm: Literal["global", "channel", "text_channel"] = "global"
@@ -159,6 +166,7 @@ class Generate(_Model):
             "num_steps": self.steps,
             "timestep_shift": self.timestep_shift,
             "guidance_scale": self.guidance_scale,
+            "image_guidance_scale": self.image_guidance_scale,
             "guidance_interval": self.guidance_interval,
             "renorm": self.renorm,
             "renorm_min": self.renorm_min,
