@@ -150,16 +150,14 @@ class Generate(_Model):
     """Pictures for each text."""
 
     def run(self) -> None:
+        from convert.load import load_config
+        from unix_jax.inference.drawing import ImageSettings
         from unix_jax.transforms import contact_sheet, save_png
 
         if not self.prompts:
             raise UniXError("PROMPT: expected at least one text, found none")
         if self.num_images < 1:
             raise UniXError(f"--num-images: expected at least 1, found {self.num_images}")
-        out = _writable_directory(self.out)
-        pipe = self.load()
-        prompts = [p for p in self.prompts for _ in range(self.num_images)]
-        seeds = [self.seed + i for i in range(len(prompts))]
         settings: dict[str, Any] = {
             "height": self.height,
             "width": self.width,
@@ -171,6 +169,12 @@ class Generate(_Model):
             "renorm": self.renorm,
             "renorm_min": self.renorm_min,
         }
+        # Before the directory is created and the weights are read.
+        ImageSettings(**settings).checked(load_config(self.checkpoint)[0])
+        out = _writable_directory(self.out)
+        pipe = self.load()
+        prompts = [p for p in self.prompts for _ in range(self.num_images)]
+        seeds = [self.seed + i for i in range(len(prompts))]
         with _progress("steps", max(self.steps - 1, 1)) as (progress, task):
             images = pipe.generate_image(
                 prompts,
