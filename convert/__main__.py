@@ -21,6 +21,7 @@ from rich.progress import (
 )
 
 from convert.sources import SourceNote
+from unix_jax.commands.options import LocalPath
 from unix_jax.errors import UniXError
 
 Dtype = Literal["keep", "bfloat16", "float32"]
@@ -31,9 +32,9 @@ INTERRUPTED = 130
 class Import:
     """Published layout -> this project's checkpoint (Orbax, config, tokenizer files)."""
 
-    source: tyro.conf.Positional[Path]
+    source: tyro.conf.Positional[LocalPath]
     """Directory with config.json, model.safetensors and vae/; or a weight file in it."""
-    out: tyro.conf.Positional[Path]
+    out: tyro.conf.Positional[LocalPath]
     """A new directory."""
     dtype: Dtype = "keep"
     """Type of the model's parameters; with `keep`, export gives back every bit."""
@@ -66,13 +67,13 @@ class Import:
 class ImportJanus:
     """Janus-Pro layout -> start of stage 1 (und = Janus-Pro, gen = a copy of und)."""
 
-    source: tyro.conf.Positional[Path]
+    source: tyro.conf.Positional[LocalPath]
     """Directory with config.json and the weights; or a weight file in it."""
-    out: tyro.conf.Positional[Path]
+    out: tyro.conf.Positional[LocalPath]
     """A new directory."""
     dtype: Dtype = "keep"
     """Type of the model's parameters."""
-    vae: Path | None = None
+    vae: LocalPath | None = None
     """The autoencoder: its weight file, or the directory of it and its config.yaml."""
     max_latent_size: int | None = None
     """Side of the latent position table in tokens (published: 32)."""
@@ -110,9 +111,9 @@ class ImportJanus:
 class Export:
     """This project's checkpoint -> published layout."""
 
-    checkpoint: tyro.conf.Positional[Path]
+    checkpoint: tyro.conf.Positional[LocalPath]
     """A directory written by `import`, or that of a training run, whose export is meant."""
-    out: tyro.conf.Positional[Path]
+    out: tyro.conf.Positional[LocalPath]
     """A new directory."""
     allow_non_finite: bool = False
     """Write weights that are NaN or infinite instead of stopping."""
@@ -136,9 +137,9 @@ class Export:
 class Cast:
     """A copy of a checkpoint in another floating type, such as a training's export in bfloat16."""
 
-    checkpoint: tyro.conf.Positional[Path]
+    checkpoint: tyro.conf.Positional[LocalPath]
     """A directory written by `import`, or that of a training run, whose export is meant."""
-    out: tyro.conf.Positional[Path]
+    out: tyro.conf.Positional[LocalPath]
     """A new directory."""
     dtype: Dtype = "bfloat16"
     """Type of the model's parameters."""
@@ -168,7 +169,7 @@ class Cast:
 class Inspect:
     """Prints keys, shapes, types and parameter counts of a file or directory of either layout."""
 
-    path: tyro.conf.Positional[Path]
+    path: tyro.conf.Positional[LocalPath]
     verbose: bool = False
     """Print lists of keys in an error in full."""
 
@@ -183,11 +184,11 @@ class Inspect:
 class Check:
     """Runs the model on golden inputs and compares every golden tensor."""
 
-    path: tyro.conf.Positional[Path]
+    path: tyro.conf.Positional[LocalPath]
     """A checkpoint of this project, a directory in the published layout, or that of a run."""
-    golden_dir: tyro.conf.Positional[Path]
+    golden_dir: tyro.conf.Positional[LocalPath]
     """Directory with golden.safetensors and golden.json."""
-    json: Path | None = None
+    json: LocalPath | None = None
     """Also write the results here."""
     verbose: bool = False
     """Print lists of keys in an error in full."""

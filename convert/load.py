@@ -20,6 +20,7 @@ from unix_jax.config import UniXConfig
 from unix_jax.errors import CheckpointError
 from unix_jax.leaves import place_tree
 from unix_jax.run_export import resolve_checkpoint
+from unix_jax.storage import local_path
 
 # Called with the configuration; gives the shardings of (parameters, autoencoder parameters).
 Shardings = Callable[[UniXConfig], tuple[Any, Any]]
@@ -48,6 +49,7 @@ def load_model(
       CheckpointError, ConfigError: files that are missing, broken, or do not fit each other;
         weights that are not finite.
     """
+    path = local_path(path)
     _refuse_file(path)
     path = resolve_checkpoint(path)
     converted = checkpoint.is_checkpoint(path)
@@ -82,6 +84,7 @@ def load_vae(path: str | os.PathLike[str]) -> tuple[UniXConfig, dict[str, Any]]:
     Raises:
       CheckpointError, ConfigError: as `load_model`, or there is no autoencoder.
     """
+    path = local_path(path)
     _refuse_file(path)
     path, vae_params = resolve_checkpoint(path), None
     if checkpoint.is_checkpoint(path):
@@ -104,6 +107,7 @@ def load_config(path: str | os.PathLike[str]) -> tuple[UniXConfig, bool]:
     Raises:
       CheckpointError, ConfigError: as `load_model`.
     """
+    path = local_path(path)
     _refuse_file(path)
     path = resolve_checkpoint(path)
     if checkpoint.is_checkpoint(path):

@@ -14,12 +14,11 @@ import tokenizers
 import tyro
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from unix_jax.checkpoint import load_config
 from unix_jax.config import UniXConfig
-from unix_jax.data.config import REPORT_PROMPTS
 from unix_jax.data.records import captions_of, report_text
 from unix_jax.data.sources import open_source
 from unix_jax.files import atomic_write
-from unix_jax.text import DEFAULT_REPORT_PROMPT
 
 CONTROL = {
     "bos": "<｜begin▁of▁sentence｜>",
@@ -44,7 +43,9 @@ class Arguments:
 
 def main(a: Arguments) -> None:
     source = open_source(f"manifest:{a.samples}")
-    texts = [DEFAULT_REPORT_PROMPT, *REPORT_PROMPTS]
+    # Those that the nano model was trained with: the file comes out as it lies in the repository.
+    asked = load_config(Path(__file__).parent / "nano").asked
+    texts = [asked.default, *asked.findings_and_impression]
     for i in range(len(source)):
         texts += [report_text(source[i]), *captions_of(source[i])]
     trained = tokenizers.Tokenizer(models.BPE())

@@ -84,7 +84,7 @@ def test_the_library_warns_with_the_name(tmp_path):
         image_list(path)
     with pytest.warns(ImageWarning, match=r"dark\.png: the image is nearly black \("):
         image_list([NOISE, load_image(path)])  # loaded before: it knows its name
-    with pytest.warns(ImageWarning, match="image array 1: the image is nearly black") as found:
+    with pytest.warns(ImageWarning, match=r"images\[1\]: the image is nearly black") as found:
         image_list([NOISE, RAMP // 16])
     assert len(found) == 1
     with warnings.catch_warnings():

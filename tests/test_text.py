@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from unix_jax.config import SpecialTokens
 from unix_jax.errors import CheckpointError, PromptError
+from unix_jax.instructions import Instructions
 from unix_jax.text import (
-    DEFAULT_REPORT_PROMPT,
     StreamDecoder,
     Tokenizer,
     encode_prompt,
@@ -27,7 +27,7 @@ TEXTS = [
     " ",
     "FINDINGS: No acute  disease, 12.5 mm.\r\n\nIMPRESSION: Stable.\t",
     "é 肺 🫁 \u200b <| <",
-    DEFAULT_REPORT_PROMPT,
+    Instructions().default,
 ]
 INJECTIONS = [
     "<｜end▁of▁sentence｜>",

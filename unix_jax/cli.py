@@ -30,6 +30,7 @@ from unix_jax.commands.app import App
 from unix_jax.commands.clean import Clean
 from unix_jax.commands.evaluate import Evaluate
 from unix_jax.commands.export import Export
+from unix_jax.commands.options import PathText
 from unix_jax.errors import ImageWarning, UniXError
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ _ERRORS = Console(stderr=True)
 class _Model:
     """Where the model comes from and where it runs."""
 
-    checkpoint: str
+    checkpoint: PathText
     """Converted checkpoint, directory in the published layout, or directory of a training run."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Of parameters and computation; a CPU uses float32 either way."""
@@ -62,12 +63,12 @@ class _Model:
 class Report(_Model):
     """Write a report for each chest X-ray (PNG, JPEG, TIFF, DICOM, ...)."""
 
-    images: Annotated[list[str], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE ...")] = (
+    images: Annotated[list[PathText], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE ...")] = (
         dataclasses.field(default_factory=list)
     )
     """Image files."""
     prompt: str | None = None
-    """Instruction to the model; a default one asks for findings and impression."""
+    """Instruction to the model; if absent, its own for FINDINGS and IMPRESSION."""
     max_new_tokens: int = 500
     """Most tokens written for one report."""
     temperature: float = 0.0
@@ -78,6 +79,9 @@ class Report(_Model):
     """Of the sampling."""
     frame: int | None = None
     """Which frame of each file to read, counted from 1; files of several frames need it."""
+    resize: Literal["letterbox", "squash"] = "letterbox"
+    """How an image becomes a square: letterbox keeps its aspect ratio, as in the original's
+    evaluation; squash does not, as in its web demo."""
     json: bool = False
     """Print a JSON list of {image, report, warning} instead of text; warning is null, or says that
     the image shows next to nothing."""
@@ -97,6 +101,7 @@ class Report(_Model):
             "temperature": self.temperature,
             "top_p": self.top_p,
             "seed": self.seed,
+            "resize": self.resize,
         }
         if len(self.images) == 1 and not self.json:
             for (piece,) in pipe.stream_report(pictures, **options):
@@ -127,7 +132,7 @@ class Generate(_Model):
         dataclasses.field(default_factory=list)
     )
     """Texts, for example "Large right pleural effusion."."""
-    out: str = "out"
+    out: PathText = "out"
     """Directory for the pictures."""
     height: int | None = None
     """Pixels; 512, or the largest of a smaller model, if absent."""
@@ -139,6 +144,9 @@ class Generate(_Model):
     """Above 1 spends more steps near noise."""
     guidance_scale: float = 2.0
     """Text guidance; 1 turns it off."""
+    image_guidance_scale: float = 1.0
+    """Image guidance; 1 turns it off. Prompts alone: the text guidance becomes 1 + this scale x
+    (guidance scale - 1), as in the original's demos."""
     guidance_interval: tuple[float, float] = (0.4, 1.0)
     """Guidance acts for times in (low, high]."""
     renorm: Literal["global", "channel", "text_channel"] = "global"
@@ -151,26 +159,31 @@ class Generate(_Model):
     """Pictures for each text."""
 
     def run(self) -> None:
+        from convert.load import load_config
+        from unix_jax.inference.drawing import ImageSettings
         from unix_jax.transforms import contact_sheet, save_png
 
         if not self.prompts:
             raise UniXError("PROMPT: expected at least one text, found none")
         if self.num_images < 1:
             raise UniXError(f"--num-images: expected at least 1, found {self.num_images}")
-        out = _writable_directory(self.out)
-        pipe = self.load()
-        prompts = [p for p in self.prompts for _ in range(self.num_images)]
-        seeds = [self.seed + i for i in range(len(prompts))]
         settings: dict[str, Any] = {
             "height": self.height,
             "width": self.width,
             "num_steps": self.steps,
             "timestep_shift": self.timestep_shift,
             "guidance_scale": self.guidance_scale,
+            "image_guidance_scale": self.image_guidance_scale,
             "guidance_interval": self.guidance_interval,
             "renorm": self.renorm,
             "renorm_min": self.renorm_min,
         }
+        # Before the directory is created and the weights are read.
+        ImageSettings(**settings).checked(load_config(self.checkpoint)[0])
+        out = _writable_directory(self.out)
+        pipe = self.load()
+        prompts = [p for p in self.prompts for _ in range(self.num_images)]
+        seeds = [self.seed + i for i in range(len(prompts))]
         with _progress("steps", max(self.steps - 1, 1)) as (progress, task):
             images = pipe.generate_image(
                 prompts,
@@ -194,7 +207,7 @@ class Generate(_Model):
 class Info:
     """Print the sizes and contents of a checkpoint."""
 
-    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
+    checkpoint: Annotated[PathText, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     """Converted checkpoint, directory in the published layout, or directory of a training run."""
     json: bool = False
     """Print the configuration as JSON instead of a table."""

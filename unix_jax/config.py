@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from unix_jax.errors import ConfigError
+from unix_jax.instructions import DEFAULT as DEFAULT_INSTRUCTIONS
+from unix_jax.instructions import Instructions
 
 FORMAT = "unix-jax-1"
 
@@ -103,6 +105,7 @@ class UniXConfig:
     is the side of the position table in tokens; `timestep_shift` is the shift used in training.
     `double_bos` reproduces the published inference code, whose prompt carries the tokenizer's own
     bos behind the split's bos; it is on for converted published weights only.
+    `instructions` are those that the model was trained with; None stands for the project's.
     """
 
     decoder: DecoderConfig = DecoderConfig()
@@ -116,6 +119,7 @@ class UniXConfig:
     interpolate_pos: bool = False
     timestep_shift: float = 1.0
     double_bos: bool = False
+    instructions: Instructions | None = None
 
     def __post_init__(self) -> None:
         _validate(self)
@@ -129,6 +133,11 @@ class UniXConfig:
     def latent_downsample(self) -> int:
         """Pixels per latent token along one side."""
         return self.vae.downsample * self.latent_patch_size
+
+    @property
+    def asked(self) -> Instructions:
+        """The instructions for reports: the model's own, or the project's."""
+        return self.instructions or DEFAULT_INSTRUCTIONS
 
     def check_special_tokens(self) -> None:
         """Raises ConfigError when a control token lies outside the vocabulary."""
@@ -153,7 +162,10 @@ class UniXConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary that `from_dict` reads back to an equal configuration."""
-        return {"format": FORMAT} | dataclasses.asdict(self)
+        values = {"format": FORMAT} | dataclasses.asdict(self)
+        if self.instructions is None:
+            del values["instructions"]
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "config.json") -> "UniXConfig":
@@ -166,8 +178,9 @@ class UniXConfig:
             raise ConfigError(
                 f"{source}: format: expected {FORMAT!r}, found {values.get('format')!r}"
             )
-        fields = {k: v for k, v in values.items() if k != "format"}
-        return _build(fields, cls, source)
+        fields = {k: v for k, v in values.items() if k not in ("format", "instructions")}
+        built = _build(fields, cls, source)
+        return dataclasses.replace(built, instructions=read_instructions(values, source))
 
     @classmethod
     def from_published(
@@ -193,6 +206,18 @@ class UniXConfig:
         from unix_jax.config_published import write_published
 
         return write_published(self)
+
+
+def read_instructions(values: Mapping[str, Any], source: str) -> Instructions | None:
+    """The field `instructions` of a configuration file; None where it is absent or null.
+
+    Raises:
+      ConfigError: it is not an object of lists of texts.
+    """
+    given = values.get("instructions")
+    if given is None:
+        return None
+    return Instructions.from_dict(given, f"{source}: instructions")
 
 
 def typed(value: Any, kind: Any, where: str) -> Any:

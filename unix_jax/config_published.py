@@ -15,6 +15,7 @@ from unix_jax.config import (
     SpecialTokens,
     UniXConfig,
     VisionConfig,
+    read_instructions,
     typed,
 )
 from unix_jax.errors import ConfigError
@@ -29,7 +30,9 @@ _IGNORED_TOP = _words(
     "model_type architectures torch_dtype dtype transformers_version auto_map _name_or_path "
     "aligner_config gen_aligner_config gen_head_config gen_vision_config inference_config "
     "vae_config language_config vision_config llm_config vit_config special_token_ids "
-    "visual_gen visual_und"
+    "visual_gen visual_und "
+    # Ours: sentences for reports, read by themselves.
+    "instructions"
 )
 _IGNORED_LANGUAGE = _words(
     "model_type torch_dtype dtype architectures hidden_act attention_bias attention_dropout "
@@ -263,6 +266,7 @@ def read_published(
             vision=tower,
             vae=_read_vae(vae, unknown),
             special_tokens=SpecialTokens(**special),
+            instructions=read_instructions(config, source),
             **({"double_bos": True} | top),
         )
     except ConfigError as error:
@@ -292,6 +296,8 @@ def write_published(config: UniXConfig) -> tuple[dict[str, Any], dict[str, Any]]
         "special_token_ids": renamed(config.special_tokens, _SPECIAL),
         **renamed(config, _TOP),
     }
+    if config.instructions is not None:
+        published["instructions"] = dataclasses.asdict(config.instructions)
     ddconfig = renamed(config.vae, _DDCONFIG) | {"double_z": True, "dropout": 0.0}
     if config.vae.norm_groups == AutoencoderConfig().norm_groups:
         del ddconfig["norm_groups"]

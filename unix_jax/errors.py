@@ -52,3 +52,7 @@ def shortened(lines: Sequence[str], ends: int = 10) -> list[str]:
     if len(lines) <= 2 * ends + 1:
         return list(lines)
     return [*lines[:ends], f"... {len(lines) - 2 * ends} more ...", *lines[-ends:]]
+
+
+class StorageError(UniXError):
+    """A path that cannot be used, such as a URL where only local files are supported."""

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from unix_jax.directory_lock import boot_identity
 from unix_jax.errors import UniXError
+from unix_jax.storage import local_path
 
 _ABANDONED_SECONDS = 24 * 3600.0
 _TEMPORARY = r"\.(?P<machine>[0-9a-f]{8})[0-9a-f]{8}\.tmp"
@@ -104,9 +105,10 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     processes with the same target are removed at the start.
 
     Raises:
-      UniXError: `path` exists already (an empty directory is replaced), or cannot be created.
+      UniXError: `path` exists already (an empty directory is replaced), cannot be created, or is
+        a URL.
     """
-    target = Path(path).absolute()
+    target = local_path(path).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UniXError(f"{path}: exists already; name a new directory")
     _sweep(target)
@@ -131,9 +133,9 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     The directory of `path` is created. On any exception the temporary file is removed.
 
     Raises:
-      UniXError: `path` is a directory, or its own directory cannot be created.
+      UniXError: `path` is a directory or a URL, or its own directory cannot be created.
     """
-    target = Path(path).absolute()
+    target = local_path(path).absolute()
     if target.is_dir():
         raise UniXError(f"{path}: expected a file, found a directory")
     temporary = _temporary_sibling(target)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import BinaryIO, Self
 
 from unix_jax.errors import UniXError
+from unix_jax.storage import local_path
 
 
 class LineFile:
@@ -20,7 +21,7 @@ class LineFile:
         Raises:
           UniXError: it cannot be written, or another process holds it.
         """
-        self.path = path
+        self.path = local_path(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)

@@ -17,11 +17,6 @@ import tokenizers
 from unix_jax.config import SpecialTokens
 from unix_jax.errors import CheckpointError, PromptError
 
-# Ours: the paper does not state the prompt of its report evaluation.
-DEFAULT_REPORT_PROMPT = (
-    "Write the radiology report of this chest X-ray: the findings, then the impression."
-)
-
 Prompt = str | Sequence[int] | np.ndarray
 
 _NAMES = {

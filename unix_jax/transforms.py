@@ -1,6 +1,7 @@
 """Pictures to model inputs and back: the published transforms, as pure functions.
 
-* Reports: `to_model_image`: letterbox (Lanczos thumbnail, centred, white), SigLIP statistics.
+* Reports: `to_model_image`: letterbox (Lanczos thumbnail, centred, white) or squash (bicubic),
+  SigLIP statistics.
 * Training and editing: `to_vit_image`, `to_vae_image`: bicubic, aspect kept, sides to multiples of
   a stride.
 * Outputs: `to_pil`, `to_gray_pil`, `contact_sheet`, `png_bytes`, `save_png`.
@@ -12,6 +13,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -23,6 +25,9 @@ from unix_jax.files import atomic_write
 SIGLIP_MEAN, SIGLIP_STD = 0.555895, 0.336385  # of chest X-rays, the original's
 VAE_MEAN, VAE_STD = 0.5, 0.5
 STRIDE = 16
+
+Resize = Literal["letterbox", "squash"]
+RESIZES = ("letterbox", "squash")
 
 
 def letterbox(image: Image.Image, size: int = 384, fill: int = 255) -> Image.Image:
@@ -102,9 +107,24 @@ def normalize(image: Image.Image, mean: float, std: float) -> Float[np.ndarray, 
     return (pixels / np.float32(255) - np.float32(mean)) / np.float32(std)
 
 
-def to_model_image(image: Image.Image, size: int = 384) -> Float[np.ndarray, "H W 3"]:
-    """The evaluation's input of the ViT, letterboxed to `size` (`vision.image_size`)."""
-    return normalize(letterbox(image, size), SIGLIP_MEAN, SIGLIP_STD)
+def squash(image: Image.Image, size: int = 384) -> Image.Image:
+    """The whole image as a square of `size` pixels; bicubic, the aspect ratio is lost."""
+    _require_size("size", size, 1)
+    return image.resize((size, size), Image.Resampling.BICUBIC)
+
+
+def to_model_image(
+    image: Image.Image, size: int = 384, resize: Resize = "letterbox"
+) -> Float[np.ndarray, "H W 3"]:
+    """The input of the ViT for a report, `size` (`vision.image_size`) pixels a side.
+
+    Args:
+      image: a PIL image of mode RGB or L.
+      size: side of the square in pixels.
+      resize: `letterbox`, as the original's evaluation, or `squash`, as its web demo.
+    """
+    square = squash(image, size) if resize == "squash" else letterbox(image, size)
+    return normalize(square, SIGLIP_MEAN, SIGLIP_STD)
 
 
 def to_vit_image(

@@ -50,7 +50,7 @@ def test_padding_is_black_unless_told(tmp_path):
     ("field", "value", "expected"),
     [
         ("task", "writing", "understanding or generation"),
-        ("prompts", (), "at least one"),
+        ("prompts", ("Report.", " "), "texts that are not empty"),
         ("caption_dropout", 1.5, "0 to 1"),
         ("rows", 0, "at least 1"),
         ("vit_images", 0, "at least 1 for the task understanding"),

@@ -5,11 +5,13 @@ import json
 import warnings
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 from toy import (
     CHECKPOINT,
+    DRAW,
     GOLDEN,
     PROMPTS,
     SMALL,
@@ -22,12 +24,13 @@ from toy import (
     tiny_pipe,
 )
 
-from unix_jax import UniXPipeline
+from unix_jax import UniXPipeline, transforms
 from unix_jax.errors import CheckpointError, ConfigError, ImageError, PromptError
 from unix_jax.inference import context as context_module
-from unix_jax.inference import decoding, drawing
+from unix_jax.inference import decoding, drawing, pipeline
 from unix_jax.inference import reports as reports_module
 from unix_jax.inference.decoding import decode_until
+from unix_jax.inference.drawing import ImageSettings
 from unix_jax.text import Tokenizer
 
 INFO = json.loads((GOLDEN / "golden.json").read_text())
@@ -294,6 +297,43 @@ def test_streaming_compiles_nothing_new():
         ({"renorm_min": float("nan")}, "renorm_min: expected"),
         ({"output_type": "jpg"}, "output_type: expected"),
         ({"guidance_interval": (0.1,)}, "guidance_interval: expected two times"),
+        ({"guidance_interval": (0.9, 0.4)}, "guidance_interval: expected two times"),
+        ({"guidance_interval": "ab"}, "guidance_interval: expected two times"),
+        ({"guidance_interval": 0.4}, "guidance_interval: expected two times"),
+        ({"guidance_interval": (0.4, float("nan"))}, r"guidance_interval\[1\]: expected a time"),
+        ({"guidance_interval": (-0.1, 1)}, r"guidance_interval\[0\]: expected a time"),
+        ({"guidance_interval": (0, 2.0)}, r"guidance_interval\[1\]: expected a time"),
+        ({"guidance_scale": float("nan")}, "guidance_scale: expected a finite number"),
+        ({"guidance_scale": float("inf")}, "guidance_scale: expected a finite number"),
+        ({"guidance_scale": 1e39}, "guidance_scale: expected a finite number"),
+        ({"guidance_scale": -1.0}, "guidance_scale: expected a finite number of at least 0"),
+        ({"guidance_scale": "2.0"}, "guidance_scale: expected a finite number .*found '2.0'"),
+        ({"guidance_scale": True}, "guidance_scale: expected a finite number .*found True"),
+        ({"guidance_scale": None}, "guidance_scale: expected a finite number .*found None"),
+        ({"guidance_scale": np.ones(2)}, "guidance_scale: expected a finite number"),
+        ({"image_guidance_scale": 2j}, "image_guidance_scale: expected a finite number"),
+        ({"guidance_scale": 1.0, "image_guidance_scale": 3.0}, "acts with text guidance only"),
+        ({"num_steps": 3.5}, "num_steps: expected an integer .*found 3.5"),
+        ({"num_steps": "3"}, "num_steps: expected an integer .*found '3'"),
+        ({"num_steps": True}, "num_steps: expected an integer .*found True"),
+        ({"num_steps": 10**12}, "num_steps: expected an integer from 2 to 100000"),
+        ({"height": 16.0}, "height: expected a positive multiple of 4, found 16.0"),
+        ({"renorm": None}, "renorm: expected one of"),
+        ({"timestep_shift": float("inf")}, "timestep_shift: expected a positive number"),
+        ({"initial_noise": np.full((15, 16), np.nan)}, "initial_noise: expected finite numbers"),
+        ({"initial_noise": np.ones((1, 15, 16)) * 1j}, "initial_noise: expected an array"),
+        ({"initial_noise": np.ones((14, 16))}, "initial_noise: expected shape"),
+        ({"initial_noise": np.ones((2, 15, 16))}, "initial_noise: expected shape"),
+        ({"initial_noise": "noise"}, "initial_noise: expected an array"),
+        ({"initial_noise": [[1.0], [1.0, 2.0]]}, "initial_noise: expected an array"),
+        ({"prompts": None}, "prompts: expected a text.*found None"),
+        ({"prompts": 3}, "prompts: expected a text.*found int"),
+        ({"prompts": {"a": 1}}, "prompts: expected a text.*found dict"),
+        ({"prompts": b"text"}, "prompts: expected a text.*found bytes"),
+        ({"prompts": [None]}, "expected a string or a sequence of token ids, found NoneType"),
+        ({"prompts": [True]}, r"prompt\[0\]: expected an integer token id, found True"),
+        ({"seed": "1"}, "seed: expected an integer"),
+        ({"seed": [[1], [2, 3]]}, "seed: expected one, or 1"),
         ({"timestep_shift": 0.0}, "timestep_shift: expected"),
         ({"timestep_shift": float("nan")}, "timestep_shift: expected"),
         ({"num_steps": 0}, "num_steps: expected"),
@@ -309,20 +349,45 @@ def test_streaming_compiles_nothing_new():
     ],
 )
 def test_bad_image_arguments(options, match):
+    given = DRAW | {"prompts": [PROMPTS[0]]} | options
     with pytest.raises(PromptError, match=match):
         draw(**({"prompts": [PROMPTS[0]]} | options))
+    if "output_type" in options:
+        return
+    # Streaming checks the same, and before its first item.
+    names = {field.name for field in dataclasses.fields(ImageSettings)}
+    settings = ImageSettings(**{k: v for k, v in given.items() if k in names})
+    others = {k: v for k, v in given.items() if k in ("prompts", "images", "initial_noise", "seed")}
+    with pytest.raises(PromptError, match=match):
+        small_pipe().stream_image(settings=settings, **others)
 
 
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"max_new_tokens": 0}, "max_new_tokens: expected at least 1"),
-        ({"max_new_tokens": 512}, "max_new_tokens: expected at most"),
-        ({"temperature": -0.1}, "temperature: expected at least 0"),
-        ({"temperature": float("nan")}, "temperature: expected at least 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens: expected an integer from 1 to 508"),
+        (
+            {"max_new_tokens": 512},
+            r"max_new_tokens: expected an integer from 1 to 508 \(512 positions\), found 512",
+        ),
+        ({"temperature": -0.1}, "temperature: expected a finite number of at least 0"),
+        ({"temperature": float("inf")}, "temperature: expected a finite number of at least 0"),
+        ({"temperature": "0"}, "temperature: expected a finite number of at least 0"),
+        ({"temperature": True}, "temperature: expected a finite number of at least 0"),
+        ({"max_new_tokens": 8.0}, "max_new_tokens: expected an integer"),
+        ({"max_new_tokens": None}, "max_new_tokens: expected an integer"),
+        ({"max_new_tokens": True}, "max_new_tokens: expected an integer"),
+        ({"top_p": float("nan")}, "top_p: expected a number in"),
+        ({"top_p": "0.9"}, "top_p: expected a number in"),
+        ({"resize": "crop"}, "resize: expected one of"),
+        ({"resize": None}, "resize: expected one of"),
+        ({"seed": None}, "seed: expected an integer"),
+        ({"seed": 2**32}, "seed: expected an integer from 0 to 4294967295"),
+        ({"seed": 1.5}, "seed: expected an integer"),
+        ({"temperature": float("nan")}, "temperature: expected a finite number of at least 0"),
         ({"top_p": 0.0}, "top_p: expected"),
         ({"top_p": 1.1}, "top_p: expected"),
-        ({"prompts": [[1], [2]]}, "prompts: expected one, or 1"),
+        ({"prompts": [[1], [2]]}, "prompts: expected one, or a list of 1"),
         ({"prompts": None}, "no tokenizer"),
         ({"prompts": [[0] * 499]}, "expected at most 498 tokens"),
         ({"seed": [0, 1]}, "seed: expected one, or 1"),
@@ -331,6 +396,11 @@ def test_bad_image_arguments(options, match):
 def test_bad_report_arguments(options, match):
     with pytest.raises(PromptError, match=match):
         small_pipe().generate_report_ids(pictures(1), **({"prompts": [[1]]} | WRITE | options))
+    if "no tokenizer" in match:
+        return
+    # Streaming checks the same, and before its first item.
+    with pytest.raises(PromptError, match=match):
+        small_writing_pipe().stream_report(pictures(1), **({"prompts": [[1]]} | WRITE | options))
 
 
 def test_interpolated_positions_allow_larger_images_and_extrapolated_do_not():
@@ -382,3 +452,56 @@ def test_every_kind_of_picture(tmp_path):
              array.astype(np.uint16) * 257]  # fmt: skip
     found = reports(kinds, [1, 2])
     assert all(row == found[0] for row in found)
+
+
+# ------------------------------------------------------------------------- forms of inputs
+
+
+def test_numbers_may_be_scalars_of_any_library():
+    base = draw(PROMPTS[:1], num_steps=3, guidance_scale=2.5, seed=4)
+    same = draw(
+        PROMPTS[:1],
+        num_steps=np.int64(3),
+        guidance_scale=jnp.float32(2.5),
+        guidance_interval=np.array([0.4, 1.0]),
+        height=jnp.asarray(12),
+        seed=jnp.asarray([4]),
+    )
+    np.testing.assert_array_equal(base, same)
+
+
+def test_a_generator_of_prompts_is_read_once():
+    base = draw(PROMPTS[:2])
+    np.testing.assert_array_equal(draw(prompt for prompt in PROMPTS[:2]), base)
+    images = pictures(2)
+    whole = reports(images, PROMPTS[:2])
+    assert reports(iter(images), iter(PROMPTS[:2])) == whole
+
+
+def test_image_guidance_of_texts_alone_is_stronger_text_guidance():
+    # v_0 + 1.5 * ((v_empty + 3 * (v - v_empty)) - v), with v in the place of v_0, is guidance of 4.
+    options = {"renorm_min": 1.0}
+    both = draw(PROMPTS[:2], guidance_scale=3.0, image_guidance_scale=1.5, **options)
+    close(both, draw(PROMPTS[:2], guidance_scale=4.0, **options))
+
+
+def test_squashed_and_letterboxed_images_are_told_apart():
+    wide = np.random.default_rng(0).integers(0, 256, (32, 96), dtype=np.uint8)
+    square = np.asarray(Image.fromarray(wide).convert("RGB").resize((32, 32), 3))
+    assert reports([wide], PROMPTS[:1], resize="squash") == reports([square], PROMPTS[:1])
+    pixels = transforms.to_model_image(Image.fromarray(wide), 32, "squash")
+    np.testing.assert_array_equal(
+        pixels, transforms.to_model_image(Image.fromarray(square), 32, "letterbox")
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", np.float32, np.dtype("float32"), jnp.float32,
+                                   "bfloat16", jnp.bfloat16, jnp.dtype("bfloat16")])  # fmt: skip
+def test_dtypes_in_any_form(dtype):
+    assert pipeline._dtype(dtype) == jnp.dtype(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bf16", np.int32, jnp.float16, None, 3, "x"])
+def test_other_dtypes_are_refused(dtype):
+    with pytest.raises(PromptError, match="dtype: expected 'bfloat16' or 'float32', found"):
+        UniXPipeline.from_pretrained(CHECKPOINT, dtype)

@@ -55,8 +55,7 @@ def test_no_guidance_at_a_scale_of_one_or_less():
     base = draw(PROMPTS[:2], guidance_scale=1.0)
     for options in (
         {"guidance_scale": 0.5},
-        {"guidance_scale": 1.0, "image_guidance_scale": 3.0},
-        {"guidance_scale": -2.0, "renorm_min": 1.0},
+        {"guidance_scale": 0.0, "image_guidance_scale": 1.0, "renorm_min": 1.0},
     ):
         np.testing.assert_array_equal(draw(PROMPTS[:2], **options), base)
     # An interval that no time falls into is no guidance either.
@@ -107,7 +106,7 @@ def test_kinds_of_output():
 def test_two_steps_are_one_evaluation():
     # The original counts grid points: 2 points give one step from noise to data.
     assert np.isfinite(draw(PROMPTS[:1], num_steps=2)).all()
-    with pytest.raises(PromptError, match="num_steps: expected at least 2"):
+    with pytest.raises(PromptError, match="num_steps: expected an integer from 2"):
         draw(PROMPTS[:1], num_steps=1)
 
 
@@ -176,7 +175,7 @@ def test_looks_are_estimates_of_the_image():
 
 
 def test_stream_image_refuses():
-    with pytest.raises(PromptError, match="every: expected at least 1, found 0"):
+    with pytest.raises(PromptError, match="every: expected an integer of at least 1, found 0"):
         next(tiny_pipe().stream_image("x", every=0))
     with pytest.raises(PromptError, match="height: expected a positive multiple"):
         next(tiny_pipe().stream_image("x", ImageSettings(height=1)))

@@ -139,8 +139,8 @@ def image_choices(
         guidance_scale=_number("Guidance", guidance, 1, 20),
         renorm=renorm,
     )
-    settings.check(config)
-    return ImageChoices(text.strip(), _whole("Seed", seed, 0, LARGEST_SEED), settings)
+    seed = _whole("Seed", seed, 0, LARGEST_SEED)
+    return ImageChoices(text.strip(), seed, settings.checked(config))
 
 
 def largest_side(config: UniXConfig) -> int:

@@ -17,7 +17,6 @@ from unix_jax.images import FORMATS, load_image
 from unix_jax.inference.drawing import ImageSettings
 from unix_jax.inference.pipeline import UniXPipeline
 from unix_jax.inference.sampling import RENORMS
-from unix_jax.text import DEFAULT_REPORT_PROMPT
 
 WARNING = (
     "Research software, not a medical device. Not for diagnosis or treatment; "
@@ -101,7 +100,8 @@ def _report_tab(gr: Any, actions: Actions) -> None:
             with gr.Accordion("Settings", open=False):
                 choices = [
                     gr.Textbox(
-                        label="Instruction", info="Empty: " + DEFAULT_REPORT_PROMPT, lines=2,
+                        label="Instruction", lines=2,
+                        info="Empty: " + actions.pipe.config.asked.default,
                         max_length=limits.prompt_letters,
                     ),
                     gr.Slider(

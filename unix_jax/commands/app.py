@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Literal
 
-from unix_jax.commands.options import require_least
+from unix_jax.commands.options import PathText, require_least
 
 
 @dataclasses.dataclass
@@ -17,7 +17,7 @@ class App:
     that has them in front before others can reach it.
     """
 
-    checkpoint: str | None = None
+    checkpoint: PathText | None = None
     """Converted checkpoint, or a directory in the published layout; the bundled nano model if
     absent."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"

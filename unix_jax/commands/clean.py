@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from unix_jax.commands.options import require_least
+from unix_jax.commands.options import PathText, require_least
 from unix_jax.errors import UniXError
 
 if TYPE_CHECKING:
@@ -31,9 +31,9 @@ _LEAST = {
 class Clean:
     """Clean radiology reports for training: by rules, or by a language model behind an endpoint."""
 
-    reports: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
+    reports: Annotated[PathText, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
     """JSON lines (.jsonl), .csv or .csv.gz, or a directory of .txt files."""
-    out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    out: Annotated[PathText, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """JSON lines to write; those set aside go to OUT.rejected.jsonl."""
     rules_only: bool = False
     """Rules without a language model; so it is without --endpoint."""
@@ -67,11 +67,11 @@ class Clean:
     """Most tokens of one answer; 0 leaves it to the server."""
     temperature: float | None = 0.0
     """Of the model; None leaves it to the server."""
-    rewrite_prompt: str = ""
+    rewrite_prompt: PathText = ""
     """File in the place of the package's prompt for rewriting."""
-    again_prompt: str = ""
+    again_prompt: PathText = ""
     """File in the place of the prompt that follows a refused rewrite."""
-    judge_prompt: str = ""
+    judge_prompt: PathText = ""
     """File in the place of the prompt for judging."""
 
     def run(self) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from unix_jax.commands.options import require_least
+from unix_jax.commands.options import PathText, SourceText, require_least
 from unix_jax.errors import UniXError
 
 if TYPE_CHECKING:
@@ -36,13 +36,13 @@ class _Resampled:
 class _OfReports(_Resampled):
     """What measures reports."""
 
-    chexbert: str | None = None
+    chexbert: PathText | None = None
     """chexbert.pth or its directory, with the vocabulary of bert-base-uncased beside it."""
     chexbert_cut: Literal["tokens", "characters"] = "tokens"
     """What CheXbert reads of a long report: 512 tokens, or 512 characters as the original."""
     radgraph: bool = False
     """Compute F1-RadGraph with the package radgraph."""
-    radgraph_path: str = "~/.cache/radgraph"
+    radgraph_path: PathText = "~/.cache/radgraph"
     """Directory that holds its unpacked model, radgraph/weights.th and the rest."""
 
     def _metrics(self) -> "ReportMetrics":
@@ -68,11 +68,11 @@ class _OfReports(_Resampled):
 class _OverData(_Resampled):
     """A model over a data set. A run that was stopped goes on when the command is repeated."""
 
-    checkpoint: str
+    checkpoint: PathText
     """Converted checkpoint, directory in the published layout, or directory of a training run."""
-    data: str
+    data: SourceText
     """KIND:PATH, for example manifest:DIR or mimic:DIR?reports=clean.jsonl&views=PA,AP."""
-    out: str
+    out: PathText
     """Directory of the results; begun anew or gone on with."""
     split: str = "test"
     """Records of this split; "" for all."""
@@ -139,7 +139,8 @@ class EvaluateReports(_OfReports, _OverData):
     """Write a report for each X-ray of a data set, and compare it with the record's own."""
 
     prompt: str = ""
-    """Instruction for every item; the record's own or the default one if empty."""
+    """Instruction for every item; if empty, the record's own, or the first of the
+    model's instructions for the sections that the reference has."""
     max_new_tokens: int = 500
     """Most tokens written for one report."""
 
@@ -194,9 +195,9 @@ class EvaluateImages(_OverData):
     """Text guidance; 1 turns it off."""
     seed: int = 0
     """With an item's number, gives the seed of its noise."""
-    rad_dino: str | None = None
+    rad_dino: PathText | None = None
     """Directory of RAD-DINO; without it, pictures are drawn and not measured."""
-    biovil_t: str | None = None
+    biovil_t: PathText | None = None
     """Directory of BioViL-T, for the alignment of picture and text."""
     shards: Literal[1, 4] = 1
     """1: figures of all pictures; 4: their mean over four contiguous shards, as published."""
@@ -261,11 +262,11 @@ class EvaluateImages(_OverData):
 class EvaluateScore(_OfReports):
     """Measure reports made elsewhere: .csv or .jsonl files, the original's results among them."""
 
-    predictions: str
+    predictions: PathText
     """File with the reports to measure."""
-    references: str | None = None
+    references: PathText | None = None
     """File with the reports to compare with; the same file if absent."""
-    out: str | None = None
+    out: PathText | None = None
     """Directory for results.json and report.html; only the table if absent."""
     prediction_field: str = ""
     """Column of the predictions; known names are tried if empty."""

@@ -29,6 +29,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from unix_jax.commands.options import PathText, SourceText
 from unix_jax.data.sources import open_source
 from unix_jax.errors import UniXError
 from unix_jax.images import MIN_SIDE
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 _ERRORS = Console(stderr=True)
 
-_Spec = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SPEC")]
+_Spec = Annotated[SourceText, tyro.conf.Positional, tyro.conf.arg(metavar="SPEC")]
 
 
 @dataclasses.dataclass
@@ -50,7 +51,7 @@ class Inspect:
     """For example manifest:examples/cxr; docs/data.md lists the kinds."""
     split: str | None = None
     """One split; all if absent or ""."""
-    tokenizer: str | None = None
+    tokenizer: PathText | None = None
     """Directory with tokenizer.json, to measure in tokens rather than words."""
     und_tokens: int | None = None
     """Tell how many samples fit a row of this number of tokens (data.und_tokens of training);
@@ -58,7 +59,7 @@ class Inspect:
     max_broken: float = 0.0
     """Fraction of rows that may be broken, or whose image file may be missing; with more the exit
     code is 1."""
-    out: str | None = None
+    out: PathText | None = None
     """PNG of the contact sheet."""
     images: int = 24
     """Pictures of the sheet, drawn at random."""
@@ -118,7 +119,7 @@ class Write:
 
     spec: _Spec
     """For example mimic:DIR?views=PA,AP; docs/data.md lists the kinds."""
-    out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    out: Annotated[PathText, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """A new directory."""
     split: str | None = None
     """One split; all if absent or ""."""
@@ -174,9 +175,9 @@ class Moments:
 
     spec: _Spec
     """For example manifest:examples/cxr; docs/data.md lists the kinds."""
-    out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    out: Annotated[PathText, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """A new directory."""
-    checkpoint: str
+    checkpoint: PathText
     """Whose autoencoder: a converted checkpoint, or a directory in the published layout."""
     split: str = "train"
     """Split of the source; "" for all records."""
@@ -305,14 +306,14 @@ _Command: Any = tyro.conf.OmitSubcommandPrefixes[  # type: ignore[misc]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
     warnings.showwarning = _one_line_warning
-    command: Inspect | Write | Moments = tyro.cli(
-        _Command,
-        prog="python -m unix_jax.data",
-        description="Look into a source of chest X-rays and reports, write it as ArrayRecord, or "
-        "write the autoencoder's moments of its pictures.",
-        args=None if arguments is None else list(arguments),
-    )
     try:
+        command: Inspect | Write | Moments = tyro.cli(
+            _Command,
+            prog="python -m unix_jax.data",
+            description="Look into a source of chest X-rays and reports, write it as ArrayRecord, "
+            "or write the autoencoder's moments of its pictures.",
+            args=None if arguments is None else list(arguments),
+        )
         command.run()
     except UniXError as error:
         _say(f"error: {error}", "red")

@@ -5,18 +5,9 @@ from typing import Literal
 
 from unix_jax.config import UniXConfig
 from unix_jax.errors import ConfigError
-from unix_jax.text import DEFAULT_REPORT_PROMPT
+from unix_jax.storage import local_path, source_text
 
 Task = Literal["understanding", "generation"]
-
-# Ours: the published prompts are not known. The first is the one that inference asks.
-REPORT_PROMPTS = (
-    DEFAULT_REPORT_PROMPT,
-    "Describe the findings of this chest X-ray and give an impression.",
-    "Write a report of this chest radiograph.",
-    "What does this chest X-ray show? Answer as a radiology report.",
-    "Read this chest X-ray and report the findings and the impression.",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +16,8 @@ class DataConfig:
 
     source, split: as `unix_jax.data.sources.open_source` reads them.
     task: what a record becomes: [ViT image, prompt, report] or [caption, noised VAE image].
-    prompts: one is drawn for each understanding sample whose record has no prompt of its own.
+    prompts: one is drawn for each understanding sample whose record has no prompt of its own,
+      whatever sections its report has; () draws from the model's instructions for these sections.
     caption_dropout: the share of generation samples that lose their text, bos and eos included.
 
     rows: packed rows of a global step; the processes share them evenly.
@@ -48,7 +40,7 @@ class DataConfig:
     source: str = ""
     split: str = "train"
     task: Task = "understanding"
-    prompts: tuple[str, ...] = REPORT_PROMPTS
+    prompts: tuple[str, ...] = ()
     caption_dropout: float = 0.1
 
     rows: int = 8
@@ -76,8 +68,11 @@ class DataConfig:
                 found = getattr(self, field)
                 raise ConfigError(f"data.{field}: expected {expected}, found {found!r}")
 
+        source_text(self.source, "data.source")
+        if self.moments is not None:
+            local_path(self.moments, "data.moments")
         require(self.task in ("understanding", "generation"), "task", "understanding or generation")
-        require(bool(self.prompts), "prompts", "at least one")
+        require(all(p.strip() for p in self.prompts), "prompts", "texts that are not empty")
         require(0 <= self.caption_dropout <= 1, "caption_dropout", "0 to 1")
         require(0 <= self.vae_padding <= 255, "vae_padding", "a gray level from 0 to 255")
         require(self.ce_weighting in ("token", "sqrt"), "ce_weighting", "token or sqrt")

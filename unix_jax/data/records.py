@@ -13,6 +13,7 @@ from PIL import Image
 
 from unix_jax.errors import DataError, ImageError
 from unix_jax.images import load_image
+from unix_jax.instructions import Instructions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +80,17 @@ def report_text(record: Record) -> str:
         return record.answer
     parts = (("FINDINGS", record.findings), ("IMPRESSION", record.impression))
     return " ".join(f"{heading}: {text}" for heading, text in parts if text)
+
+
+def instructions_for(record: Record, instructions: Instructions) -> tuple[str, ...]:
+    """What may be asked for the record's report: its own prompt, or those for its sections.
+
+    The sections are those of `report_text`; where an answer stands in their place they are what its
+    source found in it.
+    """
+    if record.prompt:
+        return (record.prompt,)
+    return instructions.fitting(record.findings, record.impression)
 
 
 def captions_of(record: Record) -> tuple[str, ...]:

@@ -15,8 +15,9 @@ from unix_jax.config import UniXConfig
 from unix_jax.data.config import DataConfig
 from unix_jax.data.moments import Moments
 from unix_jax.data.pictures import vae_pixels, vit_pixels
-from unix_jax.data.records import Record, RecordSource, captions_of, report_text
+from unix_jax.data.records import Record, RecordSource, captions_of, instructions_for, report_text
 from unix_jax.errors import UniXError
+from unix_jax.instructions import Instructions
 from unix_jax.layout import Split, TextSplit, VaeSplit, VitSplit, stream_lengths
 from unix_jax.text import Tokenizer, prompt_split
 
@@ -182,14 +183,18 @@ class RecordSamples(abc.ABC):
 class UnderstandingSamples(RecordSamples):
     """[ViT image, prompt, report], the loss on the report.
 
-    The prompt is the record's own, or drawn from `data.prompts`.
+    The prompt is the record's own, or drawn from `data.prompts`, or, where there are none, from the
+    model's instructions for the sections that the report has.
     """
 
     def __init__(
         self, records: RecordSource, tokenizer: Tokenizer, config: UniXConfig, data: DataConfig
     ) -> None:
         super().__init__(records, tokenizer, config, data)
-        self._prompt_lengths = [self._length(prompt) for prompt in data.prompts]
+        prompts = data.prompts
+        self._instructions = Instructions.same(prompts) if prompts else config.asked
+        lists = dataclasses.astuple(self._instructions)
+        self._prompt_lengths = {text: self._length(text) for texts in lists for text in texts}
 
     def _measure(self, index: int, record: Record) -> tuple[int, ...] | Skip:
         report = report_text(record)
@@ -197,19 +202,20 @@ class UnderstandingSamples(RecordSamples):
             return Skip("no_text")
         if record.image is None:
             return Skip("no_image")
-        own = (self._length(record.prompt),) if record.prompt else ()
-        return (self._length(report), *own)
+        prompts = instructions_for(record, self._instructions)
+        known = self._prompt_lengths
+        lengths = [known[p] if p in known else self._length(p) for p in prompts]
+        return (self._length(report), *lengths)
 
     def _cost(self, lengths: tuple[int, ...], numbers: Draw) -> Cost:
-        report, *own = lengths
-        prompts = own or self._prompt_lengths
+        report, *prompts = lengths
         prompt = prompts[_choose(numbers.prompt, len(prompts))]
         image = self._config.vision.num_patches + _BOUNDARIES
         return Cost(image + prompt + report + 2 * _BOS_EOS, 1, 0)
 
     def _build(self, index: int, record: Record, numbers: Draw) -> TrainingSample:
-        prompts = self._data.prompts
-        prompt = record.prompt or prompts[_choose(numbers.prompt, len(prompts))]
+        prompts = instructions_for(record, self._instructions)
+        prompt = prompts[_choose(numbers.prompt, len(prompts))]
         problems: list[str] = []
         return TrainingSample(
             record.key,

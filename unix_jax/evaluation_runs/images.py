@@ -26,7 +26,6 @@ from unix_jax.evaluation_runs.html_report import Case, images_page
 from unix_jax.evaluation_runs.journal import Entry, read_entries
 from unix_jax.evaluation_runs.results import CONFIDENCE, Figure, Results, write_page, write_results
 from unix_jax.evaluation_runs.run import Progress, Ready, Share, key_of, padded, run_items
-from unix_jax.flow import timestep_grid
 from unix_jax.gray_levels import gray_level_problem
 from unix_jax.images import load_image
 from unix_jax.inference.drawing import ImageSettings
@@ -61,9 +60,14 @@ def checked_drawing(settings: DrawingSettings, config: UniXConfig) -> DrawingSet
     Raises:
       PromptError: a setting that this model cannot draw with.
     """
-    asked = ImageSettings(settings.size, settings.size)
-    timestep_grid(settings.steps, settings.timestep_shift)
-    return dataclasses.replace(settings, size=asked.size(config)[0])
+    asked = ImageSettings(
+        settings.size,
+        settings.size,
+        settings.steps,
+        settings.timestep_shift,
+        settings.guidance_scale,
+    ).checked(config)
+    return dataclasses.replace(settings, size=asked.height)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from unix_jax.data.records import RecordSource, record_image, report_text
+from unix_jax.data.records import RecordSource, instructions_for, record_image, report_text
 from unix_jax.errors import ImageWarning, UniXError
 from unix_jax.evaluation_runs import paper
 from unix_jax.evaluation_runs.html_report import Case, reports_page
@@ -20,7 +20,6 @@ from unix_jax.evaluation_runs.score import ReportMetrics, ReportScores, score_re
 from unix_jax.files import atomic_write
 from unix_jax.gray_levels import gray_level_problem
 from unix_jax.inference.pipeline import UniXPipeline
-from unix_jax.text import DEFAULT_REPORT_PROMPT
 
 # Shown on the page, of the worst and of the best.
 _CASES = 6
@@ -30,7 +29,8 @@ _CASES = 6
 class ReportSettings:
     """How reports are written: greedily, at most so many tokens.
 
-    prompt: for every item; "" takes the record's own, or the default one.
+    prompt: for every item; "" takes the record's own, or the first of the model's instructions for
+      the sections of the reference.
     """
 
     prompt: str = ""
@@ -67,7 +67,7 @@ def write_reports(
 
     def prepare(index: int) -> tuple[str, _Question]:
         record = source[index]
-        prompt = settings.prompt or record.prompt or DEFAULT_REPORT_PROMPT
+        prompt = settings.prompt or instructions_for(record, pipe.config.asked)[0]
         image = record_image(record)
         warning = gray_level_problem(image)
         return record.key, _Question(image, prompt, report_text(record), warning)
@@ -83,7 +83,11 @@ def write_reports(
                 settings.max_new_tokens,
             )
         return [
-            {"prediction": report, "reference": item.input.reference}
+            {
+                "prediction": report,
+                "reference": item.input.reference,
+                "prompt": item.input.prompt,
+            }
             | ({"warning": item.input.warning} if item.input.warning else {})
             for item, report in zip(ready, reports, strict=False)  # less the padding
         ]

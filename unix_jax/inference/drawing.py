@@ -14,8 +14,22 @@ from jaxtyping import Array, Float
 
 from unix_jax import flow, sharding
 from unix_jax.config import UniXConfig
+from unix_jax.errors import PromptError
 from unix_jax.inference.context import finite_rows, image_context, require_finite
-from unix_jax.inference.inputs import Images, Prompts, image_list, prompt_list, require, row_keys
+from unix_jax.inference.inputs import (
+    TINY,
+    Images,
+    Prompts,
+    choice,
+    image_list,
+    interval,
+    noise_array,
+    number,
+    prompt_list,
+    require,
+    row_keys,
+    whole,
+)
 from unix_jax.inference.loaded import LoadedModel
 from unix_jax.inference.sampling import RENORMS, Guidance, Renorm, sample_latents
 from unix_jax.models.embeddings import patchify, unpatchify
@@ -23,6 +37,7 @@ from unix_jax.transforms import to_model_image, to_vae_image
 
 # Numbers of steps up to 63, up to 127 and so on share a compiled program.
 _GRID_MULTIPLE = 64
+_MOST_STEPS = 100_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,22 +63,44 @@ class ImageSettings:
         side = config.latent_downsample
         largest = config.max_latent_size * side
         default = min(512 // side * side or side, largest)
-        height, width = (default if x is None else x for x in (self.height, self.width))
-        for name, value in (("height", height), ("width", width)):
-            require(
-                value >= side and value % side == 0, name, f"a positive multiple of {side}", value
-            )
+        sides, multiple = [], f"a positive multiple of {side}"
+        for name, given in (("height", self.height), ("width", self.width)):
+            value = default if given is None else whole(name, given, side, None, multiple)
+            sides.append(value)
+            require(value % side == 0, name, multiple, value)
             if not config.interpolate_pos:
                 require(value <= largest, name, f"at most {largest} (position table)", value)
-        return height, width
+        return sides[0], sides[1]
 
-    def check(self, config: UniXConfig) -> None:
-        """Raises PromptError for a setting that this model cannot follow."""
-        self.size(config)
-        require(self.renorm in RENORMS, "renorm", f"one of {RENORMS}", self.renorm)
-        require(0 <= self.renorm_min <= 1, "renorm_min", "a number in [0, 1]", self.renorm_min)
-        interval = self.guidance_interval
-        require(len(interval) == 2, "guidance_interval", "two times", interval)
+    def checked(self, config: UniXConfig) -> "ImageSettings":
+        """The same settings as plain numbers.
+
+        Raises:
+          PromptError: a setting that is no finite number of its kind, that this model cannot
+            follow, or that would have no effect.
+        """
+        height, width = self.size(config)
+        choice("renorm", self.renorm, RENORMS)
+        text, image = (
+            number(name, getattr(self, name), "a finite number of at least 0", 0)
+            for name in ("guidance_scale", "image_guidance_scale")
+        )
+        if text <= 1 < image:
+            raise PromptError(
+                "image_guidance_scale: expected at most 1 without text guidance "
+                f"(guidance_scale {text:g}), found {image:g}: it acts with text guidance only"
+            )
+        return ImageSettings(
+            height,
+            width,
+            whole("num_steps", self.num_steps, 2, _MOST_STEPS),
+            number("timestep_shift", self.timestep_shift, "a positive number", TINY),
+            text,
+            image,
+            interval("guidance_interval", self.guidance_interval),
+            self.renorm,
+            number("renorm_min", self.renorm_min, "a number in [0, 1]", 0, 1),
+        )
 
     @property
     def guided(self) -> bool:
@@ -125,11 +162,13 @@ def draw_latents(
     Rows whose condition images differ in their grid run one group after the other; `total`
     counts the steps of all groups. Rows that wait still hold noise.
 
+    Arguments are checked by the call itself, before the first item is asked for.
+
     Raises:
       NonFiniteError: contexts or latents that are NaN or infinite.
     """
     config = loaded.config
-    settings.check(config)
+    settings = settings.checked(config)
     height, width = settings.size(config)
     if images is not None:
         loaded.require_vae()
@@ -139,12 +178,25 @@ def draw_latents(
     texts = loaded.encode_prompts(found, rows, config.decoder.max_position_embeddings - 2)
     size = latent_size(config, settings)
     latents = np.array(_noise(config, initial_noise, row_keys(seed, rows), rows, size))
-    estimate = latents.copy()
     groups = (
         [_Rows(list(range(rows)), texts)]
         if images is None
         else _conditioned(loaded, texts, images, max(height, width))
     )
+    return _run(loaded, groups, latents, times, settings, size, stride)
+
+
+def _run(
+    loaded: LoadedModel,
+    groups: Sequence[_Rows],
+    latents: np.ndarray,
+    times: np.ndarray,
+    settings: ImageSettings,
+    size: tuple[int, int],
+    stride: int | None,
+) -> Iterator[LatentStep]:
+    """The steps of all groups, from the noise in `latents`."""
+    estimate = latents.copy()
     evaluations = len(times) - 1
     total = evaluations * len(groups)
     for i, group in enumerate(groups):
@@ -286,7 +338,4 @@ def _noise(
     shape = (size[0] * size[1], config.latent_channels)
     if given is None:
         return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
-    noise = jnp.asarray(given, jnp.float32)
-    noise = noise[None] if noise.ndim == 2 else noise
-    require(noise.shape == (rows, *shape), "initial_noise", f"shape {(rows, *shape)}", noise.shape)
-    return noise
+    return jnp.asarray(noise_array("initial_noise", given, (rows, *shape)))

@@ -1,7 +1,12 @@
-"""What callers may pass to the pipeline, brought into one form: a list with an item a row."""
+"""What callers may pass to the pipeline, checked and brought into one form: a list, an item a row.
 
-from collections.abc import Sequence
-from pathlib import Path
+The pipeline's functions share these checks, so that each refuses the same values in the same words.
+"""
+
+import math
+import operator
+import os
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import jax
@@ -9,57 +14,282 @@ import numpy as np
 from jaxtyping import Array
 from PIL import Image
 
-from unix_jax.errors import PromptError
+from unix_jax.errors import ImageError, PromptError
 from unix_jax.gray_levels import warn_of_gray_levels
-from unix_jax.images import ImageSource, image_name, load_image
+from unix_jax.images import ImageSource, load_image
+from unix_jax.storage import local_path
 
-Images = ImageSource | Sequence[ImageSource]
-Prompts = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
+Images = ImageSource | Iterable[ImageSource]
+Prompts = str | Iterable[str] | Iterable[int] | Iterable[Sequence[int]]
+
+_CHANNELS = (1, 3, 4)
+_SHAPES = (
+    "[H, W], [H, W, C] or [C, H, W] for one image, [B, H, W, C] or [B, C, H, W] for a batch, "
+    "with C of 1, 3 or 4"
+)
+_IMAGES = "a path, the bytes of a file, a PIL image or an array, or several of them"
+
+
+# --- images ------------------------------------------------------------------------------------
 
 
 def image_list(images: Images) -> list[Image.Image]:
-    """Loaded pictures; a single path, picture or array [H, W(, C)] counts as one row.
+    """Loaded images, one a row.
+
+    One row: a path, the bytes of a file (`bytes`, `bytearray`, `memoryview`), a PIL image, or an
+    array or tensor (NumPy, JAX, torch, anything with `__array__` or `__dlpack__`) of [H, W],
+    [H, W, C] or [C, H, W]. Several rows: an array or tensor of [B, H, W, C] or [B, C, H, W], as
+    diffusers takes it, or a list, tuple, generator or other ordered iterable of single images.
 
     An `ImageWarning` names each that is nearly black, nearly white or nearly constant.
 
     Raises:
-      ImageError: one of them cannot be read.
-      PromptError: there are none.
+      ImageError: one of them cannot be read or has another shape.
+      PromptError: there are none, or what was passed is none of these.
     """
-    single = isinstance(images, str | Path | bytes | Image.Image)
-    if isinstance(images, np.ndarray):
-        single = images.ndim < 4
-    sources: Sequence[Any] = [images] if single else list(images)  # type: ignore[arg-type]
+    if _is_single(images):
+        return [_load(images, "images")]
+    if _is_array(images):
+        values = _as_numpy(images, "images")
+        if values.ndim == 1 and values.dtype.kind in "OUS":
+            sources = values.tolist()  # of paths, such as a column of a table
+        elif values.ndim == 4:
+            sources = list(values)
+        else:
+            return [_load(values, "images")]
+    else:
+        sources = _items(images, "images", _IMAGES)
     if not sources:
         raise PromptError("images: expected at least one, found none")
-    pictures = [load_image(source) for source in sources]
-    for index, (source, picture) in enumerate(zip(sources, pictures, strict=True)):
-        name = image_name(source)
-        warn_of_gray_levels(picture, name if hasattr(picture, "filename") else f"{name} {index}")
-    return pictures
+    return [_load(source, f"images[{i}]") for i, source in enumerate(sources)]
+
+
+def _is_single(images: Any) -> bool:
+    kinds = str | os.PathLike | bytes | bytearray | memoryview | Image.Image
+    return isinstance(images, kinds)
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "__array__") or hasattr(value, "__dlpack__")
+
+
+def _load(source: Any, argument: str) -> Image.Image:
+    """One image, with a warning where it shows next to nothing. `argument` names it in messages
+    where it has no name of its own.
+    """
+    image = _read(source, argument)
+    warn_of_gray_levels(image, str(getattr(image, "filename", "") or argument))
+    return image
+
+
+def _read(source: Any, argument: str) -> Image.Image:
+    """One image. Errors of what has no name of its own are preceded by `argument`."""
+    if isinstance(source, str | os.PathLike):
+        path = local_path(source, argument)
+        return load_image(source if isinstance(source, str) else path)
+    if not _is_single(source):
+        if not _is_array(source):
+            raise ImageError(f"{argument}: expected {_IMAGES}, found {_named(source)}")
+        source = _channels_last(_as_numpy(source, argument), argument)
+    try:
+        return load_image(source)
+    except ImageError as error:
+        raise ImageError(f"{argument}: {error}") from error
+
+
+def _as_numpy(value: Any, argument: str) -> np.ndarray:
+    """Any array or tensor on the host; a tensor of torch without its gradient."""
+    for method in ("detach", "cpu"):
+        if callable(getattr(value, method, None)):
+            value = getattr(value, method)()
+    try:
+        if _type_of(value) == "bfloat16":  # not known to NumPy
+            value = value.float() if hasattr(value, "float") else value.astype(np.float32)
+        return np.asarray(value) if hasattr(value, "__array__") else np.from_dlpack(value)
+    except Exception as error:  # whatever a foreign library raises
+        detail = " ".join(str(error).split())[:200]
+        raise ImageError(
+            f"{argument}: expected an array that NumPy can read, found {_named(value)}: {detail}"
+        ) from error
+
+
+def _type_of(value: Any) -> str:
+    """The name of an array's element type, of any library; "" for what is no array."""
+    return str(getattr(value, "dtype", "")).removeprefix("torch.")
+
+
+def _channels_last(values: np.ndarray, argument: str) -> np.ndarray:
+    """[H, W] or [H, W, C]. An image has at least 16 pixels a side: no shape is ambiguous."""
+    if values.ndim == 2 or (values.ndim == 3 and values.shape[2] in _CHANNELS):
+        return values
+    if values.ndim == 3 and values.shape[0] in _CHANNELS:
+        return values.transpose(1, 2, 0)
+    raise ImageError(f"{argument}: expected shape {_SHAPES}, found {list(values.shape)}")
+
+
+def _items(values: Any, argument: str, expected: str) -> list[Any]:
+    """The items of an ordered iterable, read once."""
+    refused = isinstance(values, Mapping | Set) or hasattr(values, "read")
+    if refused or not isinstance(values, Iterable):
+        raise PromptError(f"{argument}: expected {expected}, found {_named(values)}")
+    return list(values)
+
+
+def _named(value: Any) -> str:
+    return "None" if value is None else type(value).__name__
+
+
+# --- prompts -----------------------------------------------------------------------------------
 
 
 def prompt_list(prompts: Prompts, rows: int | None = None) -> list[Any]:
     """One prompt a row: strings or lists of ids. A single one serves all `rows`.
 
+    Args:
+      prompts: a text, or token ids, for all rows; or an ordered iterable (a list, a generator, an
+        array) of them, one a row. An iterable is read once.
+      rows: their number, where it is known.
+
     Raises:
-      PromptError: none, or another number than `rows`.
+      PromptError: none, another number than `rows`, or what is no text and no ids.
     """
-    if isinstance(prompts, np.ndarray):
-        prompts = prompts.tolist()
-    single = isinstance(prompts, str) or (
-        len(prompts) > 0 and all(isinstance(p, int | np.integer) for p in prompts)
-    )
-    if single:
+    expected = "a text, token ids, or several of them"
+    if isinstance(prompts, str):
         return [prompts] * (1 if rows is None else rows)
-    found = list(prompts)
+    if isinstance(prompts, bytes | bytearray | memoryview):
+        raise PromptError(f"prompts: expected {expected}, found {_named(prompts)}")
+    found = [_plain(p) for p in _sequence(prompts, "prompts", expected)]
+    if found and all(isinstance(p, int | np.integer) for p in found):
+        return [found] * (1 if rows is None else rows)
     if not found or (rows is not None and len(found) != rows):
-        expected = "at least one" if rows is None else f"one, or {rows} (one an image)"
-        raise PromptError(f"prompts: expected {expected}, found {len(found)}")
+        count = "at least one" if rows is None else f"one, or a list of {rows} (one per image)"
+        raise PromptError(f"prompts: expected {count}, found {len(found)}")
     return found
 
 
-def row_keys(seed: int | Sequence[int], rows: int) -> Array:
+def _sequence(values: Any, argument: str, expected: str) -> list[Any]:
+    """The items of an array or an iterable."""
+    if not _is_array(values):
+        return _items(values, argument, expected)
+    try:
+        listed = _as_numpy(values, argument).tolist()
+    except ImageError as error:
+        raise PromptError(str(error)) from error
+    if not isinstance(listed, list):
+        raise PromptError(f"{argument}: expected {expected}, found {listed!r:.40}")
+    return listed
+
+
+def _plain(prompt: Any) -> Any:
+    """An array or tensor of ids as a list."""
+    if isinstance(prompt, str | np.generic) or not _is_array(prompt):
+        return prompt
+    return _sequence(prompt, "prompts", "token ids") if np.ndim(prompt) else prompt
+
+
+# --- numbers -----------------------------------------------------------------------------------
+
+
+# The smallest positive number of the model's arithmetic.
+TINY = float(np.finfo(np.float32).tiny)
+
+
+def whole(argument: str, value: Any, low: int, high: int | None = None, expected: str = "") -> int:
+    """An integer from `low` to `high`; `expected` replaces these bounds in the error.
+
+    Raises:
+      PromptError: another type (a bool, a text, 3.0) or an integer out of range.
+    """
+    bounds = f"of at least {low}" if high is None else f"from {low} to {high}"
+    expected = expected or f"an integer {bounds}"
+    try:
+        if _is_bool(value) or getattr(value, "ndim", 0) != 0:
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise PromptError(f"{argument}: expected {expected}, found {value!r:.60}") from None
+    require(number >= low and (high is None or number <= high), argument, expected, number)
+    return number
+
+
+def number(argument: str, value: Any, expected: str, low: float, high: float = math.inf) -> float:
+    """A finite number from `low` to `high`, also as a scalar of NumPy, JAX or torch.
+
+    `expected` says the range in the error.
+
+    Raises:
+      PromptError: another type (a bool, a text), NaN, infinity as float32, or out of range.
+    """
+    try:
+        if _is_bool(value) or isinstance(value, str | bytes | bytearray | complex):
+            raise TypeError
+        if getattr(value, "ndim", 0) or "complex" in _type_of(value):
+            raise TypeError
+        found = float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise PromptError(f"{argument}: expected {expected}, found {value!r:.60}") from None
+    # The model computes in float32, whose largest number is about 3.4e38.
+    holds = math.isfinite(found) and abs(found) <= float(np.finfo(np.float32).max)
+    require(holds and low <= found <= high, argument, expected, value)
+    return found
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool) or _type_of(value) == "bool"
+
+
+def interval(argument: str, value: Any) -> tuple[float, float]:
+    """(low, high] of times, 0 <= low <= high <= 1; equal ones hold no time.
+
+    Raises:
+      PromptError: no pair, a number out of [0, 1], or the larger one first.
+    """
+    expected = "two times (low, high) in [0, 1], the smaller one first"
+    if isinstance(value, str | bytes):
+        raise PromptError(f"{argument}: expected {expected}, found {value!r:.60}")
+    times = _sequence(value, argument, expected)
+    require(len(times) == 2, argument, expected, value)
+    low, high = (number(f"{argument}[{i}]", t, "a time in [0, 1]", 0, 1) for i, t in
+                 enumerate(times))  # fmt: skip
+    require(low <= high, argument, expected, value)
+    return low, high
+
+
+def choice(argument: str, value: Any, among: Sequence[str]) -> None:
+    """Raises PromptError unless `value` is one of the words."""
+    require(isinstance(value, str) and value in among, argument, f"one of {tuple(among)}", value)
+
+
+def noise_array(argument: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Finite float32 noise [B, G, C]; [G, C] where B is 1.
+
+    Raises:
+      PromptError: no array of real numbers, another shape, NaN or infinity.
+    """
+    expected = f"an array of shape {shape} of finite numbers"
+    try:
+        found = _as_numpy(value, argument) if _is_array(value) else np.asarray(value)
+        if found.dtype.kind not in "fiu":
+            raise TypeError
+        found = found.astype(np.float32)
+    except (TypeError, ValueError, ImageError):
+        raise PromptError(f"{argument}: expected {expected}, found {_described(value)}") from None
+    found = found[None] if found.ndim == 2 else found
+    require(found.shape == shape, argument, f"shape {shape}", found.shape)
+    bad = int(np.size(found) - np.count_nonzero(np.isfinite(found)))
+    if bad:
+        raise PromptError(
+            f"{argument}: expected finite numbers, found NaN or infinity in {bad} of {found.size}"
+        )
+    return found
+
+
+def _described(value: Any) -> str:
+    dtype = getattr(value, "dtype", None)
+    return _named(value) if dtype is None else f"{_named(value)} of {dtype}"
+
+
+def row_keys(seed: int | Iterable[int], rows: int) -> Array:
     """One random key a row, from its own seed alone: the row's place in the batch is not used.
 
     An int serves every row (equal inputs then give equal outputs); a sequence gives each its own.
@@ -67,18 +297,19 @@ def row_keys(seed: int | Sequence[int], rows: int) -> Array:
     Raises:
       PromptError: a seed that is no integer in [0, 2**32), or another number of seeds.
     """
-    seeds: list[Any] = [seed] * rows if np.ndim(seed) == 0 else list(seed)  # type: ignore[arg-type]
-    if len(seeds) != rows:
-        raise PromptError(f"seed: expected one, or {rows} (one a row), found {len(seeds)}")
-    for value in seeds:
-        if isinstance(value, bool) or not isinstance(value, int | np.integer):
-            raise PromptError(f"seed: expected an integer, found {value!r}")
-        if not 0 <= value < 2**32:
-            raise PromptError(f"seed: expected 0 to {2**32 - 1}, found {value}")
-    return jax.vmap(jax.random.key)(np.asarray(seeds, np.uint32))
+    expected = f"an integer from 0 to {2**32 - 1}, or {rows} of them"
+    several = isinstance(seed, Iterable) and not isinstance(seed, str | bytes)
+    if several and getattr(seed, "ndim", None) != 0:
+        seeds = _sequence(seed, "seed", expected)
+        if len(seeds) != rows:
+            raise PromptError(f"seed: expected one, or {rows} (one a row), found {len(seeds)}")
+    else:
+        seeds = [seed] * rows
+    checked = [whole("seed", value, 0, 2**32 - 1) for value in seeds]
+    return jax.vmap(jax.random.key)(np.asarray(checked, np.uint32))
 
 
 def require(condition: bool, argument: str, expected: str, found: Any) -> None:
     """Raises PromptError unless `condition` holds."""
     if not condition:
-        raise PromptError(f"{argument}: expected {expected}, found {found!r}")
+        raise PromptError(f"{argument}: expected {expected}, found {found!r:.60}")

@@ -5,6 +5,7 @@ Letters: B rows, G latent tokens, C numbers in a latent token.
 
 import dataclasses
 import os
+import typing
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, Self
 
@@ -17,17 +18,19 @@ from PIL import Image
 
 from unix_jax import sharding
 from unix_jax.config import UniXConfig
+from unix_jax.errors import PromptError
 from unix_jax.inference.compilation import enable_compilation_cache
 from unix_jax.inference.drawing import ImageSettings, decode_latents, draw_latents, latent_size
-from unix_jax.inference.inputs import Images, Prompts, require
+from unix_jax.inference.inputs import Images, Prompts, choice, require, whole
 from unix_jax.inference.loaded import LoadedModel
 from unix_jax.inference.reports import decode_reports, last_rows, stream_text
 from unix_jax.inference.sampling import Renorm
 from unix_jax.models.autoencoder import param_shapes as vae_param_shapes
 from unix_jax.models.unix import UniX, param_shapes, unroll_params
 from unix_jax.run_export import resolve_checkpoint
+from unix_jax.storage import local_path
 from unix_jax.text import Tokenizer
-from unix_jax.transforms import to_gray_pil
+from unix_jax.transforms import Resize, to_gray_pil
 
 OutputType = Literal["pil", "np", "latent"]
 Progress = Callable[[int, int], None]
@@ -112,7 +115,7 @@ class UniXPipeline:
     def from_pretrained(
         cls,
         path: str | os.PathLike[str],
-        dtype: str = "bfloat16",
+        dtype: Any = "bfloat16",
         mesh: Mesh | None = None,
         *,
         double_bos: bool | None = None,
@@ -123,7 +126,8 @@ class UniXPipeline:
 
         Args:
           path: the directory; of a training run, its export is meant.
-          dtype: `bfloat16` or `float32`, of the parameters and of the computation. A CPU uses
+          dtype: `bfloat16` or `float32`, of the parameters and of the computation, as a text, a
+            NumPy dtype or a type such as `jnp.bfloat16`. A CPU uses
             float32 whatever is asked: XLA would keep a float32 copy beside bfloat16 weights.
             The autoencoder stays float32 everywhere.
           mesh: devices to share the work, see `unix_jax.sharding.make_mesh`; None uses one.
@@ -134,12 +138,17 @@ class UniXPipeline:
         Raises:
           CheckpointError, ConfigError: files that are missing, broken, changed since they were
             written, or do not fit each other; weights that are not finite.
+          StorageError: a URL, or no path.
           PromptError: another dtype.
         """
         # The table of published keys lives in `convert`, which stands above this package.
         from convert.load import load_model
 
-        require(dtype in ("bfloat16", "float32"), "dtype", "'bfloat16' or 'float32'", dtype)
+        used = _dtype(dtype)
+        path = local_path(path)
+        require(
+            double_bos is None or isinstance(double_bos, bool), "double_bos", "a bool", double_bos
+        )
         if compilation_cache:
             enable_compilation_cache()
 
@@ -153,7 +162,7 @@ class UniXPipeline:
             )
 
         path = resolve_checkpoint(path)
-        used = jnp.float32 if jax.default_backend() == "cpu" else jnp.dtype(dtype)
+        used = jnp.dtype(jnp.float32) if jax.default_backend() == "cpu" else used
         config, params, vae_params = load_model(
             path,
             dtype=used,
@@ -178,16 +187,23 @@ class UniXPipeline:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int | Sequence[int] = 0,
+        resize: Resize = "letterbox",
     ) -> list[str]:
         """Writes one report for each image.
 
         Args:
-          images: paths, PIL pictures, arrays, or bytes of files; letterboxed to the ViT's size.
-          prompts: None (one default prompt), one for all, or one for each image; strings or ids.
-          max_new_tokens: at most so many tokens are written.
+          images: one image, or an iterable of several: paths, bytes of files, PIL images, arrays
+            or tensors. An array of up to three dimensions is one image, [H, W], [H, W, C] or
+            [C, H, W]; one of four dimensions is a batch, [B, H, W, C] or [B, C, H, W], as in
+            diffusers. uint8, uint16, or floats in [0, 1].
+          prompts: None (the model's own default, see `UniXConfig.instructions`), one for all, or
+            one for each image; strings or ids, in any iterable.
+          max_new_tokens: largest number of new tokens.
           temperature: 0 decodes greedily.
           top_p: mass of the nucleus that is sampled from, in (0, 1].
           seed: of the sampling; an int for all rows, or one for each.
+          resize: how an image becomes the ViT's square: `letterbox` (shrunk, never enlarged,
+            centred on white, as in the original's evaluation) or `squash` (its web demo).
 
         Returns:
           The reports. A row's report does not depend on the other rows.
@@ -198,7 +214,9 @@ class UniXPipeline:
           CheckpointError: the checkpoint has no tokenizer; see `generate_report_ids`.
         """
         tokenizer = self.loaded.require_tokenizer()
-        ids = self.generate_report_ids(images, prompts, max_new_tokens, temperature, top_p, seed)
+        ids = self.generate_report_ids(
+            images, prompts, max_new_tokens, temperature, top_p, seed, resize
+        )
         return [tokenizer.decode(row) for row in ids]
 
     def generate_report_ids(
@@ -209,10 +227,11 @@ class UniXPipeline:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int | Sequence[int] = 0,
+        resize: Resize = "letterbox",
     ) -> list[list[int]]:
         """As `generate_report`, giving token ids without bos and eos."""
         states = decode_reports(
-            self.loaded, images, prompts, max_new_tokens, temperature, top_p, seed, stride=None
+            self.loaded, images, prompts, max_new_tokens, temperature, top_p, seed, None, resize
         )
         return last_rows(states, self.config.special_tokens.eos)
 
@@ -224,14 +243,17 @@ class UniXPipeline:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int | Sequence[int] = 0,
+        resize: Resize = "letterbox",
     ) -> Iterator[list[str]]:
         """As `generate_report`, token by token: each item has the new text of every row.
+
+        Errors are raised by the call itself, before the first item.
 
         The pieces of a row, joined, are its report.
         """
         tokenizer = self.loaded.require_tokenizer()
         states = decode_reports(
-            self.loaded, images, prompts, max_new_tokens, temperature, top_p, seed, stride=1
+            self.loaded, images, prompts, max_new_tokens, temperature, top_p, seed, 1, resize
         )
         return stream_text(tokenizer, states)
 
@@ -264,12 +286,15 @@ class UniXPipeline:
           num_steps: points of the time grid, so num_steps - 1 Euler steps, as in the original.
           timestep_shift: above 1 spends more steps near noise.
           guidance_scale: text guidance; 1 or less turns guidance off.
-          image_guidance_scale: image guidance, with text guidance only; 1 or less turns it off.
-          guidance_interval: guidance acts for times in (low, high].
+          image_guidance_scale: image guidance; 1 or less turns it off, above 1 it needs text
+            guidance. Without a condition image it strengthens the text guidance to
+            1 + image_guidance_scale * (guidance_scale - 1), as in the original.
+          guidance_interval: guidance acts for times in (low, high], 0 <= low <= high <= 1.
           renorm: `global` (over an image), `channel` (per token) or `text_channel` (per token,
             after the text step only).
           renorm_min: lower bound of the renormalisation factor, in [0, 1].
-          images: condition images, one a prompt, seen by the autoencoder and the ViT.
+          images: condition images, one a prompt or one for all, in any form that
+            `generate_report` takes; seen by the autoencoder and the ViT.
           initial_noise: x at t = 1, [B, G, C] or [G, C] for one row; overrides `seed`.
           seed: an int for all rows (equal prompts give equal images), or one for each.
           output_type: `pil` (list of PIL pictures of mode L: the mean of the decoded channels),
@@ -282,8 +307,8 @@ class UniXPipeline:
           NonFiniteError: the model computed NaN or infinite numbers; no result is returned.
           CheckpointError: the checkpoint has no autoencoder, and pixels are needed.
         """
-        require(output_type in ("pil", "np", "latent"), "output_type", "pil, np or latent",
-                output_type)  # fmt: skip
+        choice("output_type", output_type, typing.get_args(OutputType))
+        require(progress is None or callable(progress), "progress", "a function", progress)
         if output_type != "latent":
             self.loaded.require_vae()
         settings = ImageSettings(
@@ -329,12 +354,30 @@ class UniXPipeline:
           `generate_image` gives them.
 
         Raises:
-          ImageError, PromptError, CheckpointError: as `generate_image`, at the first item.
+          ImageError, PromptError, CheckpointError: as `generate_image`, by the call itself.
         """
-        require(every >= 1, "every", "at least 1", every)
+        every = whole("every", every, 1)
         self.loaded.require_vae()
-        settings = settings or ImageSettings()
+        settings = ImageSettings() if settings is None else settings
+        require(isinstance(settings, ImageSettings), "settings", "ImageSettings", settings)
+        steps = draw_latents(self.loaded, prompts, settings, images, initial_noise, seed, every)
         size = latent_size(self.config, settings)
-        for at in draw_latents(self.loaded, prompts, settings, images, initial_noise, seed, every):
-            pixels = decode_latents(self.loaded, at.estimate, size)
-            yield ImageStep(at.step, at.total, [to_gray_pil(p) for p in pixels])
+        return (
+            ImageStep(
+                at.step,
+                at.total,
+                [to_gray_pil(p) for p in decode_latents(self.loaded, at.estimate, size)],
+            )
+            for at in steps
+        )
+
+
+def _dtype(given: Any) -> np.dtype:
+    """Raises PromptError for a floating type that the model is not computed in."""
+    try:
+        found = jnp.dtype(given)
+    except TypeError:
+        found = None
+    if given is None or found not in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)):
+        raise PromptError(f"dtype: expected 'bfloat16' or 'float32', found {given!r:.60}")
+    return found

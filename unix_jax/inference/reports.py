@@ -4,6 +4,7 @@ Letters: B rows, M tokens so far.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,11 +12,20 @@ import numpy as np
 from unix_jax import sharding
 from unix_jax.inference import decoding
 from unix_jax.inference.context import as_batch, bucket, finite_rows, prefill, require_finite
-from unix_jax.inference.inputs import Images, Prompts, image_list, require, row_keys
+from unix_jax.inference.inputs import (
+    TINY,
+    Images,
+    Prompts,
+    choice,
+    image_list,
+    number,
+    row_keys,
+    whole,
+)
 from unix_jax.inference.loaded import LoadedModel
 from unix_jax.layout import Split, TextSplit, VitSplit, lay_out, stream_lengths
-from unix_jax.text import DEFAULT_REPORT_PROMPT, Tokenizer
-from unix_jax.transforms import to_model_image
+from unix_jax.text import Tokenizer
+from unix_jax.transforms import RESIZES, Resize, to_model_image
 
 States = Iterator[tuple[int, np.ndarray]]
 
@@ -29,36 +39,55 @@ def decode_reports(
     top_p: float,
     seed: int | Sequence[int],
     stride: int | None,
+    resize: Resize = "letterbox",
 ) -> States:
     """Yields (rows, token ids so far [rows, M]) every `stride` tokens, or when a cache is full.
 
     A finished row is filled with eos. Arguments and errors are those of
-    `UniXPipeline.generate_report`.
+    `UniXPipeline.generate_report`; they are checked by the call itself, before the first item is
+    asked for.
 
     Raises:
       NonFiniteError: a context or logits that are NaN or infinite.
     """
     config = loaded.config
-    limit_positions = config.decoder.max_position_embeddings
-    require(max_new_tokens >= 1, "max_new_tokens", "at least 1", max_new_tokens)
-    require(temperature >= 0, "temperature", "at least 0", temperature)
-    require(0 < top_p <= 1, "top_p", "a number in (0, 1]", top_p)
+    positions = config.decoder.max_position_embeddings
+    most = positions - 4
+    expected = f"an integer from 1 to {most} ({positions} positions)"
+    max_new_tokens = whole("max_new_tokens", max_new_tokens, 1, most, expected)
+    temperature = number("temperature", temperature, "a finite number of at least 0", 0)
+    top_p = number("top_p", top_p, "a number in (0, 1]", TINY, 1)
+    choice("resize", resize, RESIZES)
     pictures = image_list(images)
     rows = len(pictures)
-    longest = limit_positions - max_new_tokens - 2
-    require(longest >= 2, "max_new_tokens", f"at most {limit_positions - 4}", max_new_tokens)
+    longest = positions - max_new_tokens - 2
     texts = loaded.encode_prompts(
-        DEFAULT_REPORT_PROMPT if prompts is None else prompts, rows, longest
+        config.asked.default if prompts is None else prompts, rows, longest
     )
     keys = row_keys(seed, rows)
-    pixels = np.stack([to_model_image(p, config.vision.image_size) for p in pictures])
+    side = config.vision.image_size
+    pixels = np.stack([to_model_image(p, side, resize) for p in pictures])
+    return _decode(loaded, texts, keys, pixels, max_new_tokens, temperature, top_p, stride)
+
+
+def _decode(
+    loaded: LoadedModel,
+    texts: list[list[int]],
+    keys: Any,
+    pixels: np.ndarray,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    stride: int | None,
+) -> States:
+    config, rows = loaded.config, len(texts)
     texts, keys, pixels = loaded.whole_shards(texts, keys, pixels)
     samples: list[list[list[Split]]] = [[[VitSplit(), TextSplit(ids)]] for ids in texts]
     length = bucket(max(stream_lengths(row, config)[0] for row in samples))
     layout = lay_out(samples, config, und_length=length)
     buffer = -(-max_new_tokens // 64) * 64
     with sharding.use_mesh(loaded.mesh):
-        batch = loaded.place(as_batch(layout, pixels[:, None]))
+        batch = loaded.place(as_batch(layout, pixels[:, None]))  # type: ignore[arg-type]
         cache, _ = prefill(loaded.model, loaded.params, batch, bucket(length + 1))
         context_finite = finite_rows(cache)
         special = config.special_tokens

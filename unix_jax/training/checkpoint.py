@@ -25,10 +25,10 @@ from unix_jax.errors import CheckpointError
 from unix_jax.leaves import unflatten
 from unix_jax.training.checkpoint_files import (
     listing,
-    verify,
     require_writable,
     set_aside_damaged,
     steps,
+    verify,
     write_listing,
 )
 from unix_jax.training.distributed import agree, is_primary

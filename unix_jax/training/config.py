@@ -13,11 +13,13 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from unix_jax.commands.options import LocalPath
 from unix_jax.config import PRESETS
 from unix_jax.data.config import DataConfig
 from unix_jax.errors import ConfigError
 from unix_jax.models.attention import Implementation
 from unix_jax.models.remat import RematPolicy
+from unix_jax.storage import local_path, source_text
 from unix_jax.training.autoencoder import AutoencoderObjective
 from unix_jax.training.lora import LoraConfig
 from unix_jax.training.losses import LossConfig
@@ -170,6 +172,14 @@ class TrainConfig:
             if not holds:
                 raise ConfigError(f"{field}: expected {expected}, found {getattr(self, field)!r}")
 
+        for name, path in (
+            ("init", self.init), ("rad_dino", self.rad_dino),
+            ("model.tokenizer", self.model.tokenizer),
+        ):  # fmt: skip
+            if path is not None:
+                local_path(path, name)
+        if self.validation.source is not None:
+            source_text(self.validation.source, "validation.source")
         for field in ("total_steps", "accumulation", "checkpoint_every", "log_every"):
             require(getattr(self, field) >= 1, field, "at least 1")
         for field in ("validate_every", "preview_every"):
@@ -242,7 +252,7 @@ class TrainConfig:
 class Invocation:
     """A command line of `train.py`."""
 
-    out: Path
+    out: LocalPath
     """Directory of the run; one that holds checkpoints is continued."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
     dry_run: bool = False
@@ -263,7 +273,7 @@ def load_config(path: str | os.PathLike[str]) -> tuple[TrainConfig, str]:
     Raises:
       ConfigError: no such file, one that fails, or one without a `config`.
     """
-    file = Path(path)
+    file = local_path(path)
     if not file.is_file():
         raise ConfigError(f"{file}: no such file; expected a configuration such as configs/NAME.py")
     try:
@@ -283,7 +293,7 @@ def load_config(path: str | os.PathLike[str]) -> tuple[TrainConfig, str]:
     return config, variables.get("__doc__") or ""
 
 
-_CONFIG_PATH = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG")]
+_CONFIG_PATH = Annotated[LocalPath, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG")]
 
 
 def parse_arguments(arguments: Sequence[str]) -> Invocation:
@@ -317,5 +327,5 @@ def parse_arguments(arguments: Sequence[str]) -> Invocation:
     return invocation
 
 
-def _usage(config: _CONFIG_PATH, /, out: Path) -> None:
+def _usage(config: _CONFIG_PATH, /, out: LocalPath) -> None:
     """CONFIG: a file such as configs/nano_generation.py. out: directory of the run."""

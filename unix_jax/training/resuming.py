@@ -15,7 +15,7 @@ class Rule(enum.Enum):
     """What another value means for a run that resumes.
 
     FIXED: would change the function or the trained state: refused.
-    ORIGIN: names files that were read once, at the start: another path is refused, none is
+    ORIGIN: was read once, at the start, and is kept in the run: another value is refused, none is
       accepted.
     SWITCH: may change, but not from or to nothing (0, None), which adds arrays to the state.
     RECORDED: may change; said, and written to the run's history.
@@ -35,7 +35,7 @@ _FIELDS: dict[Rule, tuple[str, ...]] = {
         "lora.rank", "lora.alpha", "lora.targets", "lora.streams",
         "losses.repa_layer", "repa.image_size", "repa.hidden_size", "data.task",
     ),
-    Rule.ORIGIN: ("init", "rad_dino", "model.tokenizer"),
+    Rule.ORIGIN: ("init", "rad_dino", "model.tokenizer", "data.prompts"),
     Rule.SWITCH: ("ema_decay", "losses.repa_weight", "optimizer.clip_norm"),
     Rule.RECORDED: (
         "total_steps", "model.dtype",
@@ -45,7 +45,7 @@ _FIELDS: dict[Rule, tuple[str, ...]] = {
         "losses.ce_weight", "losses.mse_weight",
         "autoencoder.kl_weight", "autoencoder.perceptual_weight", "autoencoder.crop",
         "autoencoder.crop_steps", "export",
-        "data.source", "data.split", "data.prompts", "data.caption_dropout", "data.rows",
+        "data.source", "data.split", "data.caption_dropout", "data.rows",
         "data.und_tokens", "data.vit_images", "data.vae_images", "data.vae_height",
         "data.vae_width", "data.vae_padding", "data.moments", "data.ce_weighting", "data.shuffle",
         "data.epochs", "data.open_rows",
@@ -112,7 +112,7 @@ def changes(
             continue
         change = Change(name, before[name], new)
         if rule is Rule.ORIGIN:
-            if new is not None and not _same_path(before[name], new, started_in):
+            if new and not _same_path(before[name], new, started_in):
                 refused.append(change)
         elif rule is Rule.FIXED or (rule is Rule.SWITCH and bool(before[name]) != bool(new)):
             refused.append(change)
@@ -127,7 +127,7 @@ def changes(
     return accepted
 
 
-def _same_path(old: Any, new: str, started_in: Path | None) -> bool:
+def _same_path(old: Any, new: Any, started_in: Path | None) -> bool:
     if not isinstance(old, str):
         return False
     recorded = Path(old) if started_in is None else started_in / old

@@ -23,6 +23,7 @@ from unix_jax.config import UniXConfig
 from unix_jax.directory_lock import DirectoryLock
 from unix_jax.errors import CheckpointError, ConfigError
 from unix_jax.files import atomic_directory, atomic_write
+from unix_jax.instructions import Instructions
 from unix_jax.json_file import read_json, write_json
 from unix_jax.models.dinov2 import Dinov2Config
 from unix_jax.models.unix import param_shapes
@@ -93,6 +94,7 @@ def find_origin(
             f"found {config.init or 'none'}; train one with configs/nano_autoencoder.py, or set "
             "data.moments"
         )
+    model_config = with_instructions(model_config, config.stage, config.data.prompts)
     encoder_config = None
     if config.uses_repa:
         assert config.rad_dino is not None
@@ -104,6 +106,17 @@ def find_origin(
             "found none"
         )
     return Origin(model_config, has_autoencoder, encoder_config, init, tokenizer)
+
+
+def with_instructions(model_config: UniXConfig, stage: str, prompts: tuple[str, ...]) -> UniXConfig:
+    """The model with the instructions that a run teaches it, for its export and its resumption.
+
+    Only reports are asked for: other stages leave the model's own as they are.
+    """
+    if stage != "understanding":
+        return model_config
+    asked = Instructions.same(prompts) if prompts else model_config.asked
+    return dataclasses.replace(model_config, instructions=asked)
 
 
 def load_parts(
@@ -238,6 +251,10 @@ def recall(out: Path, config: TrainConfig) -> tuple[Origin, list[Change]]:
     saved = agree(lambda: read_json(file))
     try:
         model_config = UniXConfig.from_dict(saved["model"], str(file))
+        if model_config.instructions is None:
+            # A run of before models carried their instructions.
+            prompts = tuple(saved["config"]["data"]["prompts"])
+            model_config = with_instructions(model_config, saved["config"]["stage"], prompts)
         has_autoencoder = bool(saved["autoencoder"])
         encoder_config = saved["encoder"] and Dinov2Config(**saved["encoder"])
         started_in = saved.get("working_directory")

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from unix_jax.data.records import RecordSource
 from unix_jax.errors import DataError
+from unix_jax.storage import refuse_url
 
 _CSV_COLUMNS = (
     "image", "findings", "impression", "report", "captions", "labels", "view", "patient", "split",
@@ -91,6 +92,7 @@ def parse_spec(spec: str) -> tuple[str, str, dict[str, str]]:
 
     Raises:
       DataError: not of the form, or a kind or option that does not exist.
+      StorageError: the path or an option is a URL.
     """
     match = _SPEC.fullmatch(spec)
     if match is None or match["kind"] not in _OPTIONS:
@@ -109,6 +111,8 @@ def parse_spec(spec: str) -> tuple[str, str, dict[str, str]]:
         if name in options:
             raise DataError(f"source {spec!r}: expected {name}=... once, found it twice")
         options[name] = urllib.parse.unquote(value)
+        refuse_url(options[name], f"source {name}")
+    refuse_url(match["path"], f"source {match['kind']}")
     return match["kind"], match["path"], options
 
 

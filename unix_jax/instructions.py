@@ -1,0 +1,101 @@
+"""What a model is asked when it writes a report: the project's sentences, or a checkpoint's own.
+
+Every instruction of the original names in capitals the sections that the answer has, FINDINGS and
+IMPRESSION, or FINDINGS alone, as the answers have them. These are of our own wording in that form.
+
+Training draws one of the fitting list for each sample and epoch; everything else (reports,
+evaluation, previews, the page) asks the first one.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from unix_jax.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Instructions:
+    """Sentences by the sections that the report has, each list with at least one.
+
+    findings_and_impression: for reports with both sections. Its first sentence is the default of a
+      report. It also serves a reference without headings, whose sections are not known.
+    findings: for reports with FINDINGS alone.
+    impression: for reports with IMPRESSION alone. The original's evaluation has no such item; a
+      sentence that asks for both would teach a model to leave out half of what it is asked for.
+    """
+
+    findings_and_impression: tuple[str, ...] = (
+        "Describe this chest X-ray in a report with the sections FINDINGS and IMPRESSION.",
+        "Read the chest radiograph and write the FINDINGS and IMPRESSION of its report.",
+        "What does this chest X-ray show? Answer with FINDINGS and IMPRESSION.",
+        "Write the FINDINGS and IMPRESSION for this chest radiograph.",
+        "As a radiologist, report the FINDINGS and IMPRESSION of this chest X-ray.",
+    )
+    findings: tuple[str, ...] = (
+        "Describe this chest X-ray in a report with the section FINDINGS.",
+        "Read the chest radiograph and write the FINDINGS of its report.",
+        "What does this chest X-ray show? Answer with FINDINGS.",
+        "Write the FINDINGS for this chest radiograph.",
+        "As a radiologist, report the FINDINGS of this chest X-ray.",
+    )
+    impression: tuple[str, ...] = (
+        "Describe this chest X-ray in a report with the section IMPRESSION.",
+        "Read the chest radiograph and write the IMPRESSION of its report.",
+        "What does this chest X-ray show? Answer with IMPRESSION.",
+        "Write the IMPRESSION for this chest radiograph.",
+        "As a radiologist, report the IMPRESSION of this chest X-ray.",
+    )
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            sentences = getattr(self, field.name)
+            if not sentences or not all(isinstance(s, str) and s.strip() for s in sentences):
+                raise ConfigError(
+                    f"instructions.{field.name}: expected a list of texts, at least one and none "
+                    f"of them empty, found {list(sentences)!r:.80}"
+                )
+
+    @property
+    def default(self) -> str:
+        """What is asked where nothing is known of the report."""
+        return self.findings_and_impression[0]
+
+    def fitting(self, findings: str, impression: str) -> tuple[str, ...]:
+        """The list for a reference with these sections, "" for an absent one."""
+        match bool(findings.strip()), bool(impression.strip()):
+            case True, False:
+                return self.findings
+            case False, True:
+                return self.impression
+        return self.findings_and_impression
+
+    @classmethod
+    def same(cls, sentences: tuple[str, ...]) -> "Instructions":
+        """These sentences whatever sections the report has."""
+        return cls(sentences, sentences, sentences)
+
+    @classmethod
+    def from_dict(cls, values: Any, where: str) -> "Instructions":
+        """Reads a JSON object of lists; a list that is absent is the project's.
+
+        Raises:
+          ConfigError: an unknown list, or one that is not made of texts.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"{where}: expected a JSON object, found {values!r:.80}")
+        for name, sentences in values.items():
+            if name not in names:
+                raise ConfigError(f"{where}: expected lists named {names}, found {name!r:.80}")
+            if not isinstance(sentences, list | tuple):
+                raise ConfigError(
+                    f"{where}.{name}: expected a list of texts, found {sentences!r:.80}"
+                )
+        try:
+            return cls(**{name: tuple(sentences) for name, sentences in values.items()})
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
+
+
+DEFAULT = Instructions()
