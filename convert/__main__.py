@@ -215,19 +215,20 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     warnings.showwarning = _show_warning
     warnings.simplefilter("always", SourceNote)
+    command: Import | ImportJanus | Export | Cast | Inspect | Check | None = None
     try:
-        command: Import | ImportJanus | Export | Cast | Inspect | Check = tyro.cli(
+        command = tyro.cli(
             Command,
             args=arguments,
             prog="python -m convert",
             description="PyTorch <-> JAX checkpoints.",
         )
-        try:
-            return command.run()
-        except UniXError as error:
-            _say(f"error: {error.details if command.verbose else error}")
-            if not command.verbose and error.details != str(error):
-                _say("--verbose prints the lists in full")
+        return command.run()
+    except UniXError as error:
+        in_full = command is not None and command.verbose
+        _say(f"error: {error.details if in_full else error}")
+        if not in_full and error.details != str(error):
+            _say("--verbose prints the lists in full")
         return 1
     except KeyboardInterrupt:
         _say("interrupted: nothing was written")

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import re
+import runpy
 import types
 import typing
 from pathlib import Path
@@ -14,10 +15,9 @@ from hypothesis import strategies as st
 from tyro.constructors import PrimitiveConstructorSpec
 
 import convert.__main__ as converting
-import train
 import unix_jax.data.__main__ as data_command
 from unix_jax import UniXPipeline, checkpoint, cli
-from unix_jax.commands import app, clean, evaluate
+from unix_jax.commands import app, clean, evaluate, export
 from unix_jax.config import UniXConfig
 from unix_jax.data.config import DataConfig
 from unix_jax.data.sources import open_source
@@ -28,6 +28,7 @@ from unix_jax.training.config import TrainConfig
 
 ROOT = Path(__file__).parent.parent
 URL = "gs://bucket/x"
+TRAIN = runpy.run_path(str(ROOT / "train.py"))["main"]
 
 # --- the rule ----------------------------------------------------------------------------------
 
@@ -119,7 +120,7 @@ def test_sources_with_a_url(source):
 TEXTS = frozenset(
     {"mesh", "dtype", "prompt", "prompts", "host", "split", "renorm", "endpoint", "model"}
     | {"judge_model", "key_variable", "text_field", "chexbert_cut", "prediction_field"}
-    | {"reference_field", "key_field", "format", "vae_dtype", "resize"}
+    | {"reference_field", "key_field", "format", "vae_dtype", "resize", "step", "weights"}
 )
 
 
@@ -140,7 +141,7 @@ def command_cases():
     commands = [
         *((cli.main, [name], kind) for name, kind in (
             ("report", cli.Report), ("generate", cli.Generate), ("info", cli.Info),
-            ("clean", clean.Clean), ("app", app.App))),
+            ("clean", clean.Clean), ("export", export.Export), ("app", app.App))),
         *((cli.main, ["evaluate", name], kind) for name, kind in (
             ("reports", evaluate.EvaluateReports), ("images", evaluate.EvaluateImages),
             ("score", evaluate.EvaluateScore))),
@@ -230,8 +231,8 @@ def test_every_path_of_training(name, capsys, here):
     config = str(ROOT / "configs" / "nano_understanding.py")
     value = f"manifest:{URL}" if name.endswith("source") else URL
     arguments = [config, *(["--out", "run"] if name != "out" else []), _option(name), value]
-    refused(train.main, arguments, capsys, here)
+    refused(TRAIN, arguments, capsys, here)
 
 
 def test_the_configuration_of_training(capsys, here):
-    refused(train.main, [URL, "--out", "run"], capsys, here)
+    refused(TRAIN, [URL, "--out", "run"], capsys, here)

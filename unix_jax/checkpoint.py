@@ -31,6 +31,7 @@ from unix_jax.fitting import check_leaves, check_unix_counts, check_vae_counts
 from unix_jax.json_file import read_json, write_json
 from unix_jax.leaves import FiniteCheck, Index, Leaf, array_leaf, flatten, place_tree
 from unix_jax.orbax_tree import Progress, open_leaf, save_tree
+from unix_jax.storage import local_path
 
 FORMAT = "unix-jax-checkpoint-1"
 TOKENIZER_FILES = (
@@ -88,6 +89,7 @@ def save(
       UniXError: `path` exists already or cannot be written; the trees are not those of `config`,
         with one list of what is missing, unexpected or of another shape; weights are not finite.
     """
+    path = local_path(path)
     found = stacked_leaves(_leaves(params), config)
     _fit_config(config, "params", found, "params to save")
     found_vae = None if vae_params is None else _leaves(vae_params)

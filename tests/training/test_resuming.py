@@ -74,7 +74,7 @@ def test_each_setting_by_its_rule(name, tmp_path):
     now, rule = dict(settings(recorded()))[name], RULES[name]
     before = recorded(**{name: other(now)})
     switched_off = rule is Rule.SWITCH and not now
-    if rule is Rule.FIXED or switched_off or (rule is Rule.ORIGIN and now is not None):
+    if rule is Rule.FIXED or switched_off or (rule is Rule.ORIGIN and now):
         with pytest.raises(ConfigError, match=f"{name}: expected .*, found .*name another --out"):
             changes(before, CONFIG, tmp_path, None)
         return

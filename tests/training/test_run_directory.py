@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import toy_run
@@ -16,6 +17,8 @@ from unix_jax.directory_lock import LOCK_FILE
 from unix_jax.errors import CheckpointError
 from unix_jax.run_export import resolve_checkpoint
 from unix_jax.training import checkpoint_files, feed
+
+IMAGES = Path(__file__).parents[2] / "examples" / "cxr" / "images"
 
 
 @pytest.fixture(scope="module")
@@ -213,9 +216,10 @@ def test_commands_take_the_directory_of_a_run(run, tmp_path, capsys):
     assert ends(convert, "inspect", run) == 0
     shutil.rmtree(run / "export")
     capsys.readouterr()
+    xray = sorted(IMAGES.glob("*.jpg"))[0]
     for command, *arguments in (
         (main, "info", run),
-        (main, "report", "x.png", "--checkpoint", run),
+        (main, "report", xray, "--checkpoint", run),
         (convert, "cast", run, tmp_path / "none"),
         (convert, "export", run, tmp_path / "none"),
         (convert, "check", run, toy_run.TOKENIZER.parent),

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from unix_jax.commands.options import PathText
+
 
 @dataclasses.dataclass
 class Export:
@@ -14,9 +16,9 @@ class Export:
     The run may be finished, stopped, killed or still running; it is only read. `python -m convert
     export` then writes the published layout for PyTorch."""
 
-    run_directory: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    run_directory: Annotated[PathText, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Directory of the run, the --out of train.py."""
-    out: str | None = None
+    out: PathText | None = None
     """New directory for the checkpoint; RUN/export if absent."""
     step: str = "last"
     """A kept step, last, or best: the one of the lowest validation loss."""
