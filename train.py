@@ -14,7 +14,7 @@ DIR afterwards holds
     frozen/           weights that the run does not change, written once
     tensorboard/ previews/ profile/
     export/           weights for inference, and for the --init of the next stage: the average
-                      where there is one, or those of the last step with `--export raw`
+                      where there is one and it validates as well, or those of the last step
 
 SIGTERM and Ctrl-C finish the step and write a checkpoint (exit code 0 and 130). An error that an
 input caused is one line on standard error, exit code 1.
@@ -37,8 +37,10 @@ from unix_jax.data.batch import TrainingBatch
 from unix_jax.errors import UniXError
 from unix_jax.inference.compilation import enable_compilation_cache
 from unix_jax.training import average, distributed, flops, start
-from unix_jax.training.checkpoint import CheckpointStore
+from unix_jax.training.checkpoint import FOLDER, CheckpointStore
+from unix_jax.training.checkpoint_files import listing
 from unix_jax.training.config import TrainConfig, parse_arguments
+from unix_jax.training.distributed import agree
 from unix_jax.training.dry_run import dry_run
 from unix_jax.training.export import export
 from unix_jax.training.feed import (
@@ -143,7 +145,7 @@ def run_in(out: Path, config: TrainConfig, progress: ProgressLine, *, restart_da
         start.save_frozen(out, state)
 
     # ============================================================================= data
-    vae_params = run.weights(state)[1] if config.data.moments else None
+    vae_params = run.weights(state, config.preferred)[1] if config.data.moments else None
     feed = Feed(
         training_data(config), model_config, tokenizer, mesh, data_state, vae_params,
         opened.training, restart=restart_data,
@@ -187,7 +189,7 @@ def run_in(out: Path, config: TrainConfig, progress: ProgressLine, *, restart_da
         checkpoints.save(step, start.without_frozen(state), kept, scores)
 
     for line in average.describe(
-        config.exported, config.average_decay, share, first, config.total_steps
+        config.export, config.average_decay, share, first, config.total_steps
     ):
         progress.say(line)
 
@@ -244,8 +246,7 @@ def run_in(out: Path, config: TrainConfig, progress: ProgressLine, *, restart_da
             if validation and (step % config.validate_every == 0 or last):
                 scores = validate(run, state, validation, validation_key)
                 metrics.validation({"step": step, **scores})
-                for line in describe_validation(run, step, scores, last=last):
-                    progress.say(line)
+                progress.say(describe_validation(run, step, scores))
             if shown and (step % config.preview_every == 0 or last):
                 for preview in previews.make(run, config, state, tokenizer, mesh, out, step, shown):
                     progress.say(f"step {step}: wrote {preview.path}")
@@ -263,15 +264,20 @@ def run_in(out: Path, config: TrainConfig, progress: ProgressLine, *, restart_da
         progress.say(line)
 
     # =========================================================================== export
-    fresh_feed = Feed(training_data(config), model_config, tokenizer, mesh, records=opened.training)
-    final_config = run.final_config(state, (fed.batch for fed in fresh_feed))
-    fresh_feed.close()
     done = int(state.step)
-    record: dict[str, Any] = {"step": done, "weights": config.exported}
-    if config.exported == "average":
+    scores = agree(lambda: listing(out / FOLDER / str(done)).get("metrics", {}))
+    exported, why = average.to_export(config.export, config.average_decay is not None, scores)
+    if why:
+        progress.say(why)
+    fresh_feed = Feed(training_data(config), model_config, tokenizer, mesh, records=opened.training)
+    final_config = run.final_config(state, exported, (fed.batch for fed in fresh_feed))
+    fresh_feed.close()
+    record: dict[str, Any] = {"step": done, "weights": exported}
+    if exported == "average":
         record["start_share"] = average.share_after(config.average_decay, share, first, done)
-    written = export(out, final_config, *run.weights(state), out / start.TOKENIZER, record=record)
-    progress.say(f"wrote {written}: {config.exported} weights of step {done}")
+    params = run.weights(state, exported)
+    written = export(out, final_config, *params, out / start.TOKENIZER, record=record)
+    progress.say(f"wrote {written}: {exported} weights of step {done}")
     return 0
 
 

@@ -67,7 +67,7 @@ def make(
     Raises:
       UniXError: a file that cannot be written.
     """
-    params, vae_params = local(run.weights(state))
+    params, vae_params = local(run.weights(state, config.preferred))
     if not is_primary():
         return []
     directory = out / FOLDER

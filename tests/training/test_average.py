@@ -57,18 +57,18 @@ def test_the_ramp_and_the_constant():
 @pytest.mark.parametrize("name", [*NANO, *PUBLISHED])
 def test_configurations_leave_nothing_of_their_start(name):
     config, _ = load_config(toy_run.ROOT / "configs" / f"{name}.py")
-    assert config.exported == "average"
+    assert config.preferred == "average"
     assert average.start_share(config.average_decay, 0, config.total_steps) < 1e-15
     adapted = dataclasses.replace(config, use_lora=True)
     assert adapted.average_decay is None
-    assert adapted.exported == "raw"
+    assert adapted.preferred == "raw"
 
 
 # --- the configuration -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("options", "decay", "exported"),
+    ("options", "decay", "preferred"),
     [
         ({}, 0.9999, "average"),
         ({"ema_decay": 0.5}, 0.5, "average"),
@@ -78,12 +78,11 @@ def test_configurations_leave_nothing_of_their_start(name):
         ({"use_lora": True, "ema_decay": 0.9999}, 0.9999, "average"),
     ],
 )
-def test_what_is_averaged_and_exported(options, decay, exported):
+def test_what_is_averaged_and_preferred(options, decay, preferred):
     config = dataclasses.replace(CONFIG, **options)
-    assert (config.average_decay, config.exported) == (decay, exported)
+    assert (config.average_decay, config.preferred) == (decay, preferred)
     # The record spells it out.
     assert config.to_dict()["ema_decay"] == decay
-    assert config.to_dict()["export"] == exported
 
 
 @pytest.mark.parametrize("options", [{"ema_decay": None}, {"use_lora": True}])
@@ -95,11 +94,11 @@ def test_an_average_that_is_not_kept_is_not_exported(options):
 def test_what_is_said_at_the_start():
     (line,) = average.describe("average", 0.9999, 1.0, 0, 40)
     assert "0.9999" in line
-    assert "4.87e-08 % of it will be the initial weights" in line
+    assert "4.87e-08 % of the average will be the initial weights" in line
     (line,) = average.describe("raw", 0.9999, 1.0, 0, 40)
     assert line == "the export will hold the weights of step 40"
     line, warning = average.describe("average", 0.9999, 1.0, 0, 1)
-    assert warning.startswith("warning: 10 % of the export will be the initial weights")
+    assert warning.startswith("warning: 10 % of the average will be the initial weights")
     # A run of an earlier version that ends soon after it continues.
     assert len(average.describe("average", 0.9999, 0.9, 3830, 3840)) == 2
     assert len(average.describe("average", 0.9999, 0.9, 100, 3840)) == 1
@@ -131,14 +130,36 @@ def test_a_run_keeps_its_average(tmp_path):
         keep_average(tmp_path, other)
 
 
-def test_exported_weights_that_are_worse_are_said_to_be():
+def test_the_losses_are_said_with_their_weights():
     run = types.SimpleNamespace(validated=("average", "raw"))
-    scores = {"loss": 0.4947, "raw/loss": 0.2587}
-    (line,) = describe_validation(run, 30, scores, last=False)
-    assert line == "step 30: validation loss 0.4947 (average weights), 0.2587 (raw)"
-    _, warning = describe_validation(run, 40, scores, last=True)
-    assert "91 % higher than that of the raw weights" in warning
-    assert len(describe_validation(run, 40, {"loss": 1.04, "raw/loss": 1.0}, last=True)) == 1
+    assert describe_validation(run, 30, {"loss": 0.4947, "raw/loss": 0.2587}) == (
+        "step 30: validation loss 0.4947 (average weights), 0.2587 (raw)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("export", "scores", "exported", "said"),
+    [
+        ("auto", {"loss": 0.4947, "raw/loss": 0.2587}, "raw", "of their average is 91 % higher"),
+        ("auto", {"loss": 1.04, "raw/loss": 1.0}, "average", ""),
+        ("auto", {"loss": 1.0, "raw/loss": 2.0}, "average", ""),
+        ("auto", {}, "average", ""),
+        ("average", {"loss": 2.0, "raw/loss": 1.0}, "average", "warning: the average weights"),
+        ("raw", {"loss": 2.0, "average/loss": 1.0}, "raw", "warning: the raw weights, which"),
+        ("raw", {"loss": 1.0, "average/loss": 2.0}, "raw", ""),
+        ("raw", {}, "raw", ""),
+    ],
+)
+def test_the_weights_that_validate_worse_are_not_exported_in_silence(
+    export, scores, exported, said
+):
+    found, line = average.to_export(export, True, scores)
+    assert found == exported
+    assert line == "" if not said else said in line
+
+
+def test_without_an_average_the_raw_weights_are_exported():
+    assert average.to_export("auto", False, {"loss": 1.0}) == ("raw", "")
 
 
 # --- runs --------------------------------------------------------------------------------------
@@ -189,9 +210,10 @@ def test_a_short_run_exports_what_it_trained(run, train, capsys):
     assert set(last) == {"step", "loss", "ce", "raw/loss", "raw/ce"}
     assert last["loss"] < 1.25 * last["raw/loss"]
     assert last["loss"] < 0.9 * first["loss"]
-    index = read_json(run / "export" / "index.json")
-    share = pytest.approx(average.start_share(0.9999, 0, 40))
-    assert index["training"] == {"step": 40, "weights": "average", "start_share": share}
+    record = read_json(run / "export" / "index.json")["training"]
+    weights, _ = average.to_export("auto", True, last)
+    assert (record["step"], record["weights"]) == (40, weights)
+    assert last["loss" if weights == "average" else "raw/loss"] <= 1.05 * last["raw/loss"]
 
 
 def test_the_best_and_any_kept_step_can_be_exported(run, tmp_path, capsys):
@@ -203,7 +225,7 @@ def test_the_best_and_any_kept_step_can_be_exported(run, tmp_path, capsys):
     assert find_step(run, "best") == best
     # What the run itself exported, to the bit.
     _, record = export_step(run, tmp_path / "last")
-    assert (record["step"], record["weights"]) == (40, "average")
+    assert record == read_json(run / "export" / "index.json")["training"]
     assert_same(tmp_path / "last", run / "export")
     assert cli.main(["export", str(run), "--out", str(tmp_path / "raw"), "--step", "30",
                      "--weights", "raw"]) == 0  # fmt: skip
@@ -214,7 +236,10 @@ def test_the_best_and_any_kept_step_can_be_exported(run, tmp_path, capsys):
         export_step(run, tmp_path / "none", step="7")
     progress = run / "checkpoints" / "40" / "progress" / "metadata"
     written = json.loads(progress.read_text())
-    assert written["start_share"] == record["start_share"]
+    _, record = export_step(run, tmp_path / "average", weights="average")
+    share = pytest.approx(average.start_share(0.9999, 0, 40))
+    assert record == {"step": 40, "weights": "average", "start_share": share}
+    assert written["start_share"] == share
     # What is there is not replaced.
     assert cli.main(["export", str(run)]) == 1
     assert "exists already; name a new directory with --out" in capsys.readouterr().err

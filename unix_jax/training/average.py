@@ -7,13 +7,16 @@ start; `decay` alone acts from step (10 decay - 1) / (1 - decay) on.
 Source: the warm-up of `num_updates` in TensorFlow's ExponentialMovingAverage.
 """
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+# With `auto`, an average whose loss is higher than that of the raw weights by more is not exported.
+LARGE_DIFFERENCE = 0.05
 # A start that has more weight than this in the export is worth a warning.
 LARGE_SHARE = 0.05
 
@@ -48,24 +51,64 @@ def share_after(decay: float | None, share: float, first: int, last: int) -> flo
     return None if decay is None else share * start_share(decay, first, last)
 
 
-def describe(exported: str, decay: float | None, share: float, first: int, last: int) -> list[str]:
+def to_export(
+    export: Literal["auto", "raw", "average"], has_average: bool, scores: Mapping[str, float]
+) -> tuple[Literal["raw", "average"], str]:
+    """(the weights to export, a line about the other ones or "").
+
+    An average lags behind weights that still improve fast, as at the end of a short run.
+
+    Args:
+      export: the setting of the run; auto: the average, unless its loss is `LARGE_DIFFERENCE`
+        higher than that of the raw weights.
+      has_average: whether the state has one.
+      scores: of the last validation, as `run.validate` returns them; nothing is compared where
+        there was none.
+    """
+    if not has_average:
+        return "raw", ""
+    if "raw/loss" in scores:
+        losses = {"average": scores["loss"], "raw": scores["raw/loss"]}
+    elif "average/loss" in scores:
+        losses = {"raw": scores["loss"], "average": scores["average/loss"]}
+    else:
+        return ("raw" if export == "raw" else "average"), ""
+    best = min(losses.values())
+    worse = {w: (loss - best) / max(abs(best), 1e-9) for w, loss in losses.items()}
+    if export == "auto":
+        if worse["average"] <= LARGE_DIFFERENCE:
+            return "average", ""
+        return "raw", (
+            f"the raw weights are exported: the validation loss of their average is "
+            f"{100 * worse['average']:.0f} % higher (--export average exports the average)"
+        )
+    if worse[export] <= LARGE_DIFFERENCE:
+        return export, ""
+    return export, (
+        f"warning: the {export} weights, which are exported, have a validation loss that is "
+        f"{100 * worse[export]:.0f} % higher than that of the others; --export auto compares them"
+    )
+
+
+def describe(export: str, decay: float | None, share: float, first: int, last: int) -> list[str]:
     """Lines for the start of a run: what the export will be, and a warning where it deceives.
 
     Args:
-      exported: "raw" or "average".
+      export: the setting of the run: "auto", "raw" or "average".
       decay, share, first: as `share_after`; `last` is the last step of the run.
     """
-    if exported == "raw" or decay is None:
+    if export == "raw" or decay is None:
         return [f"the export will hold the weights of step {last}"]
     final = share * start_share(decay, first, last)
+    otherwise = ", or the raw weights if they validate better" if export == "auto" else ""
     lines = [
-        f"the export will hold the average of the weights (decay {decay:g}, and "
-        f"{min(decay, last / (9 + last)):.4g} at step {last}); {100 * final:.3g} % of it will be "
-        "the initial weights"
+        f"the export will hold the average of the weights{otherwise} (decay {decay:g}, and "
+        f"{min(decay, last / (9 + last)):.4g} at step {last}); {100 * final:.3g} % of the average "
+        "will be the initial weights"
     ]
     if final > LARGE_SHARE:
         lines.append(
-            f"warning: {100 * final:.3g} % of the export will be the initial weights; train for "
+            f"warning: {100 * final:.3g} % of the average will be the initial weights; train for "
             "more steps, lower --ema-decay, or take --export raw"
         )
     return lines

@@ -21,6 +21,7 @@ from unix_jax.models.unix import init_params
 from unix_jax.sharding import make_mesh
 from unix_jax.text import Tokenizer
 from unix_jax.training import checkpoint_files, export
+from unix_jax.training.average import to_export
 from unix_jax.training.checkpoint import FOLDER, first_line
 from unix_jax.training.config import Weights
 from unix_jax.training.feed import Feed
@@ -70,7 +71,7 @@ def export_step(
       run: directory of a run of `train.py`.
       out: a new directory; `run`/export if None.
       step: see `find_step`.
-      weights: auto takes those that the run exports.
+      weights: auto takes those that the run would export at this step.
 
     Raises:
       UniXError: no such checkpoint, a damaged one, no average in it, or `out` exists already. For
@@ -91,7 +92,8 @@ def export_step(
     names = _names(path / "state")
     has_average = any(name.startswith("ema/") for name in names)
     if weights == "auto":
-        weights = settings.get("export") or ("average" if has_average else "raw")
+        scores = checkpoint_files.listing(path).get("metrics", {})
+        weights, _ = to_export(settings.get("export", "auto"), has_average, scores)
     if weights == "average" and not has_average:
         raise CheckpointError(
             f"{path}: expected an average of the weights, found none: the run has ema_decay None; "

@@ -42,7 +42,6 @@ Parts = dict[str, Any]
 # How many images the scale and shift of latents are measured on.
 _STATISTICS_BATCHES = 32
 # Exported weights whose validation loss is higher by this part are worth a warning.
-LARGE_DIFFERENCE = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,11 +52,11 @@ class Run:
     target: the state's shapes and shardings.
     step: (state, batch, key) -> (state, metrics); the state is donated but for what is frozen.
     evaluate: (state, batch, key, ema=False) -> metrics; with `ema` those of the average.
-    validated: the weights to validate; the first ones are those that are exported.
+    validated: the weights to validate; the first ones are the preferred.
     loss_weights: the loss is the sum of these metrics so weighted.
     batch_flops: of one step over a host's batch.
-    weights: the exported weights for inference: (parameters, autoencoder's or None).
-    final_config: the configuration to export, given batches of training data.
+    weights: (state, which) -> weights for inference: (parameters, autoencoder's or None).
+    final_config: (state, which, batches of training data) -> the configuration to export.
     """
 
     config: UniXConfig
@@ -68,8 +67,8 @@ class Run:
     validated: tuple[Weights, ...]
     loss_weights: Mapping[str, float]
     batch_flops: Callable[[TrainingBatch], float]
-    weights: Callable[[Any], tuple[Any, Any | None]]
-    final_config: Callable[[Any, Iterable[TrainingBatch]], UniXConfig]
+    weights: Callable[[Any, Weights], tuple[Any, Any | None]]
+    final_config: Callable[[Any, Weights, Iterable[TrainingBatch]], UniXConfig]
 
 
 def make_run(
@@ -150,8 +149,8 @@ def _unix_run(
     )
     key = jax.random.key(config.seed)
 
-    def weights(state: Any) -> tuple[Any, Any | None]:
-        merged = state.params(ema=config.exported == "average")
+    def weights(state: Any, which: Weights) -> tuple[Any, Any | None]:
+        merged = state.params(ema=which == "average")
         unix = merged["unix"]
         if config.use_lora:
             unix = merge_lora(unix, merged["lora"], config.lora)
@@ -190,7 +189,7 @@ def _unix_run(
 def _validated(config: TrainConfig) -> tuple[Weights, ...]:
     if config.average_decay is None:
         return ("raw",)
-    return ("average", "raw") if config.exported == "average" else ("raw", "average")
+    return ("average", "raw") if config.preferred == "average" else ("raw", "average")
 
 
 def _check_attention(name: str, model_config: UniXConfig, mesh: Mesh, dtype: Any) -> None:
@@ -264,8 +263,8 @@ def _autoencoder_run(config: TrainConfig, model_config: UniXConfig, mesh: Mesh) 
         # The decoder mirrors the encoder, with one block a level more.
         return 3 * 2 * rows * images * flops.encoder_flops(model_config.vae, size)
 
-    def exported(state: Any) -> Any:
-        return state.ema if config.exported == "average" else state.params
+    def trained(state: Any, which: Weights) -> Any:
+        return state.ema if which == "average" else state.params
 
     def evaluate(
         state: Any, batch: TrainingBatch, _: PRNGKeyArray, *, ema: bool = False
@@ -273,8 +272,8 @@ def _autoencoder_run(config: TrainConfig, model_config: UniXConfig, mesh: Mesh) 
         check_rows(batch.rows, accumulation, mesh)
         return evaluation(state.ema if ema else state.params, _images(batch))
 
-    def final_config(state: Any, batches: Iterable[TrainingBatch]) -> UniXConfig:
-        return measured_config(model_config, exported(state), batches, dtype)
+    def final_config(state: Any, which: Weights, batches: Iterable[TrainingBatch]) -> UniXConfig:
+        return measured_config(model_config, trained(state, which), batches, dtype)
 
     return Run(
         config=model_config,
@@ -288,7 +287,7 @@ def _autoencoder_run(config: TrainConfig, model_config: UniXConfig, mesh: Mesh) 
         loss_weights={"l1": 1.0, "kl": objective.kl_weight},
         batch_flops=batch_flops,
         # A whole checkpoint, so that the next stage starts from it: the model is still untrained.
-        weights=lambda state: (init_params(model_config, key), exported(state)),
+        weights=lambda state, which: (init_params(model_config, key), trained(state, which)),
         final_config=final_config,
     )
 
@@ -349,26 +348,11 @@ def validate(
     return found
 
 
-def describe_validation(
-    run: Run, step: int, scores: Mapping[str, float], *, last: bool
-) -> list[str]:
-    """The losses of `validate` in a line, with the weights that each is of.
-
-    A second line warns at the last step where the weights that are not exported are better.
-    """
-    exported, *others = run.validated
-    lines = [f"step {step}: validation loss {scores['loss']:.4g} ({exported} weights)"]
-    for name in others:
-        other = scores[f"{name}/loss"]
-        lines[0] += f", {other:.4g} ({name})"
-        difference = (scores["loss"] - other) / max(abs(other), 1e-9)
-        if last and difference > LARGE_DIFFERENCE:
-            lines.append(
-                f"warning: the {exported} weights, which are exported, have a validation loss that "
-                f"is {100 * difference:.0f} % higher than that of the {name} weights; to export "
-                f"those: unix-jax export DIR --weights {name} --out OUT"
-            )
-    return lines
+def describe_validation(run: Run, step: int, scores: Mapping[str, float]) -> str:
+    """The losses of `validate` in a line, with the weights that each is of."""
+    preferred, *others = run.validated
+    line = f"step {step}: validation loss {scores['loss']:.4g} ({preferred} weights)"
+    return line + "".join(f", {scores[f'{name}/loss']:.4g} ({name})" for name in others)
 
 
 def to_floats(metrics: Scalars) -> dict[str, float]:
