@@ -88,6 +88,15 @@ def beside_the_weights(path):
     return {str(file.relative_to(path)): file.read_bytes() for file in files}
 
 
+def assert_files_of_the_source(exported, source):
+    """To the byte; only config.json has the instructions that the run taught besides."""
+    found, expected = beside_the_weights(exported), beside_the_weights(source)
+    config = json.loads(found.pop("config.json"))
+    assert config.pop("instructions")["both"]
+    assert config == json.loads(expected.pop("config.json"))
+    assert found == expected
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     return tmp_path_factory.mktemp("back")
@@ -127,7 +136,7 @@ def exported(base, trained):
 
 
 def test_every_file_of_the_source_is_in_the_export(source, trained, exported):
-    assert beside_the_weights(exported) == beside_the_weights(source)
+    assert_files_of_the_source(exported, source)
     # On the way: the run's directory needs nothing outside of itself.
     assert (trained / "tokenizer" / "source" / "preprocessor_config.json").is_file()
 
@@ -161,7 +170,7 @@ def test_the_export_computes_what_the_run_computes(base, trained, exported, tmp_
 def test_a_cast_carries_the_files_too(trained, source, tmp_path):
     cast(trained / "export", tmp_path / "half", "bfloat16")
     export_published(tmp_path / "half", tmp_path / "out")
-    assert beside_the_weights(tmp_path / "out") == beside_the_weights(source)
+    assert_files_of_the_source(tmp_path / "out", source)
 
 
 def test_an_index_of_shards_does_not_outlive_its_shards(base, source, tmp_path):
@@ -177,14 +186,14 @@ def test_an_index_of_shards_does_not_outlive_its_shards(base, source, tmp_path):
     import_published(sharded, tmp_path / "jax")
     cast(tmp_path / "jax", tmp_path / "half", "bfloat16")
     export_published(tmp_path / "half", tmp_path / "out")
-    assert beside_the_weights(tmp_path / "out") == beside_the_weights(source)
+    assert_files_of_the_source(tmp_path / "out", source)
     load_published(tmp_path / "out")
 
 
 @pytest.mark.slow
 def test_a_run_that_starts_from_published_files_themselves(base, source, tmp_path):
     export_published(train(base, "direct", source) / "export", tmp_path / "out")
-    assert beside_the_weights(tmp_path / "out") == beside_the_weights(source)
+    assert_files_of_the_source(tmp_path / "out", source)
 
 
 # --- starts without such files -----------------------------------------------------------------
