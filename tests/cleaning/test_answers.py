@@ -148,6 +148,9 @@ def test_fences_tags_quotes_and_forms(around, form):
 @pytest.mark.parametrize("talk", TALK)
 @pytest.mark.parametrize("form", FORMS)
 def test_prefaces_and_remarks(talk, form):
+    if "{} " in talk or " {}" in talk:
+        # On one line with the talk, no Markdown begins and no list ends.
+        form = form if form[0] in "F*_<" and "#" not in form and "- " not in form else REPORT
     reply = talk.format(form)
     assert plain_answer(reply) == REPORT
     assert why_unusable(reply) == ""
@@ -225,15 +228,15 @@ YES = [
 NO = [
     "No", "NO.", "no: a tip is missing", "No - lost", "No\nThe effusion is lost", "**No.** x",
     "No, the side differs.", "no because it lost the tip", "Answer: no", "So the answer is **no**.",
-    "<answer>no</answer><reason>tip</reason>", '{"answer": false}', '{"reason": "x", "answer": "no"}',
-    '{"answer": "no", "reason": "it', "{'verdict': 'No', 'reason': 'x'}", "No. No effusion is told.",
-    "The effusion is lost.\nVerdict: No",
+    "<answer>no</answer><reason>tip</reason>", '{"answer": false}',
+    '{"reason": "x", "answer": "no"}', '{"answer": "no", "reason": "it',
+    "{'verdict': 'No', 'reason': 'x'}", "No. No effusion is told.", "The effusion is lost.\nVerdict: No",
 ]  # fmt: skip
 NEITHER = [
-    "", "Maybe", "Yes and no", "No and yes", "Yes/No", "yes or no", "Yes, no.", "Yes; no", "yes\nno",
-    "Neither yes nor no.", "Answer: yes and no", '{"answer": "yes and no"}', '{"answer": "maybe"}',
-    '{"answer": "yes", "verdict": "no"}', '{"answer": "yes", "answer": "no"}', "{}",
-    "Yes. Answer: no", "No. Final answer: yes", "yes?", "Yes, but the tip is missing.",
+    "", "Maybe", "Yes and no", "No and yes", "Yes/No", "yes or no", "Yes, no.", "Yes; no",
+    "yes\nno", "Neither yes nor no.", "Answer: yes and no", '{"answer": "yes and no"}',
+    '{"answer": "maybe"}', '{"answer": "yes", "verdict": "no"}', '{"answer": "yes", "answer": "no"}',
+    "{}", "Yes. Answer: no", "No. Final answer: yes", "yes?", "Yes, but the tip is missing.",
     "Yes, except the tip.", "Yes, partially.", "Yes, with reservations", "Yes. The tip is missing.",
     '{"answer": "yes", "reason": "The tip is missing."}', "Mostly yes", "Yesterday", "None",
     "No finding is missing.", "No issues found.", "Nothing is missing", "The report says yes",
@@ -256,17 +259,24 @@ def test_verdicts_after_reasoning(reasoning):
 
 
 def test_the_reason_of_a_no():
-    for reply in ("No. The tip is missing.", "No: The tip is missing.", "**No** - The tip is "
-                  "missing.", '{"answer": "no", "reason": "The tip is missing."}', "The tip is "
-                  "missing.\nNo. The tip is missing.\nAnswer: no. The tip is missing."):  # fmt: skip
-        assert verdict(reply) == (False, "The tip is missing.")
+    why = "The tip is missing."
+    replies = [f"No. {why}", f"No: {why}", f"**No** - {why}", f"Lost.\nAnswer: no. {why}"]
+    for reply in [*replies, json.dumps({"answer": "no", "reason": why})]:
+        assert verdict(reply) == (False, why)
 
 
 SENTENCES = st.lists(
     st.sampled_from(
-        ["The lungs are clear.", "Left effusion of 12 mm.", "ETT 4 cm above the carina.",
-         "No pneumothorax.", "T12 fracture (old).", "Possible right-sided mass, < 3 cm.",
-         "Note is made of sternal wires.", "Removed chest tube."]  # fmt: skip
+        [
+            "The lungs are clear.",
+            "Left effusion of 12 mm.",
+            "ETT 4 cm above the carina.",
+            "No pneumothorax.",
+            "T12 fracture (old).",
+            "Possible right-sided mass, < 3 cm.",
+            "Note is made of sternal wires.",
+            "Removed chest tube.",
+        ]
     ),
     min_size=1,
     max_size=5,

@@ -76,7 +76,7 @@ _START_OF_TURN = re.compile(
 
 _SECTION = r"(?P<name>FINDINGS?|IMPRESSIONS?)"
 _ANY_HEADING = re.compile(
-    rf"\b{_SECTION}[*_\"' \t]{{0,6}}(?:[:：]|$)", re.IGNORECASE | re.MULTILINE
+    rf"(?<![A-Za-z]){_SECTION}[*_\"' \t]{{0,6}}(?:[:：]|$)", re.IGNORECASE | re.MULTILINE
 )
 _LONE_FENCE = re.compile(r"\A```(?:[\w+-]*[ \t]*\n)?|\s*```\Z")
 _FENCE = re.compile(r"(?:```|~~~)(?:[\w+-]*[ \t]*\n)?(.*?)(?:```|~~~|\Z)", re.DOTALL)
@@ -91,6 +91,9 @@ _ITALIC = re.compile(r"(?<![\w*\[])\*(?=\S)([^*\n]{1,2000}?)(?<=\S)\*(?![\w*\]])
 _UNDERSCORED = re.compile(r"(?<![\w_])__?(?=[A-Za-z])([^_\n]{1,2000}?)__?(?![\w_])")
 _RULE_LINE = re.compile(r"^[ \t]*(?:-{3,}|\*{3,}|={3,}|_{20,})[ \t]*$", re.MULTILINE)
 _QUOTED_LINE = re.compile(r"^[ \t]*>+[ \t]?", re.MULTILINE)
+_QUOTED_HEADING = re.compile(
+    rf"^[ \t]*>[>*_# \t\d.-]{{0,9}}{_SECTION}", re.IGNORECASE | re.MULTILINE
+)
 _BULLET = re.compile(r"^[ \t]*[-*•‣▪–][ \t]+(?P<text>\S.*?)[ \t]*$", re.MULTILINE)
 
 _LINE_HEADING = re.compile(
@@ -98,7 +101,7 @@ _LINE_HEADING = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _INLINE_HEADING = re.compile(
-    r"(?:(?<=[.!?]\s)|(?<=[.!?]))(?P<name>[Ff]indings|[Ii]mpression)[ \t]*[:：][ \t]*"
+    r"(?:(?<=[.!?:]\s)|(?<=[.!?]))(?P<name>[Ff]indings|[Ii]mpression)[ \t]*[:：][ \t]*"
     r"|(?<!\w)(?P<upper>FINDINGS|IMPRESSION)[ \t]*[:：][ \t]*"
 )
 _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "`": "`"}
@@ -322,7 +325,7 @@ def _report(text: str) -> str:
 
 def _inner(text: str) -> str:
     """What a fence, a tag or JSON around the report holds; the text itself if there is none."""
-    text = text.strip()
+    text = _unquoted(text)
     text = _LONE_FENCE.sub("", text) if text.count("```") == 1 else text
     holding = [match for match in _FENCE.finditer(text) if _holds_report(match[1])]
     if len(holding) == 1 and _only_talk_around(text, *holding[0].span()):
@@ -406,9 +409,7 @@ def _plain(text: str) -> str:
     text = _XML_SECTION.sub(lambda tag: "\n" if tag[1] else f"\n{tag[2].upper()}: ", text)
     text = _BREAK_TAG.sub("\n", _LAYOUT_TAG.sub("", text))
     text = _BOXED.sub(r"\1", text)
-    lines = [line for line in text.splitlines() if line.strip()]
-    if lines and all(_QUOTED_LINE.match(line) for line in lines):
-        text = _QUOTED_LINE.sub("", text)
+    text = _QUOTED_LINE.sub("", text) if _QUOTED_HEADING.search(text) else text
     text = _RULE_LINE.sub("", text)
     text = _BULLET.sub(_as_sentence, _BOLD.sub("", text))
     text = _UNDERSCORED.sub(r"\1", _ITALIC.sub(r"\1", text))

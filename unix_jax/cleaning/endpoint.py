@@ -209,7 +209,7 @@ class ChatEndpoint:
             raise EndpointError(
                 f"--endpoint: {reason}. The server asks to wait {_seconds(wait)} "
                 f"(Retry-After){waited}; "
-                f"expected at most {_seconds(patience)} in all (--patience). "
+                f"expected at most {patience:g} s in all (--patience). "
                 "What is done is kept: run the same command later to resume"
             )
         self._not_before = max(self._not_before, now + wait)
@@ -217,7 +217,7 @@ class ChatEndpoint:
             self._said_until = max(self._not_before, now + _SAID_EVERY)
             self._say(
                 f"{reason}. The server asks to wait {_seconds(wait)} (Retry-After); waited "
-                f"{_seconds(now - since)} so far, of at most {_seconds(patience)} (--patience)"
+                f"{_seconds(now - since)} so far, of at most {patience:g} s (--patience)"
             )
 
     async def _held_back(self) -> None:
