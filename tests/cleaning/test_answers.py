@@ -102,6 +102,8 @@ TALK = [
     "{} I hope this helps!",
     "{}\n\nNote: I removed the comparison to the prior study.",
     "{}\n\n(Note: References to prior studies were removed as instructed.)",
+    "{}\n\n**Changes:** Removed the comparison and the name.",
+    "{}\n\nIf you have any questions, ask.",
     "{}\n\n**Changes made:**\n- Removed the comparison.\n- Removed Dr. ___.",
     "{}\n\n---\n\nI removed the mention of the phone call. The rest was kept.",
 ]
@@ -177,6 +179,8 @@ def test_json_reports():
         "FINDINGS: Clear. IMPRESSION: None. Note: the left costophrenic angle is excluded.",
         "FINDINGS: Clear. IMPRESSION: None. Note: the chest tube has been removed.",
         "FINDINGS: Clear. IMPRESSION: None. This limits the report.",
+        "FINDINGS: Clear. IMPRESSION: None. Changes: mild spondylosis.",
+        "FINDINGS: Clear. IMPRESSION: None. If you have concern for a nodule, CT is next.",
     ],
 )
 def test_what_may_be_part_of_the_report_stays(text):
@@ -230,12 +234,14 @@ NO = [
     "No, the side differs.", "no because it lost the tip", "Answer: no", "So the answer is **no**.",
     "<answer>no</answer><reason>tip</reason>", '{"answer": false}',
     '{"reason": "x", "answer": "no"}', '{"answer": "no", "reason": "it',
-    "{'verdict': 'No', 'reason': 'x'}", "No. No effusion is told.", "The effusion is lost.\nVerdict: No",
+    "{'verdict': 'No', 'reason': 'x'}", "No. No effusion is told.",
+    "The effusion is lost.\nVerdict: No",
 ]  # fmt: skip
 NEITHER = [
     "", "Maybe", "Yes and no", "No and yes", "Yes/No", "yes or no", "Yes, no.", "Yes; no",
     "yes\nno", "Neither yes nor no.", "Answer: yes and no", '{"answer": "yes and no"}',
-    '{"answer": "maybe"}', '{"answer": "yes", "verdict": "no"}', '{"answer": "yes", "answer": "no"}',
+    '{"answer": "maybe"}', '{"answer": "yes", "verdict": "no"}',
+    '{"answer": "yes", "answer": "no"}',
     "{}", "Yes. Answer: no", "No. Final answer: yes", "yes?", "Yes, but the tip is missing.",
     "Yes, except the tip.", "Yes, partially.", "Yes, with reservations", "Yes. The tip is missing.",
     '{"answer": "yes", "reason": "The tip is missing."}', "Mostly yes", "Yesterday", "None",

@@ -420,6 +420,20 @@ def test_stopped_in_the_middle_and_resumed(tmp_path, sent):
     assert sent == signal.SIGKILL or "run the same command to go on" in first
 
 
+def test_the_command_shows_waits_and_stops_at_the_patience(tmp_path):
+    reports, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    write_reports(reports, 2)
+    with ChatServer(lambda kind, number, n: "status 429 Retry-After: 1") as server:
+        process = start(server, reports, out, "--patience", "1.5")
+        printed = process.communicate(timeout=300)[0]
+    assert process.returncode == 1
+    lines = [line for line in printed.splitlines() if "Retry-After" in line]
+    assert "asks to wait 1 s (Retry-After); waited 0 s so far, of at most 1.5 s" in lines[0]
+    assert lines[-1].startswith("--endpoint: ")
+    assert "expected at most 1.5 s in all (--patience)" in lines[-1]
+    assert not out.exists()
+
+
 def test_out_that_cannot_be_written(tmp_path):
     reports, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     write_reports(reports, 30)

@@ -128,9 +128,9 @@ _TALK_NOUN = re.compile(
 )
 _REMARK = re.compile(
     r"[(\[*_\s]*(?:(?:please )?let me know\b|(?:i )?hope (?:this|that|it)\b|feel free\b"
-    r"|if you (?:need|would like|want|have)\b|is there anything\b"
-    r"|(?P<note>notes?|comments?|(?P<changes>explanation|changes?(?: made)?|removed|rationale|edits"
-    r"|summary of (?:the )?changes))\b[*_ ]*:"
+    r"|if you (?:need|would like|want|have any (?:questions?|other|further))\b|is there anything\b"
+    r"|(?P<note>notes?|comments?|changes|removed|(?P<changes>explanation|changes? made|rationale"
+    r"|edits|summary of (?:the )?changes))\b[*_ ]*:"
     r"|i(?:'ve|’ve| have)? (?:also )?(?:removed|rewrote|rewritten|kept|omitted|changed|deleted"
     r"|preserved|retained|took out|taken out)\b"
     r"|this (?:rewrite|rewritten|version|revised|cleaned|report (?:has been|was) \w*(?:ed|en))\b"
@@ -155,7 +155,7 @@ _CHEST = re.compile(
 _SENTENCE_END = re.compile(r"(?<=[.!?:])\s+|\n+")
 
 _LEFT_OVER = re.compile(
-    r"```|~~~|</?[A-Za-z_][\w:-]*[^<>]{0,40}>|<[|｜]|[|｜]>|(?<!\[)\*\*(?!\])|\\boxed|\A[{\[](?!\*)"
+    r"```|~~~|<!--|</?[A-Za-z_][\w:-]*[^<>]{0,40}>|<[|｜]|[|｜]>|(?<!\[)\*\*(?!\])|\\boxed|\A[{\[](?!\*)"
     r"|(?:\A|\s)#{1,6}\s|\|\s*-{3,}"
 )
 _TALK_LEFT = re.compile(

@@ -205,7 +205,9 @@ class ChatEndpoint:
         since = self._held_since = now if self._held_since is None else self._held_since
         patience = self._retries.patience
         if now + wait > since + patience:
-            waited = f" after {_seconds(now - since)} without an answer" if now - since > 1 else ""
+            waited = (
+                f" after {_seconds(now - since)} without an answer" if now - since > 0.1 else ""
+            )
             raise EndpointError(
                 f"--endpoint: {reason}. The server asks to wait {_seconds(wait)} "
                 f"(Retry-After){waited}; "
