@@ -29,6 +29,7 @@ class ChatServer:
         self.times: list[float] = []
         self.authorization: set[str] = set()
         self.bodies: list[dict] = []
+        self.connections = 0
         self._lock = threading.Lock()
         chat = self
 
@@ -44,6 +45,10 @@ class ChatServer:
                 pass
 
         class Server(ThreadingHTTPServer):
+            def get_request(self):
+                chat.connections += 1
+                return super().get_request()
+
             def handle_error(self, *arguments):
                 """Clients that hang up, as a killed one does, are no news."""
 
@@ -78,6 +83,18 @@ class ChatServer:
             # A careless server sends the key back.
             message = {"error": {"message": f"no: {authorization}", "code": fault}}
             send(handler, int(fault), json.dumps(message), headers)
+        elif fault.startswith("status "):
+            # "status 307 Location: http://..." or "status 429 Retry-After: 30"
+            _, status, *header = fault.split(maxsplit=2)
+            headers = dict([header[0].split(": ", 1)]) if header else {}
+            send(handler, int(status), json.dumps({"error": {"message": "busy"}}), headers)
+        elif fault.startswith("finish "):
+            send(handler, 200, json.dumps(completion(good, finish=fault.removeprefix("finish "))))
+        elif fault.startswith("reply "):
+            send(handler, 200, json.dumps(completion(fault.removeprefix("reply "))))
+        elif fault == "parts":
+            parts = [{"type": "thinking", "thinking": []}, {"type": "text", "text": good}]
+            send(handler, 200, json.dumps(completion(parts)))
         elif fault == "malformed":
             send(handler, 200, '{"choices": [{"mess')
         elif fault == "empty":
@@ -113,14 +130,14 @@ class ChatServer:
             send(handler, 200, json.dumps(completion(good)))
 
 
-def completion(text, refusal=None):
+def completion(text, refusal=None, finish="stop"):
     message = {"role": "assistant", "content": text, "refusal": refusal}
     return {
         "id": "x",
         "object": "chat.completion",
         "created": 0,
         "model": "m",
-        "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
+        "choices": [{"index": 0, "finish_reason": finish, "message": message}],
         "usage": {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120},
     }
 

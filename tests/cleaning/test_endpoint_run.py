@@ -37,9 +37,13 @@ def direct(monkeypatch):
         monkeypatch.delenv(name.lower(), raising=False)
 
 
-def run(server, reports, out, *, how=HOW, retries=QUICK, timeout=60.0, **options):
+def run(server, reports, out, *, how=HOW, retries=QUICK, timeout=60.0, said=None, **options):
+    said = [] if said is None else said
+
     async def clean():
-        async with ChatEndpoint(server.url, KEY, timeout=timeout, retries=retries) as endpoint:
+        async with ChatEndpoint(
+            server.url, KEY, timeout=timeout, retries=retries, say=said.append
+        ) as endpoint:
             return await clean_with_endpoint(open_reports(reports), out, endpoint, how, **options)
 
     return asyncio.run(clean())
@@ -131,6 +135,181 @@ def test_retry_after_holds_back_everyone(tmp_path):
     with ChatServer(lambda kind, number, n: "429" if (kind, n) == ("rewrite", 0) else "") as server:
         run(server, reports, out, retries=Retries(tries=2, first_wait=0.0))
         assert server.times[1] - server.times[0] >= 0.02
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_to_another_origin_is_not_followed(tmp_path, status):
+    reports, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    write_reports(reports, 20)
+    with ChatServer() as other:
+        target = f"status {status} Location: {other.url}/chat/completions?key={KEY}"
+        with ChatServer(lambda kind, number, n: target) as server:
+            with pytest.raises(EndpointError) as caught:
+                run(server, reports, out, concurrency=4)
+            # One error for all reports: nothing is tried again.
+            assert len(server.times) <= 4
+        # Neither the reports nor the key reached the other server, not even a connection.
+        assert other.connections == 0
+    message = str(caught.value)
+    assert server.url.removesuffix("/v1") in message
+    assert other.url.removesuffix("/v1") in message
+    assert f"HTTP {status}" in message
+    assert KEY not in message
+    assert not out.exists()
+    assert journal_path(out).exists()
+
+
+@pytest.mark.parametrize(
+    ("location", "found"),
+    [
+        ("/v2/chat/completions", "such as http://127.0.0.1:PORT/v2"),
+        ("http://127.0.0.1:PORT/a/v1/chat/completions/?a=b", "such as http://127.0.0.1:PORT/a/v1"),
+        ("//evil.example/v1", "another origin, http://evil.example (HTTP 307)"),
+        ("https://127.0.0.1:PORT/v1", "another origin, https://127.0.0.1:PORT (HTTP 307)"),
+        ("http://localhost:PORT/v1", "another origin, http://localhost:PORT (HTTP 307)"),
+        ("http://127.0.0.1/v1", "another origin, http://127.0.0.1 (HTTP 307)"),
+        ("http://user:pass@evil.example:80/v1", "another origin, http://evil.example (HTTP 307)"),
+        ("file:///etc/passwd", "another origin, file:// (HTTP 307)"),
+        ("http://[bad", "without a valid address"),
+        ("http://x:99999999/", "without a valid address"),
+        ("", "without a valid address"),
+    ],
+)
+def test_redirects_of_every_kind_stop_the_run(tmp_path, location, found):
+    reports, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    write_reports(reports, 1)
+    port = ""
+
+    def faults(kind, number, n):
+        there = location.replace("PORT", port)
+        return f"status 307 Location: {there}" if there else "status 302"
+
+    with ChatServer(faults) as server:
+        port = server.url.removesuffix("/v1").rpartition(":")[2]
+        with pytest.raises(EndpointError, match="redirect") as caught:
+            run(server, reports, out)
+        assert len(server.times) == 1
+    assert found.replace("PORT", port) in str(caught.value)
+    assert "pass" not in str(caught.value)
+
+
+def test_a_wait_is_said_and_kept(tmp_path):
+    reports, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    write_reports(reports, 6)
+    said = []
+    wait = "status 429 Retry-After: 1"
+    with ChatServer(lambda kind, number, n: wait if (kind, n) == ("rewrite", 0) else "") as server:
+        assert run(server, reports, out, said=said, concurrency=6).done == 6
+        times = sorted(server.times)
+        assert times[6] - times[5] >= 0.8
+    # Once for all requests that are held back.
+    assert len(said) == 1
+    assert "HTTP 429: " in said[0]
+    assert "asks to wait 1 s (Retry-After)" in said[0]
+    assert "of at most 600 s (--patience)" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ("86400", "asks to wait 86400 s (24:00:00 h)"),
+        ("1e9", "asks to wait more than a year"),
+        ("1" + "0" * 400, "asks to wait more than a year"),
+        ("inf", "asks to wait more than a year"),
+        ("Fri, 31 Dec 9998 23:59:59 GMT", "asks to wait more than a year"),
+    ],
+)
+def test_a_wait_longer_than_the_patience_stops_the_run(tmp_path, value, found):
+    reports, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    write_reports(reports, 3)
+    start = time.monotonic()
+    fault = f"status 503 Retry-After: {value}"
+    with ChatServer(lambda kind, number, n: fault if number == 2 else "") as server:
+        with pytest.raises(EndpointError, match=r"at most 600 s in all \(--patience\)") as caught:
+            run(server, reports, out, concurrency=1)
+        assert time.monotonic() - start < 20
+        assert server.seen["rewrite", 2] == 1
+    assert found in str(caught.value)
+    assert "resume" in str(caught.value)
+    with ChatServer() as server:
+        assert run(server, reports, out).done == 3
+        assert set(server.seen) == {("rewrite", 2), ("judge", 2)}
+
+
+def test_endless_waits_end_with_the_patience(tmp_path):
+    reports, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    write_reports(reports, 2)
+    retries = Retries(tries=1000, first_wait=0.01, longest_wait=0.01, patience=1.2)
+    start = time.monotonic()
+    with (
+        ChatServer(lambda kind, number, n: "status 429 Retry-After: 0.3") as server,
+        pytest.raises(EndpointError, match=r"without an answer; expected at most 1.2 s in all"),
+    ):
+        run(server, reports, out, retries=retries)
+    assert 0.8 < time.monotonic() - start < 20
+
+
+@pytest.mark.parametrize(
+    "value", ["-5", "-inf", "nan", "0", "Mon, 01 Jan 2001 00:00:00 GMT", "01 Jan 2001", "soon",
+              "5, 9", "99 Foo 99999 77:77:77", "Mon, 01 Jan 99999 00:00:00 GMT"]
+)  # fmt: skip
+def test_a_wait_that_is_past_or_cannot_be_read_is_none(tmp_path, value):
+    reports, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    write_reports(reports, 1)
+    said = []
+    fault = f"status 429 Retry-After: {value}"
+    with ChatServer(lambda kind, number, n: fault if n == 0 else "") as server:
+        assert run(server, reports, out, said=said).done == 1
+    assert said == []
+
+
+def test_a_wait_that_cannot_be_read_is_named(tmp_path):
+    reports, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    write_reports(reports, 1)
+    with ChatServer(lambda kind, number, n: "status 429 Retry-After: soon") as server:
+        assert run(server, reports, out).failed == 1
+    (row,) = read_lines(rejected_path(out))
+    assert "Retry-After: expected seconds or a date, found 'soon'" in row["reason"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "fault", "reason"),
+    [
+        ("rewrite", "finish length", "cut off at --max-tokens 1024"),
+        ("rewrite", "finish MAX_TOKENS", "cut off at --max-tokens 1024"),
+        ("rewrite", "finish content_filter", "refused"),
+        ("rewrite", "reply <think>FINDINGS: Report 0. IMPRESSION: Effusion.", "no end"),
+        ("rewrite", "reply <think>a</think>", "Nothing but reasoning"),
+        ("rewrite", "reply ", "nothing was written"),
+        ("judge", "finish length", "cut off at --max-tokens 1024"),
+        ("judge", "reply Yes and no: the tip is missing.", "neither yes nor no: Yes and no"),
+        ("judge", "reply <think>yes", "neither yes nor no: <think>yes"),
+        ("judge", "reply ", "neither yes nor no: nothing"),
+    ],
+)
+def test_what_an_answer_loses_is_set_aside_with_the_reason(tmp_path, kind, fault, reason):
+    reports, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    write_reports(reports, 1)
+    with ChatServer(lambda asked, number, n: fault if asked == kind else "") as server:
+        summary = run(server, reports, out)
+    assert (summary.done, summary.rejected) == (0, 1)
+    (row,) = read_lines(rejected_path(out))
+    assert reason in row["reason"]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    ["parts", "finish error", "finish insufficient_system_resource", "finish eos",
+     "reply a\n</think>\n**FINDINGS:** Report 0. Small left effusion. **IMPRESSION:** Effusion."],
+)  # fmt: skip
+def test_answers_in_parts_broken_off_and_with_reasoning(tmp_path, fault):
+    reports, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    write_reports(reports, 1)
+    with ChatServer(lambda kind, number, n: fault if (kind, n) == ("rewrite", 0) else "") as server:
+        assert run(server, reports, out).done == 1
+        broken_off = fault in ("finish error", "finish insufficient_system_resource")
+        assert server.seen["rewrite", 0] == 1 + broken_off
+    assert read_lines(out)[0]["report"] == rewrite_of(0)
 
 
 def test_failed_reports_are_tried_again_by_the_next_run(tmp_path):
@@ -239,6 +418,20 @@ def test_stopped_in_the_middle_and_resumed(tmp_path, sent):
     assert f"cost {60 * 200 * 2 / 1e6:.4g}" in second
     assert KEY not in first + second
     assert sent == signal.SIGKILL or "run the same command to go on" in first
+
+
+def test_the_command_shows_waits_and_stops_at_the_patience(tmp_path):
+    reports, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    write_reports(reports, 2)
+    with ChatServer(lambda kind, number, n: "status 429 Retry-After: 1") as server:
+        process = start(server, reports, out, "--patience", "1.5")
+        printed = process.communicate(timeout=300)[0]
+    assert process.returncode == 1
+    lines = [line for line in printed.splitlines() if "Retry-After" in line]
+    assert "asks to wait 1 s (Retry-After); waited 0 s so far, of at most 1.5 s" in lines[0]
+    assert lines[-1].startswith("--endpoint: ")
+    assert "expected at most 1.5 s in all (--patience)" in lines[-1]
+    assert not out.exists()
 
 
 def test_out_that_cannot_be_written(tmp_path):

@@ -1,7 +1,8 @@
 """Chat completions of any OpenAI-compatible endpoint, with the key kept out of everything.
 
 The client's own retries are off: ours also cover bodies that are broken, wait as long as the
-server asks, and hold back every other request meanwhile.
+server asks, and hold back every other request meanwhile. Redirects are not followed: the reports
+and the key go to the address that the user gave, and to no other.
 """
 
 import asyncio
@@ -12,6 +13,8 @@ import random
 import re
 import time
 import urllib.parse
+from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 from unix_jax.errors import UniXError
@@ -22,8 +25,14 @@ Messages = list[dict[str, str]]
 _KEY = re.compile(r"[\x21-\x7e]+")
 _RETRIED = frozenset({408, 409, 425, 429})
 _HOPELESS = frozenset({401, 402, 403, 404, 405})
-_LONGEST_WAIT = 600.0
 _NO_KEY = "none"
+# Waits are said on the terminal from this length on, and not more often.
+_SAID_FROM, _SAID_EVERY = 1.0, 10.0
+
+# What servers call an irregular end of an answer.
+_CUT_OFF = frozenset({"length", "max_tokens", "max_output_tokens", "model_length"})
+_REFUSED = frozenset({"content_filter", "safety", "refusal", "recitation", "prohibited_content"})
+_BROKEN_OFF = frozenset({"error", "insufficient_system_resource", "abort", "cancelled", "canceled"})
 
 
 class EndpointError(UniXError):
@@ -69,11 +78,17 @@ class Completion:
 
 @dataclasses.dataclass(frozen=True)
 class Retries:
-    """How often a request is tried, and the waits in seconds: first, doubled each time, at most."""
+    """How often a request is tried, and how long is waited.
+
+    tries: times that one request is sent.
+    first_wait, longest_wait: seconds before the second try, doubled for each later one, at most.
+    patience: seconds that a server may hold all requests back by Retry-After without one answer.
+    """
 
     tries: int = 6
     first_wait: float = 1.0
     longest_wait: float = 60.0
+    patience: float = 600.0
 
     def wait(self, failures: int) -> float:
         """With jitter, so that requests that failed together do not return together."""
@@ -126,17 +141,28 @@ class ChatEndpoint:
         retries: Retries | None = None,
         max_tokens: int | None = 1024,
         temperature: float | None = 0.0,
+        say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """`timeout` is seconds for one whole answer; what is None is left to the server."""
+        """`timeout` is seconds for one whole answer; what is None is left to the server.
+
+        `say` gets a line for the user when the server makes all requests wait.
+        """
         openai = require("openai", "cleaning by an endpoint", "unix-jax[clean]")
         self._openai = openai
         self._key, self._timeout = key, timeout
         self._retries = retries or Retries()
         options = {"max_tokens": max_tokens, "temperature": temperature}
         self._options = {name: value for name, value in options.items() if value is not None}
+        self._say, self._said_until = say, 0.0
         self._not_before = 0.0
+        self._held_since: float | None = None
+        self._url = checked_endpoint(url)
         self._client = openai.AsyncOpenAI(
-            api_key=key or _NO_KEY, base_url=checked_endpoint(url), max_retries=0, timeout=timeout
+            api_key=key or _NO_KEY,
+            base_url=self._url,
+            max_retries=0,
+            timeout=timeout,
+            http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False, timeout=timeout),
         )
 
     async def __aenter__(self) -> "ChatEndpoint":
@@ -150,7 +176,8 @@ class ChatEndpoint:
 
         Raises:
           RequestError: refused for good, or failed in every try.
-          EndpointError: key, model or address are wrong, or the account has run dry.
+          EndpointError: key, model or address are wrong, the address redirects, the account has
+            run dry, or the server asks to wait longer than `Retries.patience`.
         """
         reason = ""
         for failures in range(self._retries.tries):
@@ -158,12 +185,42 @@ class ChatEndpoint:
                 await asyncio.sleep(self._retries.wait(failures))
             await self._held_back()
             try:
-                return await self._once(model, messages)
+                completion = await self._once(model, messages)
             except _Temporary as error:
                 reason = str(error)
                 if error.wait:
-                    self._not_before = max(self._not_before, time.monotonic() + error.wait)
+                    self._hold_back(error.wait, reason)
+            else:
+                self._held_since = None
+                return completion
         raise RequestError(f"{reason} ({self._retries.tries} tries)", again=True)
+
+    def _hold_back(self, wait: float, reason: str) -> None:
+        """Makes all requests wait, and says so.
+
+        Raises:
+          EndpointError: the server has made us wait too long without an answer.
+        """
+        now = time.monotonic()
+        since = self._held_since = now if self._held_since is None else self._held_since
+        patience = self._retries.patience
+        if now + wait > since + patience:
+            waited = (
+                f" after {_seconds(now - since)} without an answer" if now - since > 0.1 else ""
+            )
+            raise EndpointError(
+                f"--endpoint: {reason}. The server asks to wait {_seconds(wait)} "
+                f"(Retry-After){waited}; "
+                f"expected at most {patience:g} s in all (--patience). "
+                "What is done is kept: run the same command later to resume"
+            )
+        self._not_before = max(self._not_before, now + wait)
+        if wait >= _SAID_FROM and self._not_before > self._said_until:
+            self._said_until = max(self._not_before, now + _SAID_EVERY)
+            self._say(
+                f"{reason}. The server asks to wait {_seconds(wait)} (Retry-After); waited "
+                f"{_seconds(now - since)} so far, of at most {patience:g} s (--patience)"
+            )
 
     async def _held_back(self) -> None:
         while (left := self._not_before - time.monotonic()) > 0:
@@ -192,12 +249,15 @@ class ChatEndpoint:
 
     def _status_error(self, error: Any, model: str) -> Exception:
         status = error.status_code
+        if 300 <= status < 400:
+            location = error.response.headers.get("location") or ""
+            return EndpointError(self._safe(_redirected(status, str(error.request.url), location)))
         said = self._safe(error.message)
         if status in _HOPELESS or "insufficient_quota" in said:
             return EndpointError(f"--endpoint: HTTP {status} for the model {model}: {said}")
         if status in _RETRIED or status >= 500:
-            wait = _retry_after(error.response.headers)
-            return _Temporary(f"HTTP {status}: {said}", wait)
+            wait, unread = _retry_after(error.response.headers)
+            return _Temporary(f"HTTP {status}: {said}{unread}", wait)
         return RequestError(f"HTTP {status}: {said}", again=False)
 
     def _completion(self, answer: Any, messages: Messages) -> Completion:
@@ -207,17 +267,21 @@ class ChatEndpoint:
             finish = choice.finish_reason
         except (AttributeError, IndexError, TypeError):
             raise _Temporary("the answer held no message") from None
-        if not isinstance(content, str | None):
-            raise _Temporary("the answer held no text")
-        text = self._safe(content or "", limit=None)
+        text = self._safe(_text_of(content), limit=None)
         sent = sum(len(message["content"]) for message in messages)
         tokens = _tokens(getattr(answer, "usage", None), sent, len(text))
-        problem = ""
-        if refusal or finish == "content_filter":
-            problem = "the model refused"
-        elif finish == "length":
-            problem = "the answer was cut off"
-        return Completion(text, tokens, problem)
+        return Completion(text, tokens, self._problem(refusal, str(finish or "").lower()))
+
+    def _problem(self, refusal: Any, finish: str) -> str:
+        if finish in _BROKEN_OFF:
+            raise _Temporary(f"the server broke the answer off (finish_reason {finish})")
+        if refusal or finish in _REFUSED:
+            return "the model refused"
+        if finish in _CUT_OFF:
+            most = self._options.get("max_tokens")
+            limit = "the server's limit" if most is None else f"--max-tokens {most}"
+            return f"the answer was cut off at {limit}; reasoning counts as well"
+        return ""
 
     def _safe(self, text: object, limit: int | None = 300) -> str:
         """Text from outside without the key, which a server may send back."""
@@ -235,17 +299,102 @@ class _Temporary(Exception):
         self.wait = wait
 
 
-def _retry_after(headers: Any) -> float:
-    """Seconds of the header Retry-After, which holds seconds or a date; 0 if there is none."""
-    value = headers.get("retry-after") or ""
+def _text_of(content: Any) -> str:
+    """The text of a message: a string, or a list of parts of which reasoning is left out."""
+    if content is None:
+        return ""
+    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+    texts = []
+    for part in parts:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind in ("thinking", "reasoning", "redacted_thinking"):
+            continue
+        if kind not in ("text", "output_text") or not isinstance(part.get("text"), str):
+            raise _Temporary("the answer held no text")
+        texts.append(part["text"])
+    return "".join(texts)
+
+
+def _redirected(status: int, asked: str, location: str) -> str:
+    """What to say about a redirect, of which only the origin is shown: the rest may hold a key."""
+    here = _origin(asked)
     try:
-        seconds = float(value)
+        there = _origin(urllib.parse.urljoin(asked, location)) if location else ""
     except ValueError:
+        there = ""
+    if not there:
+        return (
+            f"--endpoint: {here} answered with a redirect (HTTP {status}) without a valid address; "
+            "no redirect is followed"
+        )
+    if there == here:
+        path = urllib.parse.urlsplit(urllib.parse.urljoin(asked, location)).path
+        path = path.removesuffix("/").removesuffix("/chat/completions")
+        return (
+            f"--endpoint: {here} redirects to another path of {there} (HTTP {status}). "
+            f"No redirect is followed; give the address itself, such as {there}{path}"
+        )
+    return (
+        f"--endpoint: {here} redirects to another origin, {there} (HTTP {status}). "
+        "No redirect is followed: reports and key are sent to the given address only. "
+        "If you trust the other one, give it as --endpoint"
+    )
+
+
+def _origin(url: str) -> str:
+    """scheme://host, with the port unless it is the scheme's own.
+
+    Raises:
+      ValueError: the URL is not valid.
+    """
+    parts = urllib.parse.urlsplit(url)
+    host = "".join(char for char in parts.hostname or "" if char.isprintable())
+    host = f"[{host}]" if ":" in host else host
+    own = {"http": 80, "https": 443}.get(parts.scheme)
+    port = "" if parts.port in (None, own) else f":{parts.port}"
+    return f"{parts.scheme}://{host}{port}"
+
+
+def _retry_after(headers: Any) -> tuple[float, str]:
+    """(seconds of the header Retry-After, what to say of one that cannot be read).
+
+    It holds seconds or a date (RFC 9110, 10.2.3), or milliseconds as retry-after-ms. The seconds
+    are 0 if there is none, if it is past, or if it cannot be read; they may be infinite.
+    """
+    milliseconds = _number(headers.get("retry-after-ms") or "")
+    if milliseconds is not None:
+        return max(milliseconds / 1000, 0.0), ""
+    value = (headers.get("retry-after") or "").strip()
+    seconds = _number(value)
+    if seconds is None and value:
         try:
-            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-        except (ValueError, TypeError, OverflowError):
-            return 0.0
-    return min(max(seconds, 0.0), _LONGEST_WAIT) if seconds == seconds else 0.0
+            date = email.utils.parsedate_to_datetime(value)
+            zoned = date if date.tzinfo else date.replace(tzinfo=UTC)
+            seconds = (zoned - datetime.now(UTC)).total_seconds()
+        except (ValueError, TypeError, OverflowError, IndexError):
+            return 0.0, f" (Retry-After: expected seconds or a date, found {value[:40]!r})"
+    return max(seconds or 0.0, 0.0), ""
+
+
+def _number(text: str) -> float | None:
+    try:
+        found = float(text)
+    except ValueError:
+        return None
+    return None if found != found else found
+
+
+def _seconds(seconds: float) -> str:
+    """A length of time for a person: 0.5 s, 12 s, 1:30:00, more than a year."""
+    if seconds < 10:
+        return f"{seconds:.2g} s"
+    if seconds < 600:
+        return f"{seconds:.0f} s"
+    if seconds > 366 * 86400:
+        return "more than a year"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{seconds:.0f} s ({hours}:{minutes:02d}:{rest:02d} h)"
 
 
 def _tokens(usage: Any, sent: int, received: int) -> Tokens:

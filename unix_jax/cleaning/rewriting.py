@@ -1,16 +1,13 @@
 """Rewrite, check, judge; on "no" again with the reason; set aside after the last try."""
 
 import dataclasses
-import re
 from typing import Protocol
 
+from unix_jax.cleaning.answers import plain_answer, verdict, why_unusable
 from unix_jax.cleaning.checks import problems
 from unix_jax.cleaning.endpoint import Completion, Messages, RequestError, Tokens
 from unix_jax.cleaning.templates import Prompts, filled
 
-_THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
-_FENCE = re.compile(r"^```\w*\s*\n(.*?)\n?```$", re.DOTALL)
-_VERDICT = re.compile(r"^[\W_]*(?P<word>yes|no)\b[\W_]*(?P<reason>.*)", re.IGNORECASE | re.DOTALL)
 # A judge that says neither is asked once more before the rewrite counts as refused.
 _JUDGE_TRIES = 2
 
@@ -67,7 +64,8 @@ async def _rewritten(chat: Chat, original: str, how: Rewriting, spent: list[Toke
         answer = await chat.complete(how.model, messages)
         spent.append(answer.tokens)
         rewrite = plain_answer(answer.text)
-        reason = answer.problem or " ".join(problems(original, rewrite))
+        reason = answer.problem or why_unusable(answer.text)
+        reason = reason or " ".join(problems(original, rewrite))
         if not reason:
             reason = await _judged(chat, original, rewrite, how, spent)
             if not reason:
@@ -86,26 +84,19 @@ async def _judged(
 ) -> str:
     """Why the rewrite is refused, or ""."""
     prompt = filled(how.prompts.judge, report=original, rewrite=rewrite)
+    reason = ""
     for _ in range(_JUDGE_TRIES):
         answer = await chat.complete(how.judge_model, [{"role": "user", "content": prompt}])
         spent.append(answer.tokens)
         found = verdict(answer.text) if not answer.problem else None
         if found is not None:
-            accepted, reason = found
-            return "" if accepted else f"The judge said no: {reason or 'no reason given'}"
-    return "The judge said neither yes nor no."
+            accepted, why = found
+            return "" if accepted else f"The judge said no: {why or 'no reason given'}"
+        reason = answer.problem or _shortened(answer.text)
+    return f"The judge said neither yes nor no: {reason or 'nothing'}"
 
 
-def verdict(answer: str) -> tuple[bool, str] | None:
-    """(accepted, reason) of a judge's answer; None if it begins with neither yes nor no."""
-    match = _VERDICT.match(_THOUGHT.sub("", answer).strip())
-    if match is None:
-        return None
-    return match["word"].lower() == "yes", " ".join(match["reason"].split())[:500]
-
-
-def plain_answer(answer: str) -> str:
-    """The answer on one line, without a reasoning block or a code fence around it."""
-    text = _THOUGHT.sub("", answer).strip()
-    fenced = _FENCE.match(text)
-    return " ".join((fenced[1] if fenced else text).split())
+def _shortened(text: str, most: int = 200) -> str:
+    """One line of at most `most` characters; of a longer text its end, where an answer stands."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"...{line[-most:]}"

@@ -10,6 +10,8 @@ from unix_jax.commands.options import PathText, require_least
 from unix_jax.errors import UniXError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from unix_jax.cleaning.endpoint import ChatEndpoint, Tokens
     from unix_jax.cleaning.rewriting import Rewriting
     from unix_jax.cleaning.run import Summary
@@ -24,6 +26,7 @@ _LEAST = {
     "budget_tokens": 1,
     "max_tokens": 0,
     "timeout": 0.001,
+    "patience": 0,
 }
 
 
@@ -61,10 +64,13 @@ class Clean:
     """Price of a million tokens received."""
     request_tries: int = 6
     """Times that one request is sent when the server fails."""
+    patience: float = 600.0
+    """Seconds that the server may make all requests wait by Retry-After without one answer; longer
+    waits stop the run, which can be resumed."""
     timeout: float = 120.0
     """Seconds for one answer."""
     max_tokens: int = 1024
-    """Most tokens of one answer; 0 leaves it to the server."""
+    """Most tokens of one answer, its reasoning included; 0 leaves it to the server."""
     temperature: float | None = 0.0
     """Of the model; None leaves it to the server."""
     rewrite_prompt: PathText = ""
@@ -136,7 +142,7 @@ class Clean:
     ) -> "Summary":
         from unix_jax.cleaning.run import clean_with_endpoint
 
-        async with self._open_endpoint() as endpoint:
+        async with self._open_endpoint(line.say) as endpoint:
             with line.over(0, len(source)):
                 return await clean_with_endpoint(
                     source,
@@ -148,7 +154,7 @@ class Clean:
                     progress=lambda done, tokens: line.update(done, self._numbers(tokens)),
                 )
 
-    def _open_endpoint(self) -> "ChatEndpoint":
+    def _open_endpoint(self, say: "Callable[[str], None]") -> "ChatEndpoint":
         from unix_jax.cleaning.endpoint import ChatEndpoint, Retries, key_from_environment
 
         assert self.endpoint is not None
@@ -156,9 +162,10 @@ class Clean:
             self.endpoint,
             key_from_environment(self.key_variable),
             timeout=self.timeout,
-            retries=Retries(self.request_tries),
+            retries=Retries(self.request_tries, patience=self.patience),
             max_tokens=self.max_tokens or None,
             temperature=self.temperature,
+            say=say,
         )
 
     def _numbers(self, tokens: "Tokens") -> dict[str, float | None]:
