@@ -93,7 +93,10 @@ def _candidates(
     """As much of the source as possible; the last one has nothing of it."""
     if isinstance(source, dict):
         yaml_values = source_vae or {}
-        yield source, yaml_values if keep_yaml and yaml_values else _merged(vae, yaml_values)
+        kept = yaml_values if keep_yaml and yaml_values else _merged(vae, yaml_values)
+        yield source, kept
+        if "instructions" in published:  # a training teaches its own
+            yield source | {"instructions": published["instructions"]}, kept
         yield _merged(source, published), _merged(yaml_values, vae)
     yield published, vae
 
