@@ -34,7 +34,7 @@ from convert.dinov2 import load_dinov2, load_dinov2_config
 from convert.load import load_config, load_model
 from unix_jax import previews
 from unix_jax.data.batch import TrainingBatch
-from unix_jax.errors import UniXError
+from unix_jax.errors import ConfigError, UniXError
 from unix_jax.inference.compilation import enable_compilation_cache
 from unix_jax.training import average, distributed, flops, start
 from unix_jax.training.checkpoint import FOLDER, CheckpointStore
@@ -131,9 +131,11 @@ def run_in(out: Path, config: TrainConfig, progress: ProgressLine, *, restart_da
         window = Window(restored.progress["window"])
         state = start.restore_frozen(out, run.target, restored.state)
         share = start.recorded_share(restored.progress, first)
-        progress.say(f"continuing from {checkpoints.path(first)}")
-        for change in changed:
-            progress.say(f"changed from step {first + 1}: {change}")
+        if config.total_steps < first:
+            raise ConfigError(
+                f"total_steps: expected at least {first}, which the run in {out} has reached, "
+                f"found {config.total_steps}; `unix-jax export` exports an earlier step"
+            )
     else:
         first, data_state, window, share = 0, None, Window(), 1.0
         start.remember(out, config, origin)
@@ -169,7 +171,10 @@ def run_in(out: Path, config: TrainConfig, progress: ProgressLine, *, restart_da
             progress.say(line)
 
     if resuming:
-        start.update_record(out, config, first, changed)
+        for line in start.resumption(checkpoints.path(first), config, first, changed):
+            progress.say(line)
+        if first < config.total_steps:
+            start.update_record(out, config, first, changed)
 
     # ============================================================================= loop
     key = jax.random.key(config.seed)
@@ -188,10 +193,11 @@ def run_in(out: Path, config: TrainConfig, progress: ProgressLine, *, restart_da
         }
         checkpoints.save(step, start.without_frozen(state), kept, scores)
 
-    for line in average.describe(
-        config.export, config.average_decay, share, first, config.total_steps
-    ):
-        progress.say(line)
+    if first < config.total_steps:
+        for line in average.describe(
+            config.export, config.average_decay, share, first, config.total_steps
+        ):
+            progress.say(line)
 
     with checkpoints, metrics, progress.over(first, config.total_steps), profiler, stop:
         upcoming = next(feed, None) if first < config.total_steps else None

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import signal
 import sys
 import warnings
@@ -223,7 +224,17 @@ def main(arguments: list[str] | None = None) -> int:
             prog="python -m convert",
             description="PyTorch <-> JAX checkpoints.",
         )
-        return command.run()
+        code = command.run()
+        sys.stdout.flush()
+        return code
+    except OSError as error:
+        # Nothing more can be written; a reader that went away (`| head`) needs no message.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            file = f"{error.filename}: " if error.filename else ""
+            _say(f"error: {file}{error.strerror or error}")
+        return 1
     except UniXError as error:
         in_full = command is not None and command.verbose
         _say(f"error: {error.details if in_full else error}")

@@ -442,3 +442,18 @@ def test_reader_that_goes_away(xray, tmp_path):
     errors = started.stderr.read()
     assert started.wait(timeout=300) == 1
     assert "Traceback" not in errors
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize(
+    "command",
+    [["-m", "unix_jax.cli", "info", str(TINY), "--json"], ["-m", "convert", "inspect", str(TINY)]],
+    ids=["unix-jax", "convert"],
+)
+def test_a_full_disk_is_one_line(command):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, *command], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 1
+    assert done.stderr == "error: No space left on device\n"

@@ -135,7 +135,7 @@ def test_a_frame_of_one():
         (RAMP.astype(np.int64), r"found int64 in \[0, 252\]"),
         (RAMP > 3, "found bool"),
         (RAMP / 10.0, r"expected floats in \[0, 1\], found \[0, 25.2\]"),
-        (np.full((20, 20), np.nan), "found .nan, nan"),
+        (np.full((20, 20), np.nan), "found 400 of 400 that are NaN or infinite"),
         (np.zeros((20, 20, 2)), r"found \[20, 20, 2\]"),
         (np.zeros((1, 20, 20, 3)), r"found \[1, 20, 20, 3\]"),
         (np.zeros((0, 20)), "found 20 x 0"),

@@ -3,6 +3,7 @@
 Errors that an input caused are one line on standard error and exit code 1; Ctrl-C is 130.
 """
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -321,17 +322,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
             args=None if arguments is None else list(arguments),
         )
         command.run()
+        sys.stdout.flush()
     except UniXError as error:
-        _ERRORS.print(f"error: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
-        return 1
+        return _failed(str(error))
     except KeyboardInterrupt:
         _ERRORS.print("interrupted", highlight=False)
         return 130
     except BrokenPipeError:
         # The reader went away (`| head`): nothing more can be said.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _close_output()
         return 1
+    except OSError as error:
+        _close_output()
+        file = f"{error.filename}: " if error.filename else ""
+        return _failed(f"{file}{error.strerror or error}")
     return 0
+
+
+def _failed(message: str) -> int:
+    _ERRORS.print(f"error: {message}", style="red", highlight=False, soft_wrap=True, markup=False)
+    return 1
+
+
+def _close_output() -> None:
+    """What is left in the buffer of standard output cannot be written, and is not tried again."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -109,9 +109,8 @@ class DirectoryLock:
                 if self._try(break_lock):
                     return
         except OSError as error:
-            raise UniXError(
-                f"{self.path.parent}: cannot be written: {error.strerror or error}"
-            ) from None
+            file = error.filename or self.path
+            raise UniXError(f"{file}: cannot be written: {error.strerror or error}") from None
         raise UniXError(f"{self.path}: changes too often; other runs are starting here")
 
     def release(self) -> None:

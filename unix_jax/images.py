@@ -229,6 +229,12 @@ def _to_uint8(values: np.ndarray, name: str) -> np.ndarray:
             found += f" in [{values.min()}, {values.max()}]"
         raise ImageError(f"{name}: expected {ARRAY_KINDS}, found {found}")
     low, high = values.min(), values.max()  # not-a-number is carried through both
+    if not np.isfinite(low):
+        count = int(np.sum(~np.isfinite(values)))
+        raise ImageError(
+            f"{name}: expected floats in [0, 1], found {count} of {values.size} that are NaN or "
+            "infinite"
+        )
     if not (low >= 0 and high <= 1):
         raise ImageError(f"{name}: expected floats in [0, 1], found [{low:g}, {high:g}]")
     return np.rint(values.astype(np.float32) * 255).astype(np.uint8)

@@ -261,3 +261,22 @@ def test_require_names_the_argument():
     require(True, "x", "anything", 1)
     with pytest.raises(PromptError, match=r"^x: expected a y, found 3$"):
         require(False, "x", "a y", 3)
+
+
+def test_views_and_texts_without_dimensions_are_one_image(tmp_path):
+    path = tmp_path / "x.png"
+    Image.fromarray(GRAY).save(path)
+    for source in (memoryview(GRAY), np.array(str(path)), path.read_bytes()):
+        (image,) = image_list(source)
+        np.testing.assert_array_equal(np.asarray(image)[..., 0], GRAY)
+
+
+def test_masked_elements_are_not_ignored():
+    with pytest.raises(ImageError, match=r"images: expected an array .*: it has masked elements"):
+        image_list(np.ma.masked_less(GRAY, 100))
+
+
+def test_a_seed_that_is_a_key_is_refused_in_one_line():
+    with pytest.raises(PromptError) as error:
+        row_keys(jax.random.key(0), 1)
+    assert "\n" not in str(error.value)

@@ -223,6 +223,8 @@ def test_the_best_and_any_kept_step_can_be_exported(run, tmp_path, capsys):
     before = {path: path.stat().st_mtime_ns for path in (run / "checkpoints").rglob("*")}
     assert set(kept) == {30, 40, best}
     assert find_step(run, "best") == best
+    kept_raw = {line["step"]: line["raw/loss"] for line in validation(run) if line["step"] in kept}
+    assert find_step(run, "best", "raw") == min(kept_raw, key=kept_raw.get)
     # What the run itself exported, to the bit.
     _, record = export_step(run, tmp_path / "last")
     assert record == read_json(run / "export" / "index.json")["training"]

@@ -42,7 +42,7 @@ def test_a_loss_that_is_not_a_number(toy, train, tmp_path, capsys):
     # A run that continues repeats the fault, and leaves the checkpoint as it is.
     assert train.main([str(toy("understanding")), *map(str, options)]) == 1
     continuing, _, again = capsys.readouterr().err.splitlines()
-    assert continuing == f"continuing from {before}"
+    assert continuing == f"resuming from {before}"
     assert again == error.strip()
     assert {p: p.stat().st_mtime_ns for p in before.rglob("*")} == written
 
@@ -79,7 +79,7 @@ def test_a_truncated_checkpoint(toy, train, whole, tmp_path, capsys):
     assert train.main([str(toy("understanding")), "--out", str(out)]) == 0
     warning, continuing, *_ = capsys.readouterr().err.splitlines()
     assert warning.startswith("warning: checkpoint of step 8 is damaged")
-    assert continuing == f"continuing from {out / 'checkpoints' / '6'}"
+    assert continuing == f"resuming from {out / 'checkpoints' / '6'}"
     toy_run.assert_same_run(whole, out)
 
 

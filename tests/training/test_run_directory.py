@@ -229,3 +229,22 @@ def test_commands_take_the_directory_of_a_run(run, tmp_path, capsys):
         error = capsys.readouterr().err
         assert "Resume the run with the same command until it ends" in error.replace("\n", " ")
     assert not (tmp_path / "none").exists()
+
+
+def test_a_finished_run_trains_nothing_and_records_nothing(run, toy, train, capsys):
+    record = (run / "run.json").read_bytes()
+    arguments = [str(toy("understanding")), "--out", str(run)]
+    assert train.main([*arguments, "--optimizer.learning-rate", "0.5"]) == 0
+    error = capsys.readouterr().err
+    assert "the run ended at step 8: nothing is left to train; not used and not recorded: " in error
+    assert "optimizer.learning_rate: 0.01 -> 0.5" in error
+    assert (run / "run.json").read_bytes() == record
+    error = one_error(train, capsys, *arguments, "--total-steps", "3")
+    assert "total_steps: expected at least 8, which the run in" in error
+    assert (run / "run.json").read_bytes() == record
+
+
+def test_a_lock_that_is_no_file_is_named(toy, train, tmp_path, capsys):
+    (tmp_path / LOCK_FILE).mkdir()
+    error = one_error(train, capsys, str(toy("understanding")), "--out", str(tmp_path))
+    assert f"{tmp_path / LOCK_FILE}: cannot be written" in error

@@ -315,6 +315,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             args=None if arguments is None else list(arguments),
         )
         command.run()
+        sys.stdout.flush()
+    except OSError as error:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            file = f"{error.filename}: " if error.filename else ""
+            _say(f"error: {file}{error.strerror or error}", "red")
+        return 1
     except UniXError as error:
         _say(f"error: {error}", "red")
         return 1

@@ -51,6 +51,8 @@ def image_list(images: Images) -> list[Image.Image]:
         return [_load(images, "images")]
     if _is_array(images):
         values = _as_numpy(images, "images")
+        if values.ndim == 0 and values.dtype.kind in "OU":
+            return image_list(values.item())
         if values.ndim == 1 and values.dtype.kind in "OUS":
             sources = values.tolist()  # of paths, such as a column of a table
         elif values.ndim == 4:
@@ -65,12 +67,14 @@ def image_list(images: Images) -> list[Image.Image]:
 
 
 def _is_single(images: Any) -> bool:
-    kinds = str | os.PathLike | bytes | bytearray | memoryview | Image.Image
-    return isinstance(images, kinds)
+    if isinstance(images, memoryview):
+        return images.ndim == 1  # bytes of a file; an array otherwise
+    return isinstance(images, str | os.PathLike | bytes | bytearray | Image.Image)
 
 
 def _is_array(value: Any) -> bool:
-    return hasattr(value, "__array__") or hasattr(value, "__dlpack__")
+    several = isinstance(value, memoryview) and value.ndim > 1
+    return several or hasattr(value, "__array__") or hasattr(value, "__dlpack__")
 
 
 def _load(source: Any, argument: str) -> Image.Image:
@@ -99,13 +103,17 @@ def _read(source: Any, argument: str) -> Image.Image:
 
 def _as_numpy(value: Any, argument: str) -> np.ndarray:
     """Any array or tensor on the host; a tensor of torch without its gradient."""
-    for method in ("detach", "cpu"):
-        if callable(getattr(value, method, None)):
-            value = getattr(value, method)()
     try:
+        for method in ("detach", "cpu"):
+            if callable(getattr(value, method, None)):
+                value = getattr(value, method)()
         if _type_of(value) == "bfloat16":  # not known to NumPy
             value = value.float() if hasattr(value, "float") else value.astype(np.float32)
-        return np.asarray(value) if hasattr(value, "__array__") else np.from_dlpack(value)
+        if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+            raise ValueError("it has masked elements; fill them first")
+        if hasattr(value, "__array__") or isinstance(value, memoryview):
+            return np.asarray(value)
+        return np.from_dlpack(value)
     except Exception as error:  # whatever a foreign library raises
         detail = " ".join(str(error).split())[:200]
         raise ImageError(
@@ -137,6 +145,11 @@ def _items(values: Any, argument: str, expected: str) -> list[Any]:
 
 def _named(value: Any) -> str:
     return "None" if value is None else type(value).__name__
+
+
+def _shown(value: Any) -> str:
+    """A value in an error: one line, at most 60 characters."""
+    return " ".join(repr(value).split())[:60]
 
 
 # --- prompts -----------------------------------------------------------------------------------
@@ -176,7 +189,7 @@ def _sequence(values: Any, argument: str, expected: str) -> list[Any]:
     except ImageError as error:
         raise PromptError(str(error)) from error
     if not isinstance(listed, list):
-        raise PromptError(f"{argument}: expected {expected}, found {listed!r:.40}")
+        raise PromptError(f"{argument}: expected {expected}, found {_shown(listed)}")
     return listed
 
 
@@ -207,7 +220,7 @@ def whole(argument: str, value: Any, low: int, high: int | None = None, expected
             raise TypeError
         number = operator.index(value)
     except TypeError:
-        raise PromptError(f"{argument}: expected {expected}, found {value!r:.60}") from None
+        raise PromptError(f"{argument}: expected {expected}, found {_shown(value)}") from None
     require(number >= low and (high is None or number <= high), argument, expected, number)
     return number
 
@@ -227,7 +240,7 @@ def number(argument: str, value: Any, expected: str, low: float, high: float = m
             raise TypeError
         found = float(value)
     except (TypeError, ValueError, OverflowError):
-        raise PromptError(f"{argument}: expected {expected}, found {value!r:.60}") from None
+        raise PromptError(f"{argument}: expected {expected}, found {_shown(value)}") from None
     # The model computes in float32, whose largest number is about 3.4e38.
     holds = math.isfinite(found) and abs(found) <= float(np.finfo(np.float32).max)
     require(holds and low <= found <= high, argument, expected, value)
@@ -246,7 +259,7 @@ def interval(argument: str, value: Any) -> tuple[float, float]:
     """
     expected = "two times (low, high) in [0, 1], the smaller one first"
     if isinstance(value, str | bytes):
-        raise PromptError(f"{argument}: expected {expected}, found {value!r:.60}")
+        raise PromptError(f"{argument}: expected {expected}, found {_shown(value)}")
     times = _sequence(value, argument, expected)
     require(len(times) == 2, argument, expected, value)
     low, high = (number(f"{argument}[{i}]", t, "a time in [0, 1]", 0, 1) for i, t in
@@ -312,4 +325,4 @@ def row_keys(seed: int | Iterable[int], rows: int) -> Array:
 def require(condition: bool, argument: str, expected: str, found: Any) -> None:
     """Raises PromptError unless `condition` holds."""
     if not condition:
-        raise PromptError(f"{argument}: expected {expected}, found {found!r:.60}")
+        raise PromptError(f"{argument}: expected {expected}, found {_shown(found)}")

@@ -71,9 +71,10 @@ def set_aside_damaged(directory: Path) -> list[str]:
             raise _unreadable(error, path) from error
     if found and len(damaged) == len(found):
         reasons = "; ".join(f"step {step}: {reason}" for step, reason in damaged)
+        what = "the only checkpoint is" if len(found) == 1 else f"all {len(found)} checkpoints are"
         raise CheckpointError(
-            f"{directory}: all {len(found)} checkpoints are damaged ({reasons}). Nothing was "
-            "changed. Restore one from a copy, or start a new run with another --out"
+            f"{directory}: {what} damaged ({reasons}). Nothing was changed. Restore it from a "
+            "copy, or start a new run with another --out"
         )
     for leftover in directory.glob("*.*tmp*"):
         shutil.rmtree(leftover, ignore_errors=True)

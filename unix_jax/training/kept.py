@@ -33,8 +33,13 @@ from unix_jax.training.start import FROZEN, RUN_FILE, TOKENIZER, recorded_share
 METRIC = "loss"
 
 
-def find_step(run: str | os.PathLike[str], step: str) -> int:
-    """The kept step that `step` names: `last`, `best` (by validation loss) or a number.
+def find_step(
+    run: str | os.PathLike[str], step: str, weights: Weights | Literal["auto"] = "auto"
+) -> int:
+    """The kept step that `step` names: `last`, `best` or a number.
+
+    The best has the lowest validation loss of the `weights`; with auto, of those that the run
+    prefers, as `keep_best` of the run does.
 
     Raises:
       CheckpointError: no checkpoint, none that was validated, or another step than the kept ones.
@@ -46,13 +51,18 @@ def find_step(run: str | os.PathLike[str], step: str) -> int:
     if step == "last":
         return kept[-1]
     metrics = {s: checkpoint_files.listing(directory / str(s)).get("metrics", {}) for s in kept}
-    scored = [s for s in kept if METRIC in metrics[s]]
-    if step == "best" and scored:
-        return min(scored, key=lambda s: (metrics[s][METRIC], -s))
+    named = f"{weights}/{METRIC}"
+    losses = {
+        s: found[named] if named in found else found[METRIC]
+        for s, found in metrics.items()
+        if METRIC in found
+    }
+    if step == "best" and losses:
+        return min(losses, key=lambda s: (losses[s], -s))
     if step.isdecimal() and int(step) in kept:
         return int(step)
     listed = ", ".join(
-        f"{s} (validation loss {metrics[s][METRIC]:.4g})" if s in scored else str(s) for s in kept
+        f"{s} (validation loss {losses[s]:.4g})" if s in losses else str(s) for s in kept
     )
     expected = "a step that was validated" if step == "best" else "last, best or a kept step"
     raise CheckpointError(f"step: expected {expected}, found {step!r}; {directory} has {listed}")
@@ -82,7 +92,7 @@ def export_step(
     target = Path(out) if out is not None else directory / export.FOLDER
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UniXError(f"{target}: exists already; name a new directory with --out")
-    number = find_step(directory, step)
+    number = find_step(directory, step, weights)
     path = directory / FOLDER / str(number)
     checkpoint_files.verify(path)
     file = directory / RUN_FILE

@@ -265,6 +265,18 @@ def recall(out: Path, config: TrainConfig) -> tuple[Origin, list[Change]]:
     return origin, found
 
 
+def resumption(
+    checkpoint_path: Path, config: TrainConfig, step: int, found: Sequence[Change]
+) -> list[str]:
+    """Lines about a run that resumes after `step`: from where, and with what other settings."""
+    if step < config.total_steps:
+        changed = [f"changed from step {step + 1}: {change}" for change in found]
+        return [f"resuming from {checkpoint_path}", *changed]
+    unused = [str(change) for change in found if change.option != "export"]
+    note = f"; not used and not recorded: {', '.join(unused)}" if unused else ""
+    return [f"the run ended at step {step}: nothing is left to train{note}"]
+
+
 def update_record(out: Path, config: TrainConfig, step: int, found: Sequence[Change]) -> None:
     """Brings run.json up to date with the configuration of a run that resumes after `step`.
 
@@ -381,6 +393,8 @@ def restore_frozen(out: str | os.PathLike[str], target: Any, state: Any) -> Any:
     with CheckpointStore(Path(out) / FROZEN) as store:
         restored = store.restore(frozen)
         if restored is None:
-            reason = "; ".join(store.skipped) or "no such checkpoint"
-            raise CheckpointError(f"{store.directory}: frozen weights: {reason}")
+            raise CheckpointError(
+                f"{store.directory}: the weights that the run does not change are missing. Restore "
+                "the directory from a copy, or start a new run with another --out"
+            )
         return state.replace(frozen=restored.state)
