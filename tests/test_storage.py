@@ -17,7 +17,7 @@ import convert.__main__ as converting
 import train
 import unix_jax.data.__main__ as data_command
 from unix_jax import UniXPipeline, checkpoint, cli
-from unix_jax.commands import app, clean, evaluate
+from unix_jax.commands import app, clean, evaluate, export
 from unix_jax.config import UniXConfig
 from unix_jax.data.config import DataConfig
 from unix_jax.data.sources import open_source
@@ -119,7 +119,7 @@ def test_sources_with_a_url(source):
 TEXTS = frozenset(
     {"mesh", "dtype", "prompt", "prompts", "host", "split", "renorm", "endpoint", "model"}
     | {"judge_model", "key_variable", "text_field", "chexbert_cut", "prediction_field"}
-    | {"reference_field", "key_field", "format", "vae_dtype", "resize"}
+    | {"reference_field", "key_field", "format", "vae_dtype", "resize", "weights", "step"}
 )
 
 
@@ -140,7 +140,7 @@ def command_cases():
     commands = [
         *((cli.main, [name], kind) for name, kind in (
             ("report", cli.Report), ("generate", cli.Generate), ("info", cli.Info),
-            ("clean", clean.Clean), ("app", app.App))),
+            ("clean", clean.Clean), ("app", app.App), ("export", export.Export))),
         *((cli.main, ["evaluate", name], kind) for name, kind in (
             ("reports", evaluate.EvaluateReports), ("images", evaluate.EvaluateImages),
             ("score", evaluate.EvaluateScore))),

@@ -15,6 +15,7 @@ from jaxtyping import Array
 from PIL import Image
 
 from unix_jax.errors import ImageError, PromptError
+from unix_jax.gray_levels import warn_of_gray_levels
 from unix_jax.images import ImageSource, load_image
 from unix_jax.storage import local_path
 
@@ -40,12 +41,14 @@ def image_list(images: Images) -> list[Image.Image]:
     [H, W, C] or [C, H, W]. Several rows: an array or tensor of [B, H, W, C] or [B, C, H, W], as
     diffusers takes it, or a list, tuple, generator or other ordered iterable of single images.
 
+    An `ImageWarning` names each that is nearly black, nearly white or nearly constant.
+
     Raises:
       ImageError: one of them cannot be read or has another shape.
       PromptError: there are none, or what was passed is none of these.
     """
     if _is_single(images):
-        return [_load(images, "images")]
+        return _warned([_load(images, "images")])
     if _is_array(images):
         values = _as_numpy(images, "images")
         if values.ndim == 1 and values.dtype.kind in "OUS":
@@ -53,12 +56,20 @@ def image_list(images: Images) -> list[Image.Image]:
         elif values.ndim == 4:
             sources = list(values)
         else:
-            return [_load(values, "images")]
+            return _warned([_load(values, "images")])
     else:
         sources = _items(images, "images", _IMAGES)
     if not sources:
         raise PromptError("images: expected at least one, found none")
-    return [_load(source, f"images[{i}]") for i, source in enumerate(sources)]
+    return _warned([_load(source, f"images[{i}]") for i, source in enumerate(sources)])
+
+
+def _warned(pictures: list[Image.Image]) -> list[Image.Image]:
+    """The images themselves, after the warnings that name each by its file or its index."""
+    for index, picture in enumerate(pictures):
+        name = str(getattr(picture, "filename", "") or f"images[{index}]")
+        warn_of_gray_levels(picture, name)
+    return pictures
 
 
 def _is_single(images: Any) -> bool:

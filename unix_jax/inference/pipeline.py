@@ -29,7 +29,7 @@ from unix_jax.models.autoencoder import param_shapes as vae_param_shapes
 from unix_jax.models.unix import UniX, param_shapes, unroll_params
 from unix_jax.storage import local_path
 from unix_jax.text import Tokenizer
-from unix_jax.transforms import Resize, to_pil
+from unix_jax.transforms import Resize, to_gray_pil
 
 OutputType = Literal["pil", "np", "latent"]
 Progress = Callable[[int, int], None]
@@ -288,8 +288,9 @@ class UniXPipeline:
             `generate_report` takes; seen by the autoencoder and the ViT.
           initial_noise: x at t = 1, [B, G, C] or [G, C] for one row; overrides `seed`.
           seed: an int for all rows (equal prompts give equal images), or one for each.
-          output_type: `pil` (list of PIL pictures), `np` (float32 [B, height, width, 3] in
-            [0, 1]) or `latent` (float32 tokens [B, G, C]).
+          output_type: `pil` (list of PIL pictures of mode L: the mean of the decoded channels),
+            `np` (float32 [B, height, width, 3] in [0, 1], the channels as they were decoded) or
+            `latent` (float32 tokens [B, G, C]).
           progress: called with (steps done, steps in all).
 
         Raises:
@@ -319,7 +320,7 @@ class UniXPipeline:
         if output_type == "latent":
             return latents
         pixels = decode_latents(self.loaded, latents, latent_size(self.config, settings))
-        return pixels if output_type == "np" else [to_pil(p) for p in pixels]
+        return pixels if output_type == "np" else [to_gray_pil(p) for p in pixels]
 
     def stream_image(
         self,
@@ -355,7 +356,7 @@ class UniXPipeline:
             ImageStep(
                 at.step,
                 at.total,
-                [to_pil(p) for p in decode_latents(self.loaded, at.estimate, size)],
+                [to_gray_pil(p) for p in decode_latents(self.loaded, at.estimate, size)],
             )
             for at in steps
         )
