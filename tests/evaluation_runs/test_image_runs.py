@@ -14,8 +14,9 @@ from unix_jax.errors import CheckpointError, PromptError, UniXError
 from unix_jax.evaluation.features import RadDino
 from unix_jax.evaluation.groups import shard_mean
 from unix_jax.evaluation.image import frechet_distance, prdc
-from unix_jax.evaluation_runs import images
-from unix_jax.evaluation_runs.images import DISTANCES, item_seed
+from unix_jax.evaluation_runs import image_scores
+from unix_jax.evaluation_runs.image_scores import DISTANCES
+from unix_jax.evaluation_runs.images import item_seed
 from unix_jax.transforms import save_png, to_pil
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "inference"))
@@ -42,7 +43,9 @@ def data(tmp_path_factory):
 
 def command(data, out, **options):
     options = {"split": "", **OPTIONS, **options}
-    return evaluate.EvaluateImages(str(toy.CHECKPOINT), data, str(out), **options)
+    return evaluate.EvaluateImages(
+        checkpoint=str(toy.CHECKPOINT), data=data, out=str(out), **options
+    )
 
 
 @pytest.fixture(scope="module")
@@ -102,10 +105,13 @@ def test_with_an_encoder_the_distances_are_those_of_the_library(data, drawn):
     expected = frechet_distance(real[odd], fake[odd])
     assert groups["Edema"]["value"] == pytest.approx(expected, rel=1e-6)
     assert groups["Nodule"] == {"value": None, "real_rows": 1, "fake_rows": 1}
-    assert list(results["not_computed"]) == ["alignment"]
+    assert list(results["not_computed"]) == [
+        "alignment", "Inception FID, KID and score", "Fréchet radiomics distance",
+        "nearest training images",
+    ]  # fmt: skip
     page = (drawn / "report.html").read_text()
     assert "FD by pathology" in page
-    assert "Worst cases, by similarity to the real picture" in page
+    assert "Worst cases, by similarity to the real image" in page
 
 
 def test_the_figures_of_shards(data, drawn, monkeypatch):
@@ -119,8 +125,8 @@ def test_the_figures_of_shards(data, drawn, monkeypatch):
     monkeypatch.setattr(RadDino, "from_pretrained", lambda path: Encoder())
     command(data, drawn, rad_dino="any", shards=4).run()
     reason = results_of(drawn)["not_computed"][DISTANCES]
-    assert "--shards 4: expected at least 24 pictures" in reason
-    monkeypatch.setattr(images, "_NEIGHBOURS", 2)
+    assert "--shards 4: expected at least 24 images" in reason
+    monkeypatch.setattr(image_scores, "_NEIGHBOURS", 2)
     command(data, drawn, rad_dino="any", shards=4).run()
     results = results_of(drawn)
     assert results["scoring"]["distances"] == "mean over 4 contiguous shards"
@@ -134,7 +140,7 @@ def test_arguments_are_checked_before_anything_runs(data, tmp_path):
     for options, error, message in (
         ({"size": 17}, PromptError, "height: expected a positive multiple"),
         ({"steps": 0}, UniXError, "steps"),
-        ({"by_pathology": True}, UniXError, "--by-pathology: expected --rad-dino PATH"),
+        ({"by_pathology": True}, UniXError, "--by-pathology: expected --rad-dino, "),
         ({"rad_dino": "nowhere"}, UniXError, "nowhere"),
         ({"biovil_t": "nowhere"}, UniXError, "nowhere"),
     ):

@@ -50,7 +50,9 @@ def toy_model(monkeypatch):
 
 def command(data, out, **options):
     options = {"batch_size": 2, "max_new_tokens": 6, "resamples": 20, **options}
-    return evaluate.EvaluateReports(str(toy.CHECKPOINT), data, str(out), **options)
+    return evaluate.EvaluateReports(
+        checkpoint=str(toy.CHECKPOINT), data=data, out=str(out), **options
+    )
 
 
 @pytest.fixture(scope="module")

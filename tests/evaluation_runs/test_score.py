@@ -162,6 +162,6 @@ def test_the_command_line_takes_all_three(capsys):
     ):
         parsed = tyro.cli(command, args=["evaluate", *words.split()])
         assert isinstance(parsed.what, kind)
-    words = "evaluate images --checkpoint c --data d --out o --shards 2"
+    words = "evaluate images --checkpoint c --data d --out o --shards 2.5"
     with pytest.raises(SystemExit):
         tyro.cli(command, args=words.split())
