@@ -145,7 +145,10 @@ def nearest_page(results: Results, cases: Mapping[str, Sequence[Case]], total: i
         "compare it with that of real images that were not trained on, and look at the pairs. "
         "Research software, not a medical device.</p>",
         _list(results.notes),
-        _metrics_table(dataclasses.replace(results, metrics=figures)),
+        _table(
+            ("figure", "value", f"{CONFIDENCE:.0%} interval"),
+            [(name, number(one.value), interval(one)) for name, one in figures.items()],
+        ),
     ]
     for space, pairs in cases.items():
         heading = f"By {space}" + (

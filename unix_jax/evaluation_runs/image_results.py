@@ -12,7 +12,7 @@ from unix_jax.errors import UniXError
 from unix_jax.evaluation_runs import original_tables, paper
 from unix_jax.evaluation_runs.html_report import Case, images_page, nearest_page
 from unix_jax.evaluation_runs.image_scores import ImageMetrics, ImageScores, score_images
-from unix_jax.evaluation_runs.image_set import ImageSet
+from unix_jax.evaluation_runs.image_set import GENERATIONS, ImageSet
 from unix_jax.evaluation_runs.nearest_training import (
     REID,
     NearestImages,
@@ -57,7 +57,7 @@ def summarise_images(
     """
     if images.images:
         save_png(out / SHEET, _sheet(images))
-    scores = score_images(images, how)
+    scores = score_images(images, how, steps)
     metrics, missing, notes = dict(scores.metrics), dict(scores.not_computed), list(images.notes)
     nearest: NearestImages | None = None
     if training is None:
@@ -81,7 +81,7 @@ def summarise_images(
     named = str(settings.get("checkpoint") or settings.get("generated"))
     original_tables.write_image_tables(out, results, named)
     if kind == "images":
-        original_tables.write_generations(out / original_tables.GENERATIONS, images.images)
+        original_tables.write_generations(out / GENERATIONS, images.images)
     ranked_by, worst, best = _cases(images, scores)
     write_page(out / PAGE, images_page(results, ranked_by, worst, best))
     if nearest is None or training is None:
@@ -93,13 +93,14 @@ def summarise_images(
 
 
 def _training_notes(nearest: NearestImages) -> list[str]:
-    notes = [f"{nearest.compared} training images were looked up"]
-    if nearest.own:
-        notes.append(f"{len(nearest.own)} texts are those of training images")
+    notes = [
+        f"training images that were compared: {nearest.compared}",
+        f"texts that training images have as well: {len(nearest.own)}",
+    ]
     if not nearest.usual:
         notes.append(
-            "no real images are compared with the training images: there are none, or they are "
-            "training images themselves"
+            "real images were not compared with the training images: there are none, or they may "
+            "be training images themselves"
         )
     return notes
 
@@ -115,9 +116,10 @@ def _write_nearest(
         for indices in nearest.indices.values()
         for index in sorted(set(indices.tolist()))
     }
-    columns = ["image", "text"]
+    columns = ["item", "file", "text"]
     rows: list[dict[str, Any]] = [
-        {"image": image.key, "text": image.prompt} for image in images.images
+        {"item": image.key, "file": str(image.path), "text": image.prompt}
+        for image in images.images
     ]
     for space, values in nearest.values.items():
         columns += [f"{space}: training image", space]
@@ -132,18 +134,18 @@ def _write_nearest(
     else:
         (out / original_tables.PRIVACY).unlink(missing_ok=True)
 
-    def case(position: int) -> Case:
+    def case(space: str, position: int) -> Case:
         image = images.images[position]
-        pictures: list[tuple[str, Image.Image | None]] = [("generated", load_image(image.path))]
-        for space, values in nearest.values.items():
-            index = int(nearest.indices[space][position])
-            caption = f"{space} {values[position]:.3g}: {keys[index]}"
-            pictures.append((caption, record_image(training.source[index])))
+        index = int(nearest.indices[space][position])
+        pictures: list[tuple[str, Image.Image | None]] = [
+            ("generated", load_image(image.path)),
+            (f"training: {keys[index]}", record_image(training.source[index])),
+        ]
         texts = {"text": image.prompt} if image.prompt else {}
-        return Case(image.key, None, pictures, texts)
+        return Case(image.key, float(nearest.values[space][position]), pictures, texts)
 
     cases = {
-        space: [case(int(position)) for position in _order(space, values)[:_PAIRS]]
+        space: [case(space, int(position)) for position in _order(space, values)[:_PAIRS]]
         for space, values in nearest.values.items()
     }
     write_page(out / NEAREST_PAGE, nearest_page(results, cases, len(images.images)))

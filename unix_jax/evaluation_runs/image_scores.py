@@ -16,6 +16,7 @@ from unix_jax.evaluation.radiomics import radiomics_distance
 from unix_jax.evaluation_runs.image_set import ImageSet
 from unix_jax.evaluation_runs.radiomics_tables import RadiomicsTables
 from unix_jax.evaluation_runs.results import CONFIDENCE, Figure
+from unix_jax.evaluation_runs.run import Steps, unseen
 
 DISTANCES, ALIGNMENT = "FD, KD, precision, recall, density, coverage", "alignment"
 INCEPTION, RADIOMICS = "Inception FID, KID and score", "Fréchet radiomics distance"
@@ -92,8 +93,8 @@ class _Missing(Exception):
     """Why metrics are not computed."""
 
 
-def score_images(images: ImageSet, how: ImageMetrics) -> ImageScores:
-    """All metrics of `how` that these images allow.
+def score_images(images: ImageSet, how: ImageMetrics, steps: Steps = unseen) -> ImageScores:
+    """All metrics of `how` that these images allow; `steps` shows progress.
 
     Raises:
       UniXError: an image cannot be read any more, or a package is missing.
@@ -104,9 +105,9 @@ def score_images(images: ImageSet, how: ImageMetrics) -> ImageScores:
     closeness: np.ndarray | None = None
     alignment: dict[int, float] | None = None
     parts: tuple[tuple[str, Callable[[], Any]], ...] = (
-        (DISTANCES, lambda: _rad_dino(images, how)),
-        (ALIGNMENT, lambda: _alignment(images, how)),
-        (INCEPTION, lambda: _inception(images, how)),
+        (DISTANCES, lambda: _rad_dino(images, how, steps)),
+        (ALIGNMENT, lambda: _alignment(images, how, steps)),
+        (INCEPTION, lambda: _inception(images, how, steps)),
         (RADIOMICS, lambda: _radiomics(how)),
     )
     for name, compute in parts:
@@ -136,12 +137,14 @@ def mean_figure(values: Any, how: ImageMetrics) -> Figure:
 # --- each encoder ------------------------------------------------------------------------------
 
 
-def _rad_dino(images: ImageSet, how: ImageMetrics) -> tuple[dict[str, Figure], Groups, Any]:
+def _rad_dino(
+    images: ImageSet, how: ImageMetrics, steps: Steps
+) -> tuple[dict[str, Figure], Groups, Any]:
     if how.rad_dino is None:
         raise _Missing("its encoder was not given (--rad-dino PATH)")
     _check_numbers(images, how, _NEIGHBOURS + 1)
-    real = how.rad_dino.features(images.real_images())
-    fake = how.rad_dino.features(images.paths())
+    real = how.rad_dino.features(images.real_images(steps))
+    fake = how.rad_dino.features(steps(images.paths(), "image"))
 
     def all_of_them(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
         return {
@@ -169,12 +172,14 @@ def _rad_dino(images: ImageSet, how: ImageMetrics) -> tuple[dict[str, Figure], G
     return metrics, groups, closeness
 
 
-def _inception(images: ImageSet, how: ImageMetrics) -> tuple[dict[str, Figure], Groups, Any]:
+def _inception(
+    images: ImageSet, how: ImageMetrics, steps: Steps
+) -> tuple[dict[str, Figure], Groups, Any]:
     if how.inception is None:
         raise _Missing("its weights were not given (--inception PATH)")
     _check_numbers(images, how, 2)
-    real, _ = how.inception.features(images.real_images())
-    fake, logits = how.inception.features(images.paths())
+    real, _ = how.inception.features(images.real_images(steps))
+    fake, logits = how.inception.features(steps(images.paths(), "image"))
 
     def all_of_them(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> dict[str, float]:
         return {
@@ -207,14 +212,17 @@ def _inception(images: ImageSet, how: ImageMetrics) -> tuple[dict[str, Figure], 
     return {name: Figure(value) for name, value in found.items()}, groups, None
 
 
-def _alignment(images: ImageSet, how: ImageMetrics) -> tuple[dict[str, Figure], Groups, Any]:
+def _alignment(
+    images: ImageSet, how: ImageMetrics, steps: Steps
+) -> tuple[dict[str, Figure], Groups, Any]:
     if how.biovil_t is None:
         raise _Missing("its networks were not given (--biovil-t PATH)")
     positions = [i for i, image in enumerate(images.images) if image.prompt]
     if not positions:
         raise _Missing("there is no generated image whose text is known")
     chosen = [images.images[i] for i in positions]
-    scores = how.biovil_t.scores([one.path for one in chosen], [one.prompt for one in chosen])
+    paths = [one.path for one in chosen]
+    scores = how.biovil_t.scores(steps(paths, "image"), [one.prompt for one in chosen])
     groups: Groups = {}
     if how.by_pathology:
         _, labels = images.labels

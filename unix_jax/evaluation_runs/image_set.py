@@ -25,6 +25,8 @@ FILES = ("synthetic_filename", "img_savename", "image", "file_name", "filename")
 """Columns that may hold the file of a generated image; the first one that a table has counts."""
 PROMPTS = ("annotated_prompt", "prompt", "caption", "text")
 """Columns that may hold the text that it was generated from."""
+GENERATIONS = "generations.csv"
+"""The table of a run's images, in its directory."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".dcm", ".dicom")
 """Files of a folder that count as images."""
 
@@ -72,9 +74,9 @@ class ImageSet:
     unreadable: Sequence[Entry] = ()
     notes: Sequence[str] = ()
 
-    def real_images(self) -> Iterator[Image.Image]:
+    def real_images(self, steps: Steps) -> Iterator[Image.Image]:
         """One at a time: the images of a data set are larger than memory."""
-        return (record_image(self.source[index]) for index in self.real)
+        return (record_image(self.source[index]) for index in steps(self.real, "real image"))
 
     def paths(self) -> list[Path]:
         """The files of the generated images."""
@@ -148,7 +150,8 @@ def images_made_elsewhere(
 
     A row of a table belongs to the record of its `key`, else to the first record with its text;
     where it has neither, and for the files of a folder, the file's name must be the record's key or
-    the name of its image, with or without suffix. The real images are those of all records.
+    the name of its image, with or without suffix. A folder that a run wrote has a table of its own,
+    which is read. The real images are those of all records.
 
     Args:
       generated: a folder, searched with its subfolders, or a .csv, .tsv or .jsonl file.
@@ -158,8 +161,10 @@ def images_made_elsewhere(
       steps: shows progress over the images that are looked at.
 
     Raises:
-      DataError: there is no such file or folder, no column of files, or no image.
+      DataError: there is no such file or folder, no column of files, or no image that can be read.
     """
+    if (generated / GENERATIONS).is_file():
+        generated = generated / GENERATIONS
     table = not generated.is_dir()
     if root is not None and not table:
         raise DataError(f"{root}: expected --generated-root beside a table, found a folder")
@@ -179,6 +184,11 @@ def images_made_elsewhere(
         sizes.add(picture.size)
         warning = gray_level_problem(picture)
         images.append(Generated(row.name, row.path, prompt, record, warning))
+    if not images:
+        raise DataError(
+            f"{generated}: expected images that can be read, found none in {len(rows)}; "
+            f"the first: {failures[0].error}"
+        )
     if not table:  # in the order of the records, as shards are cut
         images.sort(key=lambda one: len(source) if one.record is None else one.record)
     real, unreadable = list[int](), records.broken
@@ -192,7 +202,7 @@ def images_made_elsewhere(
     side = width if len(sizes) == 1 and width == height else 0
     notes = _notes(images, records, table)
     if compared:
-        notes.append(f"{len(real)} real images are compared with")
+        notes.append(f"real images that they are compared with: {len(real)}")
     return ImageSet(source, len(rows), images, real, side, failures, unreadable, notes)
 
 
@@ -294,8 +304,8 @@ def _names(record: Record) -> set[str]:
 def _notes(images: Sequence[Generated], records: _Records, table: bool) -> list[str]:
     found = [image.record for image in images if image.record is not None]
     by = "key, text or file name" if table else "file name"
-    notes = [f"{len(found)} of {len(images)} generated images belong to a record, by {by}"]
+    notes = [f"generated images whose record was found, by {by}: {len(found)} of {len(images)}"]
     left = records.total - len(set(found))
     if found and left:
-        notes.append(f"{left} of {records.total} records have no generated image")
+        notes.append(f"records without a generated image: {left} of {records.total}")
     return notes

@@ -26,6 +26,8 @@ from unix_jax.evaluation_runs.run import Steps, key_of, unseen
 from unix_jax.images import load_image
 
 PIXEL, LATENT, REID = "pixel distance", "latent distance", "re-identification score"
+# As the benchmark calls them.
+_COLUMNS = {REID: "reid_scores", PIXEL: "pixel_distance", LATENT: "latent_distance"}
 _BLOCK = 64
 # What is nearer than this share of the real images are is unusual.
 _USUAL = 0.05
@@ -77,10 +79,10 @@ class NearestImages:
                 found[f"{space}: share nearer than 95 % of real images"] = mean_figure(
                     self.unusual(space), how
                 )
-        for name in ("Mean_reid_scores", "Mean_pixel_distance", "Mean_latent_distance"):
-            rows = [row[name] for row in self.own if row.get(name) is not None]
-            if rows:
-                found[f"{name} (same text)"] = mean_figure(rows, how)
+        for space, column in _COLUMNS.items():
+            rows = [row[f"Mean_{column}"] for row in self.own]
+            if rows and None not in rows:
+                found[f"{space} to training image of the same text"] = mean_figure(rows, how)
         return found
 
     def unusual(self, space: str) -> np.ndarray:
@@ -264,8 +266,7 @@ class _OwnImages:
                 found = space.distances(self._queries[name][positions], rows[name][None])
                 values[name] = _shown(name, found[:, 0])
         row: dict[str, Any] = {"Real Path": _path_of(record), "Prompt": text}
-        for name, column in ((REID, "reid_scores"), (PIXEL, "pixel_distance"),
-                             (LATENT, "latent_distance")):  # fmt: skip
+        for name, column in _COLUMNS.items():
             extreme = "Max" if name == REID else "Min"
             some = values.get(name)
             row[f"Mean_{column}"] = None if some is None else float(some.mean())

@@ -22,7 +22,7 @@ from unix_jax.evaluation_runs.results import Results
 from unix_jax.files import atomic_write
 
 REPORTS, SUMMARY = "understanding_results.csv", "metrics_summary.csv"
-GENERATIONS, IMAGES = "generations.csv", "image_generation_metrics.csv"
+IMAGES = "image_generation_metrics.csv"
 CONDITIONAL, PRIVACY = "conditional_image_generation_metrics.csv", "privacy_metrics.csv"
 
 _SUMMARY = (
