@@ -1,5 +1,6 @@
 """X-rays drawn by the toy model from a data set, and measured by a toy RAD-DINO."""
 
+import csv
 import json
 import sys
 from pathlib import Path
@@ -112,6 +113,32 @@ def test_with_an_encoder_the_distances_are_those_of_the_library(data, drawn):
     page = (drawn / "report.html").read_text()
     assert "FD by pathology" in page
     assert "Worst cases, by similarity to the real image" in page
+
+
+def test_prompts_without_images(data, tmp_path, monkeypatch):
+    """The original's table: images are generated, and later compared with those of other records."""
+    monkeypatch.setattr(evaluate._OverData, "_load", lambda self: toy.small_writing_pipe())
+    table = tmp_path / "prompts.csv"
+    lines = [f"Text {index}.,{index}.jpg" for index in (1, 2, 1)]
+    table.write_text("\n".join(["annotated_prompt,synthetic_filename", *lines]) + "\n")
+    out = tmp_path / "out"
+    with pytest.warns(UserWarning, match="1 of 3 rows have an annotated_prompt"):
+        command(f"csv:{table}", out, split="test", rad_dino=str(RAD_DINO)).run()
+    results = results_of(out)
+    assert results["counts"]["scored"] == 2
+    assert "found 0 real and 2 generated" in results["not_computed"][DISTANCES]
+    with (out / "generations.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows[1] == {
+        "annotated_prompt": "Text 2.", "synthetic_filename": "images/000001.png", "key": "2.jpg",
+    }  # fmt: skip
+    measured = tmp_path / "measured"
+    evaluate.EvaluateImages(
+        generated=out, data=data, split="", out=str(measured), train=data, train_split=""
+    ).run()
+    results = results_of(measured)
+    assert "2 of 2" in results["notes"][0]
+    assert results["metrics"]["pixel distance, smallest"]["value"] > 0
 
 
 def test_the_figures_of_shards(data, drawn, monkeypatch):

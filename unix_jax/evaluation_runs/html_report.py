@@ -14,6 +14,7 @@ from typing import Any
 
 from PIL import Image
 
+from unix_jax.evaluation.text import REWARD_LEVELS
 from unix_jax.evaluation_runs import paper
 from unix_jax.evaluation_runs.charts import Bar, bar_chart
 from unix_jax.evaluation_runs.results import CONFIDENCE, Results, counts, interval, number
@@ -80,7 +81,11 @@ def reports_page(
     ]
     texts = [
         _figure_bar(results, name, name)
-        for name in (*(f"BLEU{n}" for n in range(1, 5)), "ROUGE_L", "radgraph_partial")
+        for name in (
+            *(f"BLEU{n}" for n in range(1, 5)),
+            "ROUGE_L",
+            *(f"radgraph_{level}" for level in REWARD_LEVELS),
+        )
     ]
     conditions = [
         Bar(

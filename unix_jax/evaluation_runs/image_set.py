@@ -148,8 +148,8 @@ def images_made_elsewhere(
 ) -> ImageSet:
     """The images of a folder or a table, each with its record where one is found.
 
-    A row of a table belongs to the record of its `key`, else to the first record with its text;
-    where it has neither, and for the files of a folder, the file's name must be the record's key or
+    A row of a table belongs to the record of its `key`, else to the first record with its text.
+    Where there is none, and for the files of a folder, the file's name must be the record's key or
     the name of its image, with or without suffix. A folder that a run wrote has a table of its own,
     which is read. The real images are those of all records.
 
@@ -284,10 +284,10 @@ class _Records:
         self._by_name = {name: min(found) for name, found in names.items() if len(found) == 1}
 
     def find(self, row: _Row) -> int | None:
-        if row.key:
-            return self._by_key.get(row.key)
-        if row.prompt:
-            return self._by_text.get(row.prompt)
+        if row.key in self._by_key:
+            return self._by_key[row.key]
+        if row.prompt in self._by_text:
+            return self._by_text[row.prompt]
         for name in (row.name, Path(row.name).name, Path(row.name).stem):
             if name in self._by_name:
                 return self._by_name[name]

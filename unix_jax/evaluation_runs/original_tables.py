@@ -101,8 +101,11 @@ def write_reports_table(path: Path, entries: Sequence[Entry], source: RecordSour
 def write_summary(path: Path, results: Results) -> None:
     """The figures of reports in one row."""
     values = {name: figure.value for name, figure in results.metrics.items()}
-    if "radgraph_partial" in values:
-        values["f1-radgraph"] = values["radgraph_partial"]
+    # Of all levels the paper's is reported.
+    levels = (f"radgraph_{level}" for level in ("partial", "simple", "complete"))
+    radgraph = next((values[name] for name in levels if name in values), None)
+    if radgraph is not None:
+        values["f1-radgraph"] = radgraph
     values["Timestamp"] = datetime.now().strftime("%Y-%m-%d %H:%M:%S")  # type: ignore[assignment]
     write_table(path, ("Timestamp", *_SUMMARY), [values])
 

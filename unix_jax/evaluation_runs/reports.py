@@ -109,8 +109,8 @@ def summarise_reports(
     entries = list(read_entries(out).values())
     done = [entry for entry in entries if entry.status == "done"]
     write_predictions(out / "predictions.jsonl", done)
-    original_tables.write_reports_table(out / original_tables.REPORTS, done, source)
     done = [entry for entry in done if entry.values["reference"]]
+    original_tables.write_reports_table(out / original_tables.REPORTS, done, source)
     predictions = [entry.values["prediction"] for entry in done]
     references = [entry.values["reference"] for entry in done]
     scores = score_reports(predictions, references, how)
