@@ -136,5 +136,5 @@ def test_re_identification_is_that_of_the_benchmark(tmp_path):
         expected = torch.sigmoid(last(torch.abs(a - b))).item()
     assert network.scores(rows, rows)[0, 1] == pytest.approx(expected, abs=1e-5)
     torch.save({"model.conv1.weight": torch.ones(2)}, tmp_path / "reid.pth")
-    with pytest.raises(CheckpointError, match="reid.pth"):
+    with pytest.raises(CheckpointError, match=r"reid\.pth"):
         Reidentification.from_pretrained(tmp_path / "reid.pth")

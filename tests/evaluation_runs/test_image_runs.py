@@ -116,7 +116,7 @@ def test_with_an_encoder_the_distances_are_those_of_the_library(data, drawn):
 
 
 def test_prompts_without_images(data, tmp_path, monkeypatch):
-    """The original's table: images are generated, and later compared with those of other records."""
+    """The original's table: images are generated, and later compared with other records."""
     monkeypatch.setattr(evaluate._OverData, "_load", lambda self: toy.small_writing_pipe())
     table = tmp_path / "prompts.csv"
     lines = [f"Text {index}.,{index}.jpg" for index in (1, 2, 1)]

@@ -35,6 +35,11 @@ _SPACES = {
     "re-identification score": "<p>From 0 to 1; near 1 where the siamese network takes both for "
     "one patient.</p>",
 }
+_TEXTS = (
+    *(f"BLEU{n}" for n in range(1, 5)),
+    "ROUGE_L",
+    *(f"radgraph_{level}" for level in REWARD_LEVELS),
+)
 _PRDC = ("precision", "recall", "density", "coverage")
 _STYLE = """
 :root { color-scheme: light dark; --bar: #2f6f9f; --paper: #c2410c; --line: #8885; }
@@ -79,14 +84,7 @@ def reports_page(
         for policy in ("negative", "positive")
         for name, label in _OVERALL.items()
     ]
-    texts = [
-        _figure_bar(results, name, name)
-        for name in (
-            *(f"BLEU{n}" for n in range(1, 5)),
-            "ROUGE_L",
-            *(f"radgraph_{level}" for level in REWARD_LEVELS),
-        )
-    ]
+    texts = [_figure_bar(results, name, name) for name in _TEXTS]
     conditions = [
         Bar(
             name.replace("_", " "), row["f1"], row["low"], row["high"],
