@@ -19,6 +19,7 @@ from unix_jax.evaluation.groups import shard_mean
 from unix_jax.evaluation.image import frechet_distance, inception_score, kernel_distance
 from unix_jax.evaluation.inception import Inception, softmax
 from unix_jax.evaluation.nearest import gray_pixels, pair_image
+from unix_jax.evaluation.radiomics import radiomics_distance
 from unix_jax.evaluation.reid import Reidentification
 from unix_jax.transforms import save_png, to_pil
 
@@ -379,6 +380,28 @@ def test_radiomics_as_the_benchmark_defines_it(data, tmp_path):
         radiomics_real=tmp_path / "real.npy", radiomics_generated=tmp_path / "fake.npy",
     )  # fmt: skip
     assert arrays["metrics"]["FRD"]["value"] == pytest.approx(expected)
+
+
+def test_radiomics_by_pathology(data, tmp_path):
+    rng = np.random.default_rng(0)
+    sets = {}
+    for kind in ("real", "fake"):
+        sets[kind] = rng.normal(size=(COUNT, 2))
+        rows = [
+            {"img_fname": f"{name}.png", "a": a, "b": b}
+            for name, (a, b) in zip(NAMES, sets[kind], strict=True)
+        ]
+        write_csv(tmp_path / f"{kind}.csv", rows)
+    results = measured(
+        data, tmp_path / "out", generated=data / "made", by_pathology=True,
+        radiomics_real=tmp_path / "real.csv", radiomics_generated=tmp_path / "fake.csv",
+    )  # fmt: skip
+    by = results["groups"]["FRD by pathology"]
+    expected = radiomics_distance(sets["real"][1::2], sets["fake"][1::2])
+    assert by["COVID"] == {"value": pytest.approx(expected), "real_rows": 6, "fake_rows": 6}
+    assert by["Nodule"] == {"value": None, "real_rows": 1, "fake_rows": 1}
+    rows = read_csv(tmp_path / "out" / "conditional_image_generation_metrics.csv")
+    assert float(rows[0]["FRD"]) == round(expected, 3)
 
 
 def test_radiomics_that_cannot_be_read(data, tmp_path):

@@ -257,11 +257,11 @@ class EvaluateImages(_OverData):
         require_least(self, batch_size=1, resamples=1, limit=1, shards=1)
         if bool(self.checkpoint) == (self.generated is not None):
             raise UniXError("expected either --checkpoint PATH or --generated PATH")
-        measured = (self.rad_dino, self.biovil_t, self.inception)
-        if self.by_pathology and measured == (None, None, None):
+        measured = (self.rad_dino, self.biovil_t, self.inception, self.radiomics_real)
+        if self.by_pathology and not any(measured):
             raise UniXError(
-                "--by-pathology: expected --rad-dino, --biovil-t or --inception beside it, "
-                "found none"
+                "--by-pathology: expected --rad-dino, --biovil-t, --inception or --radiomics-real "
+                "beside it, found none"
             )
         if bool(self.radiomics_real) != bool(self.radiomics_generated):
             raise UniXError("expected --radiomics-real and --radiomics-generated together")

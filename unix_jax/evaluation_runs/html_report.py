@@ -191,9 +191,7 @@ def _page(
         f"<p>{_text(counts(results))}. Research software, not a medical device.</p>",
         _list(results.notes),
         _missing(results),
-        f'<p class="note">Thin lines: {CONFIDENCE:.0%} bootstrap intervals. '
-        f'<span class="key">Red marks</span>: figures of the paper ({_text(paper.SOURCE)}), '
-        "measured on its own data and with the published weights.</p>",
+        f'<p class="note">Thin lines: {CONFIDENCE:.0%} bootstrap intervals.{_paper(results)}</p>',
     ]
     for heading, chart, note in charts:
         if chart:
@@ -205,6 +203,15 @@ def _page(
             parts.append(f"<h2>{heading}{by}</h2>" + "".join(map(_case, some)))
     parts += [_warnings(results), _failures(results), _settings(results)]
     return _document(title, parts)
+
+
+def _paper(results: Results) -> str:
+    if not results.paper:
+        return ""
+    return (
+        f' <span class="key">Red marks</span>: figures of the paper ({_text(paper.SOURCE)}), '
+        "measured on its own data and with the published weights."
+    )
 
 
 def _document(title: str, parts: Iterable[str]) -> str:

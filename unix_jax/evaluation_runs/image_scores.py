@@ -2,10 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from unix_jax.errors import MetricError
 from unix_jax.evaluation.alignment import BioViLT, cosine_similarities
 from unix_jax.evaluation.bootstrap import mean_interval
 from unix_jax.evaluation.features import RadDino
@@ -52,8 +54,9 @@ class ImageMetrics:
 
     @property
     def compares(self) -> bool:
-        """Whether the real images are needed."""
-        return self.rad_dino is not None or self.inception is not None
+        """Whether the real images, or their labels, are needed."""
+        by_label = self.radiomics is not None and self.by_pathology
+        return self.rad_dino is not None or self.inception is not None or by_label
 
     def settings(self) -> dict[str, object]:
         """How figures were computed, for results.json."""
@@ -108,7 +111,7 @@ def score_images(images: ImageSet, how: ImageMetrics, steps: Steps = unseen) -> 
         (DISTANCES, lambda: _rad_dino(images, how, steps)),
         (ALIGNMENT, lambda: _alignment(images, how, steps)),
         (INCEPTION, lambda: _inception(images, how, steps)),
-        (RADIOMICS, lambda: _radiomics(how)),
+        (RADIOMICS, lambda: _radiomics(images, how)),
     )
     for name, compute in parts:
         try:
@@ -238,12 +241,36 @@ def _alignment(
     return {ALIGNMENT: mean_figure(scores, how)}, groups, by_position
 
 
-def _radiomics(how: ImageMetrics) -> tuple[dict[str, Figure], Groups, Any]:
+def _radiomics(images: ImageSet, how: ImageMetrics) -> tuple[dict[str, Figure], Groups, Any]:
     if how.radiomics is None:
         raise _Missing(
             "its features were not given (--radiomics-real PATH --radiomics-generated PATH)"
         )
-    return {FRD: Figure(radiomics_distance(*how.radiomics.features()))}, {}, None
+    real, fake = how.radiomics.features()
+    try:
+        metrics = {FRD: Figure(radiomics_distance(real, fake))}
+    except MetricError as error:
+        raise _Missing(str(error)) from None
+    if not how.by_pathology:
+        return metrics, {}, None
+    names = _names(images)
+    members = [
+        _members(names, [labels.get(Path(file).name, ()) for file in table.files])
+        for table, labels in zip(
+            (how.radiomics.real, how.radiomics.generated), images.labels_by_file, strict=True
+        )
+    ]
+    if not all(len(flags) for flags in members):
+        return metrics, {}, None  # arrays, whose rows have no names
+    groups: dict[str, dict[str, Any]] = {}
+    for column, name in enumerate(names):
+        a, b = real[members[0][:, column]], fake[members[1][:, column]]
+        try:
+            value = radiomics_distance(a, b)
+        except MetricError:  # too few rows
+            value = None
+        groups[name] = {"value": value, "real_rows": len(a), "fake_rows": len(b)}
+    return metrics, {FRD + BY_PATHOLOGY: groups}, None
 
 
 # --- parts -------------------------------------------------------------------------------------
@@ -265,6 +292,12 @@ def _names(images: ImageSet) -> list[str]:
     return sorted({label for labels in (*real, *fake) for label in labels if label})
 
 
+def _members(names: Sequence[str], labels: Sequence[tuple[str, ...]]) -> np.ndarray:
+    """Which rows have which label, [rows, names]."""
+    flags = np.array([[name in row for name in names] for row in labels], bool)
+    return flags.reshape(len(labels), len(names))
+
+
 def _grouped(
     images: ImageSet,
     how: ImageMetrics,
@@ -274,12 +307,7 @@ def _grouped(
     if not how.by_pathology:
         return {}
     names = _names(images)
-
-    def members(labels: Sequence[tuple[str, ...]]) -> np.ndarray:
-        flags = np.array([[name in row for name in names] for row in labels], bool)
-        return flags.reshape(len(labels), len(names))
-
-    real, fake = map(members, images.labels)
+    real, fake = (_members(names, labels) for labels in images.labels)
     return {
         f"{title}{BY_PATHOLOGY}": by_group(metric, a, b, real, fake, names, at_least=fewest)
         for title, (metric, a, b, fewest) in metrics.items()

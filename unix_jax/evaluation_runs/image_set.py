@@ -102,6 +102,16 @@ class ImageSet:
             [() if one.record is None else found[one.record] for one in self.images],
         )
 
+    @property
+    def labels_by_file(self) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
+        """The same by the names of the files, for features that were made of them."""
+        real, fake = self.labels
+        records = [self.source[index] for index in self.real]
+        return (
+            {_file_name(one): labels for one, labels in zip(records, real, strict=True)},
+            {one.path.name: labels for one, labels in zip(self.images, fake, strict=True)},
+        )
+
 
 # --- images of a run ---------------------------------------------------------------------------
 
@@ -294,10 +304,12 @@ class _Records:
         return None
 
 
+def _file_name(record: Record) -> str:
+    return record.image.name if isinstance(record.image, Path) else Path(record.key).name
+
+
 def _names(record: Record) -> set[str]:
-    texts = [record.key]
-    if isinstance(record.image, Path):
-        texts.append(record.image.name)
+    texts = (record.key, _file_name(record))
     return {form for text in texts for form in (text, Path(text).name, Path(text).stem) if form}
 
 

@@ -17,12 +17,14 @@ _NAME = "img_fname"
 class Radiomics:
     """Features of one set: rows without missing values, and the columns' names, () if unknown.
 
+    files: the image of each row, from the column `img_fname`; () if there is none.
     skipped: rows with a missing value.
     """
 
     path: Path
     rows: np.ndarray
     names: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
     skipped: int = 0
 
 
@@ -97,7 +99,15 @@ def read_radiomics(path: Path) -> Radiomics:
         raise DataError(f"{path}: expected columns of numbers, found {header[:10]}")
     table = np.stack(list(columns.values()), axis=1)
     whole = np.isfinite(table).all(1)
-    return Radiomics(path, table[whole], tuple(columns), int((~whole).sum()))
+    files: tuple[str, ...] = ()
+    if _NAME in header:
+        column = header.index(_NAME)
+        files = tuple(
+            row[column] if column < len(row) else ""
+            for row, kept in zip(cells, whole, strict=True)
+            if kept
+        )
+    return Radiomics(path, table[whole], tuple(columns), files, int((~whole).sum()))
 
 
 def _array(path: Path) -> np.ndarray:
