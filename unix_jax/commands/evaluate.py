@@ -101,11 +101,11 @@ class _OverData(_Resampled):
     data: SourceText
     """KIND:PATH, for example manifest:DIR or mimic:DIR?reports=clean.jsonl&views=PA,AP."""
     out: PathText
-    """Directory of the results; begun anew or gone on with."""
+    """Directory of the results: a new one, or that of a run to resume."""
     split: str = "test"
     """Records of this split; "" for all."""
     limit: int | None = None
-    """Take so many records only, the first ones."""
+    """Number of records to take, the first ones; all if absent."""
     batch_size: int = 16
     """Items at a time, on all devices of a process together."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
@@ -211,7 +211,8 @@ class EvaluateImages(_OverData):
     of them with the data set's own."""
 
     checkpoint: PathText = ""
-    """The model that generates: a converted checkpoint, or a directory in the published layout."""
+    """The model that generates, needed without --generated: a converted checkpoint, or a directory
+    in the published layout."""
     generated: LocalPath | None = None
     """In place of a checkpoint: images made elsewhere. A folder, or a CSV such as the original's,
     with annotated_prompt and synthetic_filename."""
@@ -455,7 +456,7 @@ class EvaluateScore(_OfReports):
 
 @dataclasses.dataclass
 class Evaluate:
-    """Measure a model over a data set, or reports made elsewhere."""
+    """Measure a model over a data set, or reports or images made elsewhere."""
 
     what: (
         Annotated[EvaluateReports, tyro.conf.subcommand("reports")]
