@@ -90,12 +90,12 @@ def read_csv(path):
         return list(csv.DictReader(file))
 
 
-def measured(data, out, source=None, **options):
+def measured(data, folder, source=None, **options):
     """results.json of a run over these images."""
     source = f"manifest:{data}" if source is None else source
-    options = {"data": source, "resamples": 20, "out": str(out), **options}
+    options = {"data": source, "resamples": 20, "out": str(folder), **options}
     evaluate.EvaluateImages(**options).run()
-    return json.loads((out / "results.json").read_text())
+    return json.loads((folder / "results.json").read_text())
 
 
 class Gray:
@@ -444,6 +444,7 @@ def test_what_is_refused(data, tmp_path):
         ({"generated": made, "batch_size": 2}, "--batch-size: expected only with --checkpoint"),
         ({"generated": made, "generated_root": data}, "expected --generated-root beside a table"),
         ({"checkpoint": "c", "generated_root": data}, "--generated-root: expected only with"),
+        ({"generated": made, "out": str(made / "x")}, "--out .*: expected a directory outside"),
         ({"generated": made, "reid": data}, "--reid: expected only with --train SOURCE"),
         ({"generated": made, "train_split": "val"}, "--train-split: expected only with --train"),
         ({"generated": made, "shards": 0}, "--shards: expected at least 1, found 0"),

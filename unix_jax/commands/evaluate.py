@@ -329,6 +329,8 @@ class EvaluateImages(_OverData):
         assert generated is not None
         _refuse_changed(self, _OF_GENERATION, "with --checkpoint: images made elsewhere stay as "
                         "they are")  # fmt: skip
+        if out.resolve().is_relative_to(generated.resolve()):
+            raise UniXError(f"--out {out}: expected a directory outside of --generated {generated}")
         source = self._open()
         training = self._training(source)
         how = self._metrics()

@@ -6,13 +6,16 @@ trained on say what is usual.
 """
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from unix_jax.data.records import RecordSource, captions_of, record_image
+from unix_jax.data.records import Record, RecordSource, captions_of, record_image
 from unix_jax.errors import DataError, UniXError
 from unix_jax.evaluation import nearest
 from unix_jax.evaluation.features import RadDino
@@ -102,10 +105,32 @@ def _extreme_name(space: str) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
+class _Small:
+    """What is kept of an image: those of a data set are larger than memory.
+
+    gray: for the pixels; pair: at the benchmark's size, None where nothing needs it.
+    """
+
+    gray: np.ndarray
+    pair: Image.Image | None
+
+    @classmethod
+    def of(cls, image: Image.Image, with_pair: bool) -> "_Small":
+        return cls(gray_pixels(image), pair_image(image) if with_pair else None)
+
+
+@dataclasses.dataclass(frozen=True)
+class _TrainingImage:
+    index: int
+    record: Record
+    small: _Small
+
+
+@dataclasses.dataclass(frozen=True)
 class _Space:
     """How images become rows, and how rows are compared; smaller is nearer."""
 
-    encode: Callable[[Iterable[Image.Image]], np.ndarray]
+    encode: Callable[[Sequence[_Small]], np.ndarray]
     distances: Distances
 
 
@@ -125,33 +150,42 @@ def find_nearest(
     own = _OwnImages(images, queries, spaces)
     unreadable: list[Entry] = []
     compared = 0
-    waiting: list[tuple[int, Image.Image]] = []
 
-    def look() -> None:
-        pictures = [picture for _, picture in waiting]
-        indices = np.array([index for index, _ in waiting])
-        rows = {name: space.encode(pictures) for name, space in spaces.items()}
-        for name, nearest_rows in found.items():
-            nearest_rows.update(rows[name], indices)
-        for position, (index, picture) in enumerate(waiting):
-            record = training.source[index]
-            own.look(record, picture, {name: rows[name][position] for name in rows})
-        waiting.clear()
-
-    for index in steps(range(len(training.source)), "training image"):
+    def read(index: int) -> _TrainingImage | Entry | None:
         try:
             record = training.source[index]
             if record.image is None:
-                continue
-            waiting.append((index, record_image(record)))
-            compared += 1
+                return None
+            with_pair = len(spaces) > 1 or own.wants(record)
+            small = _Small.of(record_image(record), with_pair)
+            # Its image may be bytes: it must not stay in memory.
+            path = record.image if isinstance(record.image, Path) else None
+            return _TrainingImage(index, dataclasses.replace(record, image=path), small)
         except UniXError as error:
-            unreadable.append(Entry(index, key_of(training.source, index), "failed", str(error)))
-            continue
-        if len(waiting) == _BLOCK:
-            look()
-    if waiting:
-        look()
+            return Entry(index, key_of(training.source, index), "failed", str(error))
+
+    def look(indices: Sequence[int]) -> int:
+        outcomes = list(pool.map(read, indices))
+        unreadable.extend(one for one in outcomes if isinstance(one, Entry))
+        block = [one for one in outcomes if isinstance(one, _TrainingImage)]
+        if not block:
+            return 0
+        rows = {name: space.encode([one.small for one in block]) for name, space in spaces.items()}
+        for name, nearest_rows in found.items():
+            nearest_rows.update(rows[name], np.array([one.index for one in block]))
+        for position, one in enumerate(block):
+            own.look(one, {name: rows[name][position] for name in rows})
+        return len(block)
+
+    waiting: list[int] = []
+    # Decoding takes most of the time, and leaves Python's lock free.
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for index in steps(range(len(training.source)), "training image"):
+            waiting.append(index)
+            if len(waiting) == _BLOCK:
+                compared += look(waiting)
+                waiting.clear()
+        compared += look(waiting)
     if not compared:
         raise DataError("--train: expected training images, found none that can be read")
     count = len(images.images)
@@ -170,22 +204,22 @@ def _spaces(
     rad_dino: RadDino | None, reidentification: Reidentification | None
 ) -> dict[str, _Space]:
     spaces = {
-        PIXEL: _Space(
-            lambda some: np.stack([gray_pixels(image) for image in some]),
-            nearest.root_mean_square,
-        )
+        PIXEL: _Space(lambda some: np.stack([one.gray for one in some]), nearest.root_mean_square)
     }
     if rad_dino is not None:
         spaces[LATENT] = _Space(
-            lambda some: rad_dino.features(map(pair_image, some), squash=None),
-            nearest.root_mean_square,
+            lambda some: rad_dino.features(_pairs(some), squash=None), nearest.root_mean_square
         )
     if reidentification is not None:
         spaces[REID] = _Space(
-            lambda some: reidentification.embeddings(map(pair_image, some)),
+            lambda some: reidentification.embeddings(_pairs(some)),
             lambda a, b: -reidentification.scores(a, b),
         )
     return spaces
+
+
+def _pairs(some: Iterable[_Small]) -> Iterator[Image.Image]:
+    return (one.pair for one in some if one.pair is not None)
 
 
 def _queries(
@@ -193,24 +227,19 @@ def _queries(
 ) -> dict[str, np.ndarray]:
     """Rows of the generated images, then of the real ones."""
     rows: dict[str, list[np.ndarray]] = {name: [] for name in spaces}
-    for block in _blocks(images, real, steps):
-        for name, space in spaces.items():
-            rows[name].append(space.encode(block))
-    return {name: np.concatenate(blocks) for name, blocks in rows.items()}
-
-
-def _blocks(images: ImageSet, real: Sequence[int], steps: Steps) -> Iterator[list[Image.Image]]:
-    block: list[Image.Image] = []
-    for position in steps(range(len(images.images) + len(real)), "image"):
+    block: list[_Small] = []
+    total = len(images.images) + len(real)
+    for position in steps(range(total), "image"):
         if position < len(images.images):
-            block.append(load_image(images.images[position].path))
+            image = load_image(images.images[position].path)
         else:
-            block.append(record_image(images.source[real[position - len(images.images)]]))
-        if len(block) == _BLOCK:
-            yield block
-            block = []
-    if block:
-        yield block
+            image = record_image(images.source[real[position - len(images.images)]])
+        block.append(_Small.of(image, len(spaces) > 1))
+        if len(block) == _BLOCK or position == total - 1:
+            for name, space in spaces.items():
+                rows[name].append(space.encode(block))
+            block.clear()
+    return {name: np.concatenate(blocks) for name, blocks in rows.items()}
 
 
 def _shown(space: str, distances: np.ndarray) -> np.ndarray:
@@ -233,31 +262,31 @@ class _OwnImages:
             if image.prompt.strip():
                 self._wanted.setdefault(image.prompt.strip(), []).append(position)
 
-    def look(self, record: Any, picture: Image.Image, rows: Mapping[str, np.ndarray]) -> None:
-        for text in captions_of(record):
+    def wants(self, record: Record) -> bool:
+        """Whether an image was generated from one of the record's texts."""
+        return any(text.strip() in self._wanted for text in captions_of(record))
+
+    def look(self, image: _TrainingImage, rows: Mapping[str, np.ndarray]) -> None:
+        for text in captions_of(image.record):
             positions = self._wanted.pop(text.strip(), None)
             if positions is not None:
-                self.rows.append(self._row(record, text, picture, positions, rows))
+                self.rows.append(self._row(image, text, positions, rows))
 
     def _row(
         self,
-        record: Any,
+        image: _TrainingImage,
         text: str,
-        picture: Image.Image,
         positions: Sequence[int],
         rows: Mapping[str, np.ndarray],
     ) -> dict[str, Any]:
-        whole = np.asarray(pair_image(picture), np.float64).reshape(1, -1)
+        assert image.small.pair is not None
+        whole = _levels(image.small.pair)
+        generated = (self._images.images[i].path for i in positions)
         values = {
-            PIXEL: np.concatenate(
+            PIXEL: np.array(
                 [
-                    nearest.root_mean_square(
-                        np.asarray(
-                            pair_image(load_image(self._images.images[i].path)), np.float64
-                        ).reshape(1, -1),
-                        whole,
-                    )[0]
-                    for i in positions
+                    nearest.root_mean_square(_levels(pair_image(load_image(path))), whole)[0, 0]
+                    for path in generated
                 ]
             )
         }
@@ -265,7 +294,10 @@ class _OwnImages:
             if name != PIXEL:
                 found = space.distances(self._queries[name][positions], rows[name][None])
                 values[name] = _shown(name, found[:, 0])
-        row: dict[str, Any] = {"Real Path": _path_of(record), "Prompt": text}
+        row: dict[str, Any] = {
+            "Real Path": str(image.record.image or image.record.key),
+            "Prompt": text,
+        }
         for name, column in _COLUMNS.items():
             extreme = "Max" if name == REID else "Min"
             some = values.get(name)
@@ -274,5 +306,5 @@ class _OwnImages:
         return row
 
 
-def _path_of(record: Any) -> str:
-    return record.key if isinstance(record.image, bytes) else str(record.image)
+def _levels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image, np.float64).reshape(1, -1)
