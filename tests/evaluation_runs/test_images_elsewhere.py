@@ -268,6 +268,8 @@ def test_copies_of_training_images_come_first(data, tmp_path):
         2 / 12, abs=0.1
     )
     assert "training images that were compared: 8" in results["notes"]
+    assert "generated images that are equal to a training image: 2" in results["notes"]
+    assert not any(note.startswith("real images that are equal") for note in results["notes"])
     page = (tmp_path / "nearest.html").read_text()
     assert re.findall(r"training: (\S+?)<", page)[:2] == [
         "copy3.png", "copy8.png",

@@ -14,6 +14,7 @@ from unix_jax.evaluation_runs.html_report import Case, images_page, nearest_page
 from unix_jax.evaluation_runs.image_scores import ImageMetrics, ImageScores, score_images
 from unix_jax.evaluation_runs.image_set import GENERATIONS, ImageSet
 from unix_jax.evaluation_runs.nearest_training import (
+    PIXEL,
     REID,
     NearestImages,
     Training,
@@ -28,6 +29,8 @@ SHEET, PAGE, NEAREST_PAGE, NEAREST_TABLE = (
     "contact_sheet.png", "report.html", "nearest.html", "nearest.csv",
 )  # fmt: skip
 NEAREST = "nearest training images"
+# A distance of pixels below this is rounding, of a file format or of the arithmetic.
+_EQUAL = 0.5
 # Shown on the page, of the worst and of the best; on the contact sheet; of the nearest pairs.
 _CASES, _ON_SHEET, _PAIRS = 6, 64, 40
 
@@ -97,6 +100,13 @@ def _training_notes(nearest: NearestImages) -> list[str]:
         f"training images that were compared: {nearest.compared}",
         f"texts that training images have as well: {len(nearest.own)}",
     ]
+    for what, values in (
+        ("generated", nearest.values[PIXEL]),
+        ("real", nearest.usual.get(PIXEL, ())),
+    ):
+        equal = sum(value < _EQUAL for value in values)
+        if equal:
+            notes.append(f"{what} images that are equal to a training image: {equal}")
     if not nearest.usual:
         notes.append(
             "real images were not compared with the training images: there are none, or they may "
