@@ -120,7 +120,8 @@ def test_sources_with_a_url(source):
 TEXTS = frozenset(
     {"mesh", "dtype", "prompt", "prompts", "host", "split", "renorm", "endpoint", "model"}
     | {"judge_model", "key_variable", "text_field", "chexbert_cut", "prediction_field"}
-    | {"reference_field", "key_field", "format", "vae_dtype", "resize", "step", "weights"}
+    | {"reference_field", "key_field", "format", "vae_dtype", "resize", "weights", "step"}
+    | {"train_split", "radgraph_model", "radgraph_level"}
 )
 
 

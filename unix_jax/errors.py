@@ -43,6 +43,10 @@ class PromptError(UniXError):
     """A prompt, token id or generation argument outside what the model can take."""
 
 
+class StorageError(UniXError):
+    """A path that cannot be used, such as a URL where only local files are supported."""
+
+
 class ImageWarning(UserWarning):
     """An image that was read, but shows next to nothing; see `unix_jax.gray_levels`."""
 
@@ -52,7 +56,3 @@ def shortened(lines: Sequence[str], ends: int = 10) -> list[str]:
     if len(lines) <= 2 * ends + 1:
         return list(lines)
     return [*lines[:ends], f"... {len(lines) - 2 * ends} more ...", *lines[-ends:]]
-
-
-class StorageError(UniXError):
-    """A path that cannot be used, such as a URL where only local files are supported."""

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from unix_jax.errors import MetricError
 from unix_jax.evaluation import bootstrap, image
@@ -41,6 +42,26 @@ def test_columns_are_resampled_together(monkeypatch):
 
 def test_one_row_is_its_own_interval():
     assert bootstrap.mean_interval([3.0]) == bootstrap.Interval(3.0, 3.0, 3.0)
+
+
+def test_the_interval_of_a_mean_is_scipys():
+    values = np.random.default_rng(0).normal(size=30)
+    expected = stats.bootstrap(
+        (values,), np.mean, n_resamples=500, method="percentile", rng=np.random.default_rng(7)
+    ).confidence_interval
+    found = bootstrap.mean_interval(values, resamples=500, seed=7)
+    assert (found.low, found.high) == pytest.approx(expected)
+    of_any = bootstrap.intervals(lambda a: {"mean": a.mean()}, values, resamples=500, seed=7)
+    assert (of_any["mean"].low, of_any["mean"].high) == pytest.approx(expected)
+
+
+def test_a_single_row_beside_several():
+    def rows(a, b):
+        assert (len(a), len(b)) == (1, 4)
+        return {"sum": float(a.sum() + b.mean())}
+
+    found = bootstrap.intervals(rows, np.ones(1), np.arange(4.0), paired=False, resamples=50)
+    assert 1 <= found["sum"].low < found["sum"].high <= 4
 
 
 def test_intervals_of_any_statistic():

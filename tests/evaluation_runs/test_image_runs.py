@@ -1,5 +1,6 @@
 """X-rays drawn by the toy model from a data set, and measured by a toy RAD-DINO."""
 
+import csv
 import json
 import sys
 from pathlib import Path
@@ -14,8 +15,9 @@ from unix_jax.errors import CheckpointError, PromptError, UniXError
 from unix_jax.evaluation.features import RadDino
 from unix_jax.evaluation.groups import shard_mean
 from unix_jax.evaluation.image import frechet_distance, prdc
-from unix_jax.evaluation_runs import images
-from unix_jax.evaluation_runs.images import DISTANCES, item_seed
+from unix_jax.evaluation_runs import image_scores
+from unix_jax.evaluation_runs.image_scores import DISTANCES
+from unix_jax.evaluation_runs.images import item_seed
 from unix_jax.transforms import save_png, to_pil
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "inference"))
@@ -42,7 +44,9 @@ def data(tmp_path_factory):
 
 def command(data, out, **options):
     options = {"split": "", **OPTIONS, **options}
-    return evaluate.EvaluateImages(str(toy.CHECKPOINT), data, str(out), **options)
+    return evaluate.EvaluateImages(
+        checkpoint=str(toy.CHECKPOINT), data=data, out=str(out), **options
+    )
 
 
 @pytest.fixture(scope="module")
@@ -102,10 +106,39 @@ def test_with_an_encoder_the_distances_are_those_of_the_library(data, drawn):
     expected = frechet_distance(real[odd], fake[odd])
     assert groups["Edema"]["value"] == pytest.approx(expected, rel=1e-6)
     assert groups["Nodule"] == {"value": None, "real_rows": 1, "fake_rows": 1}
-    assert list(results["not_computed"]) == ["alignment"]
+    assert list(results["not_computed"]) == [
+        "alignment", "Inception FID, KID and score", "Fréchet radiomics distance",
+        "nearest training images",
+    ]  # fmt: skip
     page = (drawn / "report.html").read_text()
     assert "FD by pathology" in page
-    assert "Worst cases, by similarity to the real picture" in page
+    assert "Worst cases, by similarity to the real image" in page
+
+
+def test_prompts_without_images(data, tmp_path, monkeypatch):
+    """The original's table: images are generated, and later compared with other records."""
+    monkeypatch.setattr(evaluate._OverData, "_load", lambda self: toy.small_writing_pipe())
+    table = tmp_path / "prompts.csv"
+    lines = [f"Text {index}.,{index}.jpg" for index in (1, 2, 1)]
+    table.write_text("\n".join(["annotated_prompt,synthetic_filename", *lines]) + "\n")
+    out = tmp_path / "out"
+    with pytest.warns(UserWarning, match="1 of 3 rows have an annotated_prompt"):
+        command(f"csv:{table}", out, split="test", rad_dino=str(RAD_DINO)).run()
+    results = results_of(out)
+    assert results["counts"]["scored"] == 2
+    assert "found 0 real and 2 generated" in results["not_computed"][DISTANCES]
+    with (out / "generations.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows[1] == {
+        "annotated_prompt": "Text 2.", "synthetic_filename": "images/000001.png", "key": "2.jpg",
+    }  # fmt: skip
+    measured = tmp_path / "measured"
+    evaluate.EvaluateImages(
+        generated=out, data=data, split="", out=str(measured), train=data, train_split=""
+    ).run()
+    results = results_of(measured)
+    assert "2 of 2" in results["notes"][0]
+    assert results["metrics"]["pixel distance, smallest"]["value"] > 0
 
 
 def test_the_figures_of_shards(data, drawn, monkeypatch):
@@ -119,8 +152,8 @@ def test_the_figures_of_shards(data, drawn, monkeypatch):
     monkeypatch.setattr(RadDino, "from_pretrained", lambda path: Encoder())
     command(data, drawn, rad_dino="any", shards=4).run()
     reason = results_of(drawn)["not_computed"][DISTANCES]
-    assert "--shards 4: expected at least 24 pictures" in reason
-    monkeypatch.setattr(images, "_NEIGHBOURS", 2)
+    assert "--shards 4: expected at least 24 images" in reason
+    monkeypatch.setattr(image_scores, "_NEIGHBOURS", 2)
     command(data, drawn, rad_dino="any", shards=4).run()
     results = results_of(drawn)
     assert results["scoring"]["distances"] == "mean over 4 contiguous shards"
@@ -134,7 +167,7 @@ def test_arguments_are_checked_before_anything_runs(data, tmp_path):
     for options, error, message in (
         ({"size": 17}, PromptError, "height: expected a positive multiple"),
         ({"steps": 0}, UniXError, "steps"),
-        ({"by_pathology": True}, UniXError, "--by-pathology: expected --rad-dino PATH"),
+        ({"by_pathology": True}, UniXError, "--by-pathology: expected --rad-dino, "),
         ({"rad_dino": "nowhere"}, UniXError, "nowhere"),
         ({"biovil_t": "nowhere"}, UniXError, "nowhere"),
     ):

@@ -1,5 +1,6 @@
 """Reports of a data set by the toy model: killed on the way, with broken items, then measured."""
 
+import csv
 import json
 import sys
 from pathlib import Path
@@ -50,7 +51,9 @@ def toy_model(monkeypatch):
 
 def command(data, out, **options):
     options = {"batch_size": 2, "max_new_tokens": 6, "resamples": 20, **options}
-    return evaluate.EvaluateReports(str(toy.CHECKPOINT), data, str(out), **options)
+    return evaluate.EvaluateReports(
+        checkpoint=str(toy.CHECKPOINT), data=data, out=str(out), **options
+    )
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +102,24 @@ def test_failures_are_recorded_and_the_rest_is_measured(whole):
     assert set(results["metrics"]) == {"BLEU1", "BLEU2", "BLEU3", "BLEU4", "ROUGE_L"}
     assert results["settings"]["max_new_tokens"] == 6
     assert len((whole / "predictions.jsonl").read_text().splitlines()) == SOME
+
+
+def test_the_original_scripts_can_read_the_reports(whole, tmp_path):
+    with (whole / "understanding_results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["Image Path", "Report Impression", "Ground Truth"]
+    assert len(rows) == SOME - 1
+    assert Path(rows[0]["Image Path"]).name == "0.png"
+    table = str(whole / "understanding_results.csv")
+    evaluate.EvaluateScore(table, out=str(tmp_path), resamples=20).run()
+    again, first = (
+        json.loads((folder / "results.json").read_text())["metrics"] for folder in (tmp_path, whole)
+    )
+    assert again == first
+    with (whole / "metrics_summary.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["BLEU4"]) == first["BLEU4"]["value"]
+    assert (row["f1-radgraph"], len(row)) == ("", 13)
 
 
 def test_an_image_that_shows_nothing_is_counted_and_named(tmp_path, capsys):

@@ -131,6 +131,45 @@ def test_with_chexbert_every_figure_of_the_original_is_there(tmp_path, chexbert)
     assert "uncertain_as_negative_f1" in page
 
 
+@pytest.mark.parametrize("level", ["simple", "partial", "complete", "all"])
+def test_radgraph_by_model_and_level(tmp_path, monkeypatch, level):
+    asked = []
+
+    def load(path, model):
+        asked.append((path, model))
+
+        def annotate(reports):
+            entity = {"label": "Observation", "relations": []}
+            return [
+                {"entities": {str(i): {"tokens": word, **entity} for i, word in enumerate(text)}}
+                for text in (report.split() for report in reports)
+            ]
+
+        return annotate
+
+    monkeypatch.setattr("unix_jax.evaluation.radgraph.load_annotator", load)
+    rows = [{"prediction": a, "reference": b} for a, b in zip(PREDICTED, WANTED, strict=True)]
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    EvaluateScore(
+        path, out=str(tmp_path / "out"), resamples=5, radgraph=True, radgraph_path="somewhere",
+        radgraph_model="radgraph-xl", radgraph_level=level,
+    ).run()  # fmt: skip
+    assert asked == [(Path("somewhere"), "radgraph-xl")]
+    results = results_of(tmp_path / "out")
+    found = [name for name in results["metrics"] if name.startswith("radgraph_")]
+    levels = ["simple", "partial", "complete"] if level == "all" else [level]
+    assert found == [f"radgraph_{name}" for name in levels]
+    assert results["scoring"]["radgraph_model"] == "radgraph-xl"
+    with (tmp_path / "out" / "metrics_summary.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    shown = "partial" if level == "all" else level
+    expected = results["metrics"][f"radgraph_{shown}"]["value"]
+    assert float(row["f1-radgraph"]) == pytest.approx(expected)
+    assert row["uncertain_as_negative_micro_f1"] == ""
+    with pytest.raises(UniXError, match="--radgraph-level: expected only with --radgraph"):
+        EvaluateScore(path, radgraph_level="simple").run()
+
+
 def test_radgraph_by_any_annotator():
     def annotate(reports):
         entity = {"label": "", "relations": []}
@@ -162,6 +201,6 @@ def test_the_command_line_takes_all_three(capsys):
     ):
         parsed = tyro.cli(command, args=["evaluate", *words.split()])
         assert isinstance(parsed.what, kind)
-    words = "evaluate images --checkpoint c --data d --out o --shards 2"
+    words = "evaluate images --checkpoint c --data d --out o --shards 2.5"
     with pytest.raises(SystemExit):
         tyro.cli(command, args=words.split())

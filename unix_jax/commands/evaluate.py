@@ -1,20 +1,22 @@
-"""`unix-jax evaluate`: reports and drawn X-rays of a model, or reports made elsewhere, measured."""
+"""`unix-jax evaluate`: reports and X-rays of a model, or those made elsewhere, measured."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from unix_jax.commands.options import PathText, SourceText, require_least
+from unix_jax.commands.options import LocalPath, PathText, SourceText, require_least
 from unix_jax.errors import UniXError
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from unix_jax.data.records import RecordSource
-    from unix_jax.evaluation_runs.images import ImageMetrics
+    from unix_jax.evaluation_runs.image_scores import ImageMetrics
+    from unix_jax.evaluation_runs.nearest_training import Training
+    from unix_jax.evaluation_runs.radiomics_tables import RadiomicsTables
     from unix_jax.evaluation_runs.results import Results
     from unix_jax.evaluation_runs.run import Progress, Share
     from unix_jax.evaluation_runs.score import ReportMetrics
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+# What decides how images are generated, and nothing else.
+_OF_GENERATION = (
+    "size", "steps", "timestep_shift", "guidance_scale", "seed", "dtype", "mesh", "batch_size",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -42,8 +48,15 @@ class _OfReports(_Resampled):
     """What CheXbert reads of a long report: 512 tokens, or 512 characters as the original."""
     radgraph: bool = False
     """Compute F1-RadGraph with the package radgraph."""
+    radgraph_model: Literal["radgraph", "radgraph-xl", "modern-radgraph-xl", "echograph"] = (
+        "radgraph"
+    )
+    """Its model; the paper's figures are of radgraph."""
+    radgraph_level: Literal["simple", "partial", "complete", "all"] = "all"
+    """What must match: an entity alone, whether it has a relation as well (the paper's figure), or
+    its relations too; all returns the three of them."""
     radgraph_path: PathText = "~/.cache/radgraph"
-    """Directory that holds its unpacked model, radgraph/weights.th and the rest."""
+    """Directory that holds its unpacked model, for example radgraph/weights.th and the rest."""
 
     def _metrics(self) -> "ReportMetrics":
         """What is asked for, loaded before anything is computed: a wrong path ends it here."""
@@ -57,27 +70,42 @@ class _OfReports(_Resampled):
             model.encode(["a"])  # its vocabulary is there
             return model
 
+        if not self.radgraph:
+            _refuse_changed(
+                self, ("radgraph_model", "radgraph_level", "radgraph_path"), "with --radgraph"
+            )
         _on_primary(lambda: text_scores(["a"], ["a"]))  # so are the packages
         chexbert = None if self.chexbert is None else _on_primary(load_chexbert)
         radgraph_path = Path(self.radgraph_path).expanduser()
-        annotate = _on_primary(lambda: load_annotator(radgraph_path)) if self.radgraph else None
-        return ReportMetrics(chexbert, annotate, self.chexbert_cut, self.resamples)
+        annotate = (
+            _on_primary(lambda: load_annotator(radgraph_path, self.radgraph_model))
+            if self.radgraph
+            else None
+        )
+        return ReportMetrics(
+            chexbert,
+            annotate,
+            self.chexbert_cut,
+            self.resamples,
+            radgraph_model=self.radgraph_model,
+            radgraph_level=self.radgraph_level,
+        )
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(kw_only=True)
 class _OverData(_Resampled):
-    """A model over a data set. A run that was stopped goes on when the command is repeated."""
+    """A model over a data set. A run that was stopped resumes when the command is repeated."""
 
     checkpoint: PathText
     """Converted checkpoint, directory in the published layout, or directory of a training run."""
     data: SourceText
     """KIND:PATH, for example manifest:DIR or mimic:DIR?reports=clean.jsonl&views=PA,AP."""
     out: PathText
-    """Directory of the results; begun anew or gone on with."""
+    """Directory of the results: a new one, or that of a run to resume."""
     split: str = "test"
     """Records of this split; "" for all."""
     limit: int | None = None
-    """Take so many records only, the first ones."""
+    """Number of records to take, the first ones; all if absent."""
     batch_size: int = 16
     """Items at a time, on all devices of a process together."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
@@ -134,7 +162,7 @@ class _OverData(_Resampled):
         return make_mesh(data=len(devices), devices=devices)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(kw_only=True)
 class EvaluateReports(_OfReports, _OverData):
     """Write a report for each X-ray of a data set, and compare it with the record's own."""
 
@@ -179,10 +207,19 @@ class EvaluateReports(_OfReports, _OverData):
         )  # fmt: skip
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(kw_only=True)
 class EvaluateImages(_OverData):
-    """Draw an X-ray from each text of a data set, and compare all of them with its own."""
+    """Generate an X-ray from each text of a data set, or take those made elsewhere, and compare all
+    of them with the data set's own."""
 
+    checkpoint: PathText = ""
+    """The model that generates, needed without --generated: a converted checkpoint, or a directory
+    in the published layout."""
+    generated: LocalPath | None = None
+    """In place of a checkpoint: images made elsewhere. A folder, or a CSV such as the original's,
+    with annotated_prompt and synthetic_filename."""
+    generated_root: LocalPath | None = None
+    """Folder where the file names of that CSV start; the CSV's own if absent."""
     batch_size: int = 4
     """Items at a time, on all devices of a process together."""
     size: int | None = None
@@ -196,31 +233,65 @@ class EvaluateImages(_OverData):
     seed: int = 0
     """With an item's number, gives the seed of its noise."""
     rad_dino: PathText | None = None
-    """Directory of RAD-DINO; without it, pictures are drawn and not measured."""
+    """Directory of RAD-DINO, for FD, KD, precision, recall, density and coverage."""
     biovil_t: PathText | None = None
-    """Directory of BioViL-T, for the alignment of picture and text."""
-    shards: Literal[1, 4] = 1
-    """1: figures of all pictures; 4: their mean over four contiguous shards, as published."""
+    """Directory of BioViL-T, for the alignment of image and text."""
+    inception: LocalPath | None = None
+    """Weights of torch-fidelity's Inception-v3, for FID, KID and the Inception score."""
+    radiomics_real: LocalPath | None = None
+    """Radiomics features of the real images, .csv or .npy, for the Frechet radiomics distance."""
+    radiomics_generated: LocalPath | None = None
+    """Radiomics features of the generated images."""
+    shards: int = 1
+    """1: figures of all images. N: their mean over N contiguous shards; 4 as published."""
     by_pathology: bool = False
-    """The distances for each label of the records as well."""
+    """The figures for each label of the records as well."""
+    train: SourceText = ""
+    """Training images, KIND:PATH: looks up the nearest one of each generated image, and shows both
+    side by side in nearest.html. Needs no weights; --rad-dino and --reid add their distances."""
+    train_split: str = "train"
+    """Split of the training images; "" for all."""
+    reid: LocalPath | None = None
+    """Weights of the benchmark's siamese ResNet-50, for the re-identification score."""
 
     def run(self) -> None:
+        from unix_jax.training import distributed
+
+        require_least(self, batch_size=1, resamples=1, limit=1, shards=1)
+        if bool(self.checkpoint) == (self.generated is not None):
+            raise UniXError("expected either --checkpoint PATH or --generated PATH")
+        measured = (self.rad_dino, self.biovil_t, self.inception, self.radiomics_real)
+        if self.by_pathology and not any(measured):
+            raise UniXError(
+                "--by-pathology: expected --rad-dino, --biovil-t, --inception or --radiomics-real "
+                "beside it, found none"
+            )
+        if bool(self.radiomics_real) != bool(self.radiomics_generated):
+            raise UniXError("expected --radiomics-real and --radiomics-generated together")
+        if not self.train:
+            _refuse_changed(self, ("train_split", "reid"), "with --train SOURCE")
+        distributed.initialise()
+        if self.checkpoint:
+            self._generate()
+        else:
+            self._measure()
+
+    def _generate(self) -> None:
         from convert.load import load_config
+        from unix_jax.evaluation_runs.image_results import summarise_images
+        from unix_jax.evaluation_runs.image_set import images_of_run
         from unix_jax.evaluation_runs.images import (
             DrawingSettings,
             checked_drawing,
             draw_images,
-            summarise_images,
         )
-        from unix_jax.training import distributed
 
-        require_least(self, batch_size=1, resamples=1, limit=1)
-        if self.by_pathology and self.rad_dino is None:
-            raise UniXError("--by-pathology: expected --rad-dino PATH beside it, found none")
-        distributed.initialise()
+        _refuse_changed(self, ("generated_root",), "with --generated CSV")
         config, has_vae = load_config(self.checkpoint)
         if not has_vae:
-            raise UniXError(f"{self.checkpoint}: expected an autoencoder to draw with, found none")
+            raise UniXError(
+                f"{self.checkpoint}: expected an autoencoder to generate with, found none"
+            )
         asked = checked_drawing(
             DrawingSettings(
                 self.size, self.steps, self.timestep_shift, self.guidance_scale, self.seed
@@ -228,6 +299,7 @@ class EvaluateImages(_OverData):
             config,
         )
         source = self._open()
+        training = self._training(source)
         how = self._metrics()
         settings = self._begin(source, {"kind": "images", **dataclasses.asdict(asked)})
         out = Path(self.out)
@@ -238,24 +310,104 @@ class EvaluateImages(_OverData):
                 batch_size=self.batch_size, share=share, progress=progress,
             )  # fmt: skip
 
+        assert asked.size is not None
+        side = asked.size
         _finish(
             out, len(source), "image", self._load, work,
-            lambda: summarise_images(source, out, settings, how),
+            lambda: summarise_images(
+                images_of_run(source, out, side), out, "images", settings, how, training,
+                _with_progress,
+            ),
         )  # fmt: skip
+
+    def _measure(self) -> None:
+        from unix_jax.evaluation_runs.image_results import summarise_images
+        from unix_jax.evaluation_runs.image_set import images_made_elsewhere
+        from unix_jax.evaluation_runs.journal import remember
+        from unix_jax.evaluation_runs.results import print_table
+        from unix_jax.training.distributed import agree
+
+        generated, out = self.generated, Path(self.out)
+        assert generated is not None
+        _refuse_changed(self, _OF_GENERATION, "with --checkpoint: images made elsewhere stay as "
+                        "they are")  # fmt: skip
+        if out.resolve().is_relative_to(generated.resolve()):
+            raise UniXError(f"--out {out}: expected a directory outside of --generated {generated}")
+        source = self._open()
+        training = self._training(source)
+        how = self._metrics()
+        settings = {
+            "kind": "generated",
+            "generated": str(generated.resolve()),
+            "generated_root": None
+            if self.generated_root is None
+            else str(self.generated_root.resolve()),
+            "data": self.data,
+            "split": self.split,
+            "items": len(source),
+        }
+
+        def measure() -> None:
+            images = images_made_elsewhere(
+                generated,
+                source,
+                self.generated_root,
+                compared=how.compares or (training is not None and training.baseline),
+                steps=_with_progress,
+            )
+            remember(out, settings)
+            print_table(
+                summarise_images(images, out, "generated", settings, how, training, _with_progress)
+            )
+            _print_pages(out)
+
+        agree(measure)
+
+    def _training(self, source: "RecordSource") -> "Training | None":
+        from unix_jax.data.sources import open_source, overlap
+        from unix_jax.evaluation.reid import Reidentification
+        from unix_jax.evaluation_runs.nearest_training import Training
+
+        if not self.train:
+            return None
+        training = open_source(self.train, self.train_split)
+        reid = self.reid
+        return Training(
+            f"{self.train} ({f'split {self.train_split}' if self.train_split else 'all splits'})",
+            training,
+            None if reid is None else _on_primary(lambda: Reidentification.from_pretrained(reid)),
+            baseline=not overlap(self.train, self.train_split, training, self.data, self.split),
+        )
 
     def _metrics(self) -> "ImageMetrics":
         from unix_jax.evaluation.alignment import BioViLT
         from unix_jax.evaluation.features import RadDino
-        from unix_jax.evaluation_runs.images import ImageMetrics
+        from unix_jax.evaluation.inception import Inception
+        from unix_jax.evaluation_runs.image_scores import ImageMetrics
 
-        rad_dino, biovil_t = self.rad_dino, self.biovil_t
+        rad_dino, biovil_t, inception = self.rad_dino, self.biovil_t, self.inception
         return ImageMetrics(
             None if rad_dino is None else _on_primary(lambda: RadDino.from_pretrained(rad_dino)),
             None if biovil_t is None else _on_primary(lambda: BioViLT.from_pretrained(biovil_t)),
+            None
+            if inception is None
+            else _on_primary(lambda: Inception.from_pretrained(inception)),
+            _on_primary(self._radiomics),
             self.shards,
             self.by_pathology,
             self.resamples,
         )
+
+    def _radiomics(self) -> "RadiomicsTables | None":
+        from unix_jax.evaluation_runs.radiomics_tables import RadiomicsTables, read_radiomics
+
+        if self.radiomics_real is None or self.radiomics_generated is None:
+            return None
+        tables = RadiomicsTables(
+            read_radiomics(self.radiomics_real), read_radiomics(self.radiomics_generated)
+        )
+        tables.features()  # their columns fit
+        return tables
 
 
 @dataclasses.dataclass
@@ -308,7 +460,7 @@ class EvaluateScore(_OfReports):
 
 @dataclasses.dataclass
 class Evaluate:
-    """Measure a model over a data set, or reports made elsewhere."""
+    """Measure a model over a data set, or reports or images made elsewhere."""
 
     what: (
         Annotated[EvaluateReports, tyro.conf.subcommand("reports")]
@@ -359,15 +511,42 @@ def _finish(
             with line.over(before, len(items)):
                 work(pipe, share, progress)
         except KeyboardInterrupt:
-            line.say(f"what is done is kept in {out}; run the same command to go on")
+            line.say(f"what is done is kept in {out}; run the same command to resume")
             raise
     wait_for_all(out, total)
 
     def measure() -> None:
         print_table(summarise())
-        print(out / "report.html")
+        _print_pages(out)
 
     agree(measure)
+
+
+def _print_pages(out: Path) -> None:
+    from unix_jax.evaluation_runs.image_results import NEAREST_PAGE, PAGE
+
+    for name in (PAGE, NEAREST_PAGE):
+        if (out / name).exists():
+            print(out / name)
+
+
+def _with_progress(items: Sequence[Any], unit: str) -> Iterator[Any]:
+    """The items, with a line that says how far they are."""
+    from unix_jax.training.progress import ProgressLine
+
+    line = ProgressLine(unit=unit)
+    with line.over(0, len(items)):
+        for done, item in enumerate(items, 1):
+            yield item
+            line.update(done, {})
+
+
+def _refuse_changed(command: Any, names: Sequence[str], expected: str) -> None:
+    """Raises UniXError for an option that is not at its default, where it would do nothing."""
+    defaults = {field.name: field.default for field in dataclasses.fields(command)}
+    for name in names:
+        if getattr(command, name) != defaults[name]:
+            raise UniXError(f"--{name.replace('_', '-')}: expected only {expected}")
 
 
 def _on_primary(load: Callable[[], T]) -> T | None:

@@ -19,7 +19,9 @@ from jaxtyping import Float
 from PIL import Image
 
 from unix_jax.errors import CheckpointError, MetricError
+from unix_jax.evaluation.batches import batches
 from unix_jax.evaluation.rows import FeatureRows, check_reports
+from unix_jax.evaluation.torch_weights import load_weights
 from unix_jax.evaluation.wordpiece import VOCABULARY_NAMES, WordPiece
 from unix_jax.extras import require
 from unix_jax.images import ImageSource, load_image
@@ -99,6 +101,7 @@ class BioViLT:
         tokenizer = WordPiece.beside(directory)
         if tokenizer is None:
             raise CheckpointError(f"{directory}: expected one of {', '.join(VOCABULARY_NAMES)}")
+        torch = require("torch", _PURPOSE, _PACKAGE)
         text_module = require("health_multimodal.text.model", _PURPOSE, _PACKAGE)
         image_module = require("health_multimodal.image.model.model", _PURPOSE, _PACKAGE)
         try:
@@ -111,8 +114,8 @@ class BioViLT:
             raise CheckpointError(
                 f"{directory / 'config.json'}: hi-ml-multimodal cannot build BioViL-T: {reason}"
             ) from error
-        _load(text_network, directory, _UNUSED_TEXT_KEYS)
-        _load(image_network, directory / IMAGE_WEIGHTS, ())
+        load_weights(text_network, directory, torch, _UNUSED_TEXT_KEYS)
+        load_weights(image_network, directory / IMAGE_WEIGHTS, torch)
         for network in (text_network, image_network):
             network.eval().to(device)
         limit = int(text_network.config.max_position_embeddings)
@@ -138,7 +141,7 @@ class BioViLT:
         """The projected global embedding of each picture, not normalised."""
         torch = require("torch", _PURPOSE, _PACKAGE)
         embeddings: list[np.ndarray] = []
-        for batch in _batches((biovil_image(load_image(image)) for image in images), batch_size):
+        for batch in batches((biovil_image(load_image(image)) for image in images), batch_size):
             with torch.inference_mode():
                 output = self.image_network(torch.from_numpy(np.stack(batch)).to(self.device))
             embeddings.append(output.projected_global_embedding.float().cpu().numpy())
@@ -152,7 +155,7 @@ class BioViLT:
         check_reports(texts=texts)
         ids = self.tokenizer.encode([text.rstrip("!?.") for text in texts], self.max_tokens)
         embeddings: list[np.ndarray] = []
-        for batch in _batches(ids, batch_size):
+        for batch in batches(ids, batch_size):
             longest = max(len(row) for row in batch)
             tokens, mask = np.zeros((2, len(batch), longest), np.int64)
             for place, row in enumerate(batch):
@@ -165,49 +168,3 @@ class BioViLT:
                 )
             embeddings.append(output.float().cpu().numpy())
         return np.concatenate(embeddings) if embeddings else np.zeros((0, 128), np.float32)
-
-
-def _batches(items: Iterable[Any], size: int) -> Iterable[list[Any]]:
-    if size < 1:
-        raise MetricError(f"batch_size: expected at least 1, found {size}")
-    batch: list[Any] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-def _load(network: Any, path: Path, unused: tuple[str, ...]) -> None:
-    """A file's tensors into a network of torch; its keys and shapes are checked first."""
-    from convert.file_leaves import infos
-    from convert.readers import open_tensors
-    from unix_jax.fitting import raise_listing
-
-    torch = require("torch", _PURPOSE, _PACKAGE)
-    expected = {
-        key: tuple(tensor.shape)
-        for key, tensor in network.state_dict().items()
-        if not key.startswith(unused)
-    }
-    with open_tensors(path) as tensors:
-        found = {key: info.shape for key, info in infos(tensors).items()}
-        raise_listing(
-            str(tensors.path),
-            {key: shape for key, shape in expected.items() if key not in found},
-            {
-                key: shape
-                for key, shape in found.items()
-                if key not in expected and not key.startswith(unused)
-            },
-            {
-                key: (shape, found[key])
-                for key, shape in expected.items()
-                if key in found and found[key] != shape
-            },
-            [],
-        )
-        state = {key: torch.from_numpy(np.array(tensors.read(key))) for key in expected}
-    network.load_state_dict(state, strict=False)

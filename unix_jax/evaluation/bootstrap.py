@@ -1,17 +1,18 @@
-"""Percentile bootstrap intervals, for means and for any statistic of rows.
+"""Percentile bootstrap intervals by `scipy.stats.bootstrap`, for means and any statistic of rows.
 
 Source: Efron & Tibshirani 1993, chapter 13. Letters: N rows, V values, R resamples.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from unix_jax.errors import MetricError
 
-# Numbers of drawn rows held at a time.
+# Most row indices that are resampled at a time.
 _BLOCK = 2_000_000
 
 
@@ -52,22 +53,18 @@ def mean_intervals(
                 f"{name}: expected finite numbers, found "
                 f"{column[~np.isfinite(column)][0]} at {np.argmin(np.isfinite(column))}"
             )
-    table = np.stack(columns, axis=1)
-    count = len(table)
-    rng = np.random.default_rng(seed)
-    means = np.empty((resamples, len(columns)))
-    size = max(1, _BLOCK // count)
-    for start in range(0, resamples, size):
-        stop = min(start + size, resamples)
-        # How often each row is drawn is all that a mean needs.
-        drawn = rng.integers(0, count, (stop - start, count))
-        offsets = np.arange(stop - start)[:, None] * count
-        times = np.bincount((drawn + offsets).ravel(), minlength=drawn.size)
-        means[start:stop] = times.reshape(stop - start, count) @ table / count
-    bounds = _bounds(means, confidence)
-    centre = table.mean(0)
+    table = np.stack(columns)
+
+    def means(rows: np.ndarray) -> np.ndarray:
+        # How often each row occurs is all that a mean needs.
+        offsets = np.arange(len(rows))[:, None] * table.shape[1]
+        times = np.bincount((rows + offsets).ravel(), minlength=rows.size)
+        return table @ times.reshape(rows.shape).T / table.shape[1]
+
+    centre = table.mean(1)
+    low, high = _bounds(means, [table.shape[1]], confidence, resamples, seed)
     return {
-        name: Interval(float(centre[i]), float(bounds[0, i]), float(bounds[1, i]))
+        name: Interval(float(centre[i]), float(low[i]), float(high[i]))
         for i, name in enumerate(values)
     }
 
@@ -112,26 +109,54 @@ def intervals(
             f"found {lengths}"
         )
     whole = statistic(*rows)
-    rng = np.random.default_rng(seed)
-    values = np.empty((resamples, len(whole)))
-    for index in range(resamples):
-        drawn = rng.integers(0, lengths[0], lengths[0])
-        sample = [
-            array[drawn if paired else rng.integers(0, n, n)]
-            for array, n in zip(rows, lengths, strict=True)
-        ]
-        found = statistic(*sample)
-        values[index] = [found[name] for name in whole]
-    bounds = _bounds(values, confidence)
+
+    def values(*drawn: np.ndarray) -> np.ndarray:
+        found = []
+        for indices in zip(*drawn, strict=True):
+            chosen = indices * len(rows) if paired else indices
+            sample = [array[index] for array, index in zip(rows, chosen, strict=True)]
+            one = statistic(*sample)
+            found.append([one[name] for name in whole])
+        return np.array(found).T
+
+    low, high = _bounds(values, lengths[:1] if paired else lengths, confidence, resamples, seed)
     return {
-        name: Interval(float(value), float(bounds[0, i]), float(bounds[1, i]))
+        name: Interval(float(value), float(low[i]), float(high[i]))
         for i, (name, value) in enumerate(whole.items())
     }
 
 
-def _bounds(values: np.ndarray, confidence: float) -> np.ndarray:
-    outside = (1 - confidence) / 2
-    return np.quantile(values, [outside, 1 - outside], axis=0)
+def _bounds(
+    statistic: Callable[..., np.ndarray],
+    lengths: Sequence[int],
+    confidence: float,
+    resamples: int,
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The limits [V] of a statistic of drawn row indices, one array [R, N] per sample, to [V, R].
+
+    scipy resamples the indices and not the rows, so that columns, and paired arrays, stay together.
+    """
+
+    def of_indices(*drawn: np.ndarray, axis: int = -1) -> np.ndarray:
+        return statistic(*(rows[:, :n] for rows, n in zip(drawn, lengths, strict=True)))
+
+    indices = [np.arange(length) for length in lengths]
+    if max(lengths) == 1:  # scipy wants two rows: one is always drawn
+        fixed = statistic(*(row[None] for row in indices))[:, 0]
+        return fixed, fixed
+    found = stats.bootstrap(
+        # Two of the same index stand for a sample of one row, which is cut out again above.
+        [np.zeros(2, int) if len(row) == 1 else row for row in indices],
+        of_indices,
+        n_resamples=resamples,
+        batch=max(1, _BLOCK // sum(lengths)),
+        vectorized=True,
+        confidence_level=confidence,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    return found.confidence_interval.low, found.confidence_interval.high
 
 
 def _check_arguments(confidence: float, resamples: int) -> None:

@@ -3,6 +3,9 @@
 Stands above `inference` and `evaluation`, which do not know each other.
 
 * `journal`, `run`: items in batches, each exactly once, whatever kills the run.
-* `reports`, `images`: the two kinds of items; `score`: metrics of reports made anywhere.
+* `reports`, `images`: the two kinds of items.
+* `score`: metrics of reports made anywhere; `image_set`, `image_scores`, `image_results`: images.
+* `nearest_training`: generated images beside training images; `radiomics_tables`: features brought.
+* `original_tables`: CSV files with the original's columns.
 * `results`: results.json and the table; `html_report`, `charts`: the page; `paper`: its rows.
 """

@@ -14,6 +14,7 @@ from typing import Any
 
 from PIL import Image
 
+from unix_jax.evaluation.text import REWARD_LEVELS
 from unix_jax.evaluation_runs import paper
 from unix_jax.evaluation_runs.charts import Bar, bar_chart
 from unix_jax.evaluation_runs.results import CONFIDENCE, Results, counts, interval, number
@@ -27,6 +28,18 @@ _OVERALL = {
     "macro_f1": "macro-14",
     "f1_top5_macro": "macro-5",
 }
+_SPACES = {
+    "pixel distance": "<p>Root mean square of the differences of gray levels from 0 to 255, of "
+    "both images at 64 x 64.</p>",
+    "latent distance": "<p>Root mean square of the differences of RAD-DINO features.</p>",
+    "re-identification score": "<p>From 0 to 1; near 1 where the siamese network takes both for "
+    "one patient.</p>",
+}
+_TEXTS = (
+    *(f"BLEU{n}" for n in range(1, 5)),
+    "ROUGE_L",
+    *(f"radgraph_{level}" for level in REWARD_LEVELS),
+)
 _PRDC = ("precision", "recall", "density", "coverage")
 _STYLE = """
 :root { color-scheme: light dark; --bar: #2f6f9f; --paper: #c2410c; --line: #8885; }
@@ -71,10 +84,7 @@ def reports_page(
         for policy in ("negative", "positive")
         for name, label in _OVERALL.items()
     ]
-    texts = [
-        _figure_bar(results, name, name)
-        for name in (*(f"BLEU{n}" for n in range(1, 5)), "ROUGE_L", "radgraph_partial")
-    ]
+    texts = [_figure_bar(results, name, name) for name in _TEXTS]
     conditions = [
         Bar(
             name.replace("_", " "), row["f1"], row["low"], row["high"],
@@ -120,7 +130,37 @@ def images_page(
     charts.append(("Precision, recall, density, coverage", bar_chart("PRDC", prdc), note))
     note = "Smaller is better, but values of few rows are large: compare equal numbers of rows."
     charts.append(("FD by pathology", bar_chart("FD by pathology", by_pathology), note))
-    return _page("Evaluation of drawn X-rays", results, charts, ranked_by, worst, best)
+    return _page("Evaluation of generated X-rays", results, charts, ranked_by, worst, best)
+
+
+def nearest_page(results: Results, cases: Mapping[str, Sequence[Case]], total: int) -> str:
+    """Generated images beside their nearest training images, the nearest pairs first.
+
+    Args:
+      results: the figures of the evaluation.
+      cases: pairs by the space that they are ordered by.
+      total: the number of generated images.
+    """
+    figures = {name: one for name, one in results.metrics.items() if name.startswith(tuple(cases))}
+    parts = [
+        "<p>Is a training image repeated? Each row has a generated image and the training image "
+        "that it is nearest to, the nearest pairs first. A distance says nothing by itself: "
+        "compare it with that of real images that were not trained on, and look at the pairs. "
+        "Research software, not a medical device.</p>",
+        _list(results.notes),
+        _table(
+            ("figure", "value", f"{CONFIDENCE:.0%} interval"),
+            [(name, number(one.value), interval(one)) for name, one in figures.items()],
+        ),
+    ]
+    for space, pairs in cases.items():
+        heading = f"By {space}" + (
+            f": the first {len(pairs)} of {total}" if len(pairs) < total else ""
+        )
+        parts.append(
+            f"<h2>{_text(heading)}</h2>{_SPACES.get(space, '')}" + "".join(map(_case, pairs))
+        )
+    return _document("Nearest training images", parts)
 
 
 def _rows(row: Mapping[str, Any]) -> str:
@@ -148,12 +188,10 @@ def _page(
     best: Sequence[Case],
 ) -> str:
     parts = [
-        f"<h1>{_text(title)}</h1>",
         f"<p>{_text(counts(results))}. Research software, not a medical device.</p>",
+        _list(results.notes),
         _missing(results),
-        f'<p class="note">Thin lines: {CONFIDENCE:.0%} bootstrap intervals. '
-        f'<span class="key">Red marks</span>: figures of the paper ({_text(paper.SOURCE)}), '
-        "measured on its own data and with the published weights.</p>",
+        f'<p class="note">Thin lines: {CONFIDENCE:.0%} bootstrap intervals.{_paper(results)}</p>',
     ]
     for heading, chart, note in charts:
         if chart:
@@ -164,6 +202,20 @@ def _page(
         if some:
             parts.append(f"<h2>{heading}{by}</h2>" + "".join(map(_case, some)))
     parts += [_warnings(results), _failures(results), _settings(results)]
+    return _document(title, parts)
+
+
+def _paper(results: Results) -> str:
+    if not results.paper:
+        return ""
+    return (
+        f' <span class="key">Red marks</span>: figures of the paper ({_text(paper.SOURCE)}), '
+        "measured on its own data and with the published weights."
+    )
+
+
+def _document(title: str, parts: Iterable[str]) -> str:
+    """A whole page; `parts` are HTML."""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -171,7 +223,7 @@ def _page(
         '<meta http-equiv="Content-Security-Policy" '
         "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
         f"<title>{_text(title)}</title><style>{_STYLE}</style></head><body>"
-        + "\n".join(filter(None, parts))
+        + "\n".join(filter(None, (f"<h1>{_text(title)}</h1>", *parts)))
         + "</body></html>\n"
     )
 
@@ -185,6 +237,11 @@ def _missing(results: Results) -> str:
         f"<li>{_text(name)}: {_text(reason)}</li>" for name, reason in results.not_computed.items()
     )
     return f"<p>Not computed:</p><ul>{rows}</ul>" if rows else ""
+
+
+def _list(notes: Sequence[str]) -> str:
+    rows = "".join(f"<li>{_text(note)}</li>" for note in notes)
+    return f"<ul>{rows}</ul>" if rows else ""
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -266,8 +323,13 @@ def _warnings(results: Results) -> str:
 
 
 def _failures(results: Results) -> str:
-    rows = [(entry.key, entry.error) for entry in results.failures]
-    return _some("Failed items", ("item", "error"), rows)
+    items, records = (
+        [(entry.key, entry.error) for entry in some]
+        for some in (results.failures, results.unreadable)
+    )
+    return _some("Failed items", ("item", "error"), items) + _some(
+        "Records that cannot be read", ("record", "error"), records
+    )
 
 
 def _some(heading: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

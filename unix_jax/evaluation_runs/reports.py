@@ -11,7 +11,7 @@ from PIL import Image
 
 from unix_jax.data.records import RecordSource, instructions_for, record_image, report_text
 from unix_jax.errors import ImageWarning, UniXError
-from unix_jax.evaluation_runs import paper
+from unix_jax.evaluation_runs import original_tables, paper
 from unix_jax.evaluation_runs.html_report import Case, reports_page
 from unix_jax.evaluation_runs.journal import Entry, read_entries
 from unix_jax.evaluation_runs.results import Results, write_page, write_results
@@ -110,11 +110,13 @@ def summarise_reports(
     done = [entry for entry in entries if entry.status == "done"]
     write_predictions(out / "predictions.jsonl", done)
     done = [entry for entry in done if entry.values["reference"]]
+    original_tables.write_reports_table(out / original_tables.REPORTS, done, source)
     predictions = [entry.values["prediction"] for entry in done]
     references = [entry.values["reference"] for entry in done]
     scores = score_reports(predictions, references, how)
     results = _results(settings, how, len(source), len(done), scores, entries)
     write_results(out, results)
+    original_tables.write_summary(out / original_tables.SUMMARY, results)
 
     def picture(index: int) -> Image.Image | None:
         try:
@@ -144,6 +146,7 @@ def summarise_texts(
     results = _results(settings, how, len(rows), len(rows), scores)
     if out is not None:
         write_results(out, results)
+        original_tables.write_summary(out / original_tables.SUMMARY, results)
         worst, best = _cases(scores, keys, predictions, references)
         write_page(out / "report.html", reports_page(results, scores.ranked_by, worst, best))
     return results

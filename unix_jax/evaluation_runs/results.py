@@ -17,13 +17,14 @@ from unix_jax.json_file import write_json
 
 CONFIDENCE = 0.95
 FILE = "results.json"
+_DONE = {"reports": "scored", "images": "generated", "generated": "measured"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Results:
     """Figures of one evaluation.
 
-    kind: `reports` or `images`.
+    kind: `reports`; `images` of a model's run, or `generated` images, made elsewhere.
     settings: as remembered in the directory.
     scoring: how the figures were computed.
     items: in the source; scored: those that the figures are of. What is neither scored nor failed
@@ -34,6 +35,8 @@ class Results:
     not_computed: why a metric is missing, by its name.
     paper: the paper's own figures, by name of the metric.
     warned: items whose image shows next to nothing; their values have a `warning`.
+    notes: what a reader of the figures must know, one sentence each.
+    unreadable: records beside the items that cannot be read.
     """
 
     kind: str
@@ -47,6 +50,8 @@ class Results:
     not_computed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     paper: Mapping[str, float] = dataclasses.field(default_factory=dict)
     warned: Sequence[Entry] = ()
+    notes: Sequence[str] = ()
+    unreadable: Sequence[Entry] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The value of results.json."""
@@ -67,15 +72,18 @@ class Results:
             "groups": {name: dict(group) for name, group in self.groups.items()},
             "not_computed": dict(self.not_computed),
             "paper": {"source": paper.SOURCE, "metrics": dict(self.paper)},
-            "failures": [
-                {"index": entry.index, "key": entry.key, "error": entry.error}
-                for entry in self.failures
-            ],
+            "notes": list(self.notes),
+            "failures": _errors(self.failures),
+            "unreadable_records": _errors(self.unreadable),
             "image_warnings": [
                 {"index": entry.index, "key": entry.key, "warning": entry.values["warning"]}
                 for entry in self.warned
             ],
         }
+
+
+def _errors(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    return [{"index": one.index, "key": one.key, "error": one.error} for one in entries]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,23 +146,25 @@ def print_table(results: Results, console: Console | None = None) -> None:
         )
     if results.metrics:
         console.print(table)
+    for note in results.notes:
+        console.print(note, markup=False, highlight=False)
     for name, reason in results.not_computed.items():
         console.print(f"not computed: {name}: {reason}", markup=False, highlight=False)
     if results.warned:
         console.print(f"warning: {warned(results)}", markup=False, highlight=False)
-    if results.failures:
-        first = results.failures[0]
-        console.print(
-            f"failed: {len(results.failures)} items; the first: {first.error}",
-            markup=False,
-            highlight=False,
-        )
+    for what, entries in (("items", results.failures), ("records", results.unreadable)):
+        if entries:
+            console.print(
+                f"failed: {len(entries)} {what}; the first: {entries[0].error}",
+                markup=False,
+                highlight=False,
+            )
 
 
 def counts(results: Results) -> str:
     """How many items there are, and what became of them."""
     rest = results.items - results.scored - len(results.failures)
-    done = "scored" if results.kind == "reports" else "drawn"
+    done = _DONE[results.kind]
     parts = [f"{results.scored} of {results.items} items {done}"]
     if rest:
         parts.append(f"{rest} have nothing to be compared with")

@@ -6,7 +6,7 @@ run that was killed forms the same batches as one that was not.
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -17,6 +17,8 @@ from unix_jax.evaluation_runs.journal import Entry, Journal, read_entries
 T = TypeVar("T")
 # Called with the number of this process's items done since the last call.
 Progress = Callable[[int], None]
+# Iterates over items and shows how far it is; the text is the unit.
+Steps = Callable[[Sequence[Any], str], Iterable[Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +123,11 @@ def _computed(ready: Sequence[Ready[T]], rows: int, compute: Compute[T]) -> Iter
         return
     for item, value in zip(ready, values, strict=True):
         yield Entry(item.index, item.key, values=value)
+
+
+def unseen(items: Sequence[Any], unit: str) -> Iterable[Any]:
+    """`Steps` that show nothing."""
+    return items
 
 
 def padded(items: Sequence[Any], rows: int) -> list[Any]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -23,6 +24,7 @@ class ReportMetrics:
     cut: what CheXbert reads of a long report.
     resamples: of the bootstrap.
     seed: of the bootstrap.
+    radgraph_model, radgraph_level: of `annotate`, and which of its levels are reported.
     """
 
     chexbert: CheXbert | None = None
@@ -30,12 +32,16 @@ class ReportMetrics:
     cut: Cut = "tokens"
     resamples: int = 1000
     seed: int = 0
+    radgraph_model: str = "radgraph"
+    radgraph_level: Literal["simple", "partial", "complete", "all"] = "all"
 
     def settings(self) -> dict[str, object]:
         """How figures were computed, for results.json."""
         return {
             "chexbert": None if self.chexbert is None else self.chexbert.source,
             "chexbert_cut": None if self.chexbert is None else self.cut,
+            "radgraph_model": None if self.annotate is None else self.radgraph_model,
+            "radgraph_level": None if self.annotate is None else self.radgraph_level,
             "confidence": CONFIDENCE,
             "resamples": self.resamples,
             "seed": self.seed,
@@ -78,7 +84,11 @@ def score_reports(
     ranked_by = "ROUGE_L"
     if how.annotate is not None:
         found = f1_radgraph(predictions, references, how.annotate)
-        rows |= {f"radgraph_{level}": scores.tolist() for level, scores in found.items()}
+        rows |= {
+            f"radgraph_{level}": scores.tolist()
+            for level, scores in found.items()
+            if how.radgraph_level in (level, "all")
+        }
     metrics = figures(mean_intervals(rows, **draws))  # type: ignore[arg-type]
     conditions: dict[str, dict[str, float]] = {}
     if how.chexbert is not None:
