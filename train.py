@@ -43,8 +43,10 @@ from unix_jax.training.dry_run import dry_run
 from unix_jax.training.export import export
 from unix_jax.training.feed import (
     Feed,
+    describe_sources,
     open_records,
     preview_records,
+    source_counts,
     training_data,
     validation_batches,
     validation_data,
@@ -148,7 +150,7 @@ def run_in(out: Path, config: TrainConfig, progress: ProgressLine, *, restart_da
         training_data(config), model_config, tokenizer, mesh, data_state, vae_params,
         opened.training, restart=restart_data,
     )  # fmt: skip
-    for line in feed.notes:
+    for line in [*describe_sources(feed.records, config.data), *feed.notes]:
         progress.say(line)
     if feed.restarted:
         progress.say(f"the order of the data begins anew: {feed.restarted}")
@@ -230,6 +232,7 @@ def run_in(out: Path, config: TrainConfig, progress: ProgressLine, *, restart_da
                     "mfu": flops.utilisation(operations, seconds, mesh.size, mesh.devices.flat[0]),
                     "image_warnings": current.info.image_warnings,
                     **skipped.values,
+                    **source_counts(current.info),
                 }
                 metrics.training(logged)
                 tokens, operations, since = 0, 0.0, time.monotonic()

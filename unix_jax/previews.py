@@ -82,9 +82,12 @@ def make(
         dtype=compute_dtype(config.model.dtype, mesh),
         mesh=None if one_device else mesh,
     )
-    if config.stage == "understanding":
-        return [_reports(pipe, config, directory, step, records)]
-    return [_drawn(pipe, config, directory, step, records)]
+    made = []
+    if config.stage in ("understanding", "joint"):
+        made.append(_reports(pipe, config, directory, step, records))
+    if config.stage in ("generation", "joint"):
+        made.append(_drawn(pipe, config, directory, step, records))
+    return made
 
 
 def local(trees: Sequence[Any]) -> list[Any]:

@@ -6,13 +6,15 @@ all processes plan the same rows from lengths and each builds its own rows later
 
 import abc
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 
 from unix_jax.config import UniXConfig
 from unix_jax.data.config import DataConfig
+from unix_jax.data.mixture import MixedRecords, Part, located, part_seed
 from unix_jax.data.moments import Moments
 from unix_jax.data.pictures import vae_pixels, vit_pixels
 from unix_jax.data.records import Record, RecordSource, captions_of, instructions_for, report_text
@@ -128,7 +130,11 @@ class RecordSamples(abc.ABC):
     """Samples of a source of records, one from each.
 
     Text lengths are measured when first asked for and remembered, a few integers a record.
+
+    uses: the fields of `Cost` that a sample may take from.
     """
+
+    uses: ClassVar[tuple[str, ...]]
 
     def __init__(
         self, records: RecordSource, tokenizer: Tokenizer, config: UniXConfig, data: DataConfig
@@ -187,6 +193,8 @@ class UnderstandingSamples(RecordSamples):
     model's instructions for the sections that the report has.
     """
 
+    uses = ("und", "vit")
+
     def __init__(
         self, records: RecordSource, tokenizer: Tokenizer, config: UniXConfig, data: DataConfig
     ) -> None:
@@ -231,6 +239,8 @@ class GenerationSamples(RecordSamples):
 
     `moments(index, key)` replaces the record's picture by precomputed VAE moments.
     """
+
+    uses = ("und", "vae")
 
     def __init__(
         self,
@@ -288,18 +298,72 @@ def record_samples(
     config: UniXConfig,
     data: DataConfig,
     vae_params: Mapping[str, Any] | None = None,
-) -> RecordSamples:
-    """The samples of `data.task`, with the moments of `data.moments` if that is set.
+) -> "RecordSamples | MixedSamples":
+    """The samples of the task, or of all parts with theirs, with the moments of `data.moments`.
 
     Args:
+      records: what `open_mixture` opened for `data.source`.
       vae_params: the autoencoder's weights; given, the moments must be of them.
 
     Raises:
       DataError: the moments cannot be read, or are of something else.
     """
-    if data.task == "understanding":
-        return UnderstandingSamples(records, tokenizer, config, data)
-    moments = None
-    if data.moments is not None:
-        moments = Moments(data.moments, len(records), config, data, vae_params)
-    return GenerationSamples(records, tokenizer, config, data, moments)
+
+    def of_task(records: RecordSource, data: DataConfig) -> RecordSamples:
+        if data.task == "understanding":
+            return UnderstandingSamples(records, tokenizer, config, data)
+        moments = None
+        if data.moments is not None:
+            moments = Moments(data.moments, len(records), config, data, vae_params)
+        return GenerationSamples(records, tokenizer, config, data, moments)
+
+    if not isinstance(records, MixedRecords):
+        return of_task(records, dataclasses.replace(data, task=data.parts[0].task))
+    return MixedSamples(
+        records.parts,
+        [
+            of_task(source, _data_of_part(data, part, number))
+            for number, (part, source) in enumerate(
+                zip(records.parts, records.sources, strict=True)
+            )
+        ],
+    )
+
+
+def _data_of_part(data: DataConfig, part: Part, number: int) -> DataConfig:
+    return dataclasses.replace(
+        data,
+        source=part.spec,
+        task=part.task,
+        seed=part_seed(data.seed, number),
+        moments=None if part.task == "understanding" else data.moments,
+    )
+
+
+class MixedSamples:
+    """The samples of all parts of a mixture: indices count through the parts one after the other.
+
+    What is due when is planned by `unix_jax.data.packing`.
+    """
+
+    def __init__(self, parts: Sequence[Part], samples: Sequence[RecordSamples]) -> None:
+        self.parts, self.samples = tuple(parts), tuple(samples)
+        self._ends = list(itertools.accumulate(len(s) for s in samples))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def cost(self, index: int, epoch: int) -> Cost | Skip:
+        """See `SampleSource`; the epoch is that of the part."""
+        part, inner = located(self._ends, index)
+        return self.samples[part].cost(inner, epoch)
+
+    def key(self, index: int) -> str:
+        """The record's key, with the number of its source from 1."""
+        part, inner = located(self._ends, index)
+        return f"source {part + 1}: {self.samples[part].key(inner)}"
+
+    def build(self, index: int, epoch: int) -> TrainingSample:
+        """See `SampleSource`."""
+        part, inner = located(self._ends, index)
+        return self.samples[part].build(inner, epoch)

@@ -33,6 +33,8 @@ _OPTIONS = {
     "tfds": {"data_dir"},
 }
 
+# How a part of a mixture (`unix_jax.data.mixture`) begins that is no source by itself.
+_PART = re.compile(r"[^\s:*]*\s*\*|(?:understanding|generation|edit):")
 # A glob pattern may hold "?" too: only one that begins a list of options separates them.
 _SPEC = re.compile(r"(?P<kind>\w+):(?P<path>.+?)(?:\?(?P<options>\w+=.*))?", re.DOTALL)
 
@@ -98,6 +100,7 @@ def parse_spec(spec: str) -> tuple[str, str, dict[str, str]]:
     if match is None or match["kind"] not in _OPTIONS:
         raise DataError(
             f"source: expected KIND:PATH with KIND one of {', '.join(_OPTIONS)}, found {spec!r}"
+            + ("; weights and tasks are for data.source of training" if _PART.match(spec) else "")
         )
     known = _OPTIONS[match["kind"]]
     options = {}
