@@ -16,7 +16,13 @@ from PIL import Image
 
 from unix_jax.config import UniXConfig
 from unix_jax.data.pictures import vae_pixels
-from unix_jax.data.records import Record, captions_of, instructions_for, record_image, report_text
+from unix_jax.data.records import (
+    Record,
+    captions_of,
+    instructions_for,
+    question_images,
+    report_text,
+)
 from unix_jax.errors import CheckpointError
 from unix_jax.files import atomic_write
 from unix_jax.inference.pipeline import UniXPipeline
@@ -110,7 +116,7 @@ def _reports(
 ) -> Preview:
     """Greedy reports beside the true ones."""
     reports = pipe.generate_report(
-        [record_image(record) for record in records],
+        [question_images(record) for record in records],
         [instructions_for(record, pipe.config.asked)[0] for record in records],
         max_new_tokens=config.previews.max_new_tokens,
     )

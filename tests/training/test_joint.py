@@ -6,7 +6,6 @@ import json
 import numpy as np
 import pytest
 import toy_run
-from test_train_script import one_error
 
 from unix_jax.data.config import DataConfig
 from unix_jax.errors import ConfigError
@@ -69,8 +68,9 @@ def test_other_weights_are_refused_and_restarted(toy, train, run, capsys):
     text = toy("joint").read_text()
     source = text.split('source = "')[1].split('"')[0]
     changed = f"0.3*understanding:{source} + 0.7*generation:{source}"
-    options = [toy("joint"), "--out", run, "--total-steps", "6", "--export", "raw"]
-    error = one_error(train, capsys, *options, "--data.source", changed)
+    options = [toy("joint"), "--out", run, "--total-steps", "14", "--export", "raw"]
+    assert train.main([*map(str, options), "--data.source", changed]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
     assert "data.weights: expected [0.6, 0.4], found [0.3, 0.7]" in error
     assert "--restart-data" in error
     arguments = [*map(str, options), "--data.source", changed, "--restart-data"]

@@ -6,6 +6,7 @@ all processes plan the same rows from lengths and each builds its own rows later
 
 import abc
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
@@ -17,7 +18,14 @@ from unix_jax.data.config import DataConfig
 from unix_jax.data.mixture import MixedRecords, Part, located, part_seed
 from unix_jax.data.moments import Moments
 from unix_jax.data.pictures import vae_pixels, vit_pixels
-from unix_jax.data.records import Record, RecordSource, captions_of, instructions_for, report_text
+from unix_jax.data.records import (
+    Record,
+    RecordSource,
+    Turn,
+    captions_of,
+    instructions_for,
+    report_text,
+)
 from unix_jax.errors import UniXError
 from unix_jax.instructions import Instructions
 from unix_jax.layout import Split, TextSplit, VaeSplit, VitSplit, stream_lengths
@@ -191,6 +199,9 @@ class UnderstandingSamples(RecordSamples):
 
     The prompt is the record's own, or drawn from `data.prompts`, or, where there are none, from the
     model's instructions for the sections that the report has.
+
+    A conversation of several images or turns is [the question's ViT images and texts in their
+    order, the answer] for each turn, the loss on the answers.
     """
 
     uses = ("und", "vit")
@@ -210,28 +221,54 @@ class UnderstandingSamples(RecordSamples):
             return Skip("no_text")
         if record.image is None:
             return Skip("no_image")
+        turns = record.turns or (Turn((0,), report),)
+        texts = [text for turn in turns for text in _texts(turn)]
+        fixed = sum(self._length(text) + _BOS_EOS for text in texts)
+        if _asks(record):
+            return len(record.images), fixed
         prompts = instructions_for(record, self._instructions)
         known = self._prompt_lengths
         lengths = [known[p] if p in known else self._length(p) for p in prompts]
-        return (self._length(report), *lengths)
+        return (len(record.images), fixed + _BOS_EOS, *lengths)
 
     def _cost(self, lengths: tuple[int, ...], numbers: Draw) -> Cost:
-        report, *prompts = lengths
-        prompt = prompts[_choose(numbers.prompt, len(prompts))]
+        """Of (number of images, tokens of what is always there, those of each possible prompt)."""
+        images, fixed, *prompts = lengths
+        prompt = prompts[_choose(numbers.prompt, len(prompts))] if prompts else 0
         image = self._config.vision.num_patches + _BOUNDARIES
-        return Cost(image + prompt + report + 2 * _BOS_EOS, 1, 0)
+        return Cost(images * image + fixed + prompt, images, 0)
 
     def _build(self, index: int, record: Record, numbers: Draw) -> TrainingSample:
-        prompts = instructions_for(record, self._instructions)
-        prompt = prompts[_choose(numbers.prompt, len(prompts))]
+        turns = record.turns or (Turn((0,), report_text(record)),)
+        if not _asks(record):
+            prompts = instructions_for(record, self._instructions)
+            prompt = prompts[_choose(numbers.prompt, len(prompts))]
+            turns = (Turn((*turns[0].question, prompt), turns[0].answer),)
         problems: list[str] = []
-        return TrainingSample(
-            record.key,
-            (VitSplit(), self._split(prompt), self._split(report_text(record))),
-            (False, False, True),
-            (lambda: vit_pixels(record, self._config, problems.append),),
-            problems,
-        )
+        splits, losses, images = list[Split](), list[bool](), list[LoadImage]()
+        for turn in turns:
+            for part in turn.question:
+                if isinstance(part, str):
+                    splits.append(self._split(part))
+                else:
+                    splits.append(VitSplit())
+                    images.append(
+                        functools.partial(
+                            vit_pixels, record, self._config, problems.append, number=part
+                        )
+                    )
+            splits.append(self._split(turn.answer))
+            losses += [False] * len(turn.question) + [True]
+        return TrainingSample(record.key, tuple(splits), tuple(losses), tuple(images), problems)
+
+
+def _asks(record: Record) -> bool:
+    """Whether the record has its questions' texts; an only question may consist of images."""
+    return len(record.turns) > 1 or any(turn.text for turn in record.turns)
+
+
+def _texts(turn: Turn) -> list[str]:
+    return [*(part for part in turn.question if isinstance(part, str)), turn.answer]
 
 
 class GenerationSamples(RecordSamples):

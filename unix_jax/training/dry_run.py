@@ -316,7 +316,7 @@ def full_row(data: DataConfig, config: UniXConfig) -> TrainingBatch:
         losses = tuple(_has_loss(split, task) for split in splits)
         images = [_blank(split, data, config) for split in (*before, *after)]
         # The arrays are at hand: the loaders are not called.
-        sample = TrainingSample("", splits, losses, (np.ndarray,) * len(images))
+        sample = TrainingSample("", splits, losses, (lambda: np.empty(0),) * len(images))
         row.append(LoadedSample(sample, tuple(images)))
     return collate([row], config, data)
 
