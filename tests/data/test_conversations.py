@@ -84,8 +84,8 @@ def test_stored(file, tmp_path):
         assert [path.read_bytes() for path in one.images] == list(other.images)
         plain = {"image": None, "more_images": ()}
         assert dataclasses.replace(one, **plain) == dataclasses.replace(other, **plain)
-    small = shrunk(source[0], 16)
-    assert [max(record_image(small, i).size) for i in range(3)] == [16] * 3
+    small = shrunk(source[0], 20)
+    assert [max(record_image(small, i).size) for i in range(3)] == [20] * 3
     encoded = encode_record(source[0])
     with pytest.raises(DataError, match="expected images of"):
         decode_record(encoded[:-1], "here")

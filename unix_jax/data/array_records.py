@@ -80,13 +80,13 @@ def decode_record(data: bytes, where: str) -> Record:
         raise DataError(f"{where}: expected a header of {end} bytes, found {len(data)} in all")
     row = parse_object(data[_HEADER_LENGTH.size : end], where)
     images = _images(row, bytes(data[end:]), where)
-    condition = images.pop() if row.get("condition") is True else None
+    condition = images.pop() if images and row.get("condition") is True else None
     return Record(
         key=text_field(row, "key", where),
         image=images[0] if images else None,
         more_images=tuple(images[1:]),
         condition=condition,
-        turns=tuple(_turn(turn, where) for turn in row.get("turns", ())),
+        turns=_turns(row, len(images), where),
         prompt=text_field(row, "prompt", where),
         answer=text_field(row, "answer", where),
         **report_fields(row, where),
@@ -104,10 +104,22 @@ def _images(row: dict[str, Any], data: bytes, where: str) -> list[bytes]:
     return [data[end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
 
-def _turn(value: Any, where: str) -> Turn:
-    if not isinstance(value, dict) or not isinstance(value.get("question"), list):
-        raise DataError(f"{where}: turns: expected a question and an answer, found {value!r:.60}")
-    return Turn(tuple(value["question"]), text_field(value, "answer", where))
+def _turns(row: dict[str, Any], images: int, where: str) -> tuple[Turn, ...]:
+    values = row.get("turns", [])
+    if not isinstance(values, list):
+        raise DataError(f"{where}: turns: expected a list, found {values!r:.60}")
+    turns = []
+    for value in values:
+        question = value.get("question") if isinstance(value, dict) else None
+        if not isinstance(question, list) or not all(
+            type(part) is str or (type(part) is int and 0 <= part < images) for part in question
+        ):
+            raise DataError(
+                f"{where}: turns: expected a question of texts and indices of {images} images, "
+                f"found {value!r:.60}"
+            )
+        turns.append(Turn(tuple(question), text_field(value, "answer", where)))
+    return tuple(turns)
 
 
 def shrunk(record: Record, max_side: int | None) -> Record:

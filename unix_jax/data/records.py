@@ -182,12 +182,12 @@ def with_image_bytes(record: Record) -> Record:
 
 def map_images(record: Record, function: Callable[[bytes | Path], bytes | Path]) -> Record:
     """The record with `function` applied to each of its images, the condition included."""
-    return dataclasses.replace(
-        record,
-        image=None if record.image is None else function(record.image),
-        more_images=tuple(map(function, record.more_images)),
-        condition=None if record.condition is None else function(record.condition),
+    first, condition, *others = (
+        None if image is None else function(image)
+        for image in (record.image, record.condition, *record.more_images)
     )
+    more = tuple(image for image in others if image is not None)
+    return dataclasses.replace(record, image=first, condition=condition, more_images=more)
 
 
 def _bytes_of(image: bytes | Path, key: str) -> bytes:
