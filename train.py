@@ -34,6 +34,8 @@ from convert.dinov2 import load_dinov2, load_dinov2_config
 from convert.load import load_config, load_model
 from unix_jax import previews
 from unix_jax.data.batch import TrainingBatch
+from unix_jax.data.mixture import Task
+from unix_jax.data.records import Record
 from unix_jax.errors import UniXError
 from unix_jax.inference.compilation import enable_compilation_cache
 from unix_jax.training import average, distributed, flops, start
@@ -157,13 +159,13 @@ def run_in(out: Path, config: TrainConfig, progress: ProgressLine, *, restart_da
         data_state = None
         changed.append(Change("order of the data", "as it was", f"anew: {feed.restarted}"))
     validation: Iterable[TrainingBatch] = ()
-    shown = []
+    shown: Mapping[Task, Sequence[Record]] = {}
     if config.validate_every or config.preview_every:
         held_out = Feed(
             validation_data(config), model_config, tokenizer, mesh, records=opened.held_out
         )
         validation = validation_batches(held_out, config) if config.validate_every else ()
-        shown = preview_records(held_out.records, config) if config.preview_every else []
+        shown = preview_records(held_out.records, config) if config.preview_every else {}
         held_out.close()
         for line in held_out.notes:
             progress.say(line)

@@ -8,6 +8,12 @@ from unix_jax.data.mixture import TASKS, Part, Task, parse_mixture
 from unix_jax.errors import ConfigError
 from unix_jax.storage import local_path, source_text
 
+_LEAST_IMAGES: dict[Task, dict[str, int]] = {
+    "understanding": {"vit_images": 1},
+    "generation": {"vae_images": 1},
+    "edit": {"vit_images": 1, "vae_images": 2},
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -16,10 +22,13 @@ class DataConfig:
     source, split: as `unix_jax.data.sources.open_source` reads them; or a mixture of sources with
       weights and tasks, such as 0.7*mimic:DIR + 0.3*csv:FILE, see `unix_jax.data.mixture`.
     task: what a record becomes, where its part of the source names no task: [ViT image, prompt,
-      report] or [caption, noised VAE image].
+      report], [caption, noised VAE image], or (edit) [clean VAE image, ViT image, caption, noised
+      VAE image], where the first two are the record's condition, such as the previous study.
     prompts: one is drawn for each understanding sample whose record has no prompt of its own,
       whatever sections its report has; () draws from the model's instructions for these sections.
-    caption_dropout: the share of generation samples that lose their text, bos and eos included.
+    caption_dropout: the share of generation and edit samples that lose their text, bos and eos
+      included.
+    condition_dropout: the share of edit samples that lose both images of their condition.
 
     rows: packed rows of a global step; the processes share them evenly.
     und_tokens, vit_images, vae_images: what one row holds. 0 images: the batch has no such input.
@@ -45,6 +54,7 @@ class DataConfig:
     task: Task = "understanding"
     prompts: tuple[str, ...] = ()
     caption_dropout: float = 0.1
+    condition_dropout: float = 0.1
 
     rows: int = 8
     und_tokens: int = 4096
@@ -77,6 +87,7 @@ class DataConfig:
         require(self.task in TASKS, "task", f"one of {', '.join(TASKS)}")
         require(all(p.strip() for p in self.prompts), "prompts", "texts that are not empty")
         require(0 <= self.caption_dropout <= 1, "caption_dropout", "0 to 1")
+        require(0 <= self.condition_dropout <= 1, "condition_dropout", "0 to 1")
         require(0 <= self.vae_padding <= 255, "vae_padding", "a gray level from 0 to 255")
         require(self.ce_weighting in ("token", "sqrt"), "ce_weighting", "token or sqrt")
         require(0 <= self.seed < 2**32, "seed", "0 to 2**32 - 1")
@@ -87,9 +98,15 @@ class DataConfig:
         for field in ("vit_images", "vae_images", "broken_after", "prefetch"):
             require(getattr(self, field) >= 0, field, "at least 0")
         for task in self.tasks:
-            image = "vit_images" if task == "understanding" else "vae_images"
-            require(getattr(self, image) >= 1, image, f"at least 1 for the task {task}")
-        drawn = [part for part in self.parts if part.task != "understanding"]
+            for image, least in _LEAST_IMAGES[task].items():
+                expected = f"at least {least} for the task {task}"
+                require(getattr(self, image) >= least, image, expected)
+        if self.moments is not None and "edit" in self.tasks:
+            raise ConfigError(
+                "data.moments: expected none with the task edit, whose samples have two VAE "
+                f"images, found {self.moments!r}"
+            )
+        drawn = [part for part in self.parts if part.task == "generation"]
         if self.moments is not None and len(drawn) > 1:
             raise ConfigError(
                 "data.moments: expected one part of data.source for generation, whose moments they "

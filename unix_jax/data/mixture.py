@@ -22,7 +22,7 @@ from unix_jax.data.records import Record, RecordSource, checked_index
 from unix_jax.data.sources import open_source, parse_spec
 from unix_jax.errors import ConfigError, DataError, UniXError
 
-Task = Literal["understanding", "generation"]
+Task = Literal["understanding", "generation", "edit"]
 TASKS: tuple[Task, ...] = get_args(Task)
 
 # What follows a plus sign looks like a part; a path may contain " + " otherwise.

@@ -116,16 +116,17 @@ class SampleSource(Protocol):
 
 
 class Draw(NamedTuple):
-    """Three independent uniform numbers in [0, 1)."""
+    """Independent uniform numbers in [0, 1)."""
 
     prompt: float
     caption: float
     dropout: float
+    condition: float
 
 
 def draw(seed: int, epoch: int, index: int) -> Draw:
     """The random numbers of one sample in one epoch."""
-    words = np.random.SeedSequence((seed, epoch, index)).generate_state(3, np.uint64)
+    words = np.random.SeedSequence((seed, epoch, index)).generate_state(4, np.uint64)
     # 53 bits, so that no rounding reaches 1.
     return Draw(*(float(word >> np.uint64(11)) * 2.0**-53 for word in words))
 
@@ -271,6 +272,69 @@ def _texts(turn: Turn) -> list[str]:
     return [*(part for part in turn.question if isinstance(part, str)), turn.answer]
 
 
+class EditSamples(RecordSamples):
+    """[clean VAE image, ViT image, caption, noised VAE image], the loss on the last.
+
+    The first two are the record's condition, seen by both encoders as in inference; they are
+    dropped together, and the text by itself, so that each kind of guidance has its branch.
+    """
+
+    uses = ("und", "vit", "vae")
+
+    def __init__(
+        self, records: RecordSource, tokenizer: Tokenizer, config: UniXConfig, data: DataConfig
+    ) -> None:
+        super().__init__(records, tokenizer, config, data)
+        grid = data.latent_grid(config)
+        self._clean, self._noised = VaeSplit(*grid, noised=False), VaeSplit(*grid, noised=True)
+
+    def _measure(self, index: int, record: Record) -> tuple[int, ...] | Skip:
+        captions = _captions(record)
+        if not captions:
+            return Skip("no_text")
+        if record.image is None or record.condition is None:
+            absent = "image" if record.image is None else "condition"
+            return Skip("no_image", f"it has no {absent}")
+        return tuple(self._length(caption) for caption in captions)
+
+    def _cost(self, lengths: tuple[int, ...], numbers: Draw) -> Cost:
+        total = Cost(_BOUNDARIES, 0, 1)
+        if not self._drops_condition(numbers):
+            vit = self._config.vision.num_patches + _BOUNDARIES
+            total = total.plus(Cost(vit + _BOUNDARIES, 1, 1))
+        if not _drops_caption(numbers, self._data):
+            text = lengths[_choose(numbers.caption, len(lengths))] + _BOS_EOS
+            total = total.plus(Cost(text, 0, 0))
+        return total
+
+    def _build(self, index: int, record: Record, numbers: Draw) -> TrainingSample:
+        captions = _captions(record)
+        splits: list[Split] = [self._noised]
+        problems: list[str] = []
+        warn = problems.append
+        images: list[LoadImage] = [lambda: vae_pixels(record, self._data, warn)]
+        if not _drops_caption(numbers, self._data):
+            splits = [self._split(captions[_choose(numbers.caption, len(captions))]), *splits]
+        if not self._drops_condition(numbers):
+            shown = dataclasses.replace(record, image=record.condition)
+            splits = [self._clean, VitSplit(), *splits]
+            images = [
+                lambda: vae_pixels(shown, self._data, warn),
+                # A warning about this image has been given once.
+                lambda: vit_pixels(shown, self._config),
+                *images,
+            ]
+        losses = (False,) * (len(splits) - 1) + (True,)
+        return TrainingSample(record.key, tuple(splits), losses, tuple(images), problems)
+
+    def _drops_condition(self, numbers: Draw) -> bool:
+        return numbers.condition < self._data.condition_dropout
+
+
+def _drops_caption(numbers: Draw, data: DataConfig) -> bool:
+    return numbers.dropout < data.caption_dropout
+
+
 class GenerationSamples(RecordSamples):
     """[caption, noised VAE image], the loss on the image; or the image alone (dropped text).
 
@@ -301,12 +365,12 @@ class GenerationSamples(RecordSamples):
 
     def _cost(self, lengths: tuple[int, ...], numbers: Draw) -> Cost:
         text = lengths[_choose(numbers.caption, len(lengths))] + _BOS_EOS
-        return Cost(_BOUNDARIES + (0 if self._dropped(numbers) else text), 0, 1)
+        return Cost(_BOUNDARIES + (0 if _drops_caption(numbers, self._data) else text), 0, 1)
 
     def _build(self, index: int, record: Record, numbers: Draw) -> TrainingSample:
         captions = _captions(record)
         caption = captions[_choose(numbers.caption, len(captions))]
-        texts = () if self._dropped(numbers) else (self._split(caption),)
+        texts = () if _drops_caption(numbers, self._data) else (self._split(caption),)
         problems: list[str] = []
         return TrainingSample(
             record.key,
@@ -315,9 +379,6 @@ class GenerationSamples(RecordSamples):
             (lambda: self._image(index, record, problems),),
             problems,
         )
-
-    def _dropped(self, numbers: Draw) -> bool:
-        return numbers.dropout < self._data.caption_dropout
 
     def _image(self, index: int, record: Record, problems: list[str]) -> np.ndarray:
         if self._moments is not None:
@@ -349,6 +410,8 @@ def record_samples(
     def of_task(records: RecordSource, data: DataConfig) -> RecordSamples:
         if data.task == "understanding":
             return UnderstandingSamples(records, tokenizer, config, data)
+        if data.task == "edit":
+            return EditSamples(records, tokenizer, config, data)
         moments = None
         if data.moments is not None:
             moments = Moments(data.moments, len(records), config, data, vae_params)

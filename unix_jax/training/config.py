@@ -33,7 +33,7 @@ Weights = Literal["raw", "average"]
 DEFAULT_EMA_DECAY = 0.9999
 _STAGE_TASKS: dict[Stage, tuple[Task, ...]] = {
     "understanding": ("understanding",),
-    "generation": ("generation",),
+    "generation": ("generation", "edit"),
     "joint": TASKS,
     "autoencoder": ("generation",),
 }
@@ -230,9 +230,9 @@ class TrainConfig:
         if self.stage == "joint":
             if "understanding" not in tasks or len(tasks) < 2:
                 raise ConfigError(
-                    "data.source: expected parts of the task understanding and of generation for "
-                    "the stage joint, as in understanding:KIND:PATH + generation:KIND:PATH, "
-                    f"found {found!r}"
+                    "data.source: expected parts of the task understanding and of generation or "
+                    "edit for the stage joint, as in understanding:KIND:PATH + "
+                    f"generation:KIND:PATH, found {found!r}"
                 )
             return
         known = _STAGE_TASKS[self.stage]

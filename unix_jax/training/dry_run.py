@@ -327,7 +327,9 @@ def _image_splits(
     """The image splits of a sample before and after its text."""
     if task == "understanding":
         return [VitSplit()], []
-    return [], [VaeSplit(*data.latent_grid(config), noised=True)]
+    grid = data.latent_grid(config)
+    condition: list[Split] = [VaeSplit(*grid, noised=False), VitSplit()]
+    return condition if task == "edit" else [], [VaeSplit(*grid, noised=True)]
 
 
 def _cost(splits: list[Split], config: UniXConfig) -> Cost:

@@ -14,7 +14,7 @@ from unix_jax.data.batch import TrainingBatch
 from unix_jax.data.config import DataConfig
 from unix_jax.data.fingerprint import difference, fingerprint
 from unix_jax.data.loader import BatchInfo, Loader
-from unix_jax.data.mixture import open_mixture, source_parts
+from unix_jax.data.mixture import Task, open_mixture, source_parts
 from unix_jax.data.records import Record, RecordSource, captions_of, report_text
 from unix_jax.data.samples import record_samples
 from unix_jax.data.sources import overlap
@@ -263,16 +263,22 @@ def _left_out(name: str, info: BatchInfo, records: int) -> list[str]:
     return [*skipped.add(info), *skipped.summary(records)]
 
 
-def preview_records(records: RecordSource, config: TrainConfig) -> list[Record]:
-    """The first held-out records that have an image and a text."""
-    found = []
-    for index in range(len(records)):
-        try:
-            record = records[index]
-        except UniXError:
-            continue
-        if record.image is not None and (report_text(record) or captions_of(record)):
-            found.append(record)
-        if len(found) == config.previews.count:
-            break
-    return found
+def preview_records(records: RecordSource, config: TrainConfig) -> dict[Task, list[Record]]:
+    """For each task the first held-out records of its parts that have what it needs: an image and a
+    text, and for the task edit a condition. A task without such records is absent.
+    """
+    data, found = validation_data(config), dict[Task, list[Record]]()
+    for part, source in source_parts(records, data.source, data.task):
+        chosen = found.setdefault(part.task, [])
+        for index in range(len(source)):
+            if len(chosen) == config.previews.count:
+                break
+            try:
+                record = source[index]
+            except UniXError:
+                continue
+            has_text = report_text(record) or captions_of(record)
+            has_condition = part.task != "edit" or record.condition is not None
+            if record.image is not None and has_text and has_condition:
+                chosen.append(record)
+    return {task: chosen for task, chosen in found.items() if chosen}
