@@ -34,6 +34,8 @@ from convert.dinov2 import load_dinov2, load_dinov2_config
 from convert.load import load_config, load_model
 from unix_jax import previews
 from unix_jax.data.batch import TrainingBatch
+from unix_jax.data.mixture import Task
+from unix_jax.data.records import Record
 from unix_jax.errors import ConfigError, UniXError
 from unix_jax.inference.compilation import enable_compilation_cache
 from unix_jax.training import average, distributed, flops, start
@@ -45,8 +47,10 @@ from unix_jax.training.dry_run import dry_run
 from unix_jax.training.export import export
 from unix_jax.training.feed import (
     Feed,
+    describe_sources,
     open_records,
     preview_records,
+    source_counts,
     training_data,
     validation_batches,
     validation_data,
@@ -152,20 +156,20 @@ def run_in(out: Path, config: TrainConfig, progress: ProgressLine, *, restart_da
         training_data(config), model_config, tokenizer, mesh, data_state, vae_params,
         opened.training, restart=restart_data,
     )  # fmt: skip
-    for line in feed.notes:
+    for line in [*describe_sources(feed.records, config.data), *feed.notes]:
         progress.say(line)
     if feed.restarted:
         progress.say(f"the order of the data begins anew: {feed.restarted}")
         data_state = None
         changed.append(Change("order of the data", "as it was", f"anew: {feed.restarted}"))
     validation: Iterable[TrainingBatch] = ()
-    shown = []
+    shown: Mapping[Task, Sequence[Record]] = {}
     if config.validate_every or config.preview_every:
         held_out = Feed(
             validation_data(config), model_config, tokenizer, mesh, records=opened.held_out
         )
         validation = validation_batches(held_out, config) if config.validate_every else ()
-        shown = preview_records(held_out.records, config) if config.preview_every else []
+        shown = preview_records(held_out.records, config) if config.preview_every else {}
         held_out.close()
         for line in held_out.notes:
             progress.say(line)
@@ -238,6 +242,7 @@ def run_in(out: Path, config: TrainConfig, progress: ProgressLine, *, restart_da
                     "mfu": flops.utilisation(operations, seconds, mesh.size, mesh.devices.flat[0]),
                     "image_warnings": current.info.image_warnings,
                     **skipped.values,
+                    **source_counts(current.info),
                 }
                 metrics.training(logged)
                 tokens, operations, since = 0, 0.0, time.monotonic()

@@ -79,6 +79,22 @@ def test_report_text_and_json(capsys, xray, tmp_path):
     assert capsys.readouterr().out == texts[0] + "\n"
 
 
+def test_a_report_of_several_images(capsys, xray, tmp_path):
+    other = tmp_path / "other.png"
+    Image.open(xray).transpose(Image.Transpose.ROTATE_180).save(other)
+    together = ["report", xray, str(other), *ON_TINY, *QUICK_REPORT, "--images-per-report", "2"]
+    assert run(together) == 0
+    text = capsys.readouterr().out
+    assert run([*together[:1], xray, str(other), *together[1:], "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["image"] for row in rows] == [[xray, str(other)]] * 2
+    assert [row["report"] + "\n" for row in rows] == [text] * 2
+    assert [row["warning"] for row in rows] == [[None, None]] * 2
+    for each in ("0", "3"):
+        line = error_of(capsys, [*together[:-1], each])
+        assert f"a divisor of the number of image files, which is 2, found {each}" in line
+
+
 def test_an_image_that_shows_nothing_is_warned_of(capsys, xray, tmp_path):
     dark = tmp_path / "dark.png"
     Image.fromarray(np.asarray(Image.open(xray)) // 16).save(dark)

@@ -62,12 +62,15 @@ class _Model:
 
 @dataclasses.dataclass
 class Report(_Model):
-    """Write a report for each chest X-ray (PNG, JPEG, TIFF, DICOM, ...)."""
+    """Write a report for each chest X-ray, or for several of one study (PNG, JPEG, DICOM, ...)."""
 
     images: Annotated[list[PathText], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE ...")] = (
         dataclasses.field(default_factory=list)
     )
     """Image files."""
+    images_per_report: int = 1
+    """Number of successive image files that one report describes together, such as 2 for frontal
+    and lateral. The model must be trained on such samples."""
     prompt: str | None = None
     """Instruction to the model; if absent, its own for FINDINGS and IMPRESSION."""
     max_new_tokens: int = 500
@@ -85,7 +88,7 @@ class Report(_Model):
     evaluation; squash does not, as in its web demo."""
     json: bool = False
     """Print a JSON list of {image, report, warning} instead of text; warning is null, or says that
-    the image shows next to nothing."""
+    the image shows next to nothing. With several images per report, image and warning are lists."""
 
     def run(self) -> None:
         from unix_jax.gray_levels import gray_level_problem
@@ -93,8 +96,17 @@ class Report(_Model):
 
         if not self.images:
             raise UniXError("IMAGE: expected at least one image file, found none")
+        each = self.images_per_report
+        if each < 1 or len(self.images) % each:
+            raise UniXError(
+                "--images-per-report: expected at least 1 and a divisor of the number of image "
+                f"files, which is {len(self.images)}, found {each}"
+            )
         # Before the model is loaded: a wrong path is said at once.
-        pictures = [load_image(path, frame=self.frame) for path in self.images]
+        loaded = [load_image(path, frame=self.frame) for path in self.images]
+        groups = range(0, len(loaded), each)
+        pictures = [loaded[i : i + each] for i in groups]
+        names = [self.images[i : i + each] for i in groups]
         pipe = self.load()
         options: dict[str, Any] = {
             "prompts": self.prompt,
@@ -104,25 +116,34 @@ class Report(_Model):
             "seed": self.seed,
             "resize": self.resize,
         }
-        if len(self.images) == 1 and not self.json:
+        if len(pictures) == 1 and not self.json:
             for (piece,) in pipe.stream_report(pictures, **options):
                 print(piece, end="", flush=True)
             print()
             return
-        reports = [""] * len(self.images)
+        reports = [""] * len(pictures)
         with _progress("tokens", self.max_new_tokens) as (progress, task):
             for pieces in pipe.stream_report(pictures, **options):
                 reports = [a + b for a, b in zip(reports, pieces, strict=True)]
                 progress.advance(task)
         if self.json:
             rows = [
-                {"image": name, "report": report, "warning": gray_level_problem(picture) or None}
-                for name, report, picture in zip(self.images, reports, pictures, strict=True)
+                {
+                    "image": files if each > 1 else files[0],
+                    "report": report,
+                    "warning": warned if each > 1 else warned[0],
+                }
+                for files, report, warned in zip(
+                    names,
+                    reports,
+                    [[gray_level_problem(image) or None for image in row] for row in pictures],
+                    strict=True,
+                )
             ]
             print(json.dumps(rows, ensure_ascii=False, indent=1))
             return
-        for image, report in zip(self.images, reports, strict=True):
-            print(f"== {image}\n{report}\n")
+        for files, report in zip(names, reports, strict=True):
+            print(f"== {', '.join(files)}\n{report}\n")
 
 
 @dataclasses.dataclass

@@ -5,7 +5,7 @@ Stands above both `training` and `inference`; `train.py` calls it every so often
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,16 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from unix_jax.config import UniXConfig
-from unix_jax.data.pictures import vae_pixels
-from unix_jax.data.records import Record, captions_of, instructions_for, record_image, report_text
+from unix_jax.data.mixture import Task
+from unix_jax.data.pictures import pad_to_fit, vae_pixels
+from unix_jax.data.records import (
+    Record,
+    captions_of,
+    instructions_for,
+    question_images,
+    record_image,
+    report_text,
+)
 from unix_jax.errors import CheckpointError
 from unix_jax.files import atomic_write
 from unix_jax.inference.pipeline import UniXPipeline
@@ -58,9 +66,9 @@ def make(
     mesh: Mesh,
     out: Path,
     step: int,
-    records: Sequence[Record],
+    records: Mapping[Task, Sequence[Record]],
 ) -> list[Preview]:
-    """What the averaged weights make of held-out records, written to DIR/previews.
+    """What the exported weights make of the held-out records of each task, written to DIR/previews.
 
     All processes call it; the first one writes.
 
@@ -72,7 +80,8 @@ def make(
         return []
     directory = out / FOLDER
     if config.stage == "autoencoder":
-        return [_reconstructions(run.config, vae_params, config, directory, step, records)]
+        shown = records["generation"]
+        return [_reconstructions(run.config, vae_params, config, directory, step, shown)]
     one_device = mesh.size == 1 or jax.process_count() > 1
     pipe = UniXPipeline(
         run.config,
@@ -82,9 +91,10 @@ def make(
         dtype=compute_dtype(config.model.dtype, mesh),
         mesh=None if one_device else mesh,
     )
-    if config.stage == "understanding":
-        return [_reports(pipe, config, directory, step, records)]
-    return [_drawn(pipe, config, directory, step, records)]
+    of_task: dict[Task, Callable[..., Preview]] = {
+        "understanding": _reports, "generation": _drawn, "edit": _edited,
+    }  # fmt: skip
+    return [of_task[task](pipe, config, directory, step, shown) for task, shown in records.items()]
 
 
 def local(trees: Sequence[Any]) -> list[Any]:
@@ -107,7 +117,7 @@ def _reports(
 ) -> Preview:
     """Greedy reports beside the true ones."""
     reports = pipe.generate_report(
-        [record_image(record) for record in records],
+        [question_images(record) for record in records],
         [instructions_for(record, pipe.config.asked)[0] for record in records],
         max_new_tokens=config.previews.max_new_tokens,
     )
@@ -141,6 +151,32 @@ def _drawn(
         seed=list(range(len(prompts))),
     )
     return _write_sheet(directory / f"{step:08d}_images.png", contact_sheet(images, prompts))
+
+
+def _edited(
+    pipe: UniXPipeline,
+    config: TrainConfig,
+    directory: Path,
+    step: int,
+    records: Sequence[Record],
+) -> Preview:
+    """Conditions, below them what the model makes of each, and below that the true images."""
+    shape = config.data.vae_height, config.data.vae_width, config.data.vae_padding
+    before, after = (
+        [pad_to_fit(record_image(r), *shape) for r in chosen]
+        for chosen in ([dataclasses.replace(r, image=r.condition) for r in records], records)
+    )
+    prompts = [captions_of(record)[0] for record in records]
+    images = pipe.generate_image(
+        prompts,
+        height=config.data.vae_height,
+        width=config.data.vae_width,
+        num_steps=config.previews.num_steps,
+        images=before,
+        seed=list(range(len(prompts))),
+    )
+    sheet = contact_sheet([*before, *images, *after], columns=len(records))
+    return _write_sheet(directory / f"{step:08d}_edited.png", sheet)
 
 
 def _reconstructions(

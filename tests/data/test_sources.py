@@ -246,8 +246,20 @@ TWO_TURNS = talk("<image>a", "b")["conversations"] * 2
         ({"image": "a.png"}, "conversations: expected a list of {from, value}, found None"),
         ({"image": "a.png", "conversations": [3]}, "expected a list of {from, value}"),
         ({"image": "a.png", "conversations": []}, "expected from human, then gpt, found []"),
-        ({"image": "a.png", "conversations": TWO_TURNS}, "found ['human', 'gpt', 'human', 'gpt']"),
-        (talk("<image>a", "b", image=["a", "b"]), "image: expected one image, found 2"),
+        (
+            {"image": "a.png", "conversations": TWO_TURNS},
+            "expected 1 <image> (one for each image), found 2",
+        ),
+        (
+            {"image": "a.png", "conversations": TWO_TURNS[:3]},
+            "found ['human', 'gpt', 'human']; each question has an answer",
+        ),
+        (
+            {"image": ["a"], "conversations": [*TWO_TURNS[:2], *talk(" ", "b")["conversations"]]},
+            "conversations: expected a question, found an empty one",
+        ),
+        (talk("<image>a", "b", image=["a", "b"]), "expected 2 <image> (one for each image), fou"),
+        (talk("<image><image>a", "b", image=["a", 3]), "image: expected a string, found 3"),
         (talk("a", "b"), "expected 1 <image> (one for each image), found 0"),
         (talk("<image><image>", "b"), "found 2"),
         (talk("<image>", "b", image=None), "expected 0 <image>"),
@@ -378,7 +390,7 @@ def test_test_data_of_the_original(tmp_path):
     )  # fmt: skip
     for index, expected in enumerate(
         (
-            "item 2: images: expected one image, found 2",
+            "item 2: question: expected 2 <image> (one for each image), found 1",
             "item 3: expected image or images, found both",
             "item 4: messages: expected role user, then assistant, found ['assistant']",
             "item 5: expected a JSON object, found int",

@@ -187,3 +187,25 @@ def test_arguments_are_checked_before_anything_runs(data, tmp_path):
         with pytest.raises(UniXError, match=message):
             command(data, tmp_path / "out", **options).run()
     assert not (tmp_path / "out").exists()
+
+
+def test_a_conversation_is_asked_its_first_question_with_all_its_images(data, tmp_path):
+    directory = Path(data.removeprefix("manifest:"))
+    turns = ["<image><image>Both views?", "Clear.", "And then?", "Nothing."]
+    row = {
+        "image": ["0.png", "1.png"],
+        "conversations": [
+            {"from": ("human", "gpt")[number % 2], "value": text}
+            for number, text in enumerate(turns)
+        ],
+    }
+    file = directory / "talk.jsonl"
+    file.write_text(json.dumps(row) + "\n")
+    source = open_source(f"conversations:{file}")
+    pipe = toy.small_writing_pipe()
+    write_reports(pipe, source, tmp_path, ReportSettings(max_new_tokens=6))
+    (entry,) = read_entries(tmp_path).values()
+    images = [str(directory / f"{number}.png") for number in (0, 1)]
+    (expected,) = pipe.generate_report([images], "Both views?", 6)
+    assert entry.values["prediction"] == expected
+    assert (entry.values["prompt"], entry.values["reference"]) == ("Both views?", "Clear.")

@@ -165,6 +165,31 @@ def test_report_rows_equal_rows_alone(options, sizes):
     assert found == [alone[i] for i in order]
 
 
+def test_rows_of_several_images_equal_rows_alone():
+    """Rows of one, two and three images in a batch."""
+    a, b, c = pictures(3, seed=1)
+    rows = [[a, b], a, (c, b, a), [b, c], [b]]
+    alone = [reports([row], [PROMPTS[0]])[0] for row in rows]
+    assert len({tuple(row) for row in alone}) == 5
+    assert reports(rows, [PROMPTS[0]] * 5) == alone
+    assert reports(rows[2:4], PROMPTS[0]) == alone[2:4]
+    assert reports([a], PROMPTS[0]) == reports([[a]], PROMPTS[0]) == reports(a, PROMPTS[0])
+
+
+def test_rows_of_several_images_that_cannot_be_used():
+    (a,) = pictures(1)
+    for images, expected in (
+        ([[a], []], r"images\[1\]: expected at least one image, found none"),
+        ([], r"images: expected at least one, found none"),
+    ):
+        with pytest.raises(PromptError, match=expected):
+            reports(images, PROMPTS[0])
+    with pytest.raises(ImageError, match=r"images\[0\]\[1\]: expected a path"):
+        reports([[a, 3]], PROMPTS[0])
+    with pytest.raises(ImageError, match=r"images\[0\]\[0\]: expected a path.*found list"):
+        reports([[[a]]], PROMPTS[0])
+
+
 def test_equal_rows_with_one_seed_are_equal_and_with_several_differ():
     images = pictures(1) * 3
     same = reports(images, [PROMPTS[0]] * 3, seed=7, **SAMPLED)

@@ -58,7 +58,7 @@ def crash_at(monkeypatch, batch):
 
 
 @pytest.mark.parametrize(
-    "stage", ["understanding", pytest.param("generation", marks=pytest.mark.slow)]
+    "stage", ["understanding", pytest.param("generation", marks=pytest.mark.slow), "joint"]
 )
 def test_a_crash_between_checkpoints(stage, toy, train, whole, tmp_path, monkeypatch):
     """It stops at step 6 with the checkpoint of step 3, in the middle of a logged window."""
@@ -113,9 +113,9 @@ def kill_and_restart(config, out, cache, kills, longest, seed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["understanding", "generation"])
+@pytest.mark.parametrize("stage", ["understanding", "generation", "joint"])
 def test_ten_kills_at_random_moments(stage, toy, tmp_path, cache):
-    """20 in all: `pytest -m slow tests/training/test_resume.py -k kills`.
+    """30 in all: `pytest -m slow tests/training/test_resume.py -k kills`.
 
     A checkpoint is written at every step, so that many kills fall into the writing of one.
     """

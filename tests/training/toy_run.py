@@ -47,17 +47,20 @@ from unix_jax.training.optimizer import OptimizerConfig
 
 stage = {stage!r}
 task = "understanding" if stage == "understanding" else "generation"
+source = "manifest:{source}"
+if stage == "joint":
+    source = f"0.6*understanding:{{source}} + 0.4*generation:{{source}}"
 config = TrainConfig(
     stage=stage,
     total_steps=8,
     data=DataConfig(
-        source="manifest:{source}",
+        source=source,
         task=task,
         rows=2,
         und_tokens=128 if stage != "autoencoder" else 2,
         caption_dropout=0.1 if stage != "autoencoder" else 1.0,
-        vit_images=2 if task == "understanding" else 0,
-        vae_images={{"understanding": 0, "generation": 2, "autoencoder": 1}}[stage],
+        vit_images=2 if stage in ("understanding", "joint") else 0,
+        vae_images={{"understanding": 0, "generation": 2, "joint": 2, "autoencoder": 1}}[stage],
         vae_height=8,
         vae_width=8,
         threads=2,

@@ -2,11 +2,13 @@
 
 A directory holds shards of one split each, `train-00000.array_record`, and `records.json`, which
 lists them. A record is the length of a JSON header (4 bytes, little-endian), the header (every
-field but the image), and the image file's bytes, which are stored as they came.
+field but the images), and the image files' bytes, which are stored as they came: the image, then
+the other images of a conversation, then the condition. Of several the header has the `sizes`.
 """
 
 import dataclasses
 import io
+import itertools
 import json
 import re
 import struct
@@ -19,7 +21,14 @@ import numpy as np
 from array_record.python import array_record_data_source, array_record_module
 from PIL import Image
 
-from unix_jax.data.records import Record, checked_index, image_bytes, record_image
+from unix_jax.data.records import (
+    Record,
+    Turn,
+    checked_index,
+    map_images,
+    record_image,
+    with_image_bytes,
+)
 from unix_jax.data.sources.fields import parse_object, report_fields, text_field
 from unix_jax.errors import DataError
 from unix_jax.files import atomic_directory
@@ -39,13 +48,23 @@ def encode_record(record: Record) -> bytes:
     """The bytes of one record; a path is replaced by the file's bytes.
 
     Raises:
-      DataError: the image file cannot be read.
+      DataError: an image file cannot be read.
     """
-    image = image_bytes(record)
-    values = {f.name: getattr(record, f.name) for f in dataclasses.fields(Record)}
-    values["image"] = image is not None
+    record = with_image_bytes(record)
+    values: dict[str, Any] = {f.name: getattr(record, f.name) for f in dataclasses.fields(Record)}
+    condition = () if record.condition is None else (record.condition,)
+    images: list[Any] = [*record.images, *condition]
+    values |= {"image": record.image is not None, "condition": bool(condition)}
+    values["sizes"] = [len(image) for image in images]
+    values["turns"] = [dataclasses.asdict(turn) for turn in record.turns]
+    del values["more_images"]
+    for name in ("turns", "condition"):
+        if not values[name]:
+            del values[name]
+    if len(images) < 2 and not condition:
+        del values["sizes"]
     header = json.dumps(values, ensure_ascii=False).encode()
-    return _HEADER_LENGTH.pack(len(header)) + header + (image or b"")
+    return _HEADER_LENGTH.pack(len(header)) + header + b"".join(images)
 
 
 def decode_record(data: bytes, where: str) -> Record:
@@ -60,35 +79,73 @@ def decode_record(data: bytes, where: str) -> Record:
     if end > len(data):
         raise DataError(f"{where}: expected a header of {end} bytes, found {len(data)} in all")
     row = parse_object(data[_HEADER_LENGTH.size : end], where)
+    images = _images(row, bytes(data[end:]), where)
+    condition = images.pop() if images and row.get("condition") is True else None
     return Record(
         key=text_field(row, "key", where),
-        image=bytes(data[end:]) if row.get("image") is True else None,
+        image=images[0] if images else None,
+        more_images=tuple(images[1:]),
+        condition=condition,
+        turns=_turns(row, len(images), where),
         prompt=text_field(row, "prompt", where),
         answer=text_field(row, "answer", where),
         **report_fields(row, where),
     )
 
 
+def _images(row: dict[str, Any], data: bytes, where: str) -> list[bytes]:
+    """The images of a record, from what stands below its header."""
+    sizes = row.get("sizes", [len(data)] if row.get("image") is True else [])
+    if not isinstance(sizes, list) or not all(type(size) is int and size >= 0 for size in sizes):
+        raise DataError(f"{where}: sizes: expected numbers of bytes, found {str(sizes)[:60]!r}")
+    if "sizes" in row and sum(sizes) != len(data):
+        raise DataError(f"{where}: expected images of {sum(sizes)} bytes, found {len(data)}")
+    ends = list(itertools.accumulate(sizes))
+    return [data[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+
+
+def _turns(row: dict[str, Any], images: int, where: str) -> tuple[Turn, ...]:
+    values = row.get("turns", [])
+    if not isinstance(values, list):
+        raise DataError(f"{where}: turns: expected a list, found {values!r:.60}")
+    turns = []
+    for value in values:
+        question = value.get("question") if isinstance(value, dict) else None
+        if not isinstance(question, list) or not all(
+            type(part) is str or (type(part) is int and 0 <= part < images) for part in question
+        ):
+            raise DataError(
+                f"{where}: turns: expected a question of texts and indices of {images} images, "
+                f"found {value!r:.60}"
+            )
+        turns.append(Turn(tuple(question), text_field(value, "answer", where)))
+    return tuple(turns)
+
+
 def shrunk(record: Record, max_side: int | None) -> Record:
-    """The record with its image at most `max_side` pixels along the longest side.
+    """The record with its images at most `max_side` pixels along the longest side.
 
     A smaller image keeps its bytes; others become JPEG, grayscale if all channels are equal.
 
     Raises:
-      DataError: the image cannot be read.
+      DataError: an image cannot be read.
     """
-    if max_side is None or record.image is None:
+    if max_side is None:
         return record
-    picture = record_image(record)
+    return map_images(record, lambda image: _shrunk_image(record.key, image, max_side))
+
+
+def _shrunk_image(key: str, image: bytes | Path, max_side: int) -> bytes | Path:
+    picture = record_image(Record(key, image))
     if max(picture.size) <= max_side:
-        return record
+        return image
     pixels = np.asarray(picture)
     if (pixels == pixels[..., :1]).all():
         picture = picture.convert("L")
     picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=JPEG_QUALITY)
-    return dataclasses.replace(record, image=buffer.getvalue())
+    return buffer.getvalue()
 
 
 def write_array_records(

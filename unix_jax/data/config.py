@@ -4,21 +4,31 @@ import dataclasses
 from typing import Literal
 
 from unix_jax.config import UniXConfig
+from unix_jax.data.mixture import TASKS, Part, Task, parse_mixture
 from unix_jax.errors import ConfigError
 from unix_jax.storage import local_path, source_text
 
-Task = Literal["understanding", "generation"]
+_LEAST_IMAGES: dict[Task, dict[str, int]] = {
+    "understanding": {"vit_images": 1},
+    "generation": {"vae_images": 1},
+    "edit": {"vit_images": 1, "vae_images": 2},
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """Samples, rows and the loader. Lengths are in tokens, image sizes in pixels.
 
-    source, split: as `unix_jax.data.sources.open_source` reads them.
-    task: what a record becomes: [ViT image, prompt, report] or [caption, noised VAE image].
+    source, split: as `unix_jax.data.sources.open_source` reads them; or a mixture of sources with
+      weights and tasks, such as 0.7*mimic:DIR + 0.3*csv:FILE, see `unix_jax.data.mixture`.
+    task: what a record becomes, where its part of the source names no task: [ViT image, prompt,
+      report], [caption, noised VAE image], or (edit) [clean VAE image, ViT image, caption, noised
+      VAE image], where the first two are the record's condition, such as the previous study.
     prompts: one is drawn for each understanding sample whose record has no prompt of its own,
       whatever sections its report has; () draws from the model's instructions for these sections.
-    caption_dropout: the share of generation samples that lose their text, bos and eos included.
+    caption_dropout: the share of generation and edit samples that lose their text, bos and eos
+      included.
+    condition_dropout: the share of edit samples that lose both images of their condition.
 
     rows: packed rows of a global step; the processes share them evenly.
     und_tokens, vit_images, vae_images: what one row holds. 0 images: the batch has no such input.
@@ -26,11 +36,13 @@ class DataConfig:
     vae_padding: gray level of that padding, 0 to 255. Black, unlike the white of the reports'
       letterbox: it continues the unexposed border of a radiograph, while a model that learns white
       bars draws them.
-    moments: a directory of `unix_jax.data.moments`, used instead of the pictures' VAE pixels.
+    moments: a directory of `unix_jax.data.moments`, used instead of the pictures' VAE pixels; of a
+      mixture, those of its only part for generation.
     ce_weighting: `token`: 1 for each predicted token; `sqrt`: 1 / sqrt(their number) of each text.
 
     seed, shuffle: the order, with the step the only thing that decides it. epochs: None never
-      ends; a finite run ends with rows that may be empty.
+      ends; a finite run ends with rows that may be empty. Each part of a mixture has its own
+      epochs; one that has ended leaves its share to the others.
     open_rows: rows that wait for a sample that fits; more of them leave less padding.
     max_broken_fraction: more broken images and rows than this share of the samples so far (counted
       as `broken_after` at least) end the run.
@@ -42,6 +54,7 @@ class DataConfig:
     task: Task = "understanding"
     prompts: tuple[str, ...] = ()
     caption_dropout: float = 0.1
+    condition_dropout: float = 0.1
 
     rows: int = 8
     und_tokens: int = 4096
@@ -71,9 +84,10 @@ class DataConfig:
         source_text(self.source, "data.source")
         if self.moments is not None:
             local_path(self.moments, "data.moments")
-        require(self.task in ("understanding", "generation"), "task", "understanding or generation")
+        require(self.task in TASKS, "task", f"one of {', '.join(TASKS)}")
         require(all(p.strip() for p in self.prompts), "prompts", "texts that are not empty")
         require(0 <= self.caption_dropout <= 1, "caption_dropout", "0 to 1")
+        require(0 <= self.condition_dropout <= 1, "condition_dropout", "0 to 1")
         require(0 <= self.vae_padding <= 255, "vae_padding", "a gray level from 0 to 255")
         require(self.ce_weighting in ("token", "sqrt"), "ce_weighting", "token or sqrt")
         require(0 <= self.seed < 2**32, "seed", "0 to 2**32 - 1")
@@ -83,8 +97,32 @@ class DataConfig:
             require(getattr(self, field) >= 1, field, "at least 1")
         for field in ("vit_images", "vae_images", "broken_after", "prefetch"):
             require(getattr(self, field) >= 0, field, "at least 0")
-        image = "vit_images" if self.task == "understanding" else "vae_images"
-        require(getattr(self, image) >= 1, image, f"at least 1 for the task {self.task}")
+        for task in self.tasks:
+            for image, least in _LEAST_IMAGES[task].items():
+                expected = f"at least {least} for the task {task}"
+                require(getattr(self, image) >= least, image, expected)
+        if self.moments is not None and "edit" in self.tasks:
+            raise ConfigError(
+                "data.moments: expected none with the task edit, whose samples have two VAE "
+                f"images, found {self.moments!r}"
+            )
+        drawn = [part for part in self.parts if part.task == "generation"]
+        if self.moments is not None and len(drawn) > 1:
+            raise ConfigError(
+                "data.moments: expected one part of data.source for generation, whose moments they "
+                f"are, found {len(drawn)}: {', '.join(part.spec for part in drawn)}"
+            )
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts of the source, one unless it is a mixture."""
+        return parse_mixture(self.source, self.task)
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks of all parts, each once, in the order of `TASKS`."""
+        found = {part.task for part in self.parts}
+        return tuple(task for task in TASKS if task in found)
 
     def latent_grid(self, config: UniXConfig) -> tuple[int, int]:
         """(height, width) of a VAE image in latent tokens.

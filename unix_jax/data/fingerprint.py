@@ -2,9 +2,10 @@
 
 import hashlib
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from unix_jax.data.mixture import MixedRecords
 from unix_jax.data.records import RecordSource
 from unix_jax.errors import UniXError
 
@@ -23,10 +24,14 @@ class KeyedSource(typing.Protocol):
 def fingerprint(records: RecordSource) -> dict[str, Any]:
     """{records: their number, keys: a hash of their keys in order, first, last}; JSON.
 
+    Of a mixture {records, parts: the fingerprint of each}.
+
     All keys count where the source has `keys`. Of other sources (ArrayRecord, tfds), whose records
     hold their images, 256 records at equal distances are read, the first and the last among them.
     """
     length = len(records)
+    if isinstance(records, MixedRecords):
+        return {"records": length, "parts": [fingerprint(source) for source in records.sources]}
     if isinstance(records, KeyedSource):
         keys: Iterable[str] = records.keys()
     else:
@@ -42,6 +47,12 @@ def fingerprint(records: RecordSource) -> dict[str, Any]:
 
 def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """What differs between two fingerprints, in words; "" for equal ones."""
+    parts, parts_now = before.get("parts", []), now.get("parts", [])
+    if len(parts) != len(parts_now):
+        return f"expected {_sources(parts)}, found {_sources(parts_now)}"
+    if parts_now:
+        changed = [difference(*pair) for pair in zip(parts, parts_now, strict=True)]
+        return "; ".join(f"part {i}: {text}" for i, text in enumerate(changed, 1) if text)
     if before.get("keys") == now["keys"] and before.get("records") == now["records"]:
         return ""
     text = f"expected {before.get('records')} records, found {now['records']}"
@@ -53,6 +64,10 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         if before.get(name) != now[name]
     ]
     return "; ".join([text, *shown])
+
+
+def _sources(parts: Sequence[Any]) -> str:
+    return f"a mixture of {len(parts)} sources" if parts else "one source"
 
 
 def _key(records: RecordSource, index: int) -> str:

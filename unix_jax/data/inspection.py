@@ -119,9 +119,10 @@ def inspect_source(
     for record in readable(source, count_error):
         summary.records += 1
         summary.views[record.split, record.view] += 1
-        if isinstance(record.image, Path) and not record.image.is_file():
+        missing = _missing_files(record)
+        if missing:
             summary.missing_files += 1
-            show(f"{record.key}: {record.image}: no such file")
+            show(f"{record.key}: {missing[0]}: no such file")
         summary.missing_images += not _has_image(record)
         report, captions = report_text(record), captions_of(record)
         summary.missing_reports += not report
@@ -134,6 +135,11 @@ def inspect_source(
     summary.patients = len(splits_of)
     summary.crossing_patients = sum(len(splits) > 1 for splits in splits_of.values())
     return summary
+
+
+def _missing_files(record: Record) -> list[Path]:
+    images = (*record.images, record.condition)
+    return [image for image in images if isinstance(image, Path) and not image.is_file()]
 
 
 def _has_image(record: Record) -> bool:

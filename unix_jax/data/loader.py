@@ -23,7 +23,7 @@ from unix_jax.data.batch import TrainingBatch
 from unix_jax.data.broken import check_broken, is_logged
 from unix_jax.data.collate import LoadedSample, collate, load
 from unix_jax.data.config import DataConfig
-from unix_jax.data.packing import PlannedRow, Planner
+from unix_jax.data.packing import PlannedRow, Planner, SourceCount
 from unix_jax.data.samples import SampleSource
 from unix_jax.errors import ConfigError, UniXError
 
@@ -44,6 +44,7 @@ class BatchInfo:
     image_warnings: images of this process so far that show next to nothing (`gray_levels`), each
       time they are read; they are trained on.
     digest: checksum of all rows so far; equal on all processes, or their sources differ.
+    sources: counts of each part of a mixture so far; () for one source.
     """
 
     keys: tuple[tuple[str, ...], ...]
@@ -58,6 +59,7 @@ class BatchInfo:
     broken: int
     image_warnings: int
     digest: int
+    sources: tuple[SourceCount, ...] = ()
 
 
 class Loader(grain.IterDataset[tuple[TrainingBatch, BatchInfo]]):
@@ -232,4 +234,5 @@ class _LoaderIterator(grain.DatasetIterator[tuple[TrainingBatch, BatchInfo]]):
             broken=self._broken,
             image_warnings=self._warned,
             digest=self._planner.digest,
+            sources=self._planner.sources,
         )

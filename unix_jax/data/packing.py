@@ -5,6 +5,10 @@ place s % N of epoch s // N. Samples are taken from it in order and put into the
 that holds them; a row is closed when it is full, or when it is the fullest of too many. Every
 process plans all rows of a step and makes its own share, so the plan depends neither on
 the number of processes nor on what images contain.
+
+A mixture of P sources has a stream for each: stream index s is index s // P in the stream of part
+s % P. Which part is due follows from the numbers of samples taken so far (`due`). What is left out
+does not count as taken.
 """
 
 import logging
@@ -16,7 +20,8 @@ import numpy as np
 
 from unix_jax.data.broken import check_broken, is_logged
 from unix_jax.data.config import DataConfig
-from unix_jax.data.samples import Cost, SampleSource, Skip
+from unix_jax.data.mixture import due, part_seed
+from unix_jax.data.samples import Cost, MixedSamples, SampleSource, Skip
 from unix_jax.errors import DataError
 
 _LOG = logging.getLogger(__name__)
@@ -30,6 +35,18 @@ class PlannedRow(NamedTuple):
 
     indices: tuple[int, ...] = ()
     cost: Cost = _EMPTY
+
+
+class SourceCount(NamedTuple):
+    """What a run has had of one part of a mixture.
+
+    samples: in rows so far. skipped: left out so far, once per epoch. epoch: taken from the part's
+    stream so far, with fraction.
+    """
+
+    samples: int
+    skipped: int
+    epoch: float
 
 
 def permutation(length: int, seed: int, epoch: int) -> np.ndarray:
@@ -49,13 +66,27 @@ class Planner:
         """Raises DataError when there are no samples."""
         self._samples = samples
         self._data = data
-        self._length = len(samples)
-        if not self._length:
-            raise DataError(f"data: expected samples in {_name(data)}, found none")
+        self._parts = samples.parts if isinstance(samples, MixedSamples) else ()
+        self._lengths = (
+            [len(s) for s in samples.samples] if isinstance(samples, MixedSamples)
+            else [len(samples)]
+        )  # fmt: skip
+        self._weights = [part.weight for part in self._parts] or [1.0]
+        if not all(self._lengths):
+            empty = self._lengths.index(0)
+            raise DataError(f"data: expected samples in {self._name(empty)}, found none")
         self._capacity = Cost(data.und_tokens, data.vit_images, data.vae_images)
-        self._orders: dict[int, np.ndarray] = {}
-        self._end = None if data.epochs is None else data.epochs * self._length
-        self._position = 0
+        # What fills a row for each kind of sample.
+        self._uses = (
+            sorted({tuple(Cost._fields.index(name) for name in s.uses) for s in samples.samples})
+            if isinstance(samples, MixedSamples) else [(0, 1, 2)]
+        )  # fmt: skip
+        self._orders: dict[tuple[int, int], np.ndarray] = {}
+        epochs = data.epochs
+        self._ends = [None if epochs is None else epochs * length for length in self._lengths]
+        # Of each part: indices taken from its stream, and how many of them are samples in rows.
+        self._positions = [0] * len(self._lengths)
+        self._taken = [0] * len(self._lengths)
         self._open: list[PlannedRow] = []
         self._steps = 0
         self._digest = 0
@@ -85,21 +116,40 @@ class Planner:
 
     @property
     def epoch(self) -> float:
-        """Epochs taken from the stream so far, with fraction."""
-        return self._position / self._length
+        """Epochs taken from the stream so far, with fraction; of all parts together."""
+        return sum(self._positions) / sum(self._lengths)
+
+    @property
+    def sources(self) -> tuple[SourceCount, ...]:
+        """Counts of each part of a mixture; () for one source."""
+        if not self._parts:
+            return ()
+        waiting = [index % len(self._parts) for row in self._open for index in row.indices]
+        return tuple(
+            SourceCount(taken - waiting.count(part), position - taken, position / length)
+            for part, (taken, position, length) in enumerate(
+                zip(self._taken, self._positions, self._lengths, strict=True)
+            )
+        )
 
     def locate(self, stream_index: int) -> tuple[int, int]:
-        """(index of the sample, epoch) of a place in the stream; safe to call from threads."""
-        epoch, place = divmod(stream_index, self._length)
+        """(index of the sample, epoch) of a place in the stream; safe to call from threads.
+
+        In a mixture the index counts through all parts, and the epoch is that of the sample's.
+        """
+        position, part = divmod(stream_index, len(self._lengths))
+        length = self._lengths[part]
+        epoch, place = divmod(position, length)
+        first = sum(self._lengths[:part])
         if not self._data.shuffle:
-            return place, epoch
-        order = self._orders.get(epoch)
+            return first + place, epoch
+        order = self._orders.get((part, epoch))
         if order is None:
-            order = permutation(self._length, self._data.seed, epoch)
+            order = permutation(length, part_seed(self._data.seed, part), epoch)
             # Rows that wait reach back into earlier epochs, but hardly ever beyond the last one.
-            kept = {e: o for e, o in self._orders.items() if e >= epoch - 1}
-            self._orders = kept | {epoch: order}
-        return int(order[place]), epoch
+            kept = {k: o for k, o in self._orders.items() if k[0] != part or k[1] >= epoch - 1}
+            self._orders = kept | {(part, epoch): order}
+        return first + int(order[place]), epoch
 
     def next_step(self) -> list[PlannedRow] | None:
         """The rows of the next step; the last step is filled up with empty ones; then None.
@@ -123,7 +173,8 @@ class Planner:
         return {
             "plan": self._signature(),
             "steps": self._steps,
-            "position": self._position,
+            "positions": list(self._positions),
+            "taken": list(self._taken),
             "open_rows": [list(row.indices) for row in self._open],
             "skipped": dict(self._skipped),
             "digest": self._digest,
@@ -136,12 +187,14 @@ class Planner:
           DataError: it is no such state, or one of another plan.
         """
         try:
-            plan, steps, position, digest = (
-                state[name] for name in ("plan", "steps", "position", "digest")
-            )
+            plan, steps, digest = (state[name] for name in ("plan", "steps", "digest"))
+            # Earlier versions had one source, and its position alone.
+            positions = [int(p) for p in state.get("positions") or [state["position"]]]
             open_rows = [tuple(int(i) for i in row) for row in state["open_rows"]]
             skipped = {reason: int(state["skipped"][reason]) for reason in SKIP_REASONS}
-        except (KeyError, TypeError, ValueError) as error:
+            default = [sum(positions) - sum(skipped.values())]
+            taken = [int(count) for count in state.get("taken") or default]
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(f"data state: expected the state of a loader, {error!r}") from None
         expected = self._signature()
         if plan != expected:
@@ -152,14 +205,22 @@ class Planner:
                 if before.get(name) != value
             )
             raise DataError(f"data state: of another plan: {differing or plan}")
-        self._position, self._steps, self._digest = int(position), int(steps), int(digest)
+        self._positions, self._taken = positions, taken
+        self._steps, self._digest = int(steps), int(digest)
         self._skipped = skipped
         self._open = [PlannedRow(indices, self._row_cost(indices)) for indices in open_rows]
 
     def _signature(self) -> dict[str, Any]:
         """What must not change between saving and restoring."""
         fields = ("seed", "shuffle", "und_tokens", "vit_images", "vae_images")
-        return {"samples": self._length} | {name: getattr(self._data, name) for name in fields}
+        found: dict[str, Any] = {"samples": self._lengths[0]}
+        if self._parts:
+            found = {
+                "samples": list(self._lengths),
+                "weights": list(self._weights),
+                "tasks": [part.task for part in self._parts],
+            }
+        return found | {name: getattr(self._data, name) for name in fields}
 
     def _row_cost(self, indices: tuple[int, ...]) -> Cost:
         total = _EMPTY
@@ -195,28 +256,46 @@ class Planner:
         return len(self._open) - 1
 
     def _filled(self, row: PlannedRow) -> float:
-        """The share of the scarcest thing in the row that is taken."""
-        return max(used / held for used, held in zip(row.cost, self._capacity, strict=True) if held)
+        """The share of the scarcest thing in the row that is taken, for the samples that it suits
+        best: a row without room for one more ViT image may have room for latents.
+        """
+        used, held = row.cost, self._capacity
+        return min(max(used[i] / held[i] for i in kind if held[i]) for kind in self._uses)
 
     def _take(self) -> tuple[int, Cost] | None:
-        """The next usable sample of the stream as (stream index, cost)."""
+        """The next usable sample as (stream index, cost), of the part that is due."""
+
+        def active(part: int) -> bool:
+            return self._positions[part] != self._ends[part]
+
+        parts = range(len(self._lengths))
+        while (part := due(self._taken, self._weights, [active(p) for p in parts])) is not None:
+            found = self._take_from(part)
+            if found is not None:
+                return found
+        return None
+
+    def _take_from(self, part: int) -> tuple[int, Cost] | None:
+        """The next usable sample of a part, None if it has ended."""
         # Two epochs: a lone usable sample may come first in one and last in the next.
-        for _ in range(2 * self._length):
-            if self._position == self._end:
-                if sum(self._skipped.values()) < self._position:
+        for _ in range(2 * self._lengths[part]):
+            position = self._positions[part]
+            if position == self._ends[part]:
+                if self._taken[part]:
                     return None
                 break
-            stream_index = self._position
-            self._position += 1
+            stream_index = position * len(self._lengths) + part
+            self._positions[part] += 1
             cost = self._samples.cost(*self.locate(stream_index))
             if not isinstance(cost, Skip) and cost.fits(self._capacity):
+                self._taken[part] += 1
                 return stream_index, cost
             skip = cost if isinstance(cost, Skip) else Skip("too_long", self._too_long(cost))
             self._count(skip, self.locate(stream_index)[0])
         raise DataError(
             f"data: expected samples that fit a row of {self._capacity.und} und tokens, "
             f"{self._capacity.vit} ViT and {self._capacity.vae} VAE images, found none in a whole "
-            f"epoch of {_name(self._data)} (skipped: {self._skipped})"
+            f"epoch of {self._name(part)} (skipped: {self._skipped})"
         )
 
     def _too_long(self, cost: Cost) -> str:
@@ -239,8 +318,10 @@ class Planner:
         if is_logged(count):
             _LOG.warning("broken record skipped (%d so far): %s", count, skip.detail)
         self._broken_details = [*self._broken_details[1 - _MAX_KEPT :], skip.detail]
-        check_broken(self._data, count, self._position, self._broken_details)
+        check_broken(self._data, count, sum(self._positions), self._broken_details)
 
-
-def _name(data: DataConfig) -> str:
-    return f"{data.source or 'the source'} ({data.split})"
+    def _name(self, part: int) -> str:
+        name = self._data.source or "the source"
+        if self._parts:
+            name = f"part {part + 1} of data.source, {self._parts[part]}"
+        return f"{name} ({self._data.split})"

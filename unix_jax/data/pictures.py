@@ -35,7 +35,10 @@ def pad_to_fit(image: Image.Image, height: int, width: int, fill: int = 0) -> Im
 
 
 def vit_pixels(
-    record: Record, config: UniXConfig, on_problem: OnProblem = lambda problem: None
+    record: Record,
+    config: UniXConfig,
+    on_problem: OnProblem = lambda problem: None,
+    number: int = 0,
 ) -> Float[np.ndarray, "H W 3"]:
     """Letterboxed on white and normalised, as in the evaluation.
 
@@ -43,11 +46,12 @@ def vit_pixels(
       record: with an image.
       config: the model's sizes.
       on_problem: called with what `gray_level_problem` says of the image, if it says anything.
+      number: index of the image in `record.images`.
 
     Raises:
       DataError: the record has no image, or one that cannot be read.
     """
-    return to_model_image(_image(record, on_problem), config.vision.image_size)
+    return to_model_image(_image(record, on_problem, number), config.vision.image_size)
 
 
 def vae_pixels(
@@ -68,8 +72,8 @@ def vae_pixels(
     return normalize(image, VAE_MEAN, VAE_STD)
 
 
-def _image(record: Record, on_problem: OnProblem) -> Image.Image:
-    image = record_image(record)
+def _image(record: Record, on_problem: OnProblem, number: int = 0) -> Image.Image:
+    image = record_image(record, number)
     problem = gray_level_problem(image)
     if problem:
         on_problem(problem)

@@ -1,14 +1,13 @@
 """Copying a source into ArrayRecord files: read and shrunk by threads, written in order."""
 
 import collections
-import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from unix_jax.data.array_records import shrunk
-from unix_jax.data.records import Record, RecordSource, image_bytes
+from unix_jax.data.records import Record, RecordSource, with_image_bytes
 from unix_jax.errors import DataError
 
 _Item = TypeVar("_Item")
@@ -16,13 +15,12 @@ _Result = TypeVar("_Result")
 
 
 def prepared(record: Record, max_side: int | None) -> Record:
-    """The record with its image in memory, shrunk to `max_side`.
+    """The record with its images in memory, shrunk to `max_side`.
 
     Raises:
-      DataError: the image cannot be read.
+      DataError: an image cannot be read.
     """
-    record = shrunk(record, max_side)
-    return dataclasses.replace(record, image=image_bytes(record))
+    return with_image_bytes(shrunk(record, max_side))
 
 
 class PreparedRecords:

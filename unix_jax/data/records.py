@@ -6,7 +6,7 @@ skip, and whoever needs the picture decodes it (`record_image`).
 
 import dataclasses
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -14,6 +14,27 @@ from PIL import Image
 from unix_jax.errors import DataError, ImageError
 from unix_jax.images import load_image
 from unix_jax.instructions import Instructions
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """A question and its answer in a conversation.
+
+    question: its texts and images in their order; a number is an index into `Record.images`.
+    """
+
+    question: tuple[str | int, ...]
+    answer: str
+
+    @property
+    def text(self) -> str:
+        """The question without its images."""
+        return " ".join(part for part in self.question if isinstance(part, str))
+
+    @property
+    def images(self) -> tuple[int, ...]:
+        """Indices of the question's images."""
+        return tuple(part for part in self.question if isinstance(part, int))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +49,10 @@ class Record:
     patient, split: for splits that no patient crosses.
     labels: names of what is present.
     prompt, answer: the two sides of a conversation, verbatim; the answer then is the report.
+    turns: all of a conversation that has several turns or images; () for others. `prompt` and
+      `answer` then are those of the first turn.
+    more_images: the images after the first one, which is `image`, in the order of their markers.
+    condition: the image that `image` is generated from, such as that of the previous study.
     """
 
     key: str
@@ -41,6 +66,14 @@ class Record:
     labels: tuple[str, ...] = ()
     prompt: str = ""
     answer: str = ""
+    turns: tuple[Turn, ...] = ()
+    more_images: tuple[bytes | Path, ...] = dataclasses.field(default=(), repr=False)
+    condition: bytes | Path | None = dataclasses.field(default=None, repr=False)
+
+    @property
+    def images(self) -> tuple[bytes | Path, ...]:
+        """All images, in their order; () for a text alone."""
+        return () if self.image is None else (self.image, *self.more_images)
 
 
 @typing.runtime_checkable
@@ -73,8 +106,8 @@ class Subset:
 def report_text(record: Record) -> str:
     """The report that understanding is trained on; "" if there is none.
 
-    A conversation's answer as it is; else "FINDINGS: ... IMPRESSION: ..." when both sections are
-    there, or the only one under its own heading.
+    A conversation's (first) answer as it is; else "FINDINGS: ... IMPRESSION: ..." when both
+    sections are there, or the only one under its own heading.
     """
     if record.answer:
         return record.answer
@@ -105,8 +138,8 @@ def captions_of(record: Record) -> tuple[str, ...]:
     return next(((text,) for text in texts if text), ())
 
 
-def record_image(record: Record) -> Image.Image:
-    """The decoded picture, mode RGB.
+def record_image(record: Record, number: int = 0) -> Image.Image:
+    """A decoded image, mode RGB; `number` is its index in `record.images`.
 
     Raises:
       DataError: no image, or one that cannot be read; it names the record.
@@ -114,24 +147,57 @@ def record_image(record: Record) -> Image.Image:
     if record.image is None:
         raise DataError(f"{record.key}: expected an image, found none")
     try:
-        return load_image(record.image)
+        return load_image(record.images[number])
     except ImageError as error:
         raise DataError(f"{record.key}: {error}") from error
 
 
+def question_images(record: Record) -> list[Image.Image]:
+    """The decoded images of the record's (first) question.
+
+    Raises:
+      DataError: as `record_image`.
+    """
+    numbers = record.turns[0].images if record.turns else (0,)
+    return [record_image(record, number) for number in numbers or (0,)]
+
+
 def image_bytes(record: Record) -> bytes | None:
-    """The image file's bytes, undecoded; None for a record without an image.
+    """The (first) image file's bytes, undecoded; None for a record without an image.
 
     Raises:
       DataError: the file cannot be read.
     """
-    if not isinstance(record.image, Path):
-        return record.image
+    return None if record.image is None else _bytes_of(record.image, record.key)
+
+
+def with_image_bytes(record: Record) -> Record:
+    """The record with the bytes of all its image files, undecoded, in the place of their paths.
+
+    Raises:
+      DataError: a file cannot be read.
+    """
+    return map_images(record, lambda image: _bytes_of(image, record.key))
+
+
+def map_images(record: Record, function: Callable[[bytes | Path], bytes | Path]) -> Record:
+    """The record with `function` applied to each of its images, the condition included."""
+    first, condition, *others = (
+        None if image is None else function(image)
+        for image in (record.image, record.condition, *record.more_images)
+    )
+    more = tuple(image for image in others if image is not None)
+    return dataclasses.replace(record, image=first, condition=condition, more_images=more)
+
+
+def _bytes_of(image: bytes | Path, key: str) -> bytes:
+    if not isinstance(image, Path):
+        return image
     try:
-        return record.image.read_bytes()
+        return image.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{record.key}: {record.image}: cannot be read: {reason}") from error
+        raise DataError(f"{key}: {image}: cannot be read: {reason}") from error
 
 
 def checked_index(index: int, length: int) -> int:

@@ -6,16 +6,26 @@ all processes plan the same rows from lengths and each builds its own rows later
 
 import abc
 import dataclasses
+import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 
 from unix_jax.config import UniXConfig
 from unix_jax.data.config import DataConfig
+from unix_jax.data.mixture import MixedRecords, Part, located, part_seed
 from unix_jax.data.moments import Moments
 from unix_jax.data.pictures import vae_pixels, vit_pixels
-from unix_jax.data.records import Record, RecordSource, captions_of, instructions_for, report_text
+from unix_jax.data.records import (
+    Record,
+    RecordSource,
+    Turn,
+    captions_of,
+    instructions_for,
+    report_text,
+)
 from unix_jax.errors import UniXError
 from unix_jax.instructions import Instructions
 from unix_jax.layout import Split, TextSplit, VaeSplit, VitSplit, stream_lengths
@@ -106,16 +116,17 @@ class SampleSource(Protocol):
 
 
 class Draw(NamedTuple):
-    """Three independent uniform numbers in [0, 1)."""
+    """Independent uniform numbers in [0, 1)."""
 
     prompt: float
     caption: float
     dropout: float
+    condition: float
 
 
 def draw(seed: int, epoch: int, index: int) -> Draw:
     """The random numbers of one sample in one epoch."""
-    words = np.random.SeedSequence((seed, epoch, index)).generate_state(3, np.uint64)
+    words = np.random.SeedSequence((seed, epoch, index)).generate_state(4, np.uint64)
     # 53 bits, so that no rounding reaches 1.
     return Draw(*(float(word >> np.uint64(11)) * 2.0**-53 for word in words))
 
@@ -128,7 +139,11 @@ class RecordSamples(abc.ABC):
     """Samples of a source of records, one from each.
 
     Text lengths are measured when first asked for and remembered, a few integers a record.
+
+    uses: the fields of `Cost` that a sample may take from.
     """
+
+    uses: ClassVar[tuple[str, ...]]
 
     def __init__(
         self, records: RecordSource, tokenizer: Tokenizer, config: UniXConfig, data: DataConfig
@@ -185,7 +200,12 @@ class UnderstandingSamples(RecordSamples):
 
     The prompt is the record's own, or drawn from `data.prompts`, or, where there are none, from the
     model's instructions for the sections that the report has.
+
+    A conversation of several images or turns is [the question's ViT images and texts in their
+    order, the answer] for each turn, the loss on the answers.
     """
+
+    uses = ("und", "vit")
 
     def __init__(
         self, records: RecordSource, tokenizer: Tokenizer, config: UniXConfig, data: DataConfig
@@ -202,28 +222,117 @@ class UnderstandingSamples(RecordSamples):
             return Skip("no_text")
         if record.image is None:
             return Skip("no_image")
+        turns = record.turns or (Turn((0,), report),)
+        texts = [text for turn in turns for text in _texts(turn)]
+        fixed = sum(self._length(text) + _BOS_EOS for text in texts)
+        if _asks(record):
+            return len(record.images), fixed
         prompts = instructions_for(record, self._instructions)
         known = self._prompt_lengths
         lengths = [known[p] if p in known else self._length(p) for p in prompts]
-        return (self._length(report), *lengths)
+        return (len(record.images), fixed + _BOS_EOS, *lengths)
 
     def _cost(self, lengths: tuple[int, ...], numbers: Draw) -> Cost:
-        report, *prompts = lengths
-        prompt = prompts[_choose(numbers.prompt, len(prompts))]
+        """Of (number of images, tokens of what is always there, those of each possible prompt)."""
+        images, fixed, *prompts = lengths
+        prompt = prompts[_choose(numbers.prompt, len(prompts))] if prompts else 0
         image = self._config.vision.num_patches + _BOUNDARIES
-        return Cost(image + prompt + report + 2 * _BOS_EOS, 1, 0)
+        return Cost(images * image + fixed + prompt, images, 0)
 
     def _build(self, index: int, record: Record, numbers: Draw) -> TrainingSample:
-        prompts = instructions_for(record, self._instructions)
-        prompt = prompts[_choose(numbers.prompt, len(prompts))]
+        turns = record.turns or (Turn((0,), report_text(record)),)
+        if not _asks(record):
+            prompts = instructions_for(record, self._instructions)
+            prompt = prompts[_choose(numbers.prompt, len(prompts))]
+            turns = (Turn((*turns[0].question, prompt), turns[0].answer),)
         problems: list[str] = []
-        return TrainingSample(
-            record.key,
-            (VitSplit(), self._split(prompt), self._split(report_text(record))),
-            (False, False, True),
-            (lambda: vit_pixels(record, self._config, problems.append),),
-            problems,
-        )
+        splits, losses, images = list[Split](), list[bool](), list[LoadImage]()
+        for turn in turns:
+            for part in turn.question:
+                if isinstance(part, str):
+                    splits.append(self._split(part))
+                else:
+                    splits.append(VitSplit())
+                    images.append(
+                        functools.partial(
+                            vit_pixels, record, self._config, problems.append, number=part
+                        )
+                    )
+            splits.append(self._split(turn.answer))
+            losses += [False] * len(turn.question) + [True]
+        return TrainingSample(record.key, tuple(splits), tuple(losses), tuple(images), problems)
+
+
+def _asks(record: Record) -> bool:
+    """Whether the record has its questions' texts; an only question may consist of images."""
+    return len(record.turns) > 1 or any(turn.text for turn in record.turns)
+
+
+def _texts(turn: Turn) -> list[str]:
+    return [*(part for part in turn.question if isinstance(part, str)), turn.answer]
+
+
+class EditSamples(RecordSamples):
+    """[clean VAE image, ViT image, caption, noised VAE image], the loss on the last.
+
+    The first two are the record's condition, seen by both encoders as in inference; they are
+    dropped together, and the text by itself, so that each kind of guidance has its branch.
+    """
+
+    uses = ("und", "vit", "vae")
+
+    def __init__(
+        self, records: RecordSource, tokenizer: Tokenizer, config: UniXConfig, data: DataConfig
+    ) -> None:
+        super().__init__(records, tokenizer, config, data)
+        grid = data.latent_grid(config)
+        self._clean, self._noised = VaeSplit(*grid, noised=False), VaeSplit(*grid, noised=True)
+
+    def _measure(self, index: int, record: Record) -> tuple[int, ...] | Skip:
+        captions = _captions(record)
+        if not captions:
+            return Skip("no_text")
+        if record.image is None or record.condition is None:
+            absent = "image" if record.image is None else "condition"
+            return Skip("no_image", f"it has no {absent}")
+        return tuple(self._length(caption) for caption in captions)
+
+    def _cost(self, lengths: tuple[int, ...], numbers: Draw) -> Cost:
+        total = Cost(_BOUNDARIES, 0, 1)
+        if not self._drops_condition(numbers):
+            vit = self._config.vision.num_patches + _BOUNDARIES
+            total = total.plus(Cost(vit + _BOUNDARIES, 1, 1))
+        if not _drops_caption(numbers, self._data):
+            text = lengths[_choose(numbers.caption, len(lengths))] + _BOS_EOS
+            total = total.plus(Cost(text, 0, 0))
+        return total
+
+    def _build(self, index: int, record: Record, numbers: Draw) -> TrainingSample:
+        captions = _captions(record)
+        splits: list[Split] = [self._noised]
+        problems: list[str] = []
+        warn = problems.append
+        images: list[LoadImage] = [lambda: vae_pixels(record, self._data, warn)]
+        if not _drops_caption(numbers, self._data):
+            splits = [self._split(captions[_choose(numbers.caption, len(captions))]), *splits]
+        if not self._drops_condition(numbers):
+            shown = dataclasses.replace(record, image=record.condition)
+            splits = [self._clean, VitSplit(), *splits]
+            images = [
+                lambda: vae_pixels(shown, self._data, warn),
+                # A warning about this image has been given once.
+                lambda: vit_pixels(shown, self._config),
+                *images,
+            ]
+        losses = (False,) * (len(splits) - 1) + (True,)
+        return TrainingSample(record.key, tuple(splits), losses, tuple(images), problems)
+
+    def _drops_condition(self, numbers: Draw) -> bool:
+        return numbers.condition < self._data.condition_dropout
+
+
+def _drops_caption(numbers: Draw, data: DataConfig) -> bool:
+    return numbers.dropout < data.caption_dropout
 
 
 class GenerationSamples(RecordSamples):
@@ -231,6 +340,8 @@ class GenerationSamples(RecordSamples):
 
     `moments(index, key)` replaces the record's picture by precomputed VAE moments.
     """
+
+    uses = ("und", "vae")
 
     def __init__(
         self,
@@ -254,12 +365,12 @@ class GenerationSamples(RecordSamples):
 
     def _cost(self, lengths: tuple[int, ...], numbers: Draw) -> Cost:
         text = lengths[_choose(numbers.caption, len(lengths))] + _BOS_EOS
-        return Cost(_BOUNDARIES + (0 if self._dropped(numbers) else text), 0, 1)
+        return Cost(_BOUNDARIES + (0 if _drops_caption(numbers, self._data) else text), 0, 1)
 
     def _build(self, index: int, record: Record, numbers: Draw) -> TrainingSample:
         captions = _captions(record)
         caption = captions[_choose(numbers.caption, len(captions))]
-        texts = () if self._dropped(numbers) else (self._split(caption),)
+        texts = () if _drops_caption(numbers, self._data) else (self._split(caption),)
         problems: list[str] = []
         return TrainingSample(
             record.key,
@@ -268,9 +379,6 @@ class GenerationSamples(RecordSamples):
             (lambda: self._image(index, record, problems),),
             problems,
         )
-
-    def _dropped(self, numbers: Draw) -> bool:
-        return numbers.dropout < self._data.caption_dropout
 
     def _image(self, index: int, record: Record, problems: list[str]) -> np.ndarray:
         if self._moments is not None:
@@ -288,18 +396,74 @@ def record_samples(
     config: UniXConfig,
     data: DataConfig,
     vae_params: Mapping[str, Any] | None = None,
-) -> RecordSamples:
-    """The samples of `data.task`, with the moments of `data.moments` if that is set.
+) -> "RecordSamples | MixedSamples":
+    """The samples of the task, or of all parts with theirs, with the moments of `data.moments`.
 
     Args:
+      records: what `open_mixture` opened for `data.source`.
       vae_params: the autoencoder's weights; given, the moments must be of them.
 
     Raises:
       DataError: the moments cannot be read, or are of something else.
     """
-    if data.task == "understanding":
-        return UnderstandingSamples(records, tokenizer, config, data)
-    moments = None
-    if data.moments is not None:
-        moments = Moments(data.moments, len(records), config, data, vae_params)
-    return GenerationSamples(records, tokenizer, config, data, moments)
+
+    def of_task(records: RecordSource, data: DataConfig) -> RecordSamples:
+        if data.task == "understanding":
+            return UnderstandingSamples(records, tokenizer, config, data)
+        if data.task == "edit":
+            return EditSamples(records, tokenizer, config, data)
+        moments = None
+        if data.moments is not None:
+            moments = Moments(data.moments, len(records), config, data, vae_params)
+        return GenerationSamples(records, tokenizer, config, data, moments)
+
+    if not isinstance(records, MixedRecords):
+        return of_task(records, dataclasses.replace(data, task=data.parts[0].task))
+    return MixedSamples(
+        records.parts,
+        [
+            of_task(source, _data_of_part(data, part, number))
+            for number, (part, source) in enumerate(
+                zip(records.parts, records.sources, strict=True)
+            )
+        ],
+    )
+
+
+def _data_of_part(data: DataConfig, part: Part, number: int) -> DataConfig:
+    return dataclasses.replace(
+        data,
+        source=part.spec,
+        task=part.task,
+        seed=part_seed(data.seed, number),
+        moments=None if part.task == "understanding" else data.moments,
+    )
+
+
+class MixedSamples:
+    """The samples of all parts of a mixture: indices count through the parts one after the other.
+
+    What is due when is planned by `unix_jax.data.packing`.
+    """
+
+    def __init__(self, parts: Sequence[Part], samples: Sequence[RecordSamples]) -> None:
+        self.parts, self.samples = tuple(parts), tuple(samples)
+        self._ends = list(itertools.accumulate(len(s) for s in samples))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def cost(self, index: int, epoch: int) -> Cost | Skip:
+        """See `SampleSource`; the epoch is that of the part."""
+        part, inner = located(self._ends, index)
+        return self.samples[part].cost(inner, epoch)
+
+    def key(self, index: int) -> str:
+        """The record's key, with the number of its source from 1."""
+        part, inner = located(self._ends, index)
+        return f"source {part + 1}: {self.samples[part].key(inner)}"
+
+    def build(self, index: int, epoch: int) -> TrainingSample:
+        """See `SampleSource`."""
+        part, inner = located(self._ends, index)
+        return self.samples[part].build(inner, epoch)

@@ -146,8 +146,15 @@ def to_example(record: Record) -> dict[str, Any]:
     """The features of a record.
 
     Raises:
-      DataError: the image file cannot be read.
+      DataError: the image file cannot be read, or there are more images or turns than one.
     """
+    if record.turns or record.more_images or record.condition is not None:
+        raise DataError(
+            f"{record.key}: expected one image with one question and answer for the format tfds, "
+            f"found {len(record.images)} images, {max(len(record.turns), 1)} turns and "
+            f"{'a' if record.condition is not None else 'no'} condition; the format array_record "
+            "has all of them"
+        )
     values: dict[str, Any] = {name: getattr(record, name) for name in TEXTS}
     values |= {name: list(getattr(record, name)) for name in LISTS}
     return values | {"image": image_bytes(record) or b""}

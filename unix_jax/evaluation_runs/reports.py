@@ -9,7 +9,13 @@ from typing import Any
 
 from PIL import Image
 
-from unix_jax.data.records import RecordSource, instructions_for, record_image, report_text
+from unix_jax.data.records import (
+    RecordSource,
+    instructions_for,
+    question_images,
+    record_image,
+    report_text,
+)
 from unix_jax.errors import ImageWarning, UniXError
 from unix_jax.evaluation_runs import original_tables, paper
 from unix_jax.evaluation_runs.html_report import Case, reports_page
@@ -39,7 +45,7 @@ class ReportSettings:
 
 @dataclasses.dataclass(frozen=True)
 class _Question:
-    image: Image.Image
+    images: list[Image.Image]
     prompt: str
     reference: str
     warning: str
@@ -58,7 +64,8 @@ def write_reports(
     """Writes a report for each record into the journals of `out`, beside the record's own.
 
     A record without an image, or whose image is broken, is recorded as failed. One without a
-    report is described all the same; there is nothing to score. One whose image shows next to
+    report is described all the same; there is nothing to score. Of a conversation of several turns
+    the first question is asked, with its images. A record whose image shows next to
     nothing (`gray_levels`) is described and scored, and its entry has a `warning`.
 
     Raises:
@@ -68,9 +75,9 @@ def write_reports(
     def prepare(index: int) -> tuple[str, _Question]:
         record = source[index]
         prompt = settings.prompt or instructions_for(record, pipe.config.asked)[0]
-        image = record_image(record)
-        warning = gray_level_problem(image)
-        return record.key, _Question(image, prompt, report_text(record), warning)
+        images = question_images(record)
+        warning = next(filter(None, map(gray_level_problem, images)), "")
+        return record.key, _Question(images, prompt, report_text(record), warning)
 
     def compute(ready: Sequence[Ready[_Question]], rows: int) -> list[dict[str, Any]]:
         questions = padded([item.input for item in ready], rows)
@@ -78,7 +85,7 @@ def write_reports(
             # They are in the journal, with the record's key.
             warnings.simplefilter("ignore", ImageWarning)
             reports = pipe.generate_report(
-                [question.image for question in questions],
+                [question.images for question in questions],
                 [question.prompt for question in questions],
                 settings.max_new_tokens,
             )

@@ -20,6 +20,7 @@ from unix_jax.images import ImageSource, load_image
 from unix_jax.storage import local_path
 
 Images = ImageSource | Iterable[ImageSource]
+ImageRows = Images | Iterable[ImageSource | Sequence[ImageSource]]
 Prompts = str | Iterable[str] | Iterable[int] | Iterable[Sequence[int]]
 
 _CHANNELS = (1, 3, 4)
@@ -64,6 +65,28 @@ def image_list(images: Images) -> list[Image.Image]:
     if not sources:
         raise PromptError("images: expected at least one, found none")
     return [_load(source, f"images[{i}]") for i, source in enumerate(sources)]
+
+
+def image_rows(images: ImageRows) -> list[list[Image.Image]]:
+    """Loaded images of each row: as `image_list`, where a list or tuple among several is one row.
+
+    Raises:
+      ImageError, PromptError: as `image_list`, or a row without images.
+    """
+    if _is_single(images) or _is_array(images):
+        return [[image] for image in image_list(images)]  # type: ignore[arg-type]
+    rows = _items(images, "images", _IMAGES)
+    if not rows:
+        raise PromptError("images: expected at least one, found none")
+    return [_image_row(row, f"images[{i}]") for i, row in enumerate(rows)]
+
+
+def _image_row(row: Any, argument: str) -> list[Image.Image]:
+    if not isinstance(row, list | tuple):
+        return [_load(row, argument)]
+    if not row:
+        raise PromptError(f"{argument}: expected at least one image, found none")
+    return [_load(source, f"{argument}[{i}]") for i, source in enumerate(row)]
 
 
 def _is_single(images: Any) -> bool:

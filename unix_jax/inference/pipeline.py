@@ -21,7 +21,7 @@ from unix_jax.config import UniXConfig
 from unix_jax.errors import PromptError
 from unix_jax.inference.compilation import enable_compilation_cache
 from unix_jax.inference.drawing import ImageSettings, decode_latents, draw_latents, latent_size
-from unix_jax.inference.inputs import Images, Prompts, choice, require, whole
+from unix_jax.inference.inputs import ImageRows, Images, Prompts, choice, require, whole
 from unix_jax.inference.loaded import LoadedModel
 from unix_jax.inference.reports import decode_reports, last_rows, stream_text
 from unix_jax.inference.sampling import Renorm
@@ -181,7 +181,7 @@ class UniXPipeline:
 
     def generate_report(
         self,
-        images: Images,
+        images: ImageRows,
         prompts: Prompts | None = None,
         max_new_tokens: int = 500,
         temperature: float = 0.0,
@@ -189,15 +189,16 @@ class UniXPipeline:
         seed: int | Sequence[int] = 0,
         resize: Resize = "letterbox",
     ) -> list[str]:
-        """Writes one report for each image.
+        """Writes one report for each image, or for each list of images.
 
         Args:
           images: one image, or an iterable of several: paths, bytes of files, PIL images, arrays
             or tensors. An array of up to three dimensions is one image, [H, W], [H, W, C] or
             [C, H, W]; one of four dimensions is a batch, [B, H, W, C] or [B, C, H, W], as in
-            diffusers. uint8, uint16, or floats in [0, 1].
+            diffusers. uint8, uint16, or floats in [0, 1]. A list or tuple among several images
+            has those of one report, such as frontal and lateral: [[a, b], c] gives two reports.
           prompts: None (the model's own default, see `UniXConfig.instructions`), one for all, or
-            one for each image; strings or ids, in any iterable.
+            one for each report; strings or ids, in any iterable.
           max_new_tokens: largest number of new tokens.
           temperature: 0 decodes greedily.
           top_p: mass of the nucleus that is sampled from, in (0, 1].
@@ -221,7 +222,7 @@ class UniXPipeline:
 
     def generate_report_ids(
         self,
-        images: Images,
+        images: ImageRows,
         prompts: Prompts | None = None,
         max_new_tokens: int = 500,
         temperature: float = 0.0,
@@ -237,7 +238,7 @@ class UniXPipeline:
 
     def stream_report(
         self,
-        images: Images,
+        images: ImageRows,
         prompts: Prompts | None = None,
         max_new_tokens: int = 500,
         temperature: float = 0.0,

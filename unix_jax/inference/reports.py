@@ -1,6 +1,6 @@
 """From pictures and prompts to the tokens of reports, a row each.
 
-Letters: B rows, M tokens so far.
+Letters: B rows, M tokens so far; pixels are [B, images of a row, H, W, 3].
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,10 +14,10 @@ from unix_jax.inference import decoding
 from unix_jax.inference.context import as_batch, bucket, finite_rows, prefill, require_finite
 from unix_jax.inference.inputs import (
     TINY,
-    Images,
+    ImageRows,
     Prompts,
     choice,
-    image_list,
+    image_rows,
     number,
     row_keys,
     whole,
@@ -32,7 +32,7 @@ States = Iterator[tuple[int, np.ndarray]]
 
 def decode_reports(
     loaded: LoadedModel,
-    images: Images,
+    images: ImageRows,
     prompts: Prompts | None,
     max_new_tokens: int,
     temperature: float,
@@ -58,21 +58,29 @@ def decode_reports(
     temperature = number("temperature", temperature, "a finite number of at least 0", 0)
     top_p = number("top_p", top_p, "a number in (0, 1]", TINY, 1)
     choice("resize", resize, RESIZES)
-    pictures = image_list(images)
+    pictures = image_rows(images)
     rows = len(pictures)
-    longest = positions - max_new_tokens - 2
+    most_images = max(len(row) for row in pictures)
+    # An image takes one position, and the report's bos another.
+    longest = positions - max_new_tokens - 1 - most_images
     texts = loaded.encode_prompts(
         config.asked.default if prompts is None else prompts, rows, longest
     )
     keys = row_keys(seed, rows)
     side = config.vision.image_size
-    pixels = np.stack([to_model_image(p, side, resize) for p in pictures])
-    return _decode(loaded, texts, keys, pixels, max_new_tokens, temperature, top_p, stride)
+    # Rows of fewer images have zeros that no token refers to.
+    pixels = np.zeros((rows, most_images, side, side, 3), np.float32)
+    for row, found in enumerate(pictures):
+        for i, picture in enumerate(found):
+            pixels[row, i] = to_model_image(picture, side, resize)
+    counts = [len(found) for found in pictures]
+    return _decode(loaded, texts, counts, keys, pixels, max_new_tokens, temperature, top_p, stride)
 
 
 def _decode(
     loaded: LoadedModel,
     texts: list[list[int]],
+    counts: list[int],
     keys: Any,
     pixels: np.ndarray,
     max_new_tokens: int,
@@ -81,13 +89,16 @@ def _decode(
     stride: int | None,
 ) -> States:
     config, rows = loaded.config, len(texts)
-    texts, keys, pixels = loaded.whole_shards(texts, keys, pixels)
-    samples: list[list[list[Split]]] = [[[VitSplit(), TextSplit(ids)]] for ids in texts]
+    texts, counts, keys, pixels = loaded.whole_shards(texts, counts, keys, pixels)
+    samples: list[list[list[Split]]] = [
+        [[*(VitSplit() for _ in range(count)), TextSplit(ids)]]
+        for ids, count in zip(texts, counts, strict=True)
+    ]
     length = bucket(max(stream_lengths(row, config)[0] for row in samples))
     layout = lay_out(samples, config, und_length=length)
     buffer = -(-max_new_tokens // 64) * 64
     with sharding.use_mesh(loaded.mesh):
-        batch = loaded.place(as_batch(layout, pixels[:, None]))  # type: ignore[arg-type]
+        batch = loaded.place(as_batch(layout, pixels))  # type: ignore[arg-type]
         cache, _ = prefill(loaded.model, loaded.params, batch, bucket(length + 1))
         context_finite = finite_rows(cache)
         special = config.special_tokens

@@ -16,6 +16,7 @@ import tyro
 from unix_jax.commands.options import LocalPath
 from unix_jax.config import PRESETS
 from unix_jax.data.config import DataConfig
+from unix_jax.data.mixture import TASKS, Task, parse_mixture
 from unix_jax.errors import ConfigError
 from unix_jax.models.attention import Implementation
 from unix_jax.models.remat import RematPolicy
@@ -26,10 +27,16 @@ from unix_jax.training.losses import LossConfig
 from unix_jax.training.optimizer import OptimizerConfig
 from unix_jax.training.repa import RepaConfig
 
-Stage = Literal["understanding", "generation", "autoencoder"]
+Stage = Literal["understanding", "generation", "joint", "autoencoder"]
 Precision = Literal["auto", "bfloat16", "float32"]
 Weights = Literal["raw", "average"]
 DEFAULT_EMA_DECAY = 0.9999
+_STAGE_TASKS: dict[Stage, tuple[Task, ...]] = {
+    "understanding": ("understanding",),
+    "generation": ("generation", "edit"),
+    "joint": TASKS,
+    "autoencoder": ("generation",),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +126,7 @@ class TrainConfig:
     """One run. Steps are optimiser steps."""
 
     stage: Stage
-    """What is trained."""
+    """What is trained: one stream, both of them (joint), or the autoencoder."""
     data: DataConfig
     """Samples and rows; its seed is the run's."""
     total_steps: int
@@ -181,6 +188,12 @@ class TrainConfig:
                 local_path(path, name)
         if self.validation.source is not None:
             source_text(self.validation.source, "validation.source")
+            parts = parse_mixture(self.validation.source, self.data.task, "validation.source")
+            for task in {part.task for part in parts} - set(_STAGE_TASKS[self.stage]):
+                raise ConfigError(
+                    f"validation.source: expected a task of the stage {self.stage} "
+                    f"({', '.join(_STAGE_TASKS[self.stage])}), found {task}"
+                )
         for field in ("total_steps", "accumulation", "checkpoint_every", "log_every"):
             require(getattr(self, field) >= 1, field, "at least 1")
         for field in ("validate_every", "preview_every"):
@@ -199,11 +212,7 @@ class TrainConfig:
             raise ConfigError(
                 f"model.preset: expected one of {sorted(PRESETS)}, found {self.model.preset!r}"
             )
-        task = "understanding" if self.stage == "understanding" else "generation"
-        if self.data.task != task:
-            raise ConfigError(
-                f"data.task: expected {task!r} for the stage {self.stage}, found {self.data.task!r}"
-            )
+        self._check_tasks()
         if self.stage == "autoencoder" and self.data.vae_images != 1:
             raise ConfigError(
                 "data.vae_images: expected 1 for the stage autoencoder, whose rows are images, "
@@ -215,10 +224,34 @@ class TrainConfig:
                 f"losses.repa_weight is {self.losses.repa_weight}; found none"
             )
 
+    def _check_tasks(self) -> None:
+        """Raises ConfigError for data that the stage does not train on."""
+        tasks = self.data.tasks
+        found = tasks[0] if len(tasks) == 1 else list(tasks)
+        if self.stage == "joint":
+            if "understanding" not in tasks or len(tasks) < 2:
+                raise ConfigError(
+                    "data.source: expected parts of the task understanding and of generation or "
+                    "edit for the stage joint, as in understanding:KIND:PATH + "
+                    f"generation:KIND:PATH, found {found!r}"
+                )
+            return
+        known = _STAGE_TASKS[self.stage]
+        if any(task not in known for task in tasks):
+            expected = " or ".join(map(repr, known))
+            raise ConfigError(
+                f"data.task: expected {expected} for the stage {self.stage}, found {found!r}"
+            )
+        if self.stage == "autoencoder" and len(self.data.parts) > 1:
+            raise ConfigError(
+                "data.source: expected one source for the stage autoencoder, "
+                f"found a mixture of {len(self.data.parts)}"
+            )
+
     @property
     def uses_repa(self) -> bool:
         """Whether latents are aligned with a frozen encoder."""
-        return self.stage == "generation" and self.losses.repa_weight > 0
+        return self.stage in ("generation", "joint") and self.losses.repa_weight > 0
 
     @property
     def average_decay(self) -> float | None:

@@ -21,7 +21,8 @@ from unix_jax.config import UniXConfig
 from unix_jax.data.batch import TrainingBatch
 from unix_jax.data.collate import LoadedSample, collate
 from unix_jax.data.config import DataConfig
-from unix_jax.data.samples import TrainingSample
+from unix_jax.data.mixture import Task
+from unix_jax.data.samples import Cost, TrainingSample
 from unix_jax.errors import ConfigError
 from unix_jax.layout import Split, TextSplit, VaeSplit, VitSplit, stream_lengths
 from unix_jax.models.dinov2 import Dinov2Config
@@ -195,7 +196,7 @@ def compile_step(
         model_config,
         mesh,
         # Validation encodes images also where the run reads moments.
-        has_autoencoder=config.stage == "generation"
+        has_autoencoder=config.stage in ("generation", "joint")
         and (config.data.moments is None or config.validate_every > 0),
         encoder_config=encoder_config,
     )
@@ -285,36 +286,72 @@ def _device_bytes(batch: TrainingBatch) -> int:
 
 
 def full_row(data: DataConfig, config: UniXConfig) -> TrainingBatch:
-    """A batch of one row that is as full as a row can be: its images with equal texts.
+    """A batch of one row that is as full as a row can be: samples of all tasks in turn, as many as
+    their images allow, with equal texts.
 
     Raises:
-      ConfigError: a row does not hold one image.
+      ConfigError: a row does not hold one sample.
     """
-    image: Split
-    if data.task == "understanding":
-        image, count = VitSplit(), data.vit_images
-        pixels = (config.vision.image_size, config.vision.image_size, 3)
-    else:
-        image, count = VaeSplit(*data.latent_grid(config), noised=True), data.vae_images
-        pixels = (data.vae_height, data.vae_width, 3)
-        if data.moments is not None:
-            side = config.vae.downsample
-            pixels = (data.vae_height // side, data.vae_width // side, 2 * config.vae.embed_dim)
-    taken, _ = stream_lengths([[image]], config)
-    count = min(count, data.und_tokens // taken)
-    if count < 1:
+    capacity = Cost(data.und_tokens, data.vit_images, data.vae_images)
+    shapes = {task: _image_splits(task, data, config) for task in data.tasks}
+    costs = {task: _cost([*before, *after], config) for task, (before, after) in shapes.items()}
+    chosen: list[Task] = []
+    room = capacity
+    while fitting := [task for task in data.tasks if costs[task].fits(room)]:
+        # The one that has had the fewest.
+        task = min(fitting, key=chosen.count)
+        chosen.append(task)
+        room = room.minus(costs[task])
+    if not chosen:
+        taken = min(cost.und for cost in costs.values())
         raise ConfigError(
-            f"data.und_tokens: expected at least {taken}, which an image takes, "
+            f"data.und_tokens: expected at least {taken}, which the images of a sample take, "
             f"found {data.und_tokens}"
         )
-    text = TextSplit([0] * (data.und_tokens // count - taken))
-    splits: tuple[Split, ...] = (image, text) if data.task == "understanding" else (text, image)
-    if not text.ids:
-        splits = (image,)
-    losses = tuple((split is image) == (data.task == "generation") for split in splits)
-    blank = np.zeros(pixels, np.float32)
-    sample = TrainingSample("", splits, losses, (lambda: blank,))
-    return collate([[LoadedSample(sample, (blank,))] * count], config, data)
+    text = [TextSplit([0] * (room.und // len(chosen)))] if room.und >= len(chosen) else []
+    row = []
+    for task in chosen:
+        before, after = shapes[task]
+        splits = (*before, *text, *after)
+        losses = tuple(_has_loss(split, task) for split in splits)
+        images = [_blank(split, data, config) for split in (*before, *after)]
+        # The arrays are at hand: the loaders are not called.
+        sample = TrainingSample("", splits, losses, (lambda: np.empty(0),) * len(images))
+        row.append(LoadedSample(sample, tuple(images)))
+    return collate([row], config, data)
+
+
+def _image_splits(
+    task: Task, data: DataConfig, config: UniXConfig
+) -> tuple[list[Split], list[Split]]:
+    """The image splits of a sample before and after its text."""
+    if task == "understanding":
+        return [VitSplit()], []
+    grid = data.latent_grid(config)
+    condition: list[Split] = [VaeSplit(*grid, noised=False), VitSplit()]
+    return condition if task == "edit" else [], [VaeSplit(*grid, noised=True)]
+
+
+def _cost(splits: list[Split], config: UniXConfig) -> Cost:
+    vit = sum(isinstance(split, VitSplit) for split in splits)
+    return Cost(stream_lengths([splits], config)[0], vit, len(splits) - vit)
+
+
+def _has_loss(split: Split, task: Task) -> bool:
+    if task == "understanding":
+        return isinstance(split, TextSplit)
+    return isinstance(split, VaeSplit) and split.noised
+
+
+def _blank(split: Split, data: DataConfig, config: UniXConfig) -> np.ndarray:
+    """An image of zeros in the shape that the split's loader returns."""
+    if isinstance(split, VitSplit):
+        return np.zeros((config.vision.image_size, config.vision.image_size, 3), np.float32)
+    if data.moments is None:
+        return np.zeros((data.vae_height, data.vae_width, 3), np.float32)
+    side = config.vae.downsample
+    shape = (data.vae_height // side, data.vae_width // side, 2 * config.vae.embed_dim)
+    return np.zeros(shape, np.float32)
 
 
 def _gib(size: float) -> str:

@@ -14,9 +14,10 @@ from unix_jax.data.batch import TrainingBatch
 from unix_jax.data.config import DataConfig
 from unix_jax.data.fingerprint import difference, fingerprint
 from unix_jax.data.loader import BatchInfo, Loader
+from unix_jax.data.mixture import Task, open_mixture, source_parts
 from unix_jax.data.records import Record, RecordSource, captions_of, report_text
 from unix_jax.data.samples import record_samples
-from unix_jax.data.sources import open_source, overlap
+from unix_jax.data.sources import overlap
 from unix_jax.errors import DataError, UniXError
 from unix_jax.text import Tokenizer
 from unix_jax.training.config import TrainConfig
@@ -49,14 +50,20 @@ def open_records(config: TrainConfig) -> Opened:
       DataError: a source that cannot be opened, or that has no records of its split.
     """
     data = training_data(config)
-    training = open_source(data.source, data.split)
+    training = _open(data)
     if not (config.validate_every or config.preview_every):
         return Opened(training, None, "")
     other = validation_data(config)
-    held_out = open_source(other.source, other.split)
-    if not overlap(data.source, data.split, training, other.source, other.split):
+    held_out = _open(other)
+    shared = [
+        source
+        for part, source in source_parts(training, data.source, data.task)
+        for held in other.parts
+        if overlap(part.spec, data.split, source, held.spec, other.split)
+    ]
+    if not shared:
         return Opened(training, held_out, "")
-    why = "the source has no splits" if getattr(training, "unsplit", False) else (
+    why = "the source has no splits" if getattr(shared[0], "unsplit", False) else (
         f"data.split is {data.split!r} and validation.split {other.split!r}"
     )  # fmt: skip
     return Opened(
@@ -65,6 +72,10 @@ def open_records(config: TrainConfig) -> Opened:
         f"the run validates on records that it trains on: {why}; set validation.source or "
         "validation.split",
     )
+
+
+def _open(data: DataConfig) -> RecordSource:
+    return open_mixture(data.source, data.split, data.task)
 
 
 class Feed:
@@ -98,9 +109,7 @@ class Feed:
         self._mesh, self._rows = mesh, data.rows
         self._share = row_share(mesh, data.rows)
         share = self._share[1] - self._share[0]
-        self.records: RecordSource = (
-            open_source(data.source, data.split) if records is None else records
-        )
+        self.records: RecordSource = _open(data) if records is None else records
         self._loader = Loader(
             record_samples(self.records, tokenizer, model_config, data, _comparable(vae_params)),
             model_config,
@@ -197,6 +206,26 @@ def validation_data(config: TrainConfig) -> DataConfig:
     )
 
 
+def describe_sources(records: RecordSource, data: DataConfig) -> list[str]:
+    """A line for each part of a mixture, numbered as in `metrics.jsonl`; none for one source."""
+    if len(data.parts) == 1:
+        return []
+    return [
+        f"source {number}: {part.weight:.1%} of the samples, {part.task}, {part.spec}, "
+        f"{len(source)} records"
+        for number, (part, source) in enumerate(source_parts(records, data.source, data.task), 1)
+    ]
+
+
+def source_counts(info: BatchInfo) -> dict[str, float]:
+    """`source_N_samples`, `source_N_epoch` and `source_N_skipped` of each part of a mixture."""
+    return {
+        f"source_{number}_{name}": value
+        for number, count in enumerate(info.sources, 1)
+        for name, value in count._asdict().items()
+    }
+
+
 @dataclasses.dataclass(frozen=True)
 class ValidationBatches:
     """Batches that wait in the memory of the host; iterating places one at a time."""
@@ -234,16 +263,22 @@ def _left_out(name: str, info: BatchInfo, records: int) -> list[str]:
     return [*skipped.add(info), *skipped.summary(records)]
 
 
-def preview_records(records: RecordSource, config: TrainConfig) -> list[Record]:
-    """The first held-out records that have an image and a text."""
-    found = []
-    for index in range(len(records)):
-        try:
-            record = records[index]
-        except UniXError:
-            continue
-        if record.image is not None and (report_text(record) or captions_of(record)):
-            found.append(record)
-        if len(found) == config.previews.count:
-            break
-    return found
+def preview_records(records: RecordSource, config: TrainConfig) -> dict[Task, list[Record]]:
+    """For each task the first held-out records of its parts that have what it needs: an image and a
+    text, and for the task edit a condition. A task without such records is absent.
+    """
+    data, found = validation_data(config), dict[Task, list[Record]]()
+    for part, source in source_parts(records, data.source, data.task):
+        chosen = found.setdefault(part.task, [])
+        for index in range(len(source)):
+            if len(chosen) == config.previews.count:
+                break
+            try:
+                record = source[index]
+            except UniXError:
+                continue
+            has_text = report_text(record) or captions_of(record)
+            has_condition = part.task != "edit" or record.condition is not None
+            if record.image is not None and has_text and has_condition:
+                chosen.append(record)
+    return {task: chosen for task, chosen in found.items() if chosen}

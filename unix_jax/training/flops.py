@@ -39,7 +39,7 @@ PEAK_FLOPS = {
     "NVIDIA L4": 121e12,
 }
 
-Trained = Literal["understanding", "generation"]
+Trained = Literal["understanding", "generation", "all"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,25 +99,29 @@ def step_flops(
 
     Args:
       stage: `understanding` trains the ViT, connector and und stream, `generation` the gen stream,
-        with the und stream and the autoencoder run forward only.
+        with the ViT, the und stream and the autoencoder run forward only; `all` trains both
+        streams.
       weights_frozen: LoRA: gradients pass through the decoder, its own weights have none.
     """
     per_token, pair = _layer_flops(config)
     layers, width = config.decoder.num_layers, config.decoder.hidden_size
     passed = 2 if weights_frozen else 3
     head = 2 * width * config.decoder.vocab_size * counts.text_losses
+    vit = counts.vit_images * _vit_flops(config)
+    und_trained = stage != "generation"
+    und_passes, head_passes = (passed, passed) if und_trained else (1, 1)
+    und = counts.und_tokens * per_token * und_passes
+    und += counts.und_pairs * pair * (3 if und_trained else 1)
+    images = vit * (3 if und_trained and not weights_frozen else 1)
     if stage == "understanding":
-        decoder = counts.und_tokens * per_token * passed + counts.und_pairs * pair * 3
-        images = counts.vit_images * _vit_flops(config) * (1 if weights_frozen else 3)
-        return layers * decoder + head * passed + images
-    und = counts.und_tokens * per_token + counts.und_pairs * pair
+        return layers * und + head * head_passes + images
     # Of the backward's four products, those that give the gradients of keys and values reach the
-    # keys of the gen stream only.
+    # keys of the gen stream only where the und stream is frozen.
     gen = counts.gen_tokens * per_token * passed
-    gen += (counts.gen_und_pairs * 2 + counts.gen_gen_pairs * 3) * pair
+    gen += (counts.gen_und_pairs * (3 if und_trained else 2) + counts.gen_gen_pairs * 3) * pair
     latents = counts.gen_tokens * 2 * 2 * width * config.latent_channels * 3
     encoder = counts.vae_images * encoder_flops(config.vae, counts.vae_size)
-    return layers * (und + gen) + head + latents + encoder
+    return layers * (und + gen) + head * head_passes + images + latents + encoder
 
 
 def _layer_flops(config: UniXConfig) -> tuple[int, int]:

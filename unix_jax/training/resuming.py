@@ -45,7 +45,7 @@ _FIELDS: dict[Rule, tuple[str, ...]] = {
         "losses.ce_weight", "losses.mse_weight",
         "autoencoder.kl_weight", "autoencoder.perceptual_weight", "autoencoder.crop",
         "autoencoder.crop_steps", "export",
-        "data.source", "data.split", "data.caption_dropout", "data.rows",
+        "data.source", "data.split", "data.caption_dropout", "data.condition_dropout", "data.rows",
         "data.und_tokens", "data.vit_images", "data.vae_images", "data.vae_height",
         "data.vae_width", "data.vae_padding", "data.moments", "data.ce_weighting", "data.shuffle",
         "data.epochs", "data.open_rows",

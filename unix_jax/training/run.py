@@ -5,7 +5,7 @@ Letters: B rows, J VAE images of a row, H W pixels.
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -110,8 +110,10 @@ def _unix_run(
     has_autoencoder: bool,
     encoder_config: Dinov2Config | None,
 ) -> Run:
-    stage = config.stage
-    assert stage != "autoencoder"
+    assert config.stage != "autoencoder"
+    stage: Literal["understanding", "generation", "all"] = (
+        "all" if config.stage == "joint" else config.stage
+    )
     dtype = compute_dtype(config.model.dtype, mesh)
     _check_attention(config.model.attention, model_config, mesh, dtype)
     model = UniX(

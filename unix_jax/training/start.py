@@ -88,9 +88,10 @@ def find_origin(
     if config.init is not None:
         init = resolve_checkpoint(config.init)
         model_config, has_autoencoder = load_config(init)
-    if config.stage == "generation" and config.data.moments is None and not has_autoencoder:
+    draws = config.stage in ("generation", "joint")
+    if draws and config.data.moments is None and not has_autoencoder:
         raise ConfigError(
-            f"init: expected a checkpoint with an autoencoder for the stage generation, "
+            f"init: expected a checkpoint with an autoencoder for the stage {config.stage}, "
             f"found {config.init or 'none'}; train one with configs/nano_autoencoder.py, or set "
             "data.moments"
         )
@@ -113,7 +114,7 @@ def with_instructions(model_config: UniXConfig, stage: str, prompts: tuple[str, 
 
     Only reports are asked for: other stages leave the model's own as they are.
     """
-    if stage != "understanding":
+    if stage not in ("understanding", "joint"):
         return model_config
     asked = Instructions.same(prompts) if prompts else model_config.asked
     return dataclasses.replace(model_config, instructions=asked)

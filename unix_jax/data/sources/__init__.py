@@ -4,7 +4,8 @@
     csv:FILE?images=DIR&image=COLUMN    CSV or JSON lines, and image folders of Hugging Face
     conversations:FILE?images=DIR       questions and answers, JSON lines or a JSON list
     parquet:DIR_OR_FILE_OR_GLOB         `image` and `captions`
-    mimic:DIR?reports=WHERE&views=PA,AP MIMIC-CXR-JPG as published
+    mimic:DIR?reports=WHERE&views=PA,AP MIMIC-CXR-JPG as published; with pairs=previous images that
+                                        follow an earlier study of their patient
     array_record:DIR                    what `python -m unix_jax.data write` wrote
     tfds:NAME?data_dir=DIR              a tensorflow-datasets data set of `UnixRecords`
 
@@ -28,11 +29,13 @@ _OPTIONS = {
     "csv": {"images", *_CSV_COLUMNS},
     "conversations": {"images"},
     "parquet": {"images"},
-    "mimic": {"images", "reports", "views"},
+    "mimic": {"images", "reports", "views", "pairs"},
     "array_record": set(),
     "tfds": {"data_dir"},
 }
 
+# How a part of a mixture (`unix_jax.data.mixture`) begins that is no source by itself.
+_PART = re.compile(r"[^\s:*]*\s*\*|(?:understanding|generation|edit):")
 # A glob pattern may hold "?" too: only one that begins a list of options separates them.
 _SPEC = re.compile(r"(?P<kind>\w+):(?P<path>.+?)(?:\?(?P<options>\w+=.*))?", re.DOTALL)
 
@@ -77,7 +80,10 @@ def open_source(
 
         asked = (view.strip() for view in options.get("views", "").split(","))
         views = tuple(view for view in asked if view)
-        return MimicSource(path, split, images, options.get("reports"), views)
+        pairs = options.get("pairs", "")
+        if pairs not in ("", "previous"):
+            raise DataError(f"source {spec!r}: pairs: expected previous, found {pairs!r}")
+        return MimicSource(path, split, images, options.get("reports"), views, bool(pairs))
     if kind == "array_record":
         from unix_jax.data.array_records import ArrayRecordSource
 
@@ -98,6 +104,7 @@ def parse_spec(spec: str) -> tuple[str, str, dict[str, str]]:
     if match is None or match["kind"] not in _OPTIONS:
         raise DataError(
             f"source: expected KIND:PATH with KIND one of {', '.join(_OPTIONS)}, found {spec!r}"
+            + ("; weights and tasks are for data.source of training" if _PART.match(spec) else "")
         )
     known = _OPTIONS[match["kind"]]
     options = {}

@@ -1,4 +1,4 @@
-"""`conversations:FILE?images=DIR`: an image with one question and one answer per row.
+"""`conversations:FILE?images=DIR`: images with questions and answers, a conversation per row.
 
     {"id": "1", "image": "a.jpg", "conversations": [
         {"from": "human", "value": "<image>\\nWrite the report."},
@@ -8,9 +8,10 @@ FILE holds one such object per line, or is a JSON list of them (.json). The orig
 `test_data.json` spells the same with `images` (a list) and `messages` of `role` and `content`; both
 spellings are read in both files.
 
-The image is a path relative to `images` (FILE's directory unless given). The marker `<image>` says
-that the image belongs to the question; it is taken out, and the image always comes first. A row of
-several images or turns is an error of that row: a record has one of each.
+Images are paths relative to `images` (FILE's directory unless given), a path or a list of paths.
+The marker `<image>` in a question says where an image belongs, and there is one for each image, in
+order. It is taken out. A question's only image comes before its text; of several, each stays where
+its marker is. Questions and answers alternate; what is learned are the answers.
 """
 
 import re
@@ -18,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from unix_jax.data.records import Record
+from unix_jax.data.records import Record, Turn
 from unix_jax.data.report_sections import split_report
 from unix_jax.data.sources.fields import image_path, report_fields, text_field
 from unix_jax.data.sources.lines import JsonLines
@@ -53,41 +54,41 @@ class ConversationsSource:
                 yield self._lines.key(index)
 
     def _key(self, index: int, row: dict[str, Any], where: str) -> str:
-        image = _image(row, where)
-        name = text_field(row, "id", where) or ("" if image is None else str(image))
-        return name or self._lines.key(index)
+        images = _images(row, where)
+        return text_field(row, "id", where) or (
+            str(images[0]) if images else self._lines.key(index)
+        )
 
     def __getitem__(self, index: int) -> Record:
         row, where = self._lines.row(index)
-        image = _image(row, where)
-        question, answer = _turns(row, where)
-        prompt = _without_marker(question, 0 if image is None else 1, where)
-        findings, impression = split_report(answer)
+        images = [image_path(image, self._root, where) for image in _images(row, where)]
+        turns = _turns(row, len(images), where)
+        first = turns[0]
+        findings, impression = split_report(first.answer)
         fields = report_fields(row, where)
         fields["findings"] = fields["findings"] or findings
         fields["impression"] = fields["impression"] or impression
         return Record(
             key=self._key(index, row, where),
-            image=None if image is None else image_path(image, self._root, where),
-            prompt=prompt,
-            answer=answer,
+            image=images[0] if images else None,
+            more_images=tuple(images[1:]),
+            prompt=first.text,
+            answer=first.answer,
+            turns=turns if len(turns) > 1 or len(images) > 1 else (),
             **fields,
         )
 
 
-def _image(row: dict[str, Any], where: str) -> Any:
-    """The only image of a row, or None."""
-    name = _spelling(row, ("image", "images"), where)
-    image = row.get(name)
-    if not isinstance(image, list):
-        return image
-    if len(image) > 1:
-        raise DataError(f"{where}: {name}: expected one image, found {len(image)}")
-    return image[0] if image else None
+def _images(row: dict[str, Any], where: str) -> list[Any]:
+    """The images of a row as it has them."""
+    images = row.get(_spelling(row, ("image", "images"), where))
+    if isinstance(images, list):
+        return images
+    return [] if images is None else [images]
 
 
-def _turns(row: dict[str, Any], where: str) -> tuple[str, str]:
-    """(question, answer)."""
+def _turns(row: dict[str, Any], images: int, where: str) -> tuple[Turn, ...]:
+    """The turns of a row of so many images."""
     name = _spelling(row, ("conversations", "messages"), where)
     side, text = ("from", "value") if name == "conversations" else ("role", "content")
     turns = row.get(name)
@@ -96,16 +97,48 @@ def _turns(row: dict[str, Any], where: str) -> tuple[str, str]:
             f"{where}: {name}: expected a list of {{{side}, {text}}}, found {turns!r:.60}"
         )
     sides = [_SIDES.get(str(turn.get(side))) for turn in turns]
-    if sides != ["human", "gpt"]:
+    if not sides or sides != ["human", "gpt"] * (len(sides) // 2):
         found = [str(turn.get(side))[:20] for turn in turns[:6]]
         first, second = ("human", "gpt") if name == "conversations" else ("user", "assistant")
-        raise DataError(f"{where}: {name}: expected {side} {first}, then {second}, found {found}")
-    question, answer = (text_field(turn, text, where) for turn in turns)
-    if not answer:
-        raise DataError(f"{where}: {name}: expected an answer, found an empty one")
-    if IMAGE_MARKER in answer:
-        raise DataError(f"{where}: {name}: expected no {IMAGE_MARKER} in the answer")
-    return question, answer
+        raise DataError(
+            f"{where}: {name}: expected {side} {first}, then {second}, found {found}; each "
+            "question has an answer"
+        )
+    texts = [text_field(turn, text, where) for turn in turns]
+    questions, answers = texts[::2], texts[1::2]
+    for answer in answers:
+        if not answer:
+            raise DataError(f"{where}: {name}: expected an answer, found an empty one")
+        if IMAGE_MARKER in answer:
+            raise DataError(f"{where}: {name}: expected no {IMAGE_MARKER} in the answer")
+    markers = sum(question.count(IMAGE_MARKER) for question in questions)
+    if markers != images:
+        raise DataError(
+            f"{where}: question: expected {images} {IMAGE_MARKER} (one for each image), "
+            f"found {markers}"
+        )
+    found_turns, used = [], 0
+    for question, answer in zip(questions, answers, strict=True):
+        parts = _question(question, used)
+        if not parts and len(questions) > 1:
+            raise DataError(f"{where}: {name}: expected a question, found an empty one")
+        found_turns.append(Turn(parts, answer))
+        used += question.count(IMAGE_MARKER)
+    return tuple(found_turns)
+
+
+def _question(text: str, first: int) -> tuple[str | int, ...]:
+    """The texts and images of a question; its first image has the index `first`."""
+    pieces = text.split(IMAGE_MARKER)
+    if len(pieces) <= 2:
+        # An only image comes first, wherever its marker is.
+        joined = _AROUND_MARKER.sub(" ", text).strip()
+        return (*range(first, first + len(pieces) - 1), *([joined] if joined else []))
+    parts: list[str | int] = []
+    for number, piece in enumerate(pieces):
+        parts += [first + number - 1] if number else []
+        parts += [piece.strip()] if piece.strip() else []
+    return tuple(parts)
 
 
 def _spelling(row: dict[str, Any], names: tuple[str, str], where: str) -> str:
@@ -114,13 +147,3 @@ def _spelling(row: dict[str, Any], names: tuple[str, str], where: str) -> str:
     if len(found) > 1:
         raise DataError(f"{where}: expected {names[0]} or {names[1]}, found both")
     return found[0] if found else names[0]
-
-
-def _without_marker(question: str, images: int, where: str) -> str:
-    found = question.count(IMAGE_MARKER)
-    if found != images:
-        raise DataError(
-            f"{where}: question: expected {images} {IMAGE_MARKER} (one for each image), "
-            f"found {found}"
-        )
-    return _AROUND_MARKER.sub(" ", question).strip()

@@ -108,7 +108,7 @@ class CsvSource:
         number = int(self._indices[checked_index(index, len(self))])
         row, where = self._rows.row(number)
         values = {name: row.get(column) for name, column in self._column.items()}
-        texts = {
+        texts: dict[str, Any] = {
             name: _text(values, name, where)
             for name in (
                 "findings", "impression", "report", "view", "patient", "split", "key", "prompt",

@@ -67,11 +67,14 @@ def report_fields(row: Row, where: str) -> dict[str, Any]:
     return found | {name: texts_field(row, name, where) for name in ("captions", "labels")}
 
 
-def image_path(value: Any, root: Path, where: str) -> Path:
-    """`value` relative to `root`. Whether the file exists shows when the image is loaded."""
-    text = _checked_text(value, "image", where)
+def image_path(value: Any, root: Path, where: str, name: str = "image") -> Path:
+    """`value`, of the field `name`, relative to `root`.
+
+    Whether the file exists shows when the image is loaded.
+    """
+    text = _checked_text(value, name, where)
     if not text or "\0" in text:
-        raise DataError(f"{where}: image: expected a path, found {value!r:.60}")
+        raise DataError(f"{where}: {name}: expected a path, found {value!r:.60}")
     return root / text
 
 

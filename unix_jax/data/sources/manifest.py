@@ -1,8 +1,9 @@
 """`manifest:DIR`: one JSON object a line in DIR/manifest.jsonl, images beside it.
 
-Fields: image (a path relative to DIR), findings, impression, captions, labels, view, patient,
-split, prompt, answer; all may be absent. A file in the place of DIR is read as the manifest. Rows
-without an image are reports alone. Other fields (licence, source, ...) are left alone.
+Fields: image (a path relative to DIR), condition (the path of an image that it is generated from),
+findings, impression, captions, labels, view, patient, split, prompt, answer; all may be absent. A
+file in the place of DIR is read as the manifest. Rows without an image are reports alone. Other
+fields (licence, source, ...) are left alone.
 """
 
 from collections.abc import Iterator
@@ -59,10 +60,13 @@ class ManifestSource:
 
     def __getitem__(self, index: int) -> Record:
         row, where = self._lines.row(index)
-        image = row.get("image")
+        image, condition = row.get("image"), row.get("condition")
         return Record(
             key=self._key(index, row, where),
             image=None if image is None else image_path(image, self._root, where),
+            condition=None
+            if condition is None
+            else image_path(condition, self._root, where, "condition"),
             prompt=text_field(row, "prompt", where),
             answer=text_field(row, "answer", where),
             **report_fields(row, where),

@@ -2,7 +2,8 @@
 
 In DIR (each CSV plain or gzipped):
 
-* mimic-cxr-2.0.0-metadata.csv: dicom_id, subject_id, study_id, ViewPosition
+* mimic-cxr-2.0.0-metadata.csv: dicom_id, subject_id, study_id, ViewPosition; for pairs also
+  StudyDate and StudyTime
 * mimic-cxr-2.0.0-split.csv: dicom_id, split
 * mimic-cxr-2.0.0-chexpert.csv or -negbio.csv, if there: labels of a study, where 1.0
 * files/p10/p10000032/s50414267/DICOM_ID.jpg
@@ -11,12 +12,14 @@ WHERE is a directory with files/p10/p10000032/s50414267.txt, from MIMIC-CXR (DIR
 file with all reports (see `mimic_reports`), whose studies are joined with the images'; or `none`,
 which leaves the texts empty.
 
-`views` keeps the images of these views. Versions other than 2.0.0 are found as well.
+`views` keeps the images of these views. `pairs=previous` keeps the images whose patient has an
+earlier study; the condition of a record is an image of that study (`previous_images`).
+Versions other than 2.0.0 are found as well.
 """
 
 import collections
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +31,8 @@ from unix_jax.data.report_sections import report_sections
 from unix_jax.data.sources.mimic_reports import StudyReports, is_report_file
 from unix_jax.data.sources.tables import read_header, table_columns, table_rows
 from unix_jax.errors import DataError
+
+_FRONTAL = {"PA", "AP"}
 
 
 class _Row(NamedTuple):
@@ -51,6 +56,7 @@ class MimicSource:
         image_root: str | Path | None = None,
         reports: str | Path | None = None,
         views: Sequence[str] = (),
+        pairs: bool = False,
     ) -> None:
         """Reads the tables.
 
@@ -61,6 +67,7 @@ class MimicSource:
           reports: directory with `files/` of the reports, if not `directory`; one file with all
             of them, which leaves out the images that it has no report for; "none" for no texts.
           views: keeps these values of ViewPosition, such as PA and AP; all if empty.
+          pairs: keeps images with an image of an earlier study, which becomes their condition.
 
         Raises:
           DataError: a table or a column is missing, a view that no image has, or no image is left.
@@ -89,6 +96,8 @@ class MimicSource:
                 f"{self._metadata}: expected images of split {split or 'any'} and views "
                 f"{list(views) or 'any'}, found none; splits are {sorted(set(split_of.values()))}"
             )
+        previous = self._previous_images(rows) if pairs else {}
+        rows = [row for row in rows if row.line in previous] if pairs else rows
         if self._reports is not None and is_report_file(self._reports):
             self._joined = StudyReports(self._reports)
             rows = self._with_reports(rows, {row[2] for row in table})
@@ -98,6 +107,32 @@ class MimicSource:
         self._views = pa.array(shown).dictionary_encode()
         self._splits = pa.array(splits).dictionary_encode()
         self._labels = _labels(root)
+        self._pairs = pairs
+        before = [previous[row.line] for row in rows] if pairs else []
+        self._before_dicoms = pa.array([row.dicom for row in before], pa.string())
+        self._before_studies = pa.array([row.study for row in before], pa.string())
+
+    def _previous_images(self, rows: Sequence[_Row]) -> dict[int, _Row]:
+        """The condition of each row that has one, by its line; says how many have none."""
+        columns = ("StudyDate", "StudyTime")
+        times = {
+            line: study_time(*row) for line, row in enumerate(_columns(self._metadata, columns), 2)
+        }
+        previous = previous_images(rows, times)
+        unknown = sum(times[row.line] is None for row in rows)
+        if not previous:
+            raise DataError(
+                f"{self._metadata}: pairs: expected patients with an earlier study, found none "
+                f"among {len(rows)} images, {unknown} of them without a valid date and time"
+            )
+        if len(previous) < len(rows):
+            why = f" ({unknown} have no valid StudyDate and StudyTime)" if unknown else ""
+            warnings.warn(
+                f"{self._metadata}: pairs: {len(rows) - len(previous)} of {len(rows)} images have "
+                f"no image of a similar view in an earlier study and are left out{why}",
+                stacklevel=4,
+            )
+        return previous
 
     def _with_reports(self, rows: list[_Row], studies: set[str]) -> list[_Row]:
         """The rows whose study has a report; says how many rows and reports find no partner."""
@@ -125,8 +160,12 @@ class MimicSource:
         return len(self._numbers)
 
     def keys(self) -> Iterator[str]:
-        """The keys of all records."""
-        return (dicom.as_py() for dicom in self._dicoms)
+        """The keys of all records; of a pair both names."""
+        return (self._key(index) for index in range(len(self)))
+
+    def _key(self, index: int) -> str:
+        dicom = self._dicoms[index].as_py()
+        return f"{dicom} after {self._before_dicoms[index].as_py()}" if self._pairs else dicom
 
     def __getitem__(self, index: int) -> Record:
         index = checked_index(index, len(self))
@@ -134,8 +173,7 @@ class MimicSource:
         dicom, subject, study, view, split = (column[index].as_py() for column in columns)
         where = f"{self._metadata}: line {self._numbers[index]}: {dicom or 'no dicom_id'}"
         patient, visit = _number(subject, "subject_id", where), _number(study, "study_id", where)
-        if not dicom or "/" in dicom or dicom.startswith("."):
-            raise DataError(f"{where}: dicom_id: expected a file's name, found {dicom!r:.60}")
+        _check_dicom(dicom, where)
         if not split:
             raise DataError(f"{where}: expected a row of the split table, found none")
         folder = Path("files") / f"p{patient[:2]}" / f"p{patient}"
@@ -143,9 +181,16 @@ class MimicSource:
             findings, impression = self._joined.texts[visit]
         else:
             findings, impression = self._sections(folder / f"s{visit}.txt", where)
+        condition = None
+        if self._pairs:
+            before = self._before_dicoms[index].as_py()
+            _check_dicom(before, f"{where}: previous image")
+            earlier = _number(self._before_studies[index].as_py(), "study_id", where)
+            condition = self._images / folder / f"s{earlier}" / f"{before}.jpg"
         return Record(
-            key=dicom,
+            key=self._key(index),
             image=self._images / folder / f"s{visit}" / f"{dicom}.jpg",
+            condition=condition,
             findings=findings,
             impression=impression,
             view=view,
@@ -163,6 +208,67 @@ class MimicSource:
         except (OSError, UnicodeError) as error:
             reason = getattr(error, "strerror", None) or "expected UTF-8"
             raise DataError(f"{where}: report {report}: {reason}") from error
+
+
+def study_time(date: str, time: str) -> tuple[int, float] | None:
+    """What orders studies, from the columns StudyDate (YYYYMMDD) and StudyTime (HHMMSS.fff, without
+    leading zeros); None where they are no such numbers.
+    """
+    try:
+        found = int(date), float(time)
+    except ValueError:
+        return None
+    valid = 1_01_01 <= found[0] <= 9999_12_31 and 0 <= found[1] < 24_00_00
+    return found if valid else None
+
+
+def previous_images(
+    rows: Sequence[_Row], times: Mapping[int, tuple[int, float] | None]
+) -> dict[int, _Row]:
+    """For each row, by its line, an image of the latest earlier study of its patient.
+
+    That study must have an image of the same view, or both views must be frontal (PA, AP); of
+    several the one of the same view counts, then the first in the table. A study is as old as the
+    earliest of its images; of two studies at one time neither is earlier.
+
+    Args:
+      rows: whose images may be paired.
+      times: of their lines, see `study_time`; rows without one have no partner.
+    """
+    studies: dict[str, dict[str, list[_Row]]] = {}
+    for row in rows:
+        if times[row.line] is not None:
+            studies.setdefault(row.subject, {}).setdefault(row.study, []).append(row)
+    found: dict[int, _Row] = {}
+    for of_patient in studies.values():
+
+        def start(images: list[_Row]) -> tuple[int, float]:
+            return min(time for image in images if (time := times[image.line]) is not None)
+
+        ordered = sorted(of_patient.values(), key=start)
+        for number, images in enumerate(ordered):
+            earlier = [other for other in ordered[:number] if start(other) < start(images)]
+            for image in images:
+                partner = next(
+                    (
+                        min(fitting, key=lambda other: other.view != image.view)
+                        for other_images in reversed(earlier)
+                        if (fitting := [o for o in other_images if _similar(o.view, image.view)])
+                    ),
+                    None,
+                )
+                if partner is not None:
+                    found[image.line] = partner
+    return found
+
+
+def _similar(view: str, other: str) -> bool:
+    return view == other or {view, other} <= _FRONTAL
+
+
+def _check_dicom(dicom: str | None, where: str) -> None:
+    if not dicom or "/" in dicom or dicom.startswith("."):
+        raise DataError(f"{where}: dicom_id: expected a file's name, found {dicom!r:.60}")
 
 
 def _number(text: str, name: str, where: str) -> str:
