@@ -11,6 +11,7 @@ from PIL import Image
 from toy_data import CONFIG, GENERATION, records, tokenizer
 
 from unix_jax.data.loader import Loader
+from unix_jax.data.mixture import MixedRecords
 from unix_jax.data.moments import FILE, INDEX, Moments, Written, weights_fingerprint, write_moments
 from unix_jax.data.pictures import vae_pixels
 from unix_jax.data.samples import record_samples
@@ -93,6 +94,21 @@ def test_broken_and_foreign_entries(written):
             moments(index, f"r{index}")
     with pytest.raises(DataError, match=r"record 3: expected the moments of r1, found those of r3"):
         moments(3, "r1")
+
+
+def test_moments_of_the_generation_part_of_a_mixture(written):
+    source = "understanding:csv:a + generation:csv:b"
+    data = dataclasses.replace(
+        GENERATION, source=source, vit_images=2, und_tokens=160, moments=str(written[0])
+    )
+    mixed = MixedRecords(data.parts, [records(3), records(COUNT)])
+    samples = record_samples(mixed, tokenizer(), CONFIG, data)
+    batches = [batch for batch, _ in Loader(samples, CONFIG, data, 0, 1)]
+    assert all(batch.vae_pixels is None and batch.vit_pixels is not None for batch in batches)
+    assert sum(int(batch.noised.sum()) for batch in batches) == COUNT - 2
+    with pytest.raises(DataError, match="records: expected 3, found 7"):
+        record_samples(MixedRecords(data.parts, [records(COUNT), records(3)]), tokenizer(),
+                       CONFIG, data)  # fmt: skip
 
 
 def test_loader_fills_moments(written):

@@ -1,17 +1,29 @@
 """Both tasks in one step: what is trained, what is counted, and what is refused."""
 
 import dataclasses
+import io
 import json
 
+import jax
 import numpy as np
 import pytest
 import toy_run
+from PIL import Image
 
+from unix_jax.data.collate import collate, load
 from unix_jax.data.config import DataConfig
+from unix_jax.data.mixture import MixedRecords, Part
+from unix_jax.data.records import Record
+from unix_jax.data.samples import record_samples
 from unix_jax.errors import ConfigError
+from unix_jax.models import unix
+from unix_jax.text import Tokenizer
 from unix_jax.training.config import TrainConfig, ValidationConfig
 from unix_jax.training.dry_run import full_row
 from unix_jax.training.flops import count, step_flops
+from unix_jax.training.optimizer import OptimizerConfig, make_optimizer
+from unix_jax.training.state import create_state
+from unix_jax.training.step import StepConfig, make_eval_step
 
 UND, GEN = "understanding:csv:a", "generation:csv:b"
 DATA = DataConfig(
@@ -115,3 +127,50 @@ def test_a_full_row_has_both_tasks():
         step_flops(toy_run.MODEL, counts, stage) for stage in ("all", "understanding", "generation")
     )
     assert both > max(und, gen)
+
+
+def test_each_loss_is_divided_by_its_own_tokens():
+    """A batch of both tasks has the losses of the batches of each, for the same places and noise.
+
+    More rows of one task change neither the other's loss nor their own mean.
+    """
+    config = toy_run.MODEL
+    tokenizer = Tokenizer.from_directory(toy_run.TOKENIZER, config.special_tokens)
+    data = dataclasses.replace(DATA, caption_dropout=0.0, prompts=("x",))
+    records = [Record("a", png(1), impression="Edema."), Record("b", png(2), impression="Clear.")]
+    parts = [Part(0.5, "understanding", "csv:a"), Part(0.5, "generation", "csv:b")]
+    samples = record_samples(MixedRecords(parts, [records, records]), tokenizer, config, data)
+    und, gen = load(samples.build(0, 0)), load(samples.build(3, 0))
+
+    def losses(*rows):
+        batch = collate(rows, config, data)
+        moments = np.zeros((*batch.vae_pixels.shape[:4], 8), np.float32)
+        batch = batch.replace(vae_pixels=None, vae_moments=moments)
+        metrics = evaluate(state, batch, jax.random.key(3))
+        return {name: float(value) for name, value in metrics.items()}
+
+    tx, _ = make_optimizer(OptimizerConfig())
+    params = toy_run.random_weights(unix.param_shapes(config))
+    init = {"unix": lambda key: unix.init_params(config, key, boxed=True)}
+    state = create_state("all", tx, jax.random.key(0), given={"unix": params}, ema=False, init=init)
+    evaluate = make_eval_step(unix.UniX(config), StepConfig())
+    both = losses([und], [gen], [], [])
+    only_und, only_gen = losses([und], [], [], []), losses([], [gen], [], [])
+    assert both["ce"] == pytest.approx(only_und["ce"], rel=1e-5)
+    assert both["mse"] == pytest.approx(only_gen["mse"], rel=1e-5)
+    assert both["loss"] == pytest.approx(both["ce"] + both["mse"], rel=1e-6)
+    assert only_und["mse"] == only_gen["ce"] == 0
+    more = losses([und], [gen], [und], [und])
+    assert more["ce"] == pytest.approx(both["ce"], rel=1e-5)
+    assert more["mse"] == pytest.approx(both["mse"], rel=1e-5)
+    # In one row, samples do not see each other; the noise is that of another row.
+    packed = losses([und, gen], [], [], [])
+    assert packed["ce"] == pytest.approx(both["ce"], rel=1e-5)
+    assert packed["mse_tokens"] == both["mse_tokens"]
+
+
+def png(seed):
+    pixels = np.random.default_rng(seed).integers(0, 256, (24, 20), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
