@@ -30,20 +30,19 @@ from typing import Any
 
 import jax
 
-from convert.dinov2 import load_dinov2, load_dinov2_config
-from convert.load import load_config, load_model
-from unix_jax import previews
+from unix_jax.checkpoints.dinov2 import load_dinov2, load_dinov2_config
+from unix_jax.checkpoints.load import load_config, load_model
+from unix_jax.checkpoints.run_files import listing
 from unix_jax.data.batch import TrainingBatch
 from unix_jax.data.mixture import Task
 from unix_jax.data.records import Record
+from unix_jax.dry_run.dry_run import dry_run
 from unix_jax.errors import ConfigError, UniXError
 from unix_jax.inference.compilation import enable_compilation_cache
-from unix_jax.training import average, distributed, flops, start
-from unix_jax.training.checkpoint import FOLDER, CheckpointStore
-from unix_jax.training.checkpoint_files import listing
+from unix_jax.training import average, distributed, flops, previews, start
+from unix_jax.training.checkpoint_store import FOLDER, CheckpointStore
 from unix_jax.training.config import TrainConfig, parse_arguments
 from unix_jax.training.distributed import agree
-from unix_jax.training.dry_run import dry_run
 from unix_jax.training.export import export
 from unix_jax.training.feed import (
     Feed,
@@ -60,9 +59,9 @@ from unix_jax.training.preemption import INTERRUPTED, StopRequest
 from unix_jax.training.profiler import Profiler
 from unix_jax.training.progress import ProgressLine
 from unix_jax.training.resuming import Change
-from unix_jax.training.run import describe_validation, make_run, terms, to_floats, validate
 from unix_jax.training.run_directory import is_resumable
 from unix_jax.training.skipped import SkippedSamples
+from unix_jax.training.stages import describe_validation, make_run, terms, to_floats, validate
 from unix_jax.training.watch import is_finite, not_finite
 
 ON_THE_LINE = ("loss", "ce", "mse", "learning_rate", "tokens_per_second", "mfu")

@@ -32,13 +32,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from unix_jax.config import UniXConfig
 from unix_jax.data.batch import TrainingBatch
+from unix_jax.dry_run.dry_run import full_row
 from unix_jax.models.attention import Implementation
 from unix_jax.models.dinov2 import Dinov2Config
 from unix_jax.models.remat import RematPolicy
 from unix_jax.training.config import TrainConfig, load_config
-from unix_jax.training.dry_run import full_row
 from unix_jax.training.flops import count, utilisation
-from unix_jax.training.run import Run, make_run
+from unix_jax.training.stages import Run, make_run
 from unix_jax.training.start import make_run_mesh
 from unix_jax.training.step import TrainStep
 

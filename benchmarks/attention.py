@@ -17,8 +17,8 @@ import tyro
 from common import interleaved, machine, print_table, ratio
 
 from unix_jax.models.attention import Implementation, attention
-from unix_jax.models.key_blocks import KeyBlock
-from unix_jax.models.mask import CAUSAL, TokenMetadata
+from unix_jax.models.attention.key_blocks import KeyBlock
+from unix_jax.models.attention.mask import CAUSAL, TokenMetadata
 
 
 @dataclasses.dataclass

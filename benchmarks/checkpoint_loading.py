@@ -5,7 +5,7 @@
 
 Writes a random checkpoint of the published shapes and reads all of it in bfloat16 in three ways,
 one after the other, several times over: with checksums and the search for NaN as
-`checkpoint.load_params` does it, with neither, and through TensorStore as versions before checksums
+`native.load_params` does it, with neither, and through TensorStore as versions before checksums
 did. Other work on a machine falls on all three alike; what counts is the ratio within a round.
 The files are in the page cache, where reading is fastest and verification weighs most.
 """
@@ -22,11 +22,11 @@ import ml_dtypes
 import numpy as np
 import tyro
 
-from unix_jax import checkpoint
+from unix_jax.checkpoints import native
+from unix_jax.checkpoints.leaves import Leaf, flatten, place
+from unix_jax.checkpoints.orbax_tree import open_leaf, tensorstore_reader
 from unix_jax.config import UniXConfig
-from unix_jax.leaves import Leaf, flatten, place
 from unix_jax.models import unix
-from unix_jax.orbax_tree import open_leaf, tensorstore_reader
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ def random_leaf(shape: tuple[int, ...], seed: int) -> Leaf:
 
 def load_verified(path: Path) -> Any:
     """As a user loads it."""
-    return checkpoint.load_params(path)
+    return native.load_params(path)
 
 
 def load_unverified(path: Path) -> Any:
@@ -76,9 +76,9 @@ def load_tensorstore(path: Path) -> Any:
     return [place(leaf).block_until_ready() for leaf in leaves]
 
 
-def infos(path: Path) -> dict[str, checkpoint.ArrayInfo]:
+def infos(path: Path) -> dict[str, native.ArrayInfo]:
     """The parameters' shapes and types."""
-    found = checkpoint.tensor_infos(path)
+    found = native.tensor_infos(path)
     return {k.removeprefix("params/"): v for k, v in found.items() if k.startswith("params/")}
 
 
@@ -97,7 +97,7 @@ def measure(path: Path, repeats: int) -> None:
     def spread(values: list[float]) -> str:
         return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
-    size = sum(leaf.nbytes for leaf in checkpoint.open_leaves(path, "params").values())
+    size = sum(leaf.nbytes for leaf in native.open_leaves(path, "params").values())
     print(f"{size / 1e9:.2f} GB, {repeats} rounds: median (least to most)")
     for name, values in seconds.items():
         rate = size / 1e9 / statistics.median(values)
@@ -121,7 +121,7 @@ def main() -> None:
     leaves = {name: random_leaf(leaf.shape, i) for i, (name, leaf) in enumerate(shapes.items())}
     with tempfile.TemporaryDirectory(dir=options.directory) as directory:
         path = Path(directory) / "checkpoint"
-        checkpoint.save(path, config, leaves)
+        native.save(path, config, leaves)
         jax.devices()
         measure(path, options.repeats)
 

@@ -24,11 +24,11 @@ import ml_dtypes
 import numpy as np
 import tyro
 
-from convert.sources import TensorInfo
-from convert.table import unix_table, vae_table
-from convert.writers import Entry, write_safetensors, write_torch_zip
+from unix_jax.checkpoints.formats.tensor_source import TensorInfo
+from unix_jax.checkpoints.formats.writers import Entry, write_safetensors, write_torch_zip
+from unix_jax.checkpoints.table import unix_table, vae_table
 from unix_jax.config import UniXConfig
-from unix_jax.json_file import write_json
+from unix_jax.storage.json_file import write_json
 
 LIMIT_GB = 3.0
 # Runs one conversion and prints its peak resident memory; `import` is part of the cost.

@@ -1,4 +1,4 @@
-"""What the thresholds of `unix_jax.gray_levels` find in a folder of X-rays, as they are and spoilt.
+"""What the thresholds of `unix_jax.preprocessing.gray_levels` find in a folder of X-rays, as they are and spoilt.
 
 python benchmarks/gray_levels.py examples examples/cxr/images
 """
@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from unix_jax.gray_levels import gray_level_problem
-from unix_jax.images import load_image
+from unix_jax.preprocessing.gray_levels import gray_level_problem
+from unix_jax.preprocessing.images import load_image
 
 
 def window(center: float, width: float) -> Callable[[np.ndarray], np.ndarray]:

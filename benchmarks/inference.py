@@ -41,8 +41,8 @@ from unix_jax.config import DecoderConfig, SpecialTokens, UniXConfig, VisionConf
 from unix_jax.inference import decoding
 from unix_jax.inference.context import as_batch, bucket, image_context, prefill
 from unix_jax.inference.sampling import Guidance, sample_latents
-from unix_jax.layout import TextSplit, lay_out
 from unix_jax.models.unix import UniX, init_params, unroll_params
+from unix_jax.preprocessing.layout import TextSplit, lay_out
 
 
 @dataclasses.dataclass

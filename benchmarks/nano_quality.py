@@ -33,7 +33,7 @@ from unix_jax.data.sources import open_source
 from unix_jax.evaluation.bootstrap import mean_interval
 from unix_jax.evaluation.image import frechet_distance
 from unix_jax.models.unix import UniX
-from unix_jax.transforms import contact_sheet, save_png, to_model_image, to_pil
+from unix_jax.preprocessing.transforms import contact_sheet, save_png, to_model_image, to_pil
 
 ROOT = Path(__file__).parents[1]
 

@@ -26,7 +26,7 @@ from unix_jax.data.packing import Planner
 from unix_jax.data.records import Record
 from unix_jax.data.samples import RecordSamples, Skip, record_samples
 from unix_jax.data.sources.fields import parse_object
-from unix_jax.text import Tokenizer
+from unix_jax.preprocessing.text import Tokenizer
 
 
 @dataclasses.dataclass

@@ -23,13 +23,13 @@ import tyro
 from common import machine, print_table
 from PIL import Image
 
-from convert.check import read_golden_directory
-from convert.golden import Golden
-from convert.golden_training import training_tensors
-from convert.load import load_model
+from unix_jax.checkpoints.load import load_model
 from unix_jax.models.attention import Implementation
 from unix_jax.models.autoencoder import Autoencoder
 from unix_jax.models.unix import UniX
+from unix_jax.parity.check import read_golden_directory
+from unix_jax.parity.golden import Golden
+from unix_jax.parity.golden_training import training_tensors
 
 # Names of golden tensors, all those that begin so.
 KINDS = {

@@ -18,15 +18,15 @@ import torch
 import torch.nn.functional as F
 from common import to_torch as tensor
 
+from unix_jax.checkpoints.leaves import flatten
 from unix_jax.config import UniXConfig
 from unix_jax.data.batch import TrainingBatch
-from unix_jax.leaves import flatten
+from unix_jax.models.attention.mask import TokenMetadata, may_attend
 from unix_jax.models.embeddings import TIME_FREQUENCIES
-from unix_jax.models.mask import TokenMetadata, may_attend
 from unix_jax.training.draws import FlowDraw
-from unix_jax.training.groups import Stage, is_trained
 from unix_jax.training.losses import LossConfig
 from unix_jax.training.optimizer import OptimizerConfig
+from unix_jax.training.parameter_groups import Stage, is_trained
 
 _STACKED = ("decoder/layers/", "vision/blocks/")
 

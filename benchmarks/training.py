@@ -28,13 +28,13 @@ from torch_training import TorchTrainer
 
 from unix_jax.config import DecoderConfig, SpecialTokens, UniXConfig, VisionConfig
 from unix_jax.data.batch import TrainingBatch
-from unix_jax.layout import TextSplit, VaeSplit, VitSplit, lay_out
 from unix_jax.models.unix import UniX, init_params
+from unix_jax.preprocessing.layout import TextSplit, VaeSplit, VitSplit, lay_out
 from unix_jax.training.draws import draw_flow
 from unix_jax.training.flops import count, step_flops
-from unix_jax.training.groups import Stage
 from unix_jax.training.losses import LossConfig
 from unix_jax.training.optimizer import OptimizerConfig, make_optimizer
+from unix_jax.training.parameter_groups import Stage
 from unix_jax.training.state import abstract_state, create_state
 from unix_jax.training.step import StepConfig, TrainStep, make_train_step
 

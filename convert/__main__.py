@@ -21,9 +21,9 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from convert.sources import SourceNote
-from unix_jax.commands.options import LocalPath
+from unix_jax.checkpoints.formats.tensor_source import SourceNote
 from unix_jax.errors import UniXError
+from unix_jax.storage.arguments import LocalPath
 
 Dtype = Literal["keep", "bfloat16", "float32"]
 INTERRUPTED = 130
@@ -49,7 +49,7 @@ class Import:
     """Print lists of keys in an error in full."""
 
     def run(self) -> int:
-        from convert.published import import_published
+        from unix_jax.checkpoints.published import import_published
 
         with _progress("import") as report:
             import_published(
@@ -90,7 +90,7 @@ class ImportJanus:
     """Print lists of keys in an error in full."""
 
     def run(self) -> int:
-        from convert.janus import import_janus
+        from unix_jax.checkpoints.janus import import_janus
 
         with _progress("import-janus") as report:
             import_janus(
@@ -122,7 +122,7 @@ class Export:
     """Print lists of keys in an error in full."""
 
     def run(self) -> int:
-        from convert.export import export_published
+        from unix_jax.checkpoints.export import export_published
 
         with _progress("export") as report:
             export_published(
@@ -152,7 +152,7 @@ class Cast:
     """Print lists of keys in an error in full."""
 
     def run(self) -> int:
-        from convert.cast import cast
+        from unix_jax.checkpoints.cast import cast
 
         with _progress("cast") as report:
             cast(
@@ -175,7 +175,7 @@ class Inspect:
     """Print lists of keys in an error in full."""
 
     def run(self) -> int:
-        from convert.inspect import print_table
+        from unix_jax.checkpoints.inspect import print_table
 
         print_table(self.path)
         return 0
@@ -195,7 +195,7 @@ class Check:
     """Print lists of keys in an error in full."""
 
     def run(self) -> int:
-        from convert.check import check
+        from unix_jax.parity.check import check
 
         return check(self.path, self.golden_dir, self.json)
 

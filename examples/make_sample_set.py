@@ -16,8 +16,8 @@ from typing import Any
 from PIL import Image
 
 from unix_jax.errors import DataError, UniXError
-from unix_jax.files import atomic_directory
-from unix_jax.images import load_image
+from unix_jax.preprocessing.images import load_image
+from unix_jax.storage.files import atomic_directory
 
 MAX_SIDE = 320
 QUALITY = 85

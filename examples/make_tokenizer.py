@@ -14,11 +14,11 @@ import tokenizers
 import tyro
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from unix_jax.checkpoint import load_config
+from unix_jax.checkpoints.native import load_config
 from unix_jax.config import UniXConfig
 from unix_jax.data.records import captions_of, report_text
 from unix_jax.data.sources import open_source
-from unix_jax.files import atomic_write
+from unix_jax.storage.files import atomic_write
 
 CONTROL = {
     "bos": "<｜begin▁of▁sentence｜>",

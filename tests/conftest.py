@@ -81,7 +81,7 @@ def tiny():
     import jax
     import jax.numpy as jnp
 
-    from convert.load import load_model
+    from unix_jax.checkpoints.load import load_model
     from unix_jax.models.unix import UniX
 
     config, params, vae_params = load_model(GOLDEN / "checkpoint", dtype=jnp.float32)

@@ -17,10 +17,10 @@ import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from unix_jax import checkpoint, orbax_tree
+from unix_jax.checkpoints import native, orbax_tree
+from unix_jax.checkpoints.leaves import Leaf, array_leaf, copy_into, flatten, place, unflatten
 from unix_jax.config import UniXConfig
 from unix_jax.errors import CheckpointError, ConfigError, UniXError
-from unix_jax.leaves import Leaf, array_leaf, copy_into, flatten, place, unflatten
 from unix_jax.models import autoencoder, unix
 
 CONFIG = UniXConfig.preset("tiny")
@@ -41,7 +41,7 @@ def trees():
 def saved(tmp_path_factory, trees):
     path = tmp_path_factory.mktemp("checkpoint") / "c"
     extras = {"a.b.c": array_leaf(np.arange(5.0)), "empty": array_leaf(np.zeros((0, 3), np.int8))}
-    checkpoint.save(path, CONFIG, *trees, extras=extras)
+    native.save(path, CONFIG, *trees, extras=extras)
     return path
 
 
@@ -55,12 +55,12 @@ def assert_equal_trees(found, expected):
 
 
 def test_load_gives_back_what_was_saved(saved, trees):
-    assert checkpoint.is_checkpoint(saved)
-    assert not checkpoint.is_checkpoint(saved / "params")
-    assert checkpoint.load_config(saved) == CONFIG
-    assert_equal_trees(checkpoint.load_params(saved), trees[0])
-    assert_equal_trees(checkpoint.load_vae_params(saved), trees[1])
-    extras = checkpoint.open_leaves(saved, "extras")
+    assert native.is_checkpoint(saved)
+    assert not native.is_checkpoint(saved / "params")
+    assert native.load_config(saved) == CONFIG
+    assert_equal_trees(native.load_params(saved), trees[0])
+    assert_equal_trees(native.load_vae_params(saved), trees[1])
+    extras = native.open_leaves(saved, "extras")
     np.testing.assert_array_equal(extras["a.b.c"].read_all(), np.arange(5.0))
     assert extras["empty"].read_all().shape == (0, 3)
 
@@ -86,13 +86,13 @@ def test_plain_orbax_reads_large_stacked_leaves(tmp_path):
 
 
 def test_cast_on_load(saved, trees):
-    params = checkpoint.load_params(saved, dtype=jnp.bfloat16)
+    params = native.load_params(saved, dtype=jnp.bfloat16)
     expected = jax.tree.map(lambda leaf: leaf.astype(ml_dtypes.bfloat16), trees[0])
     assert_equal_trees(params, expected)
 
 
 def test_tensor_infos(saved):
-    infos = checkpoint.tensor_infos(saved)
+    infos = native.tensor_infos(saved)
     assert infos["params/lm_head/kernel"] == ((64, 640), np.dtype(np.float32))
     assert infos["extras/a.b.c"] == ((5,), np.dtype(np.float64))
     assert "vae/encoder/conv_in/kernel" in infos
@@ -136,16 +136,16 @@ def test_device_reads_its_own_part_only():
 _SHARDED = """
 import sys, numpy as np, jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from unix_jax import checkpoint, leaves
+from unix_jax.checkpoints import native, leaves
 path = sys.argv[1]
 mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ("data", "tensor"))
 reads = []
-full = checkpoint.load_params(path)
+full = native.load_params(path)
 def spec(leaf):
     last = "tensor" if leaf.shape[-1] % 4 == 0 else None
     return NamedSharding(mesh, P(*[None] * (leaf.ndim - 1), last))
 shardings = jax.tree.map(spec, full)
-original = checkpoint.open_leaves
+original = native.open_leaves
 def watched(*arguments):
     def watch(leaf):
         def read(index):
@@ -153,8 +153,8 @@ def watched(*arguments):
             return leaf.read(index)
         return leaves.Leaf(leaf.shape, leaf.dtype, read)
     return {k: watch(v) for k, v in original(*arguments).items()}
-checkpoint.open_leaves = watched
-params = checkpoint.load_params(path, dtype="bfloat16", shardings=shardings)
+native.open_leaves = watched
+params = native.load_params(path, dtype="bfloat16", shardings=shardings)
 def same(a, b, s):
     assert a.sharding == s and a.dtype == "bfloat16"
     assert a.addressable_shards[0].data.shape == s.shard_shape(b.shape)
@@ -191,24 +191,24 @@ def test_truncated_and_missing_chunks_are_named(copied):
     chunk.write_bytes(whole[:-1])
     expected = f"lm_head.kernel/{chunk.name}: expected {len(whole)} bytes, found {len(whole) - 1}"
     with pytest.raises(CheckpointError, match=expected):
-        checkpoint.load_params(copied)
+        native.load_params(copied)
     chunk.unlink()
     with pytest.raises(CheckpointError, match=f"{chunk.name}: expected .* found no such file"):
-        checkpoint.load_params(copied)
+        native.load_params(copied)
 
 
 def test_missing_files_are_named(copied, tmp_path):
     (copied / "params" / "lm_head.kernel" / ".zarray").unlink()
     with pytest.raises(CheckpointError, match=r"lm_head\.kernel/\.zarray: no such file"):
-        checkpoint.load_params(copied)
+        native.load_params(copied)
     (copied / "config.json").unlink()
     with pytest.raises(ConfigError, match=r"config\.json: no such file"):
-        checkpoint.load_config(copied)
+        native.load_config(copied)
     (copied / "index.json").unlink()
     with pytest.raises(CheckpointError, match=r"index\.json: no such file"):
-        checkpoint.load_params(copied)
+        native.load_params(copied)
     with pytest.raises(CheckpointError, match="no such directory"):
-        checkpoint.load_params(tmp_path / "nowhere")
+        native.load_params(tmp_path / "nowhere")
 
 
 def test_misfits_are_listed_together_and_nothing_is_written(tmp_path, trees):
@@ -217,7 +217,7 @@ def test_misfits_are_listed_together_and_nothing_is_written(tmp_path, trees):
     flat["connector/fc1/kernel"] = np.zeros((3, 4), np.float32)
     flat["more/kernel"] = np.zeros((2,), np.float32)
     with pytest.raises(CheckpointError) as caught:
-        checkpoint.save(tmp_path / "c", CONFIG, unflatten(flat))
+        native.save(tmp_path / "c", CONFIG, unflatten(flat))
     assert list(tmp_path.iterdir()) == []
     message = str(caught.value)
     assert "2 missing, 1 unexpected, 1 mis-shaped" in message
@@ -249,7 +249,7 @@ def test_config_at_odds_with_the_arrays(copied, section, field, value):
     (raw[section] if section else raw)[field] = value
     file.write_text(json.dumps(raw))
     with pytest.raises(UniXError):
-        checkpoint.load_vae_params(copied) if section == "vae" else checkpoint.load_params(copied)
+        native.load_vae_params(copied) if section == "vae" else native.load_params(copied)
 
 
 def test_a_failed_save_leaves_nothing(tmp_path, trees):
@@ -260,7 +260,7 @@ def test_a_failed_save_leaves_nothing(tmp_path, trees):
     kernel = leaves["lm_head/kernel"]
     leaves["lm_head/kernel"] = Leaf(kernel.shape, kernel.dtype, read)
     with pytest.raises(CheckpointError, match=r"source\.bin: broken"):
-        checkpoint.save(tmp_path / "c", CONFIG, leaves)
+        native.save(tmp_path / "c", CONFIG, leaves)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -279,7 +279,7 @@ def test_fuzzed_index_and_headers_give_clear_errors_only(copied):
             )
         files[which].write_bytes(data)
         try:
-            checkpoint.open_leaves(copied, "params")["lm_head/kernel"].read_all()
+            native.open_leaves(copied, "params")["lm_head/kernel"].read_all()
         except UniXError as error:
             messages.append(str(error))
         except KeyError:

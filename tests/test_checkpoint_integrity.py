@@ -13,20 +13,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from convert.cast import cast
-from convert.export import export_published
-from convert.load import load_model, load_vae
-from convert.published import import_published
-from unix_jax import checkpoint, cli, orbax_tree
+from unix_jax import cli
+from unix_jax.checkpoints import native, orbax_tree
+from unix_jax.checkpoints.cast import cast
+from unix_jax.checkpoints.export import export_published
+from unix_jax.checkpoints.leaves import FiniteCheck, array_leaf, flatten, non_finite_count
+from unix_jax.checkpoints.leaves import cast as cast_leaf
+from unix_jax.checkpoints.load import load_model, load_vae
+from unix_jax.checkpoints.published import import_published
+from unix_jax.checkpoints.verification import verify
 from unix_jax.config import UniXConfig
 from unix_jax.errors import CheckpointError
 from unix_jax.inference.pipeline import UniXPipeline
-from unix_jax.leaves import FiniteCheck, array_leaf, flatten, non_finite_count
-from unix_jax.leaves import cast as cast_leaf
 from unix_jax.models import autoencoder, unix
-from unix_jax.training.checkpoint import CheckpointStore
+from unix_jax.training.checkpoint_store import CheckpointStore
 from unix_jax.training.export import export
-from unix_jax.verification import verify
 
 GOLDEN = Path(__file__).parent / "golden" / "tiny" / "checkpoint"
 NANO = Path(__file__).parents[1] / "examples" / "nano"
@@ -55,7 +56,7 @@ def written(tmp_path_factory, trees):
     base = tmp_path_factory.mktemp("written")
     import_published(GOLDEN, base / "import")
     cast(base / "import", base / "cast", "bfloat16")
-    checkpoint.save(base / "save", CONFIG, *trees)
+    native.save(base / "save", CONFIG, *trees)
     export(base, CONFIG, *trees, None)
     return base
 
@@ -65,18 +66,18 @@ KINDS = ("import", "cast", "save", "export")
 
 def array_files(path):
     """Every file of every array, the header that says how to read it included."""
-    index = checkpoint.read_index(path)
+    index = native.read_index(path)
     return [
         path / part / name.replace("/", ".") / file
-        for part in checkpoint.PARTS
+        for part in native.PARTS
         for name, entry in index.get(part, {}).items()
         for file in entry["crc32"]
     ]
 
 
 def read_everything(path):
-    for part in checkpoint.PARTS:
-        for leaf in checkpoint.open_leaves(path, part).values():
+    for part in native.PARTS:
+        for leaf in native.open_leaves(path, part).values():
             leaf.read_all()
 
 
@@ -116,9 +117,9 @@ def test_one_flipped_bit_in_any_array_file_is_found(kind, written, data):
 def test_every_array_of_every_checkpoint_has_checksums_and_is_read(kind, written):
     path = written / kind
     files = array_files(path)
-    found = {f for part in checkpoint.PARTS for f in (path / part).glob("*/*") if f.is_file()}
+    found = {f for part in native.PARTS for f in (path / part).glob("*/*") if f.is_file()}
     assert set(files) == found
-    assert checkpoint.has_checksums(path)
+    assert native.has_checksums(path)
     read_everything(path)
 
 
@@ -192,7 +193,7 @@ def test_frozen_weights_of_a_run_are_verified(store_directory, tmp_path):
 
 def without_checksums(path, keep=()):
     index = json.loads((path / "index.json").read_text())
-    for part in checkpoint.PARTS:
+    for part in native.PARTS:
         for name, entry in index.get(part, {}).items():
             if name not in keep:
                 entry.pop("crc32")
@@ -202,7 +203,7 @@ def without_checksums(path, keep=()):
 def test_checkpoints_of_earlier_versions_load_and_are_said_to_have_none(written, tmp_path, capsys):
     path = Path(shutil.copytree(written / "save", tmp_path / "old"))
     without_checksums(path)
-    assert not checkpoint.has_checksums(path)
+    assert not native.has_checksums(path)
     read_everything(path)
     load_model(path)
     assert cli.main(["info", str(path)]) == 0
@@ -211,18 +212,18 @@ def test_checkpoints_of_earlier_versions_load_and_are_said_to_have_none(written,
     assert "no checksums" in capsys.readouterr().out
     # A copy has them.
     cast(path, tmp_path / "new", "keep")
-    assert checkpoint.has_checksums(tmp_path / "new")
+    assert native.has_checksums(tmp_path / "new")
 
 
 def test_one_entry_without_checksums_is_damage(written, tmp_path):
     path = Path(shutil.copytree(written / "save", tmp_path / "c"))
     without_checksums(path, keep=("lm_head/kernel",))
     with pytest.raises(CheckpointError, match=r"index\.json: params\..*: crc32: expected"):
-        checkpoint.load_params(path)
+        native.load_params(path)
 
 
 def test_the_bundled_checkpoint_has_checksums():
-    assert checkpoint.has_checksums(NANO)
+    assert native.has_checksums(NANO)
     assert [part.problems for part in verify(NANO)] == [[], []]
 
 
@@ -258,7 +259,7 @@ def test_any_box_of_any_array_is_read_as_it_was_written(
 
 def test_a_file_that_shrinks_after_it_was_opened_is_named(written, tmp_path):
     path = Path(shutil.copytree(written / "save", tmp_path / "c"))
-    leaf = checkpoint.open_leaves(path, "params")["vision/pos_embed"]
+    leaf = native.open_leaves(path, "params")["vision/pos_embed"]
     file = path / "params" / "vision.pos_embed" / "0.0.0"
     size = file.stat().st_size
     file.write_bytes(file.read_bytes()[:100])
@@ -306,8 +307,8 @@ def test_a_long_list_of_arrays_is_capped():
 
 
 def published_with(directory, value, key="language_model.lm_head.weight"):
-    from convert.readers import open_tensors
-    from convert.writers import write_safetensors
+    from unix_jax.checkpoints.formats.readers import open_tensors
+    from unix_jax.checkpoints.formats.writers import write_safetensors
 
     shutil.copytree(GOLDEN, directory)
     with open_tensors(directory / "model.safetensors") as source:
@@ -351,11 +352,11 @@ def test_unused_tensors_may_be_what_they_like(tmp_path):
 def test_a_number_too_large_for_the_type_is_found(tmp_path, trees):
     flat = {name: np.array(value) for name, value in flatten(trees[0]).items()}
     flat["lm_head/kernel"][0, 0] = np.finfo(np.float32).max
-    checkpoint.save(tmp_path / "c", CONFIG, flat)
+    native.save(tmp_path / "c", CONFIG, flat)
     with pytest.raises(CheckpointError, match="lm_head/kernel: 1 numbers"):
         cast(tmp_path / "c", tmp_path / "half", "bfloat16")
     with pytest.raises(CheckpointError, match="lm_head/kernel: 1 numbers"):
-        checkpoint.load_params(tmp_path / "c", dtype="bfloat16")
+        native.load_params(tmp_path / "c", dtype="bfloat16")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         leaf = cast_leaf(array_leaf(flat["lm_head/kernel"]), ml_dtypes.bfloat16)
@@ -383,11 +384,11 @@ def test_the_tree_of_a_pipeline_is_saved_stacked(tmp_path, trees):
     copies = jax.tree.map(jax.numpy.asarray, trees[0])
     unrolled = unix.unroll_params(copies, CONFIG.decoder.num_layers)
     assert "layers_0" in unrolled["decoder"]
-    checkpoint.save(tmp_path / "c", CONFIG, unrolled)
-    jax.tree.map(np.testing.assert_array_equal, checkpoint.load_params(tmp_path / "c"), trees[0])
+    native.save(tmp_path / "c", CONFIG, unrolled)
+    jax.tree.map(np.testing.assert_array_equal, native.load_params(tmp_path / "c"), trees[0])
     pipe = UniXPipeline.from_pretrained(tmp_path / "c", compilation_cache=False)
-    checkpoint.save(tmp_path / "again", CONFIG, pipe.params)
-    found = checkpoint.load_params(tmp_path / "again")
+    native.save(tmp_path / "again", CONFIG, pipe.params)
+    found = native.load_params(tmp_path / "again")
     jax.tree.map(np.testing.assert_array_equal, found, trees[0])
 
 
@@ -404,7 +405,7 @@ def test_a_tree_that_does_not_fit_is_one_error_and_nothing_is_written(tmp_path, 
     else:
         config = UniXConfig.preset("nano")
     with pytest.raises(CheckpointError, match="to save: tensors do not fit the configuration"):
-        checkpoint.save(tmp_path / "c", config, params, vae)
+        native.save(tmp_path / "c", config, params, vae)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from unix_jax.commands.checkpoint_table import count_parameters, parameter_counts
 from unix_jax.config import (
     AutoencoderConfig,
     DecoderConfig,
@@ -17,7 +18,6 @@ from unix_jax.config import (
     VisionConfig,
 )
 from unix_jax.errors import ConfigError
-from unix_jax.info import count_parameters, parameter_counts
 from unix_jax.models import unix
 
 CHECKPOINT = Path(__file__).parent / "golden" / "tiny" / "checkpoint"

@@ -23,7 +23,7 @@ from pydicom.uid import (
 )
 
 from unix_jax.errors import ImageError
-from unix_jax.images import load_image
+from unix_jax.preprocessing.images import load_image
 
 
 def test_dicom_by_name_and_by_magic(tmp_path):

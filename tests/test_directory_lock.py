@@ -11,13 +11,13 @@ import textwrap
 
 import pytest
 
-from unix_jax import directory_lock
-from unix_jax.directory_lock import LOCK_FILE, DirectoryLock, this_process
 from unix_jax.errors import UniXError
+from unix_jax.storage import directory_lock
+from unix_jax.storage.directory_lock import LOCK_FILE, DirectoryLock, this_process
 
 HOLD = textwrap.dedent("""
     import sys, time
-    from unix_jax.directory_lock import DirectoryLock
+    from unix_jax.storage.directory_lock import DirectoryLock
     with DirectoryLock(sys.argv[1]):
         print("held", flush=True)
         time.sleep(60)

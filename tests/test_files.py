@@ -9,9 +9,9 @@ import time
 
 import pytest
 
-from unix_jax import files
 from unix_jax.errors import UniXError
-from unix_jax.files import atomic_directory, atomic_write
+from unix_jax.storage import files
+from unix_jax.storage.files import atomic_directory, atomic_write
 
 
 def names(path):
@@ -136,7 +136,7 @@ def test_write_over_a_directory(tmp_path):
 
 WRITING = textwrap.dedent("""
     import sys, time
-    from unix_jax.files import atomic_directory
+    from unix_jax.storage.files import atomic_directory
     with atomic_directory(sys.argv[1]) as temporary:
         (temporary / "half").touch()
         print(temporary.name, flush=True)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unix_jax.errors import PromptError
-from unix_jax.flow import interpolate, shift_timestep, timestep_grid
+from unix_jax.preprocessing.flow import interpolate, shift_timestep, timestep_grid
 
 
 def test_grid_matches_torch_bit_for_bit():

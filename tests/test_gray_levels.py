@@ -11,9 +11,9 @@ from picture_toy import NOISE, RAMP
 from PIL import Image
 
 from unix_jax.errors import ImageWarning
-from unix_jax.gray_levels import gray_level_problem
-from unix_jax.images import load_image
 from unix_jax.inference.inputs import image_list
+from unix_jax.preprocessing.gray_levels import gray_level_problem
+from unix_jax.preprocessing.images import load_image
 
 ROOT = Path(__file__).parents[1]
 BUNDLED = sorted((ROOT / "examples").glob("*.jpg"))

@@ -8,7 +8,7 @@ from picture_toy import NOISE, RAMP, gray, picture_file
 from PIL import Image
 
 from unix_jax.errors import ImageError
-from unix_jax.images import load_image
+from unix_jax.preprocessing.images import load_image
 
 # ---- decoding
 

@@ -14,9 +14,9 @@ from picture_toy import FULL, RAMP, TWELVE, dicom_file
 from PIL import Image, PngImagePlugin
 from pydicom.uid import RLELossless
 
-from unix_jax import transforms
 from unix_jax.errors import ImageError
-from unix_jax.images import load_image
+from unix_jax.preprocessing import transforms
+from unix_jax.preprocessing.images import load_image
 
 LIMIT = 1_000_000  # pixels
 CASES_PER_SEED_FILE = 120

@@ -14,7 +14,7 @@ from unix_jax.data.records import Record, instructions_for
 from unix_jax.data.samples import UnderstandingSamples
 from unix_jax.errors import ConfigError
 from unix_jax.instructions import DEFAULT, Instructions
-from unix_jax.text import Tokenizer, prompt_split
+from unix_jax.preprocessing.text import Tokenizer, prompt_split
 from unix_jax.training.start import with_instructions
 
 ROOT = Path(__file__).parent.parent

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unix_jax.config import UniXConfig, VisionConfig
-from unix_jax.layout import TextSplit, VaeSplit, VitSplit, lay_out, stream_lengths
-from unix_jax.models.mask import CAUSAL, FULL, NOISE, may_attend
+from unix_jax.models.attention.mask import CAUSAL, FULL, NOISE, may_attend
+from unix_jax.preprocessing.layout import TextSplit, VaeSplit, VitSplit, lay_out, stream_lengths
 
 CONFIG = dataclasses.replace(
     UniXConfig.preset("tiny"), vision=VisionConfig(image_size=32, patch_size=16, width=32)

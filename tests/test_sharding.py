@@ -13,9 +13,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from unix_jax.config import DecoderConfig, UniXConfig, VisionConfig
 from unix_jax.errors import ConfigError
-from unix_jax.layout import TextSplit, VaeSplit, VitSplit, lay_out
 from unix_jax.models import autoencoder
 from unix_jax.models.unix import TwoStreamBatch, UniX, param_shapes
+from unix_jax.preprocessing.layout import TextSplit, VaeSplit, VitSplit, lay_out
 from unix_jax.sharding import (
     ShardingRules,
     batch_shards,

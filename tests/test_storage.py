@@ -16,14 +16,15 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 import convert.__main__ as converting
 import unix_jax.data.__main__ as data_command
-from unix_jax import UniXPipeline, checkpoint, cli
+from unix_jax import UniXPipeline, cli
+from unix_jax.checkpoints import native
 from unix_jax.commands import app, clean, evaluate, export
 from unix_jax.config import UniXConfig
 from unix_jax.data.config import DataConfig
 from unix_jax.data.sources import open_source
 from unix_jax.errors import StorageError
-from unix_jax.files import atomic_directory, atomic_write
-from unix_jax.storage import local_path
+from unix_jax.storage.files import atomic_directory, atomic_write
+from unix_jax.storage.paths import local_path
 from unix_jax.training.config import TrainConfig
 
 ROOT = Path(__file__).parent.parent
@@ -92,7 +93,7 @@ def test_the_library_neither_reads_nor_writes_urls(url, tmp_path, monkeypatch):
 
     for use in (
         lambda: UniXPipeline.from_pretrained(url),
-        lambda: checkpoint.save(url, UniXConfig.preset("tiny"), {}),
+        lambda: native.save(url, UniXConfig.preset("tiny"), {}),
         write_directory,
         write_file,
     ):
@@ -116,7 +117,7 @@ def test_sources_with_a_url(source):
 # --- the commands ------------------------------------------------------------------------------
 
 # Texts that are no paths. An option of type `str` or `Path` that is neither here nor has one of the
-# types of `unix_jax.commands.options` fails the test: it must be sorted into one of the two.
+# types of `unix_jax.storage.arguments` fails the test: it must be sorted into one of the two.
 TEXTS = frozenset(
     {"mesh", "dtype", "prompt", "prompts", "host", "split", "renorm", "endpoint", "model"}
     | {"judge_model", "key_variable", "text_field", "chexbert_cut", "prediction_field"}

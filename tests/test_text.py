@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from unix_jax.config import SpecialTokens
 from unix_jax.errors import CheckpointError, PromptError
 from unix_jax.instructions import Instructions
-from unix_jax.text import (
+from unix_jax.preprocessing.text import (
     StreamDecoder,
     Tokenizer,
     encode_prompt,

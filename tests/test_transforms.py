@@ -10,9 +10,9 @@ from picture_toy import RAMP, gray
 from PIL import Image
 from safetensors.numpy import load_file
 
-from unix_jax import transforms
 from unix_jax.errors import ImageError, UniXError
-from unix_jax.images import load_image
+from unix_jax.preprocessing import transforms
+from unix_jax.preprocessing.images import load_image
 
 GOLDEN = Path(__file__).parent / "golden" / "metrics_tiny"
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.jpg"))

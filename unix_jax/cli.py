@@ -31,8 +31,8 @@ from unix_jax.commands.app import App
 from unix_jax.commands.clean import Clean
 from unix_jax.commands.evaluate import Evaluate
 from unix_jax.commands.export import Export
-from unix_jax.commands.options import PathText
 from unix_jax.errors import ImageWarning, UniXError
+from unix_jax.storage.arguments import PathText
 
 if TYPE_CHECKING:
     from unix_jax.inference.pipeline import UniXPipeline
@@ -91,8 +91,8 @@ class Report(_Model):
     the image shows next to nothing. With several images per report, image and warning are lists."""
 
     def run(self) -> None:
-        from unix_jax.gray_levels import gray_level_problem
-        from unix_jax.images import load_image
+        from unix_jax.preprocessing.gray_levels import gray_level_problem
+        from unix_jax.preprocessing.images import load_image
 
         if not self.images:
             raise UniXError("IMAGE: expected at least one image file, found none")
@@ -181,9 +181,9 @@ class Generate(_Model):
     """Pictures for each text."""
 
     def run(self) -> None:
-        from convert.load import load_config
+        from unix_jax.checkpoints.load import load_config
         from unix_jax.inference.drawing import ImageSettings
-        from unix_jax.transforms import contact_sheet, save_png
+        from unix_jax.preprocessing.transforms import contact_sheet, save_png
 
         if not self.prompts:
             raise UniXError("PROMPT: expected at least one text, found none")
@@ -238,7 +238,7 @@ class Info:
     of a training run's directory, with all of its checkpoints."""
 
     def run(self) -> None:
-        from convert.load import load_config
+        from unix_jax.checkpoints.load import load_config
 
         if self.verify and self.json:
             raise UniXError("--json: cannot be combined with --verify")
@@ -250,15 +250,15 @@ class Info:
         if self.json:
             print(json.dumps(config.to_dict(), indent=1))
             return
-        from unix_jax.info import summary
+        from unix_jax.commands.checkpoint_table import summary
 
         console = Console()
         console.print(summary(self.checkpoint, config, has_vae))
 
     def _verify(self) -> None:
+        from unix_jax.checkpoints.verification import verify
+        from unix_jax.commands.checkpoint_table import verification_table
         from unix_jax.errors import CheckpointError
-        from unix_jax.info import verification_table
-        from unix_jax.verification import verify
 
         with _ERRORS.status(f"Reading {escape(self.checkpoint)} ..."):
             parts = list(verify(self.checkpoint))

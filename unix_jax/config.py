@@ -197,13 +197,13 @@ class UniXConfig:
         Raises:
           ConfigError: a value of the wrong kind, or one this model cannot honour.
         """
-        from unix_jax.config_published import read_published
+        from unix_jax.checkpoints.published_config import read_published
 
         return read_published(config, vae, source)
 
     def to_published(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """(`config.json`, `vae/config.yaml`) in the explicit published form."""
-        from unix_jax.config_published import write_published
+        from unix_jax.checkpoints.published_config import write_published
 
         return write_published(self)
 

@@ -13,7 +13,7 @@ from PIL import Image
 from unix_jax.app.actions import FAILED, Actions, Stop
 from unix_jax.app.bundled import Example
 from unix_jax.app.choices import Limits
-from unix_jax.transforms import to_gray_pil
+from unix_jax.preprocessing.transforms import to_gray_pil
 
 SAME = "unchanged"
 SETTINGS = (0, 4, 2.0)

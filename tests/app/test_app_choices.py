@@ -19,7 +19,7 @@ from unix_jax.app.choices import (
 )
 from unix_jax.config import UniXConfig
 from unix_jax.errors import ImageError, PromptError
-from unix_jax.transforms import letterbox
+from unix_jax.preprocessing.transforms import letterbox
 
 TINY = UniXConfig.preset("tiny")
 LIMITS = Limits()

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unix_jax.cleaning.journal import Entry, Journal
+from unix_jax.cleaning.report_files import open_reports
 from unix_jax.cleaning.rewriting import plain_answer, verdict
-from unix_jax.cleaning.sources import open_reports
 from unix_jax.cleaning.templates import filled, load_prompts
 from unix_jax.errors import DataError, UniXError
 

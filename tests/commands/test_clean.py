@@ -5,7 +5,7 @@ import json
 import pytest
 import tyro
 
-from unix_jax.cleaning.sources import open_reports
+from unix_jax.cleaning.report_files import open_reports
 from unix_jax.commands.clean import Clean
 from unix_jax.data.sources import open_source
 from unix_jax.errors import UniXError

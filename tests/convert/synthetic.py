@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from convert.table import unix_table, vae_table
-from convert.torch_file import STORAGES
-from convert.writers import write_safetensors, write_torch_zip
+from unix_jax.checkpoints.formats.torch_file import STORAGES
+from unix_jax.checkpoints.formats.writers import write_safetensors, write_torch_zip
+from unix_jax.checkpoints.table import unix_table, vae_table
 from unix_jax.config import (
     AutoencoderConfig,
     DecoderConfig,

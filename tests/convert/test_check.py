@@ -12,18 +12,9 @@ from safetensors.numpy import load_file, save_file
 from synthetic import write_configurations
 
 from convert.__main__ import main
-from convert.check import Result, compare, run_checks
-from convert.golden import (
-    Golden,
-    autoencoder_tensors,
-    edit_tensors,
-    generation_tensors,
-    understanding_tensors,
-)
-from convert.golden_training import training_tensors
-from convert.load import load_model
-from convert.table import unix_table, vae_table
-from convert.writers import write_safetensors, write_torch_zip
+from unix_jax.checkpoints.formats.writers import write_safetensors, write_torch_zip
+from unix_jax.checkpoints.load import load_model
+from unix_jax.checkpoints.table import unix_table, vae_table
 from unix_jax.config import (
     AutoencoderConfig,
     DecoderConfig,
@@ -32,6 +23,15 @@ from unix_jax.config import (
     VisionConfig,
 )
 from unix_jax.errors import CheckpointError
+from unix_jax.parity.check import Result, compare, run_checks
+from unix_jax.parity.golden import (
+    Golden,
+    autoencoder_tensors,
+    edit_tensors,
+    generation_tensors,
+    understanding_tensors,
+)
+from unix_jax.parity.golden_training import training_tensors
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tiny"
 TINY = GOLDEN / "checkpoint"

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import pytest
 
 from convert.__main__ import main
-from convert.load import load_model
-from convert.readers import open_tensors
-from unix_jax import checkpoint
+from unix_jax.checkpoints import native
+from unix_jax.checkpoints.formats.readers import open_tensors
+from unix_jax.checkpoints.load import load_model
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TINY = GOLDEN / "tiny" / "checkpoint"
@@ -39,7 +39,7 @@ def test_import_and_export(tmp_path, capsys):
 
 def test_import_with_dtype(tmp_path):
     assert main(["import", str(TINY), str(tmp_path / "jax"), "--dtype", "bfloat16"]) == 0
-    infos = checkpoint.tensor_infos(tmp_path / "jax")
+    infos = native.tensor_infos(tmp_path / "jax")
     assert infos["params/lm_head/kernel"].dtype == "bfloat16"
 
 
@@ -47,8 +47,8 @@ def test_import_janus(tmp_path):
     arguments = ["--max-latent-size", "8", "--vae", str(TINY / "vae"), "--seed", "3"]
     source, out = str(GOLDEN / "tiny_janus"), str(tmp_path / "jax")
     assert main(["import-janus", source, out, *arguments]) == 0
-    assert checkpoint.load_config(out).max_latent_size == 8
-    assert checkpoint.has_vae(out)
+    assert native.load_config(out).max_latent_size == 8
+    assert native.has_vae(out)
 
 
 def test_inspect(tmp_path, capsys):
@@ -68,9 +68,9 @@ def test_check_is_given_its_arguments(monkeypatch):
         calls.append(arguments)
         return 1
 
-    module = types.ModuleType("convert.check")
+    module = types.ModuleType("unix_jax.parity.check")
     module.check = check  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "convert.check", module)
+    monkeypatch.setitem(sys.modules, "unix_jax.parity.check", module)
     assert main(["check", "a", "b", "--json", "c"]) == 1
     assert main(["check", "a", "b"]) == 1
     assert calls == [(Path("a"), Path("b"), Path("c")), (Path("a"), Path("b"), None)]
@@ -95,7 +95,7 @@ def test_usage_error_exits_2(capsys):
 
 _SLOW = """
 import sys, time
-import unix_jax.leaves as leaves
+import unix_jax.checkpoints.leaves as leaves
 plain = leaves.Leaf.read_all
 def slow(self):
     print("reading", flush=True)

@@ -11,7 +11,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from convert.dinov2 import dinov2_table, load_dinov2, load_dinov2_config, read_dinov2_config
+from unix_jax.checkpoints.dinov2 import (
+    dinov2_table,
+    load_dinov2,
+    load_dinov2_config,
+    read_dinov2_config,
+)
 from unix_jax.errors import CheckpointError, ConfigError
 from unix_jax.models.dinov2 import Dinov2Config, param_shapes
 

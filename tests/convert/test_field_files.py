@@ -18,24 +18,24 @@ from safetensors.numpy import load_file, save_file
 from synthetic import write_nested
 
 from convert.__main__ import main
-from convert.bert import CHEXBERT_NAMES, load_chexbert
-from convert.dinov2 import DINOV2_NAMES, load_dinov2
-from convert.janus import import_janus
-from convert.prefixes import unwrapped
-from convert.published import (
+from unix_jax.checkpoints import native
+from unix_jax.checkpoints.bert import CHEXBERT_NAMES, load_chexbert
+from unix_jax.checkpoints.dinov2 import DINOV2_NAMES, load_dinov2
+from unix_jax.checkpoints.formats.readers import open_tensors
+from unix_jax.checkpoints.formats.safetensors_file import MAX_HEADER_BYTES
+from unix_jax.checkpoints.formats.tensor_source import SourceNote
+from unix_jax.checkpoints.formats.weight_files import find_weights, weight_files
+from unix_jax.checkpoints.formats.writers import write_safetensors, write_torch_zip
+from unix_jax.checkpoints.formats.yaml_file import MAX_YAML_BYTES, read_yaml
+from unix_jax.checkpoints.janus import import_janus
+from unix_jax.checkpoints.prefixes import unwrapped
+from unix_jax.checkpoints.published import (
     UNIX_NAMES,
     VAE_NAMES,
     export_published,
     import_published,
     load_published,
 )
-from convert.readers import open_tensors
-from convert.safetensors_file import MAX_HEADER_BYTES
-from convert.sources import SourceNote
-from convert.weight_files import find_weights, weight_files
-from convert.writers import write_safetensors, write_torch_zip
-from convert.yaml_file import MAX_YAML_BYTES, read_yaml
-from unix_jax import checkpoint
 from unix_jax.errors import CheckpointError, ConfigError, UniXError, shortened
 from unix_jax.models.embeddings import latent_position_ids, sincos_table_2d
 
@@ -146,7 +146,7 @@ def test_names_keep_what_belongs_to_them(source):
     save_file(TENSORS | {own: np.ones(3, np.float32)}, source / "model.safetensors")
     _, lines = notes(lambda: import_published(source, source.parent / "out"))
     assert lines == []
-    assert f"extras/{own}" in checkpoint.tensor_infos(source.parent / "out")
+    assert f"extras/{own}" in native.tensor_infos(source.parent / "out")
 
 
 def test_an_unknown_key_is_still_unexpected(source):
@@ -214,8 +214,8 @@ def test_janus_behind_a_prefix(tmp_path):
     import_janus(GOLDEN / "tiny_janus", tmp_path / "b", max_latent_size=8)
     jax.tree.map(
         np.testing.assert_array_equal,
-        checkpoint.load_params(tmp_path / "a"),
-        checkpoint.load_params(tmp_path / "b"),
+        native.load_params(tmp_path / "a"),
+        native.load_params(tmp_path / "b"),
     )
 
 
@@ -244,7 +244,7 @@ def import_head(source, *arguments):
     out = source.parent / "out"
     shutil.rmtree(out, ignore_errors=True)
     assert main(["import", str(source), str(out), *arguments]) == 0
-    return head(checkpoint.load_params(out))
+    return head(native.load_params(out))
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
@@ -334,7 +334,7 @@ def test_the_average_of_latent_diffusion_code(source, capsys, prefix):
 
     def kernel(*arguments):
         import_head(source, *arguments)
-        return checkpoint.load_vae_params(source.parent / "out")["quant_conv"]["bias"]
+        return native.load_vae_params(source.parent / "out")["quant_conv"]["bias"]
 
     plain = vae_tensors()["quant_conv.bias"]
     np.testing.assert_array_equal(kernel(), plain)
@@ -469,8 +469,8 @@ def test_more_positions(source, capsys, kind, size):
     out = source.parent / "out"
     said = capsys.readouterr().err
     assert (f"from 8 x 8 to {size} x {size} positions" in said) == (size > 8)
-    assert checkpoint.load_config(out).max_latent_size == size
-    table = np.asarray(checkpoint.load_params(out)["latent_pos_embed"]).reshape(size, size, -1)
+    assert native.load_config(out).max_latent_size == size
+    table = np.asarray(native.load_params(out)["latent_pos_embed"]).reshape(size, size, -1)
     assert table.dtype == kind
     width = table.shape[-1]
     formula = sincos_table_2d(width, size).astype(kind).reshape(size, size, width)
@@ -486,7 +486,7 @@ def test_a_larger_table_changes_no_smaller_image(source):
     for size in (8, 20):
         import_published(source, source.parent / f"out{size}", max_latent_size=size)
     rows = [
-        np.asarray(checkpoint.load_params(source.parent / f"out{size}")["latent_pos_embed"])[
+        np.asarray(native.load_params(source.parent / f"out{size}")["latent_pos_embed"])[
             latent_position_ids(5, 7, size)
         ]
         for size in (8, 20)
@@ -572,7 +572,7 @@ def test_links_inside_the_source_and_to_unwanted_files(tmp_path, source, expecte
     (source / "model.safetensors").rename(source / "weights" / "x.safetensors")
     (source / "model.safetensors").symlink_to(Path("weights") / "x.safetensors")
     notes(lambda: import_published(source, tmp_path / "out"))
-    np.testing.assert_array_equal(head(checkpoint.load_params(tmp_path / "out")), HEAD)
+    np.testing.assert_array_equal(head(native.load_params(tmp_path / "out")), HEAD)
     assert not any("secret" in p.read_text("latin1") for p in tmp_path.glob("out/**/*.txt"))
 
 
@@ -596,7 +596,7 @@ def test_the_cache_of_hugging_face(tmp_path, file):
         link.symlink_to(up)
     _, lines = notes(lambda: import_published(snapshot / file, tmp_path / "out"))
     assert lines == []
-    np.testing.assert_array_equal(head(checkpoint.load_params(tmp_path / "out")), HEAD)
+    np.testing.assert_array_equal(head(native.load_params(tmp_path / "out")), HEAD)
     assert (tmp_path / "out" / "tokenizer.json").is_file()
     assert not any(p.is_symlink() for p in (tmp_path / "out").rglob("*"))
     # A blob that is a link itself leads out.

@@ -17,8 +17,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from convert.readers import open_tensors
-from convert.writers import write_safetensors, write_torch_zip
+from unix_jax.checkpoints.formats.readers import open_tensors
+from unix_jax.checkpoints.formats.writers import write_safetensors, write_torch_zip
 from unix_jax.errors import CheckpointError
 
 # Of each kind of mutation; each of the tests below makes at least 500 files.

@@ -8,13 +8,13 @@ import jax
 import numpy as np
 import pytest
 
-from convert.janus import import_janus
-from convert.published import export_published, load_published
-from convert.readers import open_tensors
-from convert.writers import write_safetensors
-from unix_jax import checkpoint
+from unix_jax.checkpoints import native
+from unix_jax.checkpoints.formats.readers import open_tensors
+from unix_jax.checkpoints.formats.writers import write_safetensors
+from unix_jax.checkpoints.janus import import_janus
+from unix_jax.checkpoints.leaves import flatten
+from unix_jax.checkpoints.published import export_published, load_published
 from unix_jax.errors import CheckpointError
-from unix_jax.leaves import flatten
 from unix_jax.models.embeddings import sincos_table_2d
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -37,7 +37,7 @@ def start(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def params(start):
-    return jax.tree.map(np.asarray, checkpoint.load_params(start))
+    return jax.tree.map(np.asarray, native.load_params(start))
 
 
 def test_und_is_janus_and_gen_its_copy(params):
@@ -76,31 +76,31 @@ def test_fresh_parameters(params):
 def test_seed_fixes_the_fresh_parameters(params, tmp_path):
     for name, seed in (("same", 0), ("other", 1)):
         import_janus(JANUS, tmp_path / name, max_latent_size=8, seed=seed)
-    same = checkpoint.load_params(tmp_path / "same")
-    other = checkpoint.load_params(tmp_path / "other")
+    same = native.load_params(tmp_path / "same")
+    other = native.load_params(tmp_path / "other")
     jax.tree.map(np.testing.assert_array_equal, same, params)
     assert not np.array_equal(other["vae2llm"]["kernel"], params["vae2llm"]["kernel"])
     np.testing.assert_array_equal(other["lm_head"]["kernel"], params["lm_head"]["kernel"])
 
 
 def test_configuration(start, tmp_path):
-    config = checkpoint.load_config(start)
+    config = native.load_config(start)
     assert (config.decoder.hidden_size, config.vision.width, config.max_latent_size) == (64, 32, 8)
     assert not config.double_bos
-    assert not checkpoint.has_vae(start)
+    assert not native.has_vae(start)
     import_janus(JANUS, tmp_path / "c", latent_patch_size=2)
-    config = checkpoint.load_config(tmp_path / "c")
+    config = native.load_config(tmp_path / "c")
     assert (config.max_latent_size, config.latent_patch_size) == (32, 2)
-    assert checkpoint.load_params(tmp_path / "c")["vae2llm"]["kernel"].shape == (64, 64)
+    assert native.load_params(tmp_path / "c")["vae2llm"]["kernel"].shape == (64, 64)
 
 
 @pytest.mark.parametrize("vae", [TINY, TINY / "vae", TINY / "vae" / "kl-f16d16.ckpt"])
 def test_with_an_autoencoder(tmp_path, vae):
     import_janus(JANUS, tmp_path / "c", vae=vae)
     _, _, expected = load_published(TINY)
-    found = checkpoint.load_vae_params(tmp_path / "c")
+    found = native.load_vae_params(tmp_path / "c")
     jax.tree.map(np.testing.assert_array_equal, found, expected)
-    assert checkpoint.load_config(tmp_path / "c").vae.ch == 32
+    assert native.load_config(tmp_path / "c").vae.ch == 32
 
 
 def test_exports_to_the_published_layout(start, tmp_path):
@@ -110,12 +110,12 @@ def test_exports_to_the_published_layout(start, tmp_path):
             k: expected.info(k).shape for k in list(expected.keys())
         }
     config, _, _ = load_published(tmp_path / "out")
-    assert config == checkpoint.load_config(start)
+    assert config == native.load_config(start)
 
 
 def test_cast(tmp_path):
     import_janus(JANUS, tmp_path / "c", "bfloat16")
-    kinds = {leaf.dtype.name for leaf in jax.tree.leaves(checkpoint.load_params(tmp_path / "c"))}
+    kinds = {leaf.dtype.name for leaf in jax.tree.leaves(native.load_params(tmp_path / "c"))}
     assert kinds == {"bfloat16"}
 
 
@@ -129,7 +129,7 @@ def test_special_tokens_come_from_the_tokenizer(tmp_path):
     ]
     (tmp_path / "source" / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
     import_janus(tmp_path / "source", tmp_path / "c")
-    tokens = checkpoint.load_config(tmp_path / "c").special_tokens
+    tokens = native.load_config(tmp_path / "c").special_tokens
     assert (tokens.start_of_image, tokens.eos, tokens.bos) == (7, 9, 100000)
     assert (tmp_path / "c" / "tokenizer.json").is_file()
 

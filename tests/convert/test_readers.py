@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from convert.inspect import describe, print_table
-from convert.readers import TensorInfo, open_tensors
-from convert.safetensors_file import DTYPES
-from convert.writers import write_safetensors, write_torch_zip
+from unix_jax.checkpoints.formats.readers import TensorInfo, open_tensors
+from unix_jax.checkpoints.formats.safetensors_file import DTYPES
+from unix_jax.checkpoints.formats.writers import write_safetensors, write_torch_zip
+from unix_jax.checkpoints.inspect import describe, print_table
 from unix_jax.errors import CheckpointError
 
 
@@ -261,7 +261,7 @@ def test_describe_this_projects_layout(tmp_path, monkeypatch, capsys):
         f"params/decoder/layers/{stream}/q_proj/kernel": TensorInfo((2, 3, 4), np.dtype("float32"))
         for stream in ("und", "gen")
     }
-    monkeypatch.setattr("unix_jax.checkpoint.tensor_infos", lambda path: infos)
+    monkeypatch.setattr("unix_jax.checkpoints.native.tensor_infos", lambda path: infos)
     assert describe(tmp_path) == [(key, (2, 3, 4), "float32", 24) for key in infos]
     print_table(tmp_path)
     shown = capsys.readouterr().out

@@ -14,10 +14,10 @@ import pytest
 import yaml
 from synthetic import GQA, write_published
 
-from convert.published import export_published, import_published, load_published
-from convert.readers import open_tensors
-from convert.writers import write_safetensors, write_torch_zip
-from unix_jax import checkpoint
+from unix_jax.checkpoints import native
+from unix_jax.checkpoints.formats.readers import open_tensors
+from unix_jax.checkpoints.formats.writers import write_safetensors, write_torch_zip
+from unix_jax.checkpoints.published import export_published, import_published, load_published
 from unix_jax.errors import CheckpointError, ConfigError, UniXError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tiny" / "checkpoint"
@@ -69,16 +69,16 @@ def test_original_code_loads_the_exported_autoencoder(golden_round_trip):
 
 def test_loading_directly_equals_loading_the_import(golden_round_trip):
     config, params, vae = load_published(GOLDEN)
-    assert config == checkpoint.load_config(golden_round_trip / "jax")
-    stored = checkpoint.load_params(golden_round_trip / "jax")
-    stored_vae = checkpoint.load_vae_params(golden_round_trip / "jax")
+    assert config == native.load_config(golden_round_trip / "jax")
+    stored = native.load_params(golden_round_trip / "jax")
+    stored_vae = native.load_vae_params(golden_round_trip / "jax")
     jax.tree.map(np.testing.assert_array_equal, (params, vae), (stored, stored_vae))
     _, half, _ = load_published(GOLDEN, "bfloat16")
     assert {leaf.dtype.name for leaf in jax.tree.leaves(half)} == {"bfloat16"}
 
 
 def test_import_is_what_the_table_says(golden_round_trip):
-    params = checkpoint.load_params(golden_round_trip / "jax")
+    params = native.load_params(golden_round_trip / "jax")
     tensors = read_all(GOLDEN / "model.safetensors")
     q = np.stack(
         [
@@ -107,7 +107,7 @@ def test_any_mix_of_types_survives(tmp_path, shards):
                 tmp_path / "source" / name
             ).read_bytes()
             assert same, name
-    assert checkpoint.load_config(tmp_path / "jax") == GQA
+    assert native.load_config(tmp_path / "jax") == GQA
 
 
 def test_not_a_number_keeps_its_bits_in_a_mixed_stack(tmp_path):
@@ -134,7 +134,7 @@ def test_pickled_weights_round_trip(tmp_path):
 def test_cast_on_import(tmp_path):
     tensors = write_published(tmp_path / "source", GQA, shards=2)
     import_published(tmp_path / "source", tmp_path / "jax", "bfloat16")
-    infos = checkpoint.tensor_infos(tmp_path / "jax")
+    infos = native.tensor_infos(tmp_path / "jax")
     kinds: dict[str, set[str]] = {name.partition("/")[0]: set() for name in infos}
     for name, info in infos.items():
         kinds[name.partition("/")[0]].add(info.dtype.name)
@@ -151,7 +151,7 @@ def test_cast_on_import(tmp_path):
 
 def test_a_checkpoint_without_a_source_exports_too(tmp_path):
     config, params, vae = load_published(GOLDEN)
-    checkpoint.save(tmp_path / "jax", config, params, vae)
+    native.save(tmp_path / "jax", config, params, vae)
     export_published(tmp_path / "jax", tmp_path / "out")
     again, again_params, again_vae = load_published(tmp_path / "out")
     assert again == config
@@ -255,8 +255,8 @@ def test_without_an_autoencoder(tmp_path):
     shutil.rmtree(tmp_path / "source" / "vae")
     with pytest.warns(UserWarning, match="no autoencoder"):
         import_published(tmp_path / "source", tmp_path / "jax")
-    assert not checkpoint.has_vae(tmp_path / "jax")
-    assert checkpoint.load_vae_params(tmp_path / "jax") is None
+    assert not native.has_vae(tmp_path / "jax")
+    assert native.load_vae_params(tmp_path / "jax") is None
     assert load_published(tmp_path / "source")[2] is None
     export_published(tmp_path / "jax", tmp_path / "out")
     assert files_below(tmp_path / "out") == files_below(tmp_path / "source")

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from synthetic import GQA
 
-from convert.readers import open_tensors
-from convert.table import (
+from unix_jax.checkpoints.formats.readers import open_tensors
+from unix_jax.checkpoints.leaves import flatten
+from unix_jax.checkpoints.table import (
     CONV,
     JANUS_DROPPED,
     LINEAR,
@@ -21,7 +22,6 @@ from convert.table import (
     vae_table,
 )
 from unix_jax.config import UniXConfig
-from unix_jax.leaves import flatten
 from unix_jax.models import autoencoder, unix
 
 GOLDEN = Path(__file__).parents[1] / "golden"

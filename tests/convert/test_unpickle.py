@@ -23,10 +23,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from convert.pickle_values import Global, Opaque, Tensor
-from convert.readers import open_tensors
-from convert.unpickle import read_pickle
-from convert.writers import write_torch_zip
+from unix_jax.checkpoints.formats.pickle_values import Global, Opaque, Tensor
+from unix_jax.checkpoints.formats.readers import open_tensors
+from unix_jax.checkpoints.formats.unpickle import read_pickle
+from unix_jax.checkpoints.formats.writers import write_torch_zip
 from unix_jax.errors import CheckpointError
 
 
@@ -248,7 +248,7 @@ def test_resources_are_bounded(monkeypatch):
     assert isinstance(_value(b"\x80\x02}" + deep[2:-1] + b"K\x01s."), dict)
     shared = b"\x80\x02}K\x01" + b"2\x86" * 60 + b"K\x01s."
     assert isinstance(_value(shared), dict)
-    monkeypatch.setattr("convert.unpickle.MAX_INSTRUCTIONS", 10_000)
+    monkeypatch.setattr("unix_jax.checkpoints.formats.unpickle.MAX_INSTRUCTIONS", 10_000)
     pairs = b"]q\x00(" + b"K\x01K\x02\x86" * 500 + b"e0"
     copied = b"ccollections\nOrderedDict\nh\x00\x85R0" * 1000
     with pytest.raises(CheckpointError, match="instructions"):
@@ -326,7 +326,7 @@ def test_compressed_members(tmp_path):
 
 
 def test_zip_bombs(tmp_path, monkeypatch):
-    monkeypatch.setattr("convert.zip_members.MAX_UNPACKED_BYTES", 1 << 20)
+    monkeypatch.setattr("unix_jax.checkpoints.formats.zip_members.MAX_UNPACKED_BYTES", 1 << 20)
     bomb = bytes(1 << 21)
     path = _zip(
         tmp_path / "x.bin",
@@ -342,7 +342,7 @@ def test_zip_bombs(tmp_path, monkeypatch):
     path.write_bytes(lying.replace(struct.pack("<I", zlib.crc32(bomb)), bytes(4)))
     with pytest.raises(CheckpointError):
         open_tensors(path)
-    monkeypatch.setattr("convert.torch_file.MAX_PICKLE_BYTES", 1000)
+    monkeypatch.setattr("unix_jax.checkpoints.formats.torch_file.MAX_PICKLE_BYTES", 1000)
     path = _zip(tmp_path / "y.bin", bytes(2000), {}, compression=zipfile.ZIP_DEFLATED)
     with pytest.raises(CheckpointError, match="expected at most 1000"):
         open_tensors(path)

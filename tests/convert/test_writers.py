@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from convert.readers import TensorInfo, open_tensors
-from convert.writers import entries, write_safetensors, write_torch_zip
+from unix_jax.checkpoints.formats.readers import TensorInfo, open_tensors
+from unix_jax.checkpoints.formats.writers import entries, write_safetensors, write_torch_zip
 from unix_jax.errors import CheckpointError
 
 TYPES = ["float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"]
@@ -50,7 +50,7 @@ def test_rewriting_a_file_gives_its_bytes(tmp_path):
 
 @pytest.mark.parametrize("write", [write_safetensors, write_torch_zip])
 def test_arrays_in_any_memory_order(tmp_path, write, monkeypatch):
-    monkeypatch.setattr("convert.writers._CHUNK_BYTES", 100)
+    monkeypatch.setattr("unix_jax.checkpoints.formats.writers._CHUNK_BYTES", 100)
     array = np.arange(600, dtype=np.float32).reshape(20, 30)
     arrays = {"t": array.T, "s": array[::2, ::-3], "0": array[:0].T, "1": array[:, 0]}
     write(tmp_path / "x.bin", arrays)

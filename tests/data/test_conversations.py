@@ -7,16 +7,21 @@ import numpy as np
 import pytest
 from toy_data import CONFIG, UNDERSTANDING, ListSource, picture, tokenizer
 
-from unix_jax.data.array_records import decode_record, encode_record, shrunk, write_array_records
 from unix_jax.data.collate import collate, load
 from unix_jax.data.inspection import inspect_source
 from unix_jax.data.pictures import vit_pixels
 from unix_jax.data.records import Record, Turn, question_images, record_image, report_text
 from unix_jax.data.samples import Cost, Skip, record_samples
 from unix_jax.data.sources import open_source
-from unix_jax.data.tfds_builder import to_example
+from unix_jax.data.sources.array_records import (
+    decode_record,
+    encode_record,
+    shrunk,
+    write_array_records,
+)
+from unix_jax.data.sources.tfds_builder import to_example
 from unix_jax.errors import DataError
-from unix_jax.layout import TextSplit, VitSplit
+from unix_jax.preprocessing.layout import TextSplit, VitSplit
 
 TURNS = (
     ("human", "<image>\n<image>\nDescribe both views."),

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from convert.__main__ import main as convert
-from convert.load import load_vae
+from unix_jax.checkpoints.load import load_vae
 from unix_jax.data.__main__ import main
 from unix_jax.data.config import DataConfig
 from unix_jax.data.inspection import percentiles
@@ -217,7 +217,7 @@ def test_help_is_quick_and_loads_no_jax():
 
 _SLOW = """
 import sys, time
-from unix_jax.data import preparation
+from unix_jax.data.sources import preparation
 plain = preparation.prepared
 def slow(record, max_side):
     print("row", flush=True)

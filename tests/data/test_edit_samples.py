@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_data import CONFIG, GENERATION, ListSource, picture, tokenizer
 
-from unix_jax.data.array_records import decode_record, encode_record
 from unix_jax.data.collate import collate, load
 from unix_jax.data.config import DataConfig
 from unix_jax.data.fingerprint import fingerprint
@@ -19,9 +18,10 @@ from unix_jax.data.pictures import vae_pixels, vit_pixels
 from unix_jax.data.records import Record, with_image_bytes
 from unix_jax.data.samples import Cost, Skip, record_samples
 from unix_jax.data.sources import open_source
+from unix_jax.data.sources.array_records import decode_record, encode_record
 from unix_jax.data.sources.mimic import _Row, previous_images, study_time
 from unix_jax.errors import ConfigError, DataError
-from unix_jax.layout import TextSplit, VaeSplit, VitSplit
+from unix_jax.preprocessing.layout import TextSplit, VaeSplit, VitSplit
 
 EDIT = dataclasses.replace(
     GENERATION, task="edit", und_tokens=160, vit_images=3, vae_images=4,

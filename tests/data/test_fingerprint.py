@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unix_jax.data.array_records import ArrayRecordSource, write_array_records
 from unix_jax.data.fingerprint import KeyedSource, difference, fingerprint
 from unix_jax.data.records import Record
 from unix_jax.data.sources import open_source
+from unix_jax.data.sources.array_records import ArrayRecordSource, write_array_records
 from unix_jax.errors import DataError
 
 

@@ -11,7 +11,7 @@ from toy_data import CONFIG
 from unix_jax.data.collate import collate, load
 from unix_jax.data.config import DataConfig
 from unix_jax.data.samples import TrainingSample
-from unix_jax.layout import TextSplit, VaeSplit, VitSplit, lay_out
+from unix_jax.preprocessing.layout import TextSplit, VaeSplit, VitSplit, lay_out
 
 GRID = (3, 2)
 TOKENS, PATCHES = 6, 4

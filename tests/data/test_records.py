@@ -16,15 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from unix_jax.data.array_records import (
-    INDEX,
-    ArrayRecordSource,
-    decode_record,
-    encode_record,
-    shrunk,
-    write_array_records,
-)
-from unix_jax.data.preparation import PreparedRecords
 from unix_jax.data.records import (
     Record,
     RecordSource,
@@ -35,6 +26,15 @@ from unix_jax.data.records import (
     report_text,
 )
 from unix_jax.data.report_sections import split_report
+from unix_jax.data.sources.array_records import (
+    INDEX,
+    ArrayRecordSource,
+    decode_record,
+    encode_record,
+    shrunk,
+    write_array_records,
+)
+from unix_jax.data.sources.preparation import PreparedRecords
 from unix_jax.errors import DataError, UniXError
 
 UNICODE = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)

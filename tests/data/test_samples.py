@@ -18,9 +18,9 @@ from unix_jax.data.samples import (
     record_samples,
 )
 from unix_jax.errors import DataError
-from unix_jax.images import load_image
-from unix_jax.layout import TextSplit, VaeSplit, VitSplit
-from unix_jax.transforms import to_model_image
+from unix_jax.preprocessing.images import load_image
+from unix_jax.preprocessing.layout import TextSplit, VaeSplit, VitSplit
+from unix_jax.preprocessing.transforms import to_model_image
 
 BOS, EOS = CONFIG.special_tokens.bos, CONFIG.special_tokens.eos
 

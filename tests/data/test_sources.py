@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from source_files import error_of, lines_file, picture_bytes, read_or_error
 
-from unix_jax.data.array_records import write_array_records
 from unix_jax.data.records import Record, RecordSource, record_image, report_text
 from unix_jax.data.sources import open_source, overlap, parse_spec
+from unix_jax.data.sources.array_records import write_array_records
 from unix_jax.data.sources.conversations import ConversationsSource
 from unix_jax.data.sources.manifest import ManifestSource
 from unix_jax.data.sources.parquet import ParquetSource
-from unix_jax.data.tfds_builder import write_tfds
+from unix_jax.data.sources.tfds_builder import write_tfds
 from unix_jax.errors import DataError
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "cxr"

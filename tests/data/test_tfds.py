@@ -13,7 +13,7 @@ from PIL import Image
 
 from unix_jax.data.records import Record, RecordSource, record_image
 from unix_jax.data.sources import open_source
-from unix_jax.data.tfds_builder import UnixRecords, from_example, to_example, write_tfds
+from unix_jax.data.sources.tfds_builder import UnixRecords, from_example, to_example, write_tfds
 from unix_jax.errors import DataError
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "cxr"
@@ -126,7 +126,7 @@ def test_no_tensorflow_is_imported(tmp_path):
     code = (
         "import sys\n"
         "from unix_jax.data.sources import open_source\n"
-        "from unix_jax.data.tfds_builder import write_tfds\n"
+        "from unix_jax.data.sources.tfds_builder import write_tfds\n"
         f"source = open_source('manifest:{EXAMPLES}', 'validate')\n"
         f"write_tfds(source, r'{tmp_path}')\n"
         f"open_source(r'tfds:unix_records?data_dir={tmp_path}', 'validate')[0]\n"

@@ -12,7 +12,7 @@ from unix_jax.config import AutoencoderConfig, UniXConfig, VisionConfig
 from unix_jax.data.config import DataConfig
 from unix_jax.data.records import Record
 from unix_jax.errors import DataError
-from unix_jax.text import Tokenizer
+from unix_jax.preprocessing.text import Tokenizer
 
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "tiny" / "checkpoint"
 

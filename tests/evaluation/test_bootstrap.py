@@ -8,7 +8,7 @@ from scipy import stats
 
 from unix_jax.errors import MetricError
 from unix_jax.evaluation import bootstrap, image
-from unix_jax.evaluation.groups import by_group, shard_mean
+from unix_jax.evaluation.finding_groups import by_group, shard_mean
 
 
 def test_an_interval_of_a_mean_is_about_two_standard_errors():

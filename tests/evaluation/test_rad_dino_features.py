@@ -8,8 +8,8 @@ from PIL import Image
 
 from unix_jax.errors import CheckpointError, ConfigError, ImageError, MetricError
 from unix_jax.evaluation.features import RadDino, rad_dino_image
-from unix_jax.images import load_image
 from unix_jax.models.dinov2 import RAD_DINO_MEAN, RAD_DINO_STD
+from unix_jax.preprocessing.images import load_image
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "metrics_tiny"
 PICTURES = [GOLDEN / f"image{i}.png" for i in range(3)]

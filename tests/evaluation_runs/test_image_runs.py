@@ -13,12 +13,12 @@ from unix_jax.commands import evaluate
 from unix_jax.data.sources import open_source
 from unix_jax.errors import CheckpointError, PromptError, UniXError
 from unix_jax.evaluation.features import RadDino
-from unix_jax.evaluation.groups import shard_mean
+from unix_jax.evaluation.finding_groups import shard_mean
 from unix_jax.evaluation.image import frechet_distance, prdc
 from unix_jax.evaluation_runs import image_scores
 from unix_jax.evaluation_runs.image_scores import DISTANCES
 from unix_jax.evaluation_runs.images import item_seed
-from unix_jax.transforms import save_png, to_pil
+from unix_jax.preprocessing.transforms import save_png, to_pil
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "inference"))
 import toy

@@ -15,13 +15,13 @@ from unix_jax.commands import evaluate
 from unix_jax.errors import DataError, UniXError
 from unix_jax.evaluation.alignment import BioViLT
 from unix_jax.evaluation.features import RadDino
-from unix_jax.evaluation.groups import shard_mean
+from unix_jax.evaluation.finding_groups import shard_mean
 from unix_jax.evaluation.image import frechet_distance, inception_score, kernel_distance
 from unix_jax.evaluation.inception import Inception, softmax
 from unix_jax.evaluation.nearest import gray_pixels, pair_image
 from unix_jax.evaluation.radiomics import radiomics_distance
 from unix_jax.evaluation.reid import Reidentification
-from unix_jax.transforms import save_png, to_pil
+from unix_jax.preprocessing.transforms import save_png, to_pil
 
 COUNT = 12
 NAMES = [f"study{index}" for index in range(COUNT)]

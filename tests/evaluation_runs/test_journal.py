@@ -9,14 +9,14 @@ import sys
 import pytest
 
 from unix_jax.errors import DataError, PromptError, UniXError
+from unix_jax.evaluation_runs.items import Share, run_items
 from unix_jax.evaluation_runs.journal import Entry, Journal, read_entries, remember
-from unix_jax.evaluation_runs.run import Share, run_items
 
 # Appends items until it is killed: the kill may fall inside a write.
 WRITER = """
 import sys
 from pathlib import Path
-from unix_jax.evaluation_runs.run import run_items
+from unix_jax.evaluation_runs.items import run_items
 run_items(
     Path(sys.argv[1]), 10**6, 3, lambda i: (str(i), i),
     lambda ready, rows: [{"text": "x" * 999, "square": item.input ** 2} for item in ready],

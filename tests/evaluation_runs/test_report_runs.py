@@ -10,10 +10,10 @@ import pytest
 from unix_jax.commands import evaluate
 from unix_jax.data.sources import open_source
 from unix_jax.errors import UniXError
-from unix_jax.evaluation_runs import run
+from unix_jax.evaluation_runs import items
 from unix_jax.evaluation_runs.journal import Journal, read_entries
 from unix_jax.evaluation_runs.reports import ReportSettings, write_reports
-from unix_jax.transforms import save_png, to_pil
+from unix_jax.preprocessing.transforms import save_png, to_pil
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "inference"))
 import toy
@@ -154,7 +154,7 @@ def test_reports_do_not_depend_on_the_batch_or_the_process(data, whole, tmp_path
     for process in range(2):
         write_reports(
             toy.small_writing_pipe(), source, tmp_path, ReportSettings("", 6),
-            batch_size=2, share=run.Share(process, 2),
+            batch_size=2, share=items.Share(process, 2),
         )  # fmt: skip
     found = {index: entry.values for index, entry in read_entries(tmp_path).items()}
     assert found == {index: entry.values for index, entry in read_entries(whole).items()}

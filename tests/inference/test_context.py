@@ -9,8 +9,8 @@ from toy import SMALL, golden, small_pipe, tiny_pipe
 from unix_jax.inference import context as context_module
 from unix_jax.inference.context import as_batch, bucket, image_context, prefill
 from unix_jax.inference.sampling import ImageContext, predict_velocity
-from unix_jax.layout import TextSplit, VaeSplit, VitSplit, lay_out
-from unix_jax.models.cache import KVCache
+from unix_jax.models.attention.cache import KVCache
+from unix_jax.preprocessing.layout import TextSplit, VaeSplit, VitSplit, lay_out
 
 GRID, CLEAN_GRID = (3, 5), (2, 3)
 TEXTS = [[600, 5, 6, 7, 601], [600, 601], [600, *range(70), 601]]

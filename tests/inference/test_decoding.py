@@ -12,8 +12,8 @@ from toy import SMALL, small_pipe
 
 from unix_jax.inference import decoding
 from unix_jax.inference.context import as_batch, prefill
-from unix_jax.layout import TextSplit, lay_out
 from unix_jax.models.unix import UniX
+from unix_jax.preprocessing.layout import TextSplit, lay_out
 
 sample_token = jax.jit(decoding.sample_token)
 TEXTS = [[600, 5, 6, 7, 601], [600, 601], [600, *range(40), 601]]

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from toy import PROMPTS, SMALL, pictures, small_params, small_writing_pipe
 
+from unix_jax.checkpoints.leaves import flatten, unflatten
 from unix_jax.errors import NonFiniteError
 from unix_jax.inference.drawing import ImageSettings
 from unix_jax.inference.pipeline import UniXPipeline
-from unix_jax.leaves import flatten, unflatten
 
 SIZE = {"height": 12, "width": 20, "num_steps": 4}
 # Every attention implementation's own way of masking would do with these.

@@ -24,14 +24,15 @@ from toy import (
     tiny_pipe,
 )
 
-from unix_jax import UniXPipeline, transforms
+from unix_jax import UniXPipeline
 from unix_jax.errors import CheckpointError, ConfigError, ImageError, PromptError
 from unix_jax.inference import context as context_module
 from unix_jax.inference import decoding, drawing, pipeline
 from unix_jax.inference import reports as reports_module
 from unix_jax.inference.decoding import decode_until
 from unix_jax.inference.drawing import ImageSettings
-from unix_jax.text import Tokenizer
+from unix_jax.preprocessing import transforms
+from unix_jax.preprocessing.text import Tokenizer
 
 INFO = json.loads((GOLDEN / "golden.json").read_text())
 WRITE = {"max_new_tokens": 12}

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy import SMALL, small_pipe
 
-from unix_jax.flow import timestep_grid
 from unix_jax.inference.context import image_context
 from unix_jax.inference.sampling import Guidance, guide, predict_velocity, sample_latents
-from unix_jax.models import key_blocks
+from unix_jax.models.attention import key_blocks
+from unix_jax.preprocessing.flow import timestep_grid
 
 B, GRID = 2, (3, 5)
 G, C = GRID[0] * GRID[1], SMALL.latent_channels

@@ -18,7 +18,7 @@ from unix_jax.config import (
 )
 from unix_jax.inference.pipeline import UniXPipeline
 from unix_jax.models import autoencoder, unix
-from unix_jax.text import Tokenizer
+from unix_jax.preprocessing.text import Tokenizer
 
 # Of five rows: short, one token, long, the first one again, empty.
 PROMPTS = [[5, 6, 7], [8], list(range(40)), [5, 6, 7], []]

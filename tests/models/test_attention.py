@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unix_jax.models.attention import attention
-from unix_jax.models.key_blocks import KeyBlock, MergedKeyBlock
-from unix_jax.models.mask import CAUSAL, FULL, NOISE, TokenMetadata, may_attend
-from unix_jax.models.rope import apply_rope, rope_angles
+from unix_jax.models.attention.key_blocks import KeyBlock, MergedKeyBlock
+from unix_jax.models.attention.mask import CAUSAL, FULL, NOISE, TokenMetadata, may_attend
+from unix_jax.models.attention.rope import apply_rope, rope_angles
 
 # ----------------------------------------------------------------------------- plain statements
 

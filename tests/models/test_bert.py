@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from convert.bert import chexbert_table, load_chexbert
-from convert.readers import open_tensors
+from unix_jax.checkpoints.bert import chexbert_table, load_chexbert
+from unix_jax.checkpoints.formats.readers import open_tensors
 from unix_jax.errors import CheckpointError, ConfigError
 from unix_jax.models.bert import NO_CLASS, Bert, BertConfig, ReportLabeler, param_shapes
 

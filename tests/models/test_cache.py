@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from unix_jax.config import DecoderConfig
-from unix_jax.models.cache import KVCache
-from unix_jax.models.key_blocks import KeyBlock, MergedKeyBlock
+from unix_jax.models.attention.cache import KVCache
+from unix_jax.models.attention.key_blocks import KeyBlock, MergedKeyBlock
 
 CONFIG = DecoderConfig(num_layers=2, num_heads=4, num_kv_heads=2, head_dim=6)
 L, B, K, H = 2, 3, 2, 6

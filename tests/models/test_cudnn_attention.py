@@ -16,8 +16,8 @@ from test_attention import block_kinds, random_case
 
 from unix_jax.models import attention as attention_module
 from unix_jax.models.attention import attention
-from unix_jax.models.cudnn_attention import has_cudnn_attention
-from unix_jax.models.key_blocks import KeyBlock
+from unix_jax.models.attention.cudnn_attention import has_cudnn_attention
+from unix_jax.models.attention.key_blocks import KeyBlock
 from unix_jax.models.remat import _is_cudnn_attention
 from unix_jax.sharding import make_mesh, use_mesh
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from unix_jax.config import DecoderConfig
-from unix_jax.models.cache import KVCache
+from unix_jax.models.attention.cache import KVCache
+from unix_jax.models.attention.mask import CAUSAL, FULL, NOISE, TokenMetadata
 from unix_jax.models.decoder import Decoder, stack_layers, unstack_layers
-from unix_jax.models.mask import CAUSAL, FULL, NOISE, TokenMetadata
 
 CONFIG = DecoderConfig(
     hidden_size=16,

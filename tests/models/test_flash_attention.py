@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_attention import metadata_of, pack_tokens, packs, temporary_bytes
 
+from unix_jax.dry_run.topology import topology_devices
 from unix_jax.models import attention as attention_module
 from unix_jax.models.attention import attention
-from unix_jax.models.flash_attention import _fields, live_blocks
-from unix_jax.models.key_blocks import KeyBlock
-from unix_jax.models.mask import TokenMetadata, may_attend
+from unix_jax.models.attention.flash_attention import _fields, live_blocks
+from unix_jax.models.attention.key_blocks import KeyBlock
+from unix_jax.models.attention.mask import TokenMetadata, may_attend
 from unix_jax.sharding import make_mesh, use_mesh
-from unix_jax.training.topology import topology_devices
 
 KINDS = ("text", "vit", "clean", "noised")
 BATCH, LENGTH, KV_HEADS, GROUP, DIM = 2, 300, 2, 2, 8

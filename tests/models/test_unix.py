@@ -15,10 +15,10 @@ from unix_jax.config import (
     UniXConfig,
     VisionConfig,
 )
-from unix_jax.layout import TextSplit, VaeSplit, VitSplit, lay_out
+from unix_jax.models.attention.mask import TokenMetadata
 from unix_jax.models.embeddings import patchify
-from unix_jax.models.mask import TokenMetadata
 from unix_jax.models.unix import TwoStreamBatch, UniX, init_params, param_shapes
+from unix_jax.preprocessing.layout import TextSplit, VaeSplit, VitSplit, lay_out
 
 BASE = UniXConfig(
     decoder=DecoderConfig(20, 28, 2, 4, 2, 6, 40, 64, 1e-3, 300.0),

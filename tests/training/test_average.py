@@ -12,14 +12,15 @@ import toy_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unix_jax import checkpoint, cli
+from unix_jax import cli
+from unix_jax.checkpoints import native
 from unix_jax.data.config import DataConfig
 from unix_jax.errors import CheckpointError, ConfigError
-from unix_jax.json_file import read_json
+from unix_jax.storage.json_file import read_json
 from unix_jax.training import average
 from unix_jax.training.config import TrainConfig, load_config
 from unix_jax.training.kept import export_step, find_step
-from unix_jax.training.run import describe_validation
+from unix_jax.training.stages import describe_validation
 from unix_jax.training.start import keep_average, recorded_share
 
 DATA = DataConfig(source="nowhere")
@@ -193,7 +194,7 @@ def arrays(directory):
     return {
         (part, name): leaf.read_all()
         for part in ("params", "vae")
-        for name, leaf in checkpoint.open_leaves(directory, part).items()
+        for name, leaf in native.open_leaves(directory, part).items()
     }
 
 
@@ -297,5 +298,5 @@ def test_autoencoder(toy, train, tmp_path):
     assert {"loss", "psnr", "raw/loss", "raw/psnr"} < set(validation(out)[-1])
     export_step(out, tmp_path / "kept", step="best")
     assert_same(tmp_path / "kept", out / "export")
-    assert checkpoint.load_config(tmp_path / "kept") == checkpoint.load_config(out / "export")
+    assert native.load_config(tmp_path / "kept") == native.load_config(out / "export")
     assert train.main([config, "--out", str(tmp_path / "no"), "--accumulation", "3"]) == 1

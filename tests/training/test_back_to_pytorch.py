@@ -13,13 +13,13 @@ import yaml
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
-from convert.cast import cast
-from convert.check import run_checks
-from convert.export import export_published
-from convert.janus import import_janus
-from convert.load import load_model
-from convert.published import import_published, load_published
-from unix_jax import checkpoint
+from unix_jax.checkpoints import native
+from unix_jax.checkpoints.cast import cast
+from unix_jax.checkpoints.export import export_published
+from unix_jax.checkpoints.janus import import_janus
+from unix_jax.checkpoints.load import load_model
+from unix_jax.checkpoints.published import import_published, load_published
+from unix_jax.parity.check import run_checks
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 NANO = Path(__file__).parents[2] / "examples" / "nano"
@@ -211,7 +211,7 @@ def test_the_nano_model_gets_what_the_original_asks_for(tmp_path):
     chat = json.loads((tmp_path / "out" / "processor_config.json").read_text())
     assert chat["num_image_tokens"] == 64
     # Scale and shift of the latents come back: without them images are others.
-    assert load_published(tmp_path / "out")[0] == checkpoint.load_config(NANO)
+    assert load_published(tmp_path / "out")[0] == native.load_config(NANO)
 
 
 @pytest.mark.filterwarnings("error")
@@ -219,7 +219,7 @@ def test_a_start_from_janus_gets_what_the_original_asks_for(source, tmp_path):
     janus = Path(shutil.copytree(GOLDEN / "tiny_janus", tmp_path / "janus"))
     shutil.copy(source / "tokenizer.json", janus)
     import_janus(janus, tmp_path / "jax", vae=source / "vae")
-    config = checkpoint.load_config(tmp_path / "jax")
+    config = native.load_config(tmp_path / "jax")
     export_published(tmp_path / "jax", tmp_path / "out")
     special = config.special_tokens
     ids = {"bos_token": special.bos, "eos_token": special.eos, "pad_token": special.pad}
@@ -232,7 +232,7 @@ def test_a_start_from_janus_gets_what_the_original_asks_for(source, tmp_path):
 def test_tokens_without_an_id_are_said(source, tmp_path):
     config, params, vae = load_published(GOLDEN / "tiny" / "checkpoint")
     files = [(source / "tokenizer.json", "tokenizer.json")]
-    checkpoint.save(tmp_path / "jax", config, params, vae, copies=files)
+    native.save(tmp_path / "jax", config, params, vae, copies=files)
     with pytest.warns(UserWarning, match=r"no token has the id of pad_token \(100002\)"):
         export_published(tmp_path / "jax", tmp_path / "out")
     named = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
@@ -246,8 +246,8 @@ def test_a_configuration_that_training_changed_is_written(base, source, tmp_path
     jax_config = type(config).from_dict(
         json.loads(json.dumps(config.to_dict())) | {"timestep_shift": 2.5, "double_bos": False}
     )
-    copies = checkpoint.carried_files(base / "jax")
-    checkpoint.save(tmp_path / "jax", jax_config, params, vae, copies=copies)
+    copies = native.carried_files(base / "jax")
+    native.save(tmp_path / "jax", jax_config, params, vae, copies=copies)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         export_published(tmp_path / "jax", tmp_path / "out")

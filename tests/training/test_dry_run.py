@@ -13,13 +13,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 from toy_run import MODEL, load_train
 
 from unix_jax.data.config import DataConfig
+from unix_jax.dry_run import hlo, topology
+from unix_jax.dry_run.dry_run import Memory, Report, compile_step, full_row
+from unix_jax.dry_run.topology import parse_topology, topology_devices
 from unix_jax.errors import ConfigError
 from unix_jax.models.unix import param_shapes
 from unix_jax.sharding import make_mesh
-from unix_jax.training import flops, hlo, topology
+from unix_jax.training import flops
 from unix_jax.training.config import ModelConfig, TrainConfig, parse_arguments
-from unix_jax.training.dry_run import Memory, Report, compile_step, full_row
-from unix_jax.training.topology import parse_topology, topology_devices
 
 DATA = DataConfig(source="nowhere", rows=8, und_tokens=64, vit_images=2)
 CONFIG = TrainConfig(stage="understanding", data=DATA, total_steps=2)

@@ -14,7 +14,7 @@ from unix_jax.data.config import DataConfig
 from unix_jax.data.records import Record
 from unix_jax.data.samples import record_samples
 from unix_jax.models.unix import UniX, init_params
-from unix_jax.text import Tokenizer
+from unix_jax.preprocessing.text import Tokenizer
 from unix_jax.training.optimizer import OptimizerConfig, make_optimizer
 from unix_jax.training.state import create_state
 from unix_jax.training.step import StepConfig, make_eval_step, make_train_step

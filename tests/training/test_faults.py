@@ -8,7 +8,7 @@ import pytest
 import toy_run
 from test_train_script import one_error
 
-from unix_jax.training import checkpoint, preemption
+from unix_jax.training import checkpoint_store, preemption
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_a_truncated_checkpoint(toy, train, whole, tmp_path, capsys):
 
 
 def test_a_full_disk(toy, train, tmp_path, monkeypatch, capsys):
-    usage = checkpoint.shutil.disk_usage(tmp_path)
+    usage = checkpoint_store.shutil.disk_usage(tmp_path)
     full = []
 
     def disk_usage(_):
@@ -96,7 +96,7 @@ def test_a_full_disk(toy, train, tmp_path, monkeypatch, capsys):
         full.extend([True] * (step == 5))
         return original(self, step)
 
-    monkeypatch.setattr(checkpoint.shutil, "disk_usage", disk_usage)
+    monkeypatch.setattr(checkpoint_store.shutil, "disk_usage", disk_usage)
     monkeypatch.setattr(preemption.StopRequest, "reached", fill)
     error = one_error(train, capsys, toy("understanding"), "--out", tmp_path)
     assert "checkpoints/6: cannot be written: needs" in error

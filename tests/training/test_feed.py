@@ -14,8 +14,8 @@ from unix_jax.data.moments import write_moments
 from unix_jax.data.sources import open_source
 from unix_jax.errors import DataError
 from unix_jax.models import autoencoder
+from unix_jax.preprocessing.text import Tokenizer
 from unix_jax.sharding import make_mesh
-from unix_jax.text import Tokenizer
 from unix_jax.training.config import TrainConfig, ValidationConfig
 from unix_jax.training.feed import Feed, open_records
 

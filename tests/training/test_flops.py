@@ -12,9 +12,9 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 from unix_jax.config import AutoencoderConfig, DecoderConfig, UniXConfig, VisionConfig
 from unix_jax.data.batch import TrainingBatch
+from unix_jax.models.attention.mask import TokenMetadata
 from unix_jax.models.autoencoder import Autoencoder
 from unix_jax.models.dinov2 import Dinov2, Dinov2Config, encoder_size
-from unix_jax.models.mask import TokenMetadata
 from unix_jax.models.unix import TwoStreamBatch, UniX, param_shapes
 from unix_jax.training import flops
 

@@ -11,13 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from convert.check import read_golden_directory
-from convert.golden import Golden
-from convert.golden_training import _gradient_tensors, _latent_tokens, _numbered, plan_samples
 from unix_jax.data.batch import TrainingBatch
-from unix_jax.flow import shift_timestep
-from unix_jax.layout import TextSplit, VaeSplit, VitSplit, lay_out, stream_lengths
 from unix_jax.models.unix import UniX, param_shapes
+from unix_jax.parity.check import read_golden_directory
+from unix_jax.parity.golden import Golden
+from unix_jax.parity.golden_training import (
+    _gradient_tensors,
+    _latent_tokens,
+    _numbered,
+    plan_samples,
+)
+from unix_jax.preprocessing.flow import shift_timestep
+from unix_jax.preprocessing.layout import TextSplit, VaeSplit, VitSplit, lay_out, stream_lengths
 from unix_jax.sharding import make_mesh, param_shardings, shard_batch, use_mesh
 from unix_jax.training.losses import LossConfig, count_totals, loss_terms, reduce_losses
 

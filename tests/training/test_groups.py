@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from training_toy import CONFIG
 
+from unix_jax.checkpoints.leaves import flatten
 from unix_jax.config import UniXConfig
 from unix_jax.errors import ConfigError
-from unix_jax.leaves import flatten
 from unix_jax.models.unix import param_shapes
-from unix_jax.training.groups import is_trained, merge_params, split_params
+from unix_jax.training.parameter_groups import is_trained, merge_params, split_params
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,11 @@ from unix_jax.data.config import DataConfig
 from unix_jax.data.mixture import MixedRecords, Part
 from unix_jax.data.records import Record
 from unix_jax.data.samples import record_samples
+from unix_jax.dry_run.dry_run import full_row
 from unix_jax.errors import ConfigError
 from unix_jax.models import unix
-from unix_jax.text import Tokenizer
+from unix_jax.preprocessing.text import Tokenizer
 from unix_jax.training.config import TrainConfig, ValidationConfig
-from unix_jax.training.dry_run import full_row
 from unix_jax.training.flops import count, step_flops
 from unix_jax.training.optimizer import OptimizerConfig, make_optimizer
 from unix_jax.training.state import create_state

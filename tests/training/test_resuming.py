@@ -10,9 +10,9 @@ import toy_run
 from test_train_script import one_error
 from test_training_checkpoint import content
 
+from unix_jax.checkpoints.run_files import write_listing
 from unix_jax.data.config import DataConfig
 from unix_jax.errors import ConfigError
-from unix_jax.training.checkpoint_files import write_listing
 from unix_jax.training.config import TrainConfig
 from unix_jax.training.resuming import RULES, Change, Rule, changes, extended_history, settings
 

@@ -12,11 +12,11 @@ import toy_run
 from test_train_script import one_error
 from test_training_checkpoint import content
 
-from unix_jax import checkpoint
-from unix_jax.directory_lock import LOCK_FILE
+from unix_jax.checkpoints import native, run_files
+from unix_jax.checkpoints.run_export import resolve_checkpoint
 from unix_jax.errors import CheckpointError
-from unix_jax.run_export import resolve_checkpoint
-from unix_jax.training import checkpoint_files, feed
+from unix_jax.storage.directory_lock import LOCK_FILE
+from unix_jax.training import feed
 
 IMAGES = Path(__file__).parents[2] / "examples" / "cxr" / "images"
 
@@ -101,7 +101,7 @@ def test_an_error_of_the_system_moves_nothing(toy, train, run, capsys, monkeypat
     def fails(file):
         raise OSError(number, os.strerror(number), str(file))
 
-    monkeypatch.setattr(checkpoint_files, "_crc32", fails)
+    monkeypatch.setattr(run_files, "_crc32", fails)
     error = refused(train, capsys, toy, run)
     assert f"cannot be read: {os.strerror(number)}" in error
 
@@ -210,7 +210,7 @@ def test_commands_take_the_directory_of_a_run(run, tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found == json.loads((run / "export" / "config.json").read_text())
     assert ends(convert, "cast", run, tmp_path / "cast") == 0
-    assert checkpoint.is_checkpoint(tmp_path / "cast")
+    assert native.is_checkpoint(tmp_path / "cast")
     assert ends(convert, "export", run, tmp_path / "published") == 0
     assert (tmp_path / "published" / "model.safetensors").exists()
     assert ends(convert, "inspect", run) == 0

@@ -11,13 +11,13 @@ import pytest
 from training_toy import CONFIG, init_unix, make_batch, named, unix_params
 
 from unix_jax.errors import CheckpointError, ConfigError
-from unix_jax.models.mask import TokenMetadata
+from unix_jax.models.attention.mask import TokenMetadata
 from unix_jax.models.unix import TwoStreamBatch, UniX, param_shapes, unroll_params
 from unix_jax.training import step as step_module
 from unix_jax.training.draws import to_images
-from unix_jax.training.groups import merge_params, split_params
 from unix_jax.training.losses import LossConfig, count_totals, loss_terms
 from unix_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from unix_jax.training.parameter_groups import merge_params, split_params
 from unix_jax.training.state import abstract_state, create_state
 from unix_jax.training.step import StepConfig, make_eval_step, make_train_step
 

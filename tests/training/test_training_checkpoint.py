@@ -16,10 +16,11 @@ import pytest
 from flax import struct
 from jax.sharding import NamedSharding, PartitionSpec
 
+from unix_jax.checkpoints import run_files
 from unix_jax.errors import CheckpointError
 from unix_jax.sharding import make_mesh
-from unix_jax.training import checkpoint, checkpoint_files
-from unix_jax.training.checkpoint import CheckpointStore
+from unix_jax.training import checkpoint_store
+from unix_jax.training.checkpoint_store import CheckpointStore
 
 
 @struct.dataclass
@@ -227,9 +228,9 @@ def test_an_error_of_the_system_is_not_damage(tmp_path, monkeypatch, number, fil
         if file == "files.json":
             patch.setattr(type(tmp_path), "read_bytes", fails)
         elif file == "state":
-            patch.setattr(checkpoint_files, "_crc32", fails)
+            patch.setattr(run_files, "_crc32", fails)
         else:
-            patch.setattr(checkpoint_files.os, "scandir", fails)
+            patch.setattr(run_files.os, "scandir", fails)
         with pytest.raises(CheckpointError, match=f"{os.strerror(number)}. Nothing was changed"):
             CheckpointStore(tmp_path)
     assert content(tmp_path) == before
@@ -278,8 +279,8 @@ def test_unwritable_directory(tmp_path):
 
 def test_full_disk_is_seen_before_writing(tmp_path, monkeypatch):
     fill(tmp_path, [1])
-    usage = checkpoint.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: usage._replace(free=100))
+    usage = checkpoint_store.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(checkpoint_store.shutil, "disk_usage", lambda _: usage._replace(free=100))
     store = CheckpointStore(tmp_path)
     with pytest.raises(CheckpointError, match=r"checkpoints/2: cannot be written: needs"):
         store.save(2, make_state(2), {})
@@ -291,7 +292,7 @@ LIMITED = textwrap.dedent("""
     import jax.numpy as jnp
     import numpy as np
     from unix_jax.errors import UniXError
-    from unix_jax.training.checkpoint import CheckpointStore
+    from unix_jax.training.checkpoint_store import CheckpointStore
     store = CheckpointStore(sys.argv[1])
     small = {"x": jnp.zeros(10)}
     store.save(1, small, {})
@@ -327,7 +328,7 @@ def test_a_listing_that_cannot_be_written(tmp_path, monkeypatch):
     with CheckpointStore(tmp_path) as store:
         store.save(1, make_state(1), {})
         store.wait()
-        monkeypatch.setattr(checkpoint, "write_listing", full)
+        monkeypatch.setattr(checkpoint_store, "write_listing", full)
         store.save(2, make_state(2), {})
         with pytest.raises(CheckpointError, match=r"2: cannot be written: No space left on device"):
             store.wait()
@@ -338,7 +339,7 @@ SAVING = textwrap.dedent("""
     import sys
     import jax.numpy as jnp
     import numpy as np
-    from unix_jax.training.checkpoint import CheckpointStore
+    from unix_jax.training.checkpoint_store import CheckpointStore
     store = CheckpointStore(sys.argv[1], keep_last=1)
     data = np.random.default_rng(0).normal(size=2_000_000).astype(np.float32)
     step = first = (store.steps() or [0])[-1]

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from unix_jax import checkpoint
+from unix_jax.checkpoints import native
 from unix_jax.config import (
     AutoencoderConfig,
     DecoderConfig,
@@ -106,7 +106,7 @@ def write_start(directory, vae=True):
     files = [(file, file.name) for file in TOKENIZER.glob("*token*.json")]
     weights = [random_weights(shapes) for shapes in
                (unix.param_shapes(MODEL), autoencoder.param_shapes(MODEL.vae))]  # fmt: skip
-    checkpoint.save(directory, MODEL, weights[0], weights[1] if vae else None, copies=files)
+    native.save(directory, MODEL, weights[0], weights[1] if vae else None, copies=files)
     return directory
 
 
@@ -172,7 +172,7 @@ def metrics(directory, timing=False):
 
 def arrays(directory):
     """The parameters in a checkpoint by path."""
-    leaves = checkpoint.open_leaves(directory, "params")
+    leaves = native.open_leaves(directory, "params")
     return {name: leaf.read_all() for name, leaf in leaves.items()}
 
 

@@ -11,8 +11,8 @@ from unix_jax.config import (
     VisionConfig,
 )
 from unix_jax.data.batch import TrainingBatch
-from unix_jax.layout import TextSplit, VaeSplit, VitSplit, lay_out
 from unix_jax.models.unix import init_params, param_shapes
+from unix_jax.preprocessing.layout import TextSplit, VaeSplit, VitSplit, lay_out
 
 # GQA, 2 x 2 latents a token, interpolated positions, a shift: nothing is as in the published size.
 CONFIG = UniXConfig(

@@ -12,10 +12,10 @@ from PIL import Image
 
 from unix_jax.config import UniXConfig
 from unix_jax.errors import ImageError, PromptError
-from unix_jax.gray_levels import gray_level_problem, warning_text
-from unix_jax.images import load_image
 from unix_jax.inference.drawing import ImageSettings
-from unix_jax.transforms import letterbox
+from unix_jax.preprocessing.gray_levels import gray_level_problem, warning_text
+from unix_jax.preprocessing.images import load_image
+from unix_jax.preprocessing.transforms import letterbox
 
 PREVIEW_SIDE = 640  # pixels of what the page shows
 LARGEST_SEED = 2**32 - 1

@@ -13,10 +13,10 @@ from unix_jax.app.choices import Limits, default_tokens, largest_side
 from unix_jax.app.pictures import data_address, empty_figure, said, session_figures
 from unix_jax.app.server import require_gradio
 from unix_jax.errors import UniXError
-from unix_jax.images import FORMATS, load_image
 from unix_jax.inference.drawing import ImageSettings
 from unix_jax.inference.pipeline import UniXPipeline
 from unix_jax.inference.sampling import RENORMS
+from unix_jax.preprocessing.images import FORMATS, load_image
 
 WARNING = (
     "Research software, not a medical device. Not for diagnosis or treatment; "

@@ -13,7 +13,7 @@ import re
 from PIL import Image
 
 from unix_jax.app.choices import ImageChoices, Xray
-from unix_jax.transforms import png_bytes
+from unix_jax.preprocessing.transforms import png_bytes
 
 THUMBNAIL = 256
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from unix_jax.cleaning.endpoint import Tokens
 from unix_jax.errors import UniXError
-from unix_jax.line_file import LineFile, whole_lines
+from unix_jax.storage.line_file import LineFile, whole_lines
 
 Status = Literal["done", "rejected", "failed"]
 

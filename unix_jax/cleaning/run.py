@@ -16,13 +16,13 @@ from typing import Any, TextIO
 from unix_jax.cleaning.checks import problems
 from unix_jax.cleaning.endpoint import ChatEndpoint, EndpointError, RequestError, Tokens
 from unix_jax.cleaning.journal import Entry, Journal, Status
+from unix_jax.cleaning.report_files import RawReport, ReportSource
 from unix_jax.cleaning.rewriting import Chat, Rewriting, rewrite_report
 from unix_jax.cleaning.rules import RULES, clean_sections
-from unix_jax.cleaning.sources import RawReport, ReportSource
 from unix_jax.data.records import Record, report_text
 from unix_jax.data.report_sections import split_report
 from unix_jax.errors import DataError, UniXError
-from unix_jax.files import atomic_write
+from unix_jax.storage.files import atomic_write
 
 Progress = Callable[[int, Tokens], None]
 """Called with the number of reports settled and the tokens spent so far."""

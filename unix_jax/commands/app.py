@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Literal
 
-from unix_jax.commands.options import PathText, require_least
+from unix_jax.storage.arguments import PathText, require_least
 
 
 @dataclasses.dataclass

@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from unix_jax.commands.options import PathText, require_least
 from unix_jax.errors import UniXError
+from unix_jax.storage.arguments import PathText, require_least
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from unix_jax.cleaning.endpoint import ChatEndpoint, Tokens
+    from unix_jax.cleaning.report_files import ReportSource
     from unix_jax.cleaning.rewriting import Rewriting
     from unix_jax.cleaning.run import Summary
-    from unix_jax.cleaning.sources import ReportSource
     from unix_jax.training.progress import ProgressLine
 
 _MILLION = 1_000_000
@@ -81,7 +81,7 @@ class Clean:
     """File in the place of the prompt for judging."""
 
     def run(self) -> None:
-        from unix_jax.cleaning.sources import open_reports
+        from unix_jax.cleaning.report_files import open_reports
 
         self._check()
         source = open_reports(self.reports, self.text_field)

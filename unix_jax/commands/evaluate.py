@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from unix_jax.commands.options import LocalPath, PathText, SourceText, require_least
 from unix_jax.errors import UniXError
+from unix_jax.storage.arguments import LocalPath, PathText, SourceText, require_least
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from unix_jax.data.records import RecordSource
     from unix_jax.evaluation_runs.image_scores import ImageMetrics
+    from unix_jax.evaluation_runs.items import Progress, Share
     from unix_jax.evaluation_runs.nearest_training import Training
     from unix_jax.evaluation_runs.radiomics_tables import RadiomicsTables
     from unix_jax.evaluation_runs.results import Results
-    from unix_jax.evaluation_runs.run import Progress, Share
     from unix_jax.evaluation_runs.score import ReportMetrics
     from unix_jax.inference.pipeline import UniXPipeline
 
@@ -126,8 +126,8 @@ class _OverData(_Resampled):
 
     def _begin(self, source: "RecordSource", own: dict[str, Any]) -> dict[str, Any]:
         """The settings, compared with those that the directory was begun with."""
+        from unix_jax.checkpoints.run_export import resolve_checkpoint
         from unix_jax.evaluation_runs.journal import remember
-        from unix_jax.run_export import resolve_checkpoint
         from unix_jax.training.distributed import agree
 
         checkpoint = resolve_checkpoint(self.checkpoint)
@@ -173,7 +173,7 @@ class EvaluateReports(_OfReports, _OverData):
     """Most tokens written for one report."""
 
     def run(self) -> None:
-        from convert.load import load_config
+        from unix_jax.checkpoints.load import load_config
         from unix_jax.evaluation_runs.reports import (
             ReportSettings,
             summarise_reports,
@@ -277,7 +277,7 @@ class EvaluateImages(_OverData):
             self._measure()
 
     def _generate(self) -> None:
-        from convert.load import load_config
+        from unix_jax.checkpoints.load import load_config
         from unix_jax.evaluation_runs.image_results import summarise_images
         from unix_jax.evaluation_runs.image_set import images_of_run
         from unix_jax.evaluation_runs.images import (
@@ -487,9 +487,9 @@ def _finish(
     """This process's share, then, when all have done theirs, the figures."""
     import jax
 
+    from unix_jax.evaluation_runs.items import Share, wait_for_all
     from unix_jax.evaluation_runs.journal import read_entries
     from unix_jax.evaluation_runs.results import print_table
-    from unix_jax.evaluation_runs.run import Share, wait_for_all
     from unix_jax.training.distributed import agree
     from unix_jax.training.progress import ProgressLine
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from unix_jax.commands.options import PathText
+from unix_jax.storage.arguments import PathText
 
 
 @dataclasses.dataclass

@@ -29,14 +29,14 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from unix_jax.commands.options import PathText, SourceText
 from unix_jax.data.sources import open_source
 from unix_jax.errors import UniXError
-from unix_jax.images import MIN_SIDE
+from unix_jax.preprocessing.images import MIN_SIDE
+from unix_jax.storage.arguments import PathText, SourceText
 
 if TYPE_CHECKING:
     from unix_jax.config import UniXConfig
-    from unix_jax.text import Tokenizer
+    from unix_jax.preprocessing.text import Tokenizer
 
 _ERRORS = Console(stderr=True)
 
@@ -100,7 +100,7 @@ class Inspect:
         for error in [] if self.json else summary.errors:
             _say(f"broken: {error}", "yellow")
         if self.out is not None:
-            from unix_jax.transforms import contact_sheet, save_png
+            from unix_jax.preprocessing.transforms import contact_sheet, save_png
 
             pictures, texts = sheet_pictures(source, self.images, self.seed)
             save_png(self.out, contact_sheet(pictures, texts))
@@ -140,8 +140,8 @@ class Write:
         _require_positive("--workers", self.workers)
         _require_positive("--shard-megabytes", self.shard_megabytes)
         _require_fraction("--max-broken", self.max_broken)
-        from unix_jax.data.array_records import write_array_records
-        from unix_jax.data.preparation import PreparedRecords
+        from unix_jax.data.sources.array_records import write_array_records
+        from unix_jax.data.sources.preparation import PreparedRecords
 
         source = open_source(self.spec, self.split)
         with _progress("Writing", len(source)) as advance:
@@ -152,7 +152,7 @@ class Write:
                 "on_row": advance,
             }
             if self.format == "tfds":
-                from unix_jax.data.tfds_builder import write_tfds
+                from unix_jax.data.sources.tfds_builder import write_tfds
 
                 # The library chats on standard output.
                 with contextlib.redirect_stdout(io.StringIO()):
@@ -195,7 +195,7 @@ class Moments:
     """Fraction of records whose picture may be broken; training skips them."""
 
     def run(self) -> None:
-        from convert.load import load_vae
+        from unix_jax.checkpoints.load import load_vae
         from unix_jax.data.config import DataConfig
         from unix_jax.data.moments import write_moments
 
@@ -236,10 +236,10 @@ class Moments:
 
 def _tokenizer(directory: str) -> "tuple[Tokenizer, UniXConfig]":
     """The tokenizer of a directory, and its model's sizes: as published without a config.json."""
-    from convert.load import load_config
+    from unix_jax.checkpoints.load import load_config
+    from unix_jax.checkpoints.run_export import resolve_checkpoint
     from unix_jax.config import UniXConfig
-    from unix_jax.run_export import resolve_checkpoint
-    from unix_jax.text import Tokenizer
+    from unix_jax.preprocessing.text import Tokenizer
 
     directory = str(resolve_checkpoint(directory))
     configured = (Path(directory) / "config.json").is_file()

@@ -10,7 +10,7 @@ import jax
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from unix_jax.models.mask import TokenMetadata
+from unix_jax.models.attention.mask import TokenMetadata
 
 
 @struct.dataclass

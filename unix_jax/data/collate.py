@@ -14,7 +14,14 @@ from unix_jax.config import UniXConfig
 from unix_jax.data.batch import TrainingBatch
 from unix_jax.data.config import DataConfig
 from unix_jax.data.samples import TrainingSample
-from unix_jax.layout import Layout, TextSplit, VaeSplit, VitSplit, lay_out, stream_lengths
+from unix_jax.preprocessing.layout import (
+    Layout,
+    TextSplit,
+    VaeSplit,
+    VitSplit,
+    lay_out,
+    stream_lengths,
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Literal
 from unix_jax.config import UniXConfig
 from unix_jax.data.mixture import TASKS, Part, Task, parse_mixture
 from unix_jax.errors import ConfigError
-from unix_jax.storage import local_path, source_text
+from unix_jax.storage.paths import local_path, source_text
 
 _LEAST_IMAGES: dict[Task, dict[str, int]] = {
     "understanding": {"vit_images": 1},

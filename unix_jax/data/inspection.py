@@ -16,7 +16,7 @@ from unix_jax.errors import DataError
 
 if TYPE_CHECKING:
     from unix_jax.config import UniXConfig
-    from unix_jax.text import Tokenizer
+    from unix_jax.preprocessing.text import Tokenizer
 
 PERCENTILES = (0, 50, 90, 95, 99, 100)
 SHEET_SIDE = 224

@@ -21,16 +21,16 @@ import numpy as np
 from array_record.python import array_record_data_source, array_record_module
 from jaxtyping import Array, Float
 
+from unix_jax.checkpoints.leaves import flatten
 from unix_jax.config import UniXConfig
 from unix_jax.data.broken import check_broken
 from unix_jax.data.config import DataConfig
 from unix_jax.data.pictures import vae_pixels
 from unix_jax.data.records import RecordSource
 from unix_jax.errors import DataError, UniXError
-from unix_jax.files import atomic_directory
-from unix_jax.json_file import read_json, write_json
-from unix_jax.leaves import flatten
 from unix_jax.models.autoencoder import Autoencoder
+from unix_jax.storage.files import atomic_directory
+from unix_jax.storage.json_file import read_json, write_json
 
 FORMAT = "unix-jax-moments-1"
 INDEX = "moments.json"

@@ -9,8 +9,8 @@ from PIL import Image
 from unix_jax.config import UniXConfig
 from unix_jax.data.config import DataConfig
 from unix_jax.data.records import Record, record_image
-from unix_jax.gray_levels import gray_level_problem
-from unix_jax.transforms import VAE_MEAN, VAE_STD, normalize, to_model_image
+from unix_jax.preprocessing.gray_levels import gray_level_problem
+from unix_jax.preprocessing.transforms import VAE_MEAN, VAE_STD, normalize, to_model_image
 
 OnProblem = Callable[[str], object]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from PIL import Image
 
 from unix_jax.errors import DataError, ImageError
-from unix_jax.images import load_image
 from unix_jax.instructions import Instructions
+from unix_jax.preprocessing.images import load_image
 
 
 @dataclasses.dataclass(frozen=True)

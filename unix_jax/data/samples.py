@@ -28,8 +28,8 @@ from unix_jax.data.records import (
 )
 from unix_jax.errors import UniXError
 from unix_jax.instructions import Instructions
-from unix_jax.layout import Split, TextSplit, VaeSplit, VitSplit, stream_lengths
-from unix_jax.text import Tokenizer, prompt_split
+from unix_jax.preprocessing.layout import Split, TextSplit, VaeSplit, VitSplit, stream_lengths
+from unix_jax.preprocessing.text import Tokenizer, prompt_split
 
 LoadImage = Callable[[], np.ndarray]
 

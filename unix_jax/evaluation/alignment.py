@@ -24,8 +24,8 @@ from unix_jax.evaluation.rows import FeatureRows, check_reports
 from unix_jax.evaluation.torch_weights import load_weights
 from unix_jax.evaluation.wordpiece import VOCABULARY_NAMES, WordPiece
 from unix_jax.extras import require
-from unix_jax.images import ImageSource, load_image
-from unix_jax.json_file import read_json
+from unix_jax.preprocessing.images import ImageSource, load_image
+from unix_jax.storage.json_file import read_json
 
 IMAGE_WEIGHTS = "biovil_t_image_model_proj_size_128.pt"
 _RESIZED, _CROPPED = 512, 448

@@ -18,9 +18,9 @@ from jaxtyping import Float
 from PIL import Image
 
 from unix_jax.errors import MetricError
-from unix_jax.images import ImageSource, load_image
 from unix_jax.models.dinov2 import RAD_DINO_MEAN, RAD_DINO_STD, Dinov2, Dinov2Config, pooled
-from unix_jax.transforms import normalize
+from unix_jax.preprocessing.images import ImageSource, load_image
+from unix_jax.preprocessing.transforms import normalize
 
 PROTOCOL_SIDE = 299
 
@@ -72,7 +72,7 @@ class RadDino:
         Raises:
           CheckpointError, ConfigError: a file is missing or broken, or they do not fit each other.
         """
-        from convert.dinov2 import load_dinov2
+        from unix_jax.checkpoints.dinov2 import load_dinov2
 
         config, params = load_dinov2(path, dtype=dtype)
         model = Dinov2(config, params["cls_token"].dtype)

@@ -20,7 +20,7 @@ from PIL import Image
 from unix_jax.errors import CheckpointError, MetricError
 from unix_jax.evaluation.batches import batches
 from unix_jax.extras import require
-from unix_jax.images import ImageSource, load_image
+from unix_jax.preprocessing.images import ImageSource, load_image
 
 SIDE = 299
 _PURPOSE, _PACKAGE = "Inception-v3", "unix-jax[inception]"
@@ -46,7 +46,7 @@ class Inception:
           CheckpointError: the file is missing or broken, or does not fit the network.
           UniXError: `torch-fidelity` is not installed, or does not run with this torch.
         """
-        from convert.readers import open_tensors
+        from unix_jax.checkpoints.formats.readers import open_tensors
 
         torch = require("torch", _PURPOSE, _PACKAGE)
         module = require("torch_fidelity.feature_extractor_inceptionv3", _PURPOSE, _PACKAGE)

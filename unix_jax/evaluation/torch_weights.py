@@ -13,16 +13,16 @@ def load_weights(
 
     Args:
       network: the module.
-      path: a file or directory that `convert.readers.open_tensors` reads.
+      path: a file or directory that `unix_jax.checkpoints.formats.readers.open_tensors` reads.
       torch: the package.
       unused: prefixes of keys that the file, or the module, may have beside the others.
 
     Raises:
       CheckpointError: the file is missing or broken, or its keys or shapes are not the module's.
     """
-    from convert.file_leaves import infos
-    from convert.readers import open_tensors
-    from unix_jax.fitting import raise_listing
+    from unix_jax.checkpoints.file_leaves import infos
+    from unix_jax.checkpoints.fitting import raise_listing
+    from unix_jax.checkpoints.formats.readers import open_tensors
 
     expected = {
         key: tuple(tensor.shape)

@@ -13,6 +13,7 @@ from unix_jax.evaluation_runs import original_tables, paper
 from unix_jax.evaluation_runs.html_report import Case, images_page, nearest_page
 from unix_jax.evaluation_runs.image_scores import ImageMetrics, ImageScores, score_images
 from unix_jax.evaluation_runs.image_set import GENERATIONS, ImageSet
+from unix_jax.evaluation_runs.items import Steps, unseen
 from unix_jax.evaluation_runs.nearest_training import (
     PIXEL,
     REID,
@@ -21,9 +22,8 @@ from unix_jax.evaluation_runs.nearest_training import (
     find_nearest,
 )
 from unix_jax.evaluation_runs.results import Results, write_page, write_results
-from unix_jax.evaluation_runs.run import Steps, unseen
-from unix_jax.images import load_image
-from unix_jax.transforms import contact_sheet, save_png
+from unix_jax.preprocessing.images import load_image
+from unix_jax.preprocessing.transforms import contact_sheet, save_png
 
 SHEET, PAGE, NEAREST_PAGE, NEAREST_TABLE = (
     "contact_sheet.png", "report.html", "nearest.html", "nearest.csv",

@@ -11,14 +11,14 @@ from unix_jax.errors import MetricError
 from unix_jax.evaluation.alignment import BioViLT, cosine_similarities
 from unix_jax.evaluation.bootstrap import mean_interval
 from unix_jax.evaluation.features import RadDino
-from unix_jax.evaluation.groups import by_group, shard_mean
+from unix_jax.evaluation.finding_groups import by_group, shard_mean
 from unix_jax.evaluation.image import frechet_distance, inception_score, kernel_distance, prdc
 from unix_jax.evaluation.inception import Inception, softmax
 from unix_jax.evaluation.radiomics import radiomics_distance
 from unix_jax.evaluation_runs.image_set import ImageSet
+from unix_jax.evaluation_runs.items import Steps, unseen
 from unix_jax.evaluation_runs.radiomics_tables import RadiomicsTables
 from unix_jax.evaluation_runs.results import CONFIDENCE, Figure
-from unix_jax.evaluation_runs.run import Steps, unseen
 
 DISTANCES, ALIGNMENT = "FD, KD, precision, recall, density, coverage", "alignment"
 INCEPTION, RADIOMICS = "Inception FID, KID and score", "Fréchet radiomics distance"

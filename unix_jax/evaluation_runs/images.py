@@ -9,11 +9,11 @@ from typing import Any
 from unix_jax.config import UniXConfig
 from unix_jax.data.records import RecordSource, captions_of, record_image
 from unix_jax.errors import DataError
-from unix_jax.evaluation_runs.run import Progress, Ready, Share, key_of, padded, run_items
-from unix_jax.gray_levels import gray_level_problem
+from unix_jax.evaluation_runs.items import Progress, Ready, Share, key_of, padded, run_items
 from unix_jax.inference.drawing import ImageSettings
 from unix_jax.inference.pipeline import UniXPipeline
-from unix_jax.transforms import save_png
+from unix_jax.preprocessing.gray_levels import gray_level_problem
+from unix_jax.preprocessing.transforms import save_png
 
 FOLDER = "images"
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from unix_jax.errors import UniXError
-from unix_jax.files import atomic_write
-from unix_jax.json_file import read_json, write_json
-from unix_jax.line_file import LineFile, unwritable, whole_lines
+from unix_jax.storage.files import atomic_write
+from unix_jax.storage.json_file import read_json, write_json
+from unix_jax.storage.line_file import LineFile, unwritable, whole_lines
 
 SETTINGS = "settings.json"
 _PATTERN = "items-*.jsonl"

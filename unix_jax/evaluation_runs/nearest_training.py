@@ -23,10 +23,10 @@ from unix_jax.evaluation.nearest import Distances, Nearest, gray_pixels, pair_im
 from unix_jax.evaluation.reid import Reidentification
 from unix_jax.evaluation_runs.image_scores import ImageMetrics, mean_figure
 from unix_jax.evaluation_runs.image_set import ImageSet
+from unix_jax.evaluation_runs.items import Steps, key_of, unseen
 from unix_jax.evaluation_runs.journal import Entry
 from unix_jax.evaluation_runs.results import Figure
-from unix_jax.evaluation_runs.run import Steps, key_of, unseen
-from unix_jax.images import load_image
+from unix_jax.preprocessing.images import load_image
 
 PIXEL, LATENT, REID = "pixel distance", "latent distance", "re-identification score"
 # As the benchmark calls them.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 
-from unix_jax.storage import is_url
+from unix_jax.storage.paths import is_url
 
 
 def default_cache_directory() -> Path:

@@ -15,7 +15,10 @@ from jaxtyping import Array, Bool, Float
 from unix_jax.config import UniXConfig
 from unix_jax.errors import NonFiniteError
 from unix_jax.inference.sampling import ImageContext
-from unix_jax.layout import (
+from unix_jax.models.attention.cache import KVCache
+from unix_jax.models.embeddings import latent_position_ids
+from unix_jax.models.unix import TwoStreamBatch, UniX
+from unix_jax.preprocessing.layout import (
     Layout,
     Sample,
     Split,
@@ -25,9 +28,6 @@ from unix_jax.layout import (
     lay_out,
     stream_lengths,
 )
-from unix_jax.models.cache import KVCache
-from unix_jax.models.embeddings import latent_position_ids
-from unix_jax.models.unix import TwoStreamBatch, UniX
 
 _NAMED_ROWS = 10
 

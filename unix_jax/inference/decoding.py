@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from unix_jax.models.cache import KVCache
+from unix_jax.models.attention.cache import KVCache
 from unix_jax.models.unix import UniX
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from unix_jax import flow, sharding
+from unix_jax import sharding
 from unix_jax.config import UniXConfig
 from unix_jax.errors import PromptError
 from unix_jax.inference.context import finite_rows, image_context, require_finite
@@ -33,7 +33,8 @@ from unix_jax.inference.inputs import (
 from unix_jax.inference.loaded import LoadedModel
 from unix_jax.inference.sampling import RENORMS, Guidance, Renorm, sample_latents
 from unix_jax.models.embeddings import patchify, unpatchify
-from unix_jax.transforms import to_model_image, to_vae_image
+from unix_jax.preprocessing import flow
+from unix_jax.preprocessing.transforms import to_model_image, to_vae_image
 
 # Numbers of steps up to 63, up to 127 and so on share a compiled program.
 _GRID_MULTIPLE = 64

@@ -15,9 +15,9 @@ from jaxtyping import Array
 from PIL import Image
 
 from unix_jax.errors import ImageError, PromptError
-from unix_jax.gray_levels import warn_of_gray_levels
-from unix_jax.images import ImageSource, load_image
-from unix_jax.storage import local_path
+from unix_jax.preprocessing.gray_levels import warn_of_gray_levels
+from unix_jax.preprocessing.images import ImageSource, load_image
+from unix_jax.storage.paths import local_path
 
 Images = ImageSource | Iterable[ImageSource]
 ImageRows = Images | Iterable[ImageSource | Sequence[ImageSource]]

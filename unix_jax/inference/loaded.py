@@ -15,7 +15,7 @@ from unix_jax.errors import CheckpointError
 from unix_jax.inference.inputs import Prompts, prompt_list
 from unix_jax.models.autoencoder import Autoencoder
 from unix_jax.models.unix import UniX
-from unix_jax.text import Tokenizer, encode_prompt
+from unix_jax.preprocessing.text import Tokenizer, encode_prompt
 
 
 @functools.partial(jax.jit, static_argnames=("autoencoder", "method"))

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from PIL import Image
 
 from unix_jax import sharding
+from unix_jax.checkpoints.run_export import resolve_checkpoint
 from unix_jax.config import UniXConfig
 from unix_jax.errors import PromptError
 from unix_jax.inference.compilation import enable_compilation_cache
@@ -27,10 +28,9 @@ from unix_jax.inference.reports import decode_reports, last_rows, stream_text
 from unix_jax.inference.sampling import Renorm
 from unix_jax.models.autoencoder import param_shapes as vae_param_shapes
 from unix_jax.models.unix import UniX, param_shapes, unroll_params
-from unix_jax.run_export import resolve_checkpoint
-from unix_jax.storage import local_path
-from unix_jax.text import Tokenizer
-from unix_jax.transforms import Resize, to_gray_pil
+from unix_jax.preprocessing.text import Tokenizer
+from unix_jax.preprocessing.transforms import Resize, to_gray_pil
+from unix_jax.storage.paths import local_path
 
 OutputType = Literal["pil", "np", "latent"]
 Progress = Callable[[int, int], None]
@@ -142,7 +142,7 @@ class UniXPipeline:
           PromptError: another dtype.
         """
         # The table of published keys lives in `convert`, which stands above this package.
-        from convert.load import load_model
+        from unix_jax.checkpoints.load import load_model
 
         used = _dtype(dtype)
         path = local_path(path)

@@ -23,9 +23,9 @@ from unix_jax.inference.inputs import (
     whole,
 )
 from unix_jax.inference.loaded import LoadedModel
-from unix_jax.layout import Split, TextSplit, VitSplit, lay_out, stream_lengths
-from unix_jax.text import Tokenizer
-from unix_jax.transforms import RESIZES, Resize, to_model_image
+from unix_jax.preprocessing.layout import Split, TextSplit, VitSplit, lay_out, stream_lengths
+from unix_jax.preprocessing.text import Tokenizer
+from unix_jax.preprocessing.transforms import RESIZES, Resize, to_model_image
 
 States = Iterator[tuple[int, np.ndarray]]
 

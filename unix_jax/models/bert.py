@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from unix_jax.models.attention import Implementation, attention
-from unix_jax.models.key_blocks import KeyBlock
+from unix_jax.models.attention.key_blocks import KeyBlock
 from unix_jax.models.layers import Dtype, dense, gelu, layer_norm
 
 # CheXbert: 13 conditions with four classes, and "no finding" with two.

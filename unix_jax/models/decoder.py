@@ -21,12 +21,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from unix_jax.config import DecoderConfig
 from unix_jax.models.attention import Implementation, attention
-from unix_jax.models.cache import KVCache
-from unix_jax.models.key_blocks import KeyBlock, MergedKeyBlock
+from unix_jax.models.attention.cache import KVCache
+from unix_jax.models.attention.key_blocks import KeyBlock, MergedKeyBlock
+from unix_jax.models.attention.mask import TokenMetadata
+from unix_jax.models.attention.rope import apply_rope, rope_angles
 from unix_jax.models.layers import Dtype, RMSNorm, dense
-from unix_jax.models.mask import TokenMetadata
 from unix_jax.models.remat import RematPolicy, rematerialised
-from unix_jax.models.rope import apply_rope, rope_angles
 
 STREAMS = ("und", "gen")
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from unix_jax.models.attention import Implementation, attention
-from unix_jax.models.key_blocks import KeyBlock
+from unix_jax.models.attention.key_blocks import KeyBlock
 from unix_jax.models.layers import Dtype, dense, gelu, layer_norm
 
 RAD_DINO_MEAN, RAD_DINO_STD = 0.5307, 0.2583  # of chest X-rays in [0, 1]

@@ -15,11 +15,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from unix_jax.config import UniXConfig
 from unix_jax.models.attention import Implementation
-from unix_jax.models.cache import KVCache
+from unix_jax.models.attention.cache import KVCache
+from unix_jax.models.attention.mask import TokenMetadata
 from unix_jax.models.decoder import Decoder, Streams, unstack_layers
 from unix_jax.models.embeddings import sincos_table_2d, timestep_sinusoid
 from unix_jax.models.layers import Dtype, TwoLayerMLP, dense
-from unix_jax.models.mask import TokenMetadata
 from unix_jax.models.remat import RematPolicy
 from unix_jax.models.vision import VisionTransformer
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from unix_jax.config import VisionConfig
 from unix_jax.models.attention import Implementation, attention
-from unix_jax.models.key_blocks import KeyBlock
+from unix_jax.models.attention.key_blocks import KeyBlock
 from unix_jax.models.layers import Dtype, dense, gelu, layer_norm
 from unix_jax.models.remat import RematPolicy, rematerialised
 

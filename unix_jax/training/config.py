@@ -13,14 +13,14 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from unix_jax.commands.options import LocalPath
 from unix_jax.config import PRESETS
 from unix_jax.data.config import DataConfig
 from unix_jax.data.mixture import TASKS, Task, parse_mixture
 from unix_jax.errors import ConfigError
 from unix_jax.models.attention import Implementation
 from unix_jax.models.remat import RematPolicy
-from unix_jax.storage import local_path, source_text
+from unix_jax.storage.arguments import LocalPath
+from unix_jax.storage.paths import local_path, source_text
 from unix_jax.training.autoencoder import AutoencoderObjective
 from unix_jax.training.lora import LoraConfig
 from unix_jax.training.losses import LossConfig

@@ -16,10 +16,10 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from unix_jax.data.batch import TrainingBatch
-from unix_jax.flow import shift_timestep
 from unix_jax.models.autoencoder import Autoencoder
 from unix_jax.models.embeddings import patchify
 from unix_jax.models.unix import UniX
+from unix_jax.preprocessing.flow import shift_timestep
 from unix_jax.training.losses import Params
 
 

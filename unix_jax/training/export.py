@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from unix_jax import checkpoint
+from unix_jax.checkpoints import native
+from unix_jax.checkpoints.leaves import flatten
+from unix_jax.checkpoints.run_export import EXPORT as FOLDER
 from unix_jax.config import UniXConfig
 from unix_jax.errors import CheckpointError
-from unix_jax.leaves import flatten
-from unix_jax.run_export import EXPORT as FOLDER
 from unix_jax.training.distributed import is_primary, to_host
 
 
@@ -33,7 +33,7 @@ def export(
       config: of the model.
       params, vae_params: nested trees of arrays, wherever their parts are.
       tokenizer: a directory with tokenizer files and `source/`, which are copied, see
-        `checkpoint.carried_files`; or the file tokenizer.json.
+        `native.carried_files`; or the file tokenizer.json.
       record: what the weights are (`step`, `weights`), for index.json.
 
     Raises:
@@ -68,7 +68,7 @@ def write(
     Raises:
       UniXError: `target` exists already or cannot be written.
     """
-    checkpoint.save(
+    native.save(
         target,
         config,
         params,
@@ -108,4 +108,4 @@ def _replace(target: Path, fresh: Path) -> None:
 
 
 def _carried_files(tokenizer: Path | None) -> list[tuple[Path, str]]:
-    return [] if tokenizer is None else checkpoint.carried_files(tokenizer)
+    return [] if tokenizer is None else native.carried_files(tokenizer)

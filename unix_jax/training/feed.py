@@ -19,7 +19,7 @@ from unix_jax.data.records import Record, RecordSource, captions_of, report_text
 from unix_jax.data.samples import record_samples
 from unix_jax.data.sources import overlap
 from unix_jax.errors import DataError, UniXError
-from unix_jax.text import Tokenizer
+from unix_jax.preprocessing.text import Tokenizer
 from unix_jax.training.config import TrainConfig
 from unix_jax.training.distributed import place_batch, raise_together, row_share
 from unix_jax.training.export import gather

@@ -12,22 +12,23 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from unix_jax.checkpoints import run_files
+from unix_jax.checkpoints.leaves import flatten, unflatten
 from unix_jax.config import UniXConfig
 from unix_jax.data.config import DataConfig
 from unix_jax.errors import CheckpointError, ConfigError, UniXError
-from unix_jax.json_file import read_json
-from unix_jax.leaves import flatten, unflatten
 from unix_jax.models.unix import init_params
+from unix_jax.preprocessing.text import Tokenizer
 from unix_jax.sharding import make_mesh
-from unix_jax.text import Tokenizer
-from unix_jax.training import checkpoint_files, export
+from unix_jax.storage.json_file import read_json
+from unix_jax.training import export
 from unix_jax.training.average import to_export
-from unix_jax.training.checkpoint import FOLDER, first_line
+from unix_jax.training.checkpoint_store import FOLDER, first_line
 from unix_jax.training.config import Weights
 from unix_jax.training.feed import Feed
-from unix_jax.training.groups import merge_params
 from unix_jax.training.lora import LoraConfig, merge_lora
-from unix_jax.training.run import compute_dtype, measured_config
+from unix_jax.training.parameter_groups import merge_params
+from unix_jax.training.stages import compute_dtype, measured_config
 from unix_jax.training.start import FROZEN, RUN_FILE, TOKENIZER, recorded_share
 
 METRIC = "loss"
@@ -45,12 +46,12 @@ def find_step(
       CheckpointError: no checkpoint, none that was validated, or another step than the kept ones.
     """
     directory = Path(run) / FOLDER
-    kept = checkpoint_files.steps(directory) if directory.is_dir() else []
+    kept = run_files.steps(directory) if directory.is_dir() else []
     if not kept:
         raise CheckpointError(f"{directory}: expected checkpoints of a training run, found none")
     if step == "last":
         return kept[-1]
-    metrics = {s: checkpoint_files.listing(directory / str(s)).get("metrics", {}) for s in kept}
+    metrics = {s: run_files.listing(directory / str(s)).get("metrics", {}) for s in kept}
     named = f"{weights}/{METRIC}"
     losses = {
         s: found[named] if named in found else found[METRIC]
@@ -94,7 +95,7 @@ def export_step(
         raise UniXError(f"{target}: exists already; name a new directory with --out")
     number = find_step(directory, step, weights)
     path = directory / FOLDER / str(number)
-    checkpoint_files.verify(path)
+    run_files.verify(path)
     file = directory / RUN_FILE
     model_config = UniXConfig.from_dict(_entry(file, "model"), str(file))
     progress = path / "progress" / "metadata"
@@ -102,7 +103,7 @@ def export_step(
     names = _names(path / "state")
     has_average = any(name.startswith("ema/") for name in names)
     if weights == "auto":
-        scores = checkpoint_files.listing(path).get("metrics", {})
+        scores = run_files.listing(path).get("metrics", {})
         weights, _ = to_export(settings.get("export", "auto"), has_average, scores)
     if weights == "average" and not has_average:
         raise CheckpointError(
@@ -164,7 +165,7 @@ def _read_frozen(run: Path) -> dict[str, Any]:
     path = run / FROZEN / FOLDER / "0"
     if not path.is_dir():
         return {}
-    checkpoint_files.verify(path)
+    run_files.verify(path)
     return _read(path / "state", "")
 
 

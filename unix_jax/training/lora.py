@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from unix_jax.checkpoints.leaves import flatten, unflatten
 from unix_jax.config import UniXConfig
 from unix_jax.errors import ConfigError
-from unix_jax.leaves import flatten, unflatten
 from unix_jax.models.unix import param_shapes
 
 Target = Literal[

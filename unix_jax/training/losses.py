@@ -19,8 +19,8 @@ from jaxtyping import Array, Float
 
 from unix_jax.data.batch import TrainingBatch
 from unix_jax.errors import ConfigError
-from unix_jax.flow import interpolate
 from unix_jax.models.unix import TwoStreamBatch, UniX
+from unix_jax.preprocessing.flow import interpolate
 from unix_jax.training.cross_entropy import chunked_cross_entropy
 
 Params = dict[str, Any]

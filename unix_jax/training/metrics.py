@@ -17,7 +17,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from unix_jax.errors import UniXError
-from unix_jax.files import atomic_write
+from unix_jax.storage.files import atomic_write
 from unix_jax.training.config import TrainConfig
 from unix_jax.training.skipped import COUNTERS
 

@@ -7,12 +7,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from unix_jax.checkpoints.run_export import EXPORT, RUN_FILE
+from unix_jax.checkpoints.run_files import DAMAGED, steps
 from unix_jax.errors import CheckpointError, ConfigError
-from unix_jax.files import is_temporary_name
-from unix_jax.json_file import read_json
-from unix_jax.run_export import EXPORT, RUN_FILE
-from unix_jax.training.checkpoint import FOLDER
-from unix_jax.training.checkpoint_files import DAMAGED, steps
+from unix_jax.storage.files import is_temporary_name
+from unix_jax.storage.json_file import read_json
+from unix_jax.training.checkpoint_store import FOLDER
 from unix_jax.training.metrics import METRICS_FILE, VALIDATION_FILE
 
 # What a run writes besides run.json, and would overwrite.

@@ -18,20 +18,20 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from unix_jax import checkpoint
+from unix_jax.checkpoints import native
+from unix_jax.checkpoints.run_export import RUN_FILE, resolve_checkpoint
 from unix_jax.config import UniXConfig
-from unix_jax.directory_lock import DirectoryLock
 from unix_jax.errors import CheckpointError, ConfigError
-from unix_jax.files import atomic_directory, atomic_write
 from unix_jax.instructions import Instructions
-from unix_jax.json_file import read_json, write_json
 from unix_jax.models.dinov2 import Dinov2Config
 from unix_jax.models.unix import param_shapes
-from unix_jax.run_export import RUN_FILE, resolve_checkpoint
+from unix_jax.preprocessing.text import Tokenizer
 from unix_jax.sharding import check_mesh, make_mesh, param_shardings, parse_mesh
-from unix_jax.text import Tokenizer
+from unix_jax.storage.directory_lock import DirectoryLock
+from unix_jax.storage.files import atomic_directory, atomic_write
+from unix_jax.storage.json_file import read_json, write_json
 from unix_jax.training.average import start_share
-from unix_jax.training.checkpoint import CheckpointStore
+from unix_jax.training.checkpoint_store import CheckpointStore
 from unix_jax.training.config import TrainConfig
 from unix_jax.training.distributed import agree, is_primary
 from unix_jax.training.export import recover as recover_export
@@ -77,8 +77,8 @@ def find_origin(
 
     Args:
       config: of the run.
-      load_config: see `convert.load.load_config`.
-      load_encoder_config: see `convert.dinov2.load_dinov2_config`.
+      load_config: see `unix_jax.checkpoints.load.load_config`.
+      load_encoder_config: see `unix_jax.checkpoints.dinov2.load_dinov2_config`.
 
     Raises:
       CheckpointError, ConfigError: no checkpoint there, no tokenizer, or no autoencoder where the
@@ -126,7 +126,7 @@ def load_parts(
     """The loaded parts in float32, each placed on the mesh as the run will hold it.
 
     Args:
-      load_model: see `convert.load.load_model`.
+      load_model: see `unix_jax.checkpoints.load.load_model`.
       load_encoder: gives the weights of REPA's encoder.
 
     Raises:
@@ -232,14 +232,14 @@ def remember(out: Path, config: TrainConfig, origin: Origin) -> None:
 def _files_to_carry(origin: Origin) -> dict[str, Path]:
     """By name in a checkpoint: tokenizer files, and what the start has beside its weights."""
     # The published layout is read by `convert`, which stands above this package.
-    from convert.published import verbatim_files
+    from unix_jax.checkpoints.published import verbatim_files
 
     start: list[tuple[Path, str]] = []
     if origin.init is not None:
-        converted = checkpoint.is_checkpoint(origin.init)
-        start = (checkpoint.carried_files if converted else verbatim_files)(origin.init)
+        converted = native.is_checkpoint(origin.init)
+        start = (native.carried_files if converted else verbatim_files)(origin.init)
     files = {name: file for file, name in start if name.startswith("source/")}
-    return files | {name: file for file, name in checkpoint.carried_files(origin.tokenizer)}
+    return files | {name: file for file, name in native.carried_files(origin.tokenizer)}
 
 
 def recall(out: Path, config: TrainConfig) -> tuple[Origin, list[Change]]:

@@ -17,12 +17,12 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
+from unix_jax.checkpoints.fitting import check_leaves
+from unix_jax.checkpoints.leaves import flatten
 from unix_jax.errors import CheckpointError
-from unix_jax.fitting import check_leaves
-from unix_jax.leaves import flatten
 from unix_jax.models.layers import Dtype
 from unix_jax.sharding import ShardingRules, param_shardings
-from unix_jax.training.groups import Stage, merge_params, split_params
+from unix_jax.training.parameter_groups import Stage, merge_params, split_params
 
 Init = Mapping[str, Callable[[Array], Any]]
 

@@ -20,7 +20,6 @@ from unix_jax.sharding import ShardingRules, use_mesh
 from unix_jax.training.accumulation import check_rows, sum_over_microbatches
 from unix_jax.training.average import update_average
 from unix_jax.training.draws import draw_flow
-from unix_jax.training.groups import merge_params
 from unix_jax.training.lora import LoraConfig, merge_lora
 from unix_jax.training.losses import (
     LossConfig,
@@ -31,6 +30,7 @@ from unix_jax.training.losses import (
     loss_terms,
     reduce_losses,
 )
+from unix_jax.training.parameter_groups import merge_params
 from unix_jax.training.state import TrainState
 
 Metrics = dict[str, Float[Array, ""]]

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from unix_jax.errors import UniXError
-from unix_jax.training.checkpoint import CheckpointStore
+from unix_jax.training.checkpoint_store import CheckpointStore
 from unix_jax.training.distributed import collect
 
 _WATCHED = ("loss", "grad_norm")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from unix_jax.data.records import RecordSource
 from unix_jax.errors import DataError
-from unix_jax.storage import refuse_url
+from unix_jax.storage.paths import refuse_url
 
 _CSV_COLUMNS = (
     "image", "findings", "impression", "report", "captions", "labels", "view", "patient", "split",
@@ -85,7 +85,7 @@ def open_source(
             raise DataError(f"source {spec!r}: pairs: expected previous, found {pairs!r}")
         return MimicSource(path, split, images, options.get("reports"), views, bool(pairs))
     if kind == "array_record":
-        from unix_jax.data.array_records import ArrayRecordSource
+        from unix_jax.data.sources.array_records import ArrayRecordSource
 
         return ArrayRecordSource(path, split)
     from unix_jax.data.sources.tfds import TfdsSource

@@ -1,13 +1,14 @@
-"""`tfds:NAME?data_dir=DIR`: what `unix_jax.data.tfds_builder` wrote, by `tfds.data_source`."""
+"""`tfds:NAME?data_dir=DIR`: what `unix_jax.data.sources.tfds_builder` wrote, by `tfds.data_source`."""
 
 import threading
 from typing import Any
 
 import tensorflow_datasets as tfds
 
-# Imported for its builder, by whose name `tfds.data_source` finds the data set.
-from unix_jax.data import tfds_builder
 from unix_jax.data.records import Record, checked_index
+
+# Imported for its builder, by whose name `tfds.data_source` finds the data set.
+from unix_jax.data.sources import tfds_builder
 from unix_jax.errors import DataError
 
 

@@ -1,0 +1,1 @@
+"""This project's checkpoint directory, the published layouts, and the key tables between them."""

@@ -1,0 +1,1 @@
+"""Lazy readers that execute nothing, and streaming writers."""

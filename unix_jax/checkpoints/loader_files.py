@@ -1,0 +1,206 @@
+"""The files beside the weights that the original's PyTorch code opens, from a checkpoint of ours.
+
+What the source of the checkpoint had is copied byte for byte, and an import is exported as it came.
+What the start of a training lacked is written: the
+original's loader needs `config.json`, `preprocessor_config.json`, `processor_config.json`,
+`tokenizer_config.json` with its three control tokens, and in `vae/config.yaml` also `monitor` and
+`lossconfig`. Source: github.com/ZrH42/UniX, `modeling/autoencoder.py` and
+`modeling/unix_vlm_manager.py`.
+"""
+
+import dataclasses
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from unix_jax.checkpoints import native
+from unix_jax.checkpoints.formats.yaml_file import read_yaml
+from unix_jax.config import UniXConfig
+from unix_jax.errors import ConfigError
+from unix_jax.preprocessing.transforms import SIGLIP_MEAN, SIGLIP_STD
+from unix_jax.storage.json_file import read_json, write_json
+
+# An index of shards describes weight files, which are written anew.
+_SHARD_INDEX = ".index.json"
+
+
+def write_loader_files(
+    directory: Path, target: Path, config: UniXConfig, *, with_vae: bool, same_weights: bool
+) -> None:
+    """Writes everything of the published directory except the weights.
+
+    Args:
+      directory: a checkpoint of this project.
+      target: the published directory.
+      config: of the checkpoint. Where it differs from the source's config.json (a training changed
+        it), the source's is completed with the new values.
+      with_vae: whether the checkpoint has an autoencoder.
+      same_weights: the weight files have the source's names and tensors (an import, not a
+        training), so that its index of shards applies.
+
+    Raises:
+      ConfigError: a file of the source is broken.
+      OSError: a file cannot be written.
+    """
+    for file, name in native.carried_files(directory):
+        if same_weights or not name.endswith(_SHARD_INDEX):
+            copy = target / name.removeprefix("source/")
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
+    _complete_configuration(target, config, with_vae, keep_yaml=same_weights)
+    if not same_weights:
+        for name, values in _processor_files(config).items():
+            _write_absent(target / name, values)
+        _complete_tokenizer(directory, target, config)
+
+
+def _write_absent(file: Path, values: Mapping[str, Any]) -> None:
+    if not file.exists():
+        write_json(file, values)
+
+
+# --- config.json and vae/config.yaml -----------------------------------------------------------
+
+
+def _complete_configuration(
+    target: Path, config: UniXConfig, with_vae: bool, *, keep_yaml: bool
+) -> None:
+    json_file, yaml_file = target / "config.json", target / "vae" / "config.yaml"
+    source = read_json(json_file) if json_file.exists() else None
+    source_vae = read_yaml(yaml_file)
+    published, vae = config.to_published()
+    for raw, raw_vae in _candidates(source, source_vae, published, vae, keep_yaml):
+        if _reads_as(raw, raw_vae, config, with_vae):
+            break
+    if raw != source:
+        write_json(json_file, raw)
+    if with_vae and raw_vae != source_vae:
+        yaml_file.parent.mkdir(exist_ok=True)
+        yaml_file.write_text(yaml.safe_dump(raw_vae), encoding="utf-8")
+
+
+def _candidates(
+    source: Any,
+    source_vae: dict[str, Any] | None,
+    published: dict[str, Any],
+    vae: dict[str, Any],
+    keep_yaml: bool,
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """As much of the source as possible; the last one has nothing of it."""
+    if isinstance(source, dict):
+        yaml_values = source_vae or {}
+        kept = yaml_values if keep_yaml and yaml_values else _merged(vae, yaml_values)
+        yield source, kept
+        if "instructions" in published:  # a training teaches its own
+            yield source | {"instructions": published["instructions"]}, kept
+        yield _merged(source, published), _merged(yaml_values, vae)
+    yield published, vae
+
+
+def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`under` with the values of `over`, mapping by mapping."""
+    return {
+        **under,
+        **{
+            name: _merged(under[name], value)
+            if isinstance(value, Mapping) and isinstance(under.get(name), Mapping)
+            else value
+            for name, value in over.items()
+        },
+    }
+
+
+def _reads_as(raw: dict[str, Any], raw_vae: Any, config: UniXConfig, with_vae: bool) -> bool:
+    with warnings.catch_warnings():
+        # They were said when the source was read.
+        warnings.simplefilter("ignore")
+        try:
+            found = UniXConfig.from_published(raw, raw_vae)
+        except ConfigError:
+            return False
+    return config == found if with_vae else dataclasses.replace(found, vae=config.vae) == config
+
+
+# --- processor and tokenizer -------------------------------------------------------------------
+
+
+def _processor_files(config: UniXConfig) -> dict[str, dict[str, Any]]:
+    """What the original's `VLChatProcessor` and `VLMImageProcessor` are built from."""
+    vision = config.vision
+    return {
+        "preprocessor_config.json": {
+            "image_processor_type": "VLMImageProcessor",
+            "processor_class": "VLChatProcessor",
+            "image_size": vision.image_size,
+            "min_size": 14,
+            "image_mean": [SIGLIP_MEAN] * 3,
+            "image_std": [SIGLIP_STD] * 3,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+        },
+        "processor_config.json": {
+            "processor_class": "VLChatProcessor",
+            "image_tag": "<image_placeholder>",
+            "num_image_tokens": (vision.image_size // vision.patch_size) ** 2,
+            "add_special_token": False,
+            "sft_format": "deepseek",
+            "mask_prompt": True,
+            "ignore_id": -100,
+        },
+    }
+
+
+def _complete_tokenizer(directory: Path, target: Path, config: UniXConfig) -> None:
+    config_file, map_file = target / "tokenizer_config.json", target / "special_tokens_map.json"
+    if config_file.exists() and map_file.exists():
+        return
+    file = directory / "tokenizer.json"
+    if not file.is_file():
+        warnings.warn(
+            f"{directory}: has no tokenizer.json, which the original's code needs", stacklevel=4
+        )
+        return
+    special = config.special_tokens
+    ids = {"bos_token": special.bos, "eos_token": special.eos, "pad_token": special.pad}
+    contents = _contents(read_json(file))
+    named = {name: contents[number] for name, number in ids.items() if number in contents}
+    if missing := sorted(ids.keys() - named):
+        warnings.warn(
+            f"{file}: no token has the id of {', '.join(missing)} "
+            f"({', '.join(str(ids[name]) for name in missing)}): left out of the export's "
+            "tokenizer files",
+            stacklevel=4,
+        )
+    _write_absent(
+        config_file,
+        {
+            # The class that the original asks for; it reads tokenizer.json.
+            "tokenizer_class": "LlamaTokenizerFast",
+            "model_max_length": config.decoder.max_position_embeddings,
+            # The original encodes a prompt with the tokenizer's own bos, and puts one before it.
+            "add_bos_token": config.double_bos,
+            "add_eos_token": False,
+            "clean_up_tokenization_spaces": False,
+            "legacy": True,
+            **named,
+        },
+    )
+    _write_absent(map_file, named)
+
+
+def _contents(tokenizer: Any) -> dict[int, str]:
+    """Token texts by id."""
+    tokenizer = tokenizer if isinstance(tokenizer, dict) else {}
+    model = tokenizer.get("model")
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    found = {v: k for k, v in vocab.items()} if isinstance(vocab, dict) else {}
+    added = tokenizer.get("added_tokens")
+    return found | {
+        token["id"]: token["content"]
+        for token in (added if isinstance(added, list) else [])
+        if isinstance(token, dict) and {"id", "content"} <= token.keys()
+    }

@@ -1,0 +1,31 @@
+"""The directory of a run where a checkpoint is expected: its export is meant."""
+
+import os
+from pathlib import Path
+
+from unix_jax.checkpoints import native
+from unix_jax.errors import CheckpointError
+
+RUN_FILE = "run.json"
+EXPORT = "export"
+
+
+def resolve_checkpoint(path: str | os.PathLike[str]) -> Path:
+    """`path`/export where `path` is the directory of a training run, else `path` as it is.
+
+    Raises:
+      CheckpointError: the run has not been exported.
+    """
+    directory = Path(path)
+    if native.is_checkpoint(directory) or not (directory / RUN_FILE).is_file():
+        return directory
+    if native.is_checkpoint(directory / EXPORT):
+        return directory / EXPORT
+    folder = directory / "checkpoints"
+    steps = sorted(int(p.name) for p in folder.glob("[0-9]*") if p.name.isdecimal())
+    found = f"checkpoints of the steps {', '.join(map(str, steps))}" if steps else "no checkpoints"
+    raise CheckpointError(
+        f"{directory}: expected the export of a run in {directory / EXPORT}, found {found} and no "
+        "export. Resume the run with the same command until it ends, or export one of its "
+        "steps with `unix-jax export`"
+    )

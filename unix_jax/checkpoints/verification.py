@@ -1,0 +1,112 @@
+"""Reads every array of a checkpoint and says what is not as it was written, or not finite."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from unix_jax.checkpoints import native
+from unix_jax.checkpoints.leaves import Leaf, non_finite_count
+from unix_jax.errors import CheckpointError
+
+
+@dataclasses.dataclass(frozen=True)
+class Verified:
+    """One part of a checkpoint, read whole.
+
+    part: its name. arrays, nbytes: what was read. checksums: whether the part has them.
+    problems: one line each; none if all is well.
+    """
+
+    part: str
+    arrays: int
+    nbytes: int
+    checksums: bool
+    problems: list[str]
+
+
+def verify(path: str | os.PathLike[str]) -> Iterator[Verified]:
+    """Reads all of a checkpoint, of either layout, or of a training run's directory.
+
+    Args:
+      path: a converted checkpoint, a directory in the published layout, or the directory of a run:
+        its training checkpoints, its frozen weights and its export are read.
+
+    Yields:
+      Each part, once it was read.
+
+    Raises:
+      CheckpointError, ConfigError: there is no checkpoint, or its index is unreadable.
+    """
+    directory = Path(path)
+    if native.is_checkpoint(directory):
+        yield from _converted(directory, "")
+    elif (directory / "run.json").is_file():
+        yield from _run(directory)
+    else:
+        yield from _published(directory)
+
+
+def _converted(directory: Path, prefix: str) -> Iterator[Verified]:
+    summed = native.has_checksums(directory)
+    # A configuration at odds with the arrays is damage as well.
+    native.load_config(directory)
+    for part in native.PARTS:
+        names = native.array_names(directory, part)
+        if names:
+            openers = {
+                name: functools.partial(native.open_array, directory, part, name) for name in names
+            }
+            # The unused tensors of a source may be what they like.
+            yield _read(f"{prefix}{part}", openers, summed, part != "extras")
+
+
+def _published(directory: Path) -> Iterator[Verified]:
+    # The table of published keys lives in `convert`, which stands above this package.
+    from unix_jax.checkpoints.published import PublishedSource
+
+    with PublishedSource(directory) as published:
+        published.check()
+        for part, leaves in (("params", published.leaves()), ("vae", published.vae_leaves())):
+            if leaves:
+                openers = {name: lambda leaf=leaf: leaf for name, leaf in leaves.items()}
+                yield _read(part, openers, False, True)
+
+
+def _read(
+    part: str,
+    openers: Mapping[str, Callable[[], Leaf]],
+    summed: bool,
+    finite: bool,
+) -> Verified:
+    problems, nbytes = [], 0
+    for name, open_one in openers.items():
+        try:
+            leaf = open_one()
+            array = leaf.read_all()
+        except CheckpointError as error:
+            problems.append(f"{part}/{name}: {error}")
+            continue
+        nbytes += array.nbytes
+        if finite and (count := non_finite_count(array)):
+            problems.append(f"{part}/{name}: {count} numbers are NaN or infinite")
+    return Verified(part, len(openers), nbytes, summed, problems)
+
+
+def _run(directory: Path) -> Iterator[Verified]:
+    from unix_jax.checkpoints import run_files
+
+    for name in ("checkpoints", "frozen/checkpoints"):
+        folder = directory / name
+        for step in run_files.steps(folder) if folder.is_dir() else []:
+            problems = []
+            try:
+                run_files.verify(folder / str(step))
+            except CheckpointError as error:
+                problems.append(str(error))
+            sizes = run_files.listed_files(folder / str(step))
+            part = f"{name}/{step} (files)"
+            yield Verified(part, len(sizes), sum(sizes.values()), True, problems)
+    if native.is_checkpoint(directory / "export"):
+        yield from _converted(directory / "export", "export/")

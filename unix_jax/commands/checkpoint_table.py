@@ -1,0 +1,89 @@
+"""What a checkpoint is, as a table for people."""
+
+import dataclasses
+import math
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+from rich.markup import escape
+from rich.table import Table
+
+from unix_jax.checkpoints import native
+from unix_jax.checkpoints.verification import Verified
+from unix_jax.config import UniXConfig
+from unix_jax.models import autoencoder, unix
+
+
+def count_parameters(shapes: Any) -> int:
+    """Numbers in a tree of arrays or shapes."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+
+
+def parameter_counts(config: UniXConfig) -> dict[str, int]:
+    """Parameters by part: what each training stage trains follows from these."""
+    shapes = unix.param_shapes(config)
+    layers = shapes["decoder"]["layers"]
+    counts = {
+        "decoder, und": count_parameters((layers["und"], shapes["decoder"]["norm"]["und"])),
+        "decoder, gen": count_parameters((layers["gen"], shapes["decoder"]["norm"]["gen"])),
+        "embeddings and lm_head": count_parameters((shapes["embed_tokens"], shapes["lm_head"])),
+        "vision tower": count_parameters(shapes["vision"]),
+        "connector": count_parameters(shapes["connector"]),
+        "time and latent projections": count_parameters(
+            [shapes[k] for k in ("time_embedder", "vae2llm", "llm2vae", "latent_pos_embed")]
+        ),
+    }
+    counts["model"] = sum(counts.values())
+    return counts | {"autoencoder": count_parameters(autoencoder.param_shapes(config.vae))}
+
+
+def summary(path: str | os.PathLike[str], config: UniXConfig, has_vae: bool) -> Table:
+    """Sizes and parameter counts; one row a fact."""
+    table = Table(title=escape(str(path)), show_header=False, box=None, title_justify="left")
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name in ("decoder", "vision", "vae", "special_tokens"):
+        values = dataclasses.asdict(getattr(config, name))
+        table.add_row(name, ", ".join(f"{key} {value}" for key, value in values.items()))
+    side = config.latent_downsample
+    table.add_row(
+        "images",
+        f"{side} px a latent token, up to {config.max_latent_size * side} px a side"
+        + (" (interpolated beyond)" if config.interpolate_pos else ""),
+    )
+    table.add_row("connector_act", config.connector_act)
+    table.add_row("double_bos", str(config.double_bos))
+    if native.is_checkpoint(path) and (record := native.read_index(path).get("training")):
+        table.add_row("exported", f"{record['weights']} weights of step {record['step']}")
+    for name, count in parameter_counts(config).items():
+        missing = name == "autoencoder" and not has_vae
+        table.add_row(name, "absent: reports only" if missing else f"{count:,} parameters")
+    table.add_row("checksums", _checksums(path))
+    return table
+
+
+def _checksums(path: str | os.PathLike[str]) -> str:
+    if not native.is_checkpoint(path):
+        return "no checksums: the published layout has none"
+    if not native.has_checksums(path):
+        return "no checksums: written by an earlier version; `convert cast --dtype keep` adds them"
+    return "CRC-32 of every array file, verified whenever it is read"
+
+
+def verification_table(path: str | os.PathLike[str], parts: Iterable[Verified]) -> Table:
+    """What `verification.verify` found; a row per part."""
+    table = Table(title=escape(str(path)), box=None, title_justify="left", header_style="bold")
+    for header in ("part", "arrays", "GB", "checksums", "result"):
+        table.add_column(header, justify="right" if header in ("arrays", "GB") else "left")
+    for part in parts:
+        found = len(part.problems)
+        table.add_row(
+            escape(part.part),
+            str(part.arrays),
+            f"{part.nbytes / 1e9:.3f}",
+            "CRC-32" if part.checksums else "no checksums",
+            "good" if not found else f"[red]{found} {'array' if found == 1 else 'arrays'} damaged",
+        )
+    return table

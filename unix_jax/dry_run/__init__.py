@@ -1,0 +1,1 @@
+"""A step compiled ahead of time, its HLO read, its time bounded."""

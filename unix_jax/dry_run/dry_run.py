@@ -1,0 +1,358 @@
+"""Compiles the steps of a run without running them, and says what they ask of each device.
+
+Nothing is allocated and nothing read but the sizes: neither data, tokenizer nor weights need be
+there, and with a topology the TPUs need not either.
+
+Letters: B rows.
+"""
+
+import dataclasses
+import math
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from unix_jax.checkpoints.run_export import resolve_checkpoint
+from unix_jax.config import UniXConfig
+from unix_jax.data.batch import TrainingBatch
+from unix_jax.data.collate import LoadedSample, collate
+from unix_jax.data.config import DataConfig
+from unix_jax.data.mixture import Task
+from unix_jax.data.samples import Cost, TrainingSample
+from unix_jax.dry_run import hlo
+from unix_jax.dry_run.topology import Chip, chip_of, topology_devices
+from unix_jax.errors import ConfigError
+from unix_jax.models.dinov2 import Dinov2Config
+from unix_jax.preprocessing.layout import Split, TextSplit, VaeSplit, VitSplit, stream_lengths
+from unix_jax.sharding import ShardingRules
+from unix_jax.training.config import TrainConfig
+from unix_jax.training.feed import validation_data
+from unix_jax.training.flops import peak_flops
+from unix_jax.training.stages import make_run
+from unix_jax.training.start import LoadConfig, LoadEncoderConfig, make_run_mesh
+from unix_jax.training.step import CompiledStep
+
+_GIB = 2.0**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes of one device while the step runs. Outputs written over arguments are `aliased`."""
+
+    arguments: int
+    outputs: int
+    aliased: int
+    temporaries: int
+    program: int
+
+    @property
+    def total(self) -> int:
+        return self.arguments + self.outputs - self.aliased + self.temporaries + self.program
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Of one device and one step.
+
+    memory: of the training step. validation: of the evaluation step, during which the whole state
+      stays where it is; None where the run does not validate.
+    model_flops: what the model needs for a full batch (see `flops`), over the devices.
+    compiler_flops: XLA's own figure, which counts the body of a loop once.
+    """
+
+    devices: int
+    device: Any
+    mesh: dict[str, int]
+    seconds: float
+    memory: Memory
+    work: hlo.Work
+    model_flops: float
+    compiler_flops: float
+    validation: Memory | None = None
+
+    @property
+    def peak(self) -> int:
+        """Bytes of the step that takes more."""
+        steps = (self.memory, self.validation)
+        return max(memory.total for memory in steps if memory is not None)
+
+    @property
+    def chip(self) -> Chip | None:
+        return chip_of(self.device)
+
+    @property
+    def fits(self) -> bool | None:
+        """None where the size of the memory is not known."""
+        return None if self.chip is None else self.peak <= self.chip.hbm
+
+    def bounds(self) -> dict[str, float]:
+        """Seconds that the step takes at the least, by what limits it."""
+        peak, chip = peak_flops(self.device), self.chip
+        bounds = {} if peak is None else {"compute": self.work.flops / peak}
+        if chip is not None:
+            bounds["HBM"] = self.work.hbm_bytes / chip.hbm_bandwidth
+            bounds["ICI"] = self.work.sent_bytes / chip.ici_bandwidth
+        return bounds
+
+    def lines(self) -> list[str]:
+        """For a reader."""
+        m, w = self.memory, self.work
+        capacity = "" if self.chip is None else f" of {self.chip.hbm / _GIB:.2f} GiB"
+        verdict = {None: "", True: ": fits", False: ": DOES NOT FIT"}[self.fits]
+        axes = ",".join(f"{name}={size}" for name, size in self.mesh.items())
+        lines = [
+            f"compiled for {self.devices} x {self.device.device_kind}, mesh {axes}, "
+            f"in {self.seconds:.0f} s; figures are of one device and one step",
+            f"memory       {_gib(self.peak)}{capacity}{verdict}",
+            f"training     {_gib(m.total)}",
+            f"  arguments  {_gib(m.arguments)}",
+            f"  temporary  {_gib(m.temporaries)}",
+            f"  outputs    {_gib(m.outputs)}, of which {_gib(m.aliased)} in place of arguments",
+            f"  program    {_gib(m.program)}",
+            _validation_line(self.validation),
+            f"FLOPs        {w.flops / 1e12:.3f} T compiled; {self.model_flops / 1e12:.3f} T of the "
+            f"model; {self.compiler_flops / 1e12:.3f} T by XLA, each loop's body once",
+            f"HBM traffic  {_gib(w.hbm_bytes)}",
+            f"sent         {_gib(w.sent_bytes)}",
+        ]
+        for kind in hlo.COLLECTIVES:
+            if kind in w.collectives:
+                count, sent = w.collectives[kind]
+                lines.append(f"  {kind:<19}{count:>7} x  {_gib(sent)}")
+        return lines + self._bound_lines()
+
+    def _bound_lines(self) -> list[str]:
+        bounds, peak = self.bounds(), peak_flops(self.device)
+        if peak is None:
+            return [f"no bounds: what a {self.device.device_kind} can do is not known"]
+        each = ", ".join(f"{name} {seconds * 1e3:.0f} ms" for name, seconds in bounds.items())
+        longest = max(bounds.values())
+        return [
+            f"step time    at least {longest * 1e3:.0f} ms ({each})",
+            f"MFU          at most {self.model_flops / peak / longest:.1%}",
+        ]
+
+
+def dry_run(
+    config: TrainConfig,
+    topology: str | None,
+    load_config: LoadConfig,
+    load_encoder_config: LoadEncoderConfig,
+) -> int:
+    """Prints the report; gives the exit code: 1 where the step does not fit into the memory.
+
+    Args:
+      topology: a TPU slice such as `v5e:4x4`; None: the devices of this machine.
+      load_config, load_encoder_config: see `start.find_origin`.
+
+    Raises:
+      ConfigError, CheckpointError: settings that contradict each other, or an unknown topology.
+    """
+    devices = None
+    if topology is not None:
+        # The program is for devices elsewhere: those of this machine are left alone.
+        jax.config.update("jax_platforms", "cpu")
+        devices = topology_devices(topology)
+    model_config, encoder_config = _sizes(config, load_config, load_encoder_config)
+    mesh = make_run_mesh(config.mesh, model_config, devices)
+    report = compile_step(config, model_config, mesh, encoder_config)
+    print("\n".join(report.lines()))
+    return 1 if report.fits is False else 0
+
+
+def _sizes(
+    config: TrainConfig, load_config: LoadConfig, load_encoder_config: LoadEncoderConfig
+) -> tuple[UniXConfig, Dinov2Config | None]:
+    """Sizes of the model and of REPA's encoder; RAD-DINO's own where its directory is absent."""
+    model_config = UniXConfig.preset(config.model.preset)
+    if config.init is not None:
+        model_config, _ = load_config(resolve_checkpoint(config.init))
+    if not config.uses_repa:
+        return model_config, None
+    assert config.rad_dino is not None
+    present = Path(config.rad_dino).is_dir()
+    return model_config, load_encoder_config(config.rad_dino) if present else Dinov2Config()
+
+
+def compile_step(
+    config: TrainConfig,
+    model_config: UniXConfig,
+    mesh: Mesh,
+    encoder_config: Dinov2Config | None = None,
+) -> Report:
+    """Compiles the step of a run for the devices of a mesh.
+
+    Raises:
+      ConfigError: settings that contradict each other, or a program that the compiler finds too
+        large for the device.
+    """
+    run = make_run(
+        config,
+        model_config,
+        mesh,
+        # Validation encodes images also where the run reads moments.
+        has_autoencoder=config.stage in ("generation", "joint")
+        and (config.data.moments is None or config.validate_every > 0),
+        encoder_config=encoder_config,
+    )
+    row = full_row(config.data, model_config)
+    batch = _abstract_batch(row, config.data.rows, mesh)
+    begin = time.monotonic()
+    compiled = _compile("training", run.step, run.target, batch, mesh)
+    memory, validation = _memory(compiled), None
+    if config.validate_every:
+        validated = _abstract_batch(
+            full_row(validation_data(config), model_config), config.data.rows, mesh
+        )
+        evaluation = _memory(_compile("validation", run.evaluate, run.target, validated, mesh))
+        # It reads a part of the state only; the rest stays on the device meanwhile.
+        held = memory.arguments + _device_bytes(validated) - _device_bytes(batch)
+        validation = dataclasses.replace(evaluation, arguments=max(held, evaluation.arguments))
+    seconds = time.monotonic() - begin
+    cost = compiled.cost_analysis() or {}
+    return Report(
+        devices=mesh.size,
+        device=mesh.devices.flat[0],
+        mesh=dict(mesh.shape),
+        seconds=seconds,
+        memory=memory,
+        work=hlo.analyse(compiled.as_text(), mesh.size),
+        model_flops=run.batch_flops(row) * config.data.rows / mesh.size,
+        compiler_flops=cost.get("flops", 0.0),
+        validation=validation,
+    )
+
+
+def _memory(compiled: Any) -> Memory:
+    stats = compiled.memory_analysis()
+    return Memory(
+        arguments=stats.argument_size_in_bytes,
+        outputs=stats.output_size_in_bytes,
+        aliased=stats.alias_size_in_bytes,
+        temporaries=stats.temp_size_in_bytes,
+        program=stats.generated_code_size_in_bytes,
+    )
+
+
+def _validation_line(memory: Memory | None) -> str:
+    if memory is None:
+        return "validation   none: validate_every is 0"
+    return (
+        f"validation   {_gib(memory.total)}, of which temporary {_gib(memory.temporaries)}; the "
+        "state stays on the device"
+    )
+
+
+def _compile(name: str, step: Any, state: Any, batch: TrainingBatch, mesh: Mesh) -> Any:
+    key: Any = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=NamedSharding(mesh, PartitionSpec()))
+    if isinstance(step, CompiledStep):
+        lowered = step.lower(state, batch, key)
+    else:
+        donated = (0,) if name == "training" else ()
+        lowered = jax.jit(step, donate_argnums=donated).lower(state, batch, key)
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        # The compiler's two ways of saying it.
+        used = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", str(error)) or re.search(
+            r"\(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)", str(error)
+        )
+        if used is None:
+            raise
+        raise ConfigError(
+            f"memory: expected at most {used.group(2)}, found {used.group(1)}: the {name} step "
+            "does not fit into a device; raise accumulation, lower data.rows, or take model.remat "
+            "full"
+        ) from error
+
+
+def _abstract_batch(row: TrainingBatch, rows: int, mesh: Mesh) -> TrainingBatch:
+    sharding = NamedSharding(mesh, ShardingRules().spec(["batch"]))
+    return row.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype, sharding=sharding))
+
+
+def _device_bytes(batch: TrainingBatch) -> int:
+    """Of one device's part."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        for x in jax.tree.leaves(batch)
+    )
+
+
+def full_row(data: DataConfig, config: UniXConfig) -> TrainingBatch:
+    """A batch of one row that is as full as a row can be: samples of all tasks in turn, as many as
+    their images allow, with equal texts.
+
+    Raises:
+      ConfigError: a row does not hold one sample.
+    """
+    capacity = Cost(data.und_tokens, data.vit_images, data.vae_images)
+    shapes = {task: _image_splits(task, data, config) for task in data.tasks}
+    costs = {task: _cost([*before, *after], config) for task, (before, after) in shapes.items()}
+    chosen: list[Task] = []
+    room = capacity
+    while fitting := [task for task in data.tasks if costs[task].fits(room)]:
+        # The one that has had the fewest.
+        task = min(fitting, key=chosen.count)
+        chosen.append(task)
+        room = room.minus(costs[task])
+    if not chosen:
+        taken = min(cost.und for cost in costs.values())
+        raise ConfigError(
+            f"data.und_tokens: expected at least {taken}, which the images of a sample take, "
+            f"found {data.und_tokens}"
+        )
+    text = [TextSplit([0] * (room.und // len(chosen)))] if room.und >= len(chosen) else []
+    row = []
+    for task in chosen:
+        before, after = shapes[task]
+        splits = (*before, *text, *after)
+        losses = tuple(_has_loss(split, task) for split in splits)
+        images = [_blank(split, data, config) for split in (*before, *after)]
+        # The arrays are at hand: the loaders are not called.
+        sample = TrainingSample("", splits, losses, (lambda: np.empty(0),) * len(images))
+        row.append(LoadedSample(sample, tuple(images)))
+    return collate([row], config, data)
+
+
+def _image_splits(
+    task: Task, data: DataConfig, config: UniXConfig
+) -> tuple[list[Split], list[Split]]:
+    """The image splits of a sample before and after its text."""
+    if task == "understanding":
+        return [VitSplit()], []
+    grid = data.latent_grid(config)
+    condition: list[Split] = [VaeSplit(*grid, noised=False), VitSplit()]
+    return condition if task == "edit" else [], [VaeSplit(*grid, noised=True)]
+
+
+def _cost(splits: list[Split], config: UniXConfig) -> Cost:
+    vit = sum(isinstance(split, VitSplit) for split in splits)
+    return Cost(stream_lengths([splits], config)[0], vit, len(splits) - vit)
+
+
+def _has_loss(split: Split, task: Task) -> bool:
+    if task == "understanding":
+        return isinstance(split, TextSplit)
+    return isinstance(split, VaeSplit) and split.noised
+
+
+def _blank(split: Split, data: DataConfig, config: UniXConfig) -> np.ndarray:
+    """An image of zeros in the shape that the split's loader returns."""
+    if isinstance(split, VitSplit):
+        return np.zeros((config.vision.image_size, config.vision.image_size, 3), np.float32)
+    if data.moments is None:
+        return np.zeros((data.vae_height, data.vae_width, 3), np.float32)
+    side = config.vae.downsample
+    shape = (data.vae_height // side, data.vae_width // side, 2 * config.vae.embed_dim)
+    return np.zeros(shape, np.float32)
+
+
+def _gib(size: float) -> str:
+    return f"{size / _GIB:.2f} GiB"

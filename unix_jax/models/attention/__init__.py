@@ -1,0 +1,157 @@
+"""Joint attention behind one entry.
+
+The mask is never an input: every token carries O(N) metadata and the rule is evaluated where the
+logits are, densely (`xla`), densely for a block of queries at a time (`blocked`), or for blocks of
+queries and keys (`chunked`, and `pallas` on a TPU); `cudnn` alone has it written out.
+
+Letters: B batch, T queries, S keys, N query heads, K key-value heads, G = N / K queries that
+share a key head, H head_dim.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from unix_jax.models.attention.cudnn_attention import cudnn_attention, has_cudnn_attention
+from unix_jax.models.attention.exact_attention import Plan, attend, forward
+from unix_jax.models.attention.key_blocks import KeyBlock, MergedKeyBlock
+from unix_jax.models.attention.mask import FULL, TokenMetadata
+
+Implementation = Literal["auto", "xla", "blocked", "chunked", "cudnn", "pallas"]
+
+
+def attention(
+    query: Float[Array, "B T N H"],
+    blocks: Sequence[KeyBlock | MergedKeyBlock],
+    query_metadata: TokenMetadata | None = None,
+    *,
+    implementation: Implementation = "auto",
+    chunk_size: int | None = None,
+) -> Float[Array, "B T N H"]:
+    """Softmax attention of `query` over all keys of `blocks` together, scaled by 1 / sqrt(H).
+
+    Logits and softmax are float32. A query that sees no key yields zeros.
+
+    Args:
+      query: rotated queries; N must be a multiple of the blocks' K.
+      blocks: one or more sets of keys; they share one softmax.
+      query_metadata: needed when a block carries metadata.
+      implementation: `xla` forms [B, N, T, S] logits; `blocked` forms them for `chunk_size`
+        queries at a time, which stay in a CPU's caches; `chunked` is the exact online softmax
+        over blocks of at most `chunk_size` queries and keys, with O(T + S) memory; `pallas` is the
+        same as TPU kernels, see `flash_attention` (interpreted elsewhere: for tests); `cudnn` is
+        the fused kernel of NVIDIA GPUs, for 16-bit floats. `auto` takes `blocked` on a CPU; on a
+        GPU `cudnn` where it applies and the queries are no single tokens; else `xla` up to 8,192
+        keys and `chunked` beyond.
+      chunk_size: queries (and keys) of a block: 256 for `blocked`, 512 for `chunked` and `pallas`
+        by default.
+
+    Raises:
+      ValueError: another implementation, `pallas` on a GPU, `cudnn` with float32, or N not a
+        multiple of K.
+    """
+    num_heads, num_kv_heads = query.shape[2], blocks[0].num_kv_heads
+    if num_heads % num_kv_heads:
+        raise ValueError(
+            f"query heads: expected a multiple of {num_kv_heads} key heads, found {num_heads}"
+        )
+    if implementation == "auto":
+        implementation = _chosen(query, blocks)
+    if implementation == "pallas":
+        return _attend_pallas(query, blocks, query_metadata, chunk_size or 512)
+    if implementation == "cudnn":
+        return cudnn_attention(query, _plain(blocks), query_metadata)
+    length = query.shape[1]
+    if implementation == "xla":
+        plan = Plan(length, None)
+    elif implementation == "blocked":
+        # Blocks of equal length, little padding.
+        plan = Plan(-(-length // -(-length // (chunk_size or 256))), None)
+    elif implementation == "chunked":
+        plan = Plan(min(chunk_size or 512, length), chunk_size or 512)
+        blocks = _plain(blocks)
+    else:
+        raise ValueError(
+            f"implementation: expected one of {get_args(Implementation)}, found {implementation!r}"
+        )
+    if any(isinstance(b, MergedKeyBlock) for b in blocks):
+        return forward(plan, query, blocks, query_metadata)[0]
+    return attend(plan, query, blocks, query_metadata)
+
+
+def _platform() -> str:
+    """Of the mesh, if there is one: a program may be compiled for devices that are not here."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+def _chosen(query: Array, blocks: Sequence[KeyBlock | MergedKeyBlock]) -> Implementation:
+    platform = _platform()
+    if platform == "cpu":
+        return "blocked"
+    # A single token reads the cache where it lies: no kernel is needed.
+    if platform == "gpu" and query.shape[1] > 1 and has_cudnn_attention(query):
+        return "cudnn"
+    return "xla" if sum(block.num_keys for block in blocks) <= 8192 else "chunked"
+
+
+def _plain(blocks: Sequence[KeyBlock | MergedKeyBlock]) -> list[KeyBlock]:
+    return [b.plain() if isinstance(b, MergedKeyBlock) else b for b in blocks]
+
+
+# ----------------------------------------------------------------------------- pallas
+
+
+def _attend_pallas(
+    query: Array,
+    blocks: Sequence[KeyBlock | MergedKeyBlock],
+    query_metadata: TokenMetadata | None,
+    chunk_size: int,
+) -> Array:
+    # A tenth of a second, which only those who ask for it shall wait.
+    from unix_jax.models.attention.flash_attention import flash_attention
+
+    platform = _platform()
+    if platform not in ("tpu", "cpu"):
+        raise ValueError(f"implementation: pallas has kernels for TPUs, found {platform}")
+    scaled = jnp.einsum("btnh->bnth", query * query.shape[-1] ** -0.5)
+    outs, sums = [], []
+    for plain in _plain(blocks):
+        out, log_sum = flash_attention(
+            scaled,
+            jnp.einsum("bskh->bksh", plain.key),
+            jnp.einsum("bskh->bksh", plain.value),
+            *_explicit(plain, query, query_metadata),
+            block_size=chunk_size,
+            interpret=platform == "cpu",
+        )
+        outs.append(out)
+        sums.append(log_sum[..., None])
+    # The blocks share a softmax: each counts for as much as its logits' exponentials.
+    peak = jax.lax.stop_gradient(functools.reduce(jnp.maximum, sums))
+    shares = [jnp.exp(x - peak) for x in sums]
+    total = functools.reduce(jnp.add, shares)
+    out = functools.reduce(jnp.add, [w * x for w, x in zip(shares, outs, strict=True)]) / total
+    return jnp.einsum("bnth->btnh", out).astype(query.dtype)
+
+
+def _explicit(
+    block: KeyBlock, query: Array, query_metadata: TokenMetadata | None
+) -> tuple[TokenMetadata, TokenMetadata]:
+    """Metadata under which the rule says what the block says: of one bidirectional split."""
+    if block.metadata is not None:
+        if query_metadata is None:
+            raise ValueError("query metadata: expected with keys that carry metadata, found None")
+        return query_metadata, block.metadata
+    (batch, length), keys = query.shape[:2], block.num_keys
+    valid = jnp.ones((batch, keys), jnp.int32) if block.valid is None else block.valid.astype(int)
+
+    def one_split(segment: Array) -> TokenMetadata:
+        zeros = jnp.zeros_like(segment)
+        return TokenMetadata(zeros, segment, zeros, zeros, jnp.full_like(segment, FULL))
+
+    return one_split(jnp.ones((batch, length), jnp.int32)), one_split(valid)

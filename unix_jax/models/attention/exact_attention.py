@@ -1,0 +1,254 @@
+"""Exact attention in plain JAX: all logits at once, or those of blocks of queries and keys.
+
+The backward pass computes the weights a second time instead of keeping them, in one loop for every
+way of going through queries and keys.
+
+Letters: B batch, T queries, S keys, N query heads, K key-value heads, G = N / K queries that
+share a key head, H head_dim.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import einops
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from unix_jax.models.attention.key_blocks import KeyBlock, MergedKeyBlock
+from unix_jax.models.attention.mask import MASKED, TokenMetadata
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Queries at a time, and keys at a time; None: all keys of a block at once."""
+
+    query_size: int
+    key_size: int | None
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def attend(
+    plan: Plan, query: Array, blocks: Sequence[KeyBlock], query_metadata: TokenMetadata | None
+) -> Array:
+    """`forward` without the sums, and with a backward pass."""
+    return forward(plan, query, blocks, query_metadata)[0]
+
+
+def forward(
+    plan: Plan,
+    query: Array,
+    blocks: Sequence[KeyBlock | MergedKeyBlock],
+    query_metadata: TokenMetadata | None,
+) -> tuple[Float[Array, "B T N H"], Float[Array, "n B K G query_size 1"]]:
+    """(result, logarithm of the sum of the exponentials of each query's logits)."""
+    batch, length = query.shape[:2]
+    grouped = _grouped(query, blocks[0].num_kv_heads)
+    queries = jax.tree.map(lambda x: _chunks(x, plan.query_size), (grouped, query_metadata))
+    if plan.key_size is None:
+        out, log_sum = _map(lambda chunk: _dense(chunk[0], chunk[1], blocks), queries)
+    else:
+        stacks = [_chunk_block(b, plan.key_size) for b in blocks]  # type: ignore[arg-type]
+        out, log_sum = _map(lambda chunk: _online(chunk[0], chunk[1], stacks), queries)
+    joined = jnp.einsum("nbkgth->bntkgh", out).reshape(batch, -1, *query.shape[2:])
+    return joined[:, :length].astype(query.dtype), log_sum
+
+
+def _map(function: Any, stacked: Any) -> Any:
+    """`lax.map`, without a loop around a single call."""
+    if jax.tree.leaves(stacked)[0].shape[0] > 1:
+        return jax.lax.map(function, stacked)
+    out = function(jax.tree.map(lambda x: x[0], stacked))
+    return jax.tree.map(lambda x: x[None], out)
+
+
+def _dense(
+    grouped: Float[Array, "B T K G H"],
+    metadata: TokenMetadata | None,
+    blocks: Sequence[KeyBlock | MergedKeyBlock],
+) -> tuple[Float[Array, "B K G T H"], Float[Array, "B K G T 1"]]:
+    # The blocks share a softmax without being joined: a cache is read where it lies.
+    logits = [_logits(grouped, block, metadata) for block in blocks]
+    peaks = [x.max(axis=-1, keepdims=True) for x in logits]
+    peak = functools.reduce(jnp.maximum, peaks)
+    weights = [jnp.exp(x - peak) for x in logits]
+    total = functools.reduce(jnp.add, [w.sum(axis=-1, keepdims=True) for w in weights])
+    sums = [_weighted(w, block) for w, block in zip(weights, blocks, strict=True)]
+    if all(block.masked for block in blocks):
+        # A query that sees no key: its masked logits are the peak, and count for nothing. A NaN
+        # is not below anything, and stays.
+        total = jnp.where(peak <= MASKED, 0.0, total)
+    return _normalised(peak, total, functools.reduce(jnp.add, sums))
+
+
+def _online(
+    grouped: Float[Array, "B T K G H"],
+    metadata: TokenMetadata | None,
+    stacks: Sequence[KeyBlock],
+) -> tuple[Float[Array, "B K G T H"], Float[Array, "B K G T 1"]]:
+    """The softmax over chunks of keys, one after the other."""
+    batch, size, kv_heads, group, dim = grouped.shape
+
+    def step(
+        state: tuple[Array, Array, Array], block: KeyBlock
+    ) -> tuple[tuple[Array, Array, Array], None]:
+        peak, total, out = state
+        logits = _logits(grouped, block, metadata)
+        new_peak = jnp.maximum(peak, logits.max(axis=-1, keepdims=True))
+        weights = jnp.where(logits <= MASKED, 0.0, jnp.exp(logits - new_peak))
+        correction = jnp.exp(peak - new_peak)
+        total = total * correction + weights.sum(axis=-1, keepdims=True)
+        return (new_peak, total, out * correction + _weighted(weights, block)), None
+
+    state = (
+        jnp.full((batch, kv_heads, group, size, 1), MASKED, jnp.float32),
+        jnp.zeros((batch, kv_heads, group, size, 1), jnp.float32),
+        jnp.zeros((batch, kv_heads, group, size, dim), jnp.float32),
+    )
+    for stack in stacks:
+        state, _ = jax.lax.scan(step, state, stack)
+    return _normalised(*state)
+
+
+def _normalised(peak: Array, total: Array, out: Array) -> tuple[Array, Array]:
+    """(weighted means, logarithms of sums); zeros, and more than any logit, where total is 0."""
+    unseen = total == 0  # NaN is no zero, and shall be seen
+    safe = jnp.where(unseen, 1.0, total)
+    return jnp.where(unseen, 0.0, out / safe), jnp.where(unseen, -MASKED, peak + jnp.log(safe))
+
+
+# ----------------------------------------------------------------------------- logits
+
+
+def _grouped(query: Array, num_kv_heads: int) -> Float[Array, "B T K G H"]:
+    """Queries by the key head they share, scaled."""
+    *lead, heads, dim = query.shape
+    return (query * dim**-0.5).reshape(*lead, num_kv_heads, heads // num_kv_heads, dim)
+
+
+def _logits(
+    grouped: Float[Array, "B T K G H"],
+    block: KeyBlock | MergedKeyBlock,
+    query_metadata: TokenMetadata | None,
+) -> Float[Array, "B K G T S"]:
+    if isinstance(block, MergedKeyBlock):
+        batch, length, kv_heads, group, _ = grouped.shape
+        merged = einops.rearrange(grouped, "b t k g h -> (b k) (g t) h")
+        logits = jnp.einsum(
+            "nqh,nhs->nqs", merged, block.key, preferred_element_type=jnp.float32
+        ).reshape(batch, kv_heads, group, length, -1)
+        mask: Array | None = block.valid[:, None, :]
+    else:
+        batch, length, kv_heads, group, _ = grouped.shape
+        # Batch axes first: another order makes XLA's CPU backend transpose the logits.
+        first = einops.rearrange(grouped, "b t k g h -> b k (g t) h")
+        logits = jnp.einsum(
+            "bkqh,bskh->bkqs", first, block.key, preferred_element_type=jnp.float32
+        ).reshape(batch, kv_heads, group, length, -1)
+        mask = block.mask(query_metadata)
+    return logits if mask is None else jnp.where(mask[:, None, None], logits, MASKED)
+
+
+def _weighted(
+    weights: Float[Array, "B K G T S"], block: KeyBlock | MergedKeyBlock
+) -> Float[Array, "B K G T H"]:
+    """Sums of values, float32."""
+    weights = weights.astype(block.value.dtype)
+    if isinstance(block, MergedKeyBlock):
+        merged = einops.rearrange(weights, "b k g t s -> (b k) (g t) s")
+        out = jnp.einsum("nqs,nsh->nqh", merged, block.value, preferred_element_type=jnp.float32)
+        return out.reshape(*weights.shape[:-1], -1)
+    first = einops.rearrange(weights, "b k g t s -> b k (g t) s")
+    out = jnp.einsum("bkqs,bskh->bkqh", first, block.value, preferred_element_type=jnp.float32)
+    return out.reshape(*weights.shape[:-1], -1)
+
+
+# ----------------------------------------------------------------------------- backward
+
+
+def _attend_forward(
+    plan: Plan, query: Array, blocks: Sequence[KeyBlock], query_metadata: TokenMetadata | None
+) -> tuple[Array, Any]:
+    out, log_sum = forward(plan, query, blocks, query_metadata)
+    return out, (query, blocks, query_metadata, out, log_sum)
+
+
+def _attend_backward(plan: Plan, kept: Any, gradient: Float[Array, "B T N H"]) -> tuple[Any, ...]:
+    """Gradients of queries, keys and values, from weights that are computed once more.
+
+    As in FlashAttention-2 (Dao, 2023): neither logits nor weights are kept by the forward pass.
+    """
+    query, blocks, query_metadata, out, log_sum = kept
+    batch, length = query.shape[:2]
+    kv_heads = blocks[0].num_kv_heads
+    delta = (gradient.astype(jnp.float32) * out).sum(axis=-1, keepdims=True)
+    split = functools.partial(einops.rearrange, pattern="b t (k g) h -> b t k g h", k=kv_heads)
+    stacks = [_chunk_block(b, plan.key_size or b.num_keys) for b in blocks]
+    parts = (_grouped(query, kv_heads), split(gradient), split(delta), query_metadata)
+    chunks = jax.tree.map(lambda x: _chunks(x, plan.query_size), parts)
+
+    def of_queries(sums: list[Any], chunk: tuple[Any, ...]) -> tuple[list[Any], Array]:
+        """Adds what a chunk of queries gives to the sums [n, B, K, S, H] of keys and values."""
+        (grouped, grad, delta, metadata), log_sum = chunk
+        queries, grad = (einops.rearrange(x, "b t k g h -> b k (g t) h") for x in (grouped, grad))
+        delta = jnp.einsum("btkgh->bkgth", delta)
+
+        def of_keys(dq: Array, items: tuple[KeyBlock, Array, Array]) -> tuple[Array, Any]:
+            block, dk, dv = items
+            product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+            weights = jnp.exp(_logits(grouped, block, metadata) - log_sum)
+            slope = product("bkqh,bskh->bkqs", grad, block.value).reshape(weights.shape)
+            slope = (weights * (slope - delta)).astype(query.dtype).reshape(*grad.shape[:3], -1)
+            weights = weights.astype(query.dtype).reshape(slope.shape)
+            dv = dv + product("bkqs,bkqh->bksh", weights, grad)
+            dk = dk + product("bkqs,bkqh->bksh", slope, queries)
+            return dq + product("bkqs,bskh->bkqh", slope, block.key), (dk, dv)
+
+        dq = jnp.zeros(queries.shape, jnp.float32)
+        new = []
+        for stack, of_block in zip(stacks, sums, strict=True):
+            dq, added = jax.lax.scan(of_keys, dq, (stack, *of_block))
+            new.append(added)
+        return new, einops.rearrange(dq, "b k (g t) h -> b t (k g) h", t=grouped.shape[1])
+
+    zeros = [(jnp.zeros_like(s.key, jnp.float32).swapaxes(2, 3),) * 2 for s in stacks]
+    sums, dq = jax.lax.scan(of_queries, zeros, (chunks, log_sum))
+    dq = jnp.moveaxis(dq, 0, 1).reshape(batch, -1, *query.shape[2:])[:, :length]
+    gradients = []
+    for block, pair in zip(blocks, sums, strict=True):
+        dk, dv = (einops.rearrange(x, "n b k s h -> b (n s) k h") for x in pair)
+        keys = block.num_keys
+        gradients.append(
+            KeyBlock(dk[:, :keys].astype(block.key.dtype), dv[:, :keys].astype(block.value.dtype))
+        )
+    return (dq * query.shape[-1] ** -0.5).astype(query.dtype), gradients, None
+
+
+attend.defvjp(_attend_forward, _attend_backward)
+
+
+# ----------------------------------------------------------------------------- chunks
+
+
+def pad_axis(x: Array, axis: int, multiple: int) -> Array:
+    """Zeros behind x up to a multiple along an axis."""
+    padding = [(0, 0)] * x.ndim
+    padding[axis] = (0, -x.shape[axis] % multiple)
+    return jnp.pad(x, padding)
+
+
+def _chunks(x: Array, size: int) -> Array:
+    """[B, n * size, ...] -> [n, B, size, ...]."""
+    x = pad_axis(x, 1, size)
+    return jnp.moveaxis(x.reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0)
+
+
+def _chunk_block(block: KeyBlock, size: int) -> KeyBlock:
+    """A block as a stack of chunks; the padding of the last one is made invisible."""
+    length = block.num_keys
+    size = min(size, length)
+    if not block.masked and length % size:
+        block = block.replace(valid=jnp.ones(block.key.shape[:2], bool))  # type: ignore[attr-defined]
+    return jax.tree.map(lambda x: _chunks(x, size), block)

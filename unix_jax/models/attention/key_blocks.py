@@ -1,0 +1,98 @@
+"""Keys and values with who may see them: what attention reads.
+
+Letters: B batch, S keys, K key-value heads, H head_dim.
+"""
+
+from typing import Self
+
+import einops
+import jax
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from unix_jax.models.attention.mask import TokenMetadata, may_attend
+
+
+@struct.dataclass
+class KeyBlock:
+    """Keys and values [B, S, K, H] with who may see them.
+
+    `metadata` (of these keys) asks for the mask rule; `valid` [B, S] marks the keys that every
+    query of the row sees, as those of a cache; with neither, every query sees every key.
+    """
+
+    key: Float[Array, "B S K H"]
+    value: Float[Array, "B S K H"]
+    metadata: TokenMetadata | None = None
+    valid: Bool[Array, "B S"] | None = None
+
+    @property
+    def masked(self) -> bool:
+        """Whether some key may be hidden from some query."""
+        return self.metadata is not None or self.valid is not None
+
+    @property
+    def num_keys(self) -> int:
+        """S."""
+        return self.key.shape[1]
+
+    @property
+    def num_kv_heads(self) -> int:
+        """K."""
+        return self.key.shape[2]
+
+    def mask(self, query: TokenMetadata | None) -> Bool[Array, "B #T S"] | None:
+        """Visibility of these keys; the query axis has size 1 where it does not matter."""
+        if self.metadata is not None:
+            if query is None:
+                raise ValueError(
+                    "query metadata: expected with keys that carry metadata, found None"
+                )
+            return may_attend(query, self.metadata)
+        return None if self.valid is None else self.valid[:, None, :]
+
+
+@struct.dataclass
+class MergedKeyBlock:
+    """Keys [B*K, H, S] and values [B*K, S, H] of a merged cache; `valid` [B, S] as in `KeyBlock`.
+
+    One merged batch axis, with the contracted axes where matrix products want them. `slot` is
+    where new tokens are written before the block is read, None for a block that is only read.
+    """
+
+    key: Float[Array, "B*K H S"]
+    value: Float[Array, "B*K S H"]
+    valid: Bool[Array, "B S"]
+    slot: Int[Array, ""] | None = None
+
+    def write(self, key: Float[Array, "B N K H"], value: Float[Array, "B N K H"]) -> Self:
+        """The block with N new tokens at `slot`."""
+        assert self.slot is not None
+        new_key = einops.rearrange(key, "b n k h -> (b k) h n").astype(self.key.dtype)
+        new_value = einops.rearrange(value, "b n k h -> (b k) n h").astype(self.value.dtype)
+        update = jax.lax.dynamic_update_slice_in_dim
+        return self.replace(  # type: ignore[attr-defined]
+            key=update(self.key, new_key, self.slot, 2),
+            value=update(self.value, new_value, self.slot, 1),
+        )
+
+    masked = True
+
+    @property
+    def num_keys(self) -> int:
+        """S."""
+        return self.key.shape[2]
+
+    @property
+    def num_kv_heads(self) -> int:
+        """K."""
+        return self.key.shape[0] // self.valid.shape[0]
+
+    def plain(self) -> KeyBlock:
+        """The same keys in the order of `KeyBlock`."""
+        batch = self.valid.shape[0]
+        return KeyBlock(
+            key=einops.rearrange(self.key, "(b k) h s -> b s k h", b=batch),
+            value=einops.rearrange(self.value, "(b k) s h -> b s k h", b=batch),
+            valid=self.valid,
+        )

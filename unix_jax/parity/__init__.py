@@ -1,0 +1,1 @@
+"""Golden files recomputed and compared."""

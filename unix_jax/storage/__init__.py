@@ -1,0 +1,1 @@
+"""Paths, atomic writes, append-only files, and the lock on a directory."""

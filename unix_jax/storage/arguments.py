@@ -1,0 +1,49 @@
+"""Types and checks of options that several commands share."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.constructors import PrimitiveConstructorSpec
+
+from unix_jax.errors import UniXError
+from unix_jax.storage.paths import local_path, source_text
+
+
+def _text(text: str) -> str:
+    if text:
+        local_path(text)
+    return text
+
+
+def _path_type(kind: type, read: Callable[[str], Any], metavar: str) -> Any:
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=lambda words: read(words[0]),
+        is_instance=lambda value: isinstance(value, kind),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+# Every option and argument of every command that names a file or a directory has one of these
+# types. tests/test_paths_of_commands.py walks them all.
+LocalPath = Annotated[Path, _path_type(Path, local_path, "PATH")]
+"""A local file or directory."""
+PathText = Annotated[str, _path_type(str, _text, "PATH")]
+"""As `LocalPath`, kept as a text; "" stands for none."""
+SourceText = Annotated[str, _path_type(str, source_text, "KIND:PATH")]
+"""A source of data, see `unix_jax.data.sources`, without a URL in it."""
+
+
+def require_least(command: object, **least: float) -> None:
+    """Raises UniXError for a number below its least value; None is no number.
+
+    `least` is by the name of the command's field, which is that of the option with underscores.
+    """
+    for name, smallest in least.items():
+        value = getattr(command, name)
+        # Not-a-number is below everything.
+        if value is not None and not value >= smallest:
+            option = f"--{name.replace('_', '-')}"
+            raise UniXError(f"{option}: expected at least {smallest}, found {value}")

@@ -1,0 +1,103 @@
+"""A file of lines that only grows: what a crash tore is cut off, and one process holds it."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, Self
+
+from unix_jax.errors import UniXError
+from unix_jax.storage.paths import local_path
+
+
+class LineFile:
+    """Open for appending whole lines; use as a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens or begins it.
+
+        Nothing of it is changed before `cut` or `append`: it may turn out to be another's.
+
+        Raises:
+          UniXError: it cannot be written, or another process holds it.
+        """
+        self.path = local_path(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise unwritable(path, error) from None
+        self._file: BinaryIO = os.fdopen(descriptor, "r+b", buffering=0)
+        try:
+            self._lock()
+            self._end = sum(len(line) for line in whole_lines(path))
+        except BaseException:
+            self._file.close()
+            raise
+
+    def append(self, lines: bytes) -> int:
+        """Adds whole lines; they are on the disk when this returns. Gives the place of the first.
+
+        Raises:
+          UniXError: they cannot be written. What was there before stays whole.
+        """
+        place = self._end
+        try:
+            self._file.seek(place)
+            written = 0
+            while written < len(lines):
+                written += self._file.write(lines[written:])
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            self.cut()
+            raise unwritable(self.path, error) from None
+        self._end += len(lines)
+        return place
+
+    def cut(self) -> None:
+        """Forgets what a crash or a full disk left behind the last whole line.
+
+        Raises:
+          UniXError: it cannot be written.
+        """
+        try:
+            self._file.truncate(self._end)
+        except OSError as error:
+            raise unwritable(self.path, error) from None
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UniXError(f"{self.path}: another run is writing it") from None
+
+    def close(self) -> None:
+        """Lets another process have it."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def whole_lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file, each with its end; one without an end counts as not written yet.
+
+    Raises:
+      UniXError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as lines:
+            for line in lines:
+                if not line.endswith(b"\n"):
+                    return
+                yield line
+    except OSError as error:
+        raise UniXError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def unwritable(path: Path, error: OSError) -> UniXError:
+    """The error for a file that the system refuses to write."""
+    return UniXError(f"{path}: cannot be written: {error.strerror}")

@@ -1,0 +1,334 @@
+"""Checkpoints of a training run: written in the background, whole or absent, verified when read.
+
+    DIR/checkpoints/STEP/state/      Orbax: every array of the state by its path, EMA included
+    DIR/checkpoints/STEP/progress/   Orbax: JSON, the data iterator, the configuration, open meters
+    DIR/checkpoints/STEP/files.json  size and CRC-32 of each file, written last; the metrics
+    DIR/checkpoints/damaged/STEP     what failed verification, moved out of the way
+
+Orbax writes under a temporary name, `files.json` follows there, and one rename makes all of it
+count. So a kill at any moment leaves the checkpoint before usable: older ones are deleted only
+after that rename. Works over any pytree of arrays.
+"""
+
+import logging
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import PreservationPolicy
+
+from unix_jax.checkpoints.leaves import unflatten
+from unix_jax.checkpoints.run_files import (
+    listing,
+    require_writable,
+    set_aside_damaged,
+    steps,
+    verify,
+    write_listing,
+)
+from unix_jax.errors import CheckpointError
+from unix_jax.training.distributed import agree, is_primary
+
+FOLDER = "checkpoints"
+
+
+class Restored(NamedTuple):
+    """What a checkpoint held. `skipped` has one line for each newer one that was not usable."""
+
+    step: int
+    state: Any
+    progress: dict[str, Any]
+    skipped: list[str]
+
+
+class CheckpointStore:
+    """The checkpoints of one run. Use as a context manager: leaving waits for the last one."""
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        keep_last: int = 2,
+        keep_best: int = 1,
+        metric: str = "loss",
+        higher_is_better: bool = False,
+    ) -> None:
+        """Opens `directory`/checkpoints, moves damaged ones aside, removes unfinished ones.
+
+        Damaged ones are moved only where an older usable one is found.
+
+        Args:
+          directory: of the run; created if absent.
+          keep_last: so many of the newest are kept, at least 1.
+          keep_best: so many of the best by `metric` are kept besides, among those saved with it.
+          metric: a key of the `metrics` given to `save`.
+          higher_is_better: of the metric.
+
+        Raises:
+          CheckpointError: the directory cannot be created, written or read, or all of its
+            checkpoints are damaged; nothing is changed then.
+        """
+        if keep_last < 1 or keep_best < 0:
+            raise CheckpointError(
+                f"checkpoints: expected keep_last >= 1 and keep_best >= 0, "
+                f"found {keep_last} and {keep_best}"
+            )
+        self.directory = (Path(directory) / FOLDER).absolute()
+        require_writable(self.directory)
+        self.skipped: list[str] = agree(lambda: set_aside_damaged(self.directory))
+        self._log_filter = _OrbaxFilter()
+        logging.getLogger("absl").addFilter(self._log_filter)
+        self._policy = _KeepLastAndBest(keep_last, keep_best, metric, higher_is_better)
+        for step in steps(self.directory):
+            self._policy.metrics[step] = listing(self.directory / str(step)).get("metrics", {})
+        self._pending: tuple[int, Mapping[str, float]] | None = None
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=self._policy,
+                lightweight_initialize=True,
+                save_root_metadata=False,
+                async_options=ocp.options.AsyncOptions(post_finalization_callback=self._list_files),
+            ),
+            item_handlers={
+                "state": ocp.StandardCheckpointHandler(),
+                "progress": ocp.JsonCheckpointHandler(),
+            },
+        )
+
+    def __enter__(self) -> "CheckpointStore":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self.wait()
+            else:
+                # The error that is on its way says more than one about the last checkpoint.
+                self._quietly_finish()
+        finally:
+            logging.getLogger("absl").removeFilter(self._log_filter)
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints that are there, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of a step is."""
+        return self.directory / str(step)
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        progress: Mapping[str, Any],
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """Copies the state off the devices and writes it in the background.
+
+        A step that is there already is left alone: equal steps of a run are equal.
+
+        Args:
+          step: number of optimiser steps done.
+          state: any pytree of arrays; the caller may donate them as soon as this returns.
+          progress: any JSON.
+          metrics: numbers to choose the best ones by.
+
+        Raises:
+          CheckpointError: this checkpoint or the one before could not be written (full disk, no
+            permission); nothing half-written is left.
+        """
+        self.wait()
+        if step in self._manager.all_steps():
+            return
+        self._require_space(state, step)
+        self._pending = (step, dict(metrics or {}))
+        self._policy.metrics[step] = self._pending[1]
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(unflatten(_flat(state))),
+                    progress=ocp.args.JsonSave(dict(progress)),
+                ),
+            )
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def wait(self) -> None:
+        """Blocks until the last checkpoint is on disk and listed.
+
+        Raises:
+          CheckpointError: it could not be written.
+        """
+        try:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def close(self) -> None:
+        """Waits, and lets go of threads."""
+        self.__exit__(None)
+        self._manager.close()
+
+    def restore(self, target: Any, step: int | None = None) -> Restored | None:
+        """The newest usable checkpoint, or that of `step`; None if there is none.
+
+        Args:
+          target: the state's pytree with arrays or `jax.ShapeDtypeStruct`s that carry shardings;
+            those of the run that wrote the checkpoint do not matter.
+          step: a step of `steps()`.
+
+        Raises:
+          CheckpointError: the state has other arrays than the checkpoint (another configuration);
+            or it cannot be read, or a file of `step` changed since it was written.
+        """
+        steps = self.steps() if step is None else [s for s in self.steps() if s == step]
+        if not steps:
+            return None
+        newest, path = steps[-1], self.path(steps[-1])
+        if step is not None:
+            # Opening the store has verified the newest one only.
+            agree(lambda: verify(path))
+        flat = {name: _abstract(leaf) for name, leaf in _flat(target).items()}
+        self._require_same_arrays(newest, flat)
+        try:
+            found = self._manager.restore(
+                newest,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(unflatten(flat)),
+                    progress=ocp.args.JsonRestore(),
+                ),
+            )
+        except Exception as error:
+            raise CheckpointError(f"{path}: cannot be read: {first_line(error)}") from error
+        leaves, treedef = jax.tree.flatten(target)
+        restored = _flat(found["state"])
+        assert len(leaves) == len(restored)
+        state = jax.tree.unflatten(treedef, [restored[name] for name in flat])
+        return Restored(newest, state, found["progress"], self.skipped)
+
+    # ------------------------------------------------------------------------- inside
+
+    def _require_same_arrays(self, step: int, expected: Mapping[str, Any]) -> None:
+        metadata = self._manager.item_metadata(step)["state"]
+        found = {} if metadata is None else _flat(getattr(metadata, "tree", metadata))
+        problems = [f"{name}: not in the checkpoint" for name in sorted(set(expected) - set(found))]
+        problems += [f"{name}: not in this run" for name in sorted(set(found) - set(expected))]
+        problems += [
+            f"{name}: expected {leaf.dtype}{list(leaf.shape)}, "
+            f"found {found[name].dtype}{list(found[name].shape)}"
+            for name, leaf in expected.items()
+            if name in found
+            and (tuple(found[name].shape), str(found[name].dtype)) != (leaf.shape, str(leaf.dtype))
+        ]
+        if problems:
+            shown = "; ".join(problems[:5]) + ("; ..." if len(problems) > 5 else "")
+            raise CheckpointError(
+                f"{self.path(step)}: does not fit this configuration in {len(problems)} "
+                f"array{'s' if len(problems) > 1 else ''}: {shown}"
+            )
+
+    def _require_space(self, state: Any, step: int) -> None:
+        """Refuses early what certainly does not fit; the write itself is checked too."""
+        needed = sum(_local_bytes(leaf) for leaf in jax.tree.leaves(state))
+        free = shutil.disk_usage(self.directory).free
+        if needed > free:
+            raise CheckpointError(
+                f"{self.path(step)}: cannot be written: needs {needed / 1e6:.1f} MB, "
+                f"the disk has {free / 1e6:.1f} MB free"
+            )
+
+    def _list_files(self) -> None:
+        """Called by Orbax when all processes have written, and before it renames."""
+        assert self._pending is not None
+        step, metrics = self._pending
+        if is_primary():
+            (unnamed,) = self.directory.glob(f"{step}.*tmp*")
+            write_listing(unnamed, metrics)
+
+    def _failed(self, error: Exception) -> CheckpointError:
+        step = self._pending[0] if self._pending else 0
+        if is_primary():
+            for leftover in self.directory.glob(f"{step}.*tmp*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+        return CheckpointError(f"{self.path(step)}: cannot be written: {first_line(error)}")
+
+    def _quietly_finish(self) -> None:
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            self._failed(error)
+
+
+class _KeepLastAndBest(PreservationPolicy):
+    """The newest `last` checkpoints and the best `best` of those that have the metric."""
+
+    def __init__(self, last: int, best: int, metric: str, higher_is_better: bool) -> None:
+        self.metrics: dict[int, Mapping[str, float]] = {}
+        self._last, self._best = last, best
+        self._metric, self._sign = metric, -1 if higher_is_better else 1
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        steps = sorted(info.step for info in checkpoints)
+        scored = [s for s in steps if self._metric in self.metrics.get(s, {})]
+        scored.sort(key=lambda s: (self._sign * self.metrics[s][self._metric], -s))
+        kept = {*steps[-self._last :], *scored[: self._best]}
+        return [info.step in kept for info in checkpoints]
+
+
+class _OrbaxFilter(logging.Filter):
+    """Drops Orbax's own log records: what the user must know is in our errors."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return f"{os.sep}orbax{os.sep}" not in record.pathname
+
+
+# --- pytrees -----------------------------------------------------------------------------------
+
+
+def _flat(tree: Any) -> dict[str, Any]:
+    """Leaves by `/`-joined path; the same for dictionaries, dataclasses and tuples."""
+    return {
+        "/".join(_name(key) for key in path) or "value": leaf
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+    }
+
+
+def _name(key: Any) -> str:
+    for attribute in ("name", "key", "idx"):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    raise TypeError(f"state: no name for the key {key!r}")
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    sharding = getattr(leaf, "sharding", None)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _local_bytes(leaf: Any) -> int:
+    """Bytes that this process writes of an array: one replica of what it holds."""
+    if isinstance(leaf, jax.Array):
+        return sum(s.data.nbytes for s in leaf.addressable_shards if s.replica_id == 0)
+    return int(leaf.nbytes)
+
+
+def first_line(error: BaseException) -> str:
+    """The innermost reason in one line of bounded length."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = " ".join(str(error).split()) or type(error).__name__
+    for reason in ("No space left on device", "File too large", "Permission denied",
+                   "Disk quota exceeded", "Read-only file system"):  # fmt: skip
+        # TensorStore wraps the system's words in a page of context.
+        if reason in text:
+            return reason
+    return text[:200]
