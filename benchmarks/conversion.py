@@ -34,7 +34,7 @@ LIMIT_GB = 3.0
 # Runs one conversion and prints its peak resident memory; `import` is part of the cost.
 _CHILD = """
 import json, resource, sys
-from convert.__main__ import main
+from unix_jax.commands.convert import main
 code = main(sys.argv[1:])
 print(json.dumps({"code": code, "kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
 """

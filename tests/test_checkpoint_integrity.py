@@ -364,7 +364,7 @@ def test_a_number_too_large_for_the_type_is_found(tmp_path, trees):
 
 
 def test_the_command_line_says_it_and_takes_the_option(tmp_path, capsys):
-    from convert.__main__ import main
+    from unix_jax.commands.convert import main
 
     source = published_with(tmp_path / "source", np.nan)
     assert main(["import", str(source), str(tmp_path / "jax")]) == 1

@@ -35,8 +35,8 @@ from documentation import (
     prose,
 )
 
-import convert.__main__ as convert_cli
-import unix_jax.data.__main__ as data_cli
+import unix_jax.commands.convert as convert_cli
+import unix_jax.commands.data as data_cli
 from unix_jax import cli
 from unix_jax.training.config import Invocation, TrainConfig, parse_arguments
 

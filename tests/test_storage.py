@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tyro.constructors import PrimitiveConstructorSpec
 
-import convert.__main__ as converting
-import unix_jax.data.__main__ as data_command
+import unix_jax.commands.convert as converting
+import unix_jax.commands.data as data_command
 from unix_jax import UniXPipeline, cli
 from unix_jax.checkpoints import native
 from unix_jax.commands import app, clean, evaluate, export

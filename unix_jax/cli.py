@@ -3,14 +3,12 @@
 Errors that an input caused are one line on standard error and exit code 1; Ctrl-C is 130.
 """
 
-import contextlib
 import dataclasses
-import io
+import importlib
 import json
 import os
 import re
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -27,17 +25,17 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from unix_jax import __version__
 from unix_jax.commands.app import App
 from unix_jax.commands.clean import Clean
 from unix_jax.commands.evaluate import Evaluate
 from unix_jax.commands.export import Export
-from unix_jax.errors import ImageWarning, UniXError
+from unix_jax.commands.terminal import ERRORS, run_command
+from unix_jax.errors import UniXError
 from unix_jax.storage.arguments import PathText
 
 if TYPE_CHECKING:
     from unix_jax.inference.pipeline import UniXPipeline
-
-_ERRORS = Console(stderr=True)
 
 
 @dataclasses.dataclass
@@ -55,7 +53,7 @@ class _Model:
         from unix_jax.inference.pipeline import UniXPipeline
         from unix_jax.sharding import parse_mesh
 
-        with _ERRORS.status(f"Loading {escape(self.checkpoint)} ..."):
+        with ERRORS.status(f"Loading {escape(self.checkpoint)} ..."):
             mesh = None if self.mesh is None else parse_mesh(self.mesh)
             return UniXPipeline.from_pretrained(self.checkpoint, self.dtype, mesh)
 
@@ -260,7 +258,7 @@ class Info:
         from unix_jax.commands.checkpoint_table import verification_table
         from unix_jax.errors import CheckpointError
 
-        with _ERRORS.status(f"Reading {escape(self.checkpoint)} ..."):
+        with ERRORS.status(f"Reading {escape(self.checkpoint)} ..."):
             parts = list(verify(self.checkpoint))
         Console().print(verification_table(self.checkpoint, parts))
         if problems := [line for part in parts for line in part.problems]:
@@ -296,10 +294,10 @@ class _progress:
             TextColumn("{task.fields[unit]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            console=_ERRORS,
+            console=ERRORS,
             transient=True,
             # In a log it would leave an empty line.
-            disable=not _ERRORS.is_terminal,
+            disable=not ERRORS.is_terminal,
         )
         self._unit, self._total = unit, total
 
@@ -311,9 +309,33 @@ class _progress:
         self._bar.stop()
 
 
-def _one_line_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    line = " ".join(str(message).split())
-    _ERRORS.print(f"warning: {line}", style="yellow", highlight=False, soft_wrap=True, markup=False)
+# Programs with a command line of their own, by the word that calls them.
+_PROGRAMS = {
+    "train": ("unix_jax.commands.train", []),
+    "convert": ("unix_jax.commands.convert", []),
+    "check": ("unix_jax.commands.convert", ["check"]),
+    "data": ("unix_jax.commands.data", []),
+}
+
+
+@dataclasses.dataclass
+class _Train:
+    """Train from a configuration file: `unix-jax train CONFIG --out DIR`; also `python train.py`."""
+
+
+@dataclasses.dataclass
+class _Convert:
+    """Checkpoints between PyTorch and JAX: import, export, cast, inspect, check."""
+
+
+@dataclasses.dataclass
+class _Check:
+    """Compare the model with golden outputs of the original: `unix-jax check CHECKPOINT DIR`."""
+
+
+@dataclasses.dataclass
+class _Data:
+    """Inspect a source of X-rays and reports, write it as ArrayRecord, or compute moments."""
 
 
 _Command: Any = tyro.conf.OmitSubcommandPrefixes[  # type: ignore[misc]
@@ -324,51 +346,34 @@ _Command: Any = tyro.conf.OmitSubcommandPrefixes[  # type: ignore[misc]
     | Annotated[Clean, tyro.conf.subcommand("clean")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[App, tyro.conf.subcommand("app")]
+    | Annotated[_Train, tyro.conf.subcommand("train")]
+    | Annotated[_Convert, tyro.conf.subcommand("convert")]
+    | Annotated[_Check, tyro.conf.subcommand("check")]
+    | Annotated[_Data, tyro.conf.subcommand("data")]
 ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs `unix-jax`; returns the exit code."""
-    warnings.showwarning = _one_line_warning
-    warnings.simplefilter("always", ImageWarning)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A report may hold a character that the terminal's encoding lacks.
-        sys.stdout.reconfigure(errors="replace")
-    try:
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given and given[0] in _PROGRAMS:
+        module, first = _PROGRAMS[given[0]]
+        return importlib.import_module(module).main([*first, *given[1:]])
+
+    def run() -> None:
+        if given == ["--version"]:
+            print(f"unix-jax {__version__}")
+            return
         command: Report | Generate | Info | Evaluate | Clean | Export | App = tyro.cli(
             _Command,
             prog="unix-jax",
             description="UniX: reports from chest X-rays, and chest X-rays from text. "
             "Research software, not a medical device.",
-            args=None if arguments is None else list(arguments),
+            args=given,
         )
         command.run()
-        sys.stdout.flush()
-    except UniXError as error:
-        return _failed(str(error))
-    except KeyboardInterrupt:
-        _ERRORS.print("interrupted", highlight=False)
-        return 130
-    except BrokenPipeError:
-        # The reader went away (`| head`): nothing more can be said.
-        _close_output()
-        return 1
-    except OSError as error:
-        _close_output()
-        file = f"{error.filename}: " if error.filename else ""
-        return _failed(f"{file}{error.strerror or error}")
-    return 0
 
-
-def _failed(message: str) -> int:
-    _ERRORS.print(f"error: {message}", style="red", highlight=False, soft_wrap=True, markup=False)
-    return 1
-
-
-def _close_output() -> None:
-    """What is left in the buffer of standard output cannot be written, and is not tried again."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return run_command(run)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from synthetic import write_configurations
 
-from convert.__main__ import main
 from unix_jax.checkpoints.formats.writers import write_safetensors, write_torch_zip
 from unix_jax.checkpoints.load import load_model
 from unix_jax.checkpoints.table import unix_table, vae_table
+from unix_jax.commands.convert import main
 from unix_jax.config import (
     AutoencoderConfig,
     DecoderConfig,

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from convert.__main__ import main
 from unix_jax.checkpoints import native
 from unix_jax.checkpoints.formats.readers import open_tensors
 from unix_jax.checkpoints.load import load_model
+from unix_jax.commands.convert import main
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TINY = GOLDEN / "tiny" / "checkpoint"
@@ -102,7 +102,7 @@ def slow(self):
     time.sleep(0.05)
     return plain(self)
 leaves.Leaf.read_all = slow
-from convert.__main__ import main
+from unix_jax.commands.convert import main
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 from synthetic import write_nested
 
-from convert.__main__ import main
 from unix_jax.checkpoints import native
 from unix_jax.checkpoints.bert import CHEXBERT_NAMES, load_chexbert
 from unix_jax.checkpoints.dinov2 import DINOV2_NAMES, load_dinov2
@@ -36,6 +35,7 @@ from unix_jax.checkpoints.published import (
     import_published,
     load_published,
 )
+from unix_jax.commands.convert import main
 from unix_jax.errors import CheckpointError, ConfigError, UniXError, shortened
 from unix_jax.models.embeddings import latent_position_ids, sincos_table_2d
 

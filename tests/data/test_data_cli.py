@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convert.__main__ import main as convert
 from unix_jax.checkpoints.load import load_vae
-from unix_jax.data.__main__ import main
+from unix_jax.commands.convert import main as convert
+from unix_jax.commands.data import main
 from unix_jax.data.config import DataConfig
 from unix_jax.data.inspection import percentiles
 from unix_jax.data.moments import Moments
@@ -207,7 +207,7 @@ def test_errors_are_one_line(capsys, tmp_path, monkeypatch, arguments, expected)
 
 
 def test_help_is_quick_and_loads_no_jax():
-    code = "import sys; from unix_jax.data.__main__ import main\n"
+    code = "import sys; from unix_jax.commands.data import main\n"
     code += "try: main(['write', '--help'])\nexcept SystemExit: pass\n"
     code += "sys.exit(3 if {'jax', 'pyarrow', 'tensorflow_datasets'} & set(sys.modules) else 0)"
     started = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -224,7 +224,7 @@ def slow(record, max_side):
     time.sleep(0.05)
     return plain(record, max_side)
 preparation.prepared = slow
-from unix_jax.data.__main__ import main
+from unix_jax.commands.data import main
 sys.exit(main(sys.argv[1:]))
 """
 

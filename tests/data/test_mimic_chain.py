@@ -10,7 +10,7 @@ import pytest
 from mimic_folder import make_mimic
 
 from unix_jax.cli import main as unix_jax
-from unix_jax.data.__main__ import main as data
+from unix_jax.commands.data import main as data
 from unix_jax.data.sources import open_source
 from unix_jax.errors import DataError
 

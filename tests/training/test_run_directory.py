@@ -194,8 +194,8 @@ def test_where_a_checkpoint_is_expected_the_export_of_a_run_is_meant(run, tmp_pa
 
 
 def test_commands_take_the_directory_of_a_run(run, tmp_path, capsys):
-    from convert.__main__ import main as convert
     from unix_jax.cli import main
+    from unix_jax.commands.convert import main as convert
     from unix_jax.inference.pipeline import UniXPipeline
 
     def ends(command, *arguments):

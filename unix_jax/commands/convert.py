@@ -1,0 +1,259 @@
+"""`unix-jax convert`: checkpoints between PyTorch and JAX."""
+
+import contextlib
+import dataclasses
+import signal
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from unix_jax.checkpoints.formats.tensor_source import SourceNote
+from unix_jax.commands.terminal import run_command, say
+from unix_jax.errors import UniXError
+from unix_jax.storage.arguments import LocalPath
+
+Dtype = Literal["keep", "bfloat16", "float32"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Import:
+    """Published layout -> this project's checkpoint (Orbax, config, tokenizer files)."""
+
+    source: tyro.conf.Positional[LocalPath]
+    """Directory with config.json, model.safetensors and vae/; or a weight file in it."""
+    out: tyro.conf.Positional[LocalPath]
+    """A new directory."""
+    dtype: Dtype = "keep"
+    """Type of the model's parameters; with `keep`, export gives back every bit."""
+    allow_non_finite: bool = False
+    """Write weights that are NaN or infinite instead of stopping."""
+    weights: str | None = None
+    """Which weights where there are several: `model`, `ema` (an average), or a weight file."""
+    max_latent_size: int | None = None
+    """Enlarge the latent position table to this side in tokens (published: 32, which is 512 px)."""
+    verbose: bool = False
+    """Print lists of keys in an error in full."""
+
+    def run(self) -> int:
+        from unix_jax.checkpoints.published import import_published
+
+        with _progress("import") as report:
+            import_published(
+                self.source,
+                self.out,
+                self.dtype,
+                allow_non_finite=self.allow_non_finite,
+                weights=self.weights,
+                max_latent_size=self.max_latent_size,
+                progress=report,
+            )
+        return _written(self.out)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportJanus:
+    """Janus-Pro layout -> start of stage 1 (und = Janus-Pro, gen = a copy of und)."""
+
+    source: tyro.conf.Positional[LocalPath]
+    """Directory with config.json and the weights; or a weight file in it."""
+    out: tyro.conf.Positional[LocalPath]
+    """A new directory."""
+    dtype: Dtype = "keep"
+    """Type of the model's parameters."""
+    vae: LocalPath | None = None
+    """The autoencoder: its weight file, or the directory of it and its config.yaml."""
+    max_latent_size: int | None = None
+    """Side of the latent position table in tokens (published: 32)."""
+    latent_patch_size: int | None = None
+    """Latents along one side of a token (published: 1)."""
+    seed: int = 0
+    """Of the parameters that Janus-Pro does not have."""
+    allow_non_finite: bool = False
+    """Write weights that are NaN or infinite instead of stopping."""
+    weights: str | None = None
+    """Which weights where there are several: `model`, `ema` (an average), or a weight file."""
+    verbose: bool = False
+    """Print lists of keys in an error in full."""
+
+    def run(self) -> int:
+        from unix_jax.checkpoints.janus import import_janus
+
+        with _progress("import-janus") as report:
+            import_janus(
+                self.source,
+                self.out,
+                self.dtype,
+                vae=self.vae,
+                max_latent_size=self.max_latent_size,
+                latent_patch_size=self.latent_patch_size,
+                seed=self.seed,
+                allow_non_finite=self.allow_non_finite,
+                weights=self.weights,
+                progress=report,
+            )
+        return _written(self.out)
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """This project's checkpoint -> published layout."""
+
+    checkpoint: tyro.conf.Positional[LocalPath]
+    """A directory written by `import`, or that of a training run, whose export is meant."""
+    out: tyro.conf.Positional[LocalPath]
+    """A new directory."""
+    allow_non_finite: bool = False
+    """Write weights that are NaN or infinite instead of stopping."""
+    verbose: bool = False
+    """Print lists of keys in an error in full."""
+
+    def run(self) -> int:
+        from unix_jax.checkpoints.export import export_published
+
+        with _progress("export") as report:
+            export_published(
+                self.checkpoint,
+                self.out,
+                allow_non_finite=self.allow_non_finite,
+                progress=report,
+            )
+        return _written(self.out)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cast:
+    """A copy of a checkpoint in another floating type, such as a training's export in bfloat16."""
+
+    checkpoint: tyro.conf.Positional[LocalPath]
+    """A directory written by `import`, or that of a training run, whose export is meant."""
+    out: tyro.conf.Positional[LocalPath]
+    """A new directory."""
+    dtype: Dtype = "bfloat16"
+    """Type of the model's parameters."""
+    vae_dtype: Dtype = "keep"
+    """Type of the autoencoder's; bfloat16 shows in its pictures."""
+    allow_non_finite: bool = False
+    """Write weights that are NaN, infinite or too large for the type instead of stopping."""
+    verbose: bool = False
+    """Print lists of keys in an error in full."""
+
+    def run(self) -> int:
+        from unix_jax.checkpoints.cast import cast
+
+        with _progress("cast") as report:
+            cast(
+                self.checkpoint,
+                self.out,
+                self.dtype,
+                self.vae_dtype,
+                allow_non_finite=self.allow_non_finite,
+                progress=report,
+            )
+        return _written(self.out)
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspect:
+    """Prints keys, shapes, types and parameter counts of a file or directory of either layout."""
+
+    path: tyro.conf.Positional[LocalPath]
+    verbose: bool = False
+    """Print lists of keys in an error in full."""
+
+    def run(self) -> int:
+        from unix_jax.checkpoints.inspect import print_table
+
+        print_table(self.path)
+        return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """Runs the model on golden inputs and compares every golden tensor."""
+
+    path: tyro.conf.Positional[LocalPath]
+    """A checkpoint of this project, a directory in the published layout, or that of a run."""
+    golden_dir: tyro.conf.Positional[LocalPath]
+    """Directory with golden.safetensors and golden.json."""
+    json: LocalPath | None = None
+    """Also write the results here."""
+    verbose: bool = False
+    """Print lists of keys in an error in full."""
+
+    def run(self) -> int:
+        from unix_jax.parity.check import check
+
+        return check(self.path, self.golden_dir, self.json)
+
+
+Command = (
+    Annotated[Import, tyro.conf.subcommand("import")]
+    | Annotated[ImportJanus, tyro.conf.subcommand("import-janus")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
+    | Annotated[Cast, tyro.conf.subcommand("cast")]
+    | Annotated[Inspect, tyro.conf.subcommand("inspect")]
+    | Annotated[Check, tyro.conf.subcommand("check")]
+)
+
+
+def main(arguments: list[str] | None = None, prog: str = "unix-jax convert") -> int:
+    """Runs one command; the exit code is 0, 1 (an error, in one message), 2 (usage) or 130."""
+    # A polite kill cleans up as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    verbose = False
+
+    def run() -> int:
+        nonlocal verbose
+        warnings.showwarning = _show_warning
+        warnings.simplefilter("always", SourceNote)
+        command: Import | ImportJanus | Export | Cast | Inspect | Check = tyro.cli(
+            Command, args=arguments, prog=prog, description="PyTorch <-> JAX checkpoints."
+        )
+        verbose = command.verbose
+        return command.run()
+
+    def text(error: UniXError) -> str:
+        if verbose or error.details == str(error):
+            return error.details
+        return f"{error}\n--verbose prints the lists in full"
+
+    return run_command(run, on_error=text, interrupted="interrupted: nothing was written")
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    say(f"{'note' if issubclass(category, SourceNote) else 'warning'}: {message}")
+
+
+def _written(path: Path) -> int:
+    say(f"wrote {path}")
+    return 0
+
+
+@contextlib.contextmanager
+def _progress(name: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar of bytes with rate and time left on stderr, where that is a terminal."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn(name),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task(name, total=None)
+        yield lambda done, total: bar.update(task, advance=done, total=total)

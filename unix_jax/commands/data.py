@@ -1,0 +1,308 @@
+"""`unix-jax data`: looks into a source of records, writes it as ArrayRecord, and writes
+the autoencoder's moments of its pictures.
+
+Errors that an input caused are one line on standard error and exit code 1; Ctrl-C is 130.
+"""
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from unix_jax.commands.terminal import ERRORS, run_command, say
+from unix_jax.data.sources import open_source
+from unix_jax.errors import UniXError
+from unix_jax.preprocessing.images import MIN_SIDE
+from unix_jax.storage.arguments import PathText, SourceText
+
+if TYPE_CHECKING:
+    from unix_jax.config import UniXConfig
+    from unix_jax.preprocessing.text import Tokenizer
+
+_Spec = Annotated[SourceText, tyro.conf.Positional, tyro.conf.arg(metavar="SPEC")]
+
+
+@dataclasses.dataclass
+class Inspect:
+    """Count what a source holds, measure its texts, and draw a contact sheet."""
+
+    spec: _Spec
+    """For example manifest:examples/cxr; docs/data.md lists the kinds."""
+    split: str | None = None
+    """One split; all if absent or ""."""
+    tokenizer: PathText | None = None
+    """Directory with tokenizer.json, to measure in tokens rather than words."""
+    und_tokens: int | None = None
+    """Tell how many samples fit a row of this number of tokens (data.und_tokens of training);
+    needs --tokenizer. An image counts as that directory's config.json says, or as published."""
+    max_broken: float = 0.0
+    """Fraction of rows that may be broken, or whose image file may be missing; with more the exit
+    code is 1."""
+    out: PathText | None = None
+    """PNG of the contact sheet."""
+    images: int = 24
+    """Pictures of the sheet, drawn at random."""
+    seed: int = 0
+    """Of that draw."""
+    json: bool = False
+    """Print JSON instead of tables."""
+
+    def run(self) -> None:
+        from unix_jax.data.inspection import (
+            fit_rows,
+            fit_table,
+            inspect_source,
+            sheet_pictures,
+            summary_tables,
+        )
+
+        _require_positive("--images", self.images)
+        _require_fraction("--max-broken", self.max_broken)
+        if self.und_tokens is not None:
+            _require_positive("--und-tokens", self.und_tokens)
+            if self.tokenizer is None:
+                raise UniXError("--und-tokens: expected --tokenizer DIR beside it, found none")
+        tokenizer, config = (None, None) if self.tokenizer is None else _tokenizer(self.tokenizer)
+        encode = None if tokenizer is None else tokenizer.encode
+        source = open_source(self.spec, self.split)
+        with _progress("Reading", len(source)) as advance:
+            summary = inspect_source(source, encode, advance)
+        fit = None
+        if self.und_tokens is not None and tokenizer is not None and config is not None:
+            fit = fit_rows(source, tokenizer, config, self.und_tokens)
+        if self.json:
+            values = summary.to_dict() | ({} if fit is None else {"rows": fit.to_dict()})
+            print(json.dumps(values, ensure_ascii=False, indent=1))
+        else:
+            for table in [*summary_tables(summary), *([] if fit is None else [fit_table(fit)])]:
+                Console().print(table)
+        for error in [] if self.json else summary.errors:
+            say(f"broken: {error}", "yellow")
+        if self.out is not None:
+            from unix_jax.preprocessing.transforms import contact_sheet, save_png
+
+            pictures, texts = sheet_pictures(source, self.images, self.seed)
+            save_png(self.out, contact_sheet(pictures, texts))
+            say(f"contact sheet: {self.out}")
+        if summary.unusable > self.max_broken * summary.rows:
+            raise UniXError(
+                f"{self.spec}: expected at most {self.max_broken:.2%} of {summary.rows} rows to be "
+                f"broken (--max-broken), found {summary.broken} broken rows and "
+                f"{summary.missing_files} missing image files"
+            )
+
+
+@dataclasses.dataclass
+class Write:
+    """Write a source as ArrayRecord, whole or not at all."""
+
+    spec: _Spec
+    """For example mimic:DIR?views=PA,AP; docs/data.md lists the kinds."""
+    out: Annotated[PathText, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    """A new directory."""
+    split: str | None = None
+    """One split; all if absent or ""."""
+    max_side: int | None = None
+    """Shrink larger images to this longest side in pixels."""
+    max_broken: float = 0.01
+    """Fraction of rows that may be broken; they are left out and named."""
+    shard_megabytes: int = 256
+    """Size at which a shard is closed."""
+    workers: int = min(os.cpu_count() or 1, 16)
+    """Threads that read and shrink."""
+    format: Literal["array_record", "tfds"] = "array_record"
+    """Our own ArrayRecord directory, or a tensorflow-datasets data set (OUT is its data_dir)."""
+
+    def run(self) -> None:
+        if self.max_side is not None and self.max_side < MIN_SIDE:
+            raise UniXError(f"--max-side: expected at least {MIN_SIDE}, found {self.max_side}")
+        _require_positive("--workers", self.workers)
+        _require_positive("--shard-megabytes", self.shard_megabytes)
+        _require_fraction("--max-broken", self.max_broken)
+        from unix_jax.data.sources.array_records import write_array_records
+        from unix_jax.data.sources.preparation import PreparedRecords
+
+        source = open_source(self.spec, self.split)
+        with _progress("Writing", len(source)) as advance:
+            options: dict[str, Any] = {
+                "max_side": self.max_side,
+                "workers": self.workers,
+                "max_broken": self.max_broken,
+                "on_row": advance,
+            }
+            if self.format == "tfds":
+                from unix_jax.data.sources.tfds_builder import write_tfds
+
+                # The library chats on standard output.
+                with contextlib.redirect_stdout(io.StringIO()):
+                    count, broken = write_tfds(source, self.out, **options)
+            else:
+                records = PreparedRecords(source, **options)
+                count = write_array_records(records, self.out, self.shard_megabytes * 2**20)
+                broken = records.broken
+        for error in broken:
+            say(f"left out: {error}", "yellow")
+        print(f"{self.out}: {count} records, {len(broken)} broken rows left out")
+
+
+@dataclasses.dataclass
+class Moments:
+    """Run the autoencoder's encoder over a source once; training reads the result (data.moments).
+
+    Source, split, size and padding must be those of the run that uses them.
+    """
+
+    spec: _Spec
+    """For example manifest:examples/cxr; docs/data.md lists the kinds."""
+    out: Annotated[PathText, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    """A new directory."""
+    checkpoint: PathText
+    """Whose autoencoder: a converted checkpoint, or a directory in the published layout."""
+    split: str = "train"
+    """Split of the source; "" for all records."""
+    height: int = 256
+    """Pixels."""
+    width: int = 256
+    """Pixels."""
+    padding: int = 0
+    """Gray level of the padding, 0 to 255."""
+    dtype: Literal["float32", "float16"] = "float16"
+    """Of the numbers on disk."""
+    batch_size: int = 8
+    """Pictures encoded together."""
+    max_broken: float = 0.01
+    """Fraction of records whose picture may be broken; training skips them."""
+
+    def run(self) -> None:
+        from unix_jax.checkpoints.load import load_vae
+        from unix_jax.data.config import DataConfig
+        from unix_jax.data.moments import write_moments
+
+        _require_positive("--batch-size", self.batch_size)
+        data = DataConfig(
+            source=self.spec,
+            split=self.split,
+            task="generation",
+            vae_images=1,
+            vae_height=self.height,
+            vae_width=self.width,
+            vae_padding=self.padding,
+            max_broken_fraction=self.max_broken,
+        )
+        source = open_source(self.spec, self.split)
+        config, vae_params = load_vae(self.checkpoint)
+        with _progress("Encoding", len(source)) as advance:
+            written = write_moments(
+                self.out,
+                source,
+                config,
+                vae_params,
+                data,
+                batch_size=self.batch_size,
+                dtype=self.dtype,
+                on_record=advance,
+            )
+        print(f"{self.out}: moments of {written.records} records, {written.broken} broken")
+        if written.image_warnings:
+            first = "; ".join(written.image_warnings[:3])
+            more = ", ..." if len(written.image_warnings) > 3 else ""
+            say(
+                f"warning: {len(written.image_warnings)} images show next to nothing: "
+                f"{first}{more}",
+                "yellow",
+            )
+
+
+def _tokenizer(directory: str) -> "tuple[Tokenizer, UniXConfig]":
+    """The tokenizer of a directory, and its model's sizes: as published without a config.json."""
+    from unix_jax.checkpoints.load import load_config
+    from unix_jax.checkpoints.run_export import resolve_checkpoint
+    from unix_jax.config import UniXConfig
+    from unix_jax.preprocessing.text import Tokenizer
+
+    directory = str(resolve_checkpoint(directory))
+    configured = (Path(directory) / "config.json").is_file()
+    if not configured:
+        return Tokenizer.from_directory(directory), UniXConfig.preset("published")
+    # A checkpoint may number its control tokens differently.
+    config = load_config(directory)[0]
+    return Tokenizer.from_directory(directory, config.special_tokens), config
+
+
+def _require_fraction(argument: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise UniXError(f"{argument}: expected 0 to 1, found {value}")
+
+
+def _require_positive(argument: str, value: int) -> None:
+    if value < 1:
+        raise UniXError(f"{argument}: expected at least 1, found {value}")
+
+
+class _Rate(ProgressColumn):
+    """Rows a second."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.0f}/s")
+
+
+@contextlib.contextmanager
+def _progress(verb: str, total: int) -> Iterator[Callable[[], None]]:
+    """A bar on standard error with rate and time left; yields what advances it."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=ERRORS,
+        transient=True,
+        # In a log it would leave an empty line.
+        disable=not ERRORS.is_terminal,
+    )
+    with bar:
+        task = bar.add_task(verb, total=total)
+        yield lambda: bar.advance(task)
+
+
+_Command: Any = tyro.conf.OmitSubcommandPrefixes[  # type: ignore[misc]
+    Annotated[Inspect, tyro.conf.subcommand("inspect")]
+    | Annotated[Write, tyro.conf.subcommand("write")]
+    | Annotated[Moments, tyro.conf.subcommand("moments")]
+]
+
+
+def main(arguments: Sequence[str] | None = None, prog: str = "unix-jax data") -> int:
+    """Runs the command; returns the exit code."""
+
+    def run() -> None:
+        command: Inspect | Write | Moments = tyro.cli(
+            _Command,
+            prog=prog,
+            description="Look into a source of chest X-rays and reports, write it as ArrayRecord, "
+            "or write the autoencoder's moments of its images.",
+            args=None if arguments is None else list(arguments),
+        )
+        command.run()
+
+    return run_command(run)
