@@ -26,6 +26,7 @@ import tyro
 
 from unix_jax.checkpoints.formats.tensor_source import TensorInfo
 from unix_jax.checkpoints.formats.writers import Entry, write_safetensors, write_torch_zip
+from unix_jax.checkpoints.published_config import to_published
 from unix_jax.checkpoints.table import unix_table, vae_table
 from unix_jax.config import UniXConfig
 from unix_jax.storage.json_file import write_json
@@ -78,7 +79,7 @@ def random_tensors(shapes: dict[str, tuple[int, ...]], dtype: np.dtype) -> Itera
 def write_source(directory: Path, config: UniXConfig) -> None:
     """A published directory with random weights: bf16 model, float32 autoencoder."""
     bf16, side = np.dtype(ml_dtypes.bfloat16), config.vit_max_num_patch_per_side
-    published, vae = config.to_published()
+    published, vae = to_published(config)
     (directory / "vae").mkdir(parents=True)
     write_json(directory / "config.json", published)
     write_json(directory / "vae" / "config.yaml", vae)  # JSON is YAML

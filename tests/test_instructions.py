@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from unix_jax.checkpoints.published_config import from_published, to_published
 from unix_jax.config import UniXConfig
 from unix_jax.data.config import DataConfig
 from unix_jax.data.records import Record, instructions_for
@@ -75,12 +76,12 @@ def test_a_checkpoint_carries_its_own():
     config = dataclasses.replace(CONFIG, instructions=OWN)
     assert UniXConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     assert config.asked == OWN
-    published, vae = config.to_published()
-    assert UniXConfig.from_published(json.loads(json.dumps(published)), vae).instructions == OWN
+    published, vae = to_published(config)
+    assert from_published(json.loads(json.dumps(published)), vae).instructions == OWN
     # Absent: the project's, and nothing is written.
     assert CONFIG.asked == DEFAULT
     assert "instructions" not in CONFIG.to_dict()
-    assert "instructions" not in CONFIG.to_published()[0]
+    assert "instructions" not in to_published(CONFIG)[0]
     assert UniXConfig.from_dict(CONFIG.to_dict() | {"instructions": None}) == CONFIG
 
 
@@ -104,8 +105,8 @@ def test_a_list_that_is_absent_is_the_projects():
 )
 @pytest.mark.parametrize("form", ["own", "published"])
 def test_broken_lists_are_refused(given, message, form):
-    values = CONFIG.to_dict() if form == "own" else CONFIG.to_published()[0]
-    read = UniXConfig.from_dict if form == "own" else UniXConfig.from_published
+    values = CONFIG.to_dict() if form == "own" else to_published(CONFIG)[0]
+    read = UniXConfig.from_dict if form == "own" else from_published
     with pytest.raises(ConfigError, match=rf"config\.json: instructions.*{message}"):
         read(values | {"instructions": given})
 

@@ -182,31 +182,6 @@ class UniXConfig:
         built = _build(fields, cls, source)
         return dataclasses.replace(built, instructions=read_instructions(values, source))
 
-    @classmethod
-    def from_published(
-        cls,
-        config: Mapping[str, Any],
-        vae: Mapping[str, Any] | None = None,
-        source: str = "config.json",
-    ) -> "UniXConfig":
-        """Reads any of the three published forms of `config.json` (and `vae/config.yaml`).
-
-        Fields that are missing fall back to the published preset; unknown ones are named in one
-        warning. `double_bos` is on unless the file says otherwise.
-
-        Raises:
-          ConfigError: a value of the wrong kind, or one this model cannot honour.
-        """
-        from unix_jax.checkpoints.published_config import read_published
-
-        return read_published(config, vae, source)
-
-    def to_published(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """(`config.json`, `vae/config.yaml`) in the explicit published form."""
-        from unix_jax.checkpoints.published_config import write_published
-
-        return write_published(self)
-
 
 def read_instructions(values: Mapping[str, Any], source: str) -> Instructions | None:
     """The field `instructions` of a configuration file; None where it is absent or null.

@@ -12,6 +12,7 @@ import yaml
 
 from unix_jax.checkpoints.formats.torch_file import STORAGES
 from unix_jax.checkpoints.formats.writers import write_safetensors, write_torch_zip
+from unix_jax.checkpoints.published_config import to_published
 from unix_jax.checkpoints.table import unix_table, vae_table
 from unix_jax.config import (
     AutoencoderConfig,
@@ -57,7 +58,7 @@ def file_tensors(
 
 
 def write_configurations(directory: Path, config: UniXConfig) -> None:
-    published, vae = config.to_published()
+    published, vae = to_published(config)
     (directory / "vae").mkdir(parents=True)
     (directory / "config.json").write_text(json.dumps(published))
     (directory / "vae" / "config.yaml").write_text(yaml.safe_dump(vae))

@@ -37,6 +37,7 @@ from unix_jax.checkpoints.published import (
     require_average,
     verbatim_files,
 )
+from unix_jax.checkpoints.published_config import from_published
 from unix_jax.checkpoints.sizes import unix_disagreements
 from unix_jax.checkpoints.source_files import refuse_links_out
 from unix_jax.checkpoints.table import (
@@ -99,7 +100,7 @@ def import_janus(
     directory, file, average = chosen_source(Path(source), weights)
     raw, _ = read_configurations(directory)
     raw_vae, vae_file = (None, None) if vae is None else _vae_files(Path(vae))
-    config = UniXConfig.from_published(raw, raw_vae, source=str(directory / "config.json"))
+    config = from_published(raw, raw_vae, source=str(directory / "config.json"))
     config = dataclasses.replace(
         config,
         max_latent_size=max_latent_size or config.max_latent_size,

@@ -17,6 +17,7 @@ from unix_jax.checkpoints.published import (
     load_published,
     read_configurations,
 )
+from unix_jax.checkpoints.published_config import from_published
 from unix_jax.checkpoints.run_export import resolve_checkpoint
 from unix_jax.config import UniXConfig
 from unix_jax.errors import CheckpointError
@@ -114,7 +115,7 @@ def load_config(path: str | os.PathLike[str]) -> tuple[UniXConfig, bool]:
         return native.load_config(path), native.has_vae(path)
     directory = Path(path)
     raw, raw_vae = read_configurations(directory)
-    config = UniXConfig.from_published(raw, raw_vae, source=str(directory / "config.json"))
+    config = from_published(raw, raw_vae, source=str(directory / "config.json"))
     with warnings.catch_warnings():
         # What is not taken is said once, when the weights are read.
         warnings.simplefilter("ignore", SourceNote)

@@ -19,6 +19,7 @@ import yaml
 
 from unix_jax.checkpoints import native
 from unix_jax.checkpoints.formats.yaml_file import read_yaml
+from unix_jax.checkpoints.published_config import from_published, to_published
 from unix_jax.config import UniXConfig
 from unix_jax.errors import ConfigError
 from unix_jax.preprocessing.transforms import SIGLIP_MEAN, SIGLIP_STD
@@ -72,7 +73,7 @@ def _complete_configuration(
     json_file, yaml_file = target / "config.json", target / "vae" / "config.yaml"
     source = read_json(json_file) if json_file.exists() else None
     source_vae = read_yaml(yaml_file)
-    published, vae = config.to_published()
+    published, vae = to_published(config)
     for raw, raw_vae in _candidates(source, source_vae, published, vae, keep_yaml):
         if _reads_as(raw, raw_vae, config, with_vae):
             break
@@ -119,7 +120,7 @@ def _reads_as(raw: dict[str, Any], raw_vae: Any, config: UniXConfig, with_vae: b
         # They were said when the source was read.
         warnings.simplefilter("ignore")
         try:
-            found = UniXConfig.from_published(raw, raw_vae)
+            found = from_published(raw, raw_vae)
         except ConfigError:
             return False
     return config == found if with_vae else dataclasses.replace(found, vae=config.vae) == config

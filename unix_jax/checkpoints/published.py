@@ -34,6 +34,7 @@ from unix_jax.checkpoints.formats.weight_files import (
 from unix_jax.checkpoints.formats.yaml_file import read_yaml
 from unix_jax.checkpoints.leaves import Leaf, array_leaf, place_tree
 from unix_jax.checkpoints.prefixes import known_names, unwrapped
+from unix_jax.checkpoints.published_config import from_published
 from unix_jax.checkpoints.sizes import unix_disagreements, vae_disagreements
 from unix_jax.checkpoints.source_files import refuse_links_out, wanted_files
 from unix_jax.checkpoints.table import UNUSED, VAE_DROPPED, Entry, unix_table, vae_table
@@ -91,7 +92,7 @@ class PublishedSource:
     ):
         self.directory, file, kind = chosen_source(Path(source), wanted)
         self.raw, self.raw_vae = read_configurations(self.directory)
-        self.config = UniXConfig.from_published(
+        self.config = from_published(
             self.raw, self.raw_vae, source=str(self.directory / "config.json")
         )
         self._file_latent_size = self.config.max_latent_size

@@ -237,9 +237,19 @@ def _check_aligner(config: Mapping[str, Any], source: str, width: int, hidden: i
     )
 
 
-def read_published(
-    config: Mapping[str, Any], vae: Mapping[str, Any] | None, source: str
+def from_published(
+    config: Mapping[str, Any],
+    vae: Mapping[str, Any] | None = None,
+    source: str = "config.json",
 ) -> UniXConfig:
+    """Reads any of the three published forms of `config.json` (and `vae/config.yaml`).
+
+    Fields that are missing fall back to the published preset; unknown ones are named in one
+    warning. `double_bos` is on unless the file says otherwise.
+
+    Raises:
+      ConfigError: a value of the wrong kind, or one this model cannot honour.
+    """
     if not isinstance(config, Mapping):
         raise ConfigError(f"{source}: expected a JSON object, found {type(config).__name__}")
     unknown: list[str] = []
@@ -277,7 +287,9 @@ def read_published(
     return result
 
 
-def write_published(config: UniXConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+def to_published(config: UniXConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(`config.json`, `vae/config.yaml`) in the explicit published form."""
+
     def renamed(part: Any, names: Mapping[str, tuple[str, Any]]) -> dict[str, Any]:
         written: dict[str, Any] = {}
         for theirs, (ours, _) in names.items():

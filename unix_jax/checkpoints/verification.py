@@ -6,8 +6,9 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from unix_jax.checkpoints import native
+from unix_jax.checkpoints import native, run_files
 from unix_jax.checkpoints.leaves import Leaf, non_finite_count
+from unix_jax.checkpoints.published import PublishedSource
 from unix_jax.errors import CheckpointError
 
 
@@ -64,7 +65,6 @@ def _converted(directory: Path, prefix: str) -> Iterator[Verified]:
 
 def _published(directory: Path) -> Iterator[Verified]:
     # The table of published keys lives in `convert`, which stands above this package.
-    from unix_jax.checkpoints.published import PublishedSource
 
     with PublishedSource(directory) as published:
         published.check()
@@ -95,7 +95,6 @@ def _read(
 
 
 def _run(directory: Path) -> Iterator[Verified]:
-    from unix_jax.checkpoints import run_files
 
     for name in ("checkpoints", "frozen/checkpoints"):
         folder = directory / name

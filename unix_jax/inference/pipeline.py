@@ -17,6 +17,7 @@ from jaxtyping import Float
 from PIL import Image
 
 from unix_jax import sharding
+from unix_jax.checkpoints.load import load_model
 from unix_jax.checkpoints.run_export import resolve_checkpoint
 from unix_jax.config import UniXConfig
 from unix_jax.errors import PromptError
@@ -142,7 +143,6 @@ class UniXPipeline:
           PromptError: another dtype.
         """
         # The table of published keys lives in `convert`, which stands above this package.
-        from unix_jax.checkpoints.load import load_model
 
         used = _dtype(dtype)
         path = local_path(path)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from unix_jax.checkpoints import native
+from unix_jax.checkpoints.published import verbatim_files
 from unix_jax.checkpoints.run_export import RUN_FILE, resolve_checkpoint
 from unix_jax.config import UniXConfig
 from unix_jax.errors import CheckpointError, ConfigError
@@ -232,7 +233,6 @@ def remember(out: Path, config: TrainConfig, origin: Origin) -> None:
 def _files_to_carry(origin: Origin) -> dict[str, Path]:
     """By name in a checkpoint: tokenizer files, and what the start has beside its weights."""
     # The published layout is read by `convert`, which stands above this package.
-    from unix_jax.checkpoints.published import verbatim_files
 
     start: list[tuple[Path, str]] = []
     if origin.init is not None:
