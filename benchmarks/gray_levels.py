@@ -1,4 +1,4 @@
-"""What the thresholds of `unix_jax.preprocessing.gray_levels` find in a folder of X-rays, as they are and spoilt.
+"""What the thresholds of `gray_levels` find in a folder of X-rays, as they are and spoilt.
 
 python benchmarks/gray_levels.py examples examples/cxr/images
 """

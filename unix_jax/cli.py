@@ -320,7 +320,7 @@ _PROGRAMS = {
 
 @dataclasses.dataclass
 class _Train:
-    """Train from a configuration file: `unix-jax train CONFIG --out DIR`; also `python train.py`."""
+    """Train from a configuration file: `unix-jax train CONFIG --out DIR`."""
 
 
 @dataclasses.dataclass

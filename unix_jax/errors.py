@@ -48,7 +48,7 @@ class StorageError(UniXError):
 
 
 class ImageWarning(UserWarning):
-    """An image that was read, but shows next to nothing; see `unix_jax.preprocessing.gray_levels`."""
+    """An image that was read, but shows next to nothing; see `gray_levels`."""
 
 
 def shortened(lines: Sequence[str], ends: int = 10) -> list[str]:

@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from unix_jax.app import bundled
-from unix_jax.app.server import _free_port, require_gradio
+from unix_jax.app.server import _free_port
+from unix_jax.app.style import require_gradio
 from unix_jax.commands.app import App
 from unix_jax.errors import UniXError
 

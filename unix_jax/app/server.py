@@ -6,11 +6,10 @@ import os
 import socket
 import tempfile
 from collections.abc import Iterator
-from typing import Any
 
 from unix_jax.app.choices import Limits
+from unix_jax.app.style import require_gradio
 from unix_jax.errors import UniXError
-from unix_jax.extras import require
 from unix_jax.inference.pipeline import UniXPipeline
 
 HOST, PORT = "127.0.0.1", 7860
@@ -82,15 +81,6 @@ def serving(
             yield address
         finally:
             page.close(verbose=False)
-
-
-def require_gradio() -> Any:
-    """The package gradio.
-
-    Raises:
-      UniXError: it is not installed.
-    """
-    return require("gradio", "the page", "unix-jax[app]")
 
 
 def _free_port(host: str, port: int) -> int:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from unix_jax.extras import require
+
 _CSS = """
 .gradio-container { max-width: 1100px !important; margin: 0 auto !important; }
 .warning-line {
@@ -61,6 +63,15 @@ p.complaint {
 
 # In the head as it is: the library rewrites the selectors of styles that are given to it.
 HEAD = f'<meta name="color-scheme" content="light dark"><style>{_CSS}</style>'
+
+
+def require_gradio() -> Any:
+    """The package gradio.
+
+    Raises:
+      UniXError: it is not installed.
+    """
+    return require("gradio", "the page", "unix-jax[app]")
 
 
 def theme() -> Any:

@@ -64,8 +64,6 @@ def _converted(directory: Path, prefix: str) -> Iterator[Verified]:
 
 
 def _published(directory: Path) -> Iterator[Verified]:
-    # The table of published keys lives in `convert`, which stands above this package.
-
     with PublishedSource(directory) as published:
         published.check()
         for part, leaves in (("params", published.leaves()), ("vae", published.vae_leaves())):

@@ -39,7 +39,8 @@ class App:
         require_least(self, max_upload_mb=1, max_megapixels=1, max_waiting=1)
         from unix_jax.app.bundled import checkpoint_path
         from unix_jax.app.choices import Limits
-        from unix_jax.app.server import require_gradio, serving
+        from unix_jax.app.server import serving
+        from unix_jax.app.style import require_gradio
         from unix_jax.inference.pipeline import UniXPipeline
         from unix_jax.sharding import parse_mesh
 

@@ -11,8 +11,6 @@ from typing import Any
 
 import jax
 
-from unix_jax.checkpoints.dinov2 import load_dinov2, load_dinov2_config
-from unix_jax.checkpoints.load import load_config, load_model
 from unix_jax.checkpoints.run_files import listing
 from unix_jax.commands.terminal import run_command
 from unix_jax.data.batch import TrainingBatch
@@ -56,7 +54,7 @@ def train(arguments: Sequence[str]) -> int:
     invocation = parse_arguments(arguments)
     config, out = invocation.config, invocation.out
     if invocation.dry_run:
-        return dry_run(config, invocation.topology, load_config, load_dinov2_config)
+        return dry_run(config, invocation.topology)
 
     # ====================================================================== distributed
     distributed.initialise(
@@ -90,7 +88,7 @@ def run_in(out: Path, config: TrainConfig, progress: ProgressLine, *, restart_da
         config = start.keep_average(out, config)
         origin, changed = start.recall(out, config)
     else:
-        origin = start.find_origin(config, load_config, load_dinov2_config)
+        origin = start.find_origin(config)
     checkpoints = CheckpointStore(
         out, keep_last=config.checkpoints.keep_last, keep_best=config.checkpoints.keep_best
     )
@@ -124,9 +122,7 @@ def run_in(out: Path, config: TrainConfig, progress: ProgressLine, *, restart_da
     else:
         first, data_state, window, share = 0, None, Window(), 1.0
         start.remember(out, config, origin)
-        given = start.load_parts(
-            origin, mesh, load_model, lambda: load_dinov2(str(config.rad_dino))[1]
-        )
+        given = start.load_parts(origin, config, mesh)
         state = run.fresh(given)
         del given
         start.save_frozen(out, state)

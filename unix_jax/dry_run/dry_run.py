@@ -17,6 +17,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from unix_jax.checkpoints.dinov2 import load_dinov2_config
+from unix_jax.checkpoints.load import load_config
 from unix_jax.checkpoints.run_export import resolve_checkpoint
 from unix_jax.config import UniXConfig
 from unix_jax.data.batch import TrainingBatch
@@ -34,7 +36,7 @@ from unix_jax.training.config import TrainConfig
 from unix_jax.training.feed import validation_data
 from unix_jax.training.flops import peak_flops
 from unix_jax.training.stages import make_run
-from unix_jax.training.start import LoadConfig, LoadEncoderConfig, make_run_mesh
+from unix_jax.training.start import make_run_mesh
 from unix_jax.training.step import CompiledStep
 
 _GIB = 2.0**30
@@ -138,17 +140,11 @@ class Report:
         ]
 
 
-def dry_run(
-    config: TrainConfig,
-    topology: str | None,
-    load_config: LoadConfig,
-    load_encoder_config: LoadEncoderConfig,
-) -> int:
+def dry_run(config: TrainConfig, topology: str | None) -> int:
     """Prints the report; gives the exit code: 1 where the step does not fit into the memory.
 
     Args:
       topology: a TPU slice such as `v5e:4x4`; None: the devices of this machine.
-      load_config, load_encoder_config: see `start.find_origin`.
 
     Raises:
       ConfigError, CheckpointError: settings that contradict each other, or an unknown topology.
@@ -158,16 +154,14 @@ def dry_run(
         # The program is for devices elsewhere: those of this machine are left alone.
         jax.config.update("jax_platforms", "cpu")
         devices = topology_devices(topology)
-    model_config, encoder_config = _sizes(config, load_config, load_encoder_config)
+    model_config, encoder_config = _sizes(config)
     mesh = make_run_mesh(config.mesh, model_config, devices)
     report = compile_step(config, model_config, mesh, encoder_config)
     print("\n".join(report.lines()))
     return 1 if report.fits is False else 0
 
 
-def _sizes(
-    config: TrainConfig, load_config: LoadConfig, load_encoder_config: LoadEncoderConfig
-) -> tuple[UniXConfig, Dinov2Config | None]:
+def _sizes(config: TrainConfig) -> tuple[UniXConfig, Dinov2Config | None]:
     """Sizes of the model and of REPA's encoder; RAD-DINO's own where its directory is absent."""
     model_config = UniXConfig.preset(config.model.preset)
     if config.init is not None:
@@ -176,7 +170,7 @@ def _sizes(
         return model_config, None
     assert config.rad_dino is not None
     present = Path(config.rad_dino).is_dir()
-    return model_config, load_encoder_config(config.rad_dino) if present else Dinov2Config()
+    return model_config, load_dinov2_config(config.rad_dino) if present else Dinov2Config()
 
 
 def compile_step(

@@ -142,8 +142,6 @@ class UniXPipeline:
           StorageError: a URL, or no path.
           PromptError: another dtype.
         """
-        # The table of published keys lives in `convert`, which stands above this package.
-
         used = _dtype(dtype)
         path = local_path(path)
         require(

@@ -10,7 +10,7 @@ import dataclasses
 import datetime
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from unix_jax.checkpoints import native
+from unix_jax.checkpoints.dinov2 import load_dinov2, load_dinov2_config
+from unix_jax.checkpoints.load import load_config, load_model
 from unix_jax.checkpoints.published import verbatim_files
 from unix_jax.checkpoints.run_export import RUN_FILE, resolve_checkpoint
 from unix_jax.config import UniXConfig
@@ -41,10 +43,6 @@ from unix_jax.training.run_directory import sweep
 
 TOKENIZER = "tokenizer"
 FROZEN = "frozen"
-
-LoadConfig = Callable[[Path], tuple[UniXConfig, bool]]
-LoadModel = Callable[..., tuple[UniXConfig, Any, Any]]
-LoadEncoderConfig = Callable[[str], Dinov2Config]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,15 +69,8 @@ class Origin:
         return tokenizer
 
 
-def find_origin(
-    config: TrainConfig, load_config: LoadConfig, load_encoder_config: LoadEncoderConfig
-) -> Origin:
+def find_origin(config: TrainConfig) -> Origin:
     """What `config` says to start from.
-
-    Args:
-      config: of the run.
-      load_config: see `unix_jax.checkpoints.load.load_config`.
-      load_encoder_config: see `unix_jax.checkpoints.dinov2.load_dinov2_config`.
 
     Raises:
       CheckpointError, ConfigError: no checkpoint there, no tokenizer, or no autoencoder where the
@@ -100,7 +91,7 @@ def find_origin(
     encoder_config = None
     if config.uses_repa:
         assert config.rad_dino is not None
-        encoder_config = load_encoder_config(config.rad_dino)
+        encoder_config = load_dinov2_config(config.rad_dino)
     tokenizer = Path(config.model.tokenizer) if config.model.tokenizer else init
     if tokenizer is None:
         raise ConfigError(
@@ -121,14 +112,8 @@ def with_instructions(model_config: UniXConfig, stage: str, prompts: tuple[str, 
     return dataclasses.replace(model_config, instructions=asked)
 
 
-def load_parts(
-    origin: Origin, mesh: Mesh, load_model: LoadModel, load_encoder: Callable[[], Any]
-) -> dict[str, Any]:
+def load_parts(origin: Origin, config: TrainConfig, mesh: Mesh) -> dict[str, Any]:
     """The loaded parts in float32, each placed on the mesh as the run will hold it.
-
-    Args:
-      load_model: see `unix_jax.checkpoints.load.load_model`.
-      load_encoder: gives the weights of REPA's encoder.
 
     Raises:
       CheckpointError, ConfigError: files that are broken or do not fit each other.
@@ -146,7 +131,7 @@ def load_parts(
         if autoencoder is not None:
             parts["autoencoder"] = autoencoder
     if origin.encoder_config is not None:
-        parts["rad_dino"] = load_encoder()
+        parts["rad_dino"] = load_dinov2(str(config.rad_dino))[1]
     return parts
 
 
@@ -232,8 +217,6 @@ def remember(out: Path, config: TrainConfig, origin: Origin) -> None:
 
 def _files_to_carry(origin: Origin) -> dict[str, Path]:
     """By name in a checkpoint: tokenizer files, and what the start has beside its weights."""
-    # The published layout is read by `convert`, which stands above this package.
-
     start: list[tuple[Path, str]] = []
     if origin.init is not None:
         converted = native.is_checkpoint(origin.init)
