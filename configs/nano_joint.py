@@ -3,10 +3,10 @@ X-rays, at 128 pixels.
 
     python train.py configs/nano_joint.py --init examples/nano --out runs/nano_joint
 
-<<<<<<< HEAD
 Both streams are trained, as in BAGEL's joint training; the other stages train one of them.
-Time: the first 20 steps took 4 minutes on 2 cores that other work shared. Score: none, since no
-run of this configuration has been made to its end.
+
+Time: the first 20 steps took 4 minutes on 2 cores that other work shared. Score: none, since no run
+of this configuration has been made to its end.
 """
 
 from unix_jax.data.config import DataConfig
