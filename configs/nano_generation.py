@@ -1,6 +1,6 @@
 """Generation at 128 pixels with the nano model (9 M parameters) on the bundled X-rays.
 
-    python -m unix_jax.data moments manifest:examples/cxr runs/nano_moments \\
+    unix-jax data moments manifest:examples/cxr runs/nano_moments \\
         --height 128 --width 128 --checkpoint runs/nano_understanding/export
     python train.py configs/nano_generation.py --init runs/nano_understanding \\
         --data.moments runs/nano_moments --out runs/nano_generation

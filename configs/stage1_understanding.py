@@ -1,6 +1,6 @@
 """Stage 1: understanding, at published size. Trains the ViT, connector, und stream and lm_head.
 
-    python -m convert import-janus JANUS_PRO_1B janus --vae KL_F16
+    unix-jax convert import-janus JANUS_PRO_1B janus --vae KL_F16
     python train.py configs/stage1_understanding.py --init janus --out runs/stage1 \\
         --data.source "mimic:MIMIC_CXR_JPG?reports=clean.jsonl&views=PA,AP"
 

@@ -17,7 +17,8 @@ PAGES = [
     ROOT / "benchmarks" / "README.md",
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
-PROGRAMS = ("unix-jax", "python -m convert", "python -m unix_jax.data")
+# Longer names first: `unix-jax convert` has a command line of its own.
+PROGRAMS = ("unix-jax convert", "unix-jax data", "unix-jax")
 SCRIPTS = ("benchmarks/", "examples/")
 # Programs of others, which only their own documentation can check.
 FOREIGN = {

@@ -40,7 +40,7 @@ import unix_jax.commands.data as data_cli
 from unix_jax import cli
 from unix_jax.training.config import Invocation, TrainConfig, parse_arguments
 
-MAINS = dict(zip(PROGRAMS, (cli.main, convert_cli.main, data_cli.main), strict=True))
+MAINS = dict(zip(PROGRAMS, (convert_cli.main, data_cli.main, cli.main), strict=True))
 FOREIGN_OPTIONS = {"--check", "--help", "--requeue", "--signal", "--strict"}
 # Arguments that name weights which must be there before.
 INPUTS = ("checkpoint", "init", "rad_dino", "chexbert", "biovil_t", "vae", "source", "path")
@@ -64,7 +64,7 @@ def parsed_by(main, arguments, monkeypatch):
 
     def parse_only(*positional, **named):
         seen.append(parse(*positional, **named))
-        return SimpleNamespace(run=lambda: 0)
+        return SimpleNamespace(run=lambda: 0, verbose=False)
 
     with monkeypatch.context() as patched, process_state_kept():
         patched.setattr(tyro, "cli", parse_only)
@@ -74,7 +74,7 @@ def parsed_by(main, arguments, monkeypatch):
 
 def parsed(words, monkeypatch):
     name = program(words)
-    if name == "train.py":
+    if name == "train.py" or words[:2] == ["unix-jax", "train"]:
         return parse_arguments(words[2:])
     return parsed_by(MAINS[name], words[len(name.split()) :], monkeypatch)
 
@@ -129,10 +129,11 @@ REGISTERED = {
     (name, subcommand): kind
     for name, union in (
         ("unix-jax", typing.get_args(cli._Command)[0]),
-        ("python -m convert", convert_cli.Command),
-        ("python -m unix_jax.data", typing.get_args(data_cli._Command)[0]),
+        ("unix-jax convert", convert_cli.Command),
+        ("unix-jax data", typing.get_args(data_cli._Command)[0]),
     )
     for subcommand, kind in subcommands(union).items()
+    if f"{name} {subcommand}" not in PROGRAMS
 }
 
 

@@ -1,4 +1,4 @@
-"""`python -m convert check`: what passes, what fails, and that any settings of this kind work."""
+"""`unix-jax convert check`: what passes, what fails, and that any settings of this kind work."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""`python -m convert`: exit codes, one message for an error, nothing left after Ctrl-C."""
+"""`unix-jax convert`: exit codes, one message for an error, nothing left after Ctrl-C."""
 
 import signal
 import subprocess

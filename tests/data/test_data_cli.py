@@ -1,4 +1,4 @@
-"""`python -m unix_jax.data`: what it prints and writes, and one line for every error."""
+"""`unix-jax data`: what it prints and writes, and one line for every error."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The table that `python -m convert inspect PATH` prints: names, shapes, types, parameters.
+"""The table that `unix-jax convert inspect PATH` prints: names, shapes, types, parameters.
 
 Reads tables of contents only, never a tensor.
 """

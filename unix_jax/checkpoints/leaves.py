@@ -128,7 +128,7 @@ class FiniteCheck:
             arrays = "1 array holds" if len(self.counts) == 1 else f"{len(self.counts)} arrays hold"
             raise CheckpointError(
                 f"{source}: expected finite weights; {arrays} NaN or infinite numbers "
-                "(`python -m convert` accepts them with --allow-non-finite, functions with "
+                "(`unix-jax convert` accepts them with --allow-non-finite, functions with "
                 "allow_non_finite=True):" + "".join(f"\n  {line}" for line in self.lines())
             )
 

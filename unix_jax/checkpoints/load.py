@@ -127,5 +127,5 @@ def _refuse_file(path: str | os.PathLike[str]) -> None:
     if Path(path).is_file():
         raise CheckpointError(
             f"{path}: expected a checkpoint directory, found a file; "
-            "`python -m convert import FILE OUT` makes a checkpoint of one weight file"
+            "`unix-jax convert import FILE OUT` makes a checkpoint of one weight file"
         )

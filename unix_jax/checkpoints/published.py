@@ -139,7 +139,7 @@ class PublishedSource:
         if any(key.startswith("aligner.") for key in shapes):
             raise CheckpointError(
                 f"{self.directory}: expected the published layout, found Janus-Pro's; "
-                "`python -m convert import-janus` makes the start of stage 1 from it"
+                "`unix-jax convert import-janus` makes the start of stage 1 from it"
             )
         stated = dataclasses.replace(self.config, max_latent_size=self._file_latent_size)
         lines, listed = unix_disagreements(stated, self.raw, shapes)

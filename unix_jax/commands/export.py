@@ -13,7 +13,7 @@ from unix_jax.storage.arguments import PathText
 class Export:
     """Write the weights of a kept checkpoint of a training run as a checkpoint for inference.
 
-    The run may be finished, stopped, killed or still running; it is only read. `python -m convert
+    The run may be finished, stopped, killed or still running; it is only read. `unix-jax convert
     export` then writes the published layout for PyTorch."""
 
     run_directory: Annotated[PathText, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]

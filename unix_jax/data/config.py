@@ -139,7 +139,7 @@ class DataConfig:
                     ""
                     if largest is None
                     else f", at most {largest} (max_latent_size, which "
-                    "`python -m convert import --max-latent-size` raises)"
+                    "`unix-jax convert import --max-latent-size` raises)"
                 )
                 raise ConfigError(
                     f"data.{field}: expected a multiple of {side} pixels (a latent token){limit}, "

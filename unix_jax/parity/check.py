@@ -1,4 +1,4 @@
-"""`python -m convert check`: this implementation against a directory of golden tensors."""
+"""`unix-jax convert check`: this implementation against a directory of golden tensors."""
 
 import dataclasses
 import json

@@ -6,7 +6,7 @@
     parquet:DIR_OR_FILE_OR_GLOB         `image` and `captions`
     mimic:DIR?reports=WHERE&views=PA,AP MIMIC-CXR-JPG as published; with pairs=previous images that
                                         follow an earlier study of their patient
-    array_record:DIR                    what `python -m unix_jax.data write` wrote
+    array_record:DIR                    what `unix-jax data write` wrote
     tfds:NAME?data_dir=DIR              a tensorflow-datasets data set of `UnixRecords`
 
 `images=DIR` says where image paths start, for every kind that has paths.

@@ -5,7 +5,7 @@ strings, an object whose values are strings, or one string; or a native list). `
 `impression`, `labels`, `view`, `patient`, `split` are read where they are there.
 
 Parquet is read a row group at a time, and a few stay in memory: neighbours are cheap, a shuffled
-order is not. Write ArrayRecord once (`python -m unix_jax.data write`) to train on it.
+order is not. Write ArrayRecord once (`unix-jax data write`) to train on it.
 """
 
 import functools
