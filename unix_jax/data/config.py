@@ -1,7 +1,9 @@
 """What a run's data are and how they are packed: one frozen dataclass."""
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from unix_jax.config import UniXConfig
 from unix_jax.data.mixture import TASKS, Part, Task, parse_mixture
@@ -17,63 +19,65 @@ _LEAST_IMAGES: dict[Task, dict[str, int]] = {
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Samples, rows and the loader. Lengths are in tokens, image sizes in pixels.
-
-    source, split: as `unix_jax.data.sources.open_source` reads them; or a mixture of sources with
-      weights and tasks, such as 0.7*mimic:DIR + 0.3*csv:FILE, see `unix_jax.data.mixture`.
-    task: what a record becomes, where its part of the source names no task: [ViT image, prompt,
-      report], [caption, noised VAE image], or (edit) [clean VAE image, ViT image, caption, noised
-      VAE image], where the first two are the record's condition, such as the previous study.
-    prompts: one is drawn for each understanding sample whose record has no prompt of its own,
-      whatever sections its report has; () draws from the model's instructions for these sections.
-    caption_dropout: the share of generation and edit samples that lose their text, bos and eos
-      included.
-    condition_dropout: the share of edit samples that lose both images of their condition.
-
-    rows: packed rows of a global step; the processes share them evenly.
-    und_tokens, vit_images, vae_images: what one row holds. 0 images: the batch has no such input.
-    vae_height, vae_width: of every VAE image; the picture is scaled to fit and padded.
-    vae_padding: gray level of that padding, 0 to 255. Black, unlike the white of the reports'
-      letterbox: it continues the unexposed border of a radiograph, while a model that learns white
-      bars draws them.
-    moments: a directory of `unix_jax.data.moments`, used instead of the pictures' VAE pixels; of a
-      mixture, those of its only part for generation.
-    ce_weighting: `token`: 1 for each predicted token; `sqrt`: 1 / sqrt(their number) of each text.
-
-    seed, shuffle: the order, with the step the only thing that decides it. epochs: None never
-      ends; a finite run ends with rows that may be empty. Each part of a mixture has its own
-      epochs; one that has ended leaves its share to the others.
-    open_rows: rows that wait for a sample that fits; more of them leave less padding.
-    max_broken_fraction: more broken images and rows than this share of the samples so far (counted
-      as `broken_after` at least) end the run.
-    threads: that read and decode. prefetch: batches made ahead, 0 for none.
-    """
+    """Samples, rows and the loader. Lengths are in tokens, image sizes in pixels."""
 
     source: str = ""
+    """Source of the records, KIND:PATH, for example manifest:DIR (docs/data.md lists the kinds); or
+    sources with weights and tasks, such as 0.7*mimic:DIR + 0.3*csv:FILE."""
     split: str = "train"
+    """Split of the source; "" for all records."""
     task: Task = "understanding"
+    """What a record becomes, where its part of the source names no task. understanding: [ViT image,
+    prompt, report]; generation: [caption, noised VAE image]; edit: [clean VAE image, ViT image,
+    caption, noised VAE image], where the first two are the record's condition."""
     prompts: tuple[str, ...] = ()
+    """Instructions for reports, of which each sample takes one at random, whatever sections its
+    report has. A record's own prompt comes first. If empty: the model's instructions for the
+    sections of the report."""
     caption_dropout: float = 0.1
+    """Fraction of generation and edit samples that lose their text, for guidance."""
     condition_dropout: float = 0.1
+    """Fraction of edit samples that lose both images of their condition, for guidance."""
 
     rows: int = 8
+    """Packed rows of a step over all devices; the processes share them evenly."""
     und_tokens: int = 4096
+    """Length of a row in tokens of text and ViT images."""
     vit_images: int = 6
+    """ViT images that a row can hold; 0: batches have none."""
     vae_images: int = 0
+    """VAE images that a row can hold; 0: batches have none."""
     vae_height: int = 256
+    """Height of VAE images in pixels; each image is scaled to fit and padded."""
     vae_width: int = 256
+    """Width of VAE images in pixels."""
     vae_padding: int = 0
+    """Gray level of that padding, 0 to 255. Black continues the unexposed border of a radiograph;
+    a model that learns white bars generates them."""
     moments: str | None = None
+    """Directory that `unix-jax data moments` wrote, used instead of the pixels of VAE images; of a
+    mixture, those of its only part for generation."""
     ce_weighting: Literal["token", "sqrt"] = "token"
+    """Weight of each predicted token: token: 1; sqrt: 1 / sqrt(number of tokens of its text)."""
 
-    seed: int = 0
+    # The order and the random choices of the samples; training takes the seed of the run.
+    seed: Annotated[int, tyro.conf.Fixed, tyro.conf.Suppress] = 0
+    """Seed of order and random choices. No option: `train.py` takes --seed."""
     shuffle: bool = True
+    """Take the records in a new random order in each epoch."""
     epochs: int | None = None
+    """Number of passes over the data; endless if absent. A run whose data end, ends. Each part of a
+    mixture has its own epochs, and leaves its share to the others when it ends."""
     open_rows: int = 32
+    """Number of rows that wait for a sample that fits; more leave less padding."""
     max_broken_fraction: float = 0.1
+    """Largest fraction of broken images and rows so far before the run ends."""
     broken_after: int = 200
+    """Number of samples that this fraction is taken of at least."""
     threads: int = 8
+    """Threads that read and decode."""
     prefetch: int = 2
+    """Batches that are prepared ahead; 0 for none."""
 
     def __post_init__(self) -> None:
         def require(holds: bool, field: str, expected: str) -> None:

@@ -12,13 +12,14 @@ E features.
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import tyro
 from flax import struct
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
@@ -42,17 +43,20 @@ class AutoencoderObjective:
     over feature tokens of 1 - cosine. CompVis sums the first two over an image instead: its KL
     weight k is k * h * w * C / (H * W * 3) here.
 
-    crop: side in pixels of the random squares trained on, a multiple of the downsampling; None for
-      whole images. Crops train the convolutions in a fraction of the time; the norms' statistics
-      and the attention of the lowest levels are then those of crops.
-    crop_steps: the first so many steps see crops, the rest whole images, so that norms and
-      attention adapt to them; None crops to the end.
+    Crops train the convolutions in a fraction of the time; the norms' statistics and the attention
+    of the lowest levels are then those of crops, and adapt to whole images after `crop_steps`.
     """
 
     kl_weight: float = 1e-3
-    perceptual_weight: float = 0.0
+    """Weight of the KL divergence to the standard normal, mean over latent numbers in nats."""
+    perceptual_weight: Annotated[float, tyro.conf.Fixed, tyro.conf.Suppress] = 0.0
+    """Weight of the perceptual term for callers that pass `features`. No option of `train.py`."""
     crop: int | None = None
+    """Side in pixels of the random squares trained on, a multiple of the downsampling; whole images
+    if absent."""
     crop_steps: int | None = None
+    """Number of first steps that see crops, before the rest sees whole images; all steps see crops
+    if absent."""
 
     def __post_init__(self) -> None:
         for name in ("kl_weight", "perceptual_weight"):

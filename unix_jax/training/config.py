@@ -48,9 +48,10 @@ class ModelConfig:
     tokenizer: str | None = None
     """Directory or file of the tokenizer; with --init that of the checkpoint unless given."""
     dtype: Precision = "auto"
-    """Of the computation; auto: bfloat16 on accelerators, float32 on a CPU. Masters are float32."""
+    """Type of the computation; auto: bfloat16 on accelerators, float32 on a CPU. Master weights are
+    float32."""
     frozen_dtype: Precision = "auto"
-    """In which frozen weights are held; auto: as dtype."""
+    """Type in which frozen weights are held; auto: as dtype."""
     attention: Implementation = "auto"
     """Implementation of attention."""
     remat: RematPolicy = "full"
@@ -65,25 +66,25 @@ class ValidationConfig:
     """The losses on held-out samples, with the trained weights and with their average."""
 
     split: str = "validate"
-    """Of the same source."""
+    """Split that the losses are computed on."""
     source: str | None = None
-    """Another source."""
+    """Source of that split; that of the training data if absent."""
     batches: int = 8
-    """At most so many batches; the same ones every time."""
+    """Largest number of batches; the same ones every time."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PreviewConfig:
-    """Reports or images made every so often from the weights that are exported."""
+    """Reports or images made at intervals, from the weights that are exported."""
 
     count: int = 4
-    """How many."""
+    """Number of reports or images."""
     prompts: tuple[str, ...] = ()
-    """Texts to draw images for; the first captions of the validation split if empty."""
+    """Texts to generate images from; the first captions of the validation split if empty."""
     num_steps: int = 50
-    """Points of the time grid of drawn images."""
+    """Points of the time grid of generated images."""
     max_new_tokens: int = 128
-    """Length of reports."""
+    """Largest length of reports in tokens."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,10 +92,10 @@ class CheckpointConfig:
     """Which checkpoints are kept."""
 
     keep_last: int = 2
-    """So many of the newest."""
+    """Number of the newest checkpoints."""
     keep_best: int = 1
-    """Number of the best by the validation loss of the weights that are exported, among those at a
-    step that was validated."""
+    """Number of the best checkpoints besides, by the validation loss of the weights that are
+    exported, among the steps that were validated."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,12 +114,14 @@ class LoggingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DistributedConfig:
-    """Several processes; found by themselves on TPU pods and under SLURM."""
+    """Several processes. Nothing is needed on TPU pods and under SLURM."""
 
     coordinator: str | None = None
     """host:port of process 0."""
     num_processes: int | None = None
+    """Number of processes."""
     process_id: int | None = None
+    """Index of this process, from 0."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +147,7 @@ class TrainConfig:
     rad_dino: str | None = None
     """Directory of microsoft/rad-dino, needed where losses.repa_weight is above 0."""
     ema_decay: float | Literal["auto"] | None = "auto"
-    """Of the average of trained weights; in step s at most (1 + s) / (10 + s). None keeps no
+    """Decay of the average of trained weights; in step s at most (1 + s) / (10 + s). None keeps no
     average. auto: 0.9999, and none with use_lora."""
     export: Literal["auto", "raw", "average"] = "auto"
     """Weights that are exported and shown in previews, and whose validation loss decides which
@@ -155,7 +158,7 @@ class TrainConfig:
     """Parts that a batch is computed in, one after the other, in training and validation."""
 
     seed: int = 0
-    """Of initial weights, order of data, and noise."""
+    """Seed of initial weights, order of data, and noise."""
     init: str | None = None
     """Checkpoint to start from: a converted one, a published directory, or that of a run."""
     mesh: str | None = None
@@ -163,13 +166,13 @@ class TrainConfig:
     distributed: DistributedConfig = DistributedConfig()
 
     checkpoint_every: int = 500
-    """Steps."""
+    """Number of steps between checkpoints."""
     log_every: int = 10
-    """Steps; numbers are means over them."""
+    """Number of steps between lines of metrics.jsonl, whose numbers are means over them."""
     validate_every: int = 0
-    """Steps; 0 never."""
+    """Number of steps between validations; 0: none."""
     preview_every: int = 0
-    """Steps; 0 never."""
+    """Number of steps between previews; 0: none."""
     checkpoints: CheckpointConfig = CheckpointConfig()
     validation: ValidationConfig = ValidationConfig()
     previews: PreviewConfig = PreviewConfig()

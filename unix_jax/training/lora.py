@@ -26,12 +26,16 @@ Stream = Literal["und", "gen"]
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Which kernels get adapters, of what rank; their product counts `alpha` / `rank`."""
+    """Which kernels get low-rank adapters, and of what size."""
 
     rank: int = 16
+    """Rank of the product that is added to a kernel."""
     alpha: float = 32.0
+    """Scale of the product: it counts alpha / rank."""
     targets: tuple[Target, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    """Kernels of each decoder layer that get adapters."""
     streams: tuple[Stream, ...] = ("und",)
+    """Streams whose kernels get adapters."""
 
     def __post_init__(self) -> None:
         if self.rank < 1:

@@ -30,17 +30,18 @@ RepaLoss = Callable[[Params, Float[Array, "B G D"], TrainingBatch], Float[Array,
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """Weights of the losses; a loss of weight 0 is not computed.
-
-    `repa_layer` counts from 1: REPA reads the gen stream after that decoder layer. `ce_chunk` is
-    the number of places of each row whose logits exist at one time.
-    """
+    """Weights of the losses; a loss of weight 0 is not computed."""
 
     ce_weight: float = 1.0
+    """Weight of the cross-entropy of text."""
     mse_weight: float = 1.0
+    """Weight of the squared error of the velocity."""
     repa_weight: float = 0.0
+    """Weight of REPA, the alignment of latents with RAD-DINO; above 0 it needs --rad-dino."""
     repa_layer: int = 8
+    """Decoder layer, counted from 1, after which REPA reads the gen stream."""
     ce_chunk: int = 128
+    """Positions of each row whose logits exist at one time; fewer take less memory."""
 
     def __post_init__(self) -> None:
         for name in ("ce_weight", "mse_weight", "repa_weight"):

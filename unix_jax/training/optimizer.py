@@ -1,10 +1,11 @@
 """AdamW with clipping by the global norm, and the learning rate's schedules."""
 
 import dataclasses
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import jax
 import optax
+import tyro
 
 from unix_jax.errors import ConfigError
 
@@ -13,34 +14,34 @@ Schedule = Literal["constant", "cosine"]
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """The published recipe by default; `learning_rate`, `warmup_steps` are those of a stage.
-
-    The rate rises linearly from `learning_rate` / `warmup_steps` over the first `warmup_steps`
-    steps. Then it is constant, or falls along a half cosine to `final_fraction` of the peak at
-    `total_steps`. `weight_decay` is that of AdamW and applies to kernels and embeddings only.
-    `clip_norm` 0 means no clipping.
-    """
+    """AdamW and its schedule, as in the published recipe by default."""
 
     learning_rate: float = 1e-4
+    """Peak of the learning rate."""
     warmup_steps: int = 0
+    """Steps of the linear rise from learning_rate / warmup_steps to the peak."""
     schedule: Schedule = "constant"
-    total_steps: int = 0
+    """After the warm-up: constant, or half a cosine that falls to final_fraction of the peak at the
+    last step of the run."""
+    total_steps: Annotated[int, tyro.conf.Fixed, tyro.conf.Suppress] = 0
+    """Step at which the cosine ends. No option: `train.py` takes the length of the run."""
     final_fraction: float = 0.0
+    """Last learning rate of the cosine, as a fraction of the peak."""
     b1: float = 0.9
+    """Decay of the first moment of the gradients."""
     b2: float = 0.95
+    """Decay of the second moment of the gradients."""
     eps: float = 1e-15
+    """Added to the root of the second moment."""
     weight_decay: float = 0.0
+    """Decoupled weight decay, of kernels and embeddings only."""
     clip_norm: float = 1.0
+    """Largest norm of all gradients together; 0 does not clip."""
 
     def __post_init__(self) -> None:
         if self.schedule not in get_args(Schedule):
             raise ConfigError(
                 f"schedule: expected one of {get_args(Schedule)}, found {self.schedule!r}"
-            )
-        if self.schedule == "cosine" and self.total_steps <= self.warmup_steps:
-            raise ConfigError(
-                f"total_steps: expected more than warmup_steps {self.warmup_steps} "
-                f"for a cosine schedule, found {self.total_steps}"
             )
         for name in ("learning_rate", "warmup_steps", "weight_decay", "clip_norm"):
             if not getattr(self, name) >= 0:
@@ -48,7 +49,16 @@ class OptimizerConfig:
 
 
 def make_schedule(config: OptimizerConfig) -> optax.Schedule:
-    """Step (from 0) to learning rate."""
+    """Step (from 0) to learning rate.
+
+    Raises:
+      ConfigError: a cosine that would end within the warm-up.
+    """
+    if config.schedule == "cosine" and config.total_steps <= config.warmup_steps:
+        raise ConfigError(
+            f"total_steps: expected more than warmup_steps {config.warmup_steps} "
+            f"for a cosine schedule, found {config.total_steps}"
+        )
     peak, warmup = config.learning_rate, config.warmup_steps
     after: optax.Schedule = optax.constant_schedule(peak)
     if config.schedule == "cosine":

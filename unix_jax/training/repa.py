@@ -36,12 +36,12 @@ from unix_jax.training.losses import Params, RepaLoss
 
 @dataclasses.dataclass(frozen=True)
 class RepaConfig:
-    """`image_size`: shorter side in pixels at which the encoder sees an image, a multiple of its
-    patch. `hidden_size`: width inside the projector; None takes the decoder's.
-    """
+    """The encoder's input and the projector of REPA."""
 
     image_size: int = 518
+    """Shorter side in pixels at which RAD-DINO sees an image, a multiple of its patch."""
     hidden_size: int | None = None
+    """Width inside the projector; the decoder's if absent."""
 
     def __post_init__(self) -> None:
         for name in ("image_size", "hidden_size"):
