@@ -49,7 +49,7 @@ def test_padding_is_black_unless_told(tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "expected"),
     [
-        ("task", "writing", "understanding or generation"),
+        ("task", "writing", "one of understanding, generation, edit"),
         ("prompts", ("Report.", " "), "texts that are not empty"),
         ("caption_dropout", 1.5, "0 to 1"),
         ("rows", 0, "at least 1"),
