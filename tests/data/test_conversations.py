@@ -101,6 +101,7 @@ def test_stored(file, tmp_path):
 def test_inspected(file):
     (file.parent / "b.png").unlink()
     summary = inspect_source(open_source(f"conversations:{file}"))
+    assert summary.report_lengths == [4, 1, 1, 2]
     assert summary.missing_files == 2
     assert "b.png: no such file" in summary.errors[0]
 

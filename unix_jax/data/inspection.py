@@ -127,7 +127,8 @@ def inspect_source(
         report, captions = report_text(record), captions_of(record)
         summary.missing_reports += not report
         summary.missing_captions += not captions
-        summary.report_lengths += [len(measure(report))] if report else []
+        answers = [turn.answer for turn in record.turns] or [report]
+        summary.report_lengths += [len(measure(answer)) for answer in answers if answer]
         summary.caption_lengths += [len(measure(caption)) for caption in captions]
         if record.patient:
             splits_of[record.patient].add(record.split)
