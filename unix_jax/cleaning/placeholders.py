@@ -7,6 +7,7 @@ left goes as a whole.
 
 import re
 
+from unix_jax.cleaning.facts import holds_finding
 from unix_jax.cleaning.sentences import each_sentence, mended, says_nothing
 
 MARK = (
@@ -14,7 +15,8 @@ MARK = (
     r"|X{4,}(?=[a-z]{1,2}\b|[AP]M\b|<))"
 )
 _MARKS = rf"{MARK}(?:[\s,/:<>-]{{0,3}}{MARK}){{0,12}}"
-_ANY = re.compile(MARK)
+ANY_MARK = re.compile(MARK)
+_ANY = ANY_MARK
 _WORD = re.compile(r"[^\W\d_]{2,}")
 
 _NEXT_VERB = r"(?=\s+(?:is|are|was|were|appears?|remains?|has|have|noted|seen|intact)\b)"
@@ -29,16 +31,36 @@ def _rule(pattern: str, replacement: str) -> tuple[re.Pattern[str], str]:
 
 # Open-I hides ordinary words too. Where only one word fits it is set in; where several do, a word
 # that claims no more than they all would. Devices and sides are never guessed.
+_NORMAL = r"(?:normal|unremarkable|intact|stable|within)\b"
+_DIAGNOSIS = (
+    r"(?:an? )?(?:[\w-]+ ){0,2}?(?:atelecta\w+|scar\w*|edema|congestion|artifacts?|granulomas?"
+    r"|pneumonia|infiltrates?|effusions?|(?:lymph)?adenopathy|nipples?|fibrosis|thickening|vessels?|fat"
+    r"|consolidation|infection|aspiration|mass|malignancy|emphysema|copd|hernia|fractures?|combination)\b"
+)
+_SIGN = (
+    r"(?:opacit(?:y|ies)|opacification|densit(?:y|ies)|diseases?|markings|prominence|nodules?|blunting"
+    r"|lesions?|shadows?|lucenc(?:y|ies)|focus|foci|infiltrates?|consolidations?|fullness)"
+)
 _COMPLETED = (
     _rule(r"\bx-(?:X{3,}|_{2,})", "x-ray"),
     _rule(rf"\blymph {MARK}", "lymph nodes"),
+    _rule(
+        rf"\b((?:both|bilateral) (?:\w+ )?costophrenic|costophrenic) {MARK}(?=\s+(?:are|bilaterally))"
+        rf"|\b((?:both|bilateral) (?:\w+ )?costophrenic) {MARK}(?!\s+(?:blunt|region))",
+        r"\1\2 angles",
+    ),
     _rule(rf"\b(costophrenic|cardiophrenic|costovertebral) {MARK}", r"\1 angle"),
     _rule(rf"\bthe aortic {MARK}{_PHRASE_END}", "the aorta"),
     _rule(rf"\baortic {MARK}{_PHRASE_END}", "aorta"),
     _rule(rf"\bsuperior {MARK} {MARK}", "superior vena cava"),
     # A size without its unit says nothing.
     _rule(rf"(?<![\w.,])(?:\d+(?:\.\d+)?\s*x\s*)?\d+(?:\.\d+)?\s+{MARK}(?=\s+[a-z]|\))", ""),
-    _rule(rf"\bnote is {MARK} of\b", "note is made of"),
+    _rule(rf"\bnote (?:is )?{_MARKS} of\b", "note is made of"),
+    _rule(rf"\b((?:left|right) (?:heart|cardiac)) {MARK}{_PHRASE_END}", r"\1 border"),
+    _rule(rf"\bin the setting of {_MARKS}", ""),
+    _rule(rf"\b(both|bilateral|the) lung {MARK}", r"\1 lungs"),
+    _rule(rf"\b(consistent|compatible) {_MARKS} (?=\w)", r"\1 with "),
+    _rule(rf"\b(is|are) {_MARKS} to be\b", r"\1 thought to be"),
     _rule(rf"\b((?:is|are|remains?) in) {MARK}(?=\s*(?:[.,;]|$)|\s+(?:with|and)\b)", r"\1 place"),
     _rule(
         rf"\b(most|less) {_MARKS}(?=\s*[.,;]|\s+(?:represent|reflect|due|related"
@@ -46,12 +68,33 @@ _COMPLETED = (
         r"\1 likely",
     ),
     _rule(rf"\b(frontal|lateral|PA) {MARK}{_PHRASE_END}", r"\1 view"),
-    _rule(rf"\b(sternotomy) {MARK}{_NEXT_VERB}", r"\1 changes"),
+    # What holds a sternum together is not guessed.
     _rule(
-        r"(?<!\ba )(?<!\ban )\b(pulmonary|cardiac|mediastinal|hilar|thoracic|osseous"
-        rf"|bony|vascular) {MARK}{_PHRASE_END}",
+        rf"^(?:(?:stable|intact|the|there (?:is|are)|{MARK})\s+){{0,4}}sternotomy(?:\s+{_MARKS})?"
+        rf"(?:\s+(?:is|are|remains?|appear)?\s*(?:again\s+)?(?:intact|seen|noted|unremarkable|present|in"
+        rf" place|in {_MARKS}(?:\s+and intact)?|stable|in stable position))?\s*\.?$",
+        "Sternotomy.",
+    ),
+    _rule(rf"(?:{_MARKS}\s+)?\bsternotomy {_MARKS}", "sternotomy changes"),
+    # Of normal things only: the word that is hidden may be a device.
+    _rule(
+        r"(?<!\ba )(?<!\ban )\b(pulmonary|mediastinal|hilar|thoracic|osseous|bony|vascular"
+        rf"|(?:cardiac|heart) and (?:mediastinal|pulmonary)) {MARK}(?=[^.;]*\b{_NORMAL}|\s*$|\s*\.)",
         r"\1 structures",
     ),
+    _rule(rf"\b(heart|lung) {MARK}(?=\s*,|\s+(?:and|bilaterally)\b)", r"\1"),
+    _rule(rf"\b(clear (?:left |right )?lung) {MARK}", r"\1s"),
+    # A hidden device is a device, where the words beside it speak of one.
+    _rule(rf"\bdual-{MARK}\s+(?={_MARKS}|cardiac)", ""),
+    _rule(
+        rf"\b(cardiac|chest(?: wall)?|jugular|subclavian|axillary|venous) {_MARKS}(?!\s+generator)(?=\s+(?:overl\w+|project\w*|catheter|in"
+        r" (?:stable|good|satisfactory|unchanged)|with (?:its |the |intact )?(?:distal )?(?:tip|lead|catheter"
+        r"|wire)|tip|generator|device)|[^.;]*\b(?:tips?|leads?|SVC|atri\w+|vena cava|device)\b|\s*\.?$)",
+        r"\1 device",
+    ),
+    _rule(rf"\bleft-sided {_MARKS}(?=\s+with (?:its |the )?(?:tip|lead))", "left-sided device"),
+    _rule(rf"\bright-sided {_MARKS}(?=\s+with (?:its |the )?(?:tip|lead))", "right-sided device"),
+    _rule(r"\bdevice device\b", "device"),
     _rule(rf"\b(evidence|signs?|suggestion) of {_MARKS},?\s+(?:or\s+)?(?=\w)", r"\1 of "),
     # "XXXX representing" and ", XXXX atelectasis" were "likely" or "may be": without a word of
     # doubt they would claim too much.
@@ -62,13 +105,17 @@ _COMPLETED = (
     ),
     _rule(r"possibly (represent|reflect|indicate|suggest)\b", r"may \1"),
     _rule(r"\b(may|could|might|can) (?:possibly|may) ", r"\1 "),
-    _rule(
-        rf",\s*{_MARKS}\s+(?=(?:an? )?(?:\w+ )?(?:atelectasis|scarring|scars?|edema"
-        r"|congestion|artifact|granulomas?"
-        r"|pneumonia|infiltrate|effusions?|adenopathy|nipples?|fibrosis|thickening"
-        r"|vessels?|fat)\b)",
-        ", possibly ",
-    ),
+    _rule(rf"\b({_SIGN}) {_MARKS}\s+(?={_DIAGNOSIS})", r"\1, possibly "),
+    _rule(rf"\b(appearance(?: of [^,.;]+?)?)(?: which)? {_MARKS}\s+(?={_DIAGNOSIS})", r"\1 may represent "),
+    _rule(rf"\bwhich {_MARKS}\s+(?=(?:represent|correspond|contribut|reflect|indicat)\w*)", "which possibly "),
+    _rule(rf"^{_MARKS}\s+of\s+(?={_DIAGNOSIS}|(?:[\w-]+ ){{0,3}}?(?:\w*scoliosis|disease))", "Possible "),
+    _rule(rf"\b(with|and) {_MARKS}\s+of\s+(?=\w)", r"\1 possible "),
+    _rule(rf"^(?:the\s+)?{_MARKS}\s+(?:is|are|appears?)\s+(?:\w+ly\s+)?(?:intact|normal|unremarkable)\s+(?:and\s+)?without\s+", "No "),
+    # A part of the body whose name is hidden, beside one that is told.
+    _rule(rf"\b(of|in|within|the|is|are|with|both|from) (?:the )?{_MARKS} and (?:the )?(?=\w)(?!{MARK})", r"\1 "),
+    _rule(rf"\b(?:of|in|within|at|through|along|over|to|from) (?:the |bilateral |both |an? )*{_MARKS}(?=\s*(?:[.,;]|$)|\s+(?:bilaterally|with|of|at|are|is|seen|noted|may|could|and the|has|have)\b)", ""),
+    _rule(rf"\b(leads?|lines?|tubes?|wires?|device) {_MARKS}(?= the (?:thorax|chest|heart))", r"\1 overlie"),
+    _rule(rf",\s*{_MARKS}\s+(?={_DIAGNOSIS})", ", possibly "),
 )
 # The verb, or whether a thing was said to be there, is what is hidden.
 _BROKEN = re.compile(
@@ -130,16 +177,17 @@ def drop_placeholders(text: str) -> str:
     "XXXX are normal." -> "": nobody knows what is.
     "Opacities XXXX representing scarring." -> "Opacities possibly representing scarring."
     """
-    return each_sentence(text, _without_marks) if _ANY.search(text) else text
+    return each_sentence(text, without_placeholders) if _ANY.search(text) else text
 
 
-def _without_marks(sentence: str) -> str:
+def without_placeholders(sentence: str) -> str:
+    """One sentence, as `drop_placeholders`."""
     if not _ANY.search(sentence):
         return sentence
     before = sentence
     for pattern, replacement in _COMPLETED:
         sentence = pattern.sub(replacement, sentence)
-    if _BROKEN.search(sentence) or _is_lost(sentence):
+    if _ANY.search(sentence) and (_BROKEN.search(sentence) or _is_lost(sentence)):
         return ""
     sentence = _NO_OF.sub(r"\1 ", sentence)
     sentence = _AGE.sub(r"\1 ", sentence)
@@ -159,6 +207,6 @@ def _is_lost(sentence: str) -> bool:
     """Whether more is hidden than said, or the subject itself is."""
     hidden, said = len(_ANY.findall(sentence)), len(_WORD.findall(_ANY.sub(" ", sentence)))
     subject = _LOST_SUBJECT.match(sentence)
-    return hidden >= said or (
+    return (hidden >= said and not holds_finding(_ANY.sub(" ", sentence))) or (
         subject is not None and bool(_SUBJECT_VERB.fullmatch(subject["next"]))
     )

@@ -6,12 +6,14 @@ that the film does show ("prior sternotomy", "old fracture") is no comparison an
 
 import re
 
+from unix_jax.cleaning.facts import holds_finding
+from unix_jax.cleaning.guard import has_verb
 from unix_jax.cleaning.placeholders import MARK
 from unix_jax.cleaning.sentences import each_sentence, mended, says_nothing
 
 _STUDY = (
     r"(?:exam(?:ination)?s?|stud(?:y|ies)|(?:chest\s+)?radiographs?|(?:chest\s+)?films?|imaging"
-    r"|images?|(?:chest\s+)?x-?\s?(?:rays?|X{3,}|_{2,})|radiography|(?:chest\s+)?CTs?(?:\s+scans?)?"
+    r"|images?|(?:chest\s+)?x-?\s?rays?|x-\s?(?:X{3,}|_{2,})|radiography|(?:chest\s+)?CTs?(?:\s+scans?)?"
     r"|scans?|reports?|comparisons?|(?:computed\s+)?tomogra(?:ms?|phy))"
 )
 _MARK = rf"{MARK}(?:[,/\s]+{MARK}){{0,4}}"
@@ -81,7 +83,7 @@ def _rule(pattern: str, replacement: str = " ") -> tuple[re.Pattern[str], str]:
 _DROPPED = re.compile(
     rf"^(?:no (?:{_MARK}\s+|significant |interval |appreciable |relevant |definite "
     r"|substantial |acute )*"
-    r"changes?(?:\s+(?:is|are|was|were)?\s*(?:seen|noted|identified|demonstrated)?)?"
+    r"changes?(?:\s+(?:is|are|was|were)?\s*(?:seen|noted|identified|demonstrated|found)?(?:\s+in (?:the )?[a-z ]+)?)?"
     r"(?:\s+(?:from|since|compared|with)\b[^.]*)?"
     rf"|(?:grossly |essentially )?(?:{_CHANGED})(?: (?:exam|examination|study|chest"
     r"|appearance|radiograph))?(?: of the chest)?"
@@ -106,24 +108,115 @@ _DROPPED = re.compile(
     r")\s*[.;:]*$",
     re.IGNORECASE,
 )
-# What was there and is gone; one X-ray cannot show it.
-_GONE = re.compile(
-    r"^(?:[^,;]*\b(?:no longer (?:seen|visualized|present|identified|evident|visible)"
-    r"|not (?:seen|present|visualized|identified) on (?:the )?(?:\w+ )?(?:prior|previous))[^,;]*"
-    r"|(?:there (?:is|are|has been|have been)|there's been)?\s*(?:the )?(?:interval )?"
-    r"(?:removal|resolution|clearing) of [^,;]*"
-    r"|(?:in the interval,? )?[^,;]*\b(?:has|have) (?:been (?:removed|extubated)|"
-    r"(?:nearly |almost |essentially |completely )?(?:resolved|cleared))"
-    r"(?: in the interval)?"
-    r")\s*[.;:]*$",
+# What was there and is gone is a negative finding: "The effusion has resolved." -> "No effusion."
+_TILL_NOW = (
+    rf"(?:\s+(?:completely|entirely|in the interval|on (?:today's|the current) \w+))*"
+    rf"(?:\s*,?\s+(?:since|from|compared (?:to|with)|when compared (?:to|with))\s+{_PRIOR})?"
+)
+_NOT_QUITE = r"(?:nearly|almost|partially|partly|mostly|largely|incompletely|substantially|virtually)"
+_GONE = (
+    re.compile(
+        rf"^(?:in the interval,?\s+)?(?P<np>[^;.]+?)\s+(?:has|have|had)\s+(?:(?:now|completely|since|interval|also|fully|been"
+        rf"|entirely|subsequently)\s+)*(?:resolved|cleared|removed){_TILL_NOW}\s*(?P<rest>[,;.].*)?$",
+        re.IGNORECASE,
+    ),
+    re.compile(
+        rf"^(?P<np>[^,;.]+?)\s+(?:is|are)\s+(?:now\s+)?(?:no longer (?:clearly |well )?(?:seen"
+        rf"|visualized|present|identified|evident|visible|demonstrated|appreciated)|resolved)"
+        rf"{_TILL_NOW}\s*(?P<rest>[,;.].*)?$",
+        re.IGNORECASE,
+    ),
+    re.compile(
+        r"^(?:there (?:is|are|has been|have been)\s+)?(?:the\s+|an?\s+)?(?:complete\s+)?(?:interval\s+)?"
+        rf"(?:complete\s+)?(?:removal|resolution) of\s+(?P<np>[^,;.]+?){_TILL_NOW}"
+        r"\s*(?P<rest>(?:[,;.]|\s+(?:with(?:out)?|but)\s).*)?$",
+        re.IGNORECASE,
+    ),
+    re.compile(r"^(?:(?:interval(?:ly)?|essentially|completely)\s+)*resolved\s+(?P<np>[^,;.]+?)\s*(?P<rest>[,;.].*)?$", re.I),
+)
+_NEARLY_GONE = re.compile(
+    rf"\s+(?:has|have|is|are)\s+(?:now\s+)?(?:{_NOT_QUITE})(?:\s+completely)?\s+(?:resolved|cleared)"
+    rf"{_TILL_NOW}(?=\s*(?:[,;.]|$))",
     re.IGNORECASE,
 )
-_ANOTHER_CLAUSE = re.compile(
-    r"\b(?:but|however|although|with|there (?:is|are|has been))\b(?!.*\b(?:removal|removed)\b)",
+_LUNGS_CLEARED = re.compile(r"\blungs? ha(?:s|ve) (?:now )?cleared\b", re.IGNORECASE)
+_GONE_ARTICLE = re.compile(
+    r"^(?:(?:the|this|these|those|previously|previous|prior|seen|noted|described|identified|an?"
+    r"|visualized|interval|all)\s+)+",
     re.IGNORECASE,
 )
 
 _PHRASES = (
+    # No earlier study to compare with.
+    _rule(
+        rf"^(?:in|with|given|due to)?\s*(?:the\s+)?(?:absence|lack) of (?:any\s+)?{_PRIOR}"
+        r"(?:\s+(?:for|available)(?:\s+for)?(?:\s+\w+)?)?\s*,?\s*"
+    ),
+    _rule(
+        rf",?\s*\b(?:no|without)\s+(?:any\s+)?(?:available\s+)?(?:prior|previous|comparison|old|earlier)"
+        rf"(?:\s+{_STUDY})*(?:\s+(?:is|are|were|was))?(?:\s+available)?"
+        r"(?:\s+(?:for|at)\s+(?:this\s+)?\w+)?\s*(?:[,;]\s*|$|(?=\.))"
+    ),
+    # Words of change in front of the finding, and behind it.
+    _rule(
+        r"^(?:there (?:is|are|has been|have been)\s+)?(?:no|without)\s+(?:(?:significant|interval"
+        r"|appreciable|substantial|definite|relevant|further|overall|gross|major|\w+ly)\s+)*"
+        r"(?:changes?|increase|decrease|improvement|worsening|progression)\s+(?:seen\s+|noted\s+)?"
+        r"(?:in|of|to)\s+(?:the\s+|this\s+)?(?:(?:size|appearance|position|extent|degree)"
+        r"(?:\s+(?:and|or)\s+\w+)?\s+of\s+(?:the\s+)?)?(?=\w)",
+        "",
+    ),
+    _rule(
+        r"\b(?:there (?:is|are|has been|have been)\s+)?(?:an?\s+)?(?:(?:significant|slight|mild|marked"
+        r"|minimal|moderate|apparent|further|some|continued|partial|interval|considerable|overall|mildly)\s+)+"
+        r"(?:increase|decrease|improvement|worsening|progression|reduction|development|clearing"
+        r"|appearance)(?:/\w+)?\s+(?:in|of)\s+(?:the\s+)?(?:(?:size|extent|degree|appearance"
+        r"|amount|number)\s+of\s+(?:the\s+)?)?(?=\w)",
+        "There is ",
+    ),
+    _rule(
+        r"(?:,?\s+(?:which|that))?\s+(?:has|have)\s+(?:(?:now|also|since|slightly|mildly|markedly|significantly|somewhat|further"
+        r"|not|largely|moderately|minimally|partially|\w+ly)\s+)*(?:been\s+)?(?:developed|appeared"
+        r"|occurred|increased|decreased|improved|worsened|progressed|diminished|enlarged|changed)"
+        r"(?:\s+in\s+(?:size|extent|number|severity|appearance|degree|the interval))*"
+        r"(?:\s+(?:significantly|substantially|slightly|appreciably|markedly))?"
+        rf"(?:\s+(?:since|from|compared (?:to|with)|when compared (?:to|with))\s+{_PRIOR})?"
+        r"(?=\s*(?:[.,;]|$)|\s+(?:in|with|at|within|over|and|on|of)\b)"
+    ),
+    _rule(
+        rf"^(?:no|{_MARK})\s+(?:(?:significant|interval|acute)\s+)*changes?,?\s+(?=(?!in\b|of\b|to\b|from\b"
+        r"|since\b|is\b|are\b|compared\b|seen\b|noted\b|identified\b|when\b|on\b|with\b)\w)"
+    ),
+    _rule(
+        r"^(?:there (?:has been|is|have been)\s+)?(?:improvement|worsening|progression|interval enlargement)"
+        r"(?:/\w+)?\s+(?:in|of)\s+(?:the\s+)?"
+    ),
+    _rule(r"\binterval\s+(?:improvement|decrease|increase)/\w+\s+(?:in\s+|of\s+)?(?:the\s+)?"),
+    _rule(
+        r",?\s*\bwith\s+(?:(?:some|mild|slight|significant|partial|interval|further)\s+)*(?:improvement"
+        r"|worsening|progression|clearing|increase|decrease)\s*(?=[.,;]|$)"
+    ),
+    _rule(r"\bin the interim\b"),
+    _rule(r"^(?:mild |slight )?(?:increase|decrease)\s+in\s+(?:the\s+)?(?=\w)"),
+    _rule(
+        rf"\b(is|are)\s+(?:similar|stable|unchanged)\s+(?:to|from|since|compared (?:to|with))\s+{_PRIOR}\s+and\s+(?=within|normal)",
+        r"\1 ",
+    ),
+    _rule(rf",?\s*\bnot\s+(?:\w+ly\s+)?{_MARK}\s+(?:from|since|compared (?:to|with)|to)\s+{_PRIOR}"),
+    _rule(
+        rf",?\s*\(?(?:which\s+(?:is|was|are|were)\s+)?\bnot\s+(?:\w+\s+){{0,2}}?(?:seen|present|visualized"
+        rf"|identified|appreciated|evident|demonstrated)\s+(?:on|in)\s+{_PRIOR}\)?"
+    ),
+    _rule(r",?\s*\b(?:than|as)\s+previously(?:\s+(?:seen|noted|described|demonstrated))?\b"),
+    _rule(
+        r"\s+(?:is|are|appears?)\s+(?:\w+ly\s+)?(?:larger|smaller|better|worse|less \w+|more \w+)"
+        r"(?=\s*(?:than previously|[.,;]|$)(?<!better)(?<!worse))(?:\s+than previously)"
+    ),
+    _rule(
+        r"\b(?:decreased|decreasing|diminished)\s+(?=(?:[\w-]+\s+){0,4}?(?:airspace|opaci|effusion|edema"
+        r"|consolid|pneumoth|infiltr|atelect|congest|nodul|mass\b|interstitial|pleural))"
+    ),
+    _rule(r"\b(?:new|newly)\s+(?:develop\w+\s+)?(?=\w)(?<!no new )(?<!without new )(?<!of new )"),
     # An opening: "Comparison XXXX. Clear lungs", "Compared to the prior, ...", "Since ..., ..."
     _rule(rf"^comparison:?\s+{_MARK}[\s,.:]+(?=(?-i:[A-Z]))"),
     _rule(rf"^no comparisons?(?:\s+{_STUDY})?[.:]*\s+(?=(?-i:[A-Z][a-z]))"),
@@ -286,20 +379,40 @@ _PHRASES = (
     _rule(r"\bthere is the\b", "there is"),
     _rule(r"(?<!\bof )\bnew(?:ly)?\b(?!\s+(?:york|born))"),
 )
-_PREDICATE_GONE = re.compile(
-    r"\b(?:is|are|was|were|has|have|had|been|appears?|shows?|seen|noted|may|can|could"
-    r"|represents?)\b",
-    re.IGNORECASE,
-)
 # Sentences without any of these hold no comparison; most are passed by without the slow patterns.
 _TRIGGER = re.compile(
     r"compar|prior|previous|earlier|recent|\bsince\b|\blast\b|\bold(?:er)? (?:exam|stud"
     r"|film)|interval|again"
     r"|redemonstrat|re-demonstrat|remain|persist|continue|stable|unchanged|similar|change|increas"
     r"|decreas|improv|wors|resol|progress|clearing|removal|removed|\bnew|no longer|before"
-    r"|than (?:the|on)|from (?:the|X{3}|_{2})|extubat",
+    r"|develop|cleared|diminish|occurred|larger|smaller|absence|than (?:the|on|prev)|from (?:the|X{3}|_{2})|extubat",
     re.IGNORECASE,
 )
+
+
+
+# A clause of its own within a sentence.
+_SEGMENT = re.compile(
+    r"(?P<join>\s*[,;]\s+(?:(?:and|but)\s+)?|\s+but\s+|\s+(?=with(?:out)?\s)"
+    r"|\s+and\s+(?=(?:(?:the|there|no|heart|lungs?|mediastin\w+|cardio\w+|cardiac|hilar|pleural"
+    r"|pulmonary|osseous|bony|tortuous|normal|stable|unchanged)\b)))",
+    re.IGNORECASE,
+)
+_COMMA_OF_ADJECTIVES = re.compile(r"\b(stable|unchanged),\s+(?=\w+ )", re.IGNORECASE)
+_CHANGE_WORD = re.compile(
+    r"\b(?:stable|unchanged|similar|same|chang\w+|interval|compar\w+|prior|previous\w*|persist\w*"
+    r"|remains?|again|re-?demonstrat\w+)\b",
+    re.IGNORECASE,
+)
+_VERB = re.compile(
+    r"\b(?:is|are|was|were|has|have|appears?|remains?|may|could|shows?|seen|noted|within|normal"
+    r"|present|identified|intact|unremarkable|clear|enlarged)\b",
+    re.IGNORECASE,
+)
+_FINITE = re.compile(
+    r"\b(?:is|are|was|were|has|have|appears?|remains?|may|could|shows?)\b", re.IGNORECASE
+)
+_NEUTRAL_TAIL = re.compile(r"(?:,?\s+and|,)\s+(?P<tail>[a-z /-]+?)\s*\.?$", re.IGNORECASE)
 
 
 def drop_priors(text: str) -> str:
@@ -307,33 +420,120 @@ def drop_priors(text: str) -> str:
 
     "Stable mild cardiomegaly compared to ___." -> "Mild cardiomegaly."
     "There is a nodule, which has increased since the prior study." -> "There is a nodule."
+    "The pneumothorax has resolved." -> "No pneumothorax."
     "The mediastinum is stable." -> "": nothing is said of the mediastinum itself.
     """
-    return each_sentence(text, _without_priors)
+    return each_sentence(text, without_priors)
 
 
-def _without_priors(sentence: str) -> str:
+def without_priors(sentence: str) -> str:
+    """One sentence, as `drop_priors`; "" where it only compares."""
     if not _TRIGGER.search(sentence):
         return sentence
-    if _DROPPED.match(sentence) or _is_gone(sentence):
+    if _DROPPED.match(sentence) and not holds_finding(sentence):
         return ""
-    changed = sentence
-    for pattern, replacement in _PHRASES:
-        changed = pattern.sub(replacement, changed)
+    gone = _as_negative(sentence)
+    if gone is not None:
+        return gone
+    pruned = _pruned(sentence)
+    changed = _NEARLY_GONE.sub(" ", _LUNGS_CLEARED.sub("lungs are clear", pruned))
+    changed = _replaced(changed)
     if changed == sentence:
         return sentence
     changed = mended(changed)
-    if says_nothing(changed):
+    if says_nothing(changed) or (_DROPPED.match(changed) and not holds_finding(changed)):
         return ""
-    if not _PREDICATE_GONE.search(changed) and _PREDICATE_GONE.search(sentence):
+    if not has_verb(changed):
         changed = mended(re.sub(r"^the\s+", "", changed, flags=re.IGNORECASE))
+    tail = _NEUTRAL_TAIL.search(changed)
+    if tail and not _VERB.search(changed) and says_nothing(tail["tail"]) and not re.search(
+        r"\b(?:left|right|both)\b", tail["tail"]
+    ):
+        changed = mended(changed[: tail.start()] + ".")
     return changed
 
 
-def _is_gone(sentence: str) -> bool:
-    """Whether a sentence only tells of what is no longer there."""
-    match = _GONE.match(sentence)
-    if match is None:
-        return False
-    opening = re.match(r"^there (?:is|are|has been|have been)\b", sentence, re.IGNORECASE)
-    return _ANOTHER_CLAUSE.search(sentence, opening.end() if opening else 0) is None
+def _replaced(text: str) -> str:
+    for pattern, replacement in _PHRASES:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def _as_negative(sentence: str) -> str | None:
+    """ "No <what is gone>", with what else the sentence says; None where nothing is gone."""
+    for pattern in _GONE:
+        match = pattern.match(sentence)
+        if match is None:
+            continue
+        noun = _GONE_ARTICLE.sub("", match["np"])
+        if re.search(r"\b(?:no|not|is|are|but|one of|some of|may|nearly|almost)\b", noun, re.I):
+            return None
+        if not holds_finding(noun):
+            return None if re.search(r"\blungs?\b", noun, re.I) else without_priors(
+                re.sub(r"^[\s,;.]+(?:and|but)?\s*", "", match["rest"] or "").strip()
+            )
+        noun = re.sub(r"\band\b", "or", noun)
+        rest = match["rest"] or "."
+        rest = re.sub(r"^\s+with no\b", ", no", rest)
+        rest = re.sub(r"^\s+without\b", ", no", re.sub(r"^\s+with\b", ";", rest))
+        return mended(_replaced(f"No {noun}{rest}"))
+    return None
+
+
+def _pruned(sentence: str) -> str:
+    """Without the clauses that say of a part of the body only that it did not change."""
+    pieces = _SEGMENT.split(_COMMA_OF_ADJECTIVES.sub(r"\1 ", sentence))
+    clauses, joins = _merged(pieces[::2], pieces[1::2])
+    if len(clauses) < 2:
+        return sentence
+    kept: list[str] = []
+    dropped = False
+    for index, clause in enumerate(clauses):
+        bare = re.sub(r"^with(?:out)?\s+", "", clause, flags=re.IGNORECASE)
+        compares = _CHANGE_WORD.search(bare) is not None
+        left = _replaced(bare) if compares else bare
+        empty = says_nothing(left) or bool(compares and _DROPPED.match(bare))
+        verbless = _VERB.search(left) is None
+        if (
+            empty
+            and not holds_finding(bare)
+            and (compares or (dropped and verbless))
+            and not _completed(clauses, index)
+        ):
+            dropped = True
+            continue
+        if kept:
+            kept.append(joins[index - 1])
+        elif dropped:
+            clause = re.sub(r"^(?:with no|without)\s+", "no ", clause, flags=re.IGNORECASE)
+            clause = re.sub(r"^with\s+", "", clause, flags=re.IGNORECASE)
+        kept.append(clause)
+    if not dropped:
+        return sentence
+    text = mended("".join(kept))
+    return text if not text or text[-1] in ".!?" else f"{text}."
+
+
+def _merged(clauses: list[str], joins: list[str]) -> tuple[list[str], list[str]]:
+    """"and" joins two clauses only where both have a verb; else it joins two nouns."""
+    merged, kept = [clauses[0]], []
+    for join, clause in zip(joins, clauses[1:], strict=True):
+        bare = join.strip().lower() == "and"
+        if bare and not (_FINITE.search(merged[-1]) and _FINITE.search(clause)):
+            merged[-1] += join + clause
+        else:
+            kept.append(join)
+            merged.append(clause)
+    return merged, kept
+
+
+def _completed(clauses: list[str], index: int) -> bool:
+    """Whether the clause is the subject of the next one: "stable heart size and lungs are clear"."""
+    clause = clauses[index]
+    following = clauses[index + 1] if index + 1 < len(clauses) else ""
+    if re.match(r"^(?:since|compared|in comparison|when compared|in the)\b", clause, re.I):
+        return True
+    return _VERB.search(clause) is None and bool(
+        re.match(r"^(?:\w+\s+){0,4}?(?:is|are|appears?|remains?)\b", following)
+        and not re.match(r"^(?:the|there|heart|lungs?|no|cardi\w+)\b", following, re.I)
+    )

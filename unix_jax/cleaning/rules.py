@@ -9,10 +9,12 @@ changed something.
 import dataclasses
 import html
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
-from unix_jax.cleaning.placeholders import drop_placeholders
-from unix_jax.cleaning.priors import drop_priors
+from unix_jax.cleaning.facts import holds_finding, states_something
+from unix_jax.cleaning.guard import broken, refusal, speaks_of_prior
+from unix_jax.cleaning.placeholders import ANY_MARK, drop_placeholders, without_placeholders
+from unix_jax.cleaning.priors import drop_priors, without_priors
 from unix_jax.cleaning.sentences import (
     each_sentence,
     list_number,
@@ -23,29 +25,62 @@ from unix_jax.cleaning.sentences import (
 
 Rule = Callable[[str], str]
 
+_PERSON = (
+    r"(?:Drs?\b\.?|M[DO]s?\b|(?:house|care|primary|clinical|medical|surgical|ICU|ED|ER|trauma|covering)"
+    r" (?:staff|team|officer)|(?:the )?(?:\w+ )?(?:physicians?|providers?|clinicians?|doctors?|nurses?"
+    r"|residents?|radiologists?|team)\b|R\.?N\b)"
+)
+_TOLD = (
+    r"(?:discuss\w*|communicat\w+|convey\w+|notif\w+|telephon\w+|phoned?|pag(?:ed|er|ing)|call(?:ed)?"
+    r"|relay\w+|e-?mail\w*|told|text(?:ed)?|inform\w+|made aware|alerted|advised|brought to"
+    r"|report(?:ed)?|transmitted|review\w*|sent|given|acknowledg\w+|confirm\w+|d/w|flagged|messaged)"
+)
 _NOTES = re.compile(
-    r"\b(?:tele)?phoned?\b|\bpag(?:ed|er)\b|\bDrs?\.|\bnotif(?:y|ied|ication)\b|\bprimordial\b"
+    r"\b(?:tele)?phoned?\b|\btelephone\b|\bpag(?:ed|er|ing)\b|\bDrs?\b\.?(?=\s)"
+    r"|\bnotif(?:y|ied|ication)\b|\bprimordial\b"
     r"|\bveriphy\b|\bcommunicated\b|\bconveyed\b|\bcritical results?\b|\bdictat(?:ed|ion|ing)\b"
-    r"|\b(?:were|was|been|I) discussed\b|\blike to discuss\b|\binformed of\b|\backnowledg"
-    r"|\bcertified radiologist\b|\bstaff radiologist\b|\belectronically signed\b"
-    r"|\bthank(?:s| you)\b"
+    r"|\b(?:were|was|been|I) discussed\b|\bdiscussed with\b|\blike to discuss\b|\binformed of\b"
+    r"|\backnowledg|\bcertified radiologist\b|\bstaff radiologist\b|\belectronically signed\b"
+    r"|\bthank(?:s| you)\b|\bd/w\b|\bmade aware\b|\brelayed\b|\bcalled (?:to|in|by|at)\b"
+    r"|\bwas (?:told|called|alerted|texted|messaged)\b"
     r"|\bopportunity to assist\b|\bquestions (?:about|regarding|concerning)\b"
-    r"|\b(?:attending|referring|ordering) (?:physician|provider|clinician)|\bread[- ]?back\b"
-    r"|\be-?mail(?:ed)?\b|\breceipt of\b|\btranscri(?:bed|ption)\b",
+    r"|\b(?:attending|referring|ordering) (?:physician|provider|clinician|doctor)|\bread[- ]?back\b"
+    r"|\be-?mail(?:ed)?\b|\breceipt of\b|\btranscri(?:bed|ption)\b"
+    rf"|\b{_TOLD} (?:to|with|by) (?:the )?{_PERSON}|\bnote to (?:the )?{_PERSON}",
+    re.IGNORECASE,
+)
+# A finding that a person was told of: "Dr. ___ was notified of the large pneumothorax at 5 pm."
+_WHEN_TOLD = (
+    r"(?:\s*,?\s+(?:(?:at|by|via|on|in|over|around|approximately|immediately|upon|directly)\b"
+    r"\s*(?:the\s+)?(?:time of|\d|___|_{2,}|X{3,}|\[\*\*|phone|telephone|person|pager|e-?mail"
+    r"|secure|discovery|today|approximately|about|dictation|\w+day).*))?\s*[.;]?$"
+)
+_TOLD_OF = re.compile(
+    rf"^[^,;]*?\b(?:(?:was|were|has been|have been|is|are)\s+)?(?:(?:also|immediately|directly|urgently"
+    rf"|promptly|verbally)\s+)*{_TOLD}\s+(?:(?:of|about|regarding|concerning)\s+|that\s+"
+    rf"(?:there (?:is|was)\s+)?)(?P<finding>.+?){_WHEN_TOLD}",
+    re.IGNORECASE,
+)
+_FINDING_OF = re.compile(
+    r"^(?:the\s+)?(?:findings?|results?|presence|discovery|diagnosis)\s+of\s+(?P<finding>[^;]+?)\s+"
+    rf"(?:was|were|has been|have been)\s+(?:\w+ly\s+)?{_TOLD}\b.*$",
+    re.IGNORECASE,
+)
+# An opening that tells who looked: "After review with the staff radiologist there is ..."
+_REVIEWED_BY = re.compile(
+    rf"^(?:after|upon|following|on|per|as per|in)\s+[^.;]*?\b{_PERSON}(?:\s+(?:\S*(?:X{{3,}}|_{{2,}})\S*))*"
+    r"\s*,?\s+(?=(?:there (?:is|are)|the|an?|no|we)\b)",
     re.IGNORECASE,
 )
 # What follows the finding in its sentence: "... of the mass, discussed with Dr. Smith at 5 pm."
 _NOTE_AT_END = re.compile(
-    r",?\s+(?:and\s+)?(?:(?:this|these|which|findings?)\s+)?(?:was|were)?\s*"
-    r"(?:discussed with|communicated to|conveyed to|telephoned to|reported to|called to"
-    r"|d/w)\b.{0,300}$",
+    r"[,;:(-]*\s+(?:(?:and|as|which|that)\s+)*(?:(?:this|these|the|above|findings?|results?|it|critical)"
+    r"\s+)*(?:(?:was|were|is|has been|have been|being|will be)\s+)?(?:\w+ly\s+)?"
+    rf"(?:{_TOLD}\s+(?:(?:to|with|by|via|in|at|over|on|as)\b|(?:the\s+)?{_PERSON}|_{{2,}}|X{{3,}}).{{0,300}}$"
+    rf"|(?:per|by)\s+{_PERSON}.{{0,200}}$)",
     re.IGNORECASE,
 )
-_FINDING = re.compile(
-    r"\b(?:opacit|effusion|pneumothora|consolidat|edema|atelecta|nodul|mass\b|cardiomegal|fractur"
-    r"|infiltrat|pneumonia|enlarge|lesion|airspace|congestion)",
-    re.IGNORECASE,
-)
+_NOTE_CLAUSE = re.compile(r"\s*(?:[;,]|\s(?:and|but)(?=\s+(?:Dr|the (?:ordering|referring)))|\s-)\s*")
 
 _VIEW = (
     r"(?:(?:PA|AP|posteroanterior|anteroposterior|frontal|lateral|portable|upright|supine|erect"
@@ -55,7 +90,7 @@ _VIEW = (
     r"(?:\(?(?:on|with) (?:two|\d) cassettes\)?\s+)?(?:and\s+)?)"
 )
 _PICTURE = (
-    r"(?:chest\s+)?(?:views?|radiographs?|projections?|films?|images?|x-?\s?(?:rays?|XXXX)"
+    r"(?:chest\s+)?(?:views?|radiographs?|projections?|films?|images?|(?:x-?\s?rays?|x-\s?XXXX)"
     r"|examinations?|exam|study|radiography|chest)"
     r"(?:\s+(?:of\s+)?(?:the\s+)?(?:chest|thorax))?"
     r"(?:\s+XXXX(?:[/,\s]+XXXX){0,3})?"
@@ -70,12 +105,16 @@ _VIEW_ONLY = re.compile(
 _CONSISTS = re.compile(r"\bexamination consists of\b|^technique\s*:|^views?\s*:", re.IGNORECASE)
 _CHEST_ONLY = re.compile(
     r"^(?:(?:portable|two[- ]view|frontal|single[- ]view|AP|PA)\s+)*"
-    r"(?:chest\s+(?:radiographs?|x-?\s?(?:rays?|XXXX)|films?)|radiographs? of the chest)[.:]*$",
+    r"(?:chest\s+(?:radiographs?|(?:x-?\s?rays?|x-\s?XXXX)|films?)|radiographs? of the chest)[.:]*$",
     re.IGNORECASE,
 )
 _VIEW_SHOWS = re.compile(
     rf"^(?:{_VIEW}){{1,6}}{_PICTURE}(?P<with>\s+with\s+[^.]{{3,80}}?)?\s+"
     r"(?:again\s+)?(?:shows?|demonstrates?|reveals?)(?:\s+that)?\s+(?P<rest>\S.*)$",
+    re.IGNORECASE,
+)
+_SHOWN_TO_BE = re.compile(
+    r"^((?:the )?[\w ,]+?)(?: to be|) (?=(?:within normal|normal\.?$|clear\.?$|unremarkable\.?$))",
     re.IGNORECASE,
 )
 _VIEW_HEAD = re.compile(
@@ -93,11 +132,13 @@ class Cleaned:
     """Sections of a report after the rules; "" for one that is absent or of which nothing is left.
 
     applied: names of the rules that changed a section, in their order.
+    refused: why the report must be set aside, a reason per sentence that no rule may change.
     """
 
     findings: str
     impression: str
     applied: tuple[str, ...]
+    refused: tuple[str, ...] = ()
 
 
 def drop_markup(text: str) -> str:
@@ -110,17 +151,40 @@ def drop_notes(text: str) -> str:
     """Without who was told what, by telephone or otherwise, signatures and thanks.
 
     "Mass in the left lung, discussed with Dr. Smith at 5 pm." -> "Mass in the left lung."
+    "Dr. Smith was notified of the left pneumothorax." -> "Left pneumothorax."
     """
+    return each_sentence(text, without_notes)
 
-    def change(sentence: str) -> str:
-        if not _NOTES.search(sentence) and not _NOTE_AT_END.search(sentence):
-            return sentence
-        head = _NOTE_AT_END.sub(".", sentence)
-        if head != sentence and _FINDING.search(head) and not _NOTES.search(head):
-            return mended(head)
+
+def without_notes(sentence: str) -> str:
+    """One sentence, as `drop_notes`; it is cut at the note where it also holds a finding."""
+    if not _NOTES.search(sentence) and not (
+        _NOTE_AT_END.search(sentence) and re.search(_PERSON, sentence)
+    ):
+        return sentence
+    if not states_something(sentence):
         return ""
+    for cut in _note_cuts(sentence):
+        if cut and not _NOTES.search(cut) and not refusal(sentence, cut):
+            return cut
+    return ""
 
-    return each_sentence(text, change)
+
+def _note_cuts(sentence: str) -> Iterator[str]:
+    """The sentence without the note, in several ways."""
+    yield mended(_NOTE_AT_END.sub(".", sentence))
+    opened = _REVIEWED_BY.sub("", sentence, count=1)
+    if opened != sentence:
+        yield mended(opened)
+    for pattern in (_FINDING_OF, _TOLD_OF):
+        found = pattern.match(sentence)
+        if found:
+            yield mended(re.sub(r"^(?:the|an?)\s+", "", found["finding"], flags=re.I) + ".")
+    clauses = _NOTE_CLAUSE.split(sentence)
+    kept = [c for c in clauses if not _NOTES.search(c) and not _NOTE_AT_END.search(f" {c}")]
+    yield mended(", ".join(kept).rstrip(".") + ".")
+    kept = [c for c in kept if states_something(c)]
+    yield mended(", ".join(kept).rstrip(".") + ".")
 
 
 def drop_views(text: str) -> str:
@@ -131,22 +195,25 @@ def drop_views(text: str) -> str:
     A view within a sentence stays: "not seen on the lateral view" bounds what is said.
     """
 
-    def change(sentence: str) -> str:
-        if _VIEW_ONLY.match(sentence) or _CONSISTS.search(sentence) or _CHEST_ONLY.match(sentence):
-            return ""
-        shown = _VIEW_SHOWS.match(sentence)
-        if shown is None:
-            return (
-                mended(_VIEW_HEAD.sub("", sentence, count=1))
-                if _VIEW_HEAD.match(sentence)
-                else sentence
-            )
-        # Devices that lie over the chest are worth a sentence of their own.
-        overlying = (shown["with"] or "").removeprefix(" with").strip()
-        rest = re.sub(r"\bto be (?=within|normal|clear|unremarkable)", "", shown["rest"])
-        return " ".join(filter(None, (mended(f"{overlying}.") if overlying else "", mended(rest))))
+    return each_sentence(text, without_views)
 
-    return each_sentence(text, change)
+
+def without_views(sentence: str) -> str:
+    """One sentence, as `drop_views`."""
+    if _VIEW_ONLY.match(sentence) or _CONSISTS.search(sentence) or _CHEST_ONLY.match(sentence):
+        return ""
+    shown = _VIEW_SHOWS.match(sentence)
+    if shown is None:
+        return (
+            mended(_VIEW_HEAD.sub("", sentence, count=1))
+            if _VIEW_HEAD.match(sentence)
+            else sentence
+        )
+    # Devices that lie over the chest are worth a sentence of their own.
+    overlying = (shown["with"] or "").removeprefix(" with").strip()
+    rest = _SHOWN_TO_BE.sub(r"\1 is ", shown["rest"])
+    rest = re.sub(r"\b(\w+s) is (?=within|normal|clear|unremarkable)", r"\1 are ", rest)
+    return " ".join(filter(None, (mended(f"{overlying}.") if overlying else "", mended(rest))))
 
 
 def tidy_space(text: str) -> str:
@@ -172,14 +239,73 @@ RULES: Mapping[str, Rule] = {
     "placeholders": drop_placeholders,
     "space": tidy_space,
 }
+"""Each rule on the text of a section, unguarded."""
+
+_SENTENCE_RULES: Mapping[str, Rule] = {
+    "notes": without_notes,
+    "views": without_views,
+    "priors": without_priors,
+    "placeholders": without_placeholders,
+}
 
 
 def clean_sections(findings: str, impression: str) -> Cleaned:
-    """Both sections after every rule, in the order of `RULES`."""
-    applied = []
-    for name, rule in RULES.items():
-        before = findings, impression
-        findings, impression = rule(findings), rule(impression)
-        if (findings, impression) != before:
-            applied.append(name)
-    return Cleaned(findings, impression, tuple(applied))
+    """Both sections after every rule, in the order of `RULES`, each under the guard.
+
+    A sentence that a rule cannot change without losing a finding, bringing one in or breaking the
+    sentence is left as it is, and named in `refused`.
+    """
+    applied: set[str] = set()
+    refused: list[str] = []
+    sections = [_cleaned(section, applied, refused) for section in (findings, impression)]
+    return Cleaned(
+        sections[0],
+        sections[1],
+        tuple(name for name in RULES if name in applied),
+        tuple(dict.fromkeys(refused)),
+    )
+
+
+def _cleaned(section: str, applied: set[str], refused: list[str]) -> str:
+    text = drop_markup(section)
+    if text != section:
+        applied.add("markup")
+    text = each_sentence(text, lambda sentence: _by_every_rule(sentence, applied, refused))
+    tidy = tidy_space(text)
+    if tidy != text:
+        applied.add("space")
+    if not tidy and holds_finding(section) and not refused:
+        refused.append("nothing would be left of a section that holds a finding")
+    return tidy
+
+
+def _by_every_rule(sentence: str, applied: set[str], refused: list[str]) -> str:
+    text = sentence
+    for name, rule in _SENTENCE_RULES.items():
+        changed = rule(text)
+        if changed == text:
+            continue
+        reason = refusal(text, changed, hidden=name == "placeholders")
+        if reason:
+            refused.append(f'{name}: "{_short(sentence)}" {reason}')
+            return sentence
+        applied.add(name)
+        text = changed
+        if not text:
+            return ""
+    if speaks_of_prior(text):
+        if not states_something(text) and not refusal(text, ""):
+            applied.add("priors")
+            return ""
+        refused.append(f'priors: "{_short(sentence)}" still speaks of change')
+        return sentence
+    if text != sentence and broken(sentence, text):
+        if not refusal(sentence, "", hidden=ANY_MARK.search(sentence) is not None):
+            return ""
+        refused.append(f'"{_short(sentence)}" would be no sentence: "{_short(text)}"')
+        return sentence
+    return text
+
+
+def _short(sentence: str) -> str:
+    return sentence if len(sentence) <= 160 else f"{sentence[:157]}..."

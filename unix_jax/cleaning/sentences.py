@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 # A sentence ends at a full stop before a space, but not behind a title or a list number.
 _END = re.compile(
     r"(?<!\bDr\.)(?<!\bDrs\.)(?<!\bMr\.)(?<!\bMrs\.)(?<!\bMs\.)(?<!\bvs\.)(?<!\bapprox\.)"
-    r"(?<!^\d\.)(?<!\s\d\.)(?<!\s\d\d\.)(?<!\bno\.)(?<=[.!?])\s+",
+    r"(?<!^\d\.)(?<!\s\d\.)(?<!\s\d\d\.)(?<!\bno\.)(?<=[.!?])"
+    r"(?<!\b[ap]\.m\.)\s+|(?<=[ap]\.m\.)\s+(?=(?-i:[A-Z]))",
     re.IGNORECASE,
 )
 _LIST_NUMBER = re.compile(r"^(\d{1,2})[.)](?!\d)\s*")
@@ -216,9 +217,22 @@ def mended(sentence: str) -> str:
     if not _LETTER.search(sentence):
         return ""
     sentence = _A_VOWEL.sub(r"\1n", _AN_CONSONANT.sub(r"\1", sentence))
+    sentence = _agreeing(sentence)
     # Beyond ASCII a capital may be another letter: that of µ is no longer a unit.
     first = sentence[0].upper() if sentence[0].isascii() else sentence[0]
     return first + sentence[1:]
+
+
+_SINGULAR_SUBJECT = re.compile(
+    r"^((?:the )?(?:heart|mediastinum|aorta|(?:heart|cardiac) size|spine|thorax)) (are|appear)\b",
+    re.IGNORECASE,
+)
+
+
+def _agreeing(sentence: str) -> str:
+    """The verb in the singular where one thing is left of several: "Heart are" -> "Heart is"."""
+    verbs = {"are": "is", "appear": "appears"}
+    return _SINGULAR_SUBJECT.sub(lambda m: f"{m[1]} {verbs[m[2].lower()]}", sentence)
 
 
 def says_nothing(sentence: str) -> bool:

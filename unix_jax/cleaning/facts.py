@@ -1,0 +1,236 @@
+"""What a report states, counted: the guard that stands over every rule and every rewrite.
+
+The guard knows nothing of the rules. It reads finding words and devices with their polarity, sides,
+measurements, negations, doubts and statements that something is normal. A text that was changed may
+have neither more nor fewer of them. Where the lexicon is wrong it is wrong before and after alike.
+"""
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Iterator
+
+# One name of each device, and the ways in which reports write it.
+DEVICES = {
+    "endotracheal tube": r"endotracheal|\bett?\b|\bintubat",
+    "tracheostomy": r"tracheostomy",
+    "nasogastric tube": r"nasogastric|\bng\b|\bngt\b",
+    "orogastric tube": r"orogastric|\bog\b|\bogt\b",
+    "Dobhoff tube": r"dobb?-?hoff",
+    "feeding tube": r"feeding tube|dobb?-?hoff",
+    "chest tube": r"chest tube|thoracostomy|pleural (?:drain|catheter)|pigtail|drainage catheter",
+    "drain": r"\bdrain(?:s|age)?\b|pigtail",
+    "PICC": r"\bpicc\b|peripherally inserted",
+    "port": r"\bport(?:-?a-?cath)?s?\b|\bmediport",
+    "dialysis catheter": r"dialysis",
+    "pulmonary artery catheter": r"swan|pulmonary artery catheter",
+    "Hickman": r"hickman",
+    "pacemaker": r"pacemaker|\bpac(?:ing|er)\b",
+    "defibrillator": r"\ba?icd\b|defibrillator",
+    "sternal wires": r"stern\w+ wire|cerclage|median wire",
+    "clips": r"\bclips?\b",
+    "stent": r"\bstents?\b|endograft|stent[- ]graft",
+    "valve prosthesis": r"prosthetic valve|valv\w* (?:replacement|prosthes[ie]s|ring|repair)"
+    r"|artificial valve|annuloplasty|\btavr\b|prosthetic \w+ valve",
+    "balloon pump": r"balloon pump|\biabp\b",
+    "ventricular assist device": r"\blvad\b|assist device|impella",
+    "ECMO cannula": r"\becmo\b|cannula",
+    "rods, screws or plates": r"\brods?\b|\bscrews?\b|hardware|fixation|\bplates?\b(?!-?like)",
+    "joint replacement": r"arthroplasty|joint (?:replacement|prosthesis)|humeral prosthesis",
+    "vena cava filter": r"\bfilter\b",
+    "shunt": r"\bshunt\b",
+    "stimulator": r"stimulator",
+    "loop recorder": r"loop recorder",
+    "monitor leads": r"monitor",
+    "coils": r"\bcoils?\b",
+}
+
+# Stems, so that singular and plural, noun and verb count as one. The name of a word is its first
+# alternative.
+_STEMS = (
+    "abnormalit abscess adenopath|lymphaden airspace|air[-\\s]space air-fluid aneurysm arthri asbest "
+    "atelecta atheroscler blunt|obliterat bronchiect bulla|bulle|bleb calcif cancer|carcinom "
+    "cardiomegal cavit|cavern cephaliz collaps compressi congest consolidat contusion copd crowd "
+    "cuffing curvature cyst deform degenerat deminerali densit deviat diseas dislocat|sublux "
+    "displace dissect dilat|ectasi|ectatic disten edema effusion elevat embol emphysem empyem "
+    "enlarg eros eventrat failure fibros|fibrot flatten fluid foreign fractur|fx\\b granulom haz[ie] "
+    "hemothora hemorrhag|hematoma|bleed hernia hyperinflat|hyperexpan|hyperaerat|overinflat "
+    "hyperlucen|lucen|radiolucen hypertroph infarct infect infiltrat inflammat interstit kerley "
+    "kypho lesion lymphoma malignan malposition|misplac marking mass(?:es)?\\b metasta neoplas nodul "
+    "(?<!lymph\\s)nodes? obscur opaci osteopeni|osteopor osteophyt|spur perforat pneumatocel pneumomediast "
+    "pneumonia pneumonit pneumoperiton|free\\s(?:intra\\w+\\s)?(?:air|gas) pneumothora|ptx "
+    "prominen reticul retract sarcoid scar sclero scolio|dextrosc|levosc sequela shift spondyl "
+    "stenos subcutaneous\\s(?:air|gas)|crepitus tension thicken tortuo|unfold tubercul|tb\\b "
+    "tumou?r varic volume\\sloss|loss\\sof\\svolume wedg(?:e|ing) widen sternotomy cabg|bypass "
+    "cholecystectomy mastectomy thoracotomy lobectomy|pneumonectomy surger|surgic|postop|postsurg "
+    "bullet|shrapnel catheter tubes?\\b leads?\\b wires?\\b sutures?|staples? prosthe replacement "
+    "(?:venous|central|jugular|arterial|subclavian)\\slines? generator devices?\\b process\\b"
+)
+_WORDS = {
+    re.sub(r"[(\\?].*", "", stem.split("|")[0]) or "line": re.compile(
+        rf"(?<![a-z])(?:{stem})", re.IGNORECASE
+    )
+    for stem in _STEMS.split()
+} | {name: re.compile(pattern, re.IGNORECASE) for name, pattern in DEVICES.items()}
+_ANY_WORD = re.compile(
+    "|".join(f"(?:{pattern.pattern})" for pattern in _WORDS.values()), re.IGNORECASE
+)
+# What must never change its count, and is named first when it does.
+_CRITICAL = ("pneumothora", "tension", "pneumoperiton", "hemothora", "hemorrhag", "malposition")
+
+# Words that deny. What denies only a change or an earlier examination denies no finding.
+_ABSENT = (
+    r"(?<!nearly )(?<!almost )(?<!partially )(?<!partly )(?<!mostly )(?<!largely )"
+    r"(?<!incompletely )(?<!not )(?<!near )(?<!substantially )(?<!to )(?<!until )(?<!has been )"
+)
+_OF_CHANGE = (
+    r"(?!(?:\W+(?:of|any|significant(?:ly)?|interval|appreciabl[ey]|substantial(?:ly)?|definite(?:ly)?"
+    r"|obvious|relevant|gross(?:ly)?|evidence of|further|apparent|evident|marked(?:ly)?|been|the"
+    r"|available|XXXX|_{2,}|much|major|acute|radiographic|any|clear|visible|additional|other"
+    r"|convincing|large|overall|great(?:ly)?|previous|other|suspicious|detrimental|short|focal"
+    r"|concerning)){0,3}"
+    r"\W+(?:chang\w+|comparisons?|priors?|previous(?:ly)?|increas\w+|decreas\w+|improve\w*"
+    r"|progress\w*|worsen\w*|older?|different\w*|difference|interval change|longer))"
+)
+_NEGATION = re.compile(
+    rf"\b(?:no|not|without|absent|absence|free of|negative for|neither|nor|cannot(?! be excluded)"
+    rf"|nothing|none|never|lack(?:s|ing)?)\b{_OF_CHANGE}"
+    rf"|\bno longer\b|\b(?:removal|resolution) of\b|{_ABSENT}\bresolved\b"
+    rf"|{_ABSENT}\b(?:been )?(?:cleared|removed)\b|\binterval extubat",
+    re.IGNORECASE,
+)
+_DENIES_BEFORE = re.compile(
+    rf"{_ABSENT}\b(?:resolved|cleared|removed)(?=\W*$)|\bno longer\b|\bnot (?:\w+ )?(?:seen|present"
+    rf"|identified|visualized|evident|visible|demonstrated|appreciated)\b|\b(?:is|are) absent\b"
+    rf"|\b(?:has|have) (?:\w+ )?{_ABSENT}(?:resolved|cleared|been removed)",
+    re.IGNORECASE,
+)
+_SCOPE_END = re.compile(
+    r"[.;:]|\b(?:but|however|although|though|except|other than|there (?:is|are)|which|while"
+    r"|otherwise)\b",
+    re.IGNORECASE,
+)
+_CLAUSE = re.compile(
+    r"[.;:](?=\s|$)|\b(?:but|however|although|though|while)\b|,\s+(?=no\b|there\b|without\b)",
+    re.IGNORECASE,
+)
+
+# Not seen earlier is no negative finding; a finding that grew is the finding.
+_OF_PRIORS = re.compile(
+    r"\bnot\s+(?:\w+\s+){0,5}?(?:on|in|from)\s+(?:the\s+|an?\s+|his\s+|her\s+|that\s+)?(?:\w+\s+)?"
+    r"(?:prior|previous|comparison|earlier|preceding)\b|\bnot\s+(?:\w+\s+)?(?:seen|present"
+    r"|visualized|identified)\s+(?:previously|before)\b"
+    r"|\binterval enlargement\b|\b(?:has|have)\s+(?:\w+ly\s+)?enlarged\b",
+    re.IGNORECASE,
+)
+
+_HEDGE = re.compile(
+    r"\b(?:may|might|could|possibl[ey]|possibility|probabl[ey]|likely|suspect\w*|suspicious"
+    r"|suspicion|suggest\w*|question\w*|presum\w+|equivocal|indeterminate|concern(?:ing)?(?: for)?"
+    r"|cannot be excluded|not excluded|versus|vs|favor\w*|consider(?:ation)?"
+    r"|compatible|consistent)\b",
+    re.IGNORECASE,
+)
+_NORMAL = re.compile(
+    r"\b(?:normal|unremarkable|clear(?!\w)|intact|within (?:the )?(?:\w+ )?(?:normal )?limits"
+    r"|negative)\b",
+    re.IGNORECASE,
+)
+_SIDES = {
+    "left": re.compile(r"\b(?:left|L(?:UL|LL)|lt)\b|\bleft(?=\w)", re.IGNORECASE),
+    "right": re.compile(r"\b(?:right|R(?:UL|ML|LL)|rt)\b|\bright(?=\w)", re.IGNORECASE),
+    "bilateral": re.compile(
+        r"\b(?:bilateral(?:ly)?|bibasilar|biapical|bihilar|both)\b", re.IGNORECASE
+    ),
+}
+_MEASURE = re.compile(
+    r"(?<![\w.])(?P<size>\d+(?:\.\d+)?)(?:\s*x\s*\d+(?:\.\d+)?)*\s*-?(?P<unit>mm|cm|centimeters?"
+    r"|millimeters?|%|French)(?![a-z])"
+    r"|(?<![\w.])(?P<vertebra>[TL]\d{1,2})(?!\w)|\b(?P<rib>\d{1,2})(?:st|nd|rd|th)\b",
+    re.IGNORECASE,
+)
+_NAMES = {"+": "the finding", "-": "the negative finding"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """Counts of one text, by the words that a message can name."""
+
+    counts: Counter[str]
+
+    @property
+    def findings(self) -> Counter[str]:
+        """Finding words and devices, present or denied, with sides and measurements."""
+        return Counter({k: n for k, n in self.counts.items() if not k.startswith(("normal", "doubt"))})
+
+
+def facts(text: str) -> Facts:
+    """Everything counted in `text`, which may be a sentence or a section."""
+    text = _OF_PRIORS.sub(" ", text)
+    counts: Counter[str] = Counter()
+    for clause in _clauses(text):
+        counts.update(_in_clause(clause))
+    counts.update(
+        f'the side "{side}"' for side, pattern in _SIDES.items() for _ in pattern.finditer(text)
+    )
+    counts.update(f'the number "{number}"' for number in measurements(text))
+    counts.update("a negation" for _ in _NEGATION.finditer(text))
+    counts.update("doubt" for _ in _HEDGE.finditer(text))
+    counts.update("normal" for _ in _NORMAL.finditer(text))
+    return Facts(counts)
+
+
+def measurements(text: str) -> Iterator[str]:
+    """Sizes with their unit, vertebrae and ribs; dates and times are none."""
+    for match in _MEASURE.finditer(text):
+        if match["size"]:
+            yield f"{match['size']} {match['unit'].lower()}"
+        else:
+            yield (match["vertebra"] or match["rib"]).upper()
+
+
+def holds_finding(text: str) -> bool:
+    """Whether a finding word, a device or a measurement is in it, present or denied."""
+    return _ANY_WORD.search(text) is not None or next(measurements(text), None) is not None
+
+
+def states_something(text: str) -> bool:
+    """Whether it holds a finding, or says that something is normal."""
+    return holds_finding(text) or _NORMAL.search(text) is not None
+
+
+def polarities(text: str) -> set[str]:
+    """Each finding word once, as "the finding ..." or "the negative finding ..."."""
+    return {name for clause in _clauses(text) for name in _in_clause(clause)}
+
+
+def _clauses(text: str) -> list[str]:
+    return [clause for clause in _CLAUSE.split(text) if clause]
+
+
+def _in_clause(clause: str) -> Iterator[str]:
+    denied = _denied_spans(clause)
+    for name, pattern in _WORDS.items():
+        for match in pattern.finditer(clause):
+            absent = any(start <= match.start() < end for start, end in denied)
+            yield f'{_NAMES["-" if absent else "+"]} "{name}"'
+
+
+def _denied_spans(clause: str) -> list[tuple[int, int]]:
+    spans = []
+    for match in _NEGATION.finditer(clause):
+        stop = _SCOPE_END.search(clause, match.end())
+        spans.append((match.start(), stop.start() if stop else len(clause)))
+    for match in _DENIES_BEFORE.finditer(clause):
+        spans.append((0, match.start()))
+    return spans
+
+
+def difference(before: Facts, after: Facts) -> tuple[list[str], list[str]]:
+    """(what was lost, what is new), critical findings first."""
+    lost, new = before.counts - after.counts, after.counts - before.counts
+    return _ordered(lost), _ordered(new)
+
+
+def _ordered(counts: Counter[str]) -> list[str]:
+    return sorted(counts, key=lambda name: (not any(word in name for word in _CRITICAL), name))
