@@ -8,10 +8,12 @@ DIR afterwards holds
     run.json          what was run: settings, sizes of the model
     tokenizer/        its files
     metrics.jsonl     one object a logged step; validation.jsonl: one a validation
-    checkpoints/      state, averaged weights, place in the data; the run continues from the newest
+    checkpoints/      state, averaged weights, place in the data; the run continues from the newest;
+                      `unix-jax export DIR` exports any of them
     frozen/           weights that the run does not change, written once
     tensorboard/ previews/ profile/
-    export/           the averaged weights for inference, and for the --init of the next stage
+    export/           weights for inference, and for the --init of the next stage: the average
+                      where there is one, or those of the last step with `--export raw`
 
 SIGTERM and Ctrl-C finish the step and write a checkpoint (exit code 0 and 130). An error that an
 input caused is one line on standard error, exit code 1.
@@ -20,7 +22,8 @@ input caused is one line on standard error, exit code 1.
 import logging
 import sys
 import time
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -28,15 +31,17 @@ import jax
 from convert.dinov2 import load_dinov2, load_dinov2_config
 from convert.load import load_config, load_model
 from unix_jax import previews
+from unix_jax.data.batch import TrainingBatch
 from unix_jax.errors import UniXError
 from unix_jax.inference.compilation import enable_compilation_cache
-from unix_jax.training import distributed, flops, start
+from unix_jax.training import average, distributed, flops, start
 from unix_jax.training.checkpoint import CheckpointStore
 from unix_jax.training.config import parse_arguments
 from unix_jax.training.dry_run import dry_run
 from unix_jax.training.export import export
 from unix_jax.training.feed import (
     Feed,
+    open_records,
     preview_records,
     training_data,
     validation_batches,
@@ -46,7 +51,7 @@ from unix_jax.training.metrics import Metrics, Window, make_reporters
 from unix_jax.training.preemption import INTERRUPTED, StopRequest
 from unix_jax.training.profiler import Profiler
 from unix_jax.training.progress import ProgressLine
-from unix_jax.training.run import make_run, terms, to_floats, validate
+from unix_jax.training.run import describe_validation, make_run, terms, to_floats, validate
 from unix_jax.training.watch import is_finite, not_finite
 
 ON_THE_LINE = ("loss", "ce", "mse", "learning_rate", "tokens_per_second", "mfu")
@@ -71,6 +76,11 @@ def train(arguments: Sequence[str]) -> int:
     primary = distributed.is_primary()
     progress = ProgressLine(shown=primary)
 
+    # ================================================================== sources of the data
+    opened = open_records(config)
+    if opened.warning:
+        progress.say(f"warning: {opened.warning}")
+
     # ================================================= what the directory holds already
     checkpoints = CheckpointStore(
         out, keep_last=config.checkpoints.keep_last, keep_best=config.checkpoints.keep_best
@@ -83,6 +93,8 @@ def train(arguments: Sequence[str]) -> int:
         if resuming
         else start.find_origin(config, load_config, load_dinov2_config)
     )
+    if resuming:
+        config = start.keep_average(out, config)
     model_config, tokenizer = origin.model_config, origin.load_tokenizer()
 
     # ============================================================================= mesh
@@ -102,9 +114,10 @@ def train(arguments: Sequence[str]) -> int:
         first, data_state = restored.step, restored.progress["data"]
         window = Window(restored.progress["window"])
         state = start.restore_frozen(out, run.target, restored.state)
+        share = start.recorded_share(restored.progress, first)
         progress.say(f"continuing from {checkpoints.path(first)}")
     else:
-        first, data_state, window = 0, None, Window()
+        first, data_state, window, share = 0, None, Window(), 1.0
         start.remember(out, config, origin)
         given = start.load_parts(
             origin, mesh, load_model, lambda: load_dinov2(str(config.rad_dino))[1]
@@ -115,11 +128,17 @@ def train(arguments: Sequence[str]) -> int:
 
     # ============================================================================= data
     vae_params = run.weights(state)[1] if config.data.moments else None
-    feed = Feed(training_data(config), model_config, tokenizer, mesh, data_state, vae_params)
-    validation, shown = [], []
+    feed = Feed(
+        training_data(config), model_config, tokenizer, mesh, data_state, vae_params,
+        opened.training,
+    )  # fmt: skip
+    validation: Iterable[TrainingBatch] = ()
+    shown = []
     if config.validate_every or config.preview_every:
-        held_out = Feed(validation_data(config), model_config, tokenizer, mesh)
-        validation = validation_batches(held_out, config) if config.validate_every else []
+        held_out = Feed(
+            validation_data(config), model_config, tokenizer, mesh, records=opened.held_out
+        )
+        validation = validation_batches(held_out, config) if config.validate_every else ()
         shown = preview_records(held_out.records, config) if config.preview_every else []
         held_out.close()
 
@@ -131,8 +150,18 @@ def train(arguments: Sequence[str]) -> int:
     stop = StopRequest()
 
     def save(step: int, data: Any, scores: Mapping[str, float] | None = None) -> None:
-        kept = {"data": data, "window": window.get_state(), "config": config.to_dict()}
+        kept = {
+            "data": data,
+            "window": window.get_state(),
+            "config": config.to_dict(),
+            "start_share": average.share_after(config.average_decay, share, first, step),
+        }
         checkpoints.save(step, start.without_frozen(state), kept, scores)
+
+    for line in average.describe(
+        config.exported, config.average_decay, share, first, config.total_steps
+    ):
+        progress.say(line)
 
     with checkpoints, metrics, progress.over(first, config.total_steps), profiler, stop:
         upcoming = next(feed, None) if first < config.total_steps else None
@@ -169,6 +198,7 @@ def train(arguments: Sequence[str]) -> int:
                     "learning_rate": values["learning_rate"],
                     "tokens_per_second": tokens / seconds,
                     "mfu": flops.utilisation(operations, seconds, mesh.size, mesh.devices.flat[0]),
+                    "image_warnings": current.info.image_warnings,
                 }
                 metrics.training(logged)
                 tokens, operations, since = 0, 0.0, time.monotonic()
@@ -180,7 +210,8 @@ def train(arguments: Sequence[str]) -> int:
             if validation and (step % config.validate_every == 0 or last):
                 scores = validate(run, state, validation, validation_key)
                 metrics.validation({"step": step, **scores})
-                progress.say(f"step {step}: validation loss {scores['loss']:.4g}")
+                for line in describe_validation(run, step, scores, last=last):
+                    progress.say(line)
             if shown and (step % config.preview_every == 0 or last):
                 for preview in previews.make(run, config, state, tokenizer, mesh, out, step, shown):
                     progress.say(f"step {step}: wrote {preview.path}")
@@ -196,16 +227,26 @@ def train(arguments: Sequence[str]) -> int:
     feed.close()
 
     # =========================================================================== export
-    fresh_feed = Feed(training_data(config), model_config, tokenizer, mesh)
+    fresh_feed = Feed(training_data(config), model_config, tokenizer, mesh, records=opened.training)
     final_config = run.final_config(state, (fed.batch for fed in fresh_feed))
     fresh_feed.close()
-    written = export(out, final_config, *run.weights(state), out / start.TOKENIZER)
-    progress.say(f"wrote {written}")
+    done = int(state.step)
+    record: dict[str, Any] = {"step": done, "weights": config.exported}
+    if config.exported == "average":
+        record["start_share"] = average.share_after(config.average_decay, share, first, done)
+    written = export(out, final_config, *run.weights(state), out / start.TOKENIZER, record=record)
+    progress.say(f"wrote {written}: {config.exported} weights of step {done}")
     return 0
+
+
+def one_line_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Prints a warning without the line of code that it comes from."""
+    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code: 0, 1 (an error, in one line), 2 (usage) or 130 (Ctrl-C)."""
+    warnings.showwarning = one_line_warning
     try:
         return train(sys.argv[1:] if arguments is None else arguments)
     except UniXError as error:

@@ -38,7 +38,7 @@ config = TrainConfig(
         b2=0.99,
         eps=1e-8,
     ),
-    autoencoder=AutoencoderObjective(kl_weight=1e-3, crop=64, crop_steps=3500, ema_decay=0.999),
+    autoencoder=AutoencoderObjective(kl_weight=1e-3, crop=64, crop_steps=3500),
     mesh="data=1",
     checkpoint_every=250,
     log_every=10,

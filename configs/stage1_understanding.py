@@ -2,7 +2,7 @@
 
     python -m convert import-janus JANUS_PRO_1B janus --vae KL_F16
     python train.py configs/stage1_understanding.py --init janus --out runs/stage1 \\
-        --data.source "mimic:MIMIC_CXR_JPG?reports=REPORTS"
+        --data.source "mimic:MIMIC_CXR_JPG?reports=clean.jsonl&views=PA,AP"
 
 The published recipe: 256 samples a step, learning rate 1e-4 after 80 steps of warm-up, 3,840 steps,
 AdamW(0.9, 0.95, eps 1e-15) without decay, clipping at 1.0. 128 rows of 1,376 tokens hold about 254
@@ -23,7 +23,7 @@ config = TrainConfig(
     stage="understanding",
     total_steps=3840,
     data=DataConfig(
-        source="mimic:mimic-cxr-jpg",
+        source="mimic:mimic-cxr-jpg?views=PA,AP",
         task="understanding",
         rows=128,
         und_tokens=1376,
@@ -34,7 +34,6 @@ config = TrainConfig(
     optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=80),
     # Every chunk adds to the gradient of the whole head: one, which holds a row's reports.
     losses=LossConfig(mse_weight=0.0, ce_chunk=512),
-    ema_decay=0.9999,
     accumulation=4,
     checkpoint_every=240,
     log_every=10,

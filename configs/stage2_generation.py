@@ -1,7 +1,7 @@
 """Stage 2: generation at 256 pixels, at published size. Trains the gen stream, its in- and outputs.
 
     python train.py configs/stage2_generation.py --init runs/stage1 --rad-dino RAD_DINO \\
-        --out runs/stage2 --data.source "mimic:MIMIC_CXR_JPG?reports=REPORTS"
+        --out runs/stage2 --data.source "mimic:MIMIC_CXR_JPG?reports=clean.jsonl&views=PA,AP"
 
 The published recipe: 256 images a step, learning rate 2e-4 after 2,000 steps of warm-up, 75,000
 steps, AdamW(0.9, 0.95, eps 1e-15) without decay, clipping at 1.0, REPA of weight 0.5 after the
@@ -22,7 +22,7 @@ config = TrainConfig(
     stage="generation",
     total_steps=75_000,
     data=DataConfig(
-        source="mimic:mimic-cxr-jpg",
+        source="mimic:mimic-cxr-jpg?views=PA,AP",
         task="generation",
         caption_dropout=0.1,
         rows=128,
@@ -36,7 +36,6 @@ config = TrainConfig(
     optimizer=OptimizerConfig(learning_rate=2e-4, warmup_steps=2000),
     losses=LossConfig(ce_weight=0.0, repa_weight=0.5, repa_layer=8),
     rad_dino="rad-dino",
-    ema_decay=0.9999,
     accumulation=4,
     checkpoint_every=1000,
     log_every=10,

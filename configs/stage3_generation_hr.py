@@ -1,7 +1,7 @@
 """Stage 3: generation at 512 pixels, at published size. Trains what stage 2 trained, without REPA.
 
     python train.py configs/stage3_generation_hr.py --init runs/stage2 --out runs/stage3 \\
-        --data.source "mimic:MIMIC_CXR_JPG?reports=REPORTS"
+        --data.source "mimic:MIMIC_CXR_JPG?reports=clean.jsonl&views=PA,AP"
 
 The published recipe: 256 images a step, learning rate 1e-4 from the first step, 5,000 steps,
 AdamW(0.9, 0.95, eps 1e-15) without decay, clipping at 1.0, captions dropped with probability 0.1.
@@ -19,7 +19,7 @@ config = TrainConfig(
     stage="generation",
     total_steps=5000,
     data=DataConfig(
-        source="mimic:mimic-cxr-jpg",
+        source="mimic:mimic-cxr-jpg?views=PA,AP",
         task="generation",
         caption_dropout=0.1,
         rows=256,
@@ -32,7 +32,6 @@ config = TrainConfig(
     model=ModelConfig(preset="published", remat="full"),
     optimizer=OptimizerConfig(learning_rate=1e-4),
     losses=LossConfig(ce_weight=0.0),
-    ema_decay=0.9999,
     accumulation=4,
     checkpoint_every=250,
     log_every=10,

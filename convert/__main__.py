@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -20,6 +20,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from convert.sources import SourceNote
 from unix_jax.errors import UniXError
 
 Dtype = Literal["keep", "bfloat16", "float32"]
@@ -31,17 +32,30 @@ class Import:
     """Published layout -> this project's checkpoint (Orbax, config, tokenizer files)."""
 
     source: tyro.conf.Positional[Path]
-    """Directory with config.json, model.safetensors and vae/."""
+    """Directory with config.json, model.safetensors and vae/; or a weight file in it."""
     out: tyro.conf.Positional[Path]
     """A new directory."""
     dtype: Dtype = "keep"
     """Type of the model's parameters; with `keep`, export gives back every bit."""
+    weights: str | None = None
+    """Which weights where there are several: `model`, `ema` (an average), or a weight file."""
+    max_latent_size: int | None = None
+    """Enlarge the latent position table to this side in tokens (published: 32, which is 512 px)."""
+    verbose: bool = False
+    """Print lists of keys in an error in full."""
 
     def run(self) -> int:
         from convert.published import import_published
 
         with _progress("import") as report:
-            import_published(self.source, self.out, self.dtype, progress=report)
+            import_published(
+                self.source,
+                self.out,
+                self.dtype,
+                weights=self.weights,
+                max_latent_size=self.max_latent_size,
+                progress=report,
+            )
         return _written(self.out)
 
 
@@ -50,7 +64,7 @@ class ImportJanus:
     """Janus-Pro layout -> start of stage 1 (und = Janus-Pro, gen = a copy of und)."""
 
     source: tyro.conf.Positional[Path]
-    """Directory with config.json and the weights."""
+    """Directory with config.json and the weights; or a weight file in it."""
     out: tyro.conf.Positional[Path]
     """A new directory."""
     dtype: Dtype = "keep"
@@ -63,6 +77,10 @@ class ImportJanus:
     """Latents along one side of a token (published: 1)."""
     seed: int = 0
     """Of the parameters that Janus-Pro does not have."""
+    weights: str | None = None
+    """Which weights where there are several: `model`, `ema` (an average), or a weight file."""
+    verbose: bool = False
+    """Print lists of keys in an error in full."""
 
     def run(self) -> int:
         from convert.janus import import_janus
@@ -76,6 +94,7 @@ class ImportJanus:
                 max_latent_size=self.max_latent_size,
                 latent_patch_size=self.latent_patch_size,
                 seed=self.seed,
+                weights=self.weights,
                 progress=report,
             )
         return _written(self.out)
@@ -89,6 +108,8 @@ class Export:
     """A directory written by `import` or by training."""
     out: tyro.conf.Positional[Path]
     """A new directory."""
+    verbose: bool = False
+    """Print lists of keys in an error in full."""
 
     def run(self) -> int:
         from convert.export import export_published
@@ -110,6 +131,8 @@ class Cast:
     """Type of the model's parameters."""
     vae_dtype: Dtype = "keep"
     """Type of the autoencoder's; bfloat16 shows in its pictures."""
+    verbose: bool = False
+    """Print lists of keys in an error in full."""
 
     def run(self) -> int:
         from convert.cast import cast
@@ -124,6 +147,8 @@ class Inspect:
     """Prints keys, shapes, types and parameter counts of a file or directory of either layout."""
 
     path: tyro.conf.Positional[Path]
+    verbose: bool = False
+    """Print lists of keys in an error in full."""
 
     def run(self) -> int:
         from convert.inspect import print_table
@@ -142,6 +167,8 @@ class Check:
     """Directory with golden.safetensors and golden.json."""
     json: Path | None = None
     """Also write the results here."""
+    verbose: bool = False
+    """Print lists of keys in an error in full."""
 
     def run(self) -> int:
         from convert.check import check
@@ -163,7 +190,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs one command; the exit code is 0, 1 (an error, in one message), 2 (usage) or 130."""
     # A polite kill cleans up as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    warnings.showwarning = lambda message, *_, **__: _say(f"warning: {message}")
+    warnings.showwarning = _show_warning
+    warnings.simplefilter("always", SourceNote)
     try:
         command: Import | ImportJanus | Export | Cast | Inspect | Check = tyro.cli(
             Command,
@@ -171,13 +199,20 @@ def main(arguments: list[str] | None = None) -> int:
             prog="python -m convert",
             description="PyTorch <-> JAX checkpoints.",
         )
-        return command.run()
-    except UniXError as error:
-        _say(f"error: {error}")
+        try:
+            return command.run()
+        except UniXError as error:
+            _say(f"error: {error.details if command.verbose else error}")
+            if not command.verbose and error.details != str(error):
+                _say("--verbose prints the lists in full")
         return 1
     except KeyboardInterrupt:
         _say("interrupted: nothing was written")
         return INTERRUPTED
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    _say(f"{'note' if issubclass(category, SourceNote) else 'warning'}: {message}")
 
 
 def _say(line: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.file_leaves import infos, table_leaves
+from convert.prefixes import known_names, unwrapped
 from convert.published import check_keys
 from convert.readers import DIRECTORY_NAMES, open_tensors
 from convert.sizes import count_layers
@@ -24,6 +25,8 @@ from unix_jax.leaves import place_tree
 from unix_jax.models.bert import CLASSES, FOUR_CLASS_HEADS, NO_FINDING_CLASSES, BertConfig
 
 WEIGHTS_NAME = "chexbert.pth"
+# That of the published file's keys.
+_PREFIX = "module."
 # The pooler is BERT's own, which CheXbert does not use; position_ids counts from 0.
 _UNUSED = re.compile(r"(module\.)?bert\.(pooler\.dense\.(weight|bias)|embeddings\.position_ids)")
 # Our field: theirs.
@@ -75,6 +78,9 @@ def chexbert_table(config: BertConfig, prefix: str = "") -> tuple[Entry, ...]:
             "no_finding", f"{prefix}linear_heads.{FOUR_CLASS_HEADS}", width, NO_FINDING_CLASSES
         ),
     )
+
+
+CHEXBERT_NAMES = known_names(chexbert_table(BertConfig()))
 
 
 def read_bert_config(raw: Any, source: str = "config.json") -> BertConfig:
@@ -131,7 +137,7 @@ def check_chexbert(config: BertConfig, tensors: TensorSource) -> tuple[Entry, ..
       CheckpointError: all keys that are missing, unexpected or mis-shaped, in one listing.
     """
     keys = tensors.keys()
-    prefix = "module." if any(key.startswith("module.") for key in keys) else ""
+    prefix = _PREFIX if any(key.startswith(_PREFIX) for key in keys) else ""
     lines: list[str] = []
     layers = count_layers(keys, f"{prefix}bert.encoder.layer")
     if layers != config.num_layers:
@@ -162,6 +168,8 @@ def load_chexbert(
     weights = find_chexbert(path)
     source = weights.parent / "config.json"
     config = read_bert_config(read_json(source), str(source)) if source.exists() else BertConfig()
-    with open_tensors(weights) as tensors:
+    with unwrapped(
+        open_tensors(weights), CHEXBERT_NAMES, keep=_UNUSED.fullmatch, usual=_PREFIX
+    ) as tensors:
         table = check_chexbert(config, tensors)
         return config, place_tree(table_leaves(table, tensors), dtype, shardings)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.file_leaves import infos, table_leaves
+from convert.prefixes import known_names, unwrapped
 from convert.published import check_keys
 from convert.readers import open_tensors
 from convert.sizes import count_layers
@@ -66,6 +67,9 @@ def dinov2_table(config: Dinov2Config) -> tuple[Entry, ...]:
     )
 
 
+DINOV2_NAMES = known_names(dinov2_table(Dinov2Config()))
+
+
 def read_dinov2_config(raw: Any, source: str = "config.json") -> Dinov2Config:
     """Sizes from the hub's `config.json`; missing fields are those of RAD-DINO.
 
@@ -101,7 +105,7 @@ def load_dinov2_config(path: str | os.PathLike[str]) -> Dinov2Config:
     Raises:
       ConfigError: as `read_dinov2_config`, or there is no such file.
     """
-    source = Path(path) / "config.json"
+    source = (Path(path).parent if Path(path).is_file() else Path(path)) / "config.json"
     return read_dinov2_config(read_json(source), str(source))
 
 
@@ -126,7 +130,7 @@ def load_dinov2(
     """(sizes, parameters of `Dinov2`) of a published directory such as `microsoft/rad-dino`'s.
 
     Args:
-      path: the directory, with `config.json` and `model.safetensors`.
+      path: the directory, with `config.json` and `model.safetensors`; or a weight file in it.
       dtype: floating type to cast to; None keeps that of the file.
       shardings: None, one `Sharding`, or a nested tree of them.
 
@@ -134,6 +138,6 @@ def load_dinov2(
       CheckpointError, ConfigError: files that are missing, broken, or do not fit each other.
     """
     config = load_dinov2_config(path)
-    with open_tensors(Path(path)) as tensors:
+    with unwrapped(open_tensors(Path(path)), DINOV2_NAMES, keep=_UNUSED.fullmatch) as tensors:
         check_dinov2(config, tensors)
         return config, place_tree(table_leaves(dinov2_table(config), tensors), dtype, shardings)

@@ -18,20 +18,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from convert.file_leaves import infos, raw_leaf, table_leaves
+from convert.prefixes import known_names, unwrapped
 from convert.published import (
     Progress,
     check_keys,
     check_vae,
+    chosen_source,
     find_vae_weights,
-    find_weights,
+    open_vae,
     parse_dtype,
     read_configurations,
+    require_average,
     verbatim_files,
 )
-from convert.readers import open_tensors
+from convert.readers import open_weights
 from convert.sizes import unix_disagreements
+from convert.source_files import refuse_links_out
 from convert.sources import TensorSource
 from convert.table import JANUS_DROPPED, UNUSED, janus_table, published_key, unix_table, vae_table
+from convert.weight_files import WeightFiles, find_weights
 from convert.yaml_file import read_yaml
 from unix_jax import checkpoint
 from unix_jax.config import SpecialTokens, UniXConfig
@@ -49,6 +54,8 @@ _TOKENS = {
     "<end_of_image>": "end_of_image",
 }
 
+JANUS_NAMES = known_names(janus_table(UniXConfig()))
+
 
 def import_janus(
     source: str | os.PathLike[str],
@@ -59,13 +66,14 @@ def import_janus(
     max_latent_size: int | None = None,
     latent_patch_size: int | None = None,
     seed: int = 0,
+    weights: str | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Converts a Janus-Pro directory to a checkpoint from which stage 1 starts.
 
     Args:
       source: a directory with `config.json`, weights (`pytorch_model.bin`, `model.safetensors`,
-        or shards of either) and tokenizer files.
+        or shards of either) and tokenizer files; or a weight file in it.
       out: a new directory.
       dtype: `keep`, or the floating type of the parameters.
       vae: the autoencoder's weight file, or a directory with it and its `config.yaml`; without
@@ -73,12 +81,13 @@ def import_janus(
       max_latent_size: side of the latent position table in tokens; by default the published one.
       latent_patch_size: latents along one side of a token; by default the published one.
       seed: of the fresh parameters.
+      weights: `model`, `ema` or a weight file, as of `import_published`.
       progress: called with (bytes since the last call, bytes in all).
 
     Raises:
       UniXError: the source is broken or does not fit its configuration, or `out` exists.
     """
-    directory = Path(source)
+    directory, file, average = chosen_source(Path(source), weights)
     raw, _ = read_configurations(directory)
     raw_vae, vae_file = (None, None) if vae is None else _vae_files(Path(vae))
     config = UniXConfig.from_published(raw, raw_vae, source=str(directory / "config.json"))
@@ -91,9 +100,16 @@ def import_janus(
     )
     config = dataclasses.replace(config, special_tokens=_special_tokens(directory, raw, config))
     kind = parse_dtype(dtype)
-    with open_tensors(find_weights(directory)) as tensors:
+    files = find_weights(directory, file or average)
+    with unwrapped(open_weights(files, average), JANUS_NAMES, average, _has_own_name) as tensors:
+        if average == "ema":
+            require_average(directory, (files, tensors))
         _check(config, raw, tensors, directory)
         leaves = _start(config, tensors, kind, seed)
+        inside = [directory / "config.json", directory / "tokenizer.json"]
+        if file is None:
+            inside += [*files.paths, *(files.paths[0].parent / n for n, _ in tensors.files())]
+        refuse_links_out(directory, inside)
         extras = {
             published: raw_leaf(tensors, key)
             for key in infos(tensors)
@@ -113,8 +129,8 @@ def import_janus(
         if vae_file is None:
             save(progress=_step(progress, total))
             return
-        with open_tensors(vae_file) as vae_tensors:
-            check_vae(config, raw_vae, vae_tensors, vae_file.parent / "config.yaml")
+        with open_vae(vae_file) as vae_tensors:
+            check_vae(config, raw_vae, vae_tensors, vae_file.paths[0].parent / "config.yaml")
             vae_leaves = table_leaves(vae_table(config.vae), vae_tensors)
             total += sum(leaf.nbytes for leaf in vae_leaves.values())
             save(vae_params=vae_leaves, progress=_step(progress, total))
@@ -124,13 +140,18 @@ def _step(progress: Progress | None, total: int) -> Callable[[int], None] | None
     return None if progress is None else lambda done: progress(done, total)
 
 
-def _vae_files(path: Path) -> tuple[dict[str, Any] | None, Path]:
+def _has_own_name(key: str) -> Any:
+    """Whether the table ignores a key of Janus-Pro."""
+    return JANUS_DROPPED.fullmatch(key) or UNUSED.fullmatch(published_key(key))
+
+
+def _vae_files(path: Path) -> tuple[dict[str, Any] | None, WeightFiles]:
     """The content of the `config.yaml` beside the weights, and the weights."""
     directory = path if path.is_dir() else path.parent
     if (path / "vae").is_dir():  # a whole published directory
         directory = path / "vae"
-    weights = find_vae_weights(directory) if path.is_dir() else path
-    if weights is None or not weights.is_file():
+    weights = find_vae_weights(directory) if path.is_dir() else WeightFiles((path,), path.name)
+    if weights is None or not weights.paths[0].is_file():
         raise CheckpointError(f"{path}: expected the autoencoder's weight file, found none")
     return read_yaml(directory / "config.yaml"), weights
 
@@ -164,7 +185,7 @@ def _check(
     check_keys(
         tensors,
         janus_table(listed),
-        lambda key: JANUS_DROPPED.fullmatch(key) or UNUSED.fullmatch(published_key(key)),
+        _has_own_name,
         [f"{directory / 'config.json'}: {line}" for line in lines],
     )
 

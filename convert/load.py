@@ -14,6 +14,7 @@ from convert.published import (
     load_published,
     read_configurations,
 )
+from convert.sources import SourceNote
 from unix_jax import checkpoint
 from unix_jax.config import UniXConfig
 from unix_jax.errors import CheckpointError
@@ -42,6 +43,7 @@ def load_model(
     Raises:
       CheckpointError, ConfigError: files that are missing, broken, or do not fit each other.
     """
+    _refuse_file(path)
     converted = checkpoint.is_checkpoint(path)
     placed = vae_placed = None
     if shardings is not None:
@@ -63,6 +65,7 @@ def load_vae(path: str | os.PathLike[str]) -> tuple[UniXConfig, dict[str, Any]]:
     Raises:
       CheckpointError, ConfigError: as `load_model`, or there is no autoencoder.
     """
+    _refuse_file(path)
     vae_params = None
     if checkpoint.is_checkpoint(path):
         config = checkpoint.load_config(path)
@@ -84,9 +87,22 @@ def load_config(path: str | os.PathLike[str]) -> tuple[UniXConfig, bool]:
     Raises:
       CheckpointError, ConfigError: as `load_model`.
     """
+    _refuse_file(path)
     if checkpoint.is_checkpoint(path):
         return checkpoint.load_config(path), checkpoint.has_vae(path)
     directory = Path(path)
     raw, raw_vae = read_configurations(directory)
     config = UniXConfig.from_published(raw, raw_vae, source=str(directory / "config.json"))
-    return config, find_vae_weights(directory / "vae") is not None
+    with warnings.catch_warnings():
+        # What is not taken is said once, when the weights are read.
+        warnings.simplefilter("ignore", SourceNote)
+        return config, find_vae_weights(directory / "vae") is not None
+
+
+def _refuse_file(path: str | os.PathLike[str]) -> None:
+    """Raises CheckpointError for a weight file, whose tokenizer would not be found."""
+    if Path(path).is_file():
+        raise CheckpointError(
+            f"{path}: expected a checkpoint directory, found a file; "
+            "`python -m convert import FILE OUT` makes a checkpoint of one weight file"
+        )

@@ -6,9 +6,12 @@
 `convert.export` goes the other way.
 """
 
+import dataclasses
 import os
+import shutil
+import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,24 +20,41 @@ import numpy as np
 
 from convert.export import export_published
 from convert.file_leaves import inexact_keys, infos, raw_leaf, table_leaves
-from convert.readers import DIRECTORY_NAMES, open_tensors
+from convert.prefixes import known_names, unwrapped
+from convert.readers import open_weights
 from convert.sizes import unix_disagreements, vae_disagreements
-from convert.sources import TensorSource
+from convert.source_files import refuse_links_out, wanted_files
+from convert.sources import TensorSource, note
 from convert.table import UNUSED, VAE_DROPPED, Entry, unix_table, vae_table
+from convert.weight_files import (
+    DIRECTORY_NAMES,
+    WEIGHT_SUFFIXES,
+    WeightFiles,
+    find_weights,
+    weight_files,
+)
 from convert.yaml_file import read_yaml
 from unix_jax import checkpoint
-from unix_jax.config import UniXConfig
+from unix_jax.config import AutoencoderConfig, UniXConfig
 from unix_jax.errors import CheckpointError, ConfigError
 from unix_jax.fitting import raise_listing
-from unix_jax.json_file import read_json
-from unix_jax.leaves import Leaf, place_tree
+from unix_jax.json_file import read_json, write_json
+from unix_jax.leaves import Leaf, array_leaf, place_tree
+from unix_jax.models.embeddings import sincos_table_2d
 
 __all__ = ["PublishedSource", "export_published", "import_published", "load_published"]
 
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
-_VAE_PREFERRED = "kl-f16d16.ckpt"
-# Larger files beside the weights are none that a loader of this layout asks for.
-_MAX_COPIED = 64 << 20
+# The published one has some 2 KB.
+MAX_CONFIG_BYTES = 1 << 20
+# Images of 16,384 px; the table has the square of it in rows.
+MAX_LATENT_SIZE = 1024
+_VAE_NAMES = ("kl-f16d16.ckpt", *DIRECTORY_NAMES)
+_POSITIONS = "latent_pos_embed.pos_embed"
+# Every name of the tables, for any sizes.
+UNIX_NAMES = known_names(unix_table(UniXConfig()))
+VAE_NAMES = known_names(
+    vae_table(AutoencoderConfig(ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(256, 128)))
+)
 
 # Called with (bytes done since the last call, bytes in all).
 Progress = Callable[[int, int], None]
@@ -49,24 +69,48 @@ class PublishedSource:
       config: both, as this project's configuration.
       tensors: the tensors of the model.
       vae: those of the autoencoder, or None if the directory has none.
+      weights, vae_weights: the files that hold them.
+
+    Args:
+      source: the directory, or a weight file in it.
+      wanted: `model`, `ema` or a weight file, as of `find_weights`; `model` and `ema` apply to the
+        autoencoder as well.
+      max_latent_size: a larger side of the latent position table, in tokens.
 
     Raises:
-      CheckpointError: a file is missing or broken.
+      CheckpointError: a file is missing or broken, the table cannot be enlarged, or there is no
+        average where it is wanted.
       ConfigError: a configuration is broken.
     """
 
-    def __init__(self, directory: str | os.PathLike[str]):
-        self.directory = Path(directory)
+    def __init__(
+        self,
+        source: str | os.PathLike[str],
+        wanted: str | None = None,
+        max_latent_size: int | None = None,
+    ):
+        self.directory, file, kind = chosen_source(Path(source), wanted)
         self.raw, self.raw_vae = read_configurations(self.directory)
         self.config = UniXConfig.from_published(
             self.raw, self.raw_vae, source=str(self.directory / "config.json")
         )
-        self.weights = find_weights(self.directory)
-        self.vae_weights = find_vae_weights(self.directory / "vae")
-        self.tensors = open_tensors(self.weights)
+        self._file_latent_size = self.config.max_latent_size
+        # A file that the user names may lie anywhere.
+        self._named = file is not None
+        self.weights = find_weights(self.directory, file or kind)
+        self.vae_weights = find_vae_weights(self.directory / "vae", kind)
+        self.tensors = unwrapped(
+            open_weights(self.weights, kind), UNIX_NAMES, kind, UNUSED.fullmatch
+        )
         self.vae: TensorSource | None = None
         try:
-            self.vae = open_tensors(self.vae_weights) if self.vae_weights else None
+            if self.vae_weights:
+                self.vae = open_vae(self.vae_weights, kind)
+            if kind == "ema":
+                opened = (self.weights, self.tensors, self.vae_weights, self.vae)
+                require_average(self.directory, opened)
+            if max_latent_size is not None:
+                self._raise_max_latent_size(max_latent_size)
         except BaseException:
             self.close()
             raise
@@ -96,25 +140,94 @@ class PublishedSource:
                 f"{self.directory}: expected the published layout, found Janus-Pro's; "
                 "`python -m convert import-janus` makes the start of stage 1 from it"
             )
-        lines, listed = unix_disagreements(self.config, self.raw, shapes)
+        stated = dataclasses.replace(self.config, max_latent_size=self._file_latent_size)
+        lines, listed = unix_disagreements(stated, self.raw, shapes)
         lines = [f"{self.directory / 'config.json'}: {line}" for line in lines]
-        errors = []
+        table = tuple(
+            entry for entry in unix_table(listed) if entry.key != _POSITIONS or entry.key in shapes
+        )
+        errors: list[CheckpointError] = []
         try:
-            check_keys(self.tensors, unix_table(listed), UNUSED.fullmatch, lines)
+            check_keys(self.tensors, table, UNUSED.fullmatch, lines)
         except CheckpointError as error:
-            errors.append(str(error))
+            errors.append(error)
         try:
             if self.vae is not None:
                 yaml = self.directory / "vae" / "config.yaml"
                 check_vae(self.config, self.raw_vae, self.vae, yaml)
         except CheckpointError as error:
-            errors.append(str(error))
+            errors.append(error)
         if errors:
-            raise CheckpointError("\n".join(errors))
+            raise CheckpointError(
+                "\n".join(map(str, errors)), "\n".join(error.details for error in errors)
+            )
+
+    def _raise_max_latent_size(self, size: int) -> None:
+        config = self.config
+        if size < config.max_latent_size:
+            raise ConfigError(
+                f"--max-latent-size: expected at least {config.max_latent_size}, which the "
+                f"checkpoint has, found {size}"
+            )
+        if size > MAX_LATENT_SIZE:
+            raise ConfigError(
+                f"--max-latent-size: expected at most {MAX_LATENT_SIZE}, found {size}"
+            )
+        if size > config.max_latent_size and config.interpolate_pos:
+            raise ConfigError(
+                f"--max-latent-size: expected a checkpoint without interpolate_pos: with it, "
+                f"another size than {config.max_latent_size} changes the positions of all images"
+            )
+        self.config = dataclasses.replace(config, max_latent_size=size)
+        self._file_latent_size = config.max_latent_size
 
     def leaves(self, dtype: Any = None) -> dict[str, Leaf]:
-        """The UniX parameters by path, read on demand; `dtype` None keeps the file's types."""
-        return table_leaves(unix_table(self.config), self.tensors, dtype)
+        """The UniX parameters by path, read on demand; `dtype` None keeps the file's types.
+
+        Raises:
+          CheckpointError: the latent position table is to be enlarged and is not the formula.
+        """
+        table = unix_table(self.config)
+        if not self._computes_positions:
+            return table_leaves(table, self.tensors, dtype)
+        entries = tuple(entry for entry in table if entry.key != _POSITIONS)
+        leaves = table_leaves(entries, self.tensors, dtype)
+        return leaves | {"latent_pos_embed": self._positions(dtype)}
+
+    @property
+    def _computes_positions(self) -> bool:
+        larger = self.config.max_latent_size > self._file_latent_size
+        return larger or _POSITIONS not in self.tensors
+
+    def _positions(self, dtype: Any = None) -> Leaf:
+        """The latent position table: the formula, with the rows that the file has."""
+        size, old = self.config.max_latent_size, self._file_latent_size
+        width = self.config.decoder.hidden_size
+        kind = self.tensors.info("vae2llm.weight").dtype
+        table = sincos_table_2d(width, size)
+        if _POSITIONS not in self.tensors:
+            note(
+                f"{self.tensors.path}: has no {_POSITIONS}; computed its formula for "
+                f"{size} x {size} positions"
+            )
+            return array_leaf(table.astype(dtype or kind))
+        kind = self.tensors.info(_POSITIONS).dtype
+        found = np.array(self.tensors.read(_POSITIONS))
+        formula = sincos_table_2d(width, old)
+        difference = float(np.abs(found.astype(np.float64) - formula).max())
+        # One rounding to the file's type, and float32's own.
+        if not difference <= max(float(jnp.finfo(kind).eps), 1e-6):
+            raise CheckpointError(
+                f"{self.tensors.path}: {_POSITIONS}: expected the 2-D sine-cosine formula, which "
+                f"--max-latent-size continues; found a table that differs by {difference:.3g}"
+            )
+        note(
+            f"{self.tensors.path}: enlarged {_POSITIONS} from {old} x {old} to {size} x {size} "
+            f"positions by its formula; the old ones keep their values"
+        )
+        larger = table.astype(kind).reshape(size, size, width)
+        larger[:old, :old] = found.reshape(old, old, width)
+        return array_leaf(larger.reshape(size * size, width).astype(dtype or kind))
 
     def vae_leaves(self) -> dict[str, Leaf] | None:
         """The autoencoder's parameters by path, in the file's types, or None."""
@@ -128,7 +241,12 @@ class PublishedSource:
 
     def inexact(self) -> dict[str, Leaf]:
         """Tensors that would lose bits in the common type of their stack; for the extras."""
-        pairs = [(unix_table(self.config), self.tensors)]
+        table = tuple(
+            entry
+            for entry in unix_table(self.config)
+            if entry.key != _POSITIONS or not self._computes_positions
+        )
+        pairs = [(table, self.tensors)]
         if self.vae is not None:
             pairs.append((vae_table(self.config.vae), self.vae))
         return {
@@ -142,13 +260,46 @@ class PublishedSource:
         used = {key for entry in unix_table(self.config) for key in entry.keys}
         files = [
             _file_layout(self.tensors, name, keys, lambda key: dtype if key in used else None)
-            for name, keys in _files(self.weights, self.tensors)
+            for name, keys in self.tensors.files()
         ]
-        if self.vae is not None and self.vae_weights is not None:
-            kept = [key for key in infos(self.vae) if not VAE_DROPPED.fullmatch(key)]
-            name = f"vae/{self.vae_weights.name}"
-            files.append(_file_layout(self.vae, name, kept, lambda key: None, "state_dict"))
+        if _POSITIONS not in self.tensors:
+            files[0]["tensors"][_POSITIONS] = (
+                dtype or self.tensors.info("vae2llm.weight").dtype
+            ).name
+        if self.vae is not None:
+            for name, keys in self.vae.files():
+                kept = [key for key in keys if not VAE_DROPPED.fullmatch(key)]
+                files.append(
+                    _file_layout(self.vae, f"vae/{name}", kept, lambda key: None, "state_dict")
+                )
         return {"kept": dtype is None, "files": files}
+
+    def copies(self, temporary: Path) -> list[tuple[Path, str]]:
+        """(file, name in the checkpoint) of what is kept beside the tensors.
+
+        Files that the import changes, `config.json` with another table and the index of renamed
+        keys, are written into `temporary`.
+
+        Raises:
+          CheckpointError: a file that is read or copied is a link that leaves the source.
+        """
+        inside = [self.directory / "config.json", self.directory / "vae" / "config.yaml"]
+        parts = ((self.weights, self.tensors, ""), (self.vae_weights, self.vae, "vae/"))
+        for files, opened, start in parts:
+            if files is not None and opened is not None and (start or not self._named):
+                inside += [*files.paths, *(files.paths[0].parent / n for n, _ in opened.files())]
+        refuse_links_out(self.directory, inside)
+        copies = {name: path for path, name in verbatim_files(self.directory)}
+        if self.config.max_latent_size > self._file_latent_size:
+            path = temporary / "config.json"
+            write_json(path, self.raw | {"max_latent_size": self.config.max_latent_size})
+            copies["source/config.json"] = path
+        for files, opened, start in parts:
+            if files is not None and opened is not None and files.is_index:
+                path = temporary / f"{start.strip('/')}{files.name}"
+                _write_index(path, files.paths[0], opened)
+                copies[f"source/{start}{files.name}"] = path
+        return [(path, name) for name, path in copies.items()]
 
 
 def read_configurations(directory: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
@@ -165,7 +316,7 @@ def read_configurations(directory: Path) -> tuple[dict[str, Any], dict[str, Any]
         raise CheckpointError(
             f"{directory}: expected the published layout, found a checkpoint of this project"
         )
-    raw = read_json(directory / "config.json")
+    raw = read_json(directory / "config.json", max_bytes=MAX_CONFIG_BYTES)
     if not isinstance(raw, dict):
         raise ConfigError(
             f"{directory / 'config.json'}: expected a JSON object, found {type(raw).__name__}"
@@ -173,53 +324,49 @@ def read_configurations(directory: Path) -> tuple[dict[str, Any], dict[str, Any]
     return raw, read_yaml(directory / "vae" / "config.yaml")
 
 
+def chosen_source(source: Path, wanted: str | None = None) -> tuple[Path, str | None, str | None]:
+    """(directory, weight file or None, `model`, `ema` or None) of SOURCE and `--weights`.
+
+    Raises:
+      CheckpointError: two weight files are given.
+    """
+    kind = wanted if wanted in ("model", "ema") else None
+    if not source.is_file():
+        return source, None if kind else wanted, kind
+    if wanted is not None and kind is None:
+        raise CheckpointError(
+            f"{source}: expected a directory with --weights {wanted}, found a weight file"
+        )
+    if source.suffix not in (*WEIGHT_SUFFIXES, ".json"):
+        raise CheckpointError(
+            f"{source}: expected a directory or a weight file ({', '.join(WEIGHT_SUFFIXES)}), "
+            "found another file"
+        )
+    return source.parent, source.name, kind
+
+
 def verbatim_files(directory: Path) -> list[tuple[Path, str]]:
-    """(file, name in the checkpoint) of everything beside the weights, to keep verbatim."""
-    found = [(path, path.name) for path in sorted(directory.iterdir())]
-    if (directory / "vae").is_dir():
-        found += [(path, f"vae/{path.name}") for path in sorted((directory / "vae").iterdir())]
+    """(file, name in the checkpoint) of the files to keep verbatim, as `wanted_files`."""
     return [
         (path, name if name in checkpoint.TOKENIZER_FILES else f"source/{name}")
-        for path, name in found
-        if path.is_file()
-        and path.suffix not in WEIGHT_SUFFIXES
-        and path.stat().st_size <= _MAX_COPIED
+        for path, name in wanted_files(directory)
     ]
 
 
-def find_weights(directory: Path) -> Path:
-    """The model's weight file, or the index of its shards.
-
-    Raises:
-      CheckpointError: there is none, or several and none has a usual name.
-    """
-    for name in DIRECTORY_NAMES:
-        if (directory / name).exists():
-            return directory / name
-    others = sorted(p for p in directory.iterdir() if p.suffix in (".safetensors", ".bin"))
-    if len(others) == 1:
-        return others[0]
-    found = ", ".join(path.name for path in others) or "none"
-    raise CheckpointError(
-        f"{directory}: expected one of {', '.join(DIRECTORY_NAMES)}, or one weight file; "
-        f"found {found}"
-    )
-
-
-def find_vae_weights(directory: Path) -> Path | None:
-    """The one weight file of a `vae` directory, or None.
+def find_vae_weights(directory: Path, wanted: str | None = None) -> WeightFiles | None:
+    """The weights of a `vae` directory, or None.
 
     Raises:
       CheckpointError: there are several, and none has the published name.
     """
-    if not directory.is_dir():
+    if not directory.is_dir() or not weight_files(directory):
         return None
-    found = sorted(p for p in directory.iterdir() if p.suffix in WEIGHT_SUFFIXES)
-    preferred = [path for path in found if path.name == _VAE_PREFERRED]
-    if len(found) > 1 and not preferred:
-        names = ", ".join(path.name for path in found)
-        raise CheckpointError(f"{directory}: expected one weight file, found {names}")
-    return next(iter(preferred or found), None)
+    return find_weights(directory, wanted, _VAE_NAMES)
+
+
+def open_vae(files: WeightFiles, wanted: str | None = None) -> TensorSource:
+    """The autoencoder's tensors, under their own names."""
+    return unwrapped(open_weights(files, wanted), VAE_NAMES, wanted, VAE_DROPPED.fullmatch)
 
 
 def check_vae(
@@ -244,9 +391,11 @@ def check_keys(
     """Raises one CheckpointError that lists all that is wrong with the file's keys, grouped."""
     expected = {key: entry.file_shape for entry in table for key in entry.keys}
     found = infos(tensors)
-    for key, info in found.items():
-        if key in expected and not jnp.issubdtype(info.dtype, jnp.floating):
-            disagreements = [*disagreements, f"{key} is {info.dtype}, expected a floating type"]
+    disagreements = disagreements + [
+        f"{key} is {info.dtype}, expected a floating type"
+        for key, info in found.items()
+        if key in expected and not jnp.issubdtype(info.dtype, jnp.floating)
+    ]
     raise_listing(
         str(tensors.path),
         {key: shape for key, shape in expected.items() if key not in found},
@@ -260,19 +409,29 @@ def check_keys(
     )
 
 
+def require_average(source: Path, opened: Iterable[TensorSource | WeightFiles | None]) -> None:
+    """Raises CheckpointError if none of the files, entries or prefixes is named as an average."""
+    if not any(part is not None and part.averaged for part in opened):
+        raise CheckpointError(
+            f"{source}: expected an average of the weights (--weights ema): a file, an entry or "
+            "a prefix whose name has the word `ema`; found none"
+        )
+
+
 # --- layout ----------------------------------------------------------------------------------
 
 
-def _files(weights: Path, tensors: TensorSource) -> list[tuple[str, list[str]]]:
-    """(file name, its keys in order) for every file that holds a part of the model."""
-    if weights.suffix != ".json":
-        return [(weights.name, tensors.keys())]
-    # `open_tensors` has verified the index against its shards.
-    placed: dict[str, str] = read_json(weights)["weight_map"]
-    return [
-        (name, open_tensors(weights.parent / name).keys())
-        for name in dict.fromkeys(placed.values())
-    ]
+def _write_index(path: Path, index: Path, tensors: TensorSource) -> None:
+    """The index of shards as it is, or with the keys that were taken."""
+    placed = {key: name for name, keys in tensors.files() for key in keys}
+    raw = read_json(index)
+    if placed == raw["weight_map"]:
+        shutil.copyfile(index, path)
+        return
+    metadata = raw.get("metadata")
+    size = sum(info.nbytes for info in infos(tensors).values())
+    metadata = {**(metadata if isinstance(metadata, dict) else {}), "total_size": size}
+    write_json(path, {**raw, "metadata": metadata, "weight_map": placed})
 
 
 def _file_layout(
@@ -317,23 +476,32 @@ def import_published(
     out: str | os.PathLike[str],
     dtype: str = "keep",
     *,
+    weights: str | None = None,
+    max_latent_size: int | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Converts a published directory to this project's checkpoint.
 
     Args:
-      source: the published directory.
+      source: the published directory, or a weight file in it.
       out: a new directory.
       dtype: `keep`, with which `export_published` gives back every bit, or the floating type of
         the model's parameters. The autoencoder and the unused tensors keep their types.
+      weights: `model` or `ema`, where a file, entry or prefix holds an average beside the weights,
+        or a weight file. By default the weights, and the average where there is nothing else.
+      max_latent_size: side of the latent position table in tokens, at least the checkpoint's.
       progress: called with (bytes since the last call, bytes in all).
 
     Raises:
       UniXError: the source is broken or does not fit its configuration, or `out` exists.
     """
     kind = parse_dtype(dtype)
-    with PublishedSource(source) as published:
+    with (
+        PublishedSource(source, weights, max_latent_size) as published,
+        tempfile.TemporaryDirectory() as temporary,
+    ):
         published.check()
+        copies = published.copies(Path(temporary))
         if published.vae is None:
             warnings.warn(
                 f"{source}: no autoencoder in vae/: the checkpoint writes reports only",
@@ -356,7 +524,7 @@ def import_published(
             vae_leaves,
             extras=all_extras,
             layout=published.layout(kind),
-            copies=verbatim_files(published.directory),
+            copies=copies,
             progress=None if progress is None else lambda done: progress(done, total),
         )
 
@@ -373,7 +541,7 @@ def load_published(
     """Reads a published directory onto the devices, leaf by leaf, without an intermediate file.
 
     Args:
-      source: the published directory.
+      source: the published directory, or a weight file in it.
       dtype: floating type of the parameters; None keeps the file's.
       shardings: None, one `Sharding`, or a nested tree of them, for the UniX parameters.
       vae_dtype: likewise for the autoencoder.

@@ -1,40 +1,34 @@
 """Opens the tensors of any checkpoint that PyTorch projects publish, lazily and without torch.
 
 `open_tensors` recognises a file by its first bytes, an index of shards by its JSON, and a directory
-by the names the hub uses.
+by the names that `convert.weight_files` knows.
 """
 
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
-from convert.safetensors_file import SafetensorsFile, parse_json_object
+from convert.safetensors_file import SafetensorsFile
 from convert.sources import MappedFile, TensorInfo, TensorSource, missing_key, quoted
 from convert.torch_file import LEGACY_START, TorchFile
+from convert.weight_files import DIRECTORY_NAMES, WeightFiles, find_weights, read_weight_map
 from convert.zip_members import ZIP_START
-from unix_jax.errors import CheckpointError
+from unix_jax.errors import CheckpointError, shortened
 
-__all__ = ["DIRECTORY_NAMES", "TensorInfo", "TensorSource", "open_tensors"]
+__all__ = ["DIRECTORY_NAMES", "TensorInfo", "TensorSource", "open_tensors", "open_weights"]
 
-# The names looked for in a directory, best first.
-DIRECTORY_NAMES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
-
-_MAX_INDEX_BYTES = 64 * 2**20
 _PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth")
 
 
-def open_tensors(path: str | Path) -> TensorSource:
+def open_tensors(path: str | Path, wanted: str | None = None) -> TensorSource:
     """Opens a checkpoint of tensors; nothing but its table of contents is read.
 
     Args:
       path: a `.safetensors` file, a file of `torch.save`, an index of shards
-        (`model.safetensors.index.json`, `pytorch_model.bin.index.json`), or a directory that
-        holds one of `DIRECTORY_NAMES`.
+        (`model.safetensors.index.json`, `pytorch_model.bin.index.json`), or a directory of which
+        `find_weights` chooses the files.
+      wanted: `ema` for the average of a file or directory that holds it beside the weights.
 
     Returns:
       The tensors; close it, or use it in a `with` statement.
@@ -45,24 +39,29 @@ def open_tensors(path: str | Path) -> TensorSource:
     path = Path(path)
     try:
         if path.is_dir():
-            for name in DIRECTORY_NAMES:
-                if (path / name).exists():
-                    return open_tensors(path / name)
-            raise CheckpointError(
-                f"{path}: expected one of {', '.join(DIRECTORY_NAMES)} in it, found none"
-            )
-        return _Sharded(path) if path.suffix == ".json" else _open_file(path)
+            return open_weights(find_weights(path, wanted), wanted)
+        return open_weights(WeightFiles((path,), path.name), wanted)
     except (OSError, ValueError) as error:  # a path that cannot be: too long, with a null byte
         raise CheckpointError(f"{quoted(str(path))}: cannot be read: {error}") from error
 
 
-def _open_file(path: Path) -> TensorSource:
+def open_weights(files: WeightFiles, wanted: str | None = None) -> TensorSource:
+    """Opens one set of weights; arguments and errors as `open_tensors`."""
+    path = files.paths[0]
+    if path.suffix == ".json":
+        return _Sharded(path, read_weight_map(path), wanted)
+    if len(files.paths) > 1:
+        return _Sharded(path.parent / files.name, files.paths, wanted)
+    return _open_file(path, wanted)
+
+
+def _open_file(path: Path, wanted: str | None) -> TensorSource:
     """Opens one file; its first bytes tell the format, its suffix only words the error."""
     file = MappedFile(path)
     try:
         start = file.bytes(0, 64)
         if start.startswith(ZIP_START) or start.startswith(LEGACY_START):
-            return TorchFile(file)
+            return TorchFile(file, wanted)
         if start.startswith(b"version https://git-lfs"):
             raise CheckpointError(f"{path}: is a Git LFS pointer; fetch the file itself first")
         if path.suffix in _PICKLE_SUFFIXES and start[8:9] != b"{":
@@ -77,40 +76,54 @@ def _open_file(path: Path) -> TensorSource:
 
 
 class _Sharded(TensorSource):
-    """The shards that an index lists, as one checkpoint; together they hold what it lists."""
+    """Shards as one checkpoint; where an index lists them, together they hold what it lists."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, parts: Mapping[str, str] | tuple[Path, ...], wanted: str | None):
         self.path = path
         self.metadata = {}
         self.skipped = []
         self._shards: dict[str, TensorSource] = {}
-        self._map = _weight_map(path)
+        self._map: dict[str, str] = {}
         try:
-            self._open()
+            if isinstance(parts, Mapping):
+                self._open_listed(parts, wanted)
+            else:
+                self._open_all(parts, wanted)
         except BaseException:
             self.close()
             raise
+        self.averaged = any(shard.averaged for shard in self._shards.values())
 
-    def _open(self) -> None:
-        for name in dict.fromkeys(self._map.values()):
-            shard = _open_file(self.path.parent / name)
-            self._shards[name] = shard
-            self.skipped += shard.skipped
-            self.metadata.update(shard.metadata)
-            expected = {key for key, where in self._map.items() if where == name}
+    def _open(self, name: str, wanted: str | None) -> TensorSource:
+        shard = _open_file(self.path.parent / name, wanted)
+        self._shards[name] = shard
+        self.skipped += shard.skipped
+        self.metadata.update(shard.metadata)
+        return shard
+
+    def _open_listed(self, table: Mapping[str, str], wanted: str | None) -> None:
+        self._map = dict(table)
+        listed: dict[str, set[str]] = {}
+        for key, name in table.items():
+            listed.setdefault(name, set()).add(key)
+        for name, expected in listed.items():
+            shard = self._open(name, wanted)
             found = set(shard.keys())
             if expected != found:
-                lists = [
-                    f"{what}: {', '.join(quoted(key) for key in sorted(keys)[:20])}"
-                    for what, keys in (
-                        ("missing", expected - found),
-                        ("not in the index", found - expected),
+                raise _not_as_listed(shard.path, self.path.name, expected, found)
+
+    def _open_all(self, paths: tuple[Path, ...], wanted: str | None) -> None:
+        for path in paths:
+            for key in self._open(path.name, wanted).keys():  # noqa: SIM118
+                if key in self._map:
+                    raise CheckpointError(
+                        f"{path}: {quoted(key)}: is in {self._map[key]} as well, "
+                        "expected it in one shard"
                     )
-                    if keys
-                ]
-                raise CheckpointError(
-                    f"{shard.path}: does not hold what {self.path.name} says: {'; '.join(lists)}"
-                )
+                self._map[key] = path.name
+
+    def files(self) -> list[tuple[str, list[str]]]:
+        return [(name, shard.keys()) for name, shard in self._shards.items()]
 
     def _shard(self, key: str) -> TensorSource:
         if key not in self._map:
@@ -134,33 +147,15 @@ class _Sharded(TensorSource):
             shard.close()
 
 
-def _weight_map(path: Path) -> dict[str, str]:
-    """The index's table from tensor to shard; shards are plain names beside the index."""
-    file = MappedFile(path)
-    try:
-        if file.size > _MAX_INDEX_BYTES:
-            raise CheckpointError(
-                f"{path}: {file.size} bytes, expected an index of at most {_MAX_INDEX_BYTES}"
-            )
-        index = parse_json_object(path, file.bytes(0, file.size), "index of shards")
-    finally:
-        file.close()
-    table = index.get("weight_map")
-    if not isinstance(table, dict) or not table:
-        raise CheckpointError(f"{path}: expected an object `weight_map`, found {quoted(table)}")
-    for key, name in table.items():
-        if not isinstance(name, str) or not _is_plain_name(name):
-            raise CheckpointError(
-                f"{path}: {quoted(key)}: expected the name of a shard beside the index, "
-                f"found {quoted(name)}"
-            )
-    return table
+def _not_as_listed(path: Path, index: str, expected: set[str], found: set[str]) -> CheckpointError:
+    groups = (("missing", expected - found), ("not in the index", found - expected))
 
+    def text(limit: Callable[[Sequence[str]], Sequence[str]]) -> str:
+        lists = (
+            f"{what}: {', '.join(limit([quoted(key) for key in sorted(keys)]))}"
+            for what, keys in groups
+            if keys
+        )
+        return f"{path}: does not hold what {index} says: {'; '.join(lists)}"
 
-def _is_plain_name(name: str) -> bool:
-    return (
-        name not in ("", ".", "..")
-        and name.isprintable()
-        and PurePosixPath(name).name == name
-        and PureWindowsPath(name).name == name
-    )
+    return CheckpointError(text(shortened), text(list))

@@ -9,6 +9,8 @@ import abc
 import dataclasses
 import mmap
 import os
+import re
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -59,11 +61,13 @@ class TensorSource(abc.ABC):
       path: what was opened.
       metadata: the strings that the file keeps beside its tensors (safetensors' `__metadata__`).
       skipped: names in the file's state dict whose values are no tensors.
+      averaged: whether the file says that these weights are an average (EMA).
     """
 
     path: Path
     metadata: dict[str, str]
     skipped: list[str]
+    averaged: bool = False
 
     @abc.abstractmethod
     def keys(self) -> list[str]:
@@ -90,6 +94,10 @@ class TensorSource(abc.ABC):
     @abc.abstractmethod
     def release(self, key: str) -> None:
         """Drops the tensor's pages from this process; reading it again maps them again."""
+
+    def files(self) -> list[tuple[str, list[str]]]:
+        """(name of a file, its keys in order) for every file that holds a part."""
+        return [(self.path.name, self.keys())]
 
     @abc.abstractmethod
     def close(self) -> None:
@@ -181,6 +189,20 @@ class MappedFile:
         if self._mapping is None:
             raise ValueError(f"{self.path}: is closed")
         return self._mapping
+
+
+class SourceNote(UserWarning):
+    """Says what was chosen, changed or left out of a source; nothing is wrong with it."""
+
+
+def note(line: str) -> None:
+    """Tells the user one line; the command line prints it on standard error."""
+    warnings.warn(line, SourceNote, stacklevel=3)
+
+
+def is_average(name: str) -> bool:
+    """Whether a file, an entry or a prefix is named as an average of weights."""
+    return not {"ema", "averaged"}.isdisjoint(re.split(r"[^A-Za-z0-9]+", name.lower()))
 
 
 def quoted(value: object, limit: int = 120) -> str:

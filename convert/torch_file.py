@@ -24,12 +24,14 @@ from convert.sources import (
     MappedFile,
     TensorInfo,
     TensorSource,
+    is_average,
     missing_key,
+    note,
     quoted,
 )
 from convert.unpickle import read_pickle
 from convert.zip_members import ByteRange, inflate, locate, member_bytes, zip_members
-from unix_jax.errors import CheckpointError
+from unix_jax.errors import CheckpointError, shortened
 
 # Protocol 2, then the integer 0x1950a86a20f9469cfc6c as a pickle of its own.
 LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
@@ -78,6 +80,9 @@ STORAGES: dict[str, np.dtype[Any]] = {
 
 # Where a state dict is looked for: `state_dict` is Lightning's, the others are common.
 _NESTS = ("state_dict", "model_state_dict", "model", "module")
+# Where an average keeps it: `shadow` and `shadow_params` are those of the common helper classes.
+_AVERAGE_NESTS = (*_NESTS, "shadow", "shadow_params", "params")
+_MAX_NESTING = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,13 +99,15 @@ class TorchFile(TensorSource):
     """The state dict of a `torch.save` file; tensors are read-only views wherever possible.
 
     The state dict is the file's `state_dict` entry if it has one, else the top level, else its
-    `model_state_dict`, `model` or `module`.
+    `model_state_dict`, `model` or `module`. An average is another entry, whose name has the word
+    `ema`; it is taken where it is `wanted`, or where there is nothing else. Of several state dicts
+    a note says which was taken.
 
     Raises:
       CheckpointError: the file is broken, holds no state dict, or its pickle calls something.
     """
 
-    def __init__(self, file: MappedFile):
+    def __init__(self, file: MappedFile, wanted: str | None = None):
         self.path = file.path
         self.metadata = {}
         self._file = file
@@ -109,7 +116,7 @@ class TorchFile(TensorSource):
             value, storages = _read_legacy(file)
         else:
             value, storages = _read_zip(file)
-        entries = _state_dict(file.path, value)
+        entries, self.averaged = _state_dict(file.path, value, wanted)
         self.skipped = [key for key, item in entries.items() if not isinstance(item, Tensor)]
         self._views = {
             key: _view(file.path, key, item, storages)
@@ -233,29 +240,75 @@ def _storage_itemsizes(value: Any) -> dict[str, int]:
     return sizes
 
 
-def _state_dict(path: Path, value: Any) -> dict[str, Any]:
-    """The entries of the state dict whose names are strings."""
+@dataclasses.dataclass(frozen=True)
+class _Nest:
+    """A state dict inside a pickle: the names that lead to it, and whether one says average."""
 
-    def holds_tensors(item: Any) -> bool:
-        return isinstance(item, dict) and any(isinstance(x, Tensor) for x in item.values())
+    names: tuple[str, ...]
+    entries: dict[Any, Any]
+    averaged: bool
 
+    def __str__(self) -> str:
+        count = sum(isinstance(item, Tensor) for item in self.entries.values())
+        names = ".".join(name if name.isprintable() else quoted(name) for name in self.names)
+        return f"`{names}` ({count} tensors)" if names else f"the top level ({count} tensors)"
+
+
+def _nests(value: dict[Any, Any]) -> list[_Nest]:
+    """Every state dict at the top level or under the known names, the preferred ones first."""
+    found: list[_Nest] = []
+    seen: set[int] = set()
+
+    def walk(nest: _Nest) -> None:
+        if id(nest.entries) in seen:
+            return
+        seen.add(id(nest.entries))
+        if any(isinstance(item, Tensor) for item in nest.entries.values()):
+            found.append(nest)
+        if len(nest.names) == _MAX_NESTING:
+            return
+        known = _AVERAGE_NESTS if nest.averaged else _NESTS
+        averages = [k for k in nest.entries if isinstance(k, str) and is_average(k)]
+        for name in dict.fromkeys((*known, *averages)):
+            inner = nest.entries.get(name)
+            if isinstance(inner, dict):
+                averaged = nest.averaged or is_average(name)
+                walk(_Nest((*nest.names, name), inner, averaged))
+
+    walk(_Nest((), value, False))
+    return sorted(found, key=lambda nest: nest.names[:1] != (_NESTS[0],))
+
+
+def _state_dict(path: Path, value: Any, wanted: str | None) -> tuple[dict[str, Any], bool]:
+    """The entries of the state dict whose names are strings, and whether it is an average."""
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: expected a state dict, found {quoted(value)}")
-    nests = [value.get(name) for name in _NESTS]
-    chosen = next((x for x in [nests[0], value, *nests[1:]] if holds_tensors(x)), None)
-    if chosen is None:
-        names = ", ".join(quoted(key) for key in list(value)[:20] if isinstance(key, str))
+    found = _nests(value)
+    if not found:
+        names = [quoted(key) for key in value if isinstance(key, str)]
         raise CheckpointError(
             f"{path}: expected a state dict at the top level or under {', '.join(_NESTS)}; "
-            f"found {names or 'nothing'}"
+            f"found {', '.join(shortened(names)) or 'nothing'}"
         )
+    averages = [nest for nest in found if nest.averaged]
+    weights = [nest for nest in found if not nest.averaged]
+    if wanted == "model" and not weights:
+        raise CheckpointError(
+            f"{path}: expected weights that are no average (--weights model), "
+            f"found {', '.join(shortened([str(nest) for nest in averages]))}"
+        )
+    nest = ((averages or weights) if wanted == "ema" else (weights or averages))[0]
+    left = [str(other) for other in found if other is not nest]
+    if left:
+        note(f"{path}: used {nest}, not {', '.join(shortened(left))}")
+    chosen = nest.entries
     entries = {key: item for key, item in chosen.items() if isinstance(key, str)}
     for key in entries:
         try:
             key.encode("utf-8")
         except UnicodeEncodeError as error:
             raise CheckpointError(f"{path}: key {quoted(key)} is not valid Unicode") from error
-    return entries
+    return entries, nest.averaged
 
 
 def _extent(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:

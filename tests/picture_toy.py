@@ -44,7 +44,10 @@ def dicom_file(
     dataset.PixelRepresentation = int(pixels.dtype.kind == "i")
     for name, value in elements.items():
         setattr(dataset, name, value)
-    dataset.PixelData = pixels.tobytes()
+    stored = pixels if syntax.is_little_endian else pixels.astype(pixels.dtype.newbyteorder(">"))
+    dataset.PixelData = stored.tobytes()
+    # Bytes in words would be swapped in big endian.
+    dataset["PixelData"].VR = "OB" if pixels.dtype.itemsize == 1 else "OW"
     if syntax == RLELossless:
         dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
         dataset.compress(RLELossless, generate_instance_uid=False)

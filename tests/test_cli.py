@@ -66,7 +66,8 @@ def test_report_text_and_json(capsys, xray, tmp_path):
     assert run(["report", xray, str(other), *ON_TINY, *QUICK_REPORT, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["image"] for row in rows] == [xray, str(other)]
-    assert all(set(row) == {"image", "report"} for row in rows)
+    assert all(set(row) == {"image", "report", "warning"} for row in rows)
+    assert [bool(row["warning"]) for row in rows] == [False, True]
     texts = [row["report"] for row in rows]
     assert any(texts)
 
@@ -76,6 +77,35 @@ def test_report_text_and_json(capsys, xray, tmp_path):
     # One image streams its text alone.
     assert run(["report", xray, *ON_TINY, *QUICK_REPORT]) == 0
     assert capsys.readouterr().out == texts[0] + "\n"
+
+
+def test_an_image_that_shows_nothing_is_warned_of(capsys, xray, tmp_path):
+    dark = tmp_path / "dark.png"
+    Image.fromarray(np.asarray(Image.open(xray)) // 16).save(dark)
+    assert run(["report", str(dark), *ON_TINY, *QUICK_REPORT]) == 0
+    assert capsys.readouterr().err.startswith(f"warning: {dark}: the image is nearly black (")
+    assert run(["report", xray, str(dark), *ON_TINY, *QUICK_REPORT, "--json"]) == 0
+    captured = capsys.readouterr()
+    good, bad = json.loads(captured.out)
+    assert good["warning"] is None
+    assert bad["warning"].startswith("nearly black (")
+    assert captured.err.count("warning:") == 1
+
+
+def test_a_frame_of_several(capsys, xray, tmp_path):
+    film = tmp_path / "film.tiff"
+    frames = [Image.open(xray), Image.open(xray).transpose(Image.Transpose.ROTATE_180)]
+    frames[0].save(film, save_all=True, append_images=frames[1:])
+    report = ["report", str(film), *ON_TINY, *QUICK_REPORT]
+    assert "film.tiff: expected one frame, found 2; choose one" in error_of(capsys, report)
+    assert "frame: expected 1 to 2, found 3" in error_of(capsys, [*report, "--frame", "3"])
+    assert "frame: expected 1 to 1, found 2" in error_of(
+        capsys, ["report", xray, *ON_TINY, *QUICK_REPORT, "--frame", "2"]
+    )
+    assert run([*report, "--frame", "1"]) == 0
+    of_frame = capsys.readouterr().out
+    assert run(["report", xray, *ON_TINY, *QUICK_REPORT]) == 0
+    assert capsys.readouterr().out == of_frame
 
 
 def test_report_options(capsys, xray):

@@ -1,5 +1,7 @@
 """Image decoding: formats, values and what is refused."""
 
+import io
+
 import numpy as np
 import pytest
 from picture_toy import NOISE, RAMP, gray, picture_file
@@ -98,6 +100,30 @@ def test_first_frame_of_a_telephones_jpeg():
     frames = [Image.fromarray(RAMP), Image.fromarray(RAMP[::-1])]
     data = picture_file(frames[0], "MPO", save_all=True, append_images=frames[1:])
     assert np.abs(gray(load_image(data)).astype(int) - RAMP).max() <= 6
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "GIF"])
+def test_a_frame_of_several(kind):
+    arrays = [RAMP, RAMP[:, ::-1], RAMP[::-1]]
+    first, *others = [Image.fromarray(array) for array in arrays]
+    data = picture_file(first, kind, save_all=True, append_images=others)
+    for number, expected in enumerate(arrays, 1):
+        assert np.array_equal(gray(load_image(data, frame=number)), expected)
+    with pytest.raises(ImageError, match=r"expected one frame, found 3; .*--frame.*1 to 3"):
+        load_image(data)
+    with pytest.raises(ImageError, match="frame: expected 1 to 3, found 4"):
+        load_image(data, frame=4)
+    opened = Image.open(io.BytesIO(data))
+    opened.seek(2)
+    assert np.array_equal(gray(load_image(opened, frame=2)), arrays[1])
+    assert opened.tell() == 2  # left as it is
+
+
+def test_a_frame_of_one():
+    for source in (RAMP, Image.fromarray(RAMP), picture_file(Image.fromarray(RAMP), "PNG")):
+        assert np.array_equal(gray(load_image(source, frame=1)), RAMP)
+        with pytest.raises(ImageError, match="frame: expected 1 to 1, found 2"):
+            load_image(source, frame=2)
 
 
 # ---- what is refused

@@ -143,6 +143,36 @@ def test_to_pil():
             transforms.to_pil(wrong)
 
 
+def test_to_gray_pil():
+    rng = np.random.default_rng(0)
+    color = rng.uniform(-0.2, 1.2, (20, 30, 3)).astype(np.float32)
+    image = transforms.to_gray_pil(color)
+    assert image.mode == "L"
+    expected = color.clip(0, 1).mean(axis=2, dtype=np.float32) * 255
+    assert np.array_equal(np.asarray(image), expected.astype(np.uint8))
+    for same in (RAMP, RAMP[..., None], np.dstack([RAMP] * 3)):
+        assert np.array_equal(np.asarray(transforms.to_gray_pil(same)), RAMP)
+    for wrong in (np.zeros((2, 2, 4)), np.full((2, 2, 3), np.nan), np.full((2, 2, 3), np.inf)):
+        with pytest.raises(ImageError, match="pixels: expected"):
+            transforms.to_gray_pil(wrong)
+
+
+@pytest.mark.parametrize("width", [64, 128, 256, 512])
+def test_spaces_between_words_can_be_seen(width):
+    """The gap between two words is wider than any gap between two letters of one."""
+    blank = Image.new("L", (width, 16), 255)
+
+    def gaps(caption: str) -> list[int]:
+        sheet = transforms.contact_sheet([blank], [caption]).convert("L")
+        columns = (np.asarray(sheet)[24:] < 128).any(axis=0)
+        ink = np.flatnonzero(columns)
+        return sorted(int(gap) for gap in np.diff(ink) - 1)
+
+    one, *words = gaps("No acute")[::-1][:2]
+    assert one >= 4
+    assert one >= 2 * words[0]
+
+
 def test_contact_sheet():
     images = [Image.new("L", (64, 48), 10 * i) for i in range(5)]
     sheet = transforms.contact_sheet(images)

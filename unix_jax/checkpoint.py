@@ -1,7 +1,8 @@
 """This project's checkpoint directory: Orbax arrays, the configuration, the tokenizer.
 
     config.json       UniXConfig.to_dict()
-    index.json        shape, dtype and chunk of every array; how the source files were laid out
+    index.json        shape, dtype and chunk of every array; how the source files were laid out;
+                      of the export of a training run, which weights they are (`training`)
     params/           Orbax: the UniX tree, layers stacked on L
     vae/              Orbax: the autoencoder tree (absent when the checkpoint has none)
     extras/           Orbax: tensors of the source that the model does not use, by source key
@@ -62,6 +63,7 @@ def save(
     extras: Mapping[str, Leaf] | Callable[[], Mapping[str, Leaf]] | None = None,
     layout: Mapping[str, Any] | None = None,
     copies: Iterable[tuple[Path, str]] = (),
+    training: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Writes a checkpoint directory, two leaves in memory at a time; all of it or nothing.
@@ -75,6 +77,7 @@ def save(
         after `params` were written.
       layout: what export needs to rebuild the source files; any JSON.
       copies: (file, name inside the checkpoint) of the files to copy verbatim.
+      training: which weights of a training run these are; any JSON.
       progress: called with the number of bytes of each leaf written.
 
     Raises:
@@ -82,6 +85,8 @@ def save(
     """
     with atomic_directory(path) as directory:
         index: dict[str, Any] = {"format": FORMAT, "layout": layout}
+        if training is not None:
+            index["training"] = dict(training)
         try:
             index["params"] = save_tree(directory / "params", _leaves(params), progress)
             if vae_params is not None:

@@ -29,7 +29,8 @@ from rich.progress import (
 from unix_jax.commands.app import App
 from unix_jax.commands.clean import Clean
 from unix_jax.commands.evaluate import Evaluate
-from unix_jax.errors import UniXError
+from unix_jax.commands.export import Export
+from unix_jax.errors import ImageWarning, UniXError
 
 if TYPE_CHECKING:
     from unix_jax.inference.pipeline import UniXPipeline
@@ -75,12 +76,20 @@ class Report(_Model):
     """Mass of the nucleus that is sampled from."""
     seed: int = 0
     """Of the sampling."""
+    frame: int | None = None
+    """Which frame of each file to read, counted from 1; files of several frames need it."""
     json: bool = False
-    """Print a JSON list of {image, report} instead of text."""
+    """Print a JSON list of {image, report, warning} instead of text; warning is null, or says that
+    the image shows next to nothing."""
 
     def run(self) -> None:
+        from unix_jax.gray_levels import gray_level_problem
+        from unix_jax.images import load_image
+
         if not self.images:
             raise UniXError("IMAGE: expected at least one image file, found none")
+        # Before the model is loaded: a wrong path is said at once.
+        pictures = [load_image(path, frame=self.frame) for path in self.images]
         pipe = self.load()
         options: dict[str, Any] = {
             "prompts": self.prompt,
@@ -90,19 +99,19 @@ class Report(_Model):
             "seed": self.seed,
         }
         if len(self.images) == 1 and not self.json:
-            for (piece,) in pipe.stream_report(self.images, **options):
+            for (piece,) in pipe.stream_report(pictures, **options):
                 print(piece, end="", flush=True)
             print()
             return
         reports = [""] * len(self.images)
         with _progress("tokens", self.max_new_tokens) as (progress, task):
-            for pieces in pipe.stream_report(self.images, **options):
+            for pieces in pipe.stream_report(pictures, **options):
                 reports = [a + b for a, b in zip(reports, pieces, strict=True)]
                 progress.advance(task)
         if self.json:
             rows = [
-                {"image": image, "report": report}
-                for image, report in zip(self.images, reports, strict=True)
+                {"image": name, "report": report, "warning": gray_level_problem(picture) or None}
+                for name, report, picture in zip(self.images, reports, pictures, strict=True)
             ]
             print(json.dumps(rows, ensure_ascii=False, indent=1))
             return
@@ -256,6 +265,7 @@ _Command: Any = tyro.conf.OmitSubcommandPrefixes[  # type: ignore[misc]
     | Annotated[Info, tyro.conf.subcommand("info")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Clean, tyro.conf.subcommand("clean")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[App, tyro.conf.subcommand("app")]
 ]
 
@@ -263,11 +273,12 @@ _Command: Any = tyro.conf.OmitSubcommandPrefixes[  # type: ignore[misc]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs `unix-jax`; returns the exit code."""
     warnings.showwarning = _one_line_warning
+    warnings.simplefilter("always", ImageWarning)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A report may hold a character that the terminal's encoding lacks.
         sys.stdout.reconfigure(errors="replace")
     try:
-        command: Report | Generate | Info | Evaluate | Clean | App = tyro.cli(
+        command: Report | Generate | Info | Evaluate | Clean | Export | App = tyro.cli(
             _Command,
             prog="unix-jax",
             description="UniX: reports from chest X-rays, and chest X-rays from text. "

@@ -2,24 +2,41 @@
 
 The order is that of DICOM PS3.3 C.11: stored values -> modality (LUT or slope and intercept) ->
 VOI (LUT, else the first window, else percentiles) -> MONOCHROME1 inverted. Reading is strict about
-what a chest X-ray can be: one frame, one or three samples a pixel. H height, W width in pixels.
+what a chest X-ray can be: one frame, or one that the caller names, of one or three samples per
+pixel. H height, W width in pixels.
 """
 
 import io
+import warnings
 from collections.abc import Callable
 
 import numpy as np
 import pydicom
 from jaxtyping import Float, UInt8
-from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi, get_decoder, pixel_array
-from pydicom.uid import UID
+from pydicom.filereader import read_dataset
+from pydicom.pixels import apply_color_lut, get_decoder, pixel_array
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
 from unix_jax.errors import ImageError
 
 # Without a window the darkest and brightest half percent (markers, collimator, burnt edges) clip.
 PERCENTILES = (0.5, 99.5)
-_DEFLATED = b"1.2.840.10008.1.2.1.99"
+EXTRA = "pip install 'unix-jax[dicom]'"
 _MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
+# Code strings that decide on pixels. The standard writes them in upper case; files do not always.
+_CODE_STRINGS = ("PhotometricInterpretation", "VOILUTFunction")
+# (implicit VR, little endian) as found in a file that does not name its encoding.
+_ENCODINGS: dict[object, UID] = {
+    (True, True): ImplicitVRLittleEndian,
+    (False, True): ExplicitVRLittleEndian,
+    (False, False): ExplicitVRBigEndian,
+}
 
 
 def has_magic(data: bytes) -> bool:
@@ -28,7 +45,11 @@ def has_magic(data: bytes) -> bool:
 
 
 def read(
-    data: bytes, name: str, check_size: Callable[[int, int], None]
+    data: bytes,
+    name: str,
+    check_size: Callable[[int, int], None],
+    check_frames: Callable[[int], None],
+    frame: int = 1,
 ) -> UInt8[np.ndarray, "H W"] | UInt8[np.ndarray, "H W 3"]:
     """The picture of a DICOM file's bytes, 0 black and 255 white.
 
@@ -36,35 +57,57 @@ def read(
       data: the whole file; the preamble may be missing.
       name: what errors call it.
       check_size: called with (width, height) before pixels are decoded; raises if it objects.
+      check_frames: called with the number of frames, likewise.
+      frame: the frame to read, counted from 1 as DICOM does.
 
     Raises:
-      ImageError: not DICOM, no or broken pixel data, several frames, a photometric interpretation
-        or transfer syntax that cannot be read (it names the package that could).
+      ImageError: not DICOM, no or broken pixel data, a photometric interpretation or transfer
+        syntax that cannot be read (it names what to install).
     """
-    if _DEFLATED in data:
-        # Deflated files are inflated whole before the header can be read, whatever their size.
-        raise ImageError(
-            f"{name}: transfer syntax Deflated Explicit VR Little Endian is not supported; "
-            "save the file uncompressed"
-        )
     syntax = UID("")
     try:
+        syntax = _declared_syntax(data)
+        if syntax == DeflatedExplicitVRLittleEndian:
+            # Deflated files are inflated whole before the header can be read, whatever their size.
+            raise ImageError(
+                f"{name}: transfer syntax Deflated Explicit VR Little Endian is not supported; "
+                "save the file uncompressed"
+            )
         dataset = pydicom.dcmread(io.BytesIO(data), force=True)
-        syntax = UID(str(getattr(dataset.file_meta, "TransferSyntaxUID", "")))
         _check_header(dataset, name)
+        check_frames(int(dataset.get("NumberOfFrames") or 1))
         check_size(int(dataset.Columns), int(dataset.Rows))
-        _check_decoder(syntax, name)
         if not syntax:
-            # The default of the standard, and what files without a meta header are written in.
-            dataset.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
-        return _render(dataset, pixel_array(dataset), name)
+            # The encoding that was found is the one of the pixels, too.
+            syntax = _ENCODINGS[dataset.original_encoding]
+        _check_syntax(dataset, syntax, name)
+        dataset.file_meta.TransferSyntaxUID = syntax
+        _upper_code_strings(dataset)
+        _apply_functional_groups(dataset, frame - 1)
+        return _render(dataset, _stored_values(dataset, frame - 1, syntax, name), name)
     except (ImageError, MemoryError):
         raise
     except Exception as error:
         # pydicom raises nearly every exception there is on a broken file.
-        detail = " ".join(str(error).split())[:300] or type(error).__name__
         at = f" (transfer syntax {syntax.name})" if syntax.is_valid and syntax else ""
-        raise ImageError(f"{name}: broken DICOM{at}: {detail}") from error
+        raise ImageError(f"{name}: broken DICOM{at}: {_one_line(error)}") from error
+
+
+def _declared_syntax(data: bytes) -> UID:
+    """What (0002,0010) says, "" if absent; reads no further than the file meta group.
+
+    The meta group is always in Explicit VR Little Endian (PS3.10 7.1).
+    """
+    file = io.BytesIO(data)
+    file.seek(132 if has_magic(data) else 0)
+    with warnings.catch_warnings():
+        # A file without a meta group is none of pydicom's business here.
+        warnings.simplefilter("ignore")
+        meta = read_dataset(
+            file, is_implicit_VR=False, is_little_endian=True,
+            stop_when=lambda tag, vr, length: tag.group != 2,
+        )  # fmt: skip
+    return UID(str(meta.get("TransferSyntaxUID") or "").strip(" \0"))
 
 
 def _check_header(dataset: pydicom.Dataset, name: str) -> None:
@@ -73,29 +116,68 @@ def _check_header(dataset: pydicom.Dataset, name: str) -> None:
     if missing or not any(key in dataset for key in pixels):
         missing = missing or ["PixelData"]
         raise ImageError(f"{name}: expected a DICOM image, found no {', '.join(missing)}")
-    frames = int(dataset.get("NumberOfFrames") or 1)
-    if frames != 1:
-        raise ImageError(f"{name}: expected one frame (NumberOfFrames), found {frames}")
     samples = int(dataset.get("SamplesPerPixel") or 1)
     if samples not in (1, 3):
         raise ImageError(f"{name}: expected SamplesPerPixel 1 or 3, found {samples}")
 
 
-def _check_decoder(syntax: UID, name: str) -> None:
-    if not syntax or not syntax.is_transfer_syntax or not syntax.is_compressed:
+def _check_syntax(dataset: pydicom.Dataset, syntax: UID, name: str) -> None:
+    if not syntax.is_transfer_syntax:
+        raise ImageError(f"{name}: expected a transfer syntax of DICOM, found {syntax}")
+    if not syntax.is_compressed:
+        if "PixelData" in dataset and dataset["PixelData"].is_undefined_length:
+            raise ImageError(
+                f"{name}: expected uncompressed pixels (transfer syntax {syntax.name}), "
+                "found encapsulated ones; the file does not say how they are compressed"
+            )
         return
     needs = "a codec that pydicom does not have"
     try:
         decoder = get_decoder(syntax)
         if decoder.is_available:
             return
-        needs = " or ".join(decoder.missing_dependencies) or needs
+        needs = f"{EXTRA} ({'; '.join(decoder.missing_dependencies)})"
     except NotImplementedError:
         pass
     raise ImageError(
         f"{name}: transfer syntax {syntax.name} ({syntax}) needs a decoder that is not "
         f"installed: {needs}"
     )
+
+
+def _stored_values(dataset: pydicom.Dataset, index: int, syntax: UID, name: str) -> np.ndarray:
+    try:
+        return pixel_array(dataset, index=index)
+    except MemoryError:
+        raise
+    except Exception as error:
+        # Pillow decodes some files of a syntax and refuses others, 12 bits for example.
+        missing = get_decoder(syntax).missing_dependencies if syntax.is_compressed else []
+        if not missing:
+            raise
+        raise ImageError(
+            f"{name}: broken DICOM, or pixels that the installed decoders do not read (transfer "
+            f"syntax {syntax.name}): {_one_line(error)}; further decoders: {EXTRA}"
+        ) from error
+
+
+def _upper_code_strings(dataset: pydicom.Dataset) -> None:
+    for keyword in _CODE_STRINGS:
+        value = dataset.get(keyword)
+        if isinstance(value, str):
+            setattr(dataset, keyword, value.strip(" \0").upper())
+
+
+def _apply_functional_groups(dataset: pydicom.Dataset, index: int) -> None:
+    """Lifts an enhanced file's rescale and window of one frame to where other files have them."""
+    groups = [
+        *(dataset.get("SharedFunctionalGroupsSequence") or [])[:1],
+        *(dataset.get("PerFrameFunctionalGroupsSequence") or [])[index : index + 1],
+    ]
+    for group in groups:
+        for macro in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
+            for item in (group.get(macro) or [])[:1]:
+                dataset.update(item)
 
 
 def _render(dataset: pydicom.Dataset, stored: np.ndarray, name: str) -> np.ndarray:
@@ -122,8 +204,9 @@ def _full_range(values: np.ndarray, bits: int) -> np.ndarray:
 
 
 def _modality(dataset: pydicom.Dataset, stored: np.ndarray) -> Float[np.ndarray, "H W"]:
-    if dataset.get("ModalityLUTSequence"):
-        return apply_modality_lut(stored, dataset).astype(np.float32)
+    table = _table(dataset, "ModalityLUTSequence")
+    if table is not None:
+        return _looked_up(dataset, table, stored)[0]
     slope, intercept = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
     values = stored.astype(np.float32)
     if slope is not None:
@@ -139,10 +222,10 @@ def _voi(
     dataset: pydicom.Dataset, values: Float[np.ndarray, "H W"], stored: np.ndarray
 ) -> Float[np.ndarray, "H W"]:
     """Brightness in [0, 1]."""
-    if dataset.get("VOILUTSequence"):
-        bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
-        looked_up = apply_voi(np.rint(values).astype(np.int32), dataset)
-        return (looked_up.astype(np.float32) / (2**bits - 1)).clip(0, 1)
+    table = _table(dataset, "VOILUTSequence")
+    if table is not None:
+        levels, brightest = _looked_up(dataset, table, values)
+        return (levels / brightest).clip(0, 1)
     center, width = _first(dataset.get("WindowCenter")), _first(dataset.get("WindowWidth"))
     function = str(dataset.get("VOILUTFunction") or "LINEAR")
     # Files with an empty or zero window are common; they have none.
@@ -158,15 +241,65 @@ def _voi(
     return ((values - center) / width + 0.5).clip(0, 1)
 
 
+def _table(dataset: pydicom.Dataset, sequence: str) -> pydicom.Dataset | None:
+    """The sequence's first item that holds a table; items without one are common, and no table."""
+    for item in dataset.get(sequence) or []:
+        if item.get("LUTDescriptor") and item.get("LUTData"):
+            return item
+    return None
+
+
+def _looked_up(
+    dataset: pydicom.Dataset, table: pydicom.Dataset, values: np.ndarray
+) -> tuple[Float[np.ndarray, "H W"], int]:
+    """(values through a table, its largest possible entry); PS3.3 C.11.1.1.
+
+    Values off its ends take the entries there.
+
+    Not pydicom's functions: they have no modality table of 10, 12 or 14 bits, and reduce indices
+    modulo 256 in a VOI table of 8.
+    """
+    descriptor = [int(number) for number in table.LUTDescriptor]
+    if len(descriptor) != 3 or not 1 <= descriptor[2] <= 16:
+        raise ValueError(f"LUTDescriptor: expected 3 numbers, the last 1 to 16: {descriptor}")
+    # 0 stands for 65536, which 16 bits cannot hold; a signed descriptor wraps.
+    entries, first = (descriptor[0] & 0xFFFF) or 2**16, descriptor[1]
+    data = table.LUTData
+    if isinstance(data, bytes):
+        words = "<u2" if dataset.file_meta.TransferSyntaxUID.is_little_endian else ">u2"
+        one_byte = descriptor[2] <= 8 and len(data) < 2 * entries
+        levels = np.frombuffer(data, np.uint8 if one_byte else words)
+    else:
+        levels = np.atleast_1d(np.asarray(data)) & 0xFFFF
+    if len(levels) < entries:
+        raise ValueError(f"LUTData: expected {entries} entries, found {len(levels)}")
+    index = (np.rint(values).astype(np.int64) - first).clip(0, entries - 1)
+    return levels[index].astype(np.float32), 2 ** descriptor[2] - 1
+
+
 def _percentile_window(
     dataset: pydicom.Dataset, values: Float[np.ndarray, "H W"], stored: np.ndarray
 ) -> Float[np.ndarray, "H W"]:
-    padding = dataset.get("PixelPaddingValue")
-    shown = values if padding is None else values[stored != int(padding)]
+    shown = values[~_is_padding(dataset, stored)]
     low, high = np.percentile(shown if shown.size else values, PERCENTILES)
     if high <= low:  # a nearly constant picture
         low, high = values.min(), max(values.max(), values.min() + 1)
     return ((values - low) / (high - low)).clip(0, 1).astype(np.float32)
+
+
+def _is_padding(dataset: pydicom.Dataset, stored: np.ndarray) -> np.ndarray:
+    """Where stored values are padding: PixelPaddingValue to PixelPaddingRangeLimit, both ends."""
+    ends = [_first(dataset.get("PixelPadding" + end)) for end in ("Value", "RangeLimit")]
+    if ends[0] is None or stored.dtype.kind not in "iu":
+        return np.zeros(stored.shape, bool)
+    # Written unsigned although pixels are signed, or the other way round: the same 16 bits.
+    bits = 8 * stored.dtype.itemsize
+    numbers = [
+        np.array(int(end) % 2**bits, f"u{stored.dtype.itemsize}").view(stored.dtype)
+        for end in ends
+        if end is not None
+    ]
+    return (stored >= min(numbers)) & (stored <= max(numbers))
 
 
 def _first(value: object) -> float | None:
@@ -177,3 +310,7 @@ def _first(value: object) -> float | None:
         return None
     number = float(str(value))
     return number if np.isfinite(number) else None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

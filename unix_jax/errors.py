@@ -1,8 +1,18 @@
 """Errors caused by what the user gave us; the command line prints them as one line."""
 
+from collections.abc import Sequence
+
 
 class UniXError(Exception):
-    """Base of every error whose cause is an input: a file, a key, an argument."""
+    """Base of every error whose cause is an input: a file, a key, an argument.
+
+    Attributes:
+      details: the message with every list in full; equal to the message where none is shortened.
+    """
+
+    def __init__(self, message: str = "", details: str | None = None):
+        super().__init__(message)
+        self.details = message if details is None else details
 
 
 class CheckpointError(UniXError):
@@ -27,3 +37,14 @@ class MetricError(UniXError):
 
 class PromptError(UniXError):
     """A prompt, token id or generation argument outside what the model can take."""
+
+
+class ImageWarning(UserWarning):
+    """An image that was read, but shows next to nothing; see `unix_jax.gray_levels`."""
+
+
+def shortened(lines: Sequence[str], ends: int = 10) -> list[str]:
+    """The first and the last `ends` of a long list, with the number of the others between them."""
+    if len(lines) <= 2 * ends + 1:
+        return list(lines)
+    return [*lines[:ends], f"... {len(lines) - 2 * ends} more ...", *lines[-ends:]]

@@ -1,10 +1,10 @@
 """Whether the arrays of a checkpoint fit its configuration, told in one error that lists all."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from unix_jax.config import AutoencoderConfig, UniXConfig
-from unix_jax.errors import CheckpointError
+from unix_jax.errors import CheckpointError, shortened
 from unix_jax.leaves import Leaf
 
 
@@ -67,7 +67,10 @@ def raise_listing(
     misshaped: Mapping[str, tuple[Sequence[int], Sequence[int]]],
     disagreements: Sequence[str] = (),
 ) -> None:
-    """Raises a CheckpointError that lists everything, grouped; nothing listed, nothing raised."""
+    """Raises a CheckpointError that lists everything, grouped; nothing listed, nothing raised.
+
+    The message shortens long groups; the error's `details` list them in full.
+    """
     groups = (
         ("sizes that disagree with the tensors", list(disagreements)),
         ("missing", [f"{k}: expected {list(s)}" for k, s in missing.items()]),
@@ -81,8 +84,12 @@ def raise_listing(
     if not filled:
         return
     summary = ", ".join(f"{len(lines)} {title}" for title, lines in filled)
-    listing = "".join(
-        f"\n  {title} ({len(lines)}):" + "".join(f"\n    {line}" for line in lines)
-        for title, lines in filled
-    )
-    raise CheckpointError(f"{source}: tensors do not fit the configuration: {summary}{listing}")
+    start = f"{source}: tensors do not fit the configuration: {summary}"
+
+    def listing(limit: Callable[[Sequence[str]], Sequence[str]]) -> str:
+        return start + "".join(
+            f"\n  {title} ({len(lines)}):" + "".join(f"\n    {line}" for line in limit(lines))
+            for title, lines in filled
+        )
+
+    raise CheckpointError(listing(shortened), listing(list))

@@ -36,27 +36,40 @@ ImageSource = str | Path | Image.Image | np.ndarray | bytes
 
 
 def load_image(
-    source: ImageSource, *, max_pixels: int = MAX_PIXELS, min_side: int = MIN_SIDE
+    source: ImageSource,
+    *,
+    frame: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+    min_side: int = MIN_SIDE,
 ) -> Image.Image:
     """Reads one picture, upright, as a PIL image of mode RGB (grayscale has three equal channels).
+
+    Its path, if it has one, is its `filename`, as it is for a file that Pillow opened.
 
     Args:
       source: a path; the bytes of a file; a PIL image (left as it is); or an array of uint8,
         uint16, or floats in [0, 1], shaped [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] (RGBA).
+      frame: which frame of a file of several (DICOM, TIFF, GIF, ...) to read, counted from 1.
       max_pixels: most pixels (width x height) that are decoded.
       min_side: fewest pixels along either side.
 
     Raises:
-      ImageError: the file is missing, unreadable, truncated, not an image, of several frames, too
-        large or too small; or the array has another type, shape or range. It names the source.
+      ImageError: the file is missing, unreadable, truncated, not an image, of several frames and
+        none chosen, without that frame, too large or too small; or the array has another type,
+        shape or range. It names the source.
     """
+    name = image_name(source)
     try:
-        return _open(source, max_pixels, min_side)
+        image = _open(source, name, frame, max_pixels, min_side)
     except MemoryError:
-        raise ImageError(f"{_name(source)}: not enough memory to decode the image") from None
+        raise ImageError(f"{name}: not enough memory to decode the image") from None
+    if isinstance(source, str | Path | Image.Image):
+        image.filename = name  # type: ignore[attr-defined]
+    return image
 
 
-def _name(source: Any) -> str:
+def image_name(source: Any) -> str:
+    """What messages call a source: its path, or its kind where it has none."""
     if isinstance(source, str | Path):
         return str(source)
     if isinstance(source, bytes | bytearray | memoryview):
@@ -66,10 +79,9 @@ def _name(source: Any) -> str:
     return "image array"
 
 
-def _open(source: Any, max_pixels: int, min_side: int) -> Image.Image:
-    name = _name(source)
+def _open(source: Any, name: str, frame: int | None, max_pixels: int, min_side: int) -> Image.Image:
     if isinstance(source, Image.Image):
-        return _decode(source, name, max_pixels, min_side)
+        return _decode(source, name, frame, max_pixels, min_side)
     if isinstance(source, str | Path):
         data = _read_file(Path(source), name, max_pixels)
         is_dicom = dicom.has_magic(data) or Path(source).suffix.lower() in (".dcm", ".dicom")
@@ -77,6 +89,7 @@ def _open(source: Any, max_pixels: int, min_side: int) -> Image.Image:
         data = bytes(source)
         is_dicom = dicom.has_magic(data)
     elif hasattr(source, "__array__"):
+        _check_frame(frame, 1, name)
         return _from_array(np.asarray(source), name, max_pixels, min_side)
     else:
         raise ImageError(
@@ -85,9 +98,15 @@ def _open(source: Any, max_pixels: int, min_side: int) -> Image.Image:
     if not data:
         raise ImageError(f"{name}: expected an image, found an empty file")
     if is_dicom:
-        pixels = dicom.read(data, name, lambda w, h: _check_size(w, h, name, max_pixels, min_side))
+        pixels = dicom.read(
+            data,
+            name,
+            lambda width, height: _check_size(width, height, name, max_pixels, min_side),
+            lambda frames: _check_frame(frame, frames, name),
+            frame or 1,
+        )
         return Image.fromarray(pixels).convert("RGB")
-    return _from_bytes(data, name, max_pixels, min_side)
+    return _from_bytes(data, name, frame, max_pixels, min_side)
 
 
 def _read_file(path: Path, name: str, max_pixels: int) -> bytes:
@@ -107,7 +126,9 @@ def _read_file(path: Path, name: str, max_pixels: int) -> bytes:
         raise ImageError(f"{name}: cannot be read: {_one_line(error)}") from error
 
 
-def _from_bytes(data: bytes, name: str, max_pixels: int, min_side: int) -> Image.Image:
+def _from_bytes(
+    data: bytes, name: str, frame: int | None, max_pixels: int, min_side: int
+) -> Image.Image:
     try:
         opened = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
@@ -125,18 +146,29 @@ def _from_bytes(data: bytes, name: str, max_pixels: int, min_side: int) -> Image
     except Exception as error:
         raise ImageError(f"{name}: broken image header: {_one_line(error)}") from error
     with opened:
-        return _decode(opened, name, max_pixels, min_side)
+        return _decode(opened, name, frame, max_pixels, min_side)
 
 
-def _decode(image: Image.Image, name: str, max_pixels: int, min_side: int) -> Image.Image:
+def _decode(
+    image: Image.Image, name: str, frame: int | None, max_pixels: int, min_side: int
+) -> Image.Image:
     """Checks the size, then decodes, turns upright and converts; `image` itself stays as it is."""
     _check_size(image.width, image.height, name, max_pixels, min_side)
     try:
         # MPO is a telephone's JPEG: its first frame is the picture, the rest previews.
         frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-        if frames == 1:
+        _check_frame(frame, frames, name)
+        before = image.tell()
+        if frames > 1 and frame is not None:
+            image.seek(frame - 1)
+            # The frames of a TIFF file may be of different sizes.
+            _check_size(image.width, image.height, name, max_pixels, min_side)
+        try:
             image.load()
             return _to_rgb(ImageOps.exif_transpose(image), name)
+        finally:
+            if image.tell() != before:
+                image.seek(before)
     except (ImageError, MemoryError):
         raise
     except Exception as error:
@@ -144,7 +176,16 @@ def _decode(image: Image.Image, name: str, max_pixels: int, min_side: int) -> Im
         raise ImageError(
             f"{name}: broken or truncated {image.format or 'image'}: {_one_line(error)}"
         ) from error
-    raise ImageError(f"{name}: expected one frame, found {frames}; save the one to be read alone")
+
+
+def _check_frame(frame: int | None, frames: int, name: str) -> None:
+    if frame is None and frames != 1:
+        raise ImageError(
+            f"{name}: expected one frame, found {frames}; "
+            f"choose one with `frame` (--frame), 1 to {frames}"
+        )
+    if frame is not None and not 1 <= frame <= frames:
+        raise ImageError(f"{name}: frame: expected 1 to {frames}, found {frame}")
 
 
 def _check_size(width: int, height: int, name: str, max_pixels: int, min_side: int) -> None:

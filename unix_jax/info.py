@@ -9,6 +9,7 @@ import jax
 from rich.markup import escape
 from rich.table import Table
 
+from unix_jax import checkpoint
 from unix_jax.config import UniXConfig
 from unix_jax.models import autoencoder, unix
 
@@ -52,6 +53,8 @@ def summary(path: str | os.PathLike[str], config: UniXConfig, has_vae: bool) -> 
     )
     table.add_row("connector_act", config.connector_act)
     table.add_row("double_bos", str(config.double_bos))
+    if checkpoint.is_checkpoint(path) and (record := checkpoint.read_index(path).get("training")):
+        table.add_row("exported", f"{record['weights']} weights of step {record['step']}")
     for name, count in parameter_counts(config).items():
         missing = name == "autoencoder" and not has_vae
         table.add_row(name, "absent: reports only" if missing else f"{count:,} parameters")

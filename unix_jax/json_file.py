@@ -7,9 +7,18 @@ from typing import Any
 from unix_jax.errors import ConfigError, UniXError
 
 
-def read_json(path: Path, error: type[UniXError] = ConfigError) -> Any:
-    """The parsed file; every way in which it can be broken is an `error` that names it."""
+def read_json(
+    path: Path, error: type[UniXError] = ConfigError, *, max_bytes: int | None = None
+) -> Any:
+    """The parsed file; every way in which it can be broken is an `error` that names it.
+
+    `max_bytes` is the largest size that is parsed.
+    """
     try:
+        if max_bytes is not None and path.stat().st_size > max_bytes:
+            raise error(
+                f"{path}: expected JSON of at most {max_bytes} bytes, found {path.stat().st_size}"
+            )
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise error(f"{path}: no such file") from None

@@ -28,7 +28,7 @@ from unix_jax.training.distributed import is_primary
 from unix_jax.training.export import gather
 from unix_jax.training.metrics import Metrics
 from unix_jax.training.run import Run, compute_dtype
-from unix_jax.transforms import contact_sheet, save_png, to_pil
+from unix_jax.transforms import contact_sheet, save_png, to_gray_pil
 
 FOLDER = "previews"
 
@@ -153,7 +153,7 @@ def _reconstructions(
     """Held-out images, and below them what the autoencoder makes of them."""
     pixels = np.stack([vae_pixels(record, config.data) for record in records])
     decoded = _reconstruct(Autoencoder(model_config.vae), vae_params, pixels)
-    both = [to_pil(np.clip(x / 2 + 0.5, 0, 1)) for x in (*pixels, *np.asarray(decoded))]
+    both = [to_gray_pil(np.clip(x / 2 + 0.5, 0, 1)) for x in (*pixels, *np.asarray(decoded))]
     sheet = contact_sheet(both, columns=len(pixels))
     return _write_sheet(directory / f"{step:08d}_reconstructions.png", sheet)
 

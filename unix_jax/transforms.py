@@ -3,7 +3,7 @@
 * Reports: `to_model_image`: letterbox (Lanczos thumbnail, centred, white), SigLIP statistics.
 * Training and editing: `to_vit_image`, `to_vae_image`: bicubic, aspect kept, sides to multiples of
   a stride.
-* Outputs: `to_pil`, `contact_sheet`, `png_bytes`, `save_png`.
+* Outputs: `to_pil`, `to_gray_pil`, `contact_sheet`, `png_bytes`, `save_png`.
 
 All are pinned to the original's outputs in `tests/golden/metrics_tiny`. H height, W width.
 """
@@ -145,6 +145,22 @@ def to_pil(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels))
 
 
+def to_gray_pil(pixels: Float[np.ndarray, "H W C"]) -> Image.Image:
+    """As `to_pil`, the mean of the channels as a PIL image of mode L.
+
+    The autoencoder decodes three channels that differ by a few gray levels. An X-ray has one.
+
+    Raises:
+      ImageError: as `to_pil`.
+    """
+    pixels = np.asarray(pixels)
+    floats = np.issubdtype(pixels.dtype, np.floating) and np.isfinite(pixels).all()
+    if floats and pixels.ndim == 3 and pixels.shape[2] == 3:
+        # Clipped first: a channel that is far off must not shift the others.
+        pixels = pixels.clip(0, 1).mean(axis=2, dtype=np.float32)
+    return to_pil(pixels).convert("L")
+
+
 def contact_sheet(
     images: Sequence[Image.Image],
     captions: Sequence[str] | None = None,
@@ -169,7 +185,7 @@ def contact_sheet(
     columns = min(columns, len(images))
     gap, lines = 8, 3 if captions else 0
     width, height = max(i.width for i in images), max(i.height for i in images)
-    font = ImageFont.load_default(size=max(10, min(16, width // 24)))
+    font = ImageFont.load_default(size=max(12, min(18, width // 20)))
     line_height = math.ceil(sum(font.getmetrics()) if hasattr(font, "getmetrics") else 12) + 1
     cell = (width + gap, height + lines * line_height + gap)
     rows = math.ceil(len(images) / columns)
@@ -182,8 +198,14 @@ def contact_sheet(
         sheet.paste(image.convert("RGB"), at)
         wrapped = _wrap(captions[index], width, draw, font, lines) if captions else []
         for number, line in enumerate(wrapped):
-            draw.text((left, top + height + number * line_height), line, fill="black", font=font)
+            at = (left, top + height + number * line_height)
+            draw.text(at, _spaced(line), fill="black", font=font)
     return sheet
+
+
+def _spaced(text: str) -> str:
+    """Pillow's bundled font has spaces of 3 pixels, which cannot be seen: they are doubled."""
+    return text.replace(" ", "  ")
 
 
 def _wrap(text: str, width: int, draw: ImageDraw.ImageDraw, font: object, lines: int) -> list[str]:
@@ -193,7 +215,7 @@ def _wrap(text: str, width: int, draw: ImageDraw.ImageDraw, font: object, lines:
     """
 
     def fits(line: str) -> bool:
-        return draw.textlength(line, font=font) <= width  # type: ignore[arg-type]
+        return draw.textlength(_spaced(line), font=font) <= width  # type: ignore[arg-type]
 
     wrapped = [""]
     for word in text[:1000].split():

@@ -13,7 +13,7 @@ from PIL import Image
 from unix_jax.app.actions import FAILED, Actions, Stop
 from unix_jax.app.bundled import Example
 from unix_jax.app.choices import Limits
-from unix_jax.transforms import to_pil
+from unix_jax.transforms import to_gray_pil
 
 SAME = "unchanged"
 SETTINGS = (0, 4, 2.0)
@@ -45,6 +45,16 @@ def test_an_upload_and_its_report(actions, pipe, xray_png):
     assert "Done" in items[-1][1]
 
 
+def test_an_upload_that_shows_nothing_is_warned_of(actions):
+    file = io.BytesIO()
+    levels = np.random.default_rng(0).integers(0, 16, (300, 40), dtype=np.uint8)
+    Image.fromarray(levels).save(file, "PNG")  # narrow: the letterbox adds much white
+    xray, figure, *_ = last(actions.read_upload(Stop(), file.getvalue()))
+    assert xray.warning.startswith("Uploaded X-ray: the image is nearly black (")
+    assert html.escape(xray.warning) in figure
+    assert 'role="alert"' in figure
+
+
 def test_examples(actions, xray_png):
     xray, *_ = last(actions.read_example(Stop(), Example("No Finding", xray_png)))
     assert xray.name == "Example: No Finding"
@@ -74,7 +84,7 @@ def test_a_drawing(actions, pipe):
     assert file.text["num_steps"] == "4"
     assert file.text["guidance_scale"] == "2.0"
     (expected,) = pipe.generate_image("effusion", 32, 32, num_steps=4, output_type="np")
-    assert np.array_equal(file, to_pil(expected))
+    assert np.array_equal(file, to_gray_pil(expected))
 
 
 def test_a_comparison(actions):

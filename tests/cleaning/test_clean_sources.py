@@ -47,7 +47,7 @@ def test_csv(tmp_path):
     source = open_reports(file)
     assert (len(source), source[0].key) == (2, "7")
     assert source[0].findings == 'Clear, "both".\nMore.'
-    with pytest.raises(DataError, match="row 2: expected a report"):
+    with pytest.raises(DataError, match="line 4: expected a report"):
         source[1]
     with pytest.raises(DataError, match="expected a column words"):
         open_reports(file, "words")

@@ -1,13 +1,17 @@
 """Small random checkpoints in the published layout, for tests."""
 
 import json
-from collections.abc import Callable
+import pickle
+import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
 
 from convert.table import unix_table, vae_table
+from convert.torch_file import STORAGES
 from convert.writers import write_safetensors, write_torch_zip
 from unix_jax.config import (
     AutoencoderConfig,
@@ -81,3 +85,42 @@ def write_published(
         json.dumps({"metadata": {"total_size": size}, "weight_map": placed})
     )
     return tensors
+
+
+def write_nested(path: Path, value: dict[str, Any]) -> None:
+    """What `torch.save` writes of dictionaries of arrays, at any depth, and plain values."""
+    storages: list[bytes] = []
+    names = {kind: name for name, kind in STORAGES.items() if name != "UntypedStorage"}
+
+    def plain(item: Any) -> bytes:
+        return pickle.dumps(item, 2)[2:-1].replace(b"q\x00", b"")
+
+    def sizes(values: Sequence[int]) -> bytes:
+        return b"(" + b"".join(plain(int(size)) for size in values) + b"t"
+
+    def program(item: Any) -> bytes:
+        if isinstance(item, dict):
+            return b"}" + b"".join(plain(key) + program(x) + b"s" for key, x in item.items())
+        if not isinstance(item, np.ndarray):
+            return plain(item)
+        storages.append(np.ascontiguousarray(item).tobytes())
+        stride = np.cumprod([1, *item.shape[:0:-1]])[::-1] if item.ndim else ()
+        return (
+            b"ctorch._utils\n_rebuild_tensor_v2\n(("
+            + plain("storage")
+            + f"ctorch\n{names[item.dtype]}\n".encode()
+            + plain(str(len(storages) - 1))
+            + plain("cpu")
+            + plain(item.size)
+            + b"tQ"
+            + plain(0)
+            + sizes(item.shape)
+            + sizes(stride)
+            + b"\x89ccollections\nOrderedDict\n)RtR"
+        )
+
+    pickled = b"\x80\x02" + program(value) + b"."
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickled)
+        for number, data in enumerate(storages):
+            archive.writestr(f"archive/data/{number}", data)

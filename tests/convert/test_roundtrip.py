@@ -285,8 +285,8 @@ def test_refuses_an_existing_target_and_wrong_sources(tmp_path, golden_round_tri
         import_published(golden_round_trip / "jax", tmp_path / "new")
     with pytest.raises(CheckpointError, match="no such directory"):
         import_published(tmp_path / "nowhere", tmp_path / "new")
-    with pytest.raises(CheckpointError, match="found a file"):
-        import_published(GOLDEN / "model.safetensors", tmp_path / "new")
+    with pytest.raises(CheckpointError, match="found another file"):
+        import_published(Path(__file__), tmp_path / "new")
     with pytest.raises(CheckpointError, match="import-janus"):
         import_published(GOLDEN.parents[1] / "tiny_janus", tmp_path / "new")
     with pytest.raises(CheckpointError, match=r"index\.json"):

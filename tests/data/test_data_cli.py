@@ -67,20 +67,39 @@ def test_inspect_counts_what_is_missing(capsys, tmp_path):
     ]
     Image.new("L", (20, 20)).save(tmp_path / "a.png")
     (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert (
-        main(["inspect", f"manifest:{tmp_path}", "--json", "--out", str(tmp_path / "s.png")]) == 0
-    )
-    values = json.loads(capsys.readouterr().out)
+    inspect = ["inspect", f"manifest:{tmp_path}"]
+    assert main([*inspect, "--json", "--out", str(tmp_path / "s.png")]) == 1
+    captured = capsys.readouterr()
+    assert "expected at most 0.00% of 4 rows" in captured.err
+    assert "found 1 broken rows and 1 missing image files" in captured.err
+    values = json.loads(captured.out)
     counted = {name: value for name, value in values.items() if isinstance(value, int)}
     assert counted == {
-        "records": 3, "broken": 1, "missing_images": 2, "missing_reports": 2,
+        "records": 3, "broken": 1, "missing_files": 1, "missing_images": 2, "missing_reports": 2,
         "missing_captions": 1, "patients": 2, "crossing_patients": 1,
     }  # fmt: skip
-    assert "line 4: image" in values["errors"][0]
+    assert "gone.png: no such file" in values["errors"][0]
+    assert "line 4: image" in values["errors"][1]
     assert values["report_lengths"]["100"] == 3
     assert (tmp_path / "s.png").is_file()
-    assert main(["inspect", f"manifest:{tmp_path}"]) == 0
+    assert main([*inspect, "--max-broken", "0.5"]) == 0
     assert "broken: " in capsys.readouterr().err
+    assert main([*inspect, "--max-broken", "0.49"]) == 1
+
+
+def test_inspect_tells_how_many_samples_fit_a_row(capsys):
+    nano = str(ROOT / "examples/nano")
+    arguments = ["inspect", CXR, "--split", "test", "--tokenizer", nano, "--json", "--und-tokens"]
+    found = {}
+    for tokens in ("20", "108", "1000"):
+        assert main([*arguments, tokens]) == 0
+        found[tokens] = json.loads(capsys.readouterr().out)["rows"]
+    assert [found["20"][name] for name in ("samples", "too_long", "rows")] == [0, 34, 0]
+    assert found["1000"]["samples"] == 34
+    assert found["1000"]["samples_per_row"] > 4
+    assert found["108"]["samples"] + found["108"]["too_long"] == 34
+    assert main([*arguments[:4], "--tokenizer", nano, "--und-tokens", "99"]) == 0
+    assert "samples per row, mean" in capsys.readouterr().out
 
 
 def test_percentiles_occur():
@@ -141,6 +160,14 @@ def test_moments(capsys, tmp_path, converted):
     line = error_of(capsys, ["moments", source, str(out), "--checkpoint", str(checkpoint),
                              "--height", "32", "--width", "48"])  # fmt: skip
     assert "exists" in line
+    with (tmp_path / "source/manifest.jsonl").open("a") as opened:
+        opened.write(json.dumps({"image": records[0].key, "split": "test"}) + "\n")
+    arguments = ["--checkpoint", str(checkpoint), "--height", "32", "--width", "48"]
+    assert main(["moments", source, str(tmp_path / "all"), *arguments, "--split", ""]) == 0
+    assert "moments of 4 records" in capsys.readouterr().out
+    # The split's error comes first: no checkpoint is looked for.
+    arguments = ["moments", source, "OUT", "--checkpoint", "/nowhere", "--split", "dev"]
+    assert "expected rows of split 'dev'" in error_of(capsys, arguments)
 
 
 def small_source(directory: Path, count: int) -> str:
@@ -162,6 +189,8 @@ def small_source(directory: Path, count: int) -> str:
         (["inspect", CXR, "--split", "dev"], "expected rows of split 'dev'"),
         (["inspect", CXR, "--images", "0"], "--images: expected at least 1"),
         (["inspect", CXR, "--tokenizer", "/nowhere"], "/nowhere"),
+        (["inspect", CXR, "--und-tokens", "9"], "--und-tokens: expected --tokenizer DIR beside it"),
+        (["inspect", CXR, "--max-broken", "2"], "--max-broken: expected 0 to 1"),
         (["write", CXR, "OUT", "--max-side", "0"], "--max-side: expected at least"),
         (["write", CXR, "OUT", "--max-broken", "2"], "--max-broken: expected 0 to 1"),
         (["write", CXR, "OUT", "--workers", "0"], "--workers: expected at least 1"),

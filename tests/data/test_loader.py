@@ -1,9 +1,11 @@
 """The loader: states that resume anywhere, any number of processes, broken images."""
 
 import dataclasses
+import io
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from toy_data import CONFIG, GENERATION, UNDERSTANDING, records, tokenizer
 
 from unix_jax.data.loader import Loader
@@ -146,6 +149,34 @@ def with_broken(count, every):
     for i in range(0, count, every):
         source[i] = dataclasses.replace(list.__getitem__(source, i), image=b"not an image")
     return source
+
+
+def dark(index):
+    """A PNG file of 12 bits in 16."""
+    pixels = np.random.default_rng(index).integers(0, 4096, (20, 24), dtype=np.uint16)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("data", [UNDERSTANDING, GENERATION])
+def test_images_that_show_nothing_are_counted_and_said_a_few_times(data, caplog):
+    source = records(COUNT)
+    for index in range(0, COUNT, 4):
+        source[index] = dataclasses.replace(source[index], image=dark(index))
+    with caplog.at_level(logging.WARNING):
+        parts = list(loader(data, source))
+    assert parts[-1][1].image_warnings == 10
+    assert parts[-1][1].broken == 0
+    said = [record.getMessage() for record in caplog.records]
+    assert [line.split()[0] for line in said] == ["1", "2", "4", "8"]
+    assert all(re.search(r"the last: r\d+: nearly black \(", line) for line in said)
+    # The count resumes with the state.
+    resumed, whole = (iter(loader(data, source)) for _ in range(2))
+    for _ in range(2):
+        next(whole)
+    resumed.set_state(whole.get_state())
+    assert [i.image_warnings for _, i in resumed] == [i.image_warnings for _, i in parts[2:]]
 
 
 def test_broken_images_become_padding(caplog):

@@ -1,11 +1,13 @@
 """Moments on disk: what the encoder gives, checked against what a run needs."""
 
 import dataclasses
+import io
 import json
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from toy_data import CONFIG, GENERATION, records, tokenizer
 
 from unix_jax.data.loader import Loader
@@ -42,6 +44,20 @@ def written(params, tmp_path_factory):
     )
     assert found == Written(COUNT, 2)
     return out, len(calls)
+
+
+def test_pictures_that_show_nothing_are_named(params, tmp_path):
+    source = records(COUNT)
+    file = io.BytesIO()
+    Image.new("L", (24, 20), 255).save(file, "PNG")
+    for index in (5, 1):
+        source[index] = dataclasses.replace(source[index], image=file.getvalue())
+    found = write_moments(tmp_path / "m", source, CONFIG, params, GENERATION)
+    assert [line.partition(" (")[0] for line in found.image_warnings] == [
+        "r1: nearly white",
+        "r5: nearly white",
+    ]
+    assert json.loads((tmp_path / "m" / INDEX).read_text())["image_warnings"] == 2
 
 
 def test_equal_the_encoder(params, written):

@@ -12,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from source_files import error_of, lines_file, picture_bytes, read_or_error
 
+from unix_jax.data.array_records import write_array_records
 from unix_jax.data.records import Record, RecordSource, record_image, report_text
-from unix_jax.data.sources import open_source, parse_spec
+from unix_jax.data.sources import open_source, overlap, parse_spec
 from unix_jax.data.sources.conversations import ConversationsSource
 from unix_jax.data.sources.manifest import ManifestSource
 from unix_jax.data.sources.parquet import ParquetSource
+from unix_jax.data.tfds_builder import write_tfds
 from unix_jax.errors import DataError
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "cxr"
@@ -44,8 +46,9 @@ def test_specs(spec, expected):
     ("spec", "expected"),
     [
         ("", "expected KIND:PATH"),
-        ("examples/cxr", "manifest, conversations, parquet, mimic, array_record, tfds"),
-        ("csv:x", "found 'csv:x'"),
+        ("examples/cxr", "manifest, csv, conversations, parquet, mimic, array_record, tfds"),
+        ("tsv:x", "found 'tsv:x'"),
+        ("manifest:x?images=a&images=b", "expected images=... once"),
         ("manifest:", "expected KIND:PATH"),
         ("manifest:x?image=y", "expected images=..., found 'image=y'"),
         ("manifest:x?images=", "found 'images='"),
@@ -106,7 +109,9 @@ def test_manifest(tmp_path):
     assert source[-1].findings == "alone"
     with pytest.raises(IndexError):
         source[4]
-    with pytest.raises(DataError, match=r"expected rows of split 'dev', found splits \['', 'test'"):
+    with pytest.raises(
+        DataError, match=r"expected rows of split 'dev', found splits \['test', 'train'"
+    ):
         ManifestSource(tmp_path, "dev")
 
 
@@ -152,7 +157,7 @@ def test_missing_files(tmp_path):
     ):
         ManifestSource(tmp_path)
     lines_file(tmp_path / "manifest.jsonl", ["", " "])
-    with pytest.raises(DataError, match=r"manifest\.jsonl: expected rows, found no rows"):
+    with pytest.raises(DataError, match=r"manifest\.jsonl: expected rows, found none"):
         ManifestSource(tmp_path)
     lines_file(tmp_path / "manifest.jsonl", [{"image": "gone.png"}])
     with pytest.raises(DataError, match=r"gone\.png: .*gone\.png: no such file"):
@@ -326,8 +331,6 @@ def test_broken_parquet(tmp_path):
     other = parquet_file(tmp_path / "other.parquet", {"image": [b"x"], "text": ["a"]})
     with pytest.raises(DataError, match=r"other\.parquet: expected columns .*'captions'.* found"):
         ParquetSource(other)
-    with pytest.raises(DataError, match=r"expected columns .*'split'"):
-        ParquetSource(file, "train")
     text = tmp_path / "text.parquet"
     text.write_text("no parquet")
     with pytest.raises(DataError, match=r"text\.parquet: not a Parquet file"):
@@ -347,3 +350,68 @@ def test_damaged_parquet_pages(tmp_path):
     source = ParquetSource(file)
     assert "p.parquet: row 0: cannot be read" in error_of(source, 0)
     assert source[5].captions == ()
+
+
+# ------------------------------------------------------------------------- the original's list
+
+
+def test_test_data_of_the_original(tmp_path):
+    def item(question: str, answer: str, **fields) -> dict:
+        messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        return {"messages": messages, "images": ["files/p10/a.jpg"], **fields}
+
+    file = tmp_path / "test_data.json"
+    items = [
+        item("<image>What is seen?", "FINDINGS: A. IMPRESSION: B."),
+        item("<image>x", "y", images=["a", "b"]),
+        item("<image>x", "y", image="a"),
+        {"messages": [{"role": "assistant", "content": "y"}], "images": []},
+        3,
+    ]
+    file.write_text(json.dumps(items))
+    for split in (None, "test", "train"):
+        source = open_source(f"conversations:{file}", split)
+        assert len(source) == 5
+    assert source[0] == Record(
+        "files/p10/a.jpg", tmp_path / "files/p10/a.jpg", "A.", "B.", prompt="What is seen?",
+        answer="FINDINGS: A. IMPRESSION: B.",
+    )  # fmt: skip
+    for index, expected in enumerate(
+        (
+            "item 2: images: expected one image, found 2",
+            "item 3: expected image or images, found both",
+            "item 4: messages: expected role user, then assistant, found ['assistant']",
+            "item 5: expected a JSON object, found int",
+        ),
+        1,
+    ):
+        assert expected in error_of(source, index)
+    for text, expected in (("{}", "expected a JSON list, found dict"), ("[", "expected JSON")):
+        file.write_text(text)
+        with pytest.raises(DataError, match=expected):
+            open_source(f"conversations:{file}")
+
+
+def test_a_file_without_splits_belongs_to_every_split(tmp_path):
+    """The same rule in every kind of source, and "" is all records."""
+    lines_file(tmp_path / "manifest.jsonl", [{"image": "a.png"}])
+    (tmp_path / "a.png").write_bytes(picture_bytes())
+    parquet_file(tmp_path / "p.parquet", {"image": [picture_bytes()], "captions": ["[]"]})
+    lines_file(tmp_path / "c.jsonl", [talk("<image>a", "b")])
+    (tmp_path / "t.csv").write_text("image\na.png\n")
+    write_array_records(open_source(f"manifest:{tmp_path}"), tmp_path / "records")
+    write_tfds(open_source(f"manifest:{tmp_path}"), tmp_path / "tfds")
+    for spec in (
+        f"manifest:{tmp_path}", f"parquet:{tmp_path}/p.parquet",
+        f"conversations:{tmp_path}/c.jsonl", f"csv:{tmp_path}/t.csv",
+        f"array_record:{tmp_path}/records", f"tfds:unix_records?data_dir={tmp_path}/tfds",
+    ):  # fmt: skip
+        train = open_source(spec, "train")
+        assert [len(open_source(spec, split)) for split in (None, "", "dev")] == [1, 1, 1]
+        assert overlap(spec, "train", train, spec, "validate")
+        assert train[0].key
+    bundled = f"manifest:{EXAMPLES}"
+    train = open_source(bundled, "train")
+    assert not overlap(bundled, "train", train, bundled, "validate")
+    assert overlap(bundled, "train", train, f"{bundled}/../cxr", "")
+    assert not overlap(bundled, "", train, f"manifest:{tmp_path}", "")

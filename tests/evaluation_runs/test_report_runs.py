@@ -101,6 +101,24 @@ def test_failures_are_recorded_and_the_rest_is_measured(whole):
     assert len((whole / "predictions.jsonl").read_text().splitlines()) == SOME
 
 
+def test_an_image_that_shows_nothing_is_counted_and_named(tmp_path, capsys):
+    images = [(picture * 255).astype("uint8") for picture in toy.pictures(3)]
+    images[1] = images[1] // 16
+    for index, image in enumerate(images):
+        save_png(tmp_path / f"{index}.png", to_pil(image))
+    rows = [{"image": f"{i}.png", "findings": "Clear lungs.", "split": "test"} for i in range(3)]
+    (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command(f"manifest:{tmp_path}", tmp_path / "out").run()
+    captured = capsys.readouterr()
+    assert "warning: 1 of the images show next to nothing: " in captured.out
+    assert "ImageWarning" not in captured.err
+    (warned,) = json.loads((tmp_path / "out" / "results.json").read_text())["image_warnings"]
+    assert (warned["index"], warned["warning"].partition(" (")[0]) == (1, "nearly black")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Images that show next to nothing" in page
+    assert "nearly black (" in page
+
+
 def test_the_page_runs_nothing_and_shows_the_pictures(whole):
     page = (whole / "report.html").read_text()
     assert "<script" not in page

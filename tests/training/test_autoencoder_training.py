@@ -33,6 +33,8 @@ CONFIG = AutoencoderConfig(
 )  # fmt: skip
 TX = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(2e-3, 0.9, 0.99))
 KEY = jax.random.key(7)
+# For one sample of the posterior of each of the images below.
+NOISE = np.random.default_rng(7).normal(size=(8, 6, 8, 4)).astype(np.float32)
 
 
 class Upsample(nn.Module):
@@ -85,11 +87,11 @@ def test_kl_against_the_closed_form():
 def test_loss_is_that_of_a_sampled_posterior_whatever_the_latents_scale(shallow, pixels):
     objective = AutoencoderObjective(kl_weight=0.25)
     params = initial().params
-    loss, metrics = autoencoder_loss(CONFIG, objective, params, pixels, KEY)
+    loss, metrics = autoencoder_loss(CONFIG, objective, params, pixels, NOISE)
     # No scale at all: what training sees does not depend on it.
     model = ShallowAutoencoder(dataclasses.replace(CONFIG, scale_factor=1.0, shift_factor=0.0))
     mean, logvar = np.split(model.apply({"params": params}, pixels, method="moments"), 2, -1)
-    z = mean + np.exp(logvar / 2) * np.asarray(jax.random.normal(KEY, mean.shape))
+    z = mean + np.exp(logvar / 2) * np.asarray(NOISE)
     decoded = model.apply({"params": params}, z, method="decode")
     l1 = np.abs(np.asarray(decoded) - pixels).mean()
     kl = np.mean((mean**2 + np.exp(logvar) - 1 - logvar) / 2)
@@ -132,6 +134,32 @@ def test_the_average_follows_early_weights_quickly(shallow, pixels):
     state, _ = step(start, pixels, KEY)
     for o, new, average in zip(*map(leaves, (old, state.params, state.ema)), strict=True):
         np.testing.assert_allclose(average, 0.1 * o + 0.9 * new, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("crop", [None, 8])
+def test_accumulation_changes_no_number(shallow, pixels, crop):
+    """Noise and crops follow the image; every term is a mean over images."""
+    tx, objective = optax.sgd(0.1), AutoencoderObjective(crop=crop)
+    one, expected = make_autoencoder_step(CONFIG, tx, objective)(initial(tx), pixels, KEY)
+    step = make_autoencoder_step(CONFIG, tx, objective, accumulation=4)
+    many, metrics = step(initial(tx), pixels, KEY)
+    for name in expected:
+        np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-5)
+    for a, b in zip(leaves(one), leaves(many), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    whole = make_autoencoder_evaluation(CONFIG)(one.ema, pixels)
+    parts = make_autoencoder_evaluation(CONFIG, accumulation=4)(one.ema, pixels)
+    for name in whole:
+        np.testing.assert_allclose(parts[name], whole[name], rtol=1e-5)
+    with pytest.raises(ConfigError, match="expected a multiple of 4 rows"):
+        step(initial(tx), pixels[:6], KEY)
+
+
+def test_without_an_average(shallow, pixels):
+    state = init_autoencoder_state(CONFIG, TX, jax.random.key(0), ema=False)
+    after, _ = make_autoencoder_step(CONFIG, TX)(state, pixels, KEY)
+    assert after.ema is None
+    assert int(after.step) == 1
 
 
 def test_devices_agree_with_one(shallow, pixels):
@@ -198,16 +226,16 @@ def test_perceptual_term(shallow, pixels):
         return images.reshape(images.shape[0], -1, 6) ** 2
 
     params = initial().params
-    plain, _ = autoencoder_loss(CONFIG, AutoencoderObjective(), params, pixels, KEY)
+    plain, _ = autoencoder_loss(CONFIG, AutoencoderObjective(), params, pixels, NOISE)
     weighed = AutoencoderObjective(perceptual_weight=2.0)
-    loss, metrics = autoencoder_loss(CONFIG, weighed, params, pixels, KEY, features)
+    loss, metrics = autoencoder_loss(CONFIG, weighed, params, pixels, NOISE, features)
     np.testing.assert_allclose(loss - plain, 2 * metrics["perceptual"], rtol=1e-4)
     assert 0 < float(metrics["perceptual"]) < 2
     step = make_autoencoder_step(CONFIG, TX, weighed, features)
     state = initial()
     for _ in range(8):
         state, _ = step(state, pixels, KEY)
-    _, after = autoencoder_loss(CONFIG, weighed, state.params, pixels, KEY, features)
+    _, after = autoencoder_loss(CONFIG, weighed, state.params, pixels, NOISE, features)
     assert float(after["perceptual"]) < float(metrics["perceptual"])
 
 
@@ -248,7 +276,7 @@ def test_a_step_refuses(change, message):
         make_autoencoder_step(CONFIG, TX, AutoencoderObjective(**change))
 
 
-@pytest.mark.parametrize("change", [{"kl_weight": -1.0}, {"ema_decay": 1.0}])
+@pytest.mark.parametrize("change", [{"kl_weight": -1.0}, {"perceptual_weight": -1.0}])
 def test_an_objective_refuses(change):
     with pytest.raises(ConfigError, match=next(iter(change))):
         AutoencoderObjective(**change)

@@ -223,6 +223,31 @@ def test_autoencoder_step():
     assert report.memory.total > 0
 
 
+@pytest.mark.parametrize("accumulation", [1, 2, 8])
+@pytest.mark.parametrize("stage", ["understanding", "generation"])
+def test_validation_takes_no_more_memory_than_training(stage, accumulation):
+    data = DATA if stage == "understanding" else GENERATION
+    config = TrainConfig(
+        stage=stage, data=data, total_steps=2, accumulation=accumulation, validate_every=1
+    )
+    report = compile_step(config, MODEL, make_mesh(devices=jax.devices()[:1]))
+    assert report.validation.total <= report.memory.total
+    assert report.peak == report.memory.total
+    assert report.validation.arguments >= report.memory.arguments
+    assert "validation " in "\n".join(report.lines())
+
+
+def test_the_larger_step_is_reported():
+    device = type("Device", (), {"device_kind": "TPU v5 lite"})()
+    small, large = Memory(2**30, 0, 0, 0, 0), Memory(2**34, 0, 0, 0, 0)
+    report = Report(1, device, {"fsdp": 1}, 1.0, small, hlo.Work(1, 1, {}), 1.0, 0.0)
+    assert report.fits
+    assert "validation   none: validate_every is 0" in report.lines()
+    report = dataclasses.replace(report, validation=large)
+    assert not report.fits
+    assert "memory       16.00 GiB of 15.75 GiB: DOES NOT FIT" in report.lines()
+
+
 def test_rows_that_do_not_divide():
     with pytest.raises(ConfigError, match="multiple of 16 rows"):
         compile_step(dataclasses.replace(CONFIG, accumulation=2), MODEL, make_mesh(fsdp=8))

@@ -41,7 +41,7 @@ def test_a_loss_that_is_not_a_number(toy, train, tmp_path, capsys):
     written = {p: p.stat().st_mtime_ns for p in before.rglob("*")}
     # A run that continues repeats the fault, and leaves the checkpoint as it is.
     assert train.main([str(toy("understanding")), *map(str, options)]) == 1
-    continuing, again = capsys.readouterr().err.splitlines()
+    continuing, _, again = capsys.readouterr().err.splitlines()
     assert continuing == f"continuing from {before}"
     assert again == error.strip()
     assert {p: p.stat().st_mtime_ns for p in before.rglob("*")} == written

@@ -1,6 +1,7 @@
 """Moments on disk and the autoencoder of the run: they must be of each other."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,8 @@ from unix_jax.errors import DataError
 from unix_jax.models import autoencoder
 from unix_jax.sharding import make_mesh
 from unix_jax.text import Tokenizer
-from unix_jax.training.feed import Feed
+from unix_jax.training.config import TrainConfig, ValidationConfig
+from unix_jax.training.feed import Feed, open_records
 
 
 def test_moments_of_another_autoencoder(tmp_path):
@@ -46,3 +48,29 @@ def test_moments_of_another_autoencoder(tmp_path):
         feed(other)
     # What is held in a narrower type cannot be told apart from it.
     assert feed(jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), other)) is not None
+
+
+def test_a_run_that_validates_on_its_training_records_is_told(tmp_path):
+    def opened(source, split="train", **fields):
+        data = DataConfig(source=f"manifest:{source}", split=split)
+        run = {"stage": "understanding", "total_steps": 1, "validate_every": 1} | fields
+        return open_records(TrainConfig(data=data, **run))
+
+    write_pictures(tmp_path / "split", train=3, validate=2)
+    found = opened(tmp_path / "split")
+    assert (len(found.training), len(found.held_out), found.warning) == (3, 2, "")
+    assert opened(tmp_path / "split", validate_every=0).held_out is None
+    found = opened(tmp_path / "split", split="")
+    assert len(found.training) == 5
+    assert "data.split is '' and validation.split 'validate'" in found.warning
+    file = tmp_path / "split" / "manifest.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    plain = tmp_path / "split" / "plain.jsonl"
+    plain.write_text("".join(json.dumps(row | {"split": None}) + "\n" for row in rows))
+    found = opened(plain)
+    assert (len(found.training), len(found.held_out)) == (5, 5)
+    assert "the source has no splits" in found.warning
+    other = ValidationConfig(source=f"manifest:{tmp_path / 'split'}")
+    assert opened(plain, validation=other).warning == ""
+    with pytest.raises(DataError, match=r"expected rows of split 'dev', found splits"):
+        opened(tmp_path / "split", split="dev")

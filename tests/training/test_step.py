@@ -92,8 +92,9 @@ def test_frozen_parameters_have_no_state(made):
 
 
 def test_ema_is_a_running_mean(made):
+    """A young one follows quickly: of the start a tenth is left, whatever the decay."""
     _, before, after, _ = made
-    expected = jax.tree.map(lambda a, b: 0.5 * a + 0.5 * b, before.trained, after.trained)
+    expected = jax.tree.map(lambda a, b: 0.1 * a + 0.9 * b, before.trained, after.trained)
     for a, b in zip(jax.tree.leaves(after.ema), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
@@ -181,11 +182,27 @@ def test_evaluation(made, batch):
     ours = evaluate(jax.tree.map(jnp.array, before), batch, jax.random.fold_in(KEY, 0))
     for name, value in ours.items():
         assert float(value) == pytest.approx(metrics[name], rel=1e-5), name
-    mean = make_eval_step(model, config, repa=toy_repa, ema=True)(after, batch, KEY)
+    mean = evaluate(after, batch, KEY, ema=True)
     swapped = after.replace(trained=after.ema)
     assert float(mean["loss"]) == pytest.approx(float(evaluate(swapped, batch, KEY)["loss"]))
     with pytest.raises(ValueError, match="ema: expected a state with a running mean"):
         after.replace(ema=None).params(ema=True)
+    with pytest.raises(ValueError, match="ema: expected a state with a running mean"):
+        evaluate(after.replace(ema=None), batch, KEY, ema=True)
+
+
+def test_evaluation_in_microbatches_changes_no_number(made, batch):
+    _, before, _, _ = made
+    state = jax.tree.map(jnp.array, before)
+    model, config, *_ = make()
+    whole = make_eval_step(model, config, repa=toy_repa)(state, batch, KEY)
+    parts = make_eval_step(model, dataclasses.replace(config, accumulation=4), repa=toy_repa)
+    found = parts(state, batch, KEY)
+    assert set(found) == set(whole)
+    for name, value in whole.items():
+        assert float(found[name]) == pytest.approx(float(value), rel=1e-5), name
+    with pytest.raises(ConfigError, match="expected a multiple of 4 rows"):
+        parts(state, make_batch(2), KEY)
 
 
 def test_rows_must_divide():

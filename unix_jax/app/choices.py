@@ -12,6 +12,7 @@ from PIL import Image
 
 from unix_jax.config import UniXConfig
 from unix_jax.errors import ImageError, PromptError
+from unix_jax.gray_levels import gray_level_problem, warning_text
 from unix_jax.images import load_image
 from unix_jax.inference.drawing import ImageSettings
 from unix_jax.transforms import letterbox
@@ -45,11 +46,15 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class Xray:
-    """An X-ray to report on: as the model takes it, and as the page shows it."""
+    """An X-ray to report on: as the model takes it, and as the page shows it.
+
+    warning: a sentence where it shows next to nothing, else "".
+    """
 
     name: str
     picture: Image.Image = dataclasses.field(repr=False)
     preview: Image.Image = dataclasses.field(repr=False)
+    warning: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +96,9 @@ def read_xray(data: bytes, name: str, config: UniXConfig, limits: Limits) -> Xra
         raise ImageError(str(error).replace("image bytes", name, 1)) from error
     preview = whole.copy()
     preview.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
-    return Xray(name, letterbox(whole, config.vision.image_size), preview)
+    problem = gray_level_problem(whole)
+    warning = warning_text(name, problem) + "." if problem else ""
+    return Xray(name, letterbox(whole, config.vision.image_size), preview, warning)
 
 
 def report_choices(

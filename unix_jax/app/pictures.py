@@ -62,11 +62,12 @@ def empty_figure(text: str) -> str:
 
 
 def xray_figure(xray: Xray) -> str:
-    """An uploaded X-ray."""
+    """An uploaded X-ray, below it what is wrong with it."""
     return _figure(
         _address("jpeg", _jpeg(xray.preview)),
         f"Chest X-ray {xray.name}",
-        f"<figcaption>{html.escape(xray.name)}</figcaption>",
+        f"<figcaption>{html.escape(xray.name)}</figcaption>"
+        + (complaint(xray.warning) if xray.warning else ""),
     )
 
 

@@ -1,10 +1,11 @@
 """What `clean` reads: JSON lines, CSV, or a directory of .txt files; one report each, by number.
 
-A row has its report in one text field with headings, or in fields `findings` and `impression`.
+A row has its report in one text field with headings, or in fields `findings` and `impression`. With
+neither of these, `last_paragraph` of MIMIC-CXR's mimic_cxr_sectioned.csv is the report. What names
+the study is kept, so that `mimic:DIR?reports=OUT` finds its images.
 A broken row raises DataError when it is read, not before, so that a run can set it aside.
 """
 
-import csv
 import dataclasses
 import hashlib
 import os
@@ -14,9 +15,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from unix_jax.data.records import Record, checked_index, report_text
-from unix_jax.data.report_sections import split_report
+from unix_jax.data.report_sections import report_sections, split_report
+from unix_jax.data.sources.csv_file import CsvRows
 from unix_jax.data.sources.fields import text_field
 from unix_jax.data.sources.lines import JsonLines
+from unix_jax.data.sources.mimic_reports import patient_and_study
+from unix_jax.data.sources.tables import is_table
 from unix_jax.errors import DataError
 
 _TEXT_FIELDS = ("report", "text", "answer")
@@ -60,7 +64,7 @@ class ReportSource(Protocol):
 
 
 def open_reports(path: str | Path, text_field_name: str = "") -> ReportSource:
-    """Opens `path`: a .jsonl or .csv file, or a directory, all of whose .txt files are read.
+    """Opens `path`: a .jsonl, .csv or .csv.gz file, or a directory of .txt files, all of them read.
 
     Args:
       path: what to read.
@@ -77,12 +81,16 @@ def open_reports(path: str | Path, text_field_name: str = "") -> ReportSource:
     if suffix in (".jsonl", ".ndjson"):
         lines = JsonLines(file, None)
         return _Rows(file, lines.row, len(lines), text_field_name)
-    if suffix == ".csv":
-        rows = _read_csv(file, text_field_name)
-        return _Rows(file, lambda i: (rows[i], f"{file}: row {i + 1}"), len(rows), text_field_name)
+    if is_table(file):
+        rows = CsvRows(file)
+        if text_field_name and text_field_name not in rows.header:
+            raise DataError(
+                f"{file}: expected a column {text_field_name}, found {rows.header[:20]}"
+            )
+        return _Rows(file, rows.row, len(rows), text_field_name)
     if not file.exists():
         raise DataError(f"{file}: no such file or directory")
-    raise DataError(f"{file}: expected .jsonl, .csv or a directory of .txt files")
+    raise DataError(f"{file}: expected .jsonl, .csv, .csv.gz or a directory of .txt files")
 
 
 class _Rows:
@@ -112,6 +120,11 @@ class _Rows:
             findings, impression = (
                 text_field(row, name, where) for name in ("findings", "impression")
             )
+            if not (findings or impression):
+                findings = text_field(row, "last_paragraph", where)
+            if "last_paragraph" in row:
+                # Neither is cleaned, and the second tells of earlier examinations.
+                row = {n: v for n, v in row.items() if n not in ("last_paragraph", "comparison")}
             if _HEADING.search(f"{findings} {impression}"):
                 # A report that was filed under one of the fields as a whole.
                 joined = " ".join(f"FINDINGS: {findings} IMPRESSION: {impression}".split())
@@ -124,7 +137,7 @@ class _Rows:
             expected = self._text_field or "findings, impression, " + ", ".join(_TEXT_FIELDS)
             raise DataError(f"{where}: expected a field {expected}, found {sorted(row)[:20]}")
         text = text_field(row, name, where)
-        return _checked(RawReport(key, text, *sections_of(text), row, (name,)), where)
+        return _checked(RawReport(key, text, *report_sections(text), row, (name,)), where)
 
     def fingerprint(self) -> str:
         try:
@@ -164,7 +177,11 @@ class _TextFiles:
         except UnicodeDecodeError:
             raise DataError(f"{file}: expected UTF-8") from None
         key = Path(name).with_suffix("").as_posix()
-        return _checked(RawReport(key, text, *sections_of(text), {"id": key}), str(file))
+        row = {"id": key}
+        numbers = patient_and_study(key)
+        if numbers is not None:
+            row |= {"subject_id": numbers[0], "study_id": numbers[1]}
+        return _checked(RawReport(key, text, *report_sections(text), row), str(file))
 
     def fingerprint(self) -> str:
         """Of names and sizes: reading every file twice would take minutes."""
@@ -176,18 +193,6 @@ class _TextFiles:
                 raise DataError(f"{name}: cannot be read: {error.strerror}") from error
             digest.update(f"{name}\0{size}\0".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
-
-
-def sections_of(text: str) -> tuple[str, str]:
-    """(findings, impression); a text without any heading is all findings.
-
-    Headings are those of `split_report`. Text under other headings belongs to neither.
-    """
-    findings, impression = split_report(text)
-    if findings or impression:
-        return findings, impression
-    plain = " ".join(text.split())
-    return (plain, "") if split_report(f"FINDINGS:\n{text}")[0] == plain else ("", "")
 
 
 def _without_repeats(*texts: str) -> tuple[str, ...]:
@@ -203,23 +208,3 @@ def _checked(report: RawReport, where: str) -> RawReport:
     if not report.text:
         raise DataError(f"{where}: expected a report, found no text")
     return report
-
-
-def _read_csv(file: Path, text_field_name: str) -> list[dict[str, Any]]:
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as opened:
-            reader = csv.DictReader(opened, strict=True)
-            # Cells beyond the header have the key None.
-            rows: list[dict[str, Any]] = [
-                {name: value for name, value in row.items() if name is not None} for row in reader
-            ]
-            columns = list(reader.fieldnames or ())
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error.strerror}") from error
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: expected CSV in UTF-8, found: {error}") from None
-    if text_field_name and text_field_name not in columns:
-        raise DataError(f"{file}: expected a column {text_field_name}, found {columns[:20]}")
-    if not rows:
-        raise DataError(f"{file}: expected rows, found none")
-    return rows

@@ -32,7 +32,7 @@ class Clean:
     """Clean radiology reports for training: by rules, or by a language model behind an endpoint."""
 
     reports: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
-    """JSON lines (.jsonl), .csv, or a directory of .txt files."""
+    """JSON lines (.jsonl), .csv or .csv.gz, or a directory of .txt files."""
     out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """JSON lines to write; those set aside go to OUT.rejected.jsonl."""
     rules_only: bool = False

@@ -71,7 +71,7 @@ class _OverData(_Resampled):
     checkpoint: str
     """Converted checkpoint, or a directory in the published layout."""
     data: str
-    """KIND:PATH, for example manifest:DIR or mimic:DIR."""
+    """KIND:PATH, for example manifest:DIR or mimic:DIR?reports=clean.jsonl&views=PA,AP."""
     out: str
     """Directory of the results; begun anew or gone on with."""
     split: str = "test"
@@ -86,16 +86,21 @@ class _OverData(_Resampled):
     """Devices of each process that share its work, for example data=2,tensor=4; all of its
     accelerators if absent, a part of the batch each."""
 
-    def _begin(self, own: dict[str, Any]) -> tuple["RecordSource", dict[str, Any]]:
-        """The records, and the settings, compared with those that the directory was begun with."""
+    def _open(self) -> "RecordSource":
+        """The records; opened before a model is loaded, since opening may find a mistake."""
         from unix_jax.data.records import Subset
         from unix_jax.data.sources import open_source
+
+        source = open_source(self.data, self.split)
+        if self.limit is not None:
+            source = Subset(source, range(min(self.limit, len(source))))
+        return source
+
+    def _begin(self, source: "RecordSource", own: dict[str, Any]) -> dict[str, Any]:
+        """The settings, compared with those that the directory was begun with."""
         from unix_jax.evaluation_runs.journal import remember
         from unix_jax.training.distributed import agree
 
-        source = open_source(self.data, self.split or None)
-        if self.limit is not None:
-            source = Subset(source, range(min(self.limit, len(source))))
         settings = {
             "checkpoint": str(Path(self.checkpoint).resolve()),
             "checkpoint_written": _written(Path(self.checkpoint)),
@@ -106,7 +111,7 @@ class _OverData(_Resampled):
             **own,
         }
         agree(lambda: remember(Path(self.out), settings))
-        return source, settings
+        return settings
 
     def _load(self) -> "UniXPipeline":
         from unix_jax.inference.pipeline import UniXPipeline
@@ -153,9 +158,10 @@ class EvaluateReports(_OfReports, _OverData):
             raise UniXError(
                 f"--max-new-tokens: expected at most {largest}, found {self.max_new_tokens}"
             )
+        source = self._open()
         how = self._metrics()
         asked = ReportSettings(self.prompt, self.max_new_tokens)
-        source, settings = self._begin({"kind": "reports", **dataclasses.asdict(asked)})
+        settings = self._begin(source, {"kind": "reports", **dataclasses.asdict(asked)})
         out = Path(self.out)
 
         def work(pipe: "UniXPipeline", share: "Share", progress: "Progress") -> None:
@@ -218,8 +224,9 @@ class EvaluateImages(_OverData):
             ),
             config,
         )
+        source = self._open()
         how = self._metrics()
-        source, settings = self._begin({"kind": "images", **dataclasses.asdict(asked)})
+        settings = self._begin(source, {"kind": "images", **dataclasses.asdict(asked)})
         out = Path(self.out)
 
         def work(pipe: "UniXPipeline", share: "Share", progress: "Progress") -> None:

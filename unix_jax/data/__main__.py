@@ -13,7 +13,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -33,6 +33,10 @@ from unix_jax.data.sources import open_source
 from unix_jax.errors import UniXError
 from unix_jax.images import MIN_SIDE
 
+if TYPE_CHECKING:
+    from unix_jax.config import UniXConfig
+    from unix_jax.text import Tokenizer
+
 _ERRORS = Console(stderr=True)
 
 _Spec = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SPEC")]
@@ -45,9 +49,15 @@ class Inspect:
     spec: _Spec
     """For example manifest:examples/cxr; docs/data.md lists the kinds."""
     split: str | None = None
-    """One split; all if absent."""
+    """One split; all if absent or ""."""
     tokenizer: str | None = None
     """Directory with tokenizer.json, to measure in tokens rather than words."""
+    und_tokens: int | None = None
+    """Tell how many samples fit a row of this number of tokens (data.und_tokens of training);
+    needs --tokenizer. An image counts as that directory's config.json says, or as published."""
+    max_broken: float = 0.0
+    """Fraction of rows that may be broken, or whose image file may be missing; with more the exit
+    code is 1."""
     out: str | None = None
     """PNG of the contact sheet."""
     images: int = 24
@@ -58,17 +68,33 @@ class Inspect:
     """Print JSON instead of tables."""
 
     def run(self) -> None:
-        from unix_jax.data.inspection import inspect_source, sheet_pictures, summary_tables
+        from unix_jax.data.inspection import (
+            fit_rows,
+            fit_table,
+            inspect_source,
+            sheet_pictures,
+            summary_tables,
+        )
 
         _require_positive("--images", self.images)
-        encode = None if self.tokenizer is None else _encoder(self.tokenizer)
+        _require_fraction("--max-broken", self.max_broken)
+        if self.und_tokens is not None:
+            _require_positive("--und-tokens", self.und_tokens)
+            if self.tokenizer is None:
+                raise UniXError("--und-tokens: expected --tokenizer DIR beside it, found none")
+        tokenizer, config = (None, None) if self.tokenizer is None else _tokenizer(self.tokenizer)
+        encode = None if tokenizer is None else tokenizer.encode
         source = open_source(self.spec, self.split)
         with _progress("Reading", len(source)) as advance:
             summary = inspect_source(source, encode, advance)
+        fit = None
+        if self.und_tokens is not None and tokenizer is not None and config is not None:
+            fit = fit_rows(source, tokenizer, config, self.und_tokens)
         if self.json:
-            print(json.dumps(summary.to_dict(), ensure_ascii=False, indent=1))
+            values = summary.to_dict() | ({} if fit is None else {"rows": fit.to_dict()})
+            print(json.dumps(values, ensure_ascii=False, indent=1))
         else:
-            for table in summary_tables(summary):
+            for table in [*summary_tables(summary), *([] if fit is None else [fit_table(fit)])]:
                 Console().print(table)
         for error in [] if self.json else summary.errors:
             _say(f"broken: {error}", "yellow")
@@ -78,6 +104,12 @@ class Inspect:
             pictures, texts = sheet_pictures(source, self.images, self.seed)
             save_png(self.out, contact_sheet(pictures, texts))
             _say(f"contact sheet: {self.out}")
+        if summary.unusable > self.max_broken * summary.rows:
+            raise UniXError(
+                f"{self.spec}: expected at most {self.max_broken:.2%} of {summary.rows} rows to be "
+                f"broken (--max-broken), found {summary.broken} broken rows and "
+                f"{summary.missing_files} missing image files"
+            )
 
 
 @dataclasses.dataclass
@@ -89,7 +121,7 @@ class Write:
     out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """A new directory."""
     split: str | None = None
-    """One split; all if absent."""
+    """One split; all if absent or ""."""
     max_side: int | None = None
     """Shrink larger images to this longest side in pixels."""
     max_broken: float = 0.01
@@ -106,8 +138,7 @@ class Write:
             raise UniXError(f"--max-side: expected at least {MIN_SIDE}, found {self.max_side}")
         _require_positive("--workers", self.workers)
         _require_positive("--shard-megabytes", self.shard_megabytes)
-        if not 0 <= self.max_broken <= 1:
-            raise UniXError(f"--max-broken: expected 0 to 1, found {self.max_broken}")
+        _require_fraction("--max-broken", self.max_broken)
         from unix_jax.data.array_records import write_array_records
         from unix_jax.data.preparation import PreparedRecords
 
@@ -148,7 +179,7 @@ class Moments:
     checkpoint: str
     """Whose autoencoder: a converted checkpoint, or a directory in the published layout."""
     split: str = "train"
-    """Of the source."""
+    """Split of the source; "" for all records."""
     height: int = 256
     """Pixels."""
     width: int = 256
@@ -192,16 +223,33 @@ class Moments:
                 on_record=advance,
             )
         print(f"{self.out}: moments of {written.records} records, {written.broken} broken")
+        if written.image_warnings:
+            first = "; ".join(written.image_warnings[:3])
+            more = ", ..." if len(written.image_warnings) > 3 else ""
+            _say(
+                f"warning: {len(written.image_warnings)} images show next to nothing: "
+                f"{first}{more}",
+                "yellow",
+            )
 
 
-def _encoder(directory: str) -> Callable[[str], list[int]]:
+def _tokenizer(directory: str) -> "tuple[Tokenizer, UniXConfig]":
+    """The tokenizer of a directory, and its model's sizes: as published without a config.json."""
     from convert.load import load_config
+    from unix_jax.config import UniXConfig
     from unix_jax.text import Tokenizer
 
-    # A checkpoint may number its control tokens differently.
     configured = (Path(directory) / "config.json").is_file()
-    special_tokens = load_config(directory)[0].special_tokens if configured else None
-    return Tokenizer.from_directory(directory, special_tokens).encode
+    if not configured:
+        return Tokenizer.from_directory(directory), UniXConfig.preset("published")
+    # A checkpoint may number its control tokens differently.
+    config = load_config(directory)[0]
+    return Tokenizer.from_directory(directory, config.special_tokens), config
+
+
+def _require_fraction(argument: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise UniXError(f"{argument}: expected 0 to 1, found {value}")
 
 
 def _require_positive(argument: str, value: int) -> None:

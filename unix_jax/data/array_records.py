@@ -171,7 +171,10 @@ class ArrayRecordSource:
         """
         root = Path(directory)
         shards = list(_checked_shards(root / INDEX))
-        chosen = [shard for shard in shards if split is None or shard[1] == split]
+        # As in every kind of source: one without splits belongs to every split.
+        self.unsplit = split is not None and not any(name for _, name, _ in shards)
+        every = split is None or self.unsplit
+        chosen = [shard for shard in shards if every or shard[1] == split]
         if not chosen:
             found = sorted({name for _, name, _ in shards})
             raise DataError(f"{root}: expected split {split!r}, found {found}")
@@ -205,7 +208,7 @@ class ArrayRecordSource:
 
     def __getstate__(self) -> dict[str, Any]:
         # Open files stay where they are: a worker opens its own.
-        return {"_files": self._files, "_length": self._length}
+        return {"_files": self._files, "_length": self._length, "unsplit": self.unsplit}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

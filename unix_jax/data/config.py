@@ -102,7 +102,12 @@ class DataConfig:
             size = getattr(self, field)
             largest = None if config.interpolate_pos else config.max_latent_size * side
             if size % side or (largest is not None and size > largest):
-                limit = "" if largest is None else f", at most {largest} (max_latent_size)"
+                limit = (
+                    ""
+                    if largest is None
+                    else f", at most {largest} (max_latent_size, which "
+                    "`python -m convert import --max-latent-size` raises)"
+                )
                 raise ConfigError(
                     f"data.{field}: expected a multiple of {side} pixels (a latent token){limit}, "
                     f"found {size}"

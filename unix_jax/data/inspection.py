@@ -5,7 +5,7 @@ import dataclasses
 import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -13,6 +13,10 @@ from rich.table import Table
 
 from unix_jax.data.records import Record, RecordSource, captions_of, record_image, report_text
 from unix_jax.errors import DataError
+
+if TYPE_CHECKING:
+    from unix_jax.config import UniXConfig
+    from unix_jax.text import Tokenizer
 
 PERCENTILES = (0, 50, 90, 95, 99, 100)
 SHEET_SIDE = 224
@@ -23,7 +27,9 @@ _SHOWN_ERRORS = 5
 class Summary:
     """Counts over a source.
 
-    views: records of each (split, view). errors: the first messages of `broken`.
+    views: records of each (split, view). errors: the first messages of `broken` and
+    `missing_files`: rows that cannot be read, and image files that do not exist.
+    missing_images: records without an image, or whose file does not exist.
     unit: what `report_lengths` and `caption_lengths` count, tokens or words.
     crossing_patients: in more than one split.
     """
@@ -35,6 +41,7 @@ class Summary:
     views: collections.Counter[tuple[str, str]] = dataclasses.field(
         default_factory=collections.Counter
     )
+    missing_files: int = 0
     missing_images: int = 0
     missing_reports: int = 0
     missing_captions: int = 0
@@ -42,6 +49,16 @@ class Summary:
     crossing_patients: int = 0
     report_lengths: list[int] = dataclasses.field(default_factory=list)
     caption_lengths: list[int] = dataclasses.field(default_factory=list)
+
+    @property
+    def rows(self) -> int:
+        """All rows, broken ones included."""
+        return self.records + self.broken
+
+    @property
+    def unusable(self) -> int:
+        """Rows that are broken, or whose image file does not exist."""
+        return self.broken + self.missing_files
 
     def to_dict(self) -> dict[str, Any]:
         """What JSON can hold; of the lengths, the percentiles."""
@@ -90,15 +107,21 @@ def inspect_source(
     summary = Summary("words" if encode is None else "tokens")
     splits_of: dict[str, set[str]] = collections.defaultdict(set)
 
+    def show(message: str) -> None:
+        if len(summary.errors) < _SHOWN_ERRORS:
+            summary.errors.append(message)
+
     def count_error(error: DataError) -> None:
         summary.broken += 1
-        if len(summary.errors) < _SHOWN_ERRORS:
-            summary.errors.append(str(error))
+        show(str(error))
         on_row()
 
     for record in readable(source, count_error):
         summary.records += 1
         summary.views[record.split, record.view] += 1
+        if isinstance(record.image, Path) and not record.image.is_file():
+            summary.missing_files += 1
+            show(f"{record.key}: {record.image}: no such file")
         summary.missing_images += not _has_image(record)
         report, captions = report_text(record), captions_of(record)
         summary.missing_reports += not report
@@ -147,6 +170,67 @@ def sheet_pictures(
     return pictures, texts
 
 
+@dataclasses.dataclass(frozen=True)
+class RowFit:
+    """How the reports of a source fill rows of `und_tokens`.
+
+    samples: that fit. rows: that hold all of them, packed as training packs them; by tokens alone,
+    whatever `data.vit_images` allows. too_long: samples that no row holds. without: records without
+    a report or an image.
+    """
+
+    und_tokens: int
+    samples: int
+    rows: int
+    too_long: int
+    without: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON."""
+        return dataclasses.asdict(self) | {"samples_per_row": self.samples_per_row}
+
+    @property
+    def samples_per_row(self) -> float:
+        """The mean."""
+        return self.samples / self.rows if self.rows else 0.0
+
+
+def fit_rows(
+    source: RecordSource, tokenizer: "Tokenizer", config: "UniXConfig", und_tokens: int
+) -> RowFit:
+    """Plans one epoch of the task understanding in rows of `und_tokens`; decodes no image."""
+    # Imported here: what only counts and measures needs no JAX.
+    from unix_jax.data.config import DataConfig
+    from unix_jax.data.packing import Planner
+    from unix_jax.data.samples import Skip, UnderstandingSamples
+
+    data = DataConfig(
+        rows=1, und_tokens=und_tokens, vit_images=und_tokens, epochs=1, shuffle=False,
+        max_broken_fraction=1.0,
+    )  # fmt: skip
+    samples = UnderstandingSamples(source, tokenizer, config, data)
+    costs = [samples.cost(index, 0) for index in range(len(source))]
+    skipped = sum(isinstance(cost, Skip) for cost in costs)
+    fitting = sum(not isinstance(cost, Skip) and cost.und <= und_tokens for cost in costs)
+    rows = 0
+    if fitting:
+        planner = Planner(samples, data)
+        while planner.next_step() is not None:
+            rows += 1
+    return RowFit(und_tokens, fitting, rows, len(costs) - skipped - fitting, skipped)
+
+
+def fit_table(fit: RowFit) -> Table:
+    """The fit for a terminal."""
+    table = Table("", "", title=f"Rows of {fit.und_tokens} tokens")
+    table.add_row("samples that fit", str(fit.samples))
+    table.add_row("samples that are too long", str(fit.too_long))
+    table.add_row("records without report or image, or broken", str(fit.without))
+    table.add_row("rows of one epoch", str(fit.rows))
+    table.add_row("samples per row, mean", f"{fit.samples_per_row:.2f}")
+    return table
+
+
 def summary_tables(summary: Summary) -> list[Table]:
     """The summary for a terminal."""
     counts = Table("", "records", title="Records")
@@ -155,6 +239,7 @@ def summary_tables(summary: Summary) -> list[Table]:
     rows = {
         "all": summary.records,
         "broken rows": summary.broken,
+        "image file missing": summary.missing_files,
         "without image": summary.missing_images,
         "without report": summary.missing_reports,
         "without caption": summary.missing_captions,

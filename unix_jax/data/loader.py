@@ -40,6 +40,8 @@ class BatchInfo:
     padding_fraction: share of this batch's und and gen places that hold no token.
     skipped: samples skipped so far, by reason (see `Skip`).
     broken: images and rows of this process that turned out broken so far; they are padding.
+    image_warnings: images of this process so far that show next to nothing (`gray_levels`), each
+      time they are read; they are trained on.
     digest: checksum of all rows so far; equal on all processes, or their sources differ.
     """
 
@@ -52,6 +54,7 @@ class BatchInfo:
     padding_fraction: float
     skipped: dict[str, int]
     broken: int
+    image_warnings: int
     digest: int
 
 
@@ -129,7 +132,7 @@ class _LoaderIterator(grain.DatasetIterator[tuple[TrainingBatch, BatchInfo]]):
         self._loader = loader
         self._planner = Planner(loader.samples, loader.data)
         self._pool = ThreadPoolExecutor(loader.data.threads, thread_name_prefix="unix-data")
-        self._seen = self._broken = 0
+        self._seen = self._broken = self._warned = 0
         self._last_errors: collections.deque[str] = collections.deque(maxlen=10)
 
     def __next__(self) -> tuple[TrainingBatch, BatchInfo]:
@@ -149,6 +152,7 @@ class _LoaderIterator(grain.DatasetIterator[tuple[TrainingBatch, BatchInfo]]):
             "process": [self._loader.process_index, self._loader.process_count],
             "seen": self._seen,
             "broken": self._broken,
+            "image_warnings": self._warned,
         }
         return self._planner.state() | {"local": local}
 
@@ -159,6 +163,8 @@ class _LoaderIterator(grain.DatasetIterator[tuple[TrainingBatch, BatchInfo]]):
         # Another process's counts, or those of another number of processes, say nothing here.
         same = local.get("process") == [self._loader.process_index, self._loader.process_count]
         self._seen, self._broken = (local["seen"], local["broken"]) if same else (0, 0)
+        # States of earlier versions do not count them.
+        self._warned = local.get("image_warnings", 0) if same else 0
         self._last_errors.clear()
 
     def close(self) -> None:
@@ -185,6 +191,8 @@ class _LoaderIterator(grain.DatasetIterator[tuple[TrainingBatch, BatchInfo]]):
         result = future.result()
         self._seen += 1
         if isinstance(result, LoadedSample):
+            for problem in result.sample.problems:
+                self._warn(result.sample.key, problem)
             return result
         self._broken += 1
         self._last_errors.append(result.error)
@@ -192,6 +200,15 @@ class _LoaderIterator(grain.DatasetIterator[tuple[TrainingBatch, BatchInfo]]):
             _LOG.warning("broken sample left out (%d so far): %s", self._broken, result.error)
         check_broken(self._loader.data, self._broken, self._seen, list(self._last_errors))
         return None
+
+    def _warn(self, key: str, problem: str) -> None:
+        """Counts an image; its name is logged at counts of 1, 2, 4, 8, ..."""
+        self._warned += 1
+        if self._warned & (self._warned - 1) == 0:
+            _LOG.warning(
+                "%d image(s) so far show next to nothing, and are trained on; the last: %s: %s",
+                self._warned, key, problem,
+            )  # fmt: skip
 
     def _info(
         self, planned: Sequence[PlannedRow], rows: Sequence[Sequence[LoadedSample]]
@@ -210,5 +227,6 @@ class _LoaderIterator(grain.DatasetIterator[tuple[TrainingBatch, BatchInfo]]):
             padding_fraction=1 - (und + gen) / (data.rows * (data.und_tokens + gen_row)),
             skipped=self._planner.skipped,
             broken=self._broken,
+            image_warnings=self._warned,
             digest=self._planner.digest,
         )

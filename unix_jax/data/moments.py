@@ -45,10 +45,14 @@ _LATENT_ONLY = ("scale_factor", "shift_factor")
 
 
 class Written(NamedTuple):
-    """How many entries `write_moments` wrote, and how many of them are of broken pictures."""
+    """How many entries `write_moments` wrote, and how many of them are of broken pictures.
+
+    image_warnings: one for each picture that shows next to nothing, sorted; it has moments.
+    """
 
     records: int
     broken: int
+    image_warnings: tuple[str, ...] = ()
 
 
 def weights_fingerprint(vae_params: Mapping[str, Any]) -> str:
@@ -93,12 +97,12 @@ def write_moments(
     if not len(records):
         raise DataError(f"data: expected records in {data.source or 'the source'}, found none")
     about = _description(config, data) | {"weights": weights_fingerprint(vae_params)}
-    seen, broken = 0, list[str]()
+    seen, broken, warned = 0, list[str](), list[str]()
     with atomic_directory(out) as directory:
         try:
             writer = array_record_module.ArrayRecordWriter(str(directory / FILE), _WRITER_OPTIONS)
             try:
-                for key, moments in _encoded(records, config, vae_params, data, batch_size):
+                for key, moments in _encoded(records, config, vae_params, data, batch_size, warned):
                     seen += 1
                     if isinstance(moments, str):
                         broken.append(moments)
@@ -107,13 +111,18 @@ def write_moments(
                     on_record()
             finally:
                 writer.close()
-            counts = {"dtype": dtype, "records": seen, "broken": len(broken)}
+            counts = {
+                "dtype": dtype,
+                "records": seen,
+                "broken": len(broken),
+                "image_warnings": len(warned),
+            }
             origin = {"source": data.source, "split": data.split}
             write_json(directory / INDEX, {"format": FORMAT} | counts | about | origin)
         except (OSError, RuntimeError) as error:  # the library's C++ errors are RuntimeError
             reason = " ".join(str(error).split())[:200]
             raise DataError(f"{out}: cannot be written: {reason}") from error
-    return Written(seen, len(broken))
+    return Written(seen, len(broken), tuple(sorted(warned)))
 
 
 def _description(config: UniXConfig, data: DataConfig) -> dict[str, Any]:
@@ -138,8 +147,12 @@ def _encoded(
     vae_params: Mapping[str, Any],
     data: DataConfig,
     batch_size: int,
+    warned: list[str],
 ) -> Iterator[tuple[str, np.ndarray | str]]:
-    """(key, moments, or why the picture is broken) of every record, in order."""
+    """(key, moments, or why the picture is broken) of every record, in order.
+
+    Pictures that show next to nothing are added to `warned`.
+    """
     model = Autoencoder(config.vae)
 
     def read(index: int) -> tuple[str, np.ndarray | str]:
@@ -147,7 +160,7 @@ def _encoded(
         try:
             record = records[index]
             key = record.key
-            return key, vae_pixels(record, data)
+            return key, vae_pixels(record, data, lambda it: warned.append(f"{key}: {it}"))
         except UniXError as error:
             return key, str(error)
 

@@ -1,5 +1,7 @@
 """A record's picture as the model's inputs of one fixed size. H height, W width in pixels."""
 
+from collections.abc import Callable
+
 import numpy as np
 from jaxtyping import Float
 from PIL import Image
@@ -7,7 +9,10 @@ from PIL import Image
 from unix_jax.config import UniXConfig
 from unix_jax.data.config import DataConfig
 from unix_jax.data.records import Record, record_image
+from unix_jax.gray_levels import gray_level_problem
 from unix_jax.transforms import VAE_MEAN, VAE_STD, normalize, to_model_image
+
+OnProblem = Callable[[str], object]
 
 
 def pad_to_fit(image: Image.Image, height: int, width: int, fill: int = 0) -> Image.Image:
@@ -29,20 +34,43 @@ def pad_to_fit(image: Image.Image, height: int, width: int, fill: int = 0) -> Im
     return canvas
 
 
-def vit_pixels(record: Record, config: UniXConfig) -> Float[np.ndarray, "H W 3"]:
+def vit_pixels(
+    record: Record, config: UniXConfig, on_problem: OnProblem = lambda problem: None
+) -> Float[np.ndarray, "H W 3"]:
     """Letterboxed on white and normalised, as in the evaluation.
+
+    Args:
+      record: with an image.
+      config: the model's sizes.
+      on_problem: called with what `gray_level_problem` says of the image, if it says anything.
 
     Raises:
       DataError: the record has no image, or one that cannot be read.
     """
-    return to_model_image(record_image(record), config.vision.image_size)
+    return to_model_image(_image(record, on_problem), config.vision.image_size)
 
 
-def vae_pixels(record: Record, data: DataConfig) -> Float[np.ndarray, "H W 3"]:
+def vae_pixels(
+    record: Record, data: DataConfig, on_problem: OnProblem = lambda problem: None
+) -> Float[np.ndarray, "H W 3"]:
     """In [-1, 1], padded to `data.vae_height` x `data.vae_width`.
+
+    Args:
+      record, on_problem: as in `vit_pixels`.
+      data: has the size, and the gray level of the padding.
 
     Raises:
       DataError: as `vit_pixels`.
     """
-    image = pad_to_fit(record_image(record), data.vae_height, data.vae_width, data.vae_padding)
+    image = pad_to_fit(
+        _image(record, on_problem), data.vae_height, data.vae_width, data.vae_padding
+    )
     return normalize(image, VAE_MEAN, VAE_STD)
+
+
+def _image(record: Record, on_problem: OnProblem) -> Image.Image:
+    image = record_image(record)
+    problem = gray_level_problem(image)
+    if problem:
+        on_problem(problem)
+    return image

@@ -1,40 +1,335 @@
 """The sections of a radiology report: from text with headings to findings and impression.
 
-Two forms are read: MIMIC-CXR's, where a heading in capitals and a colon opens a line, and the
-cleaned form "FINDINGS: ... IMPRESSION: ...", where both may stand on one line.
+Three forms are read: a report of MIMIC-CXR as it lies on disk, the cleaned form
+"FINDINGS: ... IMPRESSION: ..." on one line, and text without headings.
+
+What decides follows the section parser that MIT-LCP published with MIMIC-CXR
+(github.com/MIT-LCP/mimic-cxr, txt/section_parser.py): headings are recognised by the words that
+they contain, a heading that names the examination holds findings, and a report with neither section
+is what stands below the first blank line of its last section. We differ where that parser loses
+text: a label inside a section (ETT:, LUNGS:) stays in it, a section that is continued is joined,
+and headings in mixed case count.
 """
 
+import dataclasses
+import functools
 import re
+from collections.abc import Iterator
+from typing import Literal
 
-_FINDINGS = frozenset({"FINDINGS", "FINDING", "FINDINGS AND IMPRESSION", "FINDINGS/IMPRESSION"})
-_IMPRESSION = frozenset({"IMPRESSION", "IMPRESSIONS", "CONCLUSION", "CONCLUSIONS"})
+Kind = Literal["findings", "impression", "other", "aside"]
+"""`other` is what precedes a reading (history, technique), `aside` what is no reading of the final
+report: preliminary readings, addenda, notifications, recommendations."""
 
-# The length of a heading is bounded so that the search stays linear in the text.
-_HEADING = re.compile(
-    r"^[ \t]*(?P<line>[A-Z][A-Z0-9 ,/&()'-]{0,60}?|[Ff]indings|[Ii]mpression)[ \t]{0,4}:"
-    r"|\b(?P<inline>FINDINGS|IMPRESSION):",
-    re.MULTILINE,
-)
 # A preliminary reading may precede the final one in the same file.
-_FINAL = re.compile(r"^[ \t]*FINAL REPORT[ \t]*$", re.MULTILINE)
+_FINAL = re.compile(
+    r"^[ \t]*FINAL REPORT[ \t]*:?[ \t]*(?:[*(\[][^\n]{0,40})?$", re.MULTILINE | re.IGNORECASE
+)
+_RULE = re.compile(r"[ \t]*[_=-]{10,}[ \t]*")
+_BLANK_LINE = re.compile(r"\n[ \t]*\n")
+
+# Lengths are bounded so that the search stays linear in the text. A time ("5:10 PM") is no end.
+_LINE_HEADING = re.compile(
+    r"^[ \t]*(?P<name>[A-Za-z](?:[\w ,/&()'.#+-]|:(?=\d)){0,79}?)[ \t]{0,4}:(?!\d)"
+)
+_BARE_HEADING = re.compile(r"^[ \t]*(?P<name>[A-Za-z][A-Za-z /&]{0,40}?)[ \t]*(?:;|-(?=\s)|$)")
+# Within a line: what can be nothing but a heading.
+_INLINE_UPPER = re.compile(
+    r"(?<![\w/&-])(?P<name>(?:(?:FINDINGS?|IMPRESSIONS?|CONCLUSIONS?|RECOMMENDATIONS?)"
+    r"(?: AND | & | ?/ ?)?){1,4}):"
+)
+_INLINE_AFTER_SENTENCE = re.compile(r"(?<=[.!?]\s)(?P<name>[A-Z][A-Za-z /&]{2,40}):(?!\d)")
+
+
+def _word_set(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_WORD = re.compile(r"\w+(?:['.-]\w+)*")
+_FINDINGS_WORDS = ("FINDINGS", "FINDING")
+_IMPRESSION_WORDS = ("IMPRESSION", "IMPRESSIONS", "CONCLUSION", "CONCLUSIONS")
+_ALSO_FINDINGS = frozenset({"REPORT", "DESCRIPTION", "OBSERVATIONS", "OBSERVATION"})
+_ALSO_IMPRESSION = frozenset({"IMP", "SUMMARY", "OPINION", "INTERPRETATION"})
+# Words that stand beside "findings" or "impression" in a heading; in mixed case no other may, since
+# "Findings were discussed with Dr. ___:" is a sentence.
+_BESIDE = _word_set(
+    "ADDITIONAL AND CHEST CXR FINAL INCIDENTAL MAIN OF OR OTHER OVERALL PULMONARY RADIOGRAPHIC "
+    "RADIOLOGIC RADIOLOGICAL RADIOLOGY RADIOGRAPH RECOMMENDATION RECOMMENDATIONS RECS SUMMARY THE "
+    "X-RAY XRAY"
+)
+_ASIDE_FIRST = _word_set(
+    "ADDENDA ADDENDUM ATTENDING ATTESTATION COMMUNICATION COMMUNICATIONS DICTATED NOTIFICATION "
+    "NOTIFICATIONS PFI PRELIM PRELIMINARY PROVISIONAL RADIOLOGIST RECOMMENDATION RECOMMENDATIONS "
+    "RECS SIGNED TRANSCRIBED WET WETREAD"
+)
+_OTHER_FIRST = _word_set(
+    "ADMITTING CLINICAL COMPARISON COMPARISONS COMPARISION EXAM EXAMINATION EXAMS EXAMINATIONS "
+    "HISTORY INDICATION INDICATIONS PROCEDURE QUESTION QUESTIONS REASON REFERENCE TECHNIQUE "
+    "TECHNIQUES UNDERLYING"
+)
+# In mixed case, or with another first word, the whole heading must consist of these: MEDICAL
+# CONDITION is none of the findings, MEDICAL DEVICES is.
+_OTHER_WORDS = _OTHER_FIRST | _word_set(
+    "AND ANSWERED BE CONDITION CONTRAST DATE DIAGNOSIS DOSE FOR ILLNESS INFORMATION MEDICAL OF OR "
+    "PATIENT PERFORMED PRESENT PREVIOUS PRIOR READ REPORT REQUEST SIGNS STATEMENT STUDIES STUDY "
+    "SYMPTOMS THE THIS TIME TO TYPE VIEW VIEWS"
+)
+
+_VIEW_WORDS = _word_set(
+    "AP BEDSIDE CXR DECUBITUS ERECT FILM FILMS FRONTAL LAT LATERAL OBLIQUE OBLIQUES PA PORTABLE "
+    "PORTABLY RADIOGRAPH RADIOGRAPHS RADIOGRAPHY SEMI-ERECT SEMI-UPRIGHT SEMIERECT SEMIUPRIGHT "
+    "SUPINE UPRIGHT VIEW VIEWS X-RAY X-RAYS XRAY XRAYS"
+)
+_PART_WORDS = frozenset({"CHEST", "THORAX", "RIB", "RIBS"})
+_BODY_WORDS = _PART_WORDS | _word_set(
+    "ABDOMEN ABDOMINAL CERVICAL CLAVICLE KUB LUMBAR PELVIS SHOULDER SPINE STERNUM THORACIC"
+)
+_BETWEEN_WORDS = _word_set(
+    "A AM AND AT BILATERAL BOTH COMPARED DATED ERECT EXAM EXAMINATION FOR FOUR FROM HOURS HRS "
+    "LEFT M MULTIPLE O'CLOCK OBTAINED OF ON ONE ONLY P PERFORMED PM RIGHT SAME SERIES SINGLE "
+    "STUDY THE THREE TO TWO WITH YEAR"
+)
+_SIDES = frozenset({"LEFT", "RIGHT"})
+# Labels of what is read, which may begin a report that has no heading.
+_ANATOMY = _word_set(
+    "AIRWAY AIRWAYS AORTA BONES CARDIAC CARDIOMEDIASTINAL DEVICES DIAPHRAGM ETT HEART HILA HILUM "
+    "LINE LINES LUNG LUNGS MEDIASTINUM NGT OGT OSSEOUS PLEURA PLEURAL SOFT SUPPORT TUBE TUBES "
+    "VASCULATURE"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Section:
+    """`text` below the heading, or before any heading unless `headed`."""
+
+    kind: Kind
+    text: str
+    headed: bool = True
+
+    def loose_paragraphs(self) -> list[str]:
+        """What the heading does not claim: its own paragraph is the first, as in "HISTORY: Cough."
+
+        Without a heading all of them, less a title.
+        """
+        parts = _BLANK_LINE.split(self.text)
+        parts = parts[1:] if self.headed else _without_title(parts)
+        return [part for part in parts if _has_words(part)]
 
 
 def split_report(text: str) -> tuple[str, str]:
-    """(findings, impression) of a report; "" for a section that it does not have.
+    """(findings, impression) by headings; "" for a section that has none.
 
     Text under other headings, and text before the first heading, belongs to neither. A heading that
     occurs again continues its section. White space becomes single spaces.
     """
-    body = _FINAL.split(text)[-1]
-    headings = list(_HEADING.finditer(body))
-    ends = [*(heading.start() for heading in headings), len(body)][1:]
-    findings: list[str] = []
-    impression: list[str] = []
-    for heading, end in zip(headings, ends, strict=True):
-        name = " ".join((heading["line"] or heading["inline"]).upper().split())
-        content = body[heading.end() : end].split()
-        if name in _FINDINGS:
-            findings += content
-        elif name in _IMPRESSION:
-            impression += content
-    return " ".join(findings), " ".join(impression)
+    return _by_headings(_sections(text))
+
+
+def report_sections(text: str) -> tuple[str, str]:
+    """(findings, impression) of a whole report; as `split_report` where it has headings of these.
+
+    Otherwise findings are what no heading claims: the paragraphs below the first one of the last
+    section that has any, or all of a text without headings, less a title such as PORTABLE CHEST.
+    """
+    sections = list(_sections(text))
+    findings, impression = _by_headings(iter(sections))
+    if findings or impression:
+        return findings, impression
+    for section in reversed(sections):
+        loose = [] if section.kind == "aside" else section.loose_paragraphs()
+        if loose:
+            return _folded("\n".join(loose)), ""
+    return "", ""
+
+
+def _by_headings(sections: Iterator[_Section]) -> tuple[str, str]:
+    texts: dict[str, list[str]] = {"findings": [], "impression": []}
+    for section in sections:
+        # Nothing but marks of de-identification is no text.
+        hidden = "___" in section.text and not _has_words(section.text)
+        if section.headed and section.kind in texts and section.text.strip() and not hidden:
+            texts[section.kind].append(_folded(section.text))
+    return " ".join(texts["findings"]), " ".join(texts["impression"])
+
+
+def _sections(text: str) -> Iterator[_Section]:
+    """The sections of the final reading, in order; the first one stands before any heading."""
+    body = _FINAL.split("\n".join(text.lstrip("\ufeff").splitlines()))[-1]
+    kind: Kind = "other"
+    headed, after_blank, lines = False, True, list[str]()
+    for line in body.splitlines():
+        if _RULE.fullmatch(line):
+            yield _Section(kind, "\n".join(lines), headed)
+            kind, headed, lines, after_blank = "other", False, [], True
+            continue
+        found = _line_heading(line, kind if headed else None, after_blank)
+        if found is not None:
+            yield _Section(kind, "\n".join(lines), headed)
+            (kind, line), headed, lines = found, True, []
+        for part, next_kind in _inline(line):
+            lines.append(part)
+            if next_kind is not None:
+                yield _Section(kind, "\n".join(lines), headed)
+                kind, headed, lines = next_kind, True, []
+        after_blank = not line.strip()
+    yield _Section(kind, "\n".join(lines), headed)
+
+
+def _line_heading(line: str, within: Kind | None, after_blank: bool) -> tuple[Kind, str] | None:
+    """(what the heading at the start of the line opens, what follows on the line), or None."""
+    found = _LINE_HEADING.match(line)
+    if found is not None:
+        kind, rest = _kind_of(found["name"], within, after_blank), line[found.end() :]
+        # A label is part of the text that it opens.
+        return None if kind is None else (kind, line if _is_anatomy(found["name"]) else rest)
+    found = _BARE_HEADING.match(line)
+    if found is not None and found["name"].isupper():
+        reading = _reading_kind(_words(found["name"]), upper=True)
+        if reading is not None:
+            return reading, line[found.end() :]
+    return None
+
+
+def _inline(line: str) -> Iterator[tuple[str, Kind | None]]:
+    """(text, the section that opens after it, or None at the end of the line)."""
+    matches = [m for p in (_INLINE_UPPER, _INLINE_AFTER_SENTENCE) for m in p.finditer(line)]
+    start = 0
+    for found in sorted(matches, key=lambda match: match.start()):
+        kind = _plain_kind(found["name"]) if found.start() >= start else None
+        if kind is not None:
+            yield line[start : found.start()], kind
+            start = found.end()
+    yield line[start:], None
+
+
+def _kind_of(name: str, within: Kind | None, after_blank: bool) -> Kind | None:
+    """What a line's heading opens, None for a label or a sentence that belongs to the text.
+
+    Args:
+      within: the section that is open, None before the first heading.
+      after_blank: whether a blank line precedes it.
+    """
+    plain = _plain_kind(name)
+    if plain is not None:
+        return plain
+    words, upper = _words(name), name.upper() == name
+    if within in ("findings", "impression"):
+        if not (upper and _names_examination(words) and _VIEW_WORDS & set(words)):
+            return None
+        # "RIGHT RIBS, TWO VIEWS" tells the side, which its text may leave out.
+        opens = len(words) > 1 and not _SIDES & set(words)
+        return "findings" if opens and (within == "findings" or after_blank) else None
+    if _names_examination(words) or (upper and (_VIEW_WORDS | _PART_WORDS) & set(words)):
+        return "findings"
+    if upper and _is_anatomy(name) and within != "aside":
+        return "findings"
+    return "other" if upper else None
+
+
+def _plain_kind(name: str) -> Kind | None:
+    """The kind of a heading that is one wherever it stands."""
+    words, upper = _words(name), name.upper() == name
+    if not words:
+        return None
+    reading = _reading_kind(words, upper)
+    if reading is not None:
+        return reading
+    # "wet read" in small letters is part of a sentence.
+    if not name[0].isupper():
+        return None
+    known = {"READ", "VERSION", "AND"} | _ASIDE_FIRST
+    if words[0] in _ASIDE_FIRST and (upper or set(words) <= known):
+        return "aside"
+    if (upper and words[0] in _OTHER_FIRST) or set(words) <= _OTHER_WORDS:
+        return "other"
+    return None
+
+
+def _reading_kind(words: list[str], upper: bool) -> Kind | None:
+    """`findings` or `impression` for a heading that says so; findings where it says both."""
+    kinds = [_word_kind(word) for word in words]
+    if not any(kinds):
+        if len(words) == 1 and upper:
+            found = words[0]
+            return "findings" if found in _ALSO_FINDINGS else (
+                "impression" if found in _ALSO_IMPRESSION else None
+            )  # fmt: skip
+        return None
+    if words[0] in _ASIDE_FIRST - {"RECOMMENDATION", "RECOMMENDATIONS", "RECS"}:
+        return None
+    if words[0] in ("CLINICAL", "REASON", "PRIOR", "PREVIOUS", "INDICATION", "HISTORY"):
+        return None
+    beside = {word for word, kind in zip(words, kinds, strict=True) if kind is None}
+    # Capitals are a heading whatever else they say; a sentence of mixed case is none.
+    if not upper and not beside <= _BESIDE:
+        return None
+    return "findings" if "findings" in kinds else "impression"
+
+
+@functools.lru_cache(maxsize=4096)
+def _word_kind(word: str) -> Kind | None:
+    if any(_is_spelling(word, known) for known in _FINDINGS_WORDS):
+        return "findings"
+    return "impression" if any(_is_spelling(word, w) for w in _IMPRESSION_WORDS) else None
+
+
+def _is_spelling(word: str, known: str) -> bool:
+    """Whether `word` is `known` with a typing error or, in its longest words, two.
+
+    One more would take in words of their own: FEEDING for FINDING, CONTUSION for CONCLUSION.
+    """
+    if abs(len(word) - len(known)) > 2 or len(word) < 6:
+        return False
+    errors = _typing_errors(word, known)
+    two = known in ("FINDINGS", "IMPRESSION", "IMPRESSIONS") and word[0] == known[0]
+    return errors <= (2 if two else 1)
+
+
+def _typing_errors(word: str, known: str) -> int:
+    """Letters inserted, left out, replaced, or exchanged with their neighbour."""
+    above: list[int] = []
+    row = list(range(len(known) + 1))
+    for i, letter in enumerate(word, 1):
+        above, last, row = row, above, [i]
+        for j, wanted in enumerate(known, 1):
+            cost = min(above[j] + 1, row[j - 1] + 1, above[j - 1] + (letter != wanted))
+            if i > 1 and j > 1 and letter == known[j - 2] and word[i - 2] == wanted:
+                cost = min(cost, last[j - 2] + 1)
+            row.append(cost)
+    return row[-1]
+
+
+def _names_examination(words: list[str]) -> bool:
+    """Whether nothing but an examination is named: its part of the body, its views, its date."""
+    known = _VIEW_WORDS | _BODY_WORDS | _BETWEEN_WORDS
+    named = any(word in _VIEW_WORDS or word in _PART_WORDS for word in words)
+    return named and all(word in known or not _has_words(word) for word in words)
+
+
+def _is_anatomy(name: str) -> bool:
+    words = _words(name)
+    return bool(words) and words[0] in _ANATOMY and not (_VIEW_WORDS | _PART_WORDS) & set(words)
+
+
+def _without_title(paragraphs: list[str]) -> list[str]:
+    """Paragraphs without the lines that name the examination."""
+    kept = []
+    for paragraph in paragraphs:
+        lines = paragraph.splitlines()
+        while lines and (not lines[0].strip() or _names_examination(_words(lines[0]))):
+            lines = lines[1:]
+        if lines:
+            kept.append("\n".join(lines))
+    return kept
+
+
+def _words(name: str) -> list[str]:
+    return [word.upper() for word in _WORD.findall(name.replace("_", " "))]
+
+
+def _has_words(text: str) -> bool:
+    return any(character.isalnum() for character in text)
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.split())

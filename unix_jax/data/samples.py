@@ -59,12 +59,15 @@ class TrainingSample:
     A loader gives what its split needs: normalised ViT pixels, or VAE pixels in [-1, 1] (or VAE
     moments); it raises a UniXError when the image is broken. Images may be anywhere: a conditioned
     sample is [clean VAE image, ViT image, text, noised VAE image].
+
+    The loaders add to `problems` what `gray_level_problem` says of the images that they read.
     """
 
     key: str
     splits: tuple[Split, ...]
     losses: tuple[bool, ...]
     images: tuple[LoadImage, ...] = ()
+    problems: list[str] = dataclasses.field(default_factory=list, compare=False)
 
     def __post_init__(self) -> None:
         needed = sum(not isinstance(split, TextSplit) for split in self.splits)
@@ -198,11 +201,13 @@ class UnderstandingSamples(RecordSamples):
     def _build(self, index: int, record: Record, numbers: Draw) -> TrainingSample:
         prompts = self._data.prompts
         prompt = record.prompt or prompts[_choose(numbers.prompt, len(prompts))]
+        problems: list[str] = []
         return TrainingSample(
             record.key,
             (VitSplit(), self._split(prompt), self._split(report_text(record))),
             (False, False, True),
-            (lambda: vit_pixels(record, self._config),),
+            (lambda: vit_pixels(record, self._config, problems.append),),
+            problems,
         )
 
 
@@ -240,20 +245,22 @@ class GenerationSamples(RecordSamples):
         captions = _captions(record)
         caption = captions[_choose(numbers.caption, len(captions))]
         texts = () if self._dropped(numbers) else (self._split(caption),)
+        problems: list[str] = []
         return TrainingSample(
             record.key,
             (*texts, self._image_split),
             (*(False for _ in texts), True),
-            (lambda: self._image(index, record),),
+            (lambda: self._image(index, record, problems),),
+            problems,
         )
 
     def _dropped(self, numbers: Draw) -> bool:
         return numbers.dropout < self._data.caption_dropout
 
-    def _image(self, index: int, record: Record) -> np.ndarray:
+    def _image(self, index: int, record: Record, problems: list[str]) -> np.ndarray:
         if self._moments is not None:
             return self._moments(index, record.key)
-        return vae_pixels(record, self._data)
+        return vae_pixels(record, self._data, problems.append)
 
 
 def _captions(record: Record) -> Sequence[str]:

@@ -163,7 +163,7 @@ def _page(
     for heading, some in (("Worst cases", worst), ("Best cases" if ranked_by else "Samples", best)):
         if some:
             parts.append(f"<h2>{heading}{by}</h2>" + "".join(map(_case, some)))
-    parts += [_failures(results), _settings(results)]
+    parts += [_warnings(results), _failures(results), _settings(results)]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -260,13 +260,21 @@ def _picture(image: Image.Image | None, caption: str) -> str:
     return f'<img alt="{_text(caption)}" src="data:image/jpeg;base64,{data}">'
 
 
+def _warnings(results: Results) -> str:
+    rows = [(entry.key, entry.values["warning"]) for entry in results.warned]
+    return _some("Images that show next to nothing", ("item", "the image is"), rows)
+
+
 def _failures(results: Results) -> str:
-    if not results.failures:
-        return ""
-    rows = [(entry.key, entry.error) for entry in results.failures[:_SHOWN_FAILURES]]
-    more = len(results.failures) - len(rows)
-    rest = f"<p>and {more} more, in results.json</p>" if more else ""
-    return f"<h2>Failed items</h2>{_table(('item', 'error'), rows)}{rest}"
+    rows = [(entry.key, entry.error) for entry in results.failures]
+    return _some("Failed items", ("item", "error"), rows)
+
+
+def _some(heading: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The first rows, and the number of the others; "" of none."""
+    more = len(rows) - _SHOWN_FAILURES
+    rest = f"<p>and {more} more, in results.json</p>" if more > 0 else ""
+    return f"<h2>{heading}</h2>{_table(header, rows[:_SHOWN_FAILURES])}{rest}" if rows else ""
 
 
 def _settings(results: Results) -> str:

@@ -27,6 +27,7 @@ from unix_jax.evaluation_runs.journal import Entry, read_entries
 from unix_jax.evaluation_runs.results import CONFIDENCE, Figure, Results, write_page, write_results
 from unix_jax.evaluation_runs.run import Progress, Ready, Share, key_of, padded, run_items
 from unix_jax.flow import timestep_grid
+from unix_jax.gray_levels import gray_level_problem
 from unix_jax.images import load_image
 from unix_jax.inference.drawing import ImageSettings
 from unix_jax.inference.pipeline import UniXPipeline
@@ -120,7 +121,8 @@ def draw_images(
     """Draws a picture from each record's first caption into `out`, and notes it in the journals.
 
     A record without a text, or whose own image is broken, is recorded as failed; one without an
-    image is drawn all the same.
+    image is drawn all the same. The entry of a picture that shows next to nothing (`gray_levels`)
+    has a `warning`.
 
     Raises:
       UniXError: a journal that cannot be used, or a model that cannot draw.
@@ -150,7 +152,11 @@ def draw_images(
         for item, seed, picture in zip(ready, seeds, pictures, strict=False):  # less the padding
             name = picture_name(item.index)
             save_png(out / name, picture, {"prompt": item.input, "seed": str(seed)})
-            values.append({"prompt": item.input, "seed": seed, "image": name})
+            problem = gray_level_problem(picture)
+            values.append(
+                {"prompt": item.input, "seed": seed, "image": name}
+                | ({"warning": problem} if problem else {})
+            )
         return values
 
     run_items(
@@ -200,6 +206,7 @@ def summarise_images(
     results = Results(
         "images", settings, how.settings(), len(source), len(drawn.entries), failures,
         metrics, groups, missing, reported,
+        [entry for entry in drawn.entries if entry.values.get("warning")],
     )  # fmt: skip
     write_results(out, results)
     ranked_by, worst, best = _cases(drawn, closeness, alignment)

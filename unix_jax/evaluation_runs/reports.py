@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from unix_jax.data.records import RecordSource, record_image, report_text
-from unix_jax.errors import UniXError
+from unix_jax.errors import ImageWarning, UniXError
 from unix_jax.evaluation_runs import paper
 from unix_jax.evaluation_runs.html_report import Case, reports_page
 from unix_jax.evaluation_runs.journal import Entry, read_entries
@@ -17,6 +18,7 @@ from unix_jax.evaluation_runs.results import Results, write_page, write_results
 from unix_jax.evaluation_runs.run import Progress, Ready, Share, key_of, padded, run_items
 from unix_jax.evaluation_runs.score import ReportMetrics, ReportScores, score_reports
 from unix_jax.files import atomic_write
+from unix_jax.gray_levels import gray_level_problem
 from unix_jax.inference.pipeline import UniXPipeline
 from unix_jax.text import DEFAULT_REPORT_PROMPT
 
@@ -40,6 +42,7 @@ class _Question:
     image: Image.Image
     prompt: str
     reference: str
+    warning: str
 
 
 def write_reports(
@@ -55,7 +58,8 @@ def write_reports(
     """Writes a report for each record into the journals of `out`, beside the record's own.
 
     A record without an image, or whose image is broken, is recorded as failed. One without a
-    report is described all the same; there is nothing to score.
+    report is described all the same; there is nothing to score. One whose image shows next to
+    nothing (`gray_levels`) is described and scored, and its entry has a `warning`.
 
     Raises:
       UniXError: a journal that cannot be used.
@@ -64,17 +68,23 @@ def write_reports(
     def prepare(index: int) -> tuple[str, _Question]:
         record = source[index]
         prompt = settings.prompt or record.prompt or DEFAULT_REPORT_PROMPT
-        return record.key, _Question(record_image(record), prompt, report_text(record))
+        image = record_image(record)
+        warning = gray_level_problem(image)
+        return record.key, _Question(image, prompt, report_text(record), warning)
 
     def compute(ready: Sequence[Ready[_Question]], rows: int) -> list[dict[str, Any]]:
         questions = padded([item.input for item in ready], rows)
-        reports = pipe.generate_report(
-            [question.image for question in questions],
-            [question.prompt for question in questions],
-            settings.max_new_tokens,
-        )
+        with warnings.catch_warnings():
+            # They are in the journal, with the record's key.
+            warnings.simplefilter("ignore", ImageWarning)
+            reports = pipe.generate_report(
+                [question.image for question in questions],
+                [question.prompt for question in questions],
+                settings.max_new_tokens,
+            )
         return [
             {"prediction": report, "reference": item.input.reference}
+            | ({"warning": item.input.warning} if item.input.warning else {})
             for item, report in zip(ready, reports, strict=False)  # less the padding
         ]
 
@@ -156,6 +166,7 @@ def _results(
         {"conditions": scores.by_condition} if scores.by_condition else {},
         scores.not_computed,
         paper.REPORTS,
+        [entry for entry in entries if entry.values.get("warning")],
     )
 
 

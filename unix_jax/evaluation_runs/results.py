@@ -33,6 +33,7 @@ class Results:
     groups: figures by pathology, by name of the figure.
     not_computed: why a metric is missing, by its name.
     paper: the paper's own figures, by name of the metric.
+    warned: items whose image shows next to nothing; their values have a `warning`.
     """
 
     kind: str
@@ -45,6 +46,7 @@ class Results:
     groups: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     not_computed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     paper: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    warned: Sequence[Entry] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The value of results.json."""
@@ -68,6 +70,10 @@ class Results:
             "failures": [
                 {"index": entry.index, "key": entry.key, "error": entry.error}
                 for entry in self.failures
+            ],
+            "image_warnings": [
+                {"index": entry.index, "key": entry.key, "warning": entry.values["warning"]}
+                for entry in self.warned
             ],
         }
 
@@ -134,6 +140,8 @@ def print_table(results: Results, console: Console | None = None) -> None:
         console.print(table)
     for name, reason in results.not_computed.items():
         console.print(f"not computed: {name}: {reason}", markup=False, highlight=False)
+    if results.warned:
+        console.print(f"warning: {warned(results)}", markup=False, highlight=False)
     if results.failures:
         first = results.failures[0]
         console.print(
@@ -153,6 +161,13 @@ def counts(results: Results) -> str:
     if results.failures:
         parts.append(f"{len(results.failures)} failed")
     return ", ".join(parts)
+
+
+def warned(results: Results) -> str:
+    """How many images show next to nothing, and the first of them."""
+    first = "; ".join(f"{one.key}: {one.values['warning']}" for one in results.warned[:3])
+    more = ", ..." if len(results.warned) > 3 else ""
+    return f"{len(results.warned)} of the images show next to nothing: {first}{more}"
 
 
 def number(value: float) -> str:

@@ -10,7 +10,8 @@ from jaxtyping import Array
 from PIL import Image
 
 from unix_jax.errors import PromptError
-from unix_jax.images import ImageSource, load_image
+from unix_jax.gray_levels import warn_of_gray_levels
+from unix_jax.images import ImageSource, image_name, load_image
 
 Images = ImageSource | Sequence[ImageSource]
 Prompts = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
@@ -18,6 +19,8 @@ Prompts = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
 
 def image_list(images: Images) -> list[Image.Image]:
     """Loaded pictures; a single path, picture or array [H, W(, C)] counts as one row.
+
+    An `ImageWarning` names each that is nearly black, nearly white or nearly constant.
 
     Raises:
       ImageError: one of them cannot be read.
@@ -29,7 +32,11 @@ def image_list(images: Images) -> list[Image.Image]:
     sources: Sequence[Any] = [images] if single else list(images)  # type: ignore[arg-type]
     if not sources:
         raise PromptError("images: expected at least one, found none")
-    return [load_image(source) for source in sources]
+    pictures = [load_image(source) for source in sources]
+    for index, (source, picture) in enumerate(zip(sources, pictures, strict=True)):
+        name = image_name(source)
+        warn_of_gray_levels(picture, name if hasattr(picture, "filename") else f"{name} {index}")
+    return pictures
 
 
 def prompt_list(prompts: Prompts, rows: int | None = None) -> list[Any]:

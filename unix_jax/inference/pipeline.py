@@ -26,7 +26,7 @@ from unix_jax.inference.sampling import Renorm
 from unix_jax.models.autoencoder import param_shapes as vae_param_shapes
 from unix_jax.models.unix import UniX, param_shapes, unroll_params
 from unix_jax.text import Tokenizer
-from unix_jax.transforms import to_pil
+from unix_jax.transforms import to_gray_pil
 
 OutputType = Literal["pil", "np", "latent"]
 Progress = Callable[[int, int], None]
@@ -263,8 +263,9 @@ class UniXPipeline:
           images: condition images, one a prompt, seen by the autoencoder and the ViT.
           initial_noise: x at t = 1, [B, G, C] or [G, C] for one row; overrides `seed`.
           seed: an int for all rows (equal prompts give equal images), or one for each.
-          output_type: `pil` (list of PIL pictures), `np` (float32 [B, height, width, 3] in
-            [0, 1]) or `latent` (float32 tokens [B, G, C]).
+          output_type: `pil` (list of PIL pictures of mode L: the mean of the decoded channels),
+            `np` (float32 [B, height, width, 3] in [0, 1], the channels as they were decoded) or
+            `latent` (float32 tokens [B, G, C]).
           progress: called with (steps done, steps in all).
 
         Raises:
@@ -294,7 +295,7 @@ class UniXPipeline:
         if output_type == "latent":
             return latents
         pixels = decode_latents(self.loaded, latents, latent_size(self.config, settings))
-        return pixels if output_type == "np" else [to_pil(p) for p in pixels]
+        return pixels if output_type == "np" else [to_gray_pil(p) for p in pixels]
 
     def stream_image(
         self,
@@ -326,4 +327,4 @@ class UniXPipeline:
         size = latent_size(self.config, settings)
         for at in draw_latents(self.loaded, prompts, settings, images, initial_noise, seed, every):
             pixels = decode_latents(self.loaded, at.estimate, size)
-            yield ImageStep(at.step, at.total, [to_pil(p) for p in pixels])
+            yield ImageStep(at.step, at.total, [to_gray_pil(p) for p in pixels])

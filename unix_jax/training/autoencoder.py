@@ -26,6 +26,8 @@ from unix_jax.config import AutoencoderConfig
 from unix_jax.errors import ConfigError, DataError
 from unix_jax.models.autoencoder import Autoencoder
 from unix_jax.models.layers import Dtype
+from unix_jax.training.accumulation import check_rows, sum_over_microbatches
+from unix_jax.training.average import update_average
 
 Metrics = dict[str, Float[Array, ""]]
 Features = Callable[[Float[Array, "B H W 3"]], Float[Array, "B T E"]]
@@ -45,21 +47,17 @@ class AutoencoderObjective:
       and the attention of the lowest levels are then those of crops.
     crop_steps: the first so many steps see crops, the rest whole images, so that norms and
       attention adapt to them; None crops to the end.
-    ema_decay: of the averaged weights; young averages follow faster, (1 + step) / (10 + step).
     """
 
     kl_weight: float = 1e-3
     perceptual_weight: float = 0.0
     crop: int | None = None
     crop_steps: int | None = None
-    ema_decay: float = 0.999
 
     def __post_init__(self) -> None:
         for name in ("kl_weight", "perceptual_weight"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}: expected at least 0, found {getattr(self, name)}")
-        if not 0 <= self.ema_decay < 1:
-            raise ConfigError(f"ema_decay: expected 0 to below 1, found {self.ema_decay}")
         if self.crop_steps is not None and (self.crop is None or self.crop_steps < 0):
             raise ConfigError(
                 f"crop_steps: expected none or at least 0, with a crop, found {self.crop_steps}"
@@ -68,7 +66,7 @@ class AutoencoderObjective:
 
 @struct.dataclass
 class AutoencoderState:
-    """Everything that a step changes; `ema` has the tree of `params`."""
+    """Everything that a step changes; `ema` has the tree of `params`, or is None."""
 
     step: Int[Array, ""]
     params: Any
@@ -82,9 +80,13 @@ AutoencoderStep = Callable[
 
 
 def init_autoencoder_state(
-    config: AutoencoderConfig, tx: optax.GradientTransformation, key: PRNGKeyArray
+    config: AutoencoderConfig,
+    tx: optax.GradientTransformation,
+    key: PRNGKeyArray,
+    *,
+    ema: bool = True,
 ) -> AutoencoderState:
-    """Fresh float32 weights, their average, and the optimiser's state, at step 0."""
+    """Fresh float32 weights, their average if `ema`, and the optimiser's state, at step 0."""
     side = 2 * config.downsample
 
     @jax.jit
@@ -92,8 +94,8 @@ def init_autoencoder_state(
         pixels = jnp.zeros((1, side, side, config.in_channels))
         params = nn.unbox(Autoencoder(config).init(key, pixels)["params"])
         # A copy: the step donates the state, and one buffer cannot be donated twice.
-        ema = jax.tree.map(jnp.copy, params)
-        return AutoencoderState(jnp.zeros((), jnp.int32), params, ema, tx.init(params))
+        average = jax.tree.map(jnp.copy, params) if ema else None
+        return AutoencoderState(jnp.zeros((), jnp.int32), params, average, tx.init(params))
 
     return init(key)
 
@@ -139,18 +141,17 @@ def autoencoder_loss(
     objective: AutoencoderObjective,
     params: Any,
     pixels: Float[Array, "B H W 3"],
-    key: PRNGKeyArray,
+    noise: Float[Array, "B h w C"],
     features: Features | None = None,
     dtype: Dtype = jnp.float32,
 ) -> tuple[Float[Array, ""], Metrics]:
-    """The loss and its terms, the posterior sampled with `key` (reparameterised).
+    """The loss and its terms, the posterior sampled with `noise` (reparameterised).
 
     Source: Kingma & Welling, arXiv 1312.6114; the terms as in CompVis' KL autoencoders, without the
     adversarial one.
     """
     model = Autoencoder(config, dtype)
     moments: Any = model.apply({"params": params}, pixels, method="moments")
-    noise = jax.random.normal(key, (*moments.shape[:-1], moments.shape[-1] // 2))
     # `decode` undoes the scale and shift that `latent` applies: they may be measured afterwards.
     latents = model.apply({}, moments, noise, method="latent")
     decoded: Any = model.apply({"params": params}, latents, method="decode")
@@ -163,22 +164,36 @@ def autoencoder_loss(
     return loss, metrics | {"loss": loss}
 
 
+def posterior_noise(
+    config: AutoencoderConfig, key: PRNGKeyArray, pixels: Float[Array, "B H W 3"]
+) -> Float[Array, "B h w C"]:
+    """Standard normal numbers for one sample of the posterior of each image."""
+    batch, height, width, _ = pixels.shape
+    side = config.downsample
+    return jax.random.normal(key, (batch, height // side, width // side, config.embed_dim))
+
+
 def make_autoencoder_step(
     config: AutoencoderConfig,
     tx: optax.GradientTransformation,
     objective: AutoencoderObjective | None = None,
     features: Features | None = None,
     dtype: Dtype = jnp.float32,
+    *,
+    ema_decay: float = 0.9999,
+    accumulation: int = 1,
 ) -> AutoencoderStep:
     """The compiled step `(state, pixels, key) -> (state, metrics)`; `state` is donated.
 
     Args:
       config: sizes; its scale and shift have no effect on training.
       tx: the optimiser, clipping included.
-      objective: the terms' weights, crops, and the average's decay.
+      objective: the terms' weights, and crops.
       features: a frozen encoder of images in [-1, 1], differentiable in them; needed if
         `perceptual_weight` is above 0.
       dtype: of the computation; parameters and losses stay float32.
+      ema_decay: of the average, where the state has one, see `average`.
+      accumulation: microbatches that a batch is computed in; changes memory, not numbers.
 
     Returns:
       A step whose metrics are `l1`, `kl`, `loss`, `grad_norm` (before clipping) and `perceptual`
@@ -186,7 +201,8 @@ def make_autoencoder_step(
 
     Raises:
       ConfigError: a perceptual weight without features, or a crop that is no multiple of the
-        downsampling (the step itself raises it for images smaller than the crop).
+        downsampling (the step itself raises it for images smaller than the crop, and for a
+        number of images that `accumulation` does not divide).
     """
     objective = objective or AutoencoderObjective()
     if objective.perceptual_weight > 0 and features is None:
@@ -205,6 +221,7 @@ def make_autoencoder_step(
     def update(
         state: AutoencoderState, pixels: Array, key: PRNGKeyArray, *, crop: int | None
     ) -> tuple[AutoencoderState, Metrics]:
+        check_rows(pixels.shape[0], accumulation)
         crop_key, noise_key = jax.random.split(jax.random.fold_in(key, state.step))
         if crop is not None:
             if min(pixels.shape[1:3]) < crop:
@@ -214,14 +231,24 @@ def make_autoencoder_step(
                 )
             pixels = random_crops(crop_key, pixels, crop)
 
-        def loss(params: Any) -> tuple[Array, Metrics]:
-            return autoencoder_loss(config, objective, params, pixels, noise_key, features, dtype)
+        def gradients(pixels: Array, noise: Array) -> tuple[Any, Metrics]:
+            def loss(params: Any) -> tuple[Array, Metrics]:
+                return autoencoder_loss(config, objective, params, pixels, noise, features, dtype)
 
-        grads, metrics = jax.grad(loss, has_aux=True)(state.params)
+            return jax.grad(loss, has_aux=True)(state.params)
+
+        # Every term is a mean over images, and microbatches have equally many.
+        grads, metrics = jax.tree.map(
+            lambda total: total / accumulation,
+            sum_over_microbatches(
+                gradients, accumulation, pixels, posterior_noise(config, noise_key, pixels)
+            ),
+        )
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        decay = jnp.minimum(objective.ema_decay, (1.0 + state.step) / (10.0 + state.step))
-        ema = optax.incremental_update(params, state.ema, 1.0 - decay)
+        ema = state.ema
+        if ema is not None:
+            ema = update_average(ema, params, ema_decay, state.step)
         metrics |= {"grad_norm": optax.tree.norm(grads)}
         return AutoencoderState(state.step + 1, params, ema, opt_state), metrics
 
@@ -240,21 +267,30 @@ def make_autoencoder_step(
 
 
 def make_autoencoder_evaluation(
-    config: AutoencoderConfig, dtype: Dtype = jnp.float32
+    config: AutoencoderConfig, dtype: Dtype = jnp.float32, *, accumulation: int = 1
 ) -> Callable[[Any, Float[Array, "B H W 3"]], Metrics]:
-    """The compiled `(params, pixels) -> l1, kl, psnr`: whole images, the posterior's mean."""
+    """The compiled `(params, pixels) -> l1, kl, psnr`: whole images, the posterior's mean.
+
+    The images are computed in `accumulation` microbatches, as in a step.
+    """
     model = Autoencoder(config, dtype)
 
     @jax.jit
     def evaluate(params: Any, pixels: Array) -> Metrics:
-        moments: Any = model.apply({"params": params}, pixels, method="moments")
-        latents = model.apply({}, moments, method="latent")
-        decoded: Any = model.apply({"params": params}, latents, method="decode")
-        return {
-            "l1": jnp.mean(jnp.abs(decoded - pixels)),
-            "kl": kl_divergence(moments),
-            "psnr": psnr(decoded, pixels),
-        }
+        check_rows(pixels.shape[0], accumulation)
+
+        def one(pixels: Array) -> Metrics:
+            moments: Any = model.apply({"params": params}, pixels, method="moments")
+            latents = model.apply({}, moments, method="latent")
+            decoded: Any = model.apply({"params": params}, latents, method="decode")
+            return {
+                "l1": jnp.mean(jnp.abs(decoded - pixels)),
+                "kl": kl_divergence(moments),
+                "psnr": psnr(decoded, pixels),
+            }
+
+        total = sum_over_microbatches(one, accumulation, pixels)
+        return jax.tree.map(lambda value: value / accumulation, total)
 
     return evaluate
 

@@ -199,7 +199,7 @@ class CheckpointStore:
                 ),
             )
         except Exception as error:
-            raise CheckpointError(f"{path}: cannot be read: {_first_line(error)}") from error
+            raise CheckpointError(f"{path}: cannot be read: {first_line(error)}") from error
         leaves, treedef = jax.tree.flatten(target)
         restored = _flat(found["state"])
         assert len(leaves) == len(restored)
@@ -250,7 +250,7 @@ class CheckpointStore:
         if is_primary():
             for leftover in self.directory.glob(f"{step}.*tmp*"):
                 shutil.rmtree(leftover, ignore_errors=True)
-        return CheckpointError(f"{self.path(step)}: cannot be written: {_first_line(error)}")
+        return CheckpointError(f"{self.path(step)}: cannot be written: {first_line(error)}")
 
     def _quietly_finish(self) -> None:
         try:
@@ -312,7 +312,7 @@ def _local_bytes(leaf: Any) -> int:
     return int(leaf.nbytes)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """The innermost reason in one line of bounded length."""
     while error.__cause__ is not None:
         error = error.__cause__

@@ -43,7 +43,7 @@ def set_aside_unusable(directory: Path) -> list[str]:
     for step in reversed(steps(directory)):
         path = directory / str(step)
         try:
-            _verify(path)
+            verify(path)
         except CheckpointError as error:
             damaged = directory / "damaged" / str(step)
             shutil.rmtree(damaged, ignore_errors=True)
@@ -79,7 +79,7 @@ def write_listing(path: Path, metrics: Mapping[str, float]) -> None:
 
 
 def listing(path: Path) -> dict[str, Any]:
-    """files.json, or an empty dictionary where it is broken (`_verify` says how)."""
+    """files.json, or an empty dictionary where it is broken (`verify` says how)."""
     try:
         value = read_json(path / LISTING, CheckpointError)
     except CheckpointError:
@@ -87,7 +87,7 @@ def listing(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) and isinstance(value.get("metrics"), dict) else {}
 
 
-def _verify(path: Path) -> None:
+def verify(path: Path) -> None:
     """Raises a CheckpointError that names the first file that is not as it was written."""
     files = read_json(path / LISTING, CheckpointError)
     files = files.get("files") if isinstance(files, dict) else None

@@ -26,6 +26,8 @@ from unix_jax.training.repa import RepaConfig
 
 Stage = Literal["understanding", "generation", "autoencoder"]
 Precision = Literal["auto", "bfloat16", "float32"]
+Weights = Literal["raw", "average"]
+DEFAULT_EMA_DECAY = 0.9999
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +53,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ValidationConfig:
-    """The loss on held-out samples, with the averaged weights."""
+    """The losses on held-out samples, with the trained weights and with their average."""
 
     split: str = "validate"
     """Of the same source."""
@@ -63,7 +65,7 @@ class ValidationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PreviewConfig:
-    """Reports or images made every so often from the averaged weights."""
+    """Reports or images made every so often from the weights that are exported."""
 
     count: int = 4
     """How many."""
@@ -82,7 +84,8 @@ class CheckpointConfig:
     keep_last: int = 2
     """So many of the newest."""
     keep_best: int = 1
-    """So many of the best by validation loss, among those at a step that was validated."""
+    """Number of the best by the validation loss of the weights that are exported, among those at a
+    step that was validated."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,10 +134,15 @@ class TrainConfig:
     repa: RepaConfig = dataclasses.field(default_factory=RepaConfig)
     rad_dino: str | None = None
     """Directory of microsoft/rad-dino, needed where losses.repa_weight is above 0."""
-    ema_decay: float | None = 0.9999
-    """Of the average of trained weights, which is what is exported; None keeps none."""
+    ema_decay: float | Literal["auto"] | None = "auto"
+    """Of the average of trained weights; in step s at most (1 + s) / (10 + s). None keeps no
+    average. auto: 0.9999, and none with use_lora."""
+    export: Literal["auto", "raw", "average"] = "auto"
+    """Weights that are exported and shown in previews, and whose validation loss decides which
+    checkpoint is the best: those of the last step (raw) or their average. auto: the average where
+    there is one."""
     accumulation: int = 1
-    """Parts that a batch is computed in, one after the other."""
+    """Parts that a batch is computed in, one after the other, in training and validation."""
 
     seed: int = 0
     """Of initial weights, order of data, and noise."""
@@ -167,8 +175,13 @@ class TrainConfig:
         for field in ("validate_every", "preview_every"):
             require(getattr(self, field) >= 0, field, "at least 0")
         require(0 <= self.seed < 2**32, "seed", "0 to 2**32 - 1")
-        decay = self.ema_decay
-        require(decay is None or 0 <= decay < 1, "ema_decay", "0 to below 1, or none")
+        decay = self.average_decay
+        require(decay is None or 0 <= decay < 1, "ema_decay", "0 to below 1, none or auto")
+        if self.export == "average" and decay is None:
+            raise ConfigError(
+                "export: expected auto or raw where no average is kept (ema_decay is "
+                f"{self.ema_decay}, use_lora {self.use_lora}), found 'average'"
+            )
         if self.model.unroll < 1:
             raise ConfigError(f"model.unroll: expected at least 1, found {self.model.unroll}")
         if self.model.preset not in PRESETS:
@@ -197,14 +210,32 @@ class TrainConfig:
         return self.stage == "generation" and self.losses.repa_weight > 0
 
     @property
+    def average_decay(self) -> float | None:
+        """The decay of the average of trained weights, None where there is none."""
+        if self.ema_decay == "auto":
+            # Adapters start at zero and train for few steps: an average of them is not asked for.
+            return None if self.use_lora else DEFAULT_EMA_DECAY
+        return self.ema_decay
+
+    @property
+    def exported(self) -> Weights:
+        """The weights that `export` stands for."""
+        if self.export == "auto":
+            return "raw" if self.average_decay is None else "average"
+        return self.export
+
+    @property
     def scheduled_optimizer(self) -> OptimizerConfig:
         """The optimiser over `total_steps`; a run shorter than its warm-up ends within it."""
         steps = max(self.total_steps, self.optimizer.warmup_steps + 1)
         return dataclasses.replace(self.optimizer, total_steps=steps)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON, for the record."""
-        return dataclasses.asdict(self)
+        """JSON, for the record: what `auto` stands for in ema_decay and export is spelled out."""
+        return dataclasses.asdict(self) | {
+            "ema_decay": self.average_decay,
+            "export": self.exported,
+        }
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Compiles a training step without running it, and says what it asks of each device.
+"""Compiles the steps of a run without running them, and says what they ask of each device.
 
 Nothing is allocated and nothing read but the sizes: neither data, tokenizer nor weights need be
 there, and with a topology the TPUs need not either.
@@ -7,6 +7,7 @@ Letters: B rows.
 """
 
 import dataclasses
+import math
 import re
 import time
 from pathlib import Path
@@ -29,8 +30,9 @@ from unix_jax.sharding import ShardingRules
 from unix_jax.training import hlo
 from unix_jax.training.config import TrainConfig
 from unix_jax.training.export import FOLDER as EXPORT
+from unix_jax.training.feed import validation_data
 from unix_jax.training.flops import peak_flops
-from unix_jax.training.run import Run, make_run
+from unix_jax.training.run import make_run
 from unix_jax.training.start import LoadConfig, LoadEncoderConfig, make_run_mesh
 from unix_jax.training.step import CompiledStep
 from unix_jax.training.topology import Chip, chip_of, topology_devices
@@ -57,6 +59,8 @@ class Memory:
 class Report:
     """Of one device and one step.
 
+    memory: of the training step. validation: of the evaluation step, during which the whole state
+      stays where it is; None where the run does not validate.
     model_flops: what the model needs for a full batch (see `flops`), over the devices.
     compiler_flops: XLA's own figure, which counts the body of a loop once.
     """
@@ -69,6 +73,13 @@ class Report:
     work: hlo.Work
     model_flops: float
     compiler_flops: float
+    validation: Memory | None = None
+
+    @property
+    def peak(self) -> int:
+        """Bytes of the step that takes more."""
+        steps = (self.memory, self.validation)
+        return max(memory.total for memory in steps if memory is not None)
 
     @property
     def chip(self) -> Chip | None:
@@ -77,7 +88,7 @@ class Report:
     @property
     def fits(self) -> bool | None:
         """None where the size of the memory is not known."""
-        return None if self.chip is None else self.memory.total <= self.chip.hbm
+        return None if self.chip is None else self.peak <= self.chip.hbm
 
     def bounds(self) -> dict[str, float]:
         """Seconds that the step takes at the least, by what limits it."""
@@ -97,11 +108,13 @@ class Report:
         lines = [
             f"compiled for {self.devices} x {self.device.device_kind}, mesh {axes}, "
             f"in {self.seconds:.0f} s; figures are of one device and one step",
-            f"memory       {_gib(m.total)}{capacity}{verdict}",
+            f"memory       {_gib(self.peak)}{capacity}{verdict}",
+            f"training     {_gib(m.total)}",
             f"  arguments  {_gib(m.arguments)}",
             f"  temporary  {_gib(m.temporaries)}",
             f"  outputs    {_gib(m.outputs)}, of which {_gib(m.aliased)} in place of arguments",
             f"  program    {_gib(m.program)}",
+            _validation_line(self.validation),
             f"FLOPs        {w.flops / 1e12:.3f} T compiled; {self.model_flops / 1e12:.3f} T of the "
             f"model; {self.compiler_flops / 1e12:.3f} T by XLA, each loop's body once",
             f"HBM traffic  {_gib(w.hbm_bytes)}",
@@ -184,39 +197,67 @@ def compile_step(
         config,
         model_config,
         mesh,
-        has_autoencoder=config.stage == "generation" and config.data.moments is None,
+        # Validation encodes images also where the run reads moments.
+        has_autoencoder=config.stage == "generation"
+        and (config.data.moments is None or config.validate_every > 0),
         encoder_config=encoder_config,
     )
     row = full_row(config.data, model_config)
+    batch = _abstract_batch(row, config.data.rows, mesh)
     begin = time.monotonic()
-    compiled = _compile(run, _abstract_batch(row, config.data.rows, mesh), mesh)
+    compiled = _compile("training", run.step, run.target, batch, mesh)
+    memory, validation = _memory(compiled), None
+    if config.validate_every:
+        validated = _abstract_batch(
+            full_row(validation_data(config), model_config), config.data.rows, mesh
+        )
+        evaluation = _memory(_compile("validation", run.evaluate, run.target, validated, mesh))
+        # It reads a part of the state only; the rest stays on the device meanwhile.
+        held = memory.arguments + _device_bytes(validated) - _device_bytes(batch)
+        validation = dataclasses.replace(evaluation, arguments=max(held, evaluation.arguments))
     seconds = time.monotonic() - begin
-    stats, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    cost = compiled.cost_analysis() or {}
     return Report(
         devices=mesh.size,
         device=mesh.devices.flat[0],
         mesh=dict(mesh.shape),
         seconds=seconds,
-        memory=Memory(
-            arguments=stats.argument_size_in_bytes,
-            outputs=stats.output_size_in_bytes,
-            aliased=stats.alias_size_in_bytes,
-            temporaries=stats.temp_size_in_bytes,
-            program=stats.generated_code_size_in_bytes,
-        ),
+        memory=memory,
         work=hlo.analyse(compiled.as_text(), mesh.size),
         model_flops=run.batch_flops(row) * config.data.rows / mesh.size,
         compiler_flops=cost.get("flops", 0.0),
+        validation=validation,
     )
 
 
-def _compile(run: Run, batch: TrainingBatch, mesh: Mesh) -> Any:
-    key = jax.eval_shape(lambda: jax.random.key(0))
+def _memory(compiled: Any) -> Memory:
+    stats = compiled.memory_analysis()
+    return Memory(
+        arguments=stats.argument_size_in_bytes,
+        outputs=stats.output_size_in_bytes,
+        aliased=stats.alias_size_in_bytes,
+        temporaries=stats.temp_size_in_bytes,
+        program=stats.generated_code_size_in_bytes,
+    )
+
+
+def _validation_line(memory: Memory | None) -> str:
+    if memory is None:
+        return "validation   none: validate_every is 0"
+    return (
+        f"validation   {_gib(memory.total)}, of which temporary {_gib(memory.temporaries)}; the "
+        "state stays on the device"
+    )
+
+
+def _compile(name: str, step: Any, state: Any, batch: TrainingBatch, mesh: Mesh) -> Any:
+    key: Any = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=NamedSharding(mesh, PartitionSpec()))
-    if isinstance(run.step, CompiledStep):
-        lowered = run.step.lower(run.target, batch, key)
+    if isinstance(step, CompiledStep):
+        lowered = step.lower(state, batch, key)
     else:
-        lowered = jax.jit(run.step, donate_argnums=0).lower(run.target, batch, key)
+        donated = (0,) if name == "training" else ()
+        lowered = jax.jit(step, donate_argnums=donated).lower(state, batch, key)
     try:
         return lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -227,14 +268,23 @@ def _compile(run: Run, batch: TrainingBatch, mesh: Mesh) -> Any:
         if used is None:
             raise
         raise ConfigError(
-            f"memory: expected at most {used.group(2)}, found {used.group(1)}: the step does not "
-            "fit into a device; raise accumulation, lower data.rows, or take model.remat full"
+            f"memory: expected at most {used.group(2)}, found {used.group(1)}: the {name} step "
+            "does not fit into a device; raise accumulation, lower data.rows, or take model.remat "
+            "full"
         ) from error
 
 
 def _abstract_batch(row: TrainingBatch, rows: int, mesh: Mesh) -> TrainingBatch:
     sharding = NamedSharding(mesh, ShardingRules().spec(["batch"]))
     return row.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype, sharding=sharding))
+
+
+def _device_bytes(batch: TrainingBatch) -> int:
+    """Of one device's part."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        for x in jax.tree.leaves(batch)
+    )
 
 
 def full_row(data: DataConfig, config: UniXConfig) -> TrainingBatch:

@@ -1,4 +1,7 @@
-"""The weights of a run as a checkpoint for inference, in `DIR/export`."""
+"""The weights of a run as a checkpoint for inference, in `DIR/export`.
+
+`index.json` says under `training` which weights they are.
+"""
 
 import os
 import shutil
@@ -21,6 +24,8 @@ def export(
     params: Mapping[str, Any],
     vae_params: Mapping[str, Any] | None,
     tokenizer: Path | None,
+    *,
+    record: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes `directory`/export, in the place of an earlier one; all processes take part.
 
@@ -29,6 +34,7 @@ def export(
       config: of the model.
       params, vae_params: nested trees of arrays, wherever their parts are.
       tokenizer: a directory with tokenizer files, which are copied; or the file tokenizer.json.
+      record: what the weights are (`step`, `weights`), for index.json.
 
     Raises:
       UniXError: it cannot be written; an earlier export stays.
@@ -40,13 +46,36 @@ def export(
         return target
     shutil.rmtree(fresh, ignore_errors=True)
     assert trees[0] is not None
-    checkpoint.save(fresh, config, trees[0], trees[1], copies=_tokenizer_files(tokenizer))
+    write(fresh, config, trees[0], trees[1], tokenizer, record)
     try:
         _replace(target, fresh)
     except OSError as error:
         shutil.rmtree(fresh, ignore_errors=True)
         raise CheckpointError(f"{target}: cannot be written: {error.strerror}") from error
     return target
+
+
+def write(
+    target: Path,
+    config: UniXConfig,
+    params: Mapping[str, Any],
+    vae_params: Mapping[str, Any] | None,
+    tokenizer: Path | None,
+    record: Mapping[str, Any] | None,
+) -> None:
+    """Writes the new directory `target` atomically from arrays that this process can read whole.
+
+    Raises:
+      UniXError: `target` exists already or cannot be written.
+    """
+    checkpoint.save(
+        target,
+        config,
+        params,
+        vae_params,
+        copies=_tokenizer_files(tokenizer),
+        training=record,
+    )
 
 
 def gather(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from unix_jax.data.config import DataConfig
 from unix_jax.data.loader import BatchInfo, Loader
 from unix_jax.data.records import Record, RecordSource, captions_of, report_text
 from unix_jax.data.samples import record_samples
-from unix_jax.data.sources import open_source
+from unix_jax.data.sources import open_source, overlap
 from unix_jax.errors import DataError, UniXError
 from unix_jax.text import Tokenizer
 from unix_jax.training.config import TrainConfig
@@ -31,6 +31,39 @@ class Fed(NamedTuple):
     state: dict[str, Any]
 
 
+class Opened(NamedTuple):
+    """The sources of a run; `warning` where it trains on what it validates on, "" elsewhere."""
+
+    training: RecordSource
+    held_out: RecordSource | None
+    warning: str
+
+
+def open_records(config: TrainConfig) -> Opened:
+    """Opens a run's sources, so that one that is not there ends it before a model is loaded.
+
+    Raises:
+      DataError: a source that cannot be opened, or that has no records of its split.
+    """
+    data = training_data(config)
+    training = open_source(data.source, data.split)
+    if not (config.validate_every or config.preview_every):
+        return Opened(training, None, "")
+    other = validation_data(config)
+    held_out = open_source(other.source, other.split)
+    if not overlap(data.source, data.split, training, other.source, other.split):
+        return Opened(training, held_out, "")
+    why = "the source has no splits" if getattr(training, "unsplit", False) else (
+        f"data.split is {data.split!r} and validation.split {other.split!r}"
+    )  # fmt: skip
+    return Opened(
+        training,
+        held_out,
+        f"the run validates on records that it trains on: {why}; set validation.source or "
+        "validation.split",
+    )
+
+
 class Feed:
     """Iterates over placed batches of a data configuration, from the start or from a state."""
 
@@ -42,8 +75,10 @@ class Feed:
         mesh: Mesh,
         state: Mapping[str, Any] | None = None,
         vae_params: Mapping[str, Any] | None = None,
+        records: RecordSource | None = None,
     ) -> None:
-        """Opens the source; `state` is a `Fed.state` of any run over the same data.
+        """Opens the source, unless `records` are it; `state` is a `Fed.state` of any run over the
+        same data.
 
         `vae_params` are the run's autoencoder: moments must be of it. Weights that are held in a
         narrower type than float32 cannot be compared, and are not.
@@ -55,7 +90,9 @@ class Feed:
         self._mesh, self._rows = mesh, data.rows
         self._share = row_share(mesh, data.rows)
         share = self._share[1] - self._share[0]
-        self.records: RecordSource = open_source(data.source, data.split or None)
+        self.records: RecordSource = (
+            open_source(data.source, data.split) if records is None else records
+        )
         self._iterator = iter(
             Loader(
                 record_samples(
@@ -83,8 +120,11 @@ class Feed:
         raise_together(error)
         # Taken before anything runs ahead: the checkpoint of this step goes on with the next one.
         state = self._iterator.get_state()
-        batch = place_batch(host, self._mesh, self._rows, self._share)
-        return Fed(batch, host, info, state)
+        return Fed(self.place(host), host, info, state)
+
+    def place(self, host: TrainingBatch) -> TrainingBatch:
+        """A batch of this process's rows as global arrays on the mesh."""
+        return place_batch(host, self._mesh, self._rows, self._share)
 
     def close(self) -> None:
         """Ends the threads that read ahead."""
@@ -116,7 +156,18 @@ def validation_data(config: TrainConfig) -> DataConfig:
     )
 
 
-def validation_batches(feed: Feed, config: TrainConfig) -> list[TrainingBatch]:
+@dataclasses.dataclass(frozen=True)
+class ValidationBatches:
+    """Batches that wait in the memory of the host; iterating places one at a time."""
+
+    hosts: list[TrainingBatch]
+    place: Callable[[TrainingBatch], TrainingBatch]
+
+    def __iter__(self) -> Iterator[TrainingBatch]:
+        return map(self.place, self.hosts)
+
+
+def validation_batches(feed: Feed, config: TrainConfig) -> ValidationBatches:
     """The first batches of a finite feed; rows without samples weigh nothing.
 
     The autoencoder's mean is over all rows, so its last, incomplete batch is left out.
@@ -132,7 +183,7 @@ def validation_batches(feed: Feed, config: TrainConfig) -> list[TrainingBatch]:
             f"validation: expected at least one full batch of {config.data.rows} rows in split "
             f"{config.validation.split!r}, found none"
         )
-    return [fed.batch for fed in found]
+    return ValidationBatches([fed.host for fed in found], feed.place)
 
 
 def preview_records(records: RecordSource, config: TrainConfig) -> list[Record]:

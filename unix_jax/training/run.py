@@ -21,6 +21,7 @@ from unix_jax.models.cudnn_attention import has_cudnn_attention
 from unix_jax.models.dinov2 import Dinov2Config
 from unix_jax.models.unix import UniX, init_params
 from unix_jax.training import flops
+from unix_jax.training.accumulation import check_rows
 from unix_jax.training.autoencoder import (
     AutoencoderState,
     init_autoencoder_state,
@@ -29,7 +30,7 @@ from unix_jax.training.autoencoder import (
     measure_latent_statistics,
     with_latent_statistics,
 )
-from unix_jax.training.config import Precision, TrainConfig
+from unix_jax.training.config import Precision, TrainConfig, Weights
 from unix_jax.training.lora import init_lora, merge_lora
 from unix_jax.training.optimizer import make_optimizer
 from unix_jax.training.repa import make_repa, repa_parts
@@ -40,6 +41,8 @@ Scalars = Mapping[str, Float[Array, ""]]
 Parts = dict[str, Any]
 # How many images the scale and shift of latents are measured on.
 _STATISTICS_BATCHES = 32
+# Exported weights whose validation loss is higher by this part are worth a warning.
+LARGE_DIFFERENCE = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +52,11 @@ class Run:
     fresh: makes the state of step 0 from loaded parts ("unix", "autoencoder", ...; none needed).
     target: the state's shapes and shardings.
     step: (state, batch, key) -> (state, metrics); the state is donated but for what is frozen.
-    evaluate: (state, batch, key) -> metrics, with the averaged weights.
+    evaluate: (state, batch, key, ema=False) -> metrics; with `ema` those of the average.
+    validated: the weights to validate; the first ones are those that are exported.
     loss_weights: the loss is the sum of these metrics so weighted.
     batch_flops: of one step over a host's batch.
-    weights: the averaged weights for inference: (parameters, autoencoder's or None).
+    weights: the exported weights for inference: (parameters, autoencoder's or None).
     final_config: the configuration to export, given batches of training data.
     """
 
@@ -60,7 +64,8 @@ class Run:
     fresh: Callable[[Parts], Any]
     target: Any
     step: Callable[[Any, TrainingBatch, PRNGKeyArray], tuple[Any, Scalars]]
-    evaluate: Callable[[Any, TrainingBatch, PRNGKeyArray], Scalars]
+    evaluate: Callable[..., Scalars]
+    validated: tuple[Weights, ...]
     loss_weights: Mapping[str, float]
     batch_flops: Callable[[TrainingBatch], float]
     weights: Callable[[Any], tuple[Any, Any | None]]
@@ -133,20 +138,20 @@ def _unix_run(
     options: dict[str, Any] = {
         "init": init,
         "frozen_dtype": compute_dtype(config.model.frozen_dtype, mesh),
-        "ema": config.ema_decay is not None,
+        "ema": config.average_decay is not None,
         "lora": config.use_lora,
         "mesh": mesh,
     }
     step_config = StepConfig(
         losses=config.losses,
         accumulation=config.accumulation,
-        ema_decay=config.ema_decay or 0.0,
+        ema_decay=config.average_decay or 0.0,
         lora=config.lora if config.use_lora else None,
     )
     key = jax.random.key(config.seed)
 
     def weights(state: Any) -> tuple[Any, Any | None]:
-        merged = state.params(ema=state.ema is not None)
+        merged = state.params(ema=config.exported == "average")
         unix = merged["unix"]
         if config.use_lora:
             unix = merge_lora(unix, merged["lora"], config.lora)
@@ -169,9 +174,8 @@ def _unix_run(
         ),
         target=abstract_state(stage, tx, **options),
         step=make_train_step(model, step_config, tx, schedule, mesh=mesh, repa=repa),
-        evaluate=make_eval_step(
-            model, step_config, mesh=mesh, repa=repa, ema=config.ema_decay is not None
-        ),
+        evaluate=make_eval_step(model, step_config, mesh=mesh, repa=repa),
+        validated=_validated(config),
         loss_weights={
             "ce": losses.ce_weight,
             "mse": losses.mse_weight,
@@ -181,6 +185,12 @@ def _unix_run(
         weights=weights,
         final_config=lambda *_: model_config,
     )
+
+
+def _validated(config: TrainConfig) -> tuple[Weights, ...]:
+    if config.average_decay is None:
+        return ("raw",)
+    return ("average", "raw") if config.exported == "average" else ("raw", "average")
 
 
 def _check_attention(name: str, model_config: UniXConfig, mesh: Mesh, dtype: Any) -> None:
@@ -207,20 +217,33 @@ def _autoencoder_run(config: TrainConfig, model_config: UniXConfig, mesh: Mesh) 
     tx, schedule = make_optimizer(config.scheduled_optimizer)
     dtype = compute_dtype(config.model.dtype, mesh)
     objective = config.autoencoder
-    inner = make_autoencoder_step(model_config.vae, tx, objective, dtype=dtype)
-    evaluation = make_autoencoder_evaluation(model_config.vae, dtype)
+    decay, accumulation = config.average_decay, config.accumulation
+    inner = make_autoencoder_step(
+        model_config.vae,
+        tx,
+        objective,
+        dtype=dtype,
+        ema_decay=decay or 0.0,
+        accumulation=accumulation,
+    )
+    evaluation = make_autoencoder_evaluation(model_config.vae, dtype, accumulation=accumulation)
     replicated = NamedSharding(mesh, PartitionSpec())
     key = jax.random.key(config.seed)
-    shapes = jax.eval_shape(lambda: init_autoencoder_state(model_config.vae, tx, key))
+
+    def init(key: PRNGKeyArray) -> AutoencoderState:
+        return init_autoencoder_state(model_config.vae, tx, key, ema=decay is not None)
+
+    shapes = jax.eval_shape(lambda: init(key))
 
     def place(tree: Any) -> Any:
         return jax.device_put(tree, replicated)
 
     def fresh(given: Parts) -> AutoencoderState:
-        state = init_autoencoder_state(model_config.vae, tx, jax.random.fold_in(key, 0))
+        state = init(jax.random.fold_in(key, 0))
         if "autoencoder" in given:
             params = jax.tree.map(jnp.asarray, given["autoencoder"])
-            state = state.replace(params=params, ema=jax.tree.map(jnp.copy, params))  # type: ignore[attr-defined]
+            ema = None if decay is None else jax.tree.map(jnp.copy, params)
+            state = state.replace(params=params, ema=ema)  # type: ignore[attr-defined]
         return place(state)
 
     @jax.jit
@@ -228,6 +251,7 @@ def _autoencoder_run(config: TrainConfig, model_config: UniXConfig, mesh: Mesh) 
         return jnp.asarray(schedule(step), jnp.float32)
 
     def step(state: Any, batch: TrainingBatch, key: PRNGKeyArray) -> tuple[Any, Scalars]:
+        check_rows(batch.rows, accumulation, mesh)
         rate = learning_rate(state.step)
         state, metrics = inner(state, _images(batch), key)
         return state, {**metrics, "learning_rate": rate}
@@ -240,12 +264,17 @@ def _autoencoder_run(config: TrainConfig, model_config: UniXConfig, mesh: Mesh) 
         # The decoder mirrors the encoder, with one block a level more.
         return 3 * 2 * rows * images * flops.encoder_flops(model_config.vae, size)
 
+    def exported(state: Any) -> Any:
+        return state.ema if config.exported == "average" else state.params
+
+    def evaluate(
+        state: Any, batch: TrainingBatch, _: PRNGKeyArray, *, ema: bool = False
+    ) -> Scalars:
+        check_rows(batch.rows, accumulation, mesh)
+        return evaluation(state.ema if ema else state.params, _images(batch))
+
     def final_config(state: Any, batches: Iterable[TrainingBatch]) -> UniXConfig:
-        pixels = (_images(b) for _, b in zip(range(_STATISTICS_BATCHES), batches, strict=False))
-        measured = measure_latent_statistics(model_config.vae, state.ema, pixels, dtype)
-        return dataclasses.replace(
-            model_config, vae=with_latent_statistics(model_config.vae, *measured)
-        )
+        return measured_config(model_config, exported(state), batches, dtype)
 
     return Run(
         config=model_config,
@@ -254,13 +283,26 @@ def _autoencoder_run(config: TrainConfig, model_config: UniXConfig, mesh: Mesh) 
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), shapes
         ),
         step=step,
-        evaluate=lambda state, batch, _: evaluation(state.ema, _images(batch)),
+        evaluate=evaluate,
+        validated=_validated(config),
         loss_weights={"l1": 1.0, "kl": objective.kl_weight},
         batch_flops=batch_flops,
         # A whole checkpoint, so that the next stage starts from it: the model is still untrained.
-        weights=lambda state: (init_params(model_config, key), state.ema),
+        weights=lambda state: (init_params(model_config, key), exported(state)),
         final_config=final_config,
     )
+
+
+def measured_config(
+    config: UniXConfig, vae_params: Any, batches: Iterable[TrainingBatch], dtype: Any
+) -> UniXConfig:
+    """`config` with the scale and shift of the latents of a trained autoencoder.
+
+    They are measured on the first batches of training data.
+    """
+    pixels = (_images(b) for _, b in zip(range(_STATISTICS_BATCHES), batches, strict=False))
+    measured = measure_latent_statistics(config.vae, vae_params, pixels, dtype)
+    return dataclasses.replace(config, vae=with_latent_statistics(config.vae, *measured))
 
 
 def _images(batch: TrainingBatch) -> Float[Array, "B*J H W 3"]:
@@ -274,22 +316,59 @@ def validate(
 ) -> dict[str, float]:
     """The loss and its terms over all batches, each term weighted by its tokens.
 
+    `loss`, `ce`, ... are of the weights that are exported. The other weights, where there are
+    any, have the same numbers with their name before them: `raw/loss` or `average/loss`.
+
     Raises:
       ValueError: no batch.
     """
-    sums: dict[str, float] = {}
+    sums: dict[str, dict[str, float]] = {weights: {} for weights in run.validated}
     totals: dict[str, float] = {}
     for number, batch in enumerate(batches):
-        metrics = to_floats(run.evaluate(state, batch, jax.random.fold_in(key, number)))
-        for name, value in terms(run, metrics).items():
-            weight = metrics.get(f"{name}_tokens", 1.0)
-            sums[name] = sums.get(name, 0.0) + value * weight
-            totals[name] = totals.get(name, 0.0) + weight
+        for weights, summed in sums.items():
+            metrics = to_floats(
+                run.evaluate(
+                    state, batch, jax.random.fold_in(key, number), ema=weights == "average"
+                )
+            )
+            for name, value in terms(run, metrics).items():
+                weight = metrics.get(f"{name}_tokens", 1.0)
+                summed[name] = summed.get(name, 0.0) + value * weight
+                if weights == run.validated[0]:
+                    totals[name] = totals.get(name, 0.0) + weight
     if not totals:
         raise ValueError("validation: expected at least one batch")
-    means = {name: sums[name] / totals[name] for name in sums}
-    loss = sum(weight * means.get(name, 0.0) for name, weight in run.loss_weights.items())
-    return means | {"loss": loss}
+    found: dict[str, float] = {}
+    for weights, summed in sums.items():
+        means = {name: summed[name] / totals[name] for name in summed}
+        means["loss"] = sum(
+            weight * means.get(name, 0.0) for name, weight in run.loss_weights.items()
+        )
+        prefix = "" if weights == run.validated[0] else f"{weights}/"
+        found |= {f"{prefix}{name}": value for name, value in means.items()}
+    return found
+
+
+def describe_validation(
+    run: Run, step: int, scores: Mapping[str, float], *, last: bool
+) -> list[str]:
+    """The losses of `validate` in a line, with the weights that each is of.
+
+    A second line warns at the last step where the weights that are not exported are better.
+    """
+    exported, *others = run.validated
+    lines = [f"step {step}: validation loss {scores['loss']:.4g} ({exported} weights)"]
+    for name in others:
+        other = scores[f"{name}/loss"]
+        lines[0] += f", {other:.4g} ({name})"
+        difference = (scores["loss"] - other) / max(abs(other), 1e-9)
+        if last and difference > LARGE_DIFFERENCE:
+            lines.append(
+                f"warning: the {exported} weights, which are exported, have a validation loss that "
+                f"is {100 * difference:.0f} % higher than that of the {name} weights; to export "
+                f"those: unix-jax export DIR --weights {name} --out OUT"
+            )
+    return lines
 
 
 def to_floats(metrics: Scalars) -> dict[str, float]:

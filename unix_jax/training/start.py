@@ -8,7 +8,7 @@ DIR/frozen/      weights that the run does not change
 import dataclasses
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from unix_jax.models.dinov2 import Dinov2Config
 from unix_jax.models.unix import param_shapes
 from unix_jax.sharding import check_mesh, make_mesh, param_shardings, parse_mesh
 from unix_jax.text import Tokenizer
+from unix_jax.training.average import start_share
 from unix_jax.training.checkpoint import CheckpointStore
 from unix_jax.training.config import TrainConfig
 from unix_jax.training.distributed import agree, is_primary
@@ -214,6 +215,51 @@ def recall(out: Path, config: TrainConfig) -> Origin:
             f"using REPA, found {config.losses.repa_weight}; name another --out"
         )
     return Origin(model_config, has_autoencoder, encoder_config, None, out / TOKENIZER)
+
+
+def keep_average(out: Path, config: TrainConfig) -> TrainConfig:
+    """`config` for the run in `out`, whose checkpoints have an average of the weights or none.
+
+    `ema_decay` auto is what the run was started with: earlier versions kept an average with LoRA
+    as well.
+
+    Raises:
+      ConfigError: an average is asked for that the run does not have, or the other way round.
+    """
+    before = agree(lambda: read_json(out / RUN_FILE))["config"]
+    if config.stage == "autoencoder" and "ema_decay" in before.get("autoencoder", {}):
+        # As earlier versions wrote it.
+        before = before["autoencoder"]
+    decay = before.get("ema_decay")
+    if config.ema_decay == "auto":
+        return dataclasses.replace(config, ema_decay=decay)
+    if (config.ema_decay is None) != (decay is None):
+        raise ConfigError(
+            f"ema_decay: expected {'None' if decay is None else 'a number'}, since the run in "
+            f"{out} was started with {decay}, found {config.ema_decay}; name another --out"
+        )
+    return config
+
+
+def recorded_share(progress: Mapping[str, Any], step: int) -> float:
+    """The weight of a run's initial weights in the average of a checkpoint, see `average`.
+
+    Checkpoints of earlier versions do not have it. There the decay acted without a ramp, except in
+    the stage autoencoder.
+
+    Args:
+      progress: JSON of the checkpoint.
+      step: of the checkpoint.
+    """
+    share = progress.get("start_share")
+    if share is not None:
+        return float(share)
+    before = progress.get("config", {})
+    if before.get("stage") == "autoencoder":
+        decay = before.get("autoencoder", {}).get("ema_decay")
+        return 1.0 if decay is None else start_share(decay, 0, step)
+    decay = before.get("ema_decay")
+    return 1.0 if decay is None else float(decay**step)
 
 
 def without_frozen(state: Any) -> Any:

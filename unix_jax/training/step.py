@@ -7,7 +7,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -17,7 +16,9 @@ from jaxtyping import Array, Float, Int
 from unix_jax.data.batch import TrainingBatch
 from unix_jax.errors import ConfigError
 from unix_jax.models.unix import UniX
-from unix_jax.sharding import ShardingRules, batch_shards, use_mesh
+from unix_jax.sharding import ShardingRules, use_mesh
+from unix_jax.training.accumulation import check_rows, sum_over_microbatches
+from unix_jax.training.average import update_average
 from unix_jax.training.draws import draw_flow
 from unix_jax.training.groups import merge_params
 from unix_jax.training.lora import LoraConfig, merge_lora
@@ -37,7 +38,12 @@ Metrics = dict[str, Float[Array, ""]]
 
 @dataclasses.dataclass(frozen=True)
 class StepConfig:
-    """`accumulation`: microbatches of a step; `lora`: adapters to merge, None without any."""
+    """Of an update and of an evaluation.
+
+    accumulation: microbatches of a step, in an evaluation as in an update.
+    ema_decay: of the running mean, see `average`.
+    lora: adapters to merge, None without any.
+    """
 
     losses: LossConfig = dataclasses.field(default_factory=LossConfig)
     accumulation: int = 1
@@ -92,11 +98,22 @@ class TrainStep(CompiledStep):
 
 
 class EvalStep(CompiledStep):
-    """(state, batch, key) -> metrics."""
+    """(state, batch, key) -> metrics. One program for the trained weights and their mean."""
 
-    def __call__(self, state: TrainState, batch: TrainingBatch, key: Array) -> Metrics:
+    def __call__(
+        self, state: TrainState, batch: TrainingBatch, key: Array, *, ema: bool = False
+    ) -> Metrics:
         """See `make_eval_step`."""
+        if ema:
+            if state.ema is None:
+                raise ValueError("ema: expected a state with a running mean, found None")
+            state = state.replace(trained=state.ema)  # type: ignore[attr-defined]
         return self.run(state, batch, key)
+
+    def _arguments(self, state: TrainState, batch: TrainingBatch, key: Array) -> tuple[Any, ...]:
+        # What an evaluation does not read is not handed to it.
+        alone = state.replace(ema=None, opt_state=None)  # type: ignore[attr-defined]
+        return super()._arguments(alone, batch, key)
 
 
 def make_train_step(
@@ -136,8 +153,7 @@ def make_train_step(
         trained = optax.apply_updates(state.trained, updates)
         ema = state.ema
         if ema is not None:
-            decay = config.ema_decay
-            ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, trained)
+            ema = update_average(ema, trained, config.ema_decay, state.step)
         new = TrainState(state.step + 1, trained, None, ema, opt_state)  # type: ignore[arg-type]
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         new = jax.tree.map(lambda x, old: jnp.where(finite, x, old), new, state)
@@ -158,7 +174,7 @@ def make_train_step(
         def function(
             state: TrainState, frozen: Params, batch: TrainingBatch, key: Array
         ) -> tuple[TrainState, Metrics]:
-            _check_rows(batch.rows, config.accumulation, mesh, rules)
+            check_rows(batch.rows, config.accumulation, mesh, rules)
             return update(state, frozen, batch, key, shardings)
 
         return jax.jit(function, donate_argnums=0, out_shardings=out)
@@ -173,17 +189,26 @@ def make_eval_step(
     mesh: Mesh | None = None,
     rules: ShardingRules | None = None,
     repa: RepaLoss | None = None,
-    ema: bool = False,
 ) -> EvalStep:
-    """The losses of one batch without an update; the key alone decides what is drawn.
+    """The losses of one batch without an update; the key alone decides the noise and the times.
 
-    Metrics: loss, ce, mse, repa, ce_tokens, mse_tokens. With `ema` the running means are used.
+    Metrics: loss, ce, mse, repa, ce_tokens, mse_tokens; of the running mean if the step is called
+    with `ema`. The batch is computed in the microbatches of the update, so that an evaluation
+    takes no more memory than that.
+
+    Raises (at the first call):
+      ConfigError: as the update does.
     """
 
     def function(state: TrainState, frozen: Params, batch: TrainingBatch, key: Array) -> Metrics:
-        params = state.replace(frozen=frozen).params(ema=ema)  # type: ignore[attr-defined]
+        check_rows(batch.rows, config.accumulation, mesh, rules)
+        params = merge_params(state.trained, frozen)
         totals = count_totals(batch)
-        loss, parts = _loss(model, config, params, batch, jnp.arange(batch.rows), totals, key, repa)
+
+        def one(rows: TrainingBatch, row_ids: Array) -> tuple[Array, Metrics]:
+            return _loss(model, config, params, rows, row_ids, totals, key, repa)
+
+        loss, parts = sum_over_microbatches(one, config.accumulation, batch, jnp.arange(batch.rows))
         return _reported(loss, parts, totals)
 
     return EvalStep(lambda state: jax.jit(function), mesh, rules)
@@ -239,19 +264,7 @@ def _gradients(
             gradients = jax.lax.with_sharding_constraint(gradients, shardings)
         return loss, parts, gradients
 
-    row_ids = jnp.arange(batch.rows)
-    k = config.accumulation
-    if k == 1:
-        return one(batch, row_ids)
-
-    def add(total: Any, rows: tuple[TrainingBatch, Array]) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, one(*rows)), None
-
-    micro = jax.tree.map(lambda x: _microbatches(x, k), (batch, row_ids))
-    first = jax.tree.map(lambda x: x[0], micro)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, *first))
-    total, _ = jax.lax.scan(add, zeros, micro)
-    return total
+    return sum_over_microbatches(one, config.accumulation, batch, jnp.arange(batch.rows))
 
 
 def _working_copy(model: UniX, config: StepConfig, trained: Params) -> Params:
@@ -270,21 +283,6 @@ def _working_copy(model: UniX, config: StepConfig, trained: Params) -> Params:
         return x.astype(model.dtype) if stacked and names[-1] == "kernel" else x
 
     return jax.tree_util.tree_map_with_path(one, trained)
-
-
-def _microbatches(x: Array, k: int) -> Array:
-    """[B, ...] -> [k, B / k, ...]: microbatch i has the rows i, i + k, ..."""
-    split = jnp.moveaxis(x.reshape(-1, k, *x.shape[1:]), 1, 0)
-    return nn.with_logical_constraint(split, (None, "batch", *[None] * (x.ndim - 1)))
-
-
-def _check_rows(rows: int, k: int, mesh: Mesh | None, rules: ShardingRules | None) -> None:
-    parts = k * (1 if mesh is None else batch_shards(mesh, rules))
-    if rows % parts:
-        raise ConfigError(
-            f"batch: expected a multiple of {parts} rows (accumulation {k} x parts of the mesh), "
-            f"found {rows}"
-        )
 
 
 def _reported(loss: Array, parts: Metrics, totals: LossTotals) -> Metrics:

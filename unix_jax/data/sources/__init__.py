@@ -1,9 +1,10 @@
-"""Sources of records, one module a format, and `open_source`, the way in by a short text.
+"""Sources of records, one module per format, and `open_source`, the way in by a short text.
 
     manifest:DIR                        DIR/manifest.jsonl and images
-    conversations:FILE?images=DIR       JSON lines of questions and answers
+    csv:FILE?images=DIR&image=COLUMN    CSV or JSON lines, and image folders of Hugging Face
+    conversations:FILE?images=DIR       questions and answers, JSON lines or a JSON list
     parquet:DIR_OR_FILE_OR_GLOB         `image` and `captions`
-    mimic:DIR?reports=DIR&views=PA,AP   MIMIC-CXR-JPG as published
+    mimic:DIR?reports=WHERE&views=PA,AP MIMIC-CXR-JPG as published
     array_record:DIR                    what `python -m unix_jax.data write` wrote
     tfds:NAME?data_dir=DIR              a tensorflow-datasets data set of `UnixRecords`
 
@@ -17,8 +18,13 @@ from pathlib import Path
 from unix_jax.data.records import RecordSource
 from unix_jax.errors import DataError
 
+_CSV_COLUMNS = (
+    "image", "findings", "impression", "report", "captions", "labels", "view", "patient", "split",
+    "key", "prompt", "answer",
+)  # fmt: skip
 _OPTIONS = {
     "manifest": {"images"},
+    "csv": {"images", *_CSV_COLUMNS},
     "conversations": {"images"},
     "parquet": {"images"},
     "mimic": {"images", "reports", "views"},
@@ -37,19 +43,26 @@ def open_source(
 
     Args:
       spec: KIND:PATH?OPTION=VALUE&..., as above; values may be percent-encoded.
-      split: keeps the records of one split, such as train; all if absent.
+      split: keeps the records of one split, such as train; all if absent or "". A file in which
+        no row names a split belongs to every split.
       image_root: as the option `images`, which it overrides.
 
     Raises:
       DataError: another kind or option, a missing file, or no records of this split.
     """
     kind, path, options = parse_spec(spec)
+    split = split or None
     images = image_root if image_root is not None else options.get("images")
     # Imported by kind: each brings a library that the others do without.
     if kind == "manifest":
         from unix_jax.data.sources.manifest import ManifestSource
 
         return ManifestSource(path, split, images)
+    if kind == "csv":
+        from unix_jax.data.sources.csv_file import CsvSource
+
+        columns = {name: options[name] for name in _CSV_COLUMNS if name in options}
+        return CsvSource(path, split, images, columns)
     if kind == "conversations":
         from unix_jax.data.sources.conversations import ConversationsSource
 
@@ -61,7 +74,8 @@ def open_source(
     if kind == "mimic":
         from unix_jax.data.sources.mimic import MimicSource
 
-        views = tuple(view for view in options.get("views", "").split(",") if view)
+        asked = (view.strip() for view in options.get("views", "").split(","))
+        views = tuple(view for view in asked if view)
         return MimicSource(path, split, images, options.get("reports"), views)
     if kind == "array_record":
         from unix_jax.data.array_records import ArrayRecordSource
@@ -92,5 +106,27 @@ def parse_spec(spec: str) -> tuple[str, str, dict[str, str]]:
             raise DataError(
                 f"source {spec!r}: expected {expected or 'no options'}, found {option!r}"
             )
+        if name in options:
+            raise DataError(f"source {spec!r}: expected {name}=... once, found it twice")
         options[name] = urllib.parse.unquote(value)
     return match["kind"], match["path"], options
+
+
+def overlap(
+    spec: str, split: str | None, source: RecordSource, other_spec: str, other_split: str | None
+) -> bool:
+    """Whether two openings of the same files certainly share records.
+
+    Args:
+      spec, split: of the one, such as a run's training data; `source`: what was opened for it.
+      other_spec, other_split: of the other, such as its validation data.
+    """
+    (kind, path, _), (other_kind, other_path, _) = parse_spec(spec), parse_spec(other_spec)
+    if kind != other_kind or Path(path).resolve() != Path(other_path).resolve():
+        return False
+    return (
+        split == other_split
+        or not split
+        or not other_split
+        or bool(getattr(source, "unsplit", False))
+    )

@@ -1,12 +1,16 @@
-"""`conversations:FILE?images=DIR`: JSON lines with an image and one question and answer each.
+"""`conversations:FILE?images=DIR`: an image with one question and one answer per row.
 
     {"id": "1", "image": "a.jpg", "conversations": [
         {"from": "human", "value": "<image>\\nWrite the report."},
         {"from": "gpt", "value": "FINDINGS: Clear lungs. IMPRESSION: Normal."}]}
 
-`image` is a path relative to `images` (FILE's directory unless given), or a list of one. The marker
-`<image>` says that the picture belongs to the question; it is taken out, and the picture always
-comes first. A row of several images or turns is an error of that row: a record has one of each.
+FILE holds one such object per line, or is a JSON list of them (.json). The original's
+`test_data.json` spells the same with `images` (a list) and `messages` of `role` and `content`; both
+spellings are read in both files.
+
+The image is a path relative to `images` (FILE's directory unless given). The marker `<image>` says
+that the image belongs to the question; it is taken out, and the image always comes first. A row of
+several images or turns is an error of that row: a record has one of each.
 """
 
 import re
@@ -33,6 +37,7 @@ class ConversationsSource:
     ) -> None:
         """Indexes the file; see `ManifestSource`."""
         self._lines = JsonLines(Path(file), split)
+        self.unsplit = self._lines.unsplit
         self._root = Path(image_root) if image_root is not None else Path(file).parent
 
     def __len__(self) -> int:
@@ -59,38 +64,50 @@ class ConversationsSource:
 
 def _image(row: dict[str, Any], where: str) -> Any:
     """The only image of a row, or None."""
-    image = row.get("image")
+    name = _spelling(row, ("image", "images"), where)
+    image = row.get(name)
     if not isinstance(image, list):
         return image
     if len(image) > 1:
-        raise DataError(f"{where}: image: expected one image, found {len(image)}")
+        raise DataError(f"{where}: {name}: expected one image, found {len(image)}")
     return image[0] if image else None
 
 
 def _turns(row: dict[str, Any], where: str) -> tuple[str, str]:
     """(question, answer)."""
-    turns = row.get("conversations")
+    name = _spelling(row, ("conversations", "messages"), where)
+    side, text = ("from", "value") if name == "conversations" else ("role", "content")
+    turns = row.get(name)
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise DataError(
-            f"{where}: conversations: expected a list of {{from, value}}, found {turns!r:.60}"
+            f"{where}: {name}: expected a list of {{{side}, {text}}}, found {turns!r:.60}"
         )
-    sides = [_SIDES.get(str(turn.get("from"))) for turn in turns]
+    sides = [_SIDES.get(str(turn.get(side))) for turn in turns]
     if sides != ["human", "gpt"]:
-        found = [str(turn.get("from"))[:20] for turn in turns[:6]]
-        raise DataError(f"{where}: conversations: expected from human, then gpt, found {found}")
-    question, answer = (text_field(turn, "value", where) for turn in turns)
+        found = [str(turn.get(side))[:20] for turn in turns[:6]]
+        first, second = ("human", "gpt") if name == "conversations" else ("user", "assistant")
+        raise DataError(f"{where}: {name}: expected {side} {first}, then {second}, found {found}")
+    question, answer = (text_field(turn, text, where) for turn in turns)
     if not answer:
-        raise DataError(f"{where}: conversations: expected an answer, found an empty one")
+        raise DataError(f"{where}: {name}: expected an answer, found an empty one")
     if IMAGE_MARKER in answer:
-        raise DataError(f"{where}: conversations: expected no {IMAGE_MARKER} in the answer")
+        raise DataError(f"{where}: {name}: expected no {IMAGE_MARKER} in the answer")
     return question, answer
+
+
+def _spelling(row: dict[str, Any], names: tuple[str, str], where: str) -> str:
+    """The one of two names that the row has, or the first."""
+    found = [name for name in names if row.get(name) is not None]
+    if len(found) > 1:
+        raise DataError(f"{where}: expected {names[0]} or {names[1]}, found both")
+    return found[0] if found else names[0]
 
 
 def _without_marker(question: str, images: int, where: str) -> str:
     found = question.count(IMAGE_MARKER)
     if found != images:
         raise DataError(
-            f"{where}: conversations: expected {images} {IMAGE_MARKER} (one for each image), "
+            f"{where}: question: expected {images} {IMAGE_MARKER} (one for each image), "
             f"found {found}"
         )
     return _AROUND_MARKER.sub(" ", question).strip()

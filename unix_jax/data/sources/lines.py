@@ -1,4 +1,7 @@
-"""A file of one JSON object a line, with random access: an index of offsets, no text in memory."""
+"""JSON rows of one file with random access: one object per line, or a list of objects.
+
+Of lines only an index of offsets is held; a list (a file named .json) is held whole.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,65 +10,78 @@ from typing import Any
 import numpy as np
 
 from unix_jax.data.records import checked_index
-from unix_jax.data.sources.fields import parse_object
+from unix_jax.data.sources.fields import parse_json, parse_object
+from unix_jax.data.sources.splits import rows_of_split
 from unix_jax.errors import DataError
 
 
 class JsonLines:
-    """The lines of one file, blank ones left out; each is parsed when it is read."""
+    """The rows of one file, blank lines left out; a line is parsed when it is read.
+
+    unsplit: a split was asked for and the file has none, so that these are all rows.
+    """
 
     def __init__(self, file: Path, split: str | None) -> None:
         """Indexes the file.
 
         Args:
-          file: JSON lines in UTF-8.
-          split: keeps the rows whose field `split` is this. A line that cannot be parsed may belong
-            to any split; it is kept, so that whoever reads it learns of it.
+          file: JSON lines in UTF-8, or a JSON list where its name ends in .json.
+          split: keeps the rows whose field `split` is this; see `rows_of_split`.
 
         Raises:
           DataError: the file cannot be read, holds no rows, or none of this split.
         """
         self.file = file
-        self._offsets, self._numbers, splits = self._index(split)
-        if not len(self._offsets):
-            found = f"splits {sorted(splits)}" if splits else "no rows"
-            expected = "rows" if split is None else f"rows of split {split!r}"
-            raise DataError(f"{file}: expected {expected}, found {found}")
-
-    def _index(self, split: str | None) -> tuple[np.ndarray, np.ndarray, set[str]]:
-        offsets, numbers, splits = [], [], set()
-        for number, offset, line in self._lines():
-            if split is not None:
-                found = _split_of(line)
-                if found is not None and found != split:
-                    splits.add(found)
-                    continue
-            offsets.append(offset)
+        self._items = _list_of(file) if file.suffix.lower() == ".json" else None
+        self._unit = "line" if self._items is None else "item"
+        offsets, numbers, splits = [], [], list[str | None]()
+        for number, offset, split_of in self._found(split is not None):
             numbers.append(number)
-        return np.array(offsets, np.int64), np.array(numbers, np.int64), splits
+            offsets.append(offset)
+            splits.append(split_of)
+        if not numbers:
+            raise DataError(f"{file}: expected rows, found none")
+        self._offsets, self._numbers = np.array(offsets, np.int64), np.array(numbers, np.int64)
+        self.unsplit = False
+        if split is not None:
+            chosen = rows_of_split(splits, split, str(file))
+            self.unsplit = chosen.unsplit
+            self._offsets = self._offsets[chosen.indices]
+            self._numbers = self._numbers[chosen.indices]
 
-    def _lines(self) -> Iterator[tuple[int, int, bytes]]:
+    def _found(self, with_splits: bool) -> Iterator[tuple[int, int, str | None]]:
+        """(number from 1, offset, split) of each row; no split unless it is needed."""
+        if self._items is not None:
+            for number, item in enumerate(self._items, 1):
+                yield number, 0, _split_of(item) if with_splits else None
+            return
         try:
             with self.file.open("rb") as opened:
                 offset = 0
                 for number, line in enumerate(opened, 1):
                     if line.strip():
-                        yield number, offset, line
+                        yield number, offset, _split_of_line(line) if with_splits else None
                     offset += len(line)
         except OSError as error:
             raise DataError(f"{self.file}: cannot be read: {error.strerror}") from error
 
     def __len__(self) -> int:
-        return len(self._offsets)
+        return len(self._numbers)
 
     def row(self, index: int) -> tuple[dict[str, Any], str]:
         """(the object of row `index`, what errors call it).
 
         Raises:
-          DataError: the line is no JSON object, or the file cannot be read any more.
+          DataError: the row is no JSON object, or the file cannot be read any more.
         """
         index = checked_index(index, len(self))
-        where = f"{self.file}: line {self._numbers[index]}"
+        number = int(self._numbers[index])
+        where = f"{self.file}: {self._unit} {number}"
+        if self._items is not None:
+            item = self._items[number - 1]
+            if not isinstance(item, dict):
+                raise DataError(f"{where}: expected a JSON object, found {type(item).__name__}")
+            return item, where
         try:
             with self.file.open("rb") as opened:
                 opened.seek(int(self._offsets[index]))
@@ -79,9 +95,26 @@ class JsonLines:
         return f"{self.file.name}:{self._numbers[checked_index(index, len(self))]}"
 
 
-def _split_of(line: bytes) -> str | None:
+def _list_of(file: Path) -> list[Any]:
+    try:
+        value = parse_json(file.read_bytes(), str(file))
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}") from error
+    if not isinstance(value, list):
+        raise DataError(
+            f"{file}: expected a JSON list, found {type(value).__name__}; a file of one object per "
+            "line is named .jsonl"
+        )
+    return value
+
+
+def _split_of(row: Any) -> str | None:
+    return str(row.get("split") or "") if isinstance(row, dict) else None
+
+
+def _split_of_line(line: bytes) -> str | None:
     """The row's split, "" where it has none; None where the line cannot be parsed."""
     try:
-        return str(parse_object(line, "").get("split") or "")
+        return _split_of(parse_object(line, ""))
     except DataError:
         return None

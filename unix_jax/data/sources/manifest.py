@@ -10,6 +10,8 @@ from pathlib import Path
 from unix_jax.data.records import Record
 from unix_jax.data.sources.fields import image_path, report_fields, text_field
 from unix_jax.data.sources.lines import JsonLines
+from unix_jax.data.sources.tables import is_table
+from unix_jax.errors import DataError
 
 
 class ManifestSource:
@@ -30,7 +32,11 @@ class ManifestSource:
         """
         file = Path(path)
         file = file / "manifest.jsonl" if file.is_dir() else file
+        other = _other_kind(Path(path), file)
+        if other is not None:
+            raise DataError(f"{file}: expected JSON lines, {other}")
         self._lines = JsonLines(file, split)
+        self.unsplit = self._lines.unsplit
         self._root = Path(image_root) if image_root is not None else file.parent
 
     def __len__(self) -> int:
@@ -48,3 +54,16 @@ class ManifestSource:
             answer=text_field(row, "answer", where),
             **report_fields(row, where),
         )
+
+
+def _other_kind(path: Path, file: Path) -> str | None:
+    """What is there instead of a manifest and how to read it, or None."""
+    if is_table(file):
+        return f"found CSV by its name; read it as csv:{path}"
+    if file.suffix.lower() == ".parquet":
+        return f"found Parquet by its name; read it as parquet:{path}"
+    if path.is_dir() and not file.is_file():
+        for name in ("metadata.csv", "metadata.jsonl"):
+            if (path / name).is_file():
+                return f"found {name}; read it as csv:{path}"
+    return None

@@ -1,4 +1,4 @@
-"""`mimic:DIR?reports=DIR&views=PA,AP`: MIMIC-CXR-JPG as published, a record an image.
+"""`mimic:DIR?reports=WHERE&views=PA,AP`: MIMIC-CXR-JPG as published, one record per image.
 
 In DIR (each CSV plain or gzipped):
 
@@ -6,24 +6,39 @@ In DIR (each CSV plain or gzipped):
 * mimic-cxr-2.0.0-split.csv: dicom_id, split
 * mimic-cxr-2.0.0-chexpert.csv or -negbio.csv, if there: labels of a study, where 1.0
 * files/p10/p10000032/s50414267/DICOM_ID.jpg
-* reports: files/p10/p10000032/s50414267.txt, from MIMIC-CXR, in DIR or in `reports`; `reports=none`
-  leaves the texts empty
+
+WHERE is a directory with files/p10/p10000032/s50414267.txt, from MIMIC-CXR (DIR unless given); one
+file with all reports (see `mimic_reports`), whose studies are joined with the images'; or `none`,
+which leaves the texts empty.
 
 `views` keeps the images of these views. Versions other than 2.0.0 are found as well.
 """
 
-import csv
-import gzip
-import zlib
-from collections.abc import Iterator, Sequence
+import collections
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from unix_jax.data.records import Record, checked_index
-from unix_jax.data.report_sections import split_report
+from unix_jax.data.report_sections import report_sections
+from unix_jax.data.sources.mimic_reports import StudyReports, is_report_file
+from unix_jax.data.sources.tables import read_header, table_columns, table_rows
 from unix_jax.errors import DataError
+
+
+class _Row(NamedTuple):
+    """A row of the metadata; `line` of its file."""
+
+    line: int
+    dicom: str
+    subject: str
+    study: str
+    view: str
+    split: str
 
 
 class MimicSource:
@@ -43,37 +58,68 @@ class MimicSource:
           directory: where the CSV files are.
           split: train, validate or test; all if absent.
           image_root: directory with `files/` of the images, if not `directory`.
-          reports: directory with `files/` of the reports, if not `directory`; "none" for no texts.
+          reports: directory with `files/` of the reports, if not `directory`; one file with all
+            of them, which leaves out the images that it has no report for; "none" for no texts.
           views: keeps these values of ViewPosition, such as PA and AP; all if empty.
 
         Raises:
-          DataError: a table or a column is missing, or no image is left.
+          DataError: a table or a column is missing, a view that no image has, or no image is left.
+
+        Warns of images and reports that find no partner.
         """
         root = Path(directory)
         self._images = Path(image_root) if image_root is not None else root
         self._reports = None if str(reports) == "none" else Path(reports or root)
+        self._joined: StudyReports | None = None
         split_table = _table(root, "split")
         split_of = {row[0]: row[1] for row in _columns(split_table, ("dicom_id", "split"))}
         self._metadata = _table(root, "metadata")
+        table = list(
+            _columns(self._metadata, ("dicom_id", "subject_id", "study_id", "ViewPosition"))
+        )
+        _check_views(views, [row[3] for row in table], self._metadata)
         rows = [
-            (number, *row, split_of.get(row[0], ""))
-            for number, row in enumerate(
-                _columns(self._metadata, ("dicom_id", "subject_id", "study_id", "ViewPosition")), 2
-            )
-            if (split is None or split_of.get(row[0], split) == split)
-            and (not views or row[3] in views)
+            _Row(line, dicom, subject, study, view, split_of.get(dicom, ""))
+            for line, (dicom, subject, study, view) in enumerate(table, 2)
+            if (split is None or split_of.get(dicom, split) == split)
+            and (not views or view in views)
         ]
         if not rows:
             raise DataError(
                 f"{self._metadata}: expected images of split {split or 'any'} and views "
                 f"{list(views) or 'any'}, found none; splits are {sorted(set(split_of.values()))}"
             )
+        if self._reports is not None and is_report_file(self._reports):
+            self._joined = StudyReports(self._reports)
+            rows = self._with_reports(rows, {row[2] for row in table})
         numbers, dicoms, subjects, studies, shown, splits = zip(*rows, strict=True)
         self._numbers = np.array(numbers, np.int64)
         self._dicoms, self._subjects, self._studies = map(pa.array, (dicoms, subjects, studies))
         self._views = pa.array(shown).dictionary_encode()
         self._splits = pa.array(splits).dictionary_encode()
         self._labels = _labels(root)
+
+    def _with_reports(self, rows: list[_Row], studies: set[str]) -> list[_Row]:
+        """The rows whose study has a report; says how many rows and reports find no partner."""
+        assert self._joined is not None
+        texts, file = self._joined.texts, self._joined.file
+        kept = [row for row in rows if row.study in texts]
+        if not kept:
+            raise DataError(
+                f"{file}: expected reports of the studies in {self._metadata}, found none of "
+                f"{len(rows)} images' studies among its {len(texts)}"
+            )
+        alone = sum(study not in studies for study in texts)
+        found = [
+            f"{len(rows) - len(kept)} of {len(rows)} images have no report in it and are left out"
+            if len(kept) < len(rows) else "",
+            f"{alone} of its {len(texts)} reports belong to no image of {self._metadata.name}"
+            if alone else "",
+            f"it has {self._joined.left_out()}" if self._joined.left_out() else "",
+        ]  # fmt: skip
+        if any(found):
+            warnings.warn(f"{file}: {'; '.join(filter(None, found))}", stacklevel=3)
+        return kept
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -89,7 +135,10 @@ class MimicSource:
         if not split:
             raise DataError(f"{where}: expected a row of the split table, found none")
         folder = Path("files") / f"p{patient[:2]}" / f"p{patient}"
-        findings, impression = self._sections(folder / f"s{visit}.txt", where)
+        if self._joined is not None:
+            findings, impression = self._joined.texts[visit]
+        else:
+            findings, impression = self._sections(folder / f"s{visit}.txt", where)
         return Record(
             key=dicom,
             image=self._images / folder / f"s{visit}" / f"{dicom}.jpg",
@@ -106,7 +155,7 @@ class MimicSource:
             return "", ""
         report = self._reports / file
         try:
-            return split_report(report.read_text(encoding="utf-8"))
+            return report_sections(report.read_text(encoding="utf-8"))
         except (OSError, UnicodeError) as error:
             reason = getattr(error, "strerror", None) or "expected UTF-8"
             raise DataError(f"{where}: report {report}: {reason}") from error
@@ -131,36 +180,20 @@ def _tables(root: Path, name: str) -> list[Path]:
     )
 
 
-def _rows(file: Path) -> Iterator[list[str]]:
-    """The rows of a CSV file, its header first.
-
-    Raises:
-      DataError: it cannot be read as CSV.
-    """
-    open_text = gzip.open if file.suffix == ".gz" else open
-    try:
-        # A wrong byte spoils its own row alone.
-        with open_text(file, "rt", encoding="utf-8", errors="replace", newline="") as opened:
-            yield from csv.reader(opened)
-    except (OSError, EOFError, zlib.error, csv.Error) as error:
-        raise DataError(f"{file}: cannot be read: {' '.join(str(error).split())[:200]}") from error
+def _columns(file: Path, names: Sequence[str]) -> list[tuple[str, ...]]:
+    # A wrong byte spoils its own row alone, whose number or name it is no more.
+    return list(table_columns(file, names, errors="replace"))
 
 
-def _columns(file: Path, names: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """These columns of every row; a field that a short row lacks is "", an error when it is read.
-
-    Raises:
-      DataError: a column is missing.
-    """
-    rows = _rows(file)
-    header = [name.strip() for name in next(rows, [])]
-    missing = [name for name in names if name not in header]
-    if missing:
-        raise DataError(f"{file}: expected columns {list(names)}, found {header[:40]}")
-    places = [header.index(name) for name in names]
-    for row in rows:
-        if row:
-            yield tuple(row[i].strip() if i < len(row) else "" for i in places)
+def _check_views(views: Sequence[str], found: Sequence[str], file: Path) -> None:
+    counts = collections.Counter(found)
+    unknown = [view for view in views if not counts[view]]
+    if unknown:
+        known = ", ".join(f"{view or '(none)'} {count}" for view, count in counts.most_common())
+        raise DataError(
+            f"{file}: views: no image has the view {', '.join(unknown)}; the views and their "
+            f"numbers of images are {known}"
+        )
 
 
 def _labels(root: Path) -> dict[str, tuple[str, ...]]:
@@ -168,15 +201,15 @@ def _labels(root: Path) -> dict[str, tuple[str, ...]]:
     found = _tables(root, "chexpert") or _tables(root, "negbio")
     if not found:
         return {}
-    rows = _rows(found[0])
-    header = [name.strip() for name in next(rows, [])]
+    rows = table_rows(found[0], errors="replace")
+    header = read_header(rows)
     if "study_id" not in header:
         raise DataError(f"{found[0]}: expected a column study_id, found {header[:40]}")
     study = header.index("study_id")
     names = [(i, n) for i, n in enumerate(header) if n not in ("study_id", "subject_id")]
     shared: dict[tuple[str, ...], tuple[str, ...]] = {}
     labels: dict[str, tuple[str, ...]] = {}
-    for row in rows:
+    for _, row in rows:
         if study < len(row):
             present = tuple(n for i, n in names if i < len(row) and row[i].strip() in ("1", "1.0"))
             # Few combinations occur: one tuple serves all their studies.

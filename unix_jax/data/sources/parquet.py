@@ -25,6 +25,7 @@ from unix_jax.data.sources.fields import (
     text_field,
     texts_field,
 )
+from unix_jax.data.sources.splits import rows_of_split
 from unix_jax.errors import DataError
 
 _REQUIRED = ("image", "captions")
@@ -42,7 +43,7 @@ class ParquetSource:
 
         Args:
           pattern: a file, a directory of `*.parquet`, or a glob pattern.
-          split: keeps the rows whose column `split` is this.
+          split: keeps the rows whose column `split` is this; see `rows_of_split`.
           image_root: what image paths are relative to; the file's directory if absent.
 
         Raises:
@@ -53,7 +54,7 @@ class ParquetSource:
         # Of each row group: file, number within the file, first row within the file, rows.
         groups: list[tuple[int, int, int, int]] = []
         for number, file in enumerate(self._files):
-            metadata = _checked_metadata(file, split)
+            metadata = _checked_metadata(file)
             first = 0
             for group in range(metadata.num_row_groups):
                 count = metadata.row_group(group).num_rows
@@ -62,17 +63,23 @@ class ParquetSource:
         self._groups = np.array(groups, np.int64).reshape(-1, 4)
         self._ends = np.cumsum(self._groups[:, 3])
         rows = int(self._ends[-1]) if len(self._ends) else 0
-        self._rows = np.arange(rows) if split is None else self._rows_of(split)
-        if not len(self._rows):
-            expected = "rows" if split is None else f"rows of split {split!r}"
-            raise DataError(f"{pattern}: expected {expected}, found none")
+        if not rows:
+            raise DataError(f"{pattern}: expected rows, found none")
+        self._rows, self.unsplit = np.arange(rows), False
+        if split is not None:
+            self._rows, self.unsplit = rows_of_split(self._splits(), split, str(pattern))
 
-    def _rows_of(self, split: str) -> np.ndarray:
-        found = [
-            pq.read_table(file, columns=["split"], partitioning=None)["split"].to_numpy()
-            for file in self._files
-        ]
-        return np.flatnonzero(np.concatenate(found) == split)
+    def _splits(self) -> list[str | None]:
+        """The split of each row, "" where it has none."""
+        found: list[str | None] = []
+        for file in self._files:
+            with pq.ParquetFile(file) as opened:
+                if "split" not in opened.schema_arrow.names:
+                    found += [""] * opened.metadata.num_rows
+                    continue
+            column = pq.read_table(file, columns=["split"], partitioning=None)["split"]
+            found += [str(value or "") for value in column.to_pylist()]
+        return found
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -114,16 +121,15 @@ def _matching_files(pattern: str | Path) -> list[Path]:
     return files
 
 
-def _checked_metadata(file: Path, split: str | None) -> pq.FileMetaData:
+def _checked_metadata(file: Path) -> pq.FileMetaData:
     try:
         with pq.ParquetFile(file) as opened:
             metadata, columns = opened.metadata, opened.schema_arrow.names
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{file}: not a Parquet file: {_one_line(error)}") from error
-    required = (*_REQUIRED, "split") if split is not None else _REQUIRED
-    missing = [name for name in required if name not in columns]
+    missing = [name for name in _REQUIRED if name not in columns]
     if missing:
-        raise DataError(f"{file}: expected columns {list(required)}, found {columns}")
+        raise DataError(f"{file}: expected columns {list(_REQUIRED)}, found {columns}")
     return metadata
 
 

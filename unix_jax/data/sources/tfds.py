@@ -25,8 +25,11 @@ class TfdsSource:
         Raises:
           DataError: no such data set or split, or other features.
         """
-        self._arguments = name, split, data_dir
         self._where = f"tfds:{name}" + (f"?data_dir={data_dir}" if data_dir else "")
+        self._arguments: tuple[str, str | None, str | None] = name, None, data_dir
+        # As in every kind of source: one without splits belongs to every split.
+        self.unsplit = split is not None and self._has_no_splits()
+        self._arguments = name, None if self.unsplit else split, data_dir
         self._lock = threading.Lock()
         parts = self._open()
         self._parts: list[Any] | None = parts
@@ -37,6 +40,10 @@ class TfdsSource:
             raise DataError(
                 f"{self._where}: expected features {sorted(expected)}, found {sorted(features)}"
             )
+
+    def _has_no_splits(self) -> bool:
+        parts = self._open()
+        return len(parts) == 1 and set(parts[0].dataset_info.splits) == {tfds_builder.NO_SPLIT}
 
     def _open(self) -> list[Any]:
         name, split, data_dir = self._arguments
@@ -70,7 +77,7 @@ class TfdsSource:
             raise DataError(f"{self._where}: record {number}: {reason}") from error
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("_arguments", "_where", "_length")
+        kept = ("_arguments", "_where", "_length", "unsplit")
         return {name: self.__dict__[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -1,0 +1,239 @@
+"""Which files of a directory hold the weights: one file, an index with its shards, or shards alone.
+
+A training leaves optimisers, schedulers and states of random generators beside them, and often an
+average of the weights; the choice between weights and average is the user's.
+"""
+
+import dataclasses
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from convert.safetensors_file import parse_json_object
+from convert.sources import MappedFile, is_average, note, quoted
+from unix_jax.errors import CheckpointError, shortened
+
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
+# The names looked for in a directory, best first.
+DIRECTORY_NAMES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+INDEX_SUFFIX = ".index.json"
+# A tensor takes some 120 bytes.
+MAX_INDEX_BYTES = 16 * 2**20
+
+# What transformers, accelerate, DeepSpeed, Lightning and BAGEL save beside the weights.
+_NOT_WEIGHTS = re.compile(
+    r"(.*[-_.])?(training_args|optim|optimizer|optim_states|scheduler|lr_scheduler|scaler"
+    r"|grad_scaler|rng_state|random_states?|sampler|dl_state_dict|data_status|trainer_state)"
+    r"([-_.].*)?",
+    re.IGNORECASE,
+)
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{1,6})-of-(?P<count>[0-9]{1,6})")
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightFiles:
+    """Files that hold one set of weights.
+
+    Attributes:
+      paths: the file, or the shards in order; of an index, the index alone.
+      name: how it is called in a message.
+      averaged: whether its name says that it is an average (EMA).
+    """
+
+    paths: tuple[Path, ...]
+    name: str
+
+    @property
+    def averaged(self) -> bool:
+        return is_average(self.name)
+
+    @property
+    def is_index(self) -> bool:
+        return self.name.endswith(".json")
+
+
+def weight_files(directory: Path) -> list[WeightFiles]:
+    """Every set of weights in a directory, by name; shards count as one.
+
+    Raises:
+      CheckpointError: the directory cannot be listed.
+    """
+    try:
+        names = sorted(entry.name for entry in os.scandir(directory) if not entry.is_dir())
+    except OSError as error:
+        raise CheckpointError(f"{directory}: cannot be listed: {error.strerror}") from error
+    indexes = [name for name in names if _is_index(name)]
+    listed: set[str] = set()
+    for name in indexes:
+        try:
+            listed.update(read_weight_map(directory / name).values())
+        except CheckpointError:
+            continue  # named when it is opened, if it is the one that is chosen
+    singles, shards = [], dict[tuple[str, str, str], list[str]]()
+    for name in names:
+        path = PurePosixPath(name)
+        if path.suffix not in WEIGHT_SUFFIXES or _NOT_WEIGHTS.fullmatch(path.stem):
+            continue
+        if name in listed:
+            continue
+        if match := _SHARD.fullmatch(path.stem):
+            if f"{match['stem']}{path.suffix}{INDEX_SUFFIX}" in indexes:
+                continue
+            shards.setdefault((match["stem"], match["count"], path.suffix), []).append(name)
+        else:
+            singles.append(name)
+    found = [WeightFiles((directory / name,), name) for name in (*indexes, *singles)]
+    for (stem, count, suffix), parts in shards.items():
+        paths = tuple(directory / name for name in parts)
+        found.append(WeightFiles(paths, f"{stem}-*-of-{count}{suffix}"))
+    return sorted(found, key=lambda files: files.name)
+
+
+def _is_index(name: str) -> bool:
+    return name.endswith(INDEX_SUFFIX) and name.removesuffix(INDEX_SUFFIX).endswith(WEIGHT_SUFFIXES)
+
+
+def find_weights(
+    directory: Path,
+    wanted: str | None = None,
+    preferred: Sequence[str] = DIRECTORY_NAMES,
+) -> WeightFiles:
+    """The set of weights of a directory that is asked for, or the usual one.
+
+    What is not taken is said. Where only the content of a file can tell, such as whether
+    `model.pt` holds an average, `ema` returns the file of the plain weights.
+
+    Args:
+      directory: the directory.
+      wanted: `model`, `ema`, the name of a file of the directory, or the path of another file.
+      preferred: names to look for, best first.
+
+    Raises:
+      CheckpointError: there is none, several and none has a usual name, or a shard is missing.
+    """
+    if wanted not in (None, "model", "ema"):
+        return _checked(_named(directory, wanted))
+    found = weight_files(directory)
+    kinds: dict[bool, list[WeightFiles]] = {
+        averaged: [files for files in found if files.averaged is averaged]
+        for averaged in (False, True)
+    }
+    if wanted == "model" and not kinds[False] and kinds[True]:
+        raise CheckpointError(
+            f"{directory}: expected weights that are no average (--weights model), "
+            f"found {', '.join(shortened([files.name for files in kinds[True]]))}"
+        )
+    candidates = kinds[wanted == "ema"] or kinds[wanted != "ema"]
+    chosen = _usual(candidates, preferred)
+    if chosen is None:
+        names = ", ".join(shortened([files.name for files in found])) or "none"
+        raise CheckpointError(
+            f"{directory}: expected one of {', '.join(preferred)}, or one weight file; "
+            f"found {names}"
+        )
+    left = [files.name for files in found if files is not chosen]
+    if left:
+        note(
+            f"{directory}: used the weights of {chosen.name}, not those of "
+            f"{', '.join(shortened(left))}"
+        )
+    return _checked(chosen)
+
+
+def _named(directory: Path, wanted: str) -> WeightFiles:
+    path = directory / wanted if (directory / wanted).is_file() else Path(wanted)
+    if not path.is_file():
+        names = ", ".join(shortened([files.name for files in weight_files(directory)])) or "none"
+        raise CheckpointError(
+            f"{directory}: expected `model`, `ema` or a weight file, found {quoted(wanted)}; "
+            f"the directory has {names}"
+        )
+    # A shard stands for all of them.
+    known = weight_files(path.parent)
+    return next((f for f in known if path in f.paths), WeightFiles((path,), path.name))
+
+
+def _usual(candidates: list[WeightFiles], preferred: Sequence[str]) -> WeightFiles | None:
+    by_name = {files.name: files for files in candidates}
+    for name in preferred:
+        if name in by_name:
+            return by_name[name]
+    stems = {name.removesuffix(INDEX_SUFFIX).rpartition(".")[0] for name in preferred}
+    for suffix in WEIGHT_SUFFIXES:
+        sharded = [
+            files
+            for files in candidates
+            if len(files.paths) > 1 or "-*-of-" in files.name
+            if files.name.endswith(suffix) and files.name.partition("-*-of-")[0] in stems
+        ]
+        if len(sharded) == 1:
+            return sharded[0]
+    if len(candidates) == 1:
+        return candidates[0]
+    # The same weights in two formats.
+    safe = [files for files in candidates if files.name.endswith(".safetensors")]
+    same = {files.name.partition(".")[0] for files in candidates}
+    return safe[0] if len(safe) == 1 and len(same) == 1 else None
+
+
+def _checked(files: WeightFiles) -> WeightFiles:
+    """Raises CheckpointError if the shards' own numbers say that one is missing."""
+    match = _SHARD.fullmatch(files.paths[0].stem)
+    if match is None or "-*-of-" not in files.name:
+        return files
+    numbers = {int(_SHARD.fullmatch(path.stem)["number"]) for path in files.paths}  # type: ignore[index]
+    width, count = len(match["number"]), int(match["count"])
+    first = 0 if 0 in numbers else 1
+    missing = sorted(set(range(first, first + count)) - numbers)
+    if missing or len(files.paths) != count:
+        names = [
+            f"{match['stem']}-{number:0{width}}-of-{match['count']}{files.paths[0].suffix}"
+            for number in missing
+        ]
+        raise CheckpointError(
+            f"{files.paths[0].parent}: expected {count} shards {files.name}, "
+            f"found {len(files.paths)}; missing: {', '.join(shortened(names)) or 'none'}"
+        )
+    return files
+
+
+def read_weight_map(path: Path) -> dict[str, str]:
+    """An index's table from tensor to shard; shards are plain names beside the index.
+
+    Raises:
+      CheckpointError: the index is too large, no JSON, or its table is not of that form.
+    """
+    file = MappedFile(path)
+    try:
+        if file.size > MAX_INDEX_BYTES:
+            raise CheckpointError(
+                f"{path}: expected an index of at most {MAX_INDEX_BYTES} bytes, found {file.size}"
+            )
+        index = parse_json_object(path, file.bytes(0, file.size), "index of shards")
+    finally:
+        file.close()
+    table = index.get("weight_map")
+    if not isinstance(table, dict) or not table:
+        raise CheckpointError(f"{path}: expected an object `weight_map`, found {quoted(table)}")
+    for key, name in table.items():
+        if not isinstance(name, str) or not _is_plain_name(name):
+            raise CheckpointError(
+                f"{path}: {quoted(key)}: expected the name of a shard beside the index, "
+                f"found {quoted(name)}"
+            )
+    return table
+
+
+def _is_plain_name(name: str) -> bool:
+    return (
+        name not in ("", ".", "..")
+        and name.isprintable()
+        and PurePosixPath(name).name == name
+        and PureWindowsPath(name).name == name
+    )

@@ -1,0 +1,100 @@
+"""Sections of reports: the cases from the field, and more of each kind."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unix_jax.data.report_sections import report_sections, split_report
+
+FIELD = [json.loads(line) for line in (Path(__file__).parent / "sections.jsonl").open()]
+
+
+@pytest.mark.parametrize("case", FIELD, ids=range(len(FIELD)))
+def test_cases_from_the_field(case):
+    assert report_sections(case["report"]) == (case["findings"], case["impression"])
+
+
+CASES = [
+    # ---- the examination as a heading
+    ("PORTABLE AP CHEST, 5:10 PM ON ___:  Edema.", "Edema.", ""),
+    ("LEFT RIBS, TWO VIEWS:  No fracture.", "No fracture.", ""),
+    ("CHEST AND RIBS, BONE WINDOW:  Fracture.", "Fracture.", ""),
+    ("Frontal and lateral views of the chest:  Mild edema.", "Mild edema.", ""),
+    ("CHEST, PA LATERAL:\n\n INDICATION:  Cough.\n\n FINDINGS:  Clear.", "Clear.", ""),
+    ("CHEST:  Lungs clear.\n IMPRESSION:  Normal.", "Lungs clear.", "Normal."),
+    # ---- names of the two sections
+    ("FINDNGS AND IMPRESION:  Clear.", "Clear.", ""),
+    ("FINDINGS:  Clear.\n IMPRESSION AND RECOMMENDATIONS:  CT.", "Clear.", "CT."),
+    ("FINDINGS\n Clear.\n IMPRESSION\n Normal.", "Clear.", "Normal."),
+    ("FINDINGS:  Clear.\n CONCULSION:  Normal.", "Clear.", "Normal."),
+    ("findings: Clear.\n impression: Normal.", "Clear.", "Normal."),
+    ("FINDINGS: A.\n IMPRESSION: B.\n FINDINGS: C.", "A. C.", "B."),
+    # ---- labels and sentences inside a section
+    (
+        "FINDINGS:  Clear.\n CHEST TUBE: in place.\n FEEDING TUBE: in the stomach.\n"
+        " MEDICAL DEVICES: none.\n IMPRESSION:\n AP chest compared to ___:\n\n Cardiomegaly.",
+        "Clear. CHEST TUBE: in place. FEEDING TUBE: in the stomach. MEDICAL DEVICES: none.",
+        "AP chest compared to ___: Cardiomegaly.",
+    ),
+    (
+        "FINDINGS: Edema.\n Findings were discussed with Dr. ___ at\n 10:20 AM by telephone: yes.",
+        "Edema. Findings were discussed with Dr. ___ at 10:20 AM by telephone: yes.",
+        "",
+    ),
+    ("FINDINGS: A.\n RIGHT RIBS, TWO VIEWS: B.", "A. RIGHT RIBS, TWO VIEWS: B.", ""),
+    ("COMPARISON: None.\n LUNGS: Clear.\n HEART: Normal.", "LUNGS: Clear. HEART: Normal.", ""),
+    # ---- what is no reading of the final report
+    ("FINDINGS: A.\n\n IMPRESSION: B.\n\n RECOMMENDATION: CT.\n\n ADDENDUM: x.", "A.", "B."),
+    ("PROVISIONAL FINDINGS IMPRESSION (PFI): Edema?\n\n FINDINGS: Clear.", "Clear.", ""),
+    ("FINDINGS: A.\n NOTIFICATION OF CRITICAL FINDINGS: B.", "A.", ""),
+    ("FINDINGS: A. COMPARISON: None. IMPRESSION: B. NOTIFICATION: C.", "A.", "B."),
+    # ---- the last paragraph
+    ("INDICATION:  Cough.\n \n Edema.\n \n NOTIFICATION:  Dr. ___ paged.", "Edema.", ""),
+    ("COMPARISON:  ___.\n \n Edema.\n \n No effusion.", "Edema. No effusion.", ""),
+    ("FINDINGS:\n\n IMPRESSION:\n\n", "", ""),
+    ("EXAMINATION: Chest.\n HISTORY: Cough.", "", ""),
+    ("TWO FRONTAL VIEWS OF THE CHEST ___\n\n HISTORY:  Cough.\n\n IMPRESSION:  A.", "", "A."),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("preliminary", ["", " WET READ: ___ 5:10 PM\n  LUNGS: Bad.\n" + "_" * 70])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+@pytest.mark.parametrize(("body", "findings", "impression"), CASES)
+def test_kinds(body, findings, impression, line_end, preliminary):
+    text = f"{preliminary}\n{' ' * 30}FINAL REPORT\n {body}\n"
+    assert report_sections(text.replace("\n", line_end)) == (findings, impression)
+
+
+def test_text_without_headings():
+    """A report in a field of its own is all findings; only headings count for `split_report`."""
+    assert report_sections("The lungs are clear.\n\nNo effusion.") == (
+        "The lungs are clear. No effusion.", "",
+    )  # fmt: skip
+    assert split_report("The lungs are clear.") == ("", "")
+    assert report_sections("") == report_sections(" \n ___ \n") == ("", "")
+
+
+WORDS = st.sampled_from(
+    ["FINDINGS", "IMPRESSION:", "FINDINGS:", "Findings: ", "CHEST, PA:", "WET READ: ", "LUNGS: ",
+     "A. ", "clear", "\n", "\n \n", " ", ":", "_" * 20, "FINAL REPORT", "5:10", "AND "]
+)  # fmt: skip
+
+
+@given(st.lists(WORDS | st.text(max_size=5), max_size=20).map("".join))
+@settings(max_examples=300, deadline=None)
+def test_any_text_is_two_folded_texts_of_its_own_words(text):
+    for parse in (split_report, report_sections):
+        for found in parse(text):
+            assert found == " ".join(found.split())
+            # Headings are taken out, and nothing is put in.
+            assert all(word in text for word in found.split())
+
+
+@pytest.mark.parametrize(
+    "text", ["FINDINGS:" * 5000, "A " * 50_000 + ":", "FINDINGS AND " * 5000, "\n \n" * 30_000]
+)
+def test_long_texts_take_no_long_time(text):
+    report_sections(text)
