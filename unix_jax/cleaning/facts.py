@@ -1,8 +1,8 @@
-"""What a report states, counted: the guard that stands over every rule and every rewrite.
+"""What a report states, counted: finding words and devices with their polarity, sides, measurements,
+negations, doubts and statements that something is normal.
 
-The guard knows nothing of the rules. It reads finding words and devices with their polarity, sides,
-measurements, negations, doubts and statements that something is normal. A text that was changed may
-have neither more nor fewer of them. Where the lexicon is wrong it is wrong before and after alike.
+It knows nothing of the rules. `guard` compares these counts before and after a change. Where the
+lexicon is wrong it is wrong before and after alike.
 """
 
 import dataclasses
@@ -52,9 +52,10 @@ _STEMS = (
     "atelecta atheroscler blunt|obliterat bronchiect bulla|bulle|bleb calcif cancer|carcinom "
     "cardiomegal cavit|cavern cephaliz collaps compressi congest consolidat contusion copd crowd "
     "cuffing curvature cyst deform degenerat deminerali densit deviat diseas dislocat|sublux "
-    "displace dissect dilat|ectasi|ectatic disten edema effusion elevat embol emphysem empyem "
+    "disrupt|broken retrolisth|spondylolisth|anterolisth goit(?:er|re) syndesmophyt|enthesophyt "
+    "displace dissect dilat|ectasi|ectatic disten edema|oedema effusion elevat embol emphysem empyem "
     "enlarg eros eventrat failure fibros|fibrot flatten fluid foreign fractur|fx\\b granulom haz[ie] "
-    "hemothora hemorrhag|hematoma|bleed hernia hyperinflat|hyperexpan|hyperaerat|overinflat "
+    "hemothora|haemothora hemorrhag|haemorrhag|hematoma|haematoma|bleed hernia hyperinflat|hyperexpan|hyperaerat|overinflat "
     "hyperlucen|lucen|radiolucen hypertroph infarct infect infiltrat inflammat interstit kerley "
     "kypho lesion lymphoma malignan malposition|misplac marking mass(?:es)?\\b metasta neoplas nodul "
     "(?<!lymph\\s)nodes? obscur opaci osteopeni|osteopor osteophyt|spur perforat pneumatocel pneumomediast "
@@ -66,9 +67,13 @@ _STEMS = (
     "bullet|shrapnel catheter tubes?\\b leads?\\b wires?\\b sutures?|staples? prosthe replacement "
     "(?:venous|central|jugular|arterial|subclavian)\\slines? generator devices?\\b process\\b"
 )
+# "hydropneumothorax", "micronodular": the finding within a compound.
+_COMPOUND = (
+    r"(?:hydro|ha?emo|pyo|fibro|reticulo|micro|multi|bronchi?o?|osteo|peri|pleuro|para|tracheo|lymph)?-?"
+)
 _WORDS = {
     re.sub(r"[(\\?].*", "", stem.split("|")[0]) or "line": re.compile(
-        rf"(?<![a-z])(?:{stem})", re.IGNORECASE
+        rf"(?<![a-z]){_COMPOUND}(?:{stem})", re.IGNORECASE
     )
     for stem in _STEMS.split()
 } | {name: re.compile(pattern, re.IGNORECASE) for name, pattern in DEVICES.items()}
@@ -115,12 +120,21 @@ _CLAUSE = re.compile(
     re.IGNORECASE,
 )
 
-# Not seen earlier is no negative finding; a finding that grew is the finding.
+# Not seen earlier is no negative finding; a finding that grew is the finding; an earlier size or
+# degree is not that of the finding.
+_SIZE_WORD = r"(?:tiny|trace|minimal|small|mild|moderate|large|marked|severe|extensive)"
+_AMOUNT = r"\d+(?:\.\d+)?(?:\s*x\s*\d+(?:\.\d+)?)*\s*-?(?:mm|cm|centimeters?|millimeters?)?"
 _OF_PRIORS = re.compile(
     r"\bnot\s+(?:\w+\s+){0,5}?(?:on|in|from)\s+(?:the\s+|an?\s+|his\s+|her\s+|that\s+)?(?:\w+\s+)?"
     r"(?:prior|previous|comparison|earlier|preceding)\b|\bnot\s+(?:\w+\s+)?(?:seen|present"
     r"|visualized|identified)\s+(?:previously|before)\b"
-    r"|\binterval enlargement\b|\b(?:has|have)\s+(?:\w+ly\s+)?enlarged\b",
+    r"|\binterval enlargement\b|\b(?:has|have)\s+(?:\w+ly\s+)?enlarged\b"
+    rf"|\b(?:previously|formerly)\s+(?:measur\w+\s+|about\s+|approximately\s+)*(?:{_AMOUNT}|{_SIZE_WORD})(?!\w)"
+    rf"|\bcompared (?:to|with)\s+(?:about\s+|approximately\s+)?{_AMOUNT}(?:\s+(?:previously|before|on the prior))?"
+    rf"|\bfrom\s+{_AMOUNT}\s*(?=to\s+\d)|\bfrom\s+{_SIZE_WORD}\s+(?=to\s+{_SIZE_WORD})"
+    r"|\b(?:more|less)\s+(?:prominent|dense|consolidated|confluent|nodular|extensive)(?=\s*(?:[.,;]|$|than"
+    r"|compared|when compared|since|from|on (?:the )?(?:current|today)))"
+    r"|\b(?:in|on)\s+(?:the\s+)?(?:absence|lack)\s+of\s+(?:\w+\s+){0,2}?(?:prior|previous|comparison|old)\w*",
     re.IGNORECASE,
 )
 
@@ -157,11 +171,6 @@ class Facts:
     """Counts of one text, by the words that a message can name."""
 
     counts: Counter[str]
-
-    @property
-    def findings(self) -> Counter[str]:
-        """Finding words and devices, present or denied, with sides and measurements."""
-        return Counter({k: n for k, n in self.counts.items() if not k.startswith(("normal", "doubt"))})
 
 
 def facts(text: str) -> Facts:

@@ -5,6 +5,8 @@ aside with the reason.
 """
 
 import re
+from collections import Counter
+from collections.abc import Mapping
 
 from unix_jax.cleaning.facts import difference, facts, holds_finding, states_something
 
@@ -62,50 +64,104 @@ _SPEAKS_OF_PRIOR = re.compile(
 )
 
 
-# A sentence that advises, or speaks of the study itself, states nothing that the film shows.
-_ADVICE = re.compile(
-    r"\b(?:recommend\w*|consider|correlat\w+|suggest\w*|follow-?up|further|if|study|exam\w*|views?|film\w*"
-    r"|radiograph\w*|technique|technical\w*|limited|discuss\w*|report\w*|result\w*|comparison|clinical\w*"
-    r"|(?:tele)?phone\w*|Drs?|thank\w*|communicat\w+|conveyed|critical|dictat\w+|signed|physician|paged"
-    r"|reviewed|interpret\w*|patient|imaging|CT|scan|x-ray|notified|helpful|informative|needed)\b",
+# Words that say nothing of the film by themselves: a sentence of these alone may go as a whole.
+_EMPTY = re.compile(
+    # function words, empty verbs and adverbs
+    r"the|this|that|these|those|there|there's|with|without|within|have|been|were|also|both|from|appears?"
+    r"|seen|noted|visualized|visible|identified|remaining|remainder|remains?|grossly|mildly|slightly"
+    r"|otherwise|likely|evidence|signs?|some|many|over|overlying|made|note|incidental\w*|visualization"
+    r"|demonstrat\w+|show\w*|present|apparent\w*|obvious|findings?|well|could|would|should|will|more|less"
+    r"|very|than|into|each|appearing|slight|multiple|found|generally|better|perhaps|definitely"
+    r"|relatively|essentially|overall|same|such|just|only|most|much|even|still|about|approximately"
+    r"|under|above|below|where|while|which|particularly|because|however|therefore|other|their|them|they"
+    r"|not|and|for|are|was|has|its|had|but|any|may|might|can|cannot|due|per|via|out|our|you|your|his|her"
+    r"|him|she|here|when|then|none|nor|near|level|given|being|does|did|done|unable|unclear|who|whom"
+    # parts of the body, and that they are normal
+    r"|normal\w*|unremarkable|intact|clear|limits?|heart|cardiac|lungs?|pulmonary|mediastin\w+"
+    r"|cardiomediastin\w+|hilar|hila|hilum|hilus|pleural?|bony|osseous|skelet\w+|thora\w+|chest|spine|spinal"
+    r"|ribs?|aort\w+|vascul\w+|soft|tissues?|structures?|silhouettes?|contours?|size|volumes?|shape"
+    r"|abdom\w+|upper|lower|left|right|bilateral\w*|appearances?|process|acute|focal|definite"
+    r"|significant|configuration|alignment|position\w*|place|cardiopulmonary|sulc\w+|diaphragm\w*"
+    r"|hemidiaphragm\w*|trache\w+|airways?|bones?|vertebra\w*|bodies|body|base|bases|apex|apices|fields?"
+    r"|zones?|midline|central|great|vessels|projections?|apical|lordotic|costophrenic|angles?|aeration"
+    r"|inferior|superior|quadrant|extremity|[a-z]+-sided|extent|inflat\w+|bronchovascular|relevant"
+    # change and earlier examinations
+    r"|interval|change\w*|unchanged|stable|stability|since|prior|priors|previous\w*|again|compar\w+"
+    r"|similar\w*|improv\w+|increas\w+|decreas\w+|progress\w*|wors\w+|resol\w+|substantial\w*"
+    r"|appreciabl\w*|significantly|clinically|removal|earlier|recent\w*|outside|available|availability"
+    r"|current|persist\w*|time|hours?|days?|weeks?|months?|years?|ago|today\w*|yesterday|interim|absence"
+    r"|lack|old|last|previously|evol\w+|short|long|term|further|differ\w+|major|gross|detrimental"
+    r"|having|current\w*|remote|markedly|largely|moderately|somewhat|as|now|exists?|establish\w*|document\w*"
+    # the study itself and how it was taken
+    r"|reveals?|contrast|noncontrast\w*|enhanced|two-view|swimmers?|crosstable|cross-table|sternum|computed"
+    r"|condition|dedicated|detailed|resolution|parenchyma|setting|neck|online|point|age|field|of-view|vi?ew"
+    r"|study|studies|exam\w*|views?|film\w*|radiograph\w*|x-?rays?|images?|imaging|technique|technical\w*"
+    r"|limited|lateral|frontal|portable|inspirat\w+|effort|quality|obtained|performed|consists?|two|one"
+    r"|three|four|single|evaluat\w+|assess\w*|scans?|tomogra\w+|radiologist|certified|interpret\w*"
+    r"|reviewed?|submitted|provided|acquired|taken|dated?|upright|supine|erect|report\w*|dictat\w+|ap|pa"
+    r"|rotat\w+|oblique|decubitus|magnification|bedside|cassettes?|addend\w*|reading|read|wet|preliminary"
+    # advice, and who was told what
+    r"|define|benefit|orientation|nonemergent|already|appropriate|treatment|side|area|determine\w*|alternatively"
+    r"|concern|elsewhere|presence|workup|establish|versus|additional|like|case|through|expected|suited|options?"
+    r"|choice|best|reference|possible|possibly|follow|ordered|desired?|needed|repeat|lumbar|cervical|through|mid"
+    r"|recommend\w*|consider\w*|correlat\w+|suggest\w*|follow-?\s?up|clinical\w*|helpful|informative|needed"
+    r"|necessary|useful|useful|warranted|indicated|characteriz\w+|history|patient\w*|symptoms?|discuss\w*"
+    r"|results?|(?:tele)?phone\w*|call\w*|drs?|doctors?|thank\w*|communicat\w+|convey\w+|critical|signed"
+    r"|electronic\w*|physicians?|clinicians?|providers?|nurses?|residents?|attending|referring|ordering"
+    r"|technologist|trying|arrange|admission|staff|team|pag(?:ed|er|ing)|notif\w+|informed?|aware|relayed|e-?mail\w*|text(?:ed)?|told|sent|message"
+    r"|acknowledg\w+|receipt|received|accepted|questions?|regarding|concerning|contact\w*|department|emergency"
+    r"|service|opportunity|assist\w*|care|primordial|veriphy|transcri\w+|verbal\w*|directly|immediate\w*"
+    r"|urgent\w*|person|secure|fax\w*|order|room|left|system|employed|using|feel|free|please|participate"
+    r"|discovery|medical|house|covering|md|rn|np|am|pm|report|office|dashboard|flagged|confirm\w*"
+    r"|january|february|march|april|june|july|august|september|october|november|december"
+    r"|monday|tuesday|wednesday|thursday|friday|saturday|sunday",
     re.IGNORECASE,
 )
-# Words that name a part of the body, a degree or a study, and no finding.
-_FAMILIAR = re.compile(
-    r"the|this|that|these|those|there|with|without|within|have|been|were|also|both|from|appears?|seen"
-    r"|noted|visualized|visible|identified|remaining?|remains?|normal|unremarkable|intact|clear|limits?"
-    r"|grossly|mildly|slightly|otherwise|likely|evidence|signs?|heart|cardiac|lungs?|pulmonary|mediastin\w+"
-    r"|cardiomediastin\w+|hilar|hila|hilum|pleural?|bony|osseous|skelet\w+|thora\w+|chest|spine|spinal"
-    r"|ribs?|aort\w+|vascul\w+|soft|tissues?|structures?|silhouette|contours?|size|volumes?|shape|abdom\w+"
-    r"|upper|lower|left|right|bilateral\w*|lateral|frontal|portable|interval|change\w*|stable|unchanged"
-    r"|appearance|process|acute|focal|definite|significant|other|some|many|since|prior|previous\w*|again"
-    r"|over|overlying|seen|made|note|incidental\w*|visualization|configuration|alignment|position|place"
-    r"|demonstrat\w+|show\w*|present|apparent|obvious|findings?|cardiopulmonary|well"
-    r"|sulc\w+|diaphragm\w*|hemidiaphragm\w*|trache\w+|airways?|bones?|vertebra\w*|bodies|body|base|bases"
-    r"|apex|apices|field|zones?|midline|central|great|vessels|inspirat\w+|effort|quality|images?|obtained"
-    r"|performed|consists?|two|single|time|hours?|could|would|should|will|more|less|very|than|into|each"
-    r"|studies|silhouettes|three|certified|radiologist|level|message|sent|appearing|slight|multiple"
-    r"|projections?|apical|lordotic|characterization|costophrenic|angles?|aeration|found|inferior|superior|department|generally|evaluate|better|\w+-sided|perhaps|quadrant|extremity|definitely"
-    r"|compar\w+|similar\w*|apparently|relatively|essentially|overall|improv\w+|increas\w+|decreas\w+"
-    r"|progress\w*|wors\w+|resol\w+|substantial\w*|appreciabl\w*|significantly|clinically|removal"
-    r"|same|such|just|only|most|much|even|still|about|approximately|under|above|below|where|while|which",
+# What a rule may take out of a sentence that stays, where it speaks of change or holds a mark.
+_MODIFIED_CHANGE = re.compile(
+    r"\b(?:(?:tiny|minimal|mild|moderate|large|marked|severe|small|considerable|partial|slight|dramatic"
+    r"|subtle)\s+(?:interval\s+)?)(?=(?:interval|increases?|decreases?|improvement|worsening|progression"
+    r"|reduction|development|clearing|change)\b)",
     re.IGNORECASE,
+)
+_CHANGE_OR_GONE = re.compile(
+    r"(?:new\w*|develop\w*|appeared|occurred|diminish\w*|reduc\w+|enlarge\w*|larger|smaller|clear\w+|removed"
+    r"|placement|placed|insert\w+|redemonstrat\w*|re-demonstrat\w*|continu\w+|recur\w*|advanced|withdrawn"
+    r"|retracted|repositioned|conspicuous|confluent|extensive|pronounced|measur\w+|exchanged|nearly|almost"
+    r"|partial\w*|mostly|largely|incomplete\w*|virtually|complete\w*|described|now|once|appreciated|moderate\w*"
+    r"|minimal\w*|marked\w*|somewhat|having|during|demonstrated|before|readily|best|note[ds]?|worse|prominent"
+    r"|dense|known|additional|known|known|entirely|fully|subsequent\w*|formerly|undergone|resum\w+|re-?accum\w+"
+    r"|extubat\w+|patient|small|trace|tiny|mild|severe|degree|number|amount|severity|location|locations|density"
+    r"|consolidated|nodular|residual|considerable|dramatic\w*|subtle|latter)",
+    re.IGNORECASE,
+)
+_WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
+# A mark, with what is joined to it by a hyphen.
+_HIDDEN_MARK = re.compile(r"\[\*\*.*?\*\*\]|(?:\w+-)?(?:_{2,}|\w*X{3,}\w*)(?:-[\w-]+)?")
+# What the rules themselves may set in.
+_SET_IN = frozenset(
+    "there is are seen other possibly may represent reflect indicate suggest possible device structure "
+    "structures view views angle angles lungs aorta vena cava border place likely thought with nodes ray "
+    "no or and made changes overlie present clear was a an note appear appears left-sided right-sided x-ray "
+    "in of possibly-represent".split()
 )
 
 
 def refusal(before: str, after: str, *, hidden: bool = False) -> str:
     """Why a sentence must not become `after`, or "" where it may.
 
+    The counts of `facts` must be the same before and after. Beyond them every word that goes must be
+    one that says nothing by itself, and every word that comes one that the rules set in: a finding
+    that the counts do not know is not lost either.
+
     hidden: whether the change takes out hidden words. A statement that something is normal may then
       go with its hidden subject.
     """
     if not after:
-        if word := _unfamiliar(before):
-            return f'would lose "{word}"'
         if holds_finding(before) or (not hidden and states_something(before)):
-            lost = _named(facts(before).counts)
-            return f"would lose {lost}"
-        return ""
+            return f"would lose {_named(facts(before).counts)}"
+        word = next((w for w in _content(before) if not _EMPTY.fullmatch(w)), "")
+        return f'would lose "{word}"' if word else ""
     lost, new = difference(facts(before), facts(after))
     if hidden:
         new = [name for name in new if name not in ("doubt", 'the finding "devices"')]
@@ -114,18 +170,39 @@ def refusal(before: str, after: str, *, hidden: bool = False) -> str:
         return f"would lose {', '.join(lost)}"
     if new:
         return f"would bring in {', '.join(new)}"
+    return _word_refusal(before, after)
+
+
+def _word_refusal(before: str, after: str) -> str:
+    """As `refusal`, by the words alone."""
+    had, has = Counter(_content(_MODIFIED_CHANGE.sub(" ", before))), Counter(_content(after))
+    for word in had - has:
+        if not (_EMPTY.fullmatch(word) or _CHANGE_OR_GONE.fullmatch(word)):
+            return f'would lose "{word}"'
+    for word in has - Counter(_content(before)):
+        if word not in _SET_IN:
+            return f'would bring in "{word}"'
     return ""
 
 
-def _unfamiliar(sentence: str) -> str:
-    """A word that is not known to say nothing by itself, or "" where all are."""
-    if _ADVICE.search(sentence):
-        return ""
-    words = re.findall(r"[a-z][a-z'-]{3,}", re.sub(r"X{3,}|_{2,}", " ", sentence.lower().replace("xxxx", " ")))
-    return next((word for word in words if not _FAMILIAR.fullmatch(word)), "")
+# A title with the name after it, and a name with the title after it.
+_NAME = re.compile(
+    r"\b(?:(?:Drs?|Mr|Mrs|Ms|Miss|Nurse|Doctor|Prof)\b\.?(?:\s+(?:and\s+)?(?!There|The|No\b)[A-Z][\w'-]*\.?){1,3}"
+    r"|(?:[A-Z][a-z'-]+\.?\s+){1,2}[A-Z][\w'-]+,\s+(?:M\.?D|R\.?N|N\.?P|P\.?A)\b)"
+)
 
 
-def _named(counts: dict[str, int]) -> str:
+def _content(text: str) -> list[str]:
+    """Words of three letters or more, in small letters, without marks of de-identification."""
+    words = (w.removesuffix("'s") for w in _WORD.findall(_without_names(text).lower()))
+    return [word for word in words if len(word) > 2]
+
+
+def _without_names(text: str) -> str:
+    return _NAME.sub(" ", _HIDDEN_MARK.sub(" ", text))
+
+
+def _named(counts: Mapping[str, int]) -> str:
     return ", ".join(sorted(counts)[:6])
 
 
@@ -139,8 +216,7 @@ def broken(before: str, after: str) -> bool:
     return (
         not has_verb(after)
         and not states_something(after)
-        and not _ADVICE.search(after)
-        and not _unfamiliar(after)
+        and all(_EMPTY.fullmatch(word) for word in _content(after))
     )
 
 

@@ -9,10 +9,11 @@ changed something.
 import dataclasses
 import html
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 from unix_jax.cleaning.facts import holds_finding, states_something
 from unix_jax.cleaning.guard import broken, refusal, speaks_of_prior
+from unix_jax.cleaning.notes import drop_notes, without_notes
 from unix_jax.cleaning.placeholders import ANY_MARK, drop_placeholders, without_placeholders
 from unix_jax.cleaning.priors import drop_priors, without_priors
 from unix_jax.cleaning.sentences import (
@@ -24,63 +25,6 @@ from unix_jax.cleaning.sentences import (
 )
 
 Rule = Callable[[str], str]
-
-_PERSON = (
-    r"(?:Drs?\b\.?|M[DO]s?\b|(?:house|care|primary|clinical|medical|surgical|ICU|ED|ER|trauma|covering)"
-    r" (?:staff|team|officer)|(?:the )?(?:\w+ )?(?:physicians?|providers?|clinicians?|doctors?|nurses?"
-    r"|residents?|radiologists?|team)\b|R\.?N\b)"
-)
-_TOLD = (
-    r"(?:discuss\w*|communicat\w+|convey\w+|notif\w+|telephon\w+|phoned?|pag(?:ed|er|ing)|call(?:ed)?"
-    r"|relay\w+|e-?mail\w*|told|text(?:ed)?|inform\w+|made aware|alerted|advised|brought to"
-    r"|report(?:ed)?|transmitted|review\w*|sent|given|acknowledg\w+|confirm\w+|d/w|flagged|messaged)"
-)
-_NOTES = re.compile(
-    r"\b(?:tele)?phoned?\b|\btelephone\b|\bpag(?:ed|er|ing)\b|\bDrs?\b\.?(?=\s)"
-    r"|\bnotif(?:y|ied|ication)\b|\bprimordial\b"
-    r"|\bveriphy\b|\bcommunicated\b|\bconveyed\b|\bcritical results?\b|\bdictat(?:ed|ion|ing)\b"
-    r"|\b(?:were|was|been|I) discussed\b|\bdiscussed with\b|\blike to discuss\b|\binformed of\b"
-    r"|\backnowledg|\bcertified radiologist\b|\bstaff radiologist\b|\belectronically signed\b"
-    r"|\bthank(?:s| you)\b|\bd/w\b|\bmade aware\b|\brelayed\b|\bcalled (?:to|in|by|at)\b"
-    r"|\bwas (?:told|called|alerted|texted|messaged)\b"
-    r"|\bopportunity to assist\b|\bquestions (?:about|regarding|concerning)\b"
-    r"|\b(?:attending|referring|ordering) (?:physician|provider|clinician|doctor)|\bread[- ]?back\b"
-    r"|\be-?mail(?:ed)?\b|\breceipt of\b|\btranscri(?:bed|ption)\b"
-    rf"|\b{_TOLD} (?:to|with|by) (?:the )?{_PERSON}|\bnote to (?:the )?{_PERSON}",
-    re.IGNORECASE,
-)
-# A finding that a person was told of: "Dr. ___ was notified of the large pneumothorax at 5 pm."
-_WHEN_TOLD = (
-    r"(?:\s*,?\s+(?:(?:at|by|via|on|in|over|around|approximately|immediately|upon|directly)\b"
-    r"\s*(?:the\s+)?(?:time of|\d|___|_{2,}|X{3,}|\[\*\*|phone|telephone|person|pager|e-?mail"
-    r"|secure|discovery|today|approximately|about|dictation|\w+day).*))?\s*[.;]?$"
-)
-_TOLD_OF = re.compile(
-    rf"^[^,;]*?\b(?:(?:was|were|has been|have been|is|are)\s+)?(?:(?:also|immediately|directly|urgently"
-    rf"|promptly|verbally)\s+)*{_TOLD}\s+(?:(?:of|about|regarding|concerning)\s+|that\s+"
-    rf"(?:there (?:is|was)\s+)?)(?P<finding>.+?){_WHEN_TOLD}",
-    re.IGNORECASE,
-)
-_FINDING_OF = re.compile(
-    r"^(?:the\s+)?(?:findings?|results?|presence|discovery|diagnosis)\s+of\s+(?P<finding>[^;]+?)\s+"
-    rf"(?:was|were|has been|have been)\s+(?:\w+ly\s+)?{_TOLD}\b.*$",
-    re.IGNORECASE,
-)
-# An opening that tells who looked: "After review with the staff radiologist there is ..."
-_REVIEWED_BY = re.compile(
-    rf"^(?:after|upon|following|on|per|as per|in)\s+[^.;]*?\b{_PERSON}(?:\s+(?:\S*(?:X{{3,}}|_{{2,}})\S*))*"
-    r"\s*,?\s+(?=(?:there (?:is|are)|the|an?|no|we)\b)",
-    re.IGNORECASE,
-)
-# What follows the finding in its sentence: "... of the mass, discussed with Dr. Smith at 5 pm."
-_NOTE_AT_END = re.compile(
-    r"[,;:(-]*\s+(?:(?:and|as|which|that)\s+)*(?:(?:this|these|the|above|findings?|results?|it|critical)"
-    r"\s+)*(?:(?:was|were|is|has been|have been|being|will be)\s+)?(?:\w+ly\s+)?"
-    rf"(?:{_TOLD}\s+(?:(?:to|with|by|via|in|at|over|on|as)\b|(?:the\s+)?{_PERSON}|_{{2,}}|X{{3,}}).{{0,300}}$"
-    rf"|(?:per|by)\s+{_PERSON}.{{0,200}}$)",
-    re.IGNORECASE,
-)
-_NOTE_CLAUSE = re.compile(r"\s*(?:[;,]|\s(?:and|but)(?=\s+(?:Dr|the (?:ordering|referring)))|\s-)\s*")
 
 _VIEW = (
     r"(?:(?:PA|AP|posteroanterior|anteroposterior|frontal|lateral|portable|upright|supine|erect"
@@ -145,46 +89,6 @@ def drop_markup(text: str) -> str:
     """Without HTML tags and escapes, and with the space that is missing between two sentences."""
     plain = _TAG.sub(" ", html.unescape(text) if "&" in text else text)
     return _MISSING_SPACE.sub(" ", plain)
-
-
-def drop_notes(text: str) -> str:
-    """Without who was told what, by telephone or otherwise, signatures and thanks.
-
-    "Mass in the left lung, discussed with Dr. Smith at 5 pm." -> "Mass in the left lung."
-    "Dr. Smith was notified of the left pneumothorax." -> "Left pneumothorax."
-    """
-    return each_sentence(text, without_notes)
-
-
-def without_notes(sentence: str) -> str:
-    """One sentence, as `drop_notes`; it is cut at the note where it also holds a finding."""
-    if not _NOTES.search(sentence) and not (
-        _NOTE_AT_END.search(sentence) and re.search(_PERSON, sentence)
-    ):
-        return sentence
-    if not states_something(sentence):
-        return ""
-    for cut in _note_cuts(sentence):
-        if cut and not _NOTES.search(cut) and not refusal(sentence, cut):
-            return cut
-    return ""
-
-
-def _note_cuts(sentence: str) -> Iterator[str]:
-    """The sentence without the note, in several ways."""
-    yield mended(_NOTE_AT_END.sub(".", sentence))
-    opened = _REVIEWED_BY.sub("", sentence, count=1)
-    if opened != sentence:
-        yield mended(opened)
-    for pattern in (_FINDING_OF, _TOLD_OF):
-        found = pattern.match(sentence)
-        if found:
-            yield mended(re.sub(r"^(?:the|an?)\s+", "", found["finding"], flags=re.I) + ".")
-    clauses = _NOTE_CLAUSE.split(sentence)
-    kept = [c for c in clauses if not _NOTES.search(c) and not _NOTE_AT_END.search(f" {c}")]
-    yield mended(", ".join(kept).rstrip(".") + ".")
-    kept = [c for c in kept if states_something(c)]
-    yield mended(", ".join(kept).rstrip(".") + ".")
 
 
 def drop_views(text: str) -> str:
