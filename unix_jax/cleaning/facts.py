@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 # One name of each device, and the ways in which reports write it.
 DEVICES = {
-    "endotracheal tube": r"endotracheal|\bett?\b|\bintubat",
+    "endotracheal tube": r"endotracheal|\bett?\b|\bintubat|\bextubat",
     "tracheostomy": r"tracheostomy",
     "nasogastric tube": r"nasogastric|\bng\b|\bngt\b",
     "orogastric tube": r"orogastric|\bog\b|\bogt\b",
@@ -64,7 +64,7 @@ _STEMS = (
     "stenos subcutaneous\\s(?:air|gas)|crepitus tension thicken tortuo|unfold tubercul|tb\\b "
     "tumou?r varic volume\\sloss|loss\\sof\\svolume wedg(?:e|ing) widen sternotomy cabg|bypass "
     "cholecystectomy mastectomy thoracotomy lobectomy|pneumonectomy surger|surgic|postop|postsurg "
-    "bullet|shrapnel catheter tubes?\\b leads?\\b wires?\\b sutures?|staples? prosthe replacement "
+    "bullet|shrapnel catheter leads?\\b wires?\\b sutures?|staples? prosthe replacement "
     "(?:venous|central|jugular|arterial|subclavian)\\slines? generator devices?\\b process\\b"
 )
 # "hydropneumothorax", "micronodular": the finding within a compound.
@@ -76,6 +76,8 @@ _WORDS = {
         rf"(?<![a-z]){_COMPOUND}(?:{stem})", re.IGNORECASE
     )
     for stem in _STEMS.split()
+} | {
+    "tube": re.compile(r"\b(?<!endotracheal )tubes?\b", re.IGNORECASE)
 } | {name: re.compile(pattern, re.IGNORECASE) for name, pattern in DEVICES.items()}
 _ANY_WORD = re.compile(
     "|".join(f"(?:{pattern.pattern})" for pattern in _WORDS.values()), re.IGNORECASE
@@ -84,24 +86,21 @@ _ANY_WORD = re.compile(
 _CRITICAL = ("pneumothora", "tension", "pneumoperiton", "hemothora", "hemorrhag", "malposition")
 
 # Words that deny. What denies only a change or an earlier examination denies no finding.
-_ABSENT = (
-    r"(?<!nearly )(?<!almost )(?<!partially )(?<!partly )(?<!mostly )(?<!largely )"
-    r"(?<!incompletely )(?<!not )(?<!near )(?<!substantially )(?<!to )(?<!until )(?<!has been )"
-)
+_ABSENT = r"(?<!not )(?<!to )(?<!until )(?<!has been )"
 _OF_CHANGE = (
     r"(?!(?:\W+(?:of|any|significant(?:ly)?|interval|appreciabl[ey]|substantial(?:ly)?|definite(?:ly)?"
     r"|obvious|relevant|gross(?:ly)?|evidence of|further|apparent|evident|marked(?:ly)?|been|the"
     r"|available|XXXX|_{2,}|much|major|acute|radiographic|any|clear|visible|additional|other"
     r"|convincing|large|overall|great(?:ly)?|previous|other|suspicious|detrimental|short|focal"
     r"|concerning)){0,3}"
-    r"\W+(?:chang\w+|comparisons?|priors?|previous(?:ly)?|increas\w+|decreas\w+|improve\w*"
+    r"\W+(?:chang\w+|compar\w+|since|priors?|previous(?:ly)?|increas\w+|decreas\w+|improve\w*"
     r"|progress\w*|worsen\w*|older?|different\w*|difference|interval change|longer))"
 )
 _NEGATION = re.compile(
     rf"\b(?:no|not|without|absent|absence|free of|negative for|neither|nor|cannot(?! be excluded)"
     rf"|nothing|none|never|lack(?:s|ing)?)\b{_OF_CHANGE}"
     rf"|\bno longer\b|\b(?:removal|resolution) of\b|{_ABSENT}\bresolved\b"
-    rf"|{_ABSENT}\b(?:been )?(?:cleared|removed)\b|\binterval extubat",
+    rf"|{_ABSENT}\b(?:been )?(?:cleared|removed)\b|\bextubat\w*",
     re.IGNORECASE,
 )
 _DENIES_BEFORE = re.compile(
@@ -115,16 +114,26 @@ _SCOPE_END = re.compile(
     r"|otherwise)\b",
     re.IGNORECASE,
 )
+_REMOVAL_END = re.compile(rf"{_SCOPE_END.pattern}|\bwith\b(?!out)", re.IGNORECASE)
 _CLAUSE = re.compile(
     r"[.;:](?=\s|$)|\b(?:but|however|although|though|while)\b|,\s+(?=no\b|there\b|without\b)",
     re.IGNORECASE,
 )
 
+# More or less than before: no finding of its own.
+_COMPARATIVE = re.compile(
+    r"\b(?:more|less)\s+(?:prominent|dense|consolidated|confluent|nodular|extensive)(?=\s*(?:[.,;]|$|than"
+    r"|compared|when compared|since|from|on (?:the )?(?:current|today)))",
+    re.IGNORECASE,
+)
 # Not seen earlier is no negative finding; a finding that grew is the finding; an earlier size or
 # degree is not that of the finding.
 _SIZE_WORD = r"(?:tiny|trace|minimal|small|mild|moderate|large|marked|severe|extensive)"
 _AMOUNT = r"\d+(?:\.\d+)?(?:\s*x\s*\d+(?:\.\d+)?)*\s*-?(?:mm|cm|centimeters?|millimeters?)?"
 _OF_PRIORS = re.compile(
+    r"\b(?:near(?:ly)?|almost|partial(?:ly)?|partly|mostly|largely|incomplete(?:ly)?|substantially|virtually)"
+    r"(?:[\s-]+(?:complete(?:ly)?|total(?:ly)?|entirely|interval))*[\s-]+(?:been\s+)?(?:resolved|cleared"
+    r"|removed|resolution|clearing|resolving)\b(?:\s+of\b)?|"
     r"\bnot\s+(?:\w+\s+){0,5}?(?:on|in|from)\s+(?:the\s+|an?\s+|his\s+|her\s+|that\s+)?(?:\w+\s+)?"
     r"(?:prior|previous|comparison|earlier|preceding)\b|\bnot\s+(?:\w+\s+)?(?:seen|present"
     r"|visualized|identified)\s+(?:previously|before)\b"
@@ -132,8 +141,9 @@ _OF_PRIORS = re.compile(
     rf"|\b(?:previously|formerly)\s+(?:measur\w+\s+|about\s+|approximately\s+)*(?:{_AMOUNT}|{_SIZE_WORD})(?!\w)"
     rf"|\bcompared (?:to|with)\s+(?:about\s+|approximately\s+)?{_AMOUNT}(?:\s+(?:previously|before|on the prior))?"
     rf"|\bfrom\s+{_AMOUNT}\s*(?=to\s+\d)|\bfrom\s+{_SIZE_WORD}\s+(?=to\s+{_SIZE_WORD})"
-    r"|\b(?:more|less)\s+(?:prominent|dense|consolidated|confluent|nodular|extensive)(?=\s*(?:[.,;]|$|than"
-    r"|compared|when compared|since|from|on (?:the )?(?:current|today)))"
+    r"|\bboth\s+(?:(?:of which\s+)?(?:are|appear|remain)\s+)?(?:stable|unchanged|similar)"
+    r"|\b(?:improve\w+|increase\w*|better)\s+(?:\w+\s+)?aeration\s+(?:of|in|at)\s+(?:the\s+)?(?:left|right|both|bilateral)"
+    r"(?:\s+(?:upper|lower|mid|middle|lung))?\s+(?:lungs?|bases?|lobes?)"
     r"|\b(?:in|on)\s+(?:the\s+)?(?:absence|lack)\s+of\s+(?:\w+\s+){0,2}?(?:prior|previous|comparison|old)\w*",
     re.IGNORECASE,
 )
@@ -175,7 +185,7 @@ class Facts:
 
 def facts(text: str) -> Facts:
     """Everything counted in `text`, which may be a sentence or a section."""
-    text = _OF_PRIORS.sub(" ", text)
+    text = _of_now(text)
     counts: Counter[str] = Counter()
     for clause in _clauses(text):
         counts.update(_in_clause(clause))
@@ -189,6 +199,11 @@ def facts(text: str) -> Facts:
     return Facts(counts)
 
 
+def _of_now(text: str) -> str:
+    """Without what is said of an earlier examination only."""
+    return _COMPARATIVE.sub(" ", _OF_PRIORS.sub(" ", text))
+
+
 def measurements(text: str) -> Iterator[str]:
     """Sizes with their unit, vertebrae and ribs; dates and times are none."""
     for match in _MEASURE.finditer(text):
@@ -200,6 +215,7 @@ def measurements(text: str) -> Iterator[str]:
 
 def holds_finding(text: str) -> bool:
     """Whether a finding word, a device or a measurement is in it, present or denied."""
+    text = _COMPARATIVE.sub(" ", text)
     return _ANY_WORD.search(text) is not None or next(measurements(text), None) is not None
 
 
@@ -228,7 +244,8 @@ def _in_clause(clause: str) -> Iterator[str]:
 def _denied_spans(clause: str) -> list[tuple[int, int]]:
     spans = []
     for match in _NEGATION.finditer(clause):
-        stop = _SCOPE_END.search(clause, match.end())
+        end = _REMOVAL_END if match[0].lower().startswith(("removal", "resolution")) else _SCOPE_END
+        stop = end.search(clause, match.end())
         spans.append((match.start(), stop.start() if stop else len(clause)))
     for match in _DENIES_BEFORE.finditer(clause):
         spans.append((0, match.start()))

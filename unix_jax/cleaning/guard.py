@@ -38,6 +38,12 @@ _BROKEN = re.compile(
     r"|\b(?:no|without)\s+(?:is|are|of|in|on|and|or)\b|\b(?:due|secondary|related) (?:in|and|or)\b",
     re.IGNORECASE,
 )
+# What happened to something, without what it happened to.
+_BARE = re.compile(
+    r"^(?:the |an? )?(?:\w+ly |mild |moderate |marked |severe |slight )*(?:enlargement|enlarged|prominen\w+|elevat\w+|displace\w+|widening|dilat\w+"
+    r"|broken|fractured|calcified|thickened|tortuous|widened|blunt\w+|loss|narrowing|deviat\w+|and \w+)\W*$",
+    re.IGNORECASE,
+)
 _CHANGE = (
     r"(?:develop|increas|decreas|improv|worsen|progress|clear|resolv|enlarg|diminish|chang)(?:ed)\b"
 )
@@ -98,10 +104,10 @@ _EMPTY = re.compile(
     r"|study|studies|exam\w*|views?|film\w*|radiograph\w*|x-?rays?|images?|imaging|technique|technical\w*"
     r"|limited|lateral|frontal|portable|inspirat\w+|effort|quality|obtained|performed|consists?|two|one"
     r"|three|four|single|evaluat\w+|assess\w*|scans?|tomogra\w+|radiologist|certified|interpret\w*"
-    r"|reviewed?|submitted|provided|acquired|taken|dated?|upright|supine|erect|report\w*|dictat\w+|ap|pa"
+    r"|review(?:ed)?|submitted|provided|acquired|taken|dated?|upright|supine|erect|report\w*|dictat\w+|ap|pa"
     r"|rotat\w+|oblique|decubitus|magnification|bedside|cassettes?|addend\w*|reading|read|wet|preliminary"
     # advice, and who was told what
-    r"|define|benefit|orientation|nonemergent|already|appropriate|treatment|side|area|determine\w*|alternatively"
+    r"|after|following|upon|icu|urgently|promptly|define|benefit|orientation|nonemergent|already|appropriate|treatment|side|area|determine\w*|alternatively"
     r"|concern|elsewhere|presence|workup|establish|versus|additional|like|case|through|expected|suited|options?"
     r"|choice|best|reference|possible|possibly|follow|ordered|desired?|needed|repeat|lumbar|cervical|through|mid"
     r"|recommend\w*|consider\w*|correlat\w+|suggest\w*|follow-?\s?up|clinical\w*|helpful|informative|needed"
@@ -140,11 +146,15 @@ _WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
 _HIDDEN_MARK = re.compile(r"\[\*\*.*?\*\*\]|(?:\w+-)?(?:_{2,}|\w*X{3,}\w*)(?:-[\w-]+)?")
 # What the rules themselves may set in.
 _SET_IN = frozenset(
-    "there is are seen other possibly may represent reflect indicate suggest possible device structure "
+    "there is are seen other measures measure possibly may represent reflect indicate suggest possible device structure "
     "structures view views angle angles lungs aorta vena cava border place likely thought with nodes ray "
     "no or and made changes overlie present clear was a an note appear appears left-sided right-sided x-ray "
-    "in of possibly-represent".split()
+    "imaging material area areas inspiratory effort heights pad bones bilaterally tubes tube endotracheal structures".split()
 )
+
+
+# What a hidden word may be read as: a word of doubt, a device whose kind is not told, surgery's.
+_OF_HIDDEN = ("doubt", 'the finding "devices"', 'the negative finding "devices"', 'the finding "nodes"')
 
 
 def refusal(before: str, after: str, *, hidden: bool = False) -> str:
@@ -160,11 +170,11 @@ def refusal(before: str, after: str, *, hidden: bool = False) -> str:
     if not after:
         if holds_finding(before) or (not hidden and states_something(before)):
             return f"would lose {_named(facts(before).counts)}"
-        word = next((w for w in _content(before) if not _EMPTY.fullmatch(w)), "")
+        word = next((w for w in _content(before) if not _says_nothing(w)), "")
         return f'would lose "{word}"' if word else ""
     lost, new = difference(facts(before), facts(after))
     if hidden:
-        new = [name for name in new if name not in ("doubt", 'the finding "devices"')]
+        new = [name for name in new if name not in _OF_HIDDEN]
         lost = [name for name in lost if name != "normal"]
     if lost:
         return f"would lose {', '.join(lost)}"
@@ -177,7 +187,7 @@ def _word_refusal(before: str, after: str) -> str:
     """As `refusal`, by the words alone."""
     had, has = Counter(_content(_MODIFIED_CHANGE.sub(" ", before))), Counter(_content(after))
     for word in had - has:
-        if not (_EMPTY.fullmatch(word) or _CHANGE_OR_GONE.fullmatch(word)):
+        if not all(_may_go(part) for part in word.split("-")):
             return f'would lose "{word}"'
     for word in has - Counter(_content(before)):
         if word not in _SET_IN:
@@ -190,6 +200,14 @@ _NAME = re.compile(
     r"\b(?:(?:Drs?|Mr|Mrs|Ms|Miss|Nurse|Doctor|Prof)\b\.?(?:\s+(?:and\s+)?(?!There|The|No\b)[A-Z][\w'-]*\.?){1,3}"
     r"|(?:[A-Z][a-z'-]+\.?\s+){1,2}[A-Z][\w'-]+,\s+(?:M\.?D|R\.?N|N\.?P|P\.?A)\b)"
 )
+
+
+def _says_nothing(word: str) -> bool:
+    return all(len(part) < 3 or _EMPTY.fullmatch(part) for part in word.split("-"))
+
+
+def _may_go(word: str) -> bool:
+    return len(word) < 3 or bool(_EMPTY.fullmatch(word) or _CHANGE_OR_GONE.fullmatch(word))
 
 
 def _content(text: str) -> list[str]:
@@ -208,6 +226,8 @@ def _named(counts: Mapping[str, int]) -> str:
 
 def broken(before: str, after: str) -> bool:
     """Whether a changed sentence is none any more, by what the change itself brought about."""
+    if _BARE.match(after) and not _BARE.match(before):
+        return True
     for pattern in (_BAD_START, _BAD_END):
         if pattern.search(after) and not pattern.search(before):
             return True
@@ -216,7 +236,7 @@ def broken(before: str, after: str) -> bool:
     return (
         not has_verb(after)
         and not states_something(after)
-        and all(_EMPTY.fullmatch(word) for word in _content(after))
+        and all(_says_nothing(word) for word in _content(after))
     )
 
 

@@ -93,7 +93,10 @@ _CLAUSE = re.compile(
     r"|ICU|ED|clinical|medical|surgical)|this|these|was|were|I\b|findings|results))|\s[-\u2013\u2014])\s*",
     re.IGNORECASE,
 )
-_ARTICLE = re.compile(r"^(?:the|an?)\s+(?=\S)", re.IGNORECASE)
+_FINDING_OF = re.compile(
+    r"^(?:(?:the|an?|critical|urgent|unexpected|important|acute)\s+)*(?:findings?|results?) of\s+",
+    re.IGNORECASE,
+)
 
 
 def drop_notes(text: str) -> str:
@@ -128,7 +131,7 @@ def _cuts(sentence: str) -> Iterator[str]:
     unbracketed = _IN_BRACKETS.sub(lambda m: "" if _is_note(m["note"]) else m[0], sentence)
     if unbracketed != sentence:
         yield mended(unbracketed)
-    yield mended(_AT_END.sub(".", sentence))
+    yield _as_finding(_AT_END.sub(".", sentence))
     opened = _REVIEWED_BY.sub("", sentence, count=1)
     if opened != sentence:
         yield mended(opened)
@@ -140,9 +143,14 @@ def _cuts(sentence: str) -> Iterator[str]:
     for pattern in _WITHIN:
         found = pattern.match(sentence)
         if found:
-            yield mended(_ARTICLE.sub("", found["finding"]) + ".")
+            yield _as_finding(found["finding"] + ".")
     clauses = _CLAUSE.split(sentence)
     kept = [c for c in clauses if not _is_note(c) and not _AT_END.search(f" {c}")]
     yield mended(", ".join(kept).rstrip(".") + ".")
     kept = [c for c in kept if states_something(c)]
     yield mended(", ".join(kept).rstrip(".") + ".")
+
+
+def _as_finding(text: str) -> str:
+    """Without "the critical finding of" before it."""
+    return mended(_FINDING_OF.sub("", text))

@@ -41,7 +41,38 @@ _SIGN = (
     r"(?:opacit(?:y|ies)|opacification|densit(?:y|ies)|diseases?|markings|prominence|nodules?|blunting"
     r"|lesions?|shadows?|lucenc(?:y|ies)|focus|foci|infiltrates?|consolidations?|fullness)"
 )
+_BE_SEEN = r"(?:is|are|was|were|appears?|remains?|has|have|seen|noted)"
+_END = r"(?=\s*(?:[.,;:)]|$))"
+_TIP = (
+    r"(?=\s+(?:with (?:its |the |a |an )?(?:distal )?(?:tip|leads?\b|catheter tip)|tip (?:is|in|at|over|within|project|terminat|lies)"
+    r"|(?:terminates?|ends?) (?:in|at|over|within)|(?:has|have) (?:its |the )?(?:distal )?tip))"
+)
 _COMPLETED = (
+    # A device of which only the name is hidden.
+    _rule(rf"\b{MARK}-a-{MARK}(?:\s+{_MARKS})?", "device"),
+    _rule(rf"^(?:(?:the|an?)\s+)?((?:left|right)(?:[- ]sided)?(?: (?:chest(?: wall)?|upper extremity|arm|neck|IJ))?)\s+{_MARKS}{_TIP}", r"\1 device"),
+    _rule(rf"^(?:(?:the|an?)\s+)?{_MARKS}{_TIP}", "Device"),
+    _rule(rf"\b(a|an|the)\s+{_MARKS}{_TIP}", r"\1 device"),
+    # The verb is hidden: "There XXXX be", "This is XXXX to represent".
+    _rule(rf"\bthere {_MARKS} be\b", "there may be"),
+    _rule(rf"\b(is|are) {_MARKS} to (?=(?:represent|reflect|be due)\b)", r"\1 thought to "),
+    # One of two coordinated things is hidden.
+    _rule(rf"\b(\d+(?:st|nd|rd|th)|first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth) and {_MARKS} (?=ribs?\b)", r"\1 and other "),
+    # Partitives.
+    _rule(rf"\b(scattered|some|few|multiple|several|basilar|bibasilar|minimal|mild|subsegmental) {_MARKS} of (?=\w)(?!the\b)", r"\1 areas of "),
+    _rule(rf"\bthere is an? {_MARKS} of (?={_DIAGNOSIS}|(?:\w+ ){{0,3}}(?:atelecta|opaci|consolid|scar))", "there is an area of "),
+    _rule(rf"\b(?:of|in) (?:both|(?:the )?bilateral) {_MARKS}{_END}", "bilaterally"),
+    _rule(rf"^(?:the )?{_MARKS} (are|is) (?=(?:\w+ly )?(?:osteopenic|demineralized|osteoporotic)\b)", r"The bones are "),
+    _rule(rf"^{_MARKS} (is|are) (?=(?:an?|minimal|mild|moderate|severe|chronic|small|large|no|multiple|scattered|some|several|bilateral|patchy)\b)", r"There \1 "),
+    _rule(rf"^(?:the )?{_MARKS} are without (?=\w)", "No "),
+    _rule(rf",?\s+(?:due|secondary|owing) to (?:the |overlying |superimposed |patient |patient's )*{_MARKS}{_END}", ""),
+    _rule(rf"\b((?:due|secondary|related) to) (?:superimposed |overlying )?{_MARKS} and (?=\w)", r"\1 "),
+    # Only one word fits.
+    _rule(rf"\binspirat(?:ory|ional) {MARK}", "inspiratory effort"),
+    _rule(rf"\b(vertebral body) {MARK}(?=\s+(?:and|are|is)\b)", r"\1 heights"),
+    _rule(rf"\b((?:epi|peri)cardial fat) {MARK}", r"\1 pad"),
+    _rule(rf"\b(surgical|orthopedic|metallic|postsurgical) {_MARKS}(?=\s*(?:[.,;]|$)|\s+(?:is|are|seen|noted|in|over|overl\w+|project\w*|at|within)\b)", r"\1 material"),
+    _rule(rf"\b(recommend(?:ed)?|consider|suggest)\s+((?:(?:further|additional|repeat|dedicated|noncontrast\w*|contrast|enhanced|nonemergent|follow-?up)\s+){{0,2}}){_MARKS}(?:\s+(?:scan|imaging|examination|exam|study))?(?=\s+(?:for|to|if|of the|with)\b|\s*[.,;]|$)", r"\1 \2imaging"),
     _rule(r"\bx-(?:X{3,}|_{2,})", "x-ray"),
     _rule(rf"\blymph {MARK}", "lymph nodes"),
     _rule(
@@ -112,7 +143,8 @@ _COMPLETED = (
     _rule(rf"\b(with|and) {_MARKS}\s+of\s+(?=\w)", r"\1 possible "),
     _rule(rf"^(?:the\s+)?{_MARKS}\s+(?:is|are|appears?)\s+(?:\w+ly\s+)?(?:intact|normal|unremarkable)\s+(?:and\s+)?without\s+", "No "),
     # A part of the body whose name is hidden, beside one that is told.
-    _rule(rf"\b(of|in|within|the|is|are|with|both|from) (?:the )?{_MARKS} and (?:the )?(?=\w)(?!{MARK})", r"\1 "),
+    _rule(rf"\b((?:of|in|within|is|are|with|from) (?:the )?|the ){_MARKS} and (?:the )?(?=\w)(?!{MARK})", r"\1"),
+    _rule(rf"\bboth {_MARKS} and (?=\w)(?!{MARK})", ""),
     _rule(rf"\b(?:of|in|within|at|through|along|over|to|from) (?:the |bilateral |both |an? )*{_MARKS}(?=\s*(?:[.,;]|$)|\s+(?:bilaterally|with|of|at|are|is|seen|noted|may|could|and the|has|have)\b)", ""),
     _rule(rf"\b(leads?|lines?|tubes?|wires?|device) {_MARKS}(?= the (?:thorax|chest|heart))", r"\1 overlie"),
     _rule(rf",\s*{_MARKS}\s+(?={_DIAGNOSIS})", ", possibly "),
@@ -128,7 +160,9 @@ _BROKEN = re.compile(
     rf"|\b(?:overall|but|with)\s+{_MARKS}\s+change\b|\bthere (?:is|are|has been) "
     rf"(?:an? )?(?:[\w-]+ )?{_MARKS}\s*[.,;]?$"
     rf"|^if\b.*{MARK}|^(?:recommend|consider|suggest|followup|follow-up)\b.*{MARK}"
-    rf"|\bconsider\s+{_MARKS}",
+    rf"|\bconsider\s+{_MARKS}|\b(?:can|cannot|did|does)\s+{_MARKS}"
+    # An adjective whose noun is hidden would be joined to another.
+    rf"|\b(?!(?:of|in|is|are|and|the|with|both|from|or|to|as|on|at|for|within|left|right|was|were|heart)\b)\w+\s+{_MARKS}\s+(?:and|or)\s+(?=\w+\s+\w+\s*\.?$)(?<!lungs )",
     re.IGNORECASE,
 )
 _NO_OF = re.compile(rf"\b([Nn]o)\s+{_MARKS}\s+of\s+(?:an?\s+)?")

@@ -13,7 +13,7 @@ from unix_jax.cleaning.sentences import each_sentence, mended, says_nothing
 
 _STUDY = (
     r"(?:exam(?:ination)?s?|stud(?:y|ies)|(?:chest\s+)?radiographs?|(?:chest\s+)?films?|imaging"
-    r"|images?|(?:chest\s+)?x-?\s?rays?|x-\s?(?:X{3,}|_{2,})|radiography|(?:chest\s+)?CTs?(?:\s+scans?)?"
+    r"|images?|(?:chest\s+)?x-?\s?rays?|(?:chest\s+)?x-\s?(?:X{3,}|_{2,})|radiography|(?:chest\s+)?CTs?(?:\s+scans?)?"
     r"|scans?|reports?|comparisons?|(?:computed\s+)?tomogra(?:ms?|phy))"
 )
 _MARK = rf"{MARK}(?:[,/\s]+{MARK}){{0,4}}"
@@ -27,6 +27,8 @@ _WHEN = (
     r"|months?|years?) (?:ago|earlier|prior))"
     rf"|\s+{_MARK}|\s+(?:\w+\s+)?(?:days?|weeks?|months?|years?) (?:ago|earlier|prior))?"
 )
+_AMOUNT = r"\d+(?:\.\d+)?(?:\s*x\s*\d+(?:\.\d+)?)*\s*-?(?:mm|cm|centimeters?|millimeters?)?(?!\w)"
+_SIZE_WORD = r"(?:tiny|trace|minimal|small|mild|moderate|large|marked|severe|extensive)"
 # "the most recent prior chest radiograph of 1/2", "prior", "XXXX exam": something earlier.
 _PRIOR = (
     r"(?:(?:the|a|an|any|multiple|most|her|his|their|patient's)\s+){0,3}"
@@ -81,7 +83,7 @@ def _rule(pattern: str, replacement: str = " ") -> tuple[re.Pattern[str], str]:
 
 # Sentences that say nothing but a comparison, or tell of something that is no longer there.
 _DROPPED = re.compile(
-    rf"^(?:no (?:{_MARK}\s+|significant |interval |appreciable |relevant |definite "
+    rf"^(?:(?:there (?:is|are|has been|have been) )?no (?:{_MARK}\s+|significant |interval |appreciable |relevant |definite "
     r"|substantial |acute )*"
     r"changes?(?:\s+(?:is|are|was|were)?\s*(?:seen|noted|identified|demonstrated|found)?(?:\s+in (?:the )?[a-z ]+)?)?"
     r"(?:\s+(?:from|since|compared|with)\b[^.]*)?"
@@ -113,7 +115,7 @@ _TILL_NOW = (
     rf"(?:\s+(?:completely|entirely|in the interval|on (?:today's|the current) \w+))*"
     rf"(?:\s*,?\s+(?:since|from|compared (?:to|with)|when compared (?:to|with))\s+{_PRIOR})?"
 )
-_NOT_QUITE = r"(?:nearly|almost|partially|partly|mostly|largely|incompletely|substantially|virtually)"
+_NOT_QUITE = r"(?:nearly|almost|partially|partly|mostly|largely|incompletely|substantially|virtually|near)"
 _GONE = (
     re.compile(
         rf"^(?:in the interval,?\s+)?(?P<np>[^;.]+?)\s+(?:has|have|had)\s+(?:(?:now|completely|since|interval|also|fully|been"
@@ -132,11 +134,23 @@ _GONE = (
         r"\s*(?P<rest>(?:[,;.]|\s+(?:with(?:out)?|but)\s).*)?$",
         re.IGNORECASE,
     ),
+    re.compile(
+        r"^no longer (?:clearly |well )?(?:seen|visualized|present|identified|evident|visible|demonstrated)"
+        r"\s+(?:is|are)\s+(?P<np>[^,;.]+?)\s*(?P<rest>[,;.].*)?$",
+        re.IGNORECASE,
+    ),
     re.compile(r"^(?:(?:interval(?:ly)?|essentially|completely)\s+)*resolved\s+(?P<np>[^,;.]+?)\s*(?P<rest>[,;.].*)?$", re.I),
 )
 _NEARLY_GONE = re.compile(
-    rf"\s+(?:has|have|is|are)\s+(?:now\s+)?(?:{_NOT_QUITE})(?:\s+completely)?\s+(?:resolved|cleared)"
-    rf"{_TILL_NOW}(?=\s*(?:[,;.]|$))",
+    rf"\s+(?:has|have|is|are)\s+(?:now\s+)?(?:{_NOT_QUITE})(?:\s+completely)?\s+(?:been\s+)?(?:resolved|cleared)"
+    rf"{_TILL_NOW}(?=\s*(?:[,;.]|$))"
+    rf"|^(?:there (?:is|has been)\s+)?(?:(?:the|an?|interval)\s+)*(?:near(?:ly)?|{_NOT_QUITE}|partial|incomplete)"
+    r"(?:[\s-]+(?:complete|total|interval))*\s+(?:resolution|clearing) of\s+(?:the\s+)?",
+    re.IGNORECASE,
+)
+_EXTUBATED = re.compile(
+    r"^(?:there has been\s+)?(?:interval\s+)?(?:extubation|(?:the\s+)?patient\s+(?:is|was|has been)\s+(?:now\s+|since\s+)?extubated)"
+    rf"{_TILL_NOW}(?:\s*[.]|$|\s*(?:[,;]|\bwith\b|\band\b)\s+(?P<rest>.+)$)",
     re.IGNORECASE,
 )
 _LUNGS_CLEARED = re.compile(r"\blungs? ha(?:s|ve) (?:now )?cleared\b", re.IGNORECASE)
@@ -147,15 +161,71 @@ _GONE_ARTICLE = re.compile(
 )
 
 _PHRASES = (
+    # An earlier size or degree beside that of now.
+    _rule(
+        rf"\s*[,(]?\s*\b(?:previously|formerly|compared (?:to|with))\s+(?:measur\w+\s+|about\s+|approximately\s+)*"
+        rf"{_AMOUNT}(?:\s+(?:previously|before|on the prior(?:\s+{_STUDY})?))?(?:\s*\)|(?=\s*(?:[.,;)]|$)))",
+        "",
+    ),
+    _rule(
+        r",?\s+(?:(?:which|that)\s+)?(?:has|have)\s+(?:\w+ly\s+)?(?:increased|decreased|enlarged|grown|improved|worsened"
+        rf"|progressed|diminished)(?:\s+in (?:size|extent|severity))?,?\s+(?:from\s+{_AMOUNT}\s*)(?:to|now)\s+(?=\d)",
+        " measures ",
+    ),
+    _rule(
+        r"\s+(has|have)\s+(?:\w+ly\s+)?(?:increased|decreased|enlarged|improved|worsened|progressed|diminished)"
+        rf"(?:\s+in (?:size|extent|severity))?\s+from\s+{_SIZE_WORD}\s+to\s+(?={_SIZE_WORD}\b)",
+        r" <\1> ",
+    ),
+    _rule(r"<has>", "is"),
+    _rule(r"<have>", "are"),
+    _rule(
+        rf"(?:,\s*|\s+)(?:{_CHANGED}\s+)?since\s+(?:approximately\s+)?(?:\d[\d:.]*\s*(?:[ap]\.?m\.?)?|yesterday|earlier"
+        r"(?:\s+(?:today|this \w+|the same day))?|the same day|this morning|last \w+)(?=\s*(?:[.,;]|$))",
+        "",
+    ),
+    _rule(r"^no evidence of (?:\w+ )?change (?:in|of) (?:the )?", ""),
+    _rule(r"^(?:(?:interval|slight|mild|some|little|minimal)\s+)*changes?\s+in\s+(?:the\s+)?(?:(?:size|appearance|extent|position) of\s+(?:the\s+)?)?(?=\w)", ""),
+    _rule(rf"^(?:new|not (?:\w+ly )?changed|(?:\w+ly )?unchanged|stable|again (?:seen|noted))(?:\s+(?:from|since|compared (?:to|with)|on)\s+{_PRIOR})?\s+(is|are)\s+", r"There \1 "),
+    _rule(r",?\s+as (?:is|are) (?:the )?(?:\w+ ){0,3}?(?:mediastin\w+|hil\w+|heart|contours?|silhouette|aorta|lungs?|bon\w+)(?=\s*(?:[.,;]|$))"),
+    _rule(
+        r"^(?:stable|unchanged)\s+(?:(?:appearance|position|size) of (?:the )?)?(?:(?:heart|cardiac|mediastinal|hilar|cardiomediastinal"
+        r"|and|cardiopulmonary|pulmonary|thoracic|aortic)\s+){1,4}(?:size|contours?|silhouettes?|structures?|configuration"
+        r"|vascularity|vasculature)\s*(?:,|,?\s+and|\s+with)\s+(?=(?:clear|normal|no|mild|moderate|small|large|low|tortuous|well)\b)",
+        "",
+    ),
+    # What moved is where it is now.
+    _rule(r"\s+(?:has|have)\s+(?:been\s+)?(?:\w+ly\s+)?(?:advanced|withdrawn|retracted|repositioned|pulled back|exchanged|replaced|placed|inserted)(?:\s+(?:slightly|somewhat|in the interval|\d+ cm))?\s*,?\s+and\s+(?:is\s+|are\s+)?(?:now\s+)?(?=ends?|terminates?|is|are|projects?|lies|overl|courses?|extends?|passes)"),
+    _rule(rf"(?:overall|slightly|mildly|significantly|there is|\s)*(?<!not )\b(?:improved|increased|better|improvement in)\s+(?:\w+\s+)?(?:aeration|inspiration|inspiratory effort)(?:\s+(?:of|in|at)\s+(?:the\s+|both\s+)?(?:\w+\s+){{0,2}}(?:lungs?|bases?|lobes?))?\s*(?:,|\bwith\b|\band\b)\s+"),
+    _rule(r",?\s*\bboth\s+(?:(?:of which\s+)?(?:are|appear|remain)\s+)?(?:stable|unchanged)(?=\s*(?:[.,;]|$))"),
+    _rule(rf"^(this|these)\s+(?:was|were)\s+(?:also\s+)?(?:present|seen|noted)\s+(?:previously|(?:on|in)\s+{_PRIOR})\s+and\s+(?=is|are|may)", r"\1 "),
+    _rule(r"\bredemonstration\s+(?:with no|without)\s+(?:significant\s+)?(?:interval\s+)?changes?\s+of\s+", ""),
+    _rule(r"\bthere is redemonstration\s+(?:with no|without)\s+(?:significant\s+)?(?:interval\s+)?changes?\s+of\s+", "there is "),
+    _rule(rf"\b(?:{_NOT_QUITE})(?:[\s-]+complete(?:ly)?)?[\s-]+(?:resolved|resolving|cleared)\s+(?=\w)"),
+    # Larger, smaller, more or less than before.
+    _rule(
+        r"\b(is|are)\s+(?:now\s+)?(?:(?:slightly|mildly|markedly|significantly|somewhat|minimally|overall|much)\s+)*"
+        r"(?:larger|smaller|worse|better|greater|(?:more|less)\s+(?:conspicuous|prominent|apparent|extensive|pronounced"
+        r"|dense|confluent|evident|distinct|severe|marked))(?:\s+(?:than|as)\s+(?:previously|before|earlier"
+        rf"|(?:on|in)\s+{_PRIOR}|{_PRIOR})(?:\s+(?:seen|noted|described))?|\s+(?:compared (?:to|with)|since|from)\s+{_PRIOR})?(?=\s*(?:[.,;]|$))",
+        r"\1 present",
+    ),
+    _rule(
+        r",\s+(?:(?:slightly|mildly|markedly|significantly|somewhat|minimally|overall|much)\s+)*"
+        r"(?:larger|smaller|worse|better|greater|(?:more|less)\s+(?:conspicuous|prominent|apparent|extensive|pronounced"
+        r"|dense|confluent|evident|distinct|severe|marked))\s+(?:than\s+(?:previously|before|earlier"
+        rf"|(?:on|in)\s+{_PRIOR}|{_PRIOR})|(?:compared (?:to|with)|since|from)\s+{_PRIOR})(?=\s*(?:[.,;]|$))",
+        "",
+    ),
     # No earlier study to compare with.
     _rule(
-        rf"^(?:in|with|given|due to)?\s*(?:the\s+)?(?:absence|lack) of (?:any\s+)?{_PRIOR}"
+        rf"^(?:in|with|given|due to)?\s*(?:the\s+)?(?:absence|lack) of (?:(?:any|an?|the)\s+)?{_PRIOR}"
         r"(?:\s+(?:for|available)(?:\s+for)?(?:\s+\w+)?)?\s*,?\s*"
     ),
     _rule(
-        rf",?\s*\b(?:no|without)\s+(?:any\s+)?(?:available\s+)?(?:prior|previous|comparison|old|earlier)"
+        rf",?\s*\b(?:no|without)\s+(?:(?:any|an?)\s+)?(?:available\s+)?(?:priors?|previous|comparisons?|old|earlier)"
         rf"(?:\s+{_STUDY})*(?:\s+(?:is|are|were|was))?(?:\s+available)?"
-        r"(?:\s+(?:for|at)\s+(?:this\s+)?\w+)?\s*(?:[,;]\s*|$|(?=\.))"
+        r"(?:\s+(?:for|at)\s+(?:this\s+)?\w+)?\s*(?:[,;]\s*|$|(?=\.)|(?=\sshow|\sdemonstrat|\sreveal))"
     ),
     # Words of change in front of the finding, and behind it.
     _rule(
@@ -172,12 +242,12 @@ _PHRASES = (
         r"(?:increase|decrease|improvement|worsening|progression|reduction|development|clearing"
         r"|appearance)(?:/\w+)?\s+(?:in|of)\s+(?:the\s+)?(?:(?:size|extent|degree|appearance"
         r"|amount|number)\s+of\s+(?:the\s+)?)?(?=\w)",
-        "There is ",
+        "",
     ),
     _rule(
         r"(?:,?\s+(?:which|that))?\s+(?:has|have)\s+(?:(?:now|also|since|slightly|mildly|markedly|significantly|somewhat|further"
         r"|not|largely|moderately|minimally|partially|\w+ly)\s+)*(?:been\s+)?(?:developed|appeared"
-        r"|occurred|increased|decreased|improved|worsened|progressed|diminished|enlarged|changed)"
+        r"|recurred|reaccumulated|re-accumulated|evolved|cleared somewhat|occurred|increased|decreased|improved|worsened|progressed|diminished|enlarged|changed)"
         r"(?:\s+in\s+(?:size|extent|number|severity|appearance|degree|the interval))*"
         r"(?:\s+(?:significantly|substantially|slightly|appreciably|markedly))?"
         rf"(?:\s+(?:since|from|compared (?:to|with)|when compared (?:to|with))\s+{_PRIOR})?"
@@ -219,7 +289,7 @@ _PHRASES = (
     _rule(r"\b(?:new|newly)\s+(?:develop\w+\s+)?(?=\w)(?<!no new )(?<!without new )(?<!of new )"),
     # An opening: "Comparison XXXX. Clear lungs", "Compared to the prior, ...", "Since ..., ..."
     _rule(rf"^comparison:?\s+{_MARK}[\s,.:]+(?=(?-i:[A-Z]))"),
-    _rule(rf"^no comparisons?(?:\s+{_STUDY})?[.:]*\s+(?=(?-i:[A-Z][a-z]))"),
+    _rule(rf"^no comparisons?(?:\s+(?:chest\s+)?{_STUDY})?[.:]*\s+(?=(?-i:[A-Z][a-z]))"),
     _rule(
         r"^(?:(?:there (?:is|are|has been)|there's been) )?no (?:(?:significant"
         r"|interval|appreciable|definite|\w+ly) )*changes? (?:is |are )?(?:seen )?in "
@@ -279,7 +349,7 @@ _PHRASES = (
         r"\b(?:there (?:has|have) been|there's been|there (?:is|are))\s+"
         r"(?:apparent\s+)?interval (?:development|appearance|improvement|worsening"
         r"|progression)(?: of| in)?\s+",
-        "There is ",
+        "",
     ),
     _rule(
         r"\binterval (?:development|appearance|improvement|worsening|progression"
@@ -319,10 +389,11 @@ _PHRASES = (
         rf",?\s*\b(?:which|that|and)\s+{_BE}{_DEGREE}(?:improved|worsened|increased"
         rf"|decreased|progressed|larger|smaller){_ASPECT}{_NOUN_END}",
     ),
-    _rule(rf"\b(?:remains|continues to be)\s+(?:stable|unchanged){_ASPECT}{_NOUN_END}"),
+    _rule(rf"\b(?:remains|continues to be)\s+(?:stable|unchanged){_ASPECT}{_NOUN_END}", "is present"),
     _rule(r"\b(?:remains|continues to be)\s+(?=\w)", "is "),
     _rule(r"\b(?:remain|continue to be)\s+(?=\w)", "are "),
-    _rule(rf"\b(?:remains?|persists?){_NOUN_END}"),
+    _rule(rf"\b(?:remains|persists){_NOUN_END}", "is present"),
+    _rule(rf"\b(?:remain|persist){_NOUN_END}", "are present"),
     _rule(r"\bpersistent(?:ly)?\b"),
     _rule(r"\bcontinued\b(?=\s+\w)"),
     # stable and unchanged: predicates, then adjectives
@@ -336,6 +407,14 @@ _PHRASES = (
         rf"\b(?:has|have)\s+(?:been\s+)?{_DEGREE}(?:increased|decreased|progressed"
         r"|improved|worsened|enlarged)(?:\s+in (?:size|number|extent"
         rf"|severity))?{_NOUN_END}",
+    ),
+    _rule(
+        rf"\b(?:is|appears|remains)\s+{_DEGREE}(?:stable|unchanged|similar)(?:\s+and\s+unchanged)?{_ASPECT}{_NOUN_END}",
+        "is present",
+    ),
+    _rule(
+        rf"\b(?:are|appear|remain)\s+{_DEGREE}(?:stable|unchanged|similar)(?:\s+and\s+unchanged)?{_ASPECT}{_NOUN_END}",
+        "are present",
     ),
     _rule(
         rf",?\s*(?:and\s+)?{_BE}{_DEGREE}(?:stable|unchanged|similar|(?:un)?changed)"
@@ -385,7 +464,7 @@ _TRIGGER = re.compile(
     r"|film)|interval|again"
     r"|redemonstrat|re-demonstrat|remain|persist|continue|stable|unchanged|similar|change|increas"
     r"|decreas|improv|wors|resol|progress|clearing|removal|removed|\bnew|no longer|before"
-    r"|develop|cleared|diminish|occurred|larger|smaller|absence|than (?:the|on|prev)|from (?:the|X{3}|_{2})|extubat",
+    r"|develop|cleared|clear|recurred|evolv|advanced|withdrawn|retract|reposition|conspicuous|aeration|better|greater|diminish|occurred|more (?:prom|dens|ext|app|pron|conf)|less (?:prom|dens|ext|app|pron|conf)|larger|smaller|absence|than (?:the|on|prev)|from (?:the|X{3}|_{2})|extubat",
     re.IGNORECASE,
 )
 
@@ -398,7 +477,12 @@ _SEGMENT = re.compile(
     r"|pulmonary|osseous|bony|tortuous|normal|stable|unchanged)\b)))",
     re.IGNORECASE,
 )
-_COMMA_OF_ADJECTIVES = re.compile(r"\b(stable|unchanged),\s+(?=\w+ )", re.IGNORECASE)
+_COMMA_OF_ADJECTIVES = re.compile(
+    r"\b(stable|unchanged),\s+(?=(?:mild|moderate|marked|severe|normal|small|large|minimal|chronic|coarse"
+    r"|prominent|enlarged|tortuous|calcified|diffuse|scattered|low|left|right|bilateral|\w+ly"
+    r"|non\w+|\w+ed|\w+ous|\w+ic)\s)",
+    re.IGNORECASE,
+)
 _CHANGE_WORD = re.compile(
     r"\b(?:stable|unchanged|similar|same|chang\w+|interval|compar\w+|prior|previous\w*|persist\w*"
     r"|remains?|again|re-?demonstrat\w+)\b",
@@ -432,6 +516,10 @@ def without_priors(sentence: str) -> str:
         return sentence
     if _DROPPED.match(sentence) and not holds_finding(sentence):
         return ""
+    extubated = _EXTUBATED.match(sentence)
+    if extubated:
+        rest = without_priors(mended(extubated["rest"] or ""))
+        return " ".join(filter(None, ("No endotracheal tube.", rest)))
     gone = _as_negative(sentence)
     if gone is not None:
         return gone
@@ -476,6 +564,9 @@ def _as_negative(sentence: str) -> str | None:
         rest = match["rest"] or "."
         rest = re.sub(r"^\s+with no\b", ", no", rest)
         rest = re.sub(r"^\s+without\b", ", no", re.sub(r"^\s+with\b", ";", rest))
+        # A small letter after "No", except in a name such as PICC.
+        if noun[1:2].islower():
+            noun = noun[0].lower() + noun[1:]
         return mended(_replaced(f"No {noun}{rest}"))
     return None
 

@@ -40,7 +40,7 @@ _PICTURE = (
     r"(?:\s+XXXX(?:[/,\s]+XXXX){0,3})?"
 )
 _VIEW_ONLY = re.compile(
-    rf"^(?:technique|views?|examination|exam|study)?:?\s*(?:{_VIEW}){{1,6}}{_PICTURE}"
+    rf"^(?:technique|views?|examination|exam|study)?:?\s*(?:{_VIEW}){{1,6}}{_PICTURE}(?:\s+only)?"
     r"(?:\s*,?\s+(?:(?:was|were|are|is|has been|have been)\s+)?"
     r"(?:obtained|performed|submitted|provided|acquired|available|reviewed|presented|taken"
     r"|evaluated)\b[^.]{0,60}|\s+compared\b[^.]{0,80})?[.:]*$",
@@ -63,7 +63,7 @@ _SHOWN_TO_BE = re.compile(
 )
 _VIEW_HEAD = re.compile(
     r"^(?:(?:portable|single|frontal|lateral|upright|supine|AP|PA|and|two|2)[\s,-]+){1,5}"
-    r"(?:view|views|radiograph|radiographs|chest x-?ray|projection)(?:\s+of the chest)?\s*[:,]\s+",
+    r"(?:chest|view|views|radiograph|radiographs|chest (?:x-?ray|radiograph|film)s?|projection)(?:\s+of the chest)?\s*[:,]\s+",
     re.IGNORECASE,
 )
 

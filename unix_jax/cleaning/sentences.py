@@ -21,10 +21,12 @@ _DANGLING_END = re.compile(
     re.IGNORECASE,
 )
 _DANGLING_START = re.compile(
-    r"^\s*(?:(?:and|or|of|to|which|that|than|but|then|by)\b|[,;:)-])\s*", re.IGNORECASE
+    r"^\s*(?:(?:and|or|of|to|which|that|than|but|then|by)\b|as (?:is|are)\b|[,;:)-])\s*", re.IGNORECASE
 )
 _SPACED_PUNCTUATION = re.compile(r"\s+(?=[,.;:)!?](?!\d))")
 _DOUBLE_COMMA = re.compile(r"[,;](?:\s*,)+")
+# The second comma of a pair whose first went.
+_COMMA_BEFORE_VERB = re.compile(r"^([^,;]+),\s+(?=(?:is|are|has|have|was|were)\s)")
 _COMMA_BEFORE_END = re.compile(r"[\s,;:(-]+(?=[.!?]$)|[\s,;:(-]+$")
 _EMPTY_BRACKETS = re.compile(r"\(\s*[.,;/]?\s*\)|\[\s*\]|<\s*>|\"\s*\"")
 _DOUBLE_STOP = re.compile(r"[.;](?:\s*\.)+")
@@ -130,6 +132,29 @@ _NEUTRAL = frozenset(
         "time",
         "other",
         "which",
+        "present",
+        "alignment",
+        "inflation",
+        "aeration",
+        "vessels",
+        "vascular",
+        "structure",
+        "diaphragm",
+        "diaphragms",
+        "hemidiaphragm",
+        "hemidiaphragms",
+        "trachea",
+        "bones",
+        "ribs",
+        "sulci",
+        "upper",
+        "abdomen",
+        "visualization",
+        "central",
+        "airway",
+        "airways",
+        "border",
+        "borders",
     ]
 )
 _WORDS = re.compile(r"[^\W\d_]+")
@@ -211,7 +236,7 @@ def mended(sentence: str) -> str:
         sentence = _SPACED_PUNCTUATION.sub("", sentence)
         sentence = _DOUBLE_STOP.sub(".", _DOUBLE_COMMA.sub(",", sentence))
         sentence = _DANGLING_START.sub("", _DANGLING_END.sub("", sentence))
-        sentence = _COMMA_BEFORE_END.sub("", sentence).strip()
+        sentence = _COMMA_BEFORE_END.sub("", _COMMA_BEFORE_VERB.sub(r"\1 ", sentence)).strip()
         if sentence == before:
             break
     if not _LETTER.search(sentence):
