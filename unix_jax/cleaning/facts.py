@@ -137,7 +137,7 @@ _OF_PRIORS = re.compile(
     r"\bnot\s+(?:\w+\s+){0,5}?(?:on|in|from)\s+(?:the\s+|an?\s+|his\s+|her\s+|that\s+)?(?:\w+\s+)?"
     r"(?:prior|previous|comparison|earlier|preceding)\b|\bnot\s+(?:\w+\s+)?(?:seen|present"
     r"|visualized|identified)\s+(?:previously|before)\b"
-    r"|\binterval enlargement\b|\b(?:has|have)\s+(?:\w+ly\s+)?enlarged\b"
+    r"|\benlarging\b|\binterval enlargement\b|\b(?:has|have)\s+(?:\w+ly\s+)?enlarged\b"
     rf"|\b(?:previously|formerly)\s+(?:measur\w+\s+|about\s+|approximately\s+)*(?:{_AMOUNT}|{_SIZE_WORD})(?!\w)"
     rf"|\bcompared (?:to|with)\s+(?:about\s+|approximately\s+)?{_AMOUNT}(?:\s+(?:previously|before|on the prior))?"
     rf"|\bfrom\s+{_AMOUNT}\s*(?=to\s+\d)|\bfrom\s+{_SIZE_WORD}\s+(?=to\s+{_SIZE_WORD})"

@@ -26,7 +26,7 @@ _BAD_START = re.compile(
 _BAD_END = re.compile(
     r"\b(?:and|or|with|of|to|in|on|at|by|from|for|the|an?|as|is|are|was|were|be|been|has|have|had|may"
     r"|which|that|than|but|since|per|via|into|over|versus|appears?|remains?|possibly|no"
-    r"|mildly|slightly|significantly|without|could|might|within|between|overlying|representing)"
+    r"|mildly|slightly|significantly|without|could|might|within|between|overlying|representing|residual|adjacent|both|-view|very)"
     r"\W*$",
     re.IGNORECASE,
 )
@@ -64,7 +64,7 @@ _SPEAKS_OF_PRIOR = re.compile(
     rf"|\b(?:has|have) (?:\w+ ){{0,3}}{_CHANGE}|\bno longer\b|\b(?:is|are) (?:\w+ )?(?:new|improved"
     r"|worse|worsened|decreased since|resolved)\b|\bimprov(?:ed|ing|ement)\b|\bworsen(?:ed|ing)\b"
     r"|\bresolv(?:ed|ing)\b|\bnew(?:ly)?\b(?! (?:york|born))"
-    r"|^(?:increase|decrease)d? in\b|\bas before\b|\bin the interim\b|\bcontinued\b|\bcontinues? to\b"
+    r"|^there has been (?:\w+ )*(?:resolution|removal)\b|\b(?:increased|decreased) size of\b|\benlarging\b|\bnow (?=proj|meas|seen|ends?|term|mini|mild|small)|\bor significant change\b|^(?:increase|decrease)d? in\b|\bas before\b|\bin the interim\b|\bcontinued\b|\bcontinues? to\b"
     r"|\b(?:more|less) \w+ than\b|\b(?:days?|weeks?|months?|years?) ago\b",
     re.IGNORECASE,
 )
@@ -97,7 +97,7 @@ _EMPTY = re.compile(
     r"|appreciabl\w*|significantly|clinically|removal|earlier|recent\w*|outside|available|availability"
     r"|current|persist\w*|time|hours?|days?|weeks?|months?|years?|ago|today\w*|yesterday|interim|absence"
     r"|lack|old|last|previously|evol\w+|short|long|term|further|differ\w+|major|gross|detrimental"
-    r"|having|current\w*|remote|markedly|largely|moderately|somewhat|as|now|exists?|establish\w*|document\w*"
+    r"|secondary|partial\w*|excluded|having|current\w*|remote|markedly|largely|moderately|somewhat|as|now|exists?|establish\w*|document\w*"
     # the study itself and how it was taken
     r"|reveals?|contrast|noncontrast\w*|enhanced|two-view|swimmers?|crosstable|cross-table|sternum|computed"
     r"|condition|dedicated|detailed|resolution|parenchyma|setting|neck|online|point|age|field|of-view|vi?ew"
@@ -107,7 +107,8 @@ _EMPTY = re.compile(
     r"|review(?:ed)?|submitted|provided|acquired|taken|dated?|upright|supine|erect|report\w*|dictat\w+|ap|pa"
     r"|rotat\w+|oblique|decubitus|magnification|bedside|cassettes?|addend\w*|reading|read|wet|preliminary"
     # advice, and who was told what
-    r"|after|following|upon|icu|urgently|promptly|define|benefit|orientation|nonemergent|already|appropriate|treatment|side|area|determine\w*|alternatively"
+    r"|longer|end|cardio|skin|region|tenderness|discordant|high|pelvis|dyspnea|nasopharynx|superimposed|top|artifact\w*"
+    r"|term|enhanced|near|after|following|upon|icu|urgently|promptly|define|benefit|orientation|nonemergent|already|appropriate|treatment|side|area|determine\w*|alternatively"
     r"|concern|elsewhere|presence|workup|establish|versus|additional|like|case|through|expected|suited|options?"
     r"|choice|best|reference|possible|possibly|follow|ordered|desired?|needed|repeat|lumbar|cervical|through|mid"
     r"|recommend\w*|consider\w*|correlat\w+|suggest\w*|follow-?\s?up|clinical\w*|helpful|informative|needed"
@@ -131,7 +132,7 @@ _MODIFIED_CHANGE = re.compile(
     re.IGNORECASE,
 )
 _CHANGE_OR_GONE = re.compile(
-    r"(?:new\w*|develop\w*|appeared|occurred|diminish\w*|reduc\w+|enlarge\w*|larger|smaller|clear\w+|removed"
+    r"(?:new\w*|enlarging|longer|distinct|develop\w*|appeared|occurred|diminish\w*|reduc\w+|enlarge\w*|larger|smaller|clear\w+|removed"
     r"|placement|placed|insert\w+|redemonstrat\w*|re-demonstrat\w*|continu\w+|recur\w*|advanced|withdrawn"
     r"|retracted|repositioned|conspicuous|confluent|extensive|pronounced|measur\w+|exchanged|nearly|almost"
     r"|partial\w*|mostly|largely|incomplete\w*|virtually|complete\w*|described|now|once|appreciated|moderate\w*"
@@ -149,7 +150,7 @@ _SET_IN = frozenset(
     "there is are seen other measures measure possibly may represent reflect indicate suggest possible device structure "
     "structures view views angle angles lungs aorta vena cava border place likely thought with nodes ray "
     "no or and made changes overlie present clear was a an note appear appears left-sided right-sided x-ray "
-    "imaging material area areas inspiratory effort heights pad bones bilaterally tubes tube endotracheal structures".split()
+    "imaging material area areas inspiratory field-of-view field system the effort heights pad bones bilaterally tubes tube endotracheal structures".split()
 )
 
 

@@ -44,7 +44,7 @@ _SIGN = (
 _BE_SEEN = r"(?:is|are|was|were|appears?|remains?|has|have|seen|noted)"
 _END = r"(?=\s*(?:[.,;:)]|$))"
 _TIP = (
-    r"(?=\s+(?:with (?:its |the |a |an )?(?:distal )?(?:tip|leads?\b|catheter tip)|tip (?:is|in|at|over|within|project|terminat|lies)"
+    r"(?=\s+(?:(?:is |are )?(?:noted|seen|identified|present)\s+)?(?:with (?:its |the |a |an )?(?:distal )?(?:tip|leads?\b|catheter tip)|tip (?:is|in|at|over|within|project|terminat|lies)"
     r"|(?:terminates?|ends?) (?:in|at|over|within)|(?:has|have) (?:its |the )?(?:distal )?tip))"
 )
 _COMPLETED = (
@@ -67,6 +67,19 @@ _COMPLETED = (
     _rule(rf"^(?:the )?{_MARKS} are without (?=\w)", "No "),
     _rule(rf",?\s+(?:due|secondary|owing) to (?:the |overlying |superimposed |patient |patient's )*{_MARKS}{_END}", ""),
     _rule(rf"\b((?:due|secondary|related) to) (?:superimposed |overlying )?{_MARKS} and (?=\w)", r"\1 "),
+    _rule(rf"\b(?<!the )(most|less) {_MARKS}(?=\s+(?!of\b)\w|\s*[.,;])", r"\1 likely"),
+    _rule(rf"\b(lung) {MARK} (?=are\b)", "lungs "),
+    _rule(rf"\b(transverse|descending|ascending|tortuous(?: thoracic)?) {MARK}{_END}", r"\1 aorta"),
+    _rule(rf"\b(transverse) {MARK}(?= is)", r"\1 aorta"),
+    _rule(rf"\b(calcifications? (?:of|in) the thoracic) {MARK}", r"\1 aorta"),
+    _rule(rf"(?:\b\w+-)?{MARK}-of-view", "field-of-view"),
+    _rule(rf"\bcorrelate (clinically )?for {_MARKS} of\b", r"correlate \1for evidence of"),
+    _rule(rf"^the (left and right|right and left) {_MARKS} (?=are|remain|appear)", r"The \1 structures "),
+    _rule(rf"\bcollecting {MARK}", "collecting system"),
+    _rule(rf"\bcostodiaphragmatic {MARK}", "costodiaphragmatic angle"),
+    _rule(rf"\b(visualized) {_MARKS} (?=(?:is|are|appear) (?:grossly )?(?:intact|normal|unremarkable))", r"\1 structures "),
+    _rule(rf"\b(?:in|of|within|overlying|over) (?:the )?(left|right) {_MARKS}(?=\s*(?:[.,;]|$))", r"on the \1"),
+    _rule(rf"\b(calcified (?:(?:left|right|bilateral) )?(?:\w+)?(?:hilar|mediastinal|paratracheal|subcarinal|axillary)) {_MARKS}(?=\s+(?:is|are|seen|noted|identified)\b|\s*[.,;]|$)", r"\1 structures"),
     # Only one word fits.
     _rule(rf"\binspirat(?:ory|ional) {MARK}", "inspiratory effort"),
     _rule(rf"\b(vertebral body) {MARK}(?=\s+(?:and|are|is)\b)", r"\1 heights"),
@@ -110,7 +123,7 @@ _COMPLETED = (
     # Of normal things only: the word that is hidden may be a device.
     _rule(
         r"(?<!\ba )(?<!\ban )\b(pulmonary|mediastinal|hilar|thoracic|osseous|bony|vascular"
-        rf"|(?:cardiac|heart) and (?:mediastinal|pulmonary)) {MARK}(?=[^.;]*\b{_NORMAL}|\s*$|\s*\.)",
+        rf"|(?:cardiac|heart) and (?:mediastinal|pulmonary)) {MARK}(?=[^.;]*\b{_NORMAL}|\s*$|\s*\.|,\s+consistent)",
         r"\1 structures",
     ),
     _rule(rf"\b(heart|lung) {MARK}(?=\s*,|\s+(?:and|bilaterally)\b)", r"\1"),
@@ -120,7 +133,7 @@ _COMPLETED = (
     _rule(
         rf"\b(cardiac|chest(?: wall)?|jugular|subclavian|axillary|venous) {_MARKS}(?!\s+generator)(?=\s+(?:overl\w+|project\w*|catheter|in"
         r" (?:stable|good|satisfactory|unchanged)|with (?:its |the |intact )?(?:distal )?(?:tip|lead|catheter"
-        r"|wire)|tip|generator|device)|[^.;]*\b(?:tips?|leads?|SVC|atri\w+|vena cava|device)\b|\s*\.?$)",
+        r"|wire)|tip|generator|device|which)|[^.;]*\b(?:tips?|leads?|SVC|atri\w+|vena cava|device)\b|\s*\.?$)",
         r"\1 device",
     ),
     _rule(rf"\bleft-sided {_MARKS}(?=\s+with (?:its |the )?(?:tip|lead))", "left-sided device"),
@@ -148,6 +161,19 @@ _COMPLETED = (
     _rule(rf"\b(?:of|in|within|at|through|along|over|to|from) (?:the |bilateral |both |an? )*{_MARKS}(?=\s*(?:[.,;]|$)|\s+(?:bilaterally|with|of|at|are|is|seen|noted|may|could|and the|has|have)\b)", ""),
     _rule(rf"\b(leads?|lines?|tubes?|wires?|device) {_MARKS}(?= the (?:thorax|chest|heart))", r"\1 overlie"),
     _rule(rf",\s*{_MARKS}\s+(?={_DIAGNOSIS})", ", possibly "),
+)
+# An adjective whose noun is hidden, with nothing that says what it was.
+_ADJECTIVE = (
+    r"(?:(?!(?:interval|normal|hospital|several|all|scar|scars|clinic|topic|particular|lumbar|similar|mortal|level"
+    r"|material|focal|clavicular|terminal|proximal)\b)(?:[a-z]{2,}(?:[a-z]al|[a-z]ar|ic|ous))|left|right|upper|lower|prominent|both|very|transverse"
+    r"|visualized|bilateral|noncontrast|adjacent|free|round|punctate|residual|collecting|dilated|implantable|large|small"
+    r"|left-sided|right-sided|superior|inferior|anterior|posterior)"
+)
+_HEADLESS = re.compile(
+    rf"\b{_ADJECTIVE}\s+{_MARKS}(?=\s*(?:[.,;:)]|$)|\s+(?:is|are|was|were|seen|noted|identified|visualized|overl\w+|project\w*"
+    r"|over|in|at|within|with|which|bilateral|intact|appears?|remains?|unchanged|stable|may|has|have)\b)"
+    rf"|\b(?:seen|visualized|demonstrated) (?:on|in|by) {_MARKS} (?=is|are\b)|\bof-{MARK}|{MARK}-of-\w+",
+    re.IGNORECASE,
 )
 # The verb, or whether a thing was said to be there, is what is hidden.
 _BROKEN = re.compile(
@@ -221,7 +247,9 @@ def without_placeholders(sentence: str) -> str:
     before = sentence
     for pattern, replacement in _COMPLETED:
         sentence = pattern.sub(replacement, sentence)
-    if _ANY.search(sentence) and (_BROKEN.search(sentence) or _is_lost(sentence)):
+    if _ANY.search(sentence) and (
+        _BROKEN.search(sentence) or _HEADLESS.search(sentence) or _is_lost(sentence)
+    ):
         return ""
     sentence = _NO_OF.sub(r"\1 ", sentence)
     sentence = _AGE.sub(r"\1 ", sentence)

@@ -129,7 +129,7 @@ _GONE = (
         re.IGNORECASE,
     ),
     re.compile(
-        r"^(?:there (?:is|are|has been|have been)\s+)?(?:the\s+|an?\s+)?(?:complete\s+)?(?:interval\s+)?"
+        r"^(?:there (?:is|are|has been|have been)\s+)?(?:the\s+|an?\s+)?(?:apparent\s+)?(?:complete\s+)?(?:interval\s+)?"
         rf"(?:complete\s+)?(?:removal|resolution) of\s+(?P<np>[^,;.]+?){_TILL_NOW}"
         r"\s*(?P<rest>(?:[,;.]|\s+(?:with(?:out)?|but)\s).*)?$",
         re.IGNORECASE,
@@ -160,6 +160,7 @@ _GONE_ARTICLE = re.compile(
     re.IGNORECASE,
 )
 
+_COMPARING_OPENING = _rule(rf"^(?:{_COMPARED}|since|from)\s+{_PRIOR}\s*,\s*")
 _PHRASES = (
     # An earlier size or degree beside that of now.
     _rule(
@@ -198,10 +199,22 @@ _PHRASES = (
     _rule(r"\s+(?:has|have)\s+(?:been\s+)?(?:\w+ly\s+)?(?:advanced|withdrawn|retracted|repositioned|pulled back|exchanged|replaced|placed|inserted)(?:\s+(?:slightly|somewhat|in the interval|\d+ cm))?\s*,?\s+and\s+(?:is\s+|are\s+)?(?:now\s+)?(?=ends?|terminates?|is|are|projects?|lies|overl|courses?|extends?|passes)"),
     _rule(rf"(?:overall|slightly|mildly|significantly|there is|\s)*(?<!not )\b(?:improved|increased|better|improvement in)\s+(?:\w+\s+)?(?:aeration|inspiration|inspiratory effort)(?:\s+(?:of|in|at)\s+(?:the\s+|both\s+)?(?:\w+\s+){{0,2}}(?:lungs?|bases?|lobes?))?\s*(?:,|\bwith\b|\band\b)\s+"),
     _rule(r",?\s*\bboth\s+(?:(?:of which\s+)?(?:are|appear|remain)\s+)?(?:stable|unchanged)(?=\s*(?:[.,;]|$))"),
+    _rule(rf"^(?:without|with no) (?:a |any )?{_PRIOR}\s*,\s*"),
+    _rule(rf"^((?:this|these|it)) ha(?:s|ve) developed in the interval,? and\s+(?=may|is|are)", r"\1 "),
+    _rule(rf",?\s+(?:and\s+)?(?:which\s+)?(?:is|are|was|were)\s+(?:\w+ly\s+)?better\s+(?:appreciated|visualized|seen|demonstrated)\s+(?:on|in|by)\s+(?:the\s+)?{_PRIOR}"),
+    _rule(rf",\s*(?:as\s+)?(?:better|also)\s+(?:appreciated|visualized|seen|demonstrated)\s+(?:on|in|by)\s+(?:the\s+)?{_PRIOR}"),
+    _rule(rf",?\s+(?:which\s+)?(?:have|has) been there on {_PRIOR}"),
+    _rule(r"\bare redemonstrated\b", "are seen"),
+    _rule(r"^redemonstrated (is|are)\b", r"There \1"),
+    _rule(rf"\bappears?\s+(?:less|more)\s+distinct\s+than\s+(?:on\s+)?{_PRIOR}", "is present"),
     _rule(rf"^(this|these)\s+(?:was|were)\s+(?:also\s+)?(?:present|seen|noted)\s+(?:previously|(?:on|in)\s+{_PRIOR})\s+and\s+(?=is|are|may)", r"\1 "),
     _rule(r"\bredemonstration\s+(?:with no|without)\s+(?:significant\s+)?(?:interval\s+)?changes?\s+of\s+", ""),
     _rule(r"\bthere is redemonstration\s+(?:with no|without)\s+(?:significant\s+)?(?:interval\s+)?changes?\s+of\s+", "there is "),
     _rule(rf"\b(?:{_NOT_QUITE})(?:[\s-]+complete(?:ly)?)?[\s-]+(?:resolved|resolving|cleared)\s+(?=\w)"),
+    _rule(r"\b(?:increased|decreased)\s+size\s+of\s+(?:the\s+)?(?=\w)", ""),
+    _rule(r",?\s+(?:or|and|nor)\s+(?:(?:significant|interval|acute|other)\s+)*changes?(?=\s*(?:[.,;]|$))"),
+    _rule(r"\b(is|are)\s+now\s+(?=\w)", r"\1 "),
+    _rule(r"\bnow\s+(?=(?:projects?|measur\w+|seen|ends?|terminates?|minimal|mild|small|moderate)\b)"),
     # Larger, smaller, more or less than before.
     _rule(
         r"\b(is|are)\s+(?:now\s+)?(?:(?:slightly|mildly|markedly|significantly|somewhat|minimally|overall|much)\s+)*"
@@ -301,7 +314,7 @@ _PHRASES = (
         r"|are)\b",
         r"There \1",
     ),
-    _rule(rf"^(?:{_COMPARED}|since|from)\s+{_PRIOR}\s*,\s*"),
+    _COMPARING_OPENING,
     _rule(r"^in the interval,?\s+"),
     # "no new" bounds what is seen now: nothing beside what was described.
     _rule(
@@ -453,7 +466,7 @@ _PHRASES = (
         r"|demonstrated)\b",
     ),
     _rule(
-        r"\b(?:worsening|worsened|improving|improved|resolving|increasing|decreasing)\b(?=\s+\w)"
+        r"\b(?:worsening|worsened|improving|improved|resolving|increasing|decreasing|enlarging)\b(?=\s+\w)"
     ),
     _rule(r"\bthere is the\b", "there is"),
     _rule(r"(?<!\bof )\bnew(?:ly)?\b(?!\s+(?:york|born))"),
@@ -463,7 +476,7 @@ _TRIGGER = re.compile(
     r"compar|prior|previous|earlier|recent|\bsince\b|\blast\b|\bold(?:er)? (?:exam|stud"
     r"|film)|interval|again"
     r"|redemonstrat|re-demonstrat|remain|persist|continue|stable|unchanged|similar|change|increas"
-    r"|decreas|improv|wors|resol|progress|clearing|removal|removed|\bnew|no longer|before"
+    r"|decreas|improv|wors|resol|enlarging|\bnow\b|progress|clearing|removal|removed|\bnew|no longer|before"
     r"|develop|cleared|clear|recurred|evolv|advanced|withdrawn|retract|reposition|conspicuous|aeration|better|greater|diminish|occurred|more (?:prom|dens|ext|app|pron|conf)|less (?:prom|dens|ext|app|pron|conf)|larger|smaller|absence|than (?:the|on|prev)|from (?:the|X{3}|_{2})|extubat",
     re.IGNORECASE,
 )
@@ -520,7 +533,7 @@ def without_priors(sentence: str) -> str:
     if extubated:
         rest = without_priors(mended(extubated["rest"] or ""))
         return " ".join(filter(None, ("No endotracheal tube.", rest)))
-    gone = _as_negative(sentence)
+    gone = _as_negative(_COMPARING_OPENING[0].sub("", sentence))
     if gone is not None:
         return gone
     pruned = _pruned(sentence)
@@ -553,7 +566,7 @@ def _as_negative(sentence: str) -> str | None:
         match = pattern.match(sentence)
         if match is None:
             continue
-        noun = _GONE_ARTICLE.sub("", match["np"])
+        noun = _COUNT.sub("", _GONE_ARTICLE.sub("", match["np"]))
         if re.search(r"\b(?:no|not|is|are|but|one of|some of|may|nearly|almost)\b", noun, re.I):
             return None
         if not holds_finding(noun):
@@ -569,6 +582,10 @@ def _as_negative(sentence: str) -> str | None:
             noun = noun[0].lower() + noun[1:]
         return mended(_replaced(f"No {noun}{rest}"))
     return None
+
+
+# "Two left chest tubes have been removed": how many is not kept.
+_COUNT = re.compile(r"^(?:two|three|four|both|all|\d)(?: of the)?\s+(?=[a-z])", re.IGNORECASE)
 
 
 def _pruned(sentence: str) -> str:
