@@ -8,7 +8,7 @@ lexicon is wrong it is wrong before and after alike.
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 # One name of each device, and the ways in which reports write it.
 DEVICES = {
@@ -73,7 +73,7 @@ _COMPOUND = (
 )
 _WORDS = {
     re.sub(r"[(\\?].*", "", stem.split("|")[0]) or "line": re.compile(
-        rf"(?<![a-z]){_COMPOUND}(?:{stem})", re.IGNORECASE
+        rf"(?<![a-z]){_COMPOUND}(?:{stem})\w*", re.IGNORECASE
     )
     for stem in _STEMS.split()
 } | {
@@ -155,6 +155,9 @@ _HEDGE = re.compile(
     r"|compatible|consistent)\b",
     re.IGNORECASE,
 )
+_FURTHER = re.compile(r",\s*(?:and|with)\b|;", re.IGNORECASE)
+# Characters by which a finding before a side counts as farther than one after it.
+_BEHIND = 15
 _NORMAL = re.compile(
     r"\b(?:normal|unremarkable|clear(?!\w)|intact|within (?:the )?(?:\w+ )?(?:normal )?limits"
     r"|negative)\b",
@@ -173,22 +176,31 @@ _MEASURE = re.compile(
     r"|(?<![\w.])(?P<vertebra>[TL]\d{1,2})(?!\w)|\b(?P<rib>\d{1,2})(?:st|nd|rd|th)\b",
     re.IGNORECASE,
 )
-_NAMES = {"+": "the finding", "-": "the negative finding"}
+_NAMES = {False: "the finding", True: "the negative finding"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """Counts of one text, by the words that a message can name."""
+    """Counts of one text.
+
+    counts: by a name such as 'the negative finding "effusion"'; the words in it are stems.
+    words: the name with the word as the text has it, for messages.
+    """
 
     counts: Counter[str]
+    words: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def facts(text: str) -> Facts:
     """Everything counted in `text`, which may be a sentence or a section."""
     text = _of_now(text)
     counts: Counter[str] = Counter()
+    words: dict[str, str] = {}
     for clause in _clauses(text):
-        counts.update(_in_clause(clause))
+        for found in _in_clause(clause):
+            name = f'{_NAMES[found.denied]} "{found.stem}"'
+            counts[name] += 1
+            words.setdefault(name, f'{_NAMES[found.denied]} "{found.word}"')
     counts.update(
         f'the side "{side}"' for side, pattern in _SIDES.items() for _ in pattern.finditer(text)
     )
@@ -196,7 +208,48 @@ def facts(text: str) -> Facts:
     counts.update("a negation" for _ in _NEGATION.finditer(text))
     counts.update("doubt" for _ in _HEDGE.finditer(text))
     counts.update("normal" for _ in _NORMAL.finditer(text))
-    return Facts(counts)
+    return Facts(counts, words)
+
+
+def statements(text: str) -> dict[str, str]:
+    """What `text` says of each finding word, by a name with stems: how it says it.
+
+    Present, denied or doubted, and the side that stands nearest to it. A statement that is made
+    twice is one: a report that is rewritten may say it once.
+    """
+    found: dict[str, str] = {}
+    for clause in _clauses(_of_now(text)):
+        words = list(_in_clause(clause))
+        for word in words:
+            kind = _NAMES[word.denied]
+            if not word.denied and _doubted(word, words, clause):
+                kind = "the possible finding"
+            found[f'{kind} "{word.stem}"'] = f'{kind} "{word.word}"'
+        for side, pattern in _SIDES.items():
+            for match in pattern.finditer(clause):
+                if words:
+                    near = min(words, key=lambda w: (_distance(w, match.start()), w.start))  # noqa: B023
+                    found[f'the side "{side}" of "{near.stem}"'] = f'the side "{side}" of "{near.word}"'
+    found |= {f'the number "{n}"': f'the number "{n}"' for n in measurements(_of_now(text))}
+    return found
+
+
+def _distance(word: "_Found", place: int) -> int:
+    """From a side to a finding; the finding that follows the side is preferred."""
+    return word.start - place if word.start > place else place - word.end + _BEHIND
+
+
+def _doubted(word: "_Found", words: list["_Found"], clause: str) -> bool:
+    """Whether a word of doubt stands before it, or after it with no finding to follow.
+
+    Doubt ends where a further thing is named: "likely atelectasis, and a small effusion".
+    """
+    last = max(other.start for other in words)
+    return any(
+        hedge.start() > last
+        or (hedge.start() < word.start and not _FURTHER.search(clause, hedge.end(), word.start))
+        for hedge in _HEDGE.finditer(clause)
+    )
 
 
 def _of_now(text: str) -> str:
@@ -224,21 +277,25 @@ def states_something(text: str) -> bool:
     return holds_finding(text) or _NORMAL.search(text) is not None
 
 
-def polarities(text: str) -> set[str]:
-    """Each finding word once, as "the finding ..." or "the negative finding ..."."""
-    return {name for clause in _clauses(text) for name in _in_clause(clause)}
-
-
 def _clauses(text: str) -> list[str]:
     return [clause for clause in _CLAUSE.split(text) if clause]
 
 
-def _in_clause(clause: str) -> Iterator[str]:
-    denied = _denied_spans(clause)
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    stem: str
+    word: str
+    denied: bool
+    start: int
+    end: int
+
+
+def _in_clause(clause: str) -> Iterator[_Found]:
+    spans = _denied_spans(clause)
     for name, pattern in _WORDS.items():
         for match in pattern.finditer(clause):
-            absent = any(start <= match.start() < end for start, end in denied)
-            yield f'{_NAMES["-" if absent else "+"]} "{name}"'
+            denied = any(start <= match.start() < end for start, end in spans)
+            yield _Found(name, match[0].lower(), denied, match.start(), match.end())
 
 
 def _denied_spans(clause: str) -> list[tuple[int, int]]:
@@ -253,10 +310,21 @@ def _denied_spans(clause: str) -> list[tuple[int, int]]:
 
 
 def difference(before: Facts, after: Facts) -> tuple[list[str], list[str]]:
-    """(what was lost, what is new), critical findings first."""
+    """Names of (what was lost, what is new), critical findings first."""
     lost, new = before.counts - after.counts, after.counts - before.counts
-    return _ordered(lost), _ordered(new)
+    return critical_first(lost), critical_first(new)
 
 
-def _ordered(counts: Counter[str]) -> list[str]:
-    return sorted(counts, key=lambda name: (not any(word in name for word in _CRITICAL), name))
+def critical_first(names: Iterable[str]) -> list[str]:
+    """Sorted, with findings that cannot wait in front."""
+    return sorted(names, key=lambda name: (not any(word in name for word in _CRITICAL), name))
+
+
+def negations(text: str) -> int:
+    """How often `text` denies something other than a change."""
+    return sum(1 for _ in _NEGATION.finditer(_of_now(text)))
+
+
+def normal_statements(text: str) -> int:
+    """How often `text` says that something is normal."""
+    return sum(1 for _ in _NORMAL.finditer(text))

@@ -8,7 +8,18 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 
-from unix_jax.cleaning.facts import difference, facts, holds_finding, states_something
+from unix_jax.cleaning.facts import (
+    Facts,
+    critical_first,
+    difference,
+    facts,
+    holds_finding,
+    negations,
+    normal_statements,
+    statements,
+    states_something,
+)
+from unix_jax.data.report_sections import report_sections
 
 _VERB = re.compile(
     r"\b(?:is|are|was|were|has|have|had|may|might|could|can|cannot|should|would|will|appears?|seems?"
@@ -170,17 +181,19 @@ def refusal(before: str, after: str, *, hidden: bool = False) -> str:
     """
     if not after:
         if holds_finding(before) or (not hidden and states_something(before)):
-            return f"would lose {_named(facts(before).counts)}"
+            had = facts(before)
+            return f"would lose {_told(critical_first(had.counts)[:6], had) or 'a finding'}"
         word = next((w for w in _content(before) if not _says_nothing(w)), "")
         return f'would lose "{word}"' if word else ""
-    lost, new = difference(facts(before), facts(after))
+    had, has = facts(before), facts(after)
+    lost, new = difference(had, has)
     if hidden:
         new = [name for name in new if name not in _OF_HIDDEN]
         lost = [name for name in lost if name != "normal"]
     if lost:
-        return f"would lose {', '.join(lost)}"
+        return f"would lose {_told(lost, had)}"
     if new:
-        return f"would bring in {', '.join(new)}"
+        return f"would bring in {_told(new, has)}"
     return _word_refusal(before, after)
 
 
@@ -221,8 +234,32 @@ def _without_names(text: str) -> str:
     return _NAME.sub(" ", _HIDDEN_MARK.sub(" ", text))
 
 
-def _named(counts: Mapping[str, int]) -> str:
-    return ", ".join(sorted(counts)[:6])
+def _told(names: list[str], of: Facts) -> str:
+    return ", ".join(of.words.get(name, name) for name in names)
+
+
+def rewriting_problems(original: str, rewrite: str) -> list[str]:
+    """What a rewritten report lost or brought in, each a sentence that says how to put it right.
+
+    A rewrite may say in one sentence what the original said in two, so that statements are compared
+    as sets: each finding word and device, present, denied or doubted; the side nearest to it; each
+    measurement. Negations and statements that something is normal must not become more.
+    """
+    before, after = _sections(original), _sections(rewrite)
+    had, has = statements(before), statements(after)
+    found = [f"Keep {had[name]}." for name in critical_first(had.keys() - has.keys())]
+    found += [f"Do not add {has[name]}." for name in critical_first(has.keys() - had.keys())]
+    if negations(after) > negations(before):
+        found.append("Do not add a negation.")
+    elif negations(before) and not negations(after):
+        found.append("Keep the negations.")
+    if normal_statements(after) > normal_statements(before):
+        found.append("Do not add that something is normal.")
+    return found
+
+
+def _sections(report: str) -> str:
+    return " ".join(section for section in report_sections(report) if section) or report
 
 
 def broken(before: str, after: str) -> bool:

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from unix_jax.cleaning.checks import problems
 from unix_jax.cleaning.endpoint import Completion, Messages, RequestError, Tokens
+from unix_jax.cleaning.guard import rewriting_problems
 from unix_jax.cleaning.templates import Prompts, filled
 
 _THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
@@ -67,7 +68,9 @@ async def _rewritten(chat: Chat, original: str, how: Rewriting, spent: list[Toke
         answer = await chat.complete(how.model, messages)
         spent.append(answer.tokens)
         rewrite = plain_answer(answer.text)
-        reason = answer.problem or " ".join(problems(original, rewrite))
+        reason = answer.problem or " ".join(
+            problems(original, rewrite) or rewriting_problems(original, rewrite)
+        )
         if not reason:
             reason = await _judged(chat, original, rewrite, how, spent)
             if not reason:
