@@ -54,7 +54,8 @@ _STEMS = (
     "cuffing curvature cyst deform degenerat deminerali densit deviat diseas dislocat|sublux "
     "disrupt|broken retrolisth|spondylolisth|anterolisth goit(?:er|re) syndesmophyt|enthesophyt "
     "displace dissect dilat|ectasi|ectatic disten edema|oedema effusion elevat embol emphysem empyem "
-    "enlarg eros eventrat failure fibros|fibrot flatten fluid foreign fractur|fx\\b granulom haz[ie] "
+    "enlarg|increased?\\s(?:in\\s)?(?:the\\s)?(?:heart|cardiac)\\ssize eros eventrat failure "
+    "fibros|fibrot flatten fluid foreign fractur|fx\\b granulom haz[ie] "
     "hemothora|haemothora hemorrhag|haemorrhag|hematoma|haematoma|bleed hernia hyperinflat|hyperexpan|hyperaerat|overinflat "
     "hyperlucen|lucen|radiolucen hypertroph infarct infect infiltrat inflammat interstit kerley "
     "kypho lesion lymphoma malignan malposition|misplac marking mass(?:es)?\\b metasta neoplas nodul "
@@ -97,7 +98,7 @@ _OF_CHANGE = (
     r"|progress\w*|worsen\w*|older?|different\w*|difference|interval change|longer))"
 )
 _NEGATION = re.compile(
-    rf"\b(?:no|not|without|absent|absence|free of|negative for|neither|nor|cannot(?! be excluded)"
+    rf"\b(?:no|not|without|absent|absence|free of|negative for|neither|nor|cannot(?! be (?:\w+ly )?(?:excluded|X{{3,}}|_{{2,}}))"
     rf"|nothing|none|never|lack(?:s|ing)?)\b{_OF_CHANGE}"
     rf"|\bno longer\b|\b(?:removal|resolution) of\b|{_ABSENT}\bresolved\b"
     rf"|{_ABSENT}\b(?:been )?(?:cleared|removed)\b|\bextubat\w*",
@@ -120,6 +121,7 @@ _CLAUSE = re.compile(
     re.IGNORECASE,
 )
 
+_LUNGS_CLEARED = re.compile(r"\blungs?\s+ha(?:s|ve)\s+(?:now\s+)?cleared\b", re.IGNORECASE)
 # More or less than before: no finding of its own.
 _COMPARATIVE = re.compile(
     r"\b(?:more|less)\s+(?:prominent|dense|consolidated|confluent|nodular|extensive)(?=\s*(?:[.,;]|$|than"
@@ -135,8 +137,10 @@ _OF_PRIORS = re.compile(
     r"(?:[\s-]+(?:complete(?:ly)?|total(?:ly)?|entirely|interval))*[\s-]+(?:been\s+)?(?:resolved|cleared"
     r"|removed|resolution|clearing|resolving)\b(?:\s+of\b)?|"
     r"\bnot\s+(?:\w+\s+){0,5}?(?:on|in|from)\s+(?:the\s+|an?\s+|his\s+|her\s+|that\s+)?(?:\w+\s+)?"
-    r"(?:prior|previous|comparison|earlier|preceding)\b|\bnot\s+(?:\w+\s+)?(?:seen|present"
+    r"(?:prior|previous|comparison|earlier|preceding)\b"
+    r"|\bnot\s+(?:\w+\s+){0,3}?(?:on|in|from)\s+(?:_{2,}|X{3,})(?!\s+(?:study|view|film|radiograph))|\bnot\s+(?:\w+\s+)?(?:seen|present"
     r"|visualized|identified)\s+(?:previously|before)\b"
+    r"|\b(?:surgical|trauma|thoracic surgery)\s+(?:team|service|staff|resident|attending)\b"
     r"|\benlarging\b|\binterval enlargement\b|\b(?:has|have)\s+(?:\w+ly\s+)?enlarged\b"
     rf"|\b(?:previously|formerly)\s+(?:measur\w+\s+|about\s+|approximately\s+)*(?:{_AMOUNT}|{_SIZE_WORD})(?!\w)"
     rf"|\bcompared (?:to|with)\s+(?:about\s+|approximately\s+)?{_AMOUNT}(?:\s+(?:previously|before|on the prior))?"
@@ -150,7 +154,7 @@ _OF_PRIORS = re.compile(
 
 _HEDGE = re.compile(
     r"\b(?:may|might|could|possibl[ey]|possibility|probabl[ey]|likely|suspect\w*|suspicious"
-    r"|suspicion|suggest\w*|question\w*|presum\w+|equivocal|indeterminate|concern(?:ing)?(?: for)?"
+    r"|suspicion|suggest\w*|question\w*|presum\w+|equivocal|indeterminate|concern(?:ing)? for"
     r"|cannot be excluded|not excluded|versus|vs|favor\w*|consider(?:ation)?"
     r"|compatible|consistent)\b",
     re.IGNORECASE,
@@ -254,6 +258,7 @@ def _doubted(word: "_Found", words: list["_Found"], clause: str) -> bool:
 
 def _of_now(text: str) -> str:
     """Without what is said of an earlier examination only."""
+    text = _LUNGS_CLEARED.sub("lungs are clear", text)
     return _COMPARATIVE.sub(" ", _OF_PRIORS.sub(" ", text))
 
 

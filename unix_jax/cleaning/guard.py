@@ -37,7 +37,7 @@ _BAD_START = re.compile(
 _BAD_END = re.compile(
     r"\b(?:and|or|with|of|to|in|on|at|by|from|for|the|an?|as|is|are|was|were|be|been|has|have|had|may"
     r"|which|that|than|but|since|per|via|into|over|versus|appears?|remains?|possibly|no"
-    r"|mildly|slightly|significantly|without|could|might|within|between|overlying|representing|residual|adjacent|both|-view|very)"
+    r"|mildly|slightly|significantly|without|could|might|within|between|overlying|representing|residual|adjacent|both|-view|very|cannot|can|not|if|known|(?<!less )(?<!more )(?<!most )likely)"
     r"\W*$",
     re.IGNORECASE,
 )
@@ -45,7 +45,7 @@ _BROKEN = re.compile(
     r"\b(?:the|an?)\s+(?:is|are|was|were|of|in|on|at|and|or|with|the|an?|to|from|has|have|may)\b"
     r"|\b(?:of|in|with|from|for|and|or|at|by|into|within)\s+(?:and|or|of|is|are|was|were|from|has"
     r"|have|may|with|which)\b"
-    r"|\b(?:is|are)\s+(?:is|are|of|the\W|and|or)\b|\b(?:is|are|has|have|the|an?|of|in|at)\s*[,;.]"
+    r"|\b(?:is|are)\s+(?:is|are|of|the\W|and|or)\b|\b(?:is|are|has|have|the|an?|of|in|at|with|by|for|likely|no)\s*[,;.]"
     r"|\b(?:no|without)\s+(?:is|are|of|in|on|and|or)\b|\b(?:due|secondary|related) (?:in|and|or)\b",
     re.IGNORECASE,
 )
@@ -75,7 +75,7 @@ _SPEAKS_OF_PRIOR = re.compile(
     rf"|\b(?:has|have) (?:\w+ ){{0,3}}{_CHANGE}|\bno longer\b|\b(?:is|are) (?:\w+ )?(?:new|improved"
     r"|worse|worsened|decreased since|resolved)\b|\bimprov(?:ed|ing|ement)\b|\bworsen(?:ed|ing)\b"
     r"|\bresolv(?:ed|ing)\b|\bnew(?:ly)?\b(?! (?:york|born))"
-    r"|^there has been (?:\w+ )*(?:resolution|removal)\b|\b(?:increased|decreased) size of\b|\benlarging\b|\bnow (?=proj|meas|seen|ends?|term|mini|mild|small)|\bor significant change\b|^(?:increase|decrease)d? in\b|\bas before\b|\bin the interim\b|\bcontinued\b|\bcontinues? to\b"
+    r"|^there has been (?:\w+ )*(?:resolution|removal)\b|\b(?:increased|decreased) size of\b|\benlarging\b|\bnow (?=proj|meas|seen|ends?|term|mini|mild|small)|\bor significant change\b|(?:^|been |interval )clearing of\b|\b(?:has|have) been (?:removed|replaced|exchanged)\b|^(?:increase|decrease)d? in\b|\bas before\b|\bin the interim\b|\bcontinued\b|\bcontinues? to\b"
     r"|\b(?:more|less) \w+ than\b|\b(?:days?|weeks?|months?|years?) ago\b",
     re.IGNORECASE,
 )
@@ -118,7 +118,7 @@ _EMPTY = re.compile(
     r"|review(?:ed)?|submitted|provided|acquired|taken|dated?|upright|supine|erect|report\w*|dictat\w+|ap|pa"
     r"|rotat\w+|oblique|decubitus|magnification|bedside|cassettes?|addend\w*|reading|read|wet|preliminary"
     # advice, and who was told what
-    r"|longer|end|cardio|skin|region|tenderness|discordant|high|pelvis|dyspnea|nasopharynx|superimposed|top|artifact\w*"
+    r"|entered|surgical|trauma|nursing|agree\w*|concur\w*|including|little|surfaces?|longer|end|cardio|skin|region|tenderness|discordant|high|pelvis|dyspnea|nasopharynx|superimposed|top|artifact\w*"
     r"|term|enhanced|near|after|following|upon|icu|urgently|promptly|define|benefit|orientation|nonemergent|already|appropriate|treatment|side|area|determine\w*|alternatively"
     r"|concern|elsewhere|presence|workup|establish|versus|additional|like|case|through|expected|suited|options?"
     r"|choice|best|reference|possible|possibly|follow|ordered|desired?|needed|repeat|lumbar|cervical|through|mid"
@@ -126,7 +126,7 @@ _EMPTY = re.compile(
     r"|necessary|useful|useful|warranted|indicated|characteriz\w+|history|patient\w*|symptoms?|discuss\w*"
     r"|results?|(?:tele)?phone\w*|call\w*|drs?|doctors?|thank\w*|communicat\w+|convey\w+|critical|signed"
     r"|electronic\w*|physicians?|clinicians?|providers?|nurses?|residents?|attending|referring|ordering"
-    r"|technologist|trying|arrange|admission|staff|team|pag(?:ed|er|ing)|notif\w+|informed?|aware|relayed|e-?mail\w*|text(?:ed)?|told|sent|message"
+    r"|technologist|trying|arrange|admission|staff|team|pag(?:e|ed|er|ing)|notif\w+|informed?|aware|relayed|e-?mail\w*|text(?:ed)?|told|sent|message"
     r"|acknowledg\w+|receipt|received|accepted|questions?|regarding|concerning|contact\w*|department|emergency"
     r"|service|opportunity|assist\w*|care|primordial|veriphy|transcri\w+|verbal\w*|directly|immediate\w*"
     r"|urgent\w*|person|secure|fax\w*|order|room|left|system|employed|using|feel|free|please|participate"
@@ -143,7 +143,7 @@ _MODIFIED_CHANGE = re.compile(
     re.IGNORECASE,
 )
 _CHANGE_OR_GONE = re.compile(
-    r"(?:new\w*|enlarging|longer|distinct|develop\w*|appeared|occurred|diminish\w*|reduc\w+|enlarge\w*|larger|smaller|clear\w+|removed"
+    r"(?:new\w*|grown|enlarging|longer|distinct|develop\w*|appeared|occurred|diminish\w*|reduc\w+|enlarge\w*|larger|smaller|clear\w+|removed"
     r"|placement|placed|insert\w+|redemonstrat\w*|re-demonstrat\w*|continu\w+|recur\w*|advanced|withdrawn"
     r"|retracted|repositioned|conspicuous|confluent|extensive|pronounced|measur\w+|exchanged|nearly|almost"
     r"|partial\w*|mostly|largely|incomplete\w*|virtually|complete\w*|described|now|once|appreciated|moderate\w*"
@@ -158,7 +158,7 @@ _WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
 _HIDDEN_MARK = re.compile(r"\[\*\*.*?\*\*\]|(?:\w+-)?(?:_{2,}|\w*X{3,}\w*)(?:-[\w-]+)?")
 # What the rules themselves may set in.
 _SET_IN = frozenset(
-    "there is are seen other measures measure possibly may represent reflect indicate suggest possible device structure "
+    "excluded compatible system there is are seen other measures measure possibly may represent reflect indicate suggest possible device structure "
     "structures view views angle angles lungs aorta vena cava border place likely thought with nodes ray "
     "no or and made changes overlie present clear was a an note appear appears left-sided right-sided x-ray "
     "imaging material area areas inspiratory field-of-view field system the effort heights pad bones bilaterally tubes tube endotracheal structures".split()
@@ -167,6 +167,11 @@ _SET_IN = frozenset(
 
 # What a hidden word may be read as: a word of doubt, a device whose kind is not told, surgery's.
 _OF_HIDDEN = ("doubt", 'the finding "devices"', 'the negative finding "devices"', 'the finding "nodes"')
+
+
+_HIDDEN_DEVICE = re.compile(
+    r"\bin\s+(?:(?!X{3}|_{2})\w+,?\s+)*(?:place|position)\b|\b(?:tips?|terminat\w+)\b", re.IGNORECASE
+)
 
 
 def refusal(before: str, after: str, *, hidden: bool = False) -> str:
@@ -183,6 +188,8 @@ def refusal(before: str, after: str, *, hidden: bool = False) -> str:
         if holds_finding(before) or (not hidden and states_something(before)):
             had = facts(before)
             return f"would lose {_told(critical_first(had.counts)[:6], had) or 'a finding'}"
+        if hidden and _HIDDEN_DEVICE.search(before):
+            return "would lose a device whose name is hidden"
         word = next((w for w in _content(before) if not _says_nothing(w)), "")
         return f'would lose "{word}"' if word else ""
     had, has = facts(before), facts(after)
@@ -214,6 +221,11 @@ _NAME = re.compile(
     r"\b(?:(?:Drs?|Mr|Mrs|Ms|Miss|Nurse|Doctor|Prof)\b\.?(?:\s+(?:and\s+)?(?!There|The|No\b)[A-Z][\w'-]*\.?){1,3}"
     r"|(?:[A-Z][a-z'-]+\.?\s+){1,2}[A-Z][\w'-]+,\s+(?:M\.?D|R\.?N|N\.?P|P\.?A)\b)"
 )
+
+
+def says_nothing_by_words(sentence: str) -> bool:
+    """Whether no word of it says anything of the film by itself."""
+    return all(map(_says_nothing, _content(sentence)))
 
 
 def _says_nothing(word: str) -> bool:
@@ -274,7 +286,7 @@ def broken(before: str, after: str) -> bool:
     return (
         not has_verb(after)
         and not states_something(after)
-        and all(_says_nothing(word) for word in _content(after))
+        and says_nothing_by_words(after)
     )
 
 

@@ -46,7 +46,8 @@ _NOTES = re.compile(
     rf"|\b{_TOLD} (?:to|with|by) (?:the )?{_PERSON}|\bnote to (?:the )?{_PERSON}"
     rf"|\b{_PERSON}(?:\s+\S+)? (?:is |are |was )?(?:made )?aware\b|\bresults were faxed\b"
     rf"|\b{_MESSAGE}\s+(?:was|were|has been)\s+(?:\w+\s+)?(?:sent|left|made|placed)\b|\bmessage was left\b"
-    r"|\bwas left with\b|\bend of report\b",
+    r"|\bwas left with\b|\bdashboard\b|\bcritical communications?\b|^(?:\w+\s+)?notification (?:to|of)\b"
+    r"|\b(?:call|page) was (?:placed|made|sent)\b|\bend of report\b",
     re.IGNORECASE,
 )
 _WHEN_TOLD = (
@@ -63,6 +64,12 @@ _WITHIN = tuple(
         rf"(?P<finding>[^;]+?)\s+(?:was|were|has been|have been)\s+(?:\w+ly\s+)?{_TOLD}\b.*$",
         rf"^(?:the\s+|an?\s+|critical\s+|urgent\s+|direct\s+)*{_MESSAGE}\s+(?:of|regarding|about|concerning|for|describing)\s+"
         rf"{_TOPIC}(?P<finding>[^;]+?)\s+(?:was|were|has been|have been|is|sent)\s+.*$",
+        rf"^(?:the\s+|an?\s+|\w+\s+)*{_MESSAGE}\s+(?:(?:was|were|has been)\s+(?:\w+ly\s+)?(?:sent|placed|made|left|issued)"
+        rf"|to|with)\b[^,;]*?\s(?:of|about|regarding|concerning|describing|for)\s+{_TOPIC}(?P<finding>.+)$",
+        r"^.*?\b(?:agree[sd]?|concur\w*)\s+(?:with\s+(?:the\s+)?(?:(?:finding|impression|diagnosis)\s+of\s+)?|that\s+)?(?P<finding>.+)$",
+        rf"^(?:the|these|this|critical|\s)*findings?,?\s+(?:including|namely|of)\s+(?P<finding>[^;]+?)\s*,?\s+(?:was|were|has been|have been)\s+(?:\w+ly\s+)?{_TOLD}\b.*$",
+        rf"^[^,;]*?\b(?:was|were|has been|have been)\s+(?:\w+ly\s+)?{_TOLD}\s+(?:at|on|by|via)\s+[^,;]*?\s(?:about|regarding|concerning)\s+"
+        rf"{_TOPIC}(?P<finding>.+)$",
         rf"^(?:I|we)\s+(?:have\s+)?(?:\w+ly\s+)?{_TOLD}\s+{_TOPIC}(?P<finding>[^;]+?)\s+(?:with|to|by|via)\s+.*$",
         rf"^[^,;]*?\b(?:(?:was|were|has been|have been|is|are)\s+)?(?:(?:also|immediately|directly|urgently"
         rf"|promptly|verbally|personally)\s+)*{_TOLD}(?:\s+(?:by|via|over)\s+(?:the\s+)?(?:\w+\s+)?{_WAY})?"
@@ -90,7 +97,7 @@ _AT_END = re.compile(
 _IN_BRACKETS = re.compile(r"\s*[(\[](?P<note>[^)\]]*)[)\]]")
 _CLAUSE = re.compile(
     r"\s*(?:[;,:]|\s(?:and|but)(?=\s+(?:Dr|(?:the )?(?:ordering|referring|attending|primary|covering"
-    r"|ICU|ED|clinical|medical|surgical)|this|these|was|were|I\b|findings|results))|\s[-\u2013\u2014])\s*",
+    r"|ICU|ED|clinical|medical|surgical|trauma|nursing)|this|these|was|were|I\b|findings|results))|\s[-\u2013\u2014])\s*",
     re.IGNORECASE,
 )
 _FINDING_OF = re.compile(

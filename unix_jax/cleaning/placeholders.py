@@ -75,11 +75,19 @@ _COMPLETED = (
     _rule(rf"(?:\b\w+-)?{MARK}-of-view", "field-of-view"),
     _rule(rf"\bcorrelate (clinically )?for {_MARKS} of\b", r"correlate \1for evidence of"),
     _rule(rf"^the (left and right|right and left) {_MARKS} (?=are|remain|appear)", r"The \1 structures "),
+    _rule(rf"\b(visualized) {_MARKS} of the (chest|thorax)(?: {_MARKS})?", r"\1 structures of the \2"),
+    _rule(rf"\b(the (?:left|right)) {_MARKS} of the heart", r"\1 border of the heart"),
     _rule(rf"\bcollecting {MARK}", "collecting system"),
     _rule(rf"\bcostodiaphragmatic {MARK}", "costodiaphragmatic angle"),
     _rule(rf"\b(visualized) {_MARKS} (?=(?:is|are|appear) (?:grossly )?(?:intact|normal|unremarkable))", r"\1 structures "),
     _rule(rf"\b(?:in|of|within|overlying|over) (?:the )?(left|right) {_MARKS}(?=\s*(?:[.,;]|$))", r"on the \1"),
     _rule(rf"\b(calcified (?:(?:left|right|bilateral) )?(?:\w+)?(?:hilar|mediastinal|paratracheal|subcarinal|axillary)) {_MARKS}(?=\s+(?:is|are|seen|noted|identified)\b|\s*[.,;]|$)", r"\1 structures"),
+    _rule(rf"\bcannot be ((?:\w+ly )?){MARK}", r"cannot be \1excluded"),
+    _rule(rf"\b(degenerative) {MARK}(?=\s+(?:of|in|at|are|seen|noted|throughout)\b)", r"\1 changes"),
+    _rule(rf"\b(is|are|findings|appearance) {_MARKS} with (?=\w)", r"\1 compatible with "),
+    _rule(rf"\b((?:left|right)(?:[- ]sided)?|cardiac) {_MARKS} (?:(?:is|are|remains?) )?in (?:(?:stable|unchanged|good|satisfactory|appropriate|expected) )?(?:place|position)\b", r"\1 device in place"),
+    _rule(rf"\b{MARK} (?:cm|mm)\b", ""),
+    _rule(rf"\b(scarring|atelectasis|edema|pneumonia|infiltrates?|consolidation|fibrosis) {_MARKS} (?=(?:scarring|atelectasis|edema|pneumonia|infiltrates?|consolidation|fibrosis)\b)", r"\1 or "),
     # Only one word fits.
     _rule(rf"\binspirat(?:ory|ional) {MARK}", "inspiratory effort"),
     _rule(rf"\b(vertebral body) {MARK}(?=\s+(?:and|are|is)\b)", r"\1 heights"),
@@ -172,6 +180,12 @@ _ADJECTIVE = (
 _HEADLESS = re.compile(
     rf"\b{_ADJECTIVE}\s+{_MARKS}(?=\s*(?:[.,;:)]|$)|\s+(?:is|are|was|were|seen|noted|identified|visualized|overl\w+|project\w*"
     r"|over|in|at|within|with|which|bilateral|intact|appears?|remains?|unchanged|stable|may|has|have)\b)"
+    rf"|\b(?:mild|moderate|severe|marked|minimal|{_ADJECTIVE})\s+{_MARKS}\s+of\b"
+    rf"|\b(?:known|patient with)\s+{_MARKS}|\b(?:normal|clear|unremarkable)\s+{_MARKS}\s+(?=(?:pneumothorax|effusion|consolidation|edema)\b)"
+    rf"|\b(?:nodule|mass|opacity|opacities|density|lesion|effusion|consolidation|scarring)\s+{_MARKS}\s+the\b"
+    rf"|\bfindings\s+{_MARKS}\s+(?=\w+\s+\w+\s*\.?$)"
+    # It may have been "no".
+    rf"|^(?:there (?:is|are)\s+)?{_MARKS}\s+(?:(?:pleural|focal)\s+)?(?:pneumothorax|pneumothoraces|effusions?|consolidations?|fractures?|pneumonia|edema)\s*\.?$"
     rf"|\b(?:seen|visualized|demonstrated) (?:on|in|by) {_MARKS} (?=is|are\b)|\bof-{MARK}|{MARK}-of-\w+",
     re.IGNORECASE,
 )

@@ -7,7 +7,7 @@ that the film does show ("prior sternotomy", "old fracture") is no comparison an
 import re
 
 from unix_jax.cleaning.facts import holds_finding
-from unix_jax.cleaning.guard import has_verb
+from unix_jax.cleaning.guard import has_verb, says_nothing_by_words
 from unix_jax.cleaning.placeholders import MARK
 from unix_jax.cleaning.sentences import each_sentence, mended, says_nothing
 
@@ -83,7 +83,7 @@ def _rule(pattern: str, replacement: str = " ") -> tuple[re.Pattern[str], str]:
 
 # Sentences that say nothing but a comparison, or tell of something that is no longer there.
 _DROPPED = re.compile(
-    rf"^(?:(?:there (?:is|are|has been|have been) )?no (?:{_MARK}\s+|significant |interval |appreciable |relevant |definite "
+    rf"^(?:(?:there (?:is|are|has been|have been) )?(?:no|little|minimal) (?:{_MARK}\s+|overall |other |significant |interval |appreciable |relevant |definite "
     r"|substantial |acute )*"
     r"changes?(?:\s+(?:is|are|was|were)?\s*(?:seen|noted|identified|demonstrated|found)?(?:\s+in (?:the )?[a-z ]+)?)?"
     r"(?:\s+(?:from|since|compared|with)\b[^.]*)?"
@@ -148,6 +148,7 @@ _NEARLY_GONE = re.compile(
     r"(?:[\s-]+(?:complete|total|interval))*\s+(?:resolution|clearing) of\s+(?:the\s+)?",
     re.IGNORECASE,
 )
+_IS_PRESENT = re.compile(r"\b(?:is|are) present\W*$", re.IGNORECASE)
 _EXTUBATED = re.compile(
     r"^(?:there has been\s+)?(?:interval\s+)?(?:extubation|(?:the\s+)?patient\s+(?:is|was|has been)\s+(?:now\s+|since\s+)?extubated)"
     rf"{_TILL_NOW}(?:\s*[.]|$|\s*(?:[,;]|\bwith\b|\band\b)\s+(?P<rest>.+)$)",
@@ -165,7 +166,7 @@ _PHRASES = (
     # An earlier size or degree beside that of now.
     _rule(
         rf"\s*[,(]?\s*\b(?:previously|formerly|compared (?:to|with))\s+(?:measur\w+\s+|about\s+|approximately\s+)*"
-        rf"{_AMOUNT}(?:\s+(?:previously|before|on the prior(?:\s+{_STUDY})?))?(?:\s*\)|(?=\s*(?:[.,;)]|$)))",
+        rf"{_AMOUNT}(?:\s+(?:previously|before|on the prior(?:\s+{_STUDY})?))?(?:\s+(?:on|in|from)\s+{_PRIOR})?(?:\s*\)|(?=\s*(?:[.,;)]|$)))",
         "",
     ),
     _rule(
@@ -186,7 +187,7 @@ _PHRASES = (
         "",
     ),
     _rule(r"^no evidence of (?:\w+ )?change (?:in|of) (?:the )?", ""),
-    _rule(r"^(?:(?:interval|slight|mild|some|little|minimal)\s+)*changes?\s+in\s+(?:the\s+)?(?:(?:size|appearance|extent|position) of\s+(?:the\s+)?)?(?=\w)", ""),
+    _rule(r"^(?:there (?:is|has been)\s+)?(?:(?:interval|slight|mild|some|little|minimal)\s+)*changes?\s+in\s+(?:the\s+)?(?:(?:size|appearance|extent|position) of\s+(?:the\s+)?)?(?=\w)", ""),
     _rule(rf"^(?:new|not (?:\w+ly )?changed|(?:\w+ly )?unchanged|stable|again (?:seen|noted))(?:\s+(?:from|since|compared (?:to|with)|on)\s+{_PRIOR})?\s+(is|are)\s+", r"There \1 "),
     _rule(r",?\s+as (?:is|are) (?:the )?(?:\w+ ){0,3}?(?:mediastin\w+|hil\w+|heart|contours?|silhouette|aorta|lungs?|bon\w+)(?=\s*(?:[.,;]|$))"),
     _rule(
@@ -215,6 +216,15 @@ _PHRASES = (
     _rule(r",?\s+(?:or|and|nor)\s+(?:(?:significant|interval|acute|other)\s+)*changes?(?=\s*(?:[.,;]|$))"),
     _rule(r"\b(is|are)\s+now\s+(?=\w)", r"\1 "),
     _rule(r"\bnow\s+(?=(?:projects?|measur\w+|seen|ends?|terminates?|minimal|mild|small|moderate)\b)"),
+    _rule(rf",\s*(?:previously|formerly)\s+{_SIZE_WORD}\s*,?\s+(?:is|are)?\s*(?:now\s+)?(?={_SIZE_WORD})", " <has> "),
+    _rule(r"<has>", "is"),
+    _rule(r"\b(is|are)\s+(?:now\s+)?(?:\w+ly\s+)?(?:improving|improved|worsening|worsened|resolving|progressing|increasing|decreasing)(?=\s*(?:[.,;]|$))", r"\1 present"),
+    _rule(r"\bpersists(?:,?\s+(?:but|and|although)\s+(?:is|appears)?\s*(?:now\s+)?(?:\w+ly\s+)?(?:smaller|larger|improved|worse|decreased|increased))(?=\s*(?:[.,;]|$))", "is present"),
+    _rule(r"\bpersist(?:,?\s+(?:but|and|although)\s+(?:are|appear)?\s*(?:now\s+)?(?:\w+ly\s+)?(?:smaller|larger|improved|worse|decreased|increased))(?=\s*(?:[.,;]|$))", "are present"),
+    _rule(r"^the patient has (?:now |since |also |again )?(?:developed|received)\s+(?=an?\b|new\b|bilateral\b|right\b|left\b)", "There is "),
+    _rule(r"\b(with|and)\s+(?:(?:interval|slight|mild|some|an?|further)\s+)*(?:decrease|increase|improvement|worsening|progression)(?:\s+in size)?\s+(?:in|of)\s+(?:the\s+)?(?=\w)", r"\1 "),
+    _rule(r"\bnew(?:ly)?\s+(?:placed|inserted|developed|developing|seen)\s+"),
+    _rule(r"^(?:overall,?\s+)?(?:stable|unchanged)\s+(?:appearance of (?:the )?)?(?:chest|exam(?:ination)?|study|radiographs?)\s*,?\s*(?:with|and)\s+(?=\w)"),
     # Larger, smaller, more or less than before.
     _rule(
         r"\b(is|are)\s+(?:now\s+)?(?:(?:slightly|mildly|markedly|significantly|somewhat|minimally|overall|much)\s+)*"
@@ -252,7 +262,7 @@ _PHRASES = (
     _rule(
         r"\b(?:there (?:is|are|has been|have been)\s+)?(?:an?\s+)?(?:(?:significant|slight|mild|marked"
         r"|minimal|moderate|apparent|further|some|continued|partial|interval|considerable|overall|mildly)\s+)+"
-        r"(?:increase|decrease|improvement|worsening|progression|reduction|development|clearing"
+        r"(?:increase|decrease|improvement|worsening|progression|reduction|development|partial clearing"
         r"|appearance)(?:/\w+)?\s+(?:in|of)\s+(?:the\s+)?(?:(?:size|extent|degree|appearance"
         r"|amount|number)\s+of\s+(?:the\s+)?)?(?=\w)",
         "",
@@ -466,8 +476,9 @@ _PHRASES = (
         r"|demonstrated)\b",
     ),
     _rule(
-        r"\b(?:worsening|worsened|improving|improved|resolving|increasing|decreasing|enlarging)\b(?=\s+\w)"
+        r"\b(?:worsening|worsened|improving|improved|resolving|increasing|decreasing|enlarging|evolving)\b(?=\s+\w)"
     ),
+    _rule(r"^overall,?\s+with\s+", ""),
     _rule(r"\bthere is the\b", "there is"),
     _rule(r"(?<!\bof )\bnew(?:ly)?\b(?!\s+(?:york|born))"),
 )
@@ -476,7 +487,7 @@ _TRIGGER = re.compile(
     r"compar|prior|previous|earlier|recent|\bsince\b|\blast\b|\bold(?:er)? (?:exam|stud"
     r"|film)|interval|again"
     r"|redemonstrat|re-demonstrat|remain|persist|continue|stable|unchanged|similar|change|increas"
-    r"|decreas|improv|wors|resol|enlarging|\bnow\b|progress|clearing|removal|removed|\bnew|no longer|before"
+    r"|decreas|improv|wors|resol|grown|\bfrom \d|received|\bnot (?:\w+ )?(?:seen|present|visual\w+|ident\w+|evident) (?:on|in) |enlarging|\bnow\b|progress|clearing|removal|removed|\bnew|no longer|before"
     r"|develop|cleared|clear|recurred|evolv|advanced|withdrawn|retract|reposition|conspicuous|aeration|better|greater|diminish|occurred|more (?:prom|dens|ext|app|pron|conf)|less (?:prom|dens|ext|app|pron|conf)|larger|smaller|absence|than (?:the|on|prev)|from (?:the|X{3}|_{2})|extubat",
     re.IGNORECASE,
 )
@@ -542,6 +553,14 @@ def without_priors(sentence: str) -> str:
     if changed == sentence:
         return sentence
     changed = mended(changed)
+    # Of a part of the body "is present" says nothing.
+    if (
+        _IS_PRESENT.search(changed)
+        and not _IS_PRESENT.search(sentence)
+        and not holds_finding(changed)
+        and says_nothing_by_words(changed)
+    ):
+        return ""
     if says_nothing(changed) or (_DROPPED.match(changed) and not holds_finding(changed)):
         return ""
     if not has_verb(changed):
@@ -566,6 +585,8 @@ def _as_negative(sentence: str) -> str | None:
         match = pattern.match(sentence)
         if match is None:
             continue
+        if re.match(r"^(?:the\s+)?\w+ of (?:the|these|them)\b", match["np"], re.I):
+            return None
         noun = _COUNT.sub("", _GONE_ARTICLE.sub("", match["np"]))
         if re.search(r"\b(?:no|not|is|are|but|one of|some of|may|nearly|almost)\b", noun, re.I):
             return None
@@ -578,7 +599,7 @@ def _as_negative(sentence: str) -> str | None:
         rest = re.sub(r"^\s+with no\b", ", no", rest)
         rest = re.sub(r"^\s+without\b", ", no", re.sub(r"^\s+with\b", ";", rest))
         # A small letter after "No", except in a name such as PICC.
-        if noun[1:2].islower():
+        if noun.split()[0][1:].islower():
             noun = noun[0].lower() + noun[1:]
         return mended(_replaced(f"No {noun}{rest}"))
     return None

@@ -196,6 +196,11 @@ def _by_every_rule(sentence: str, applied: set[str], refused: list[str]) -> str:
         applied.add(name)
         text = changed
         if not text:
+            hidden = ANY_MARK.search(sentence) is not None
+            reason = refusal(sentence, "", hidden=hidden)
+            if reason:
+                refused.append(f'{name}: "{_short(sentence)}" {reason}')
+                return sentence
             return ""
     if speaks_of_prior(text):
         if not states_something(text) and not refusal(text, ""):

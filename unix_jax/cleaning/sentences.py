@@ -17,7 +17,7 @@ _LETTER = re.compile(r"[^\W\d_]")
 # Words that cannot end a sentence: left over when what followed them was taken out.
 _DANGLING_END = re.compile(
     r"[\s,:(-]+(?:and|or|with|of|to|in|on|at|by|from|for|the|an|as|is|are|was|were|be|been|has|have"
-    r"|had|which|that|than|but|since|per|via|into|over|versus)(?=\s*[.;!?]?$)",
+    r"|had|which|that|than|but|since|per|via|into|over|versus|if|because)(?=\s*[.;!?]?$)",
     re.IGNORECASE,
 )
 _DANGLING_START = re.compile(
@@ -139,6 +139,11 @@ _NEUTRAL = frozenset(
         "vessels",
         "vascular",
         "structure",
+        "surfaces",
+        "surface",
+        "spaces",
+        "space",
+        "margins",
         "diaphragm",
         "diaphragms",
         "hemidiaphragm",
