@@ -99,7 +99,7 @@ def test_priors(text, expected):
     ("Opacities XXXX representing scarring.", "Opacities possibly representing scarring."),
     ("Left base opacity, XXXX atelectasis.", "Left base opacity, possibly atelectasis."),
     ("There is XXXX evidence of pneumothorax.", ""),
-    ("There are no XXXX of a pleural effusion.", "There are no pleural effusion."),
+    ("There are no XXXX of a pleural effusion.", "There are no signs of a pleural effusion."),
     ("Normal chest x-XXXX.", "Normal chest x-ray."),
     ("Calcified lymph XXXX.", "Calcified lymph nodes."),
     ("The normal heart size XXXX.", "The normal heart size."),

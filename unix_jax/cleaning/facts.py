@@ -54,7 +54,7 @@ _STEMS = (
     "cuffing curvature cyst deform degenerat deminerali densit deviat diseas dislocat|sublux "
     "disrupt|broken retrolisth|spondylolisth|anterolisth goit(?:er|re) syndesmophyt|enthesophyt "
     "displace dissect dilat|ectasi|ectatic disten edema|oedema effusion elevat embol emphysem empyem "
-    "enlarg|increased?\\s(?:in\\s)?(?:the\\s)?(?:heart|cardiac)\\ssize eros eventrat failure "
+    "enlarg|increased?\\s(?:in\\s)?(?:the\\s)?(?:size\\sof\\s(?:the\\s)?)?(?:heart|cardiac)\\ssi(?:ze|lhouette) eros eventrat failure "
     "fibros|fibrot flatten fluid foreign fractur|fx\\b granulom haz[ie] "
     "hemothora|haemothora hemorrhag|haemorrhag|hematoma|haematoma|bleed hernia hyperinflat|hyperexpan|hyperaerat|overinflat "
     "hyperlucen|lucen|radiolucen hypertroph infarct infect infiltrat inflammat interstit kerley "
@@ -93,7 +93,7 @@ _OF_CHANGE = (
     r"|obvious|relevant|gross(?:ly)?|evidence of|further|apparent|evident|marked(?:ly)?|been|the"
     r"|available|XXXX|_{2,}|much|major|acute|radiographic|any|clear|visible|additional|other"
     r"|convincing|large|overall|great(?:ly)?|previous|other|suspicious|detrimental|short|focal"
-    r"|concerning)){0,3}"
+    r"|concerning|recent|for|an?)){0,4}"
     r"\W+(?:chang\w+|compar\w+|since|priors?|previous(?:ly)?|increas\w+|decreas\w+|improve\w*"
     r"|progress\w*|worsen\w*|older?|different\w*|difference|interval change|longer))"
 )
@@ -138,9 +138,10 @@ _OF_PRIORS = re.compile(
     r"|removed|resolution|clearing|resolving)\b(?:\s+of\b)?|"
     r"\bnot\s+(?:\w+\s+){0,5}?(?:on|in|from)\s+(?:the\s+|an?\s+|his\s+|her\s+|that\s+)?(?:\w+\s+)?"
     r"(?:prior|previous|comparison|earlier|preceding)\b"
-    r"|\bnot\s+(?:\w+\s+){0,3}?(?:on|in|from)\s+(?:_{2,}|X{3,})(?!\s+(?:study|view|film|radiograph))|\bnot\s+(?:\w+\s+)?(?:seen|present"
+    r"|\bnot\s+(?:\w+\s+){0,3}?(?:on|in|from)\s+(?:the\s+)?(?:_{2,}|X{3,})(?!\s+(?:study|view|film|radiograph))|\bnot\s+(?:\w+\s+)?(?:seen|present"
     r"|visualized|identified)\s+(?:previously|before)\b"
     r"|\b(?:surgical|trauma|thoracic surgery)\s+(?:team|service|staff|resident|attending)\b"
+    r"|\bversus (?:the )?(?:prior|previous)\b"
     r"|\benlarging\b|\binterval enlargement\b|\b(?:has|have)\s+(?:\w+ly\s+)?enlarged\b"
     rf"|\b(?:previously|formerly)\s+(?:measur\w+\s+|about\s+|approximately\s+)*(?:{_AMOUNT}|{_SIZE_WORD})(?!\w)"
     rf"|\bcompared (?:to|with)\s+(?:about\s+|approximately\s+)?{_AMOUNT}(?:\s+(?:previously|before|on the prior))?"
@@ -197,7 +198,7 @@ class Facts:
 
 def facts(text: str) -> Facts:
     """Everything counted in `text`, which may be a sentence or a section."""
-    text = _of_now(text)
+    text = of_now(text)
     counts: Counter[str] = Counter()
     words: dict[str, str] = {}
     for clause in _clauses(text):
@@ -222,7 +223,7 @@ def statements(text: str) -> dict[str, str]:
     twice is one: a report that is rewritten may say it once.
     """
     found: dict[str, str] = {}
-    for clause in _clauses(_of_now(text)):
+    for clause in _clauses(of_now(text)):
         words = list(_in_clause(clause))
         for word in words:
             kind = _NAMES[word.denied]
@@ -234,7 +235,7 @@ def statements(text: str) -> dict[str, str]:
                 if words:
                     near = min(words, key=lambda w: (_distance(w, match.start()), w.start))  # noqa: B023
                     found[f'the side "{side}" of "{near.stem}"'] = f'the side "{side}" of "{near.word}"'
-    found |= {f'the number "{n}"': f'the number "{n}"' for n in measurements(_of_now(text))}
+    found |= {f'the number "{n}"': f'the number "{n}"' for n in measurements(of_now(text))}
     return found
 
 
@@ -256,7 +257,7 @@ def _doubted(word: "_Found", words: list["_Found"], clause: str) -> bool:
     )
 
 
-def _of_now(text: str) -> str:
+def of_now(text: str) -> str:
     """Without what is said of an earlier examination only."""
     text = _LUNGS_CLEARED.sub("lungs are clear", text)
     return _COMPARATIVE.sub(" ", _OF_PRIORS.sub(" ", text))
@@ -327,7 +328,7 @@ def critical_first(names: Iterable[str]) -> list[str]:
 
 def negations(text: str) -> int:
     """How often `text` denies something other than a change."""
-    return sum(1 for _ in _NEGATION.finditer(_of_now(text)))
+    return sum(1 for _ in _NEGATION.finditer(of_now(text)))
 
 
 def normal_statements(text: str) -> int:

@@ -16,6 +16,7 @@ from unix_jax.cleaning.facts import (
     holds_finding,
     negations,
     normal_statements,
+    of_now,
     statements,
     states_something,
 )
@@ -30,14 +31,14 @@ _VERB = re.compile(
 )
 _BAD_START = re.compile(
     r"^(?:is|are|was|were|has|have|had|may|might|could|should|will|would|be|been|of|from|by|than"
-    r"|which|that|who|and|or|but|nor|representing|due|changed?|slightly|mildly|significantly"
+    r"|which|that|who|and|or|but|nor|including|representing|due|changed?|slightly|mildly|significantly"
     r"|to(?! (?:the )?(?:left|right))|into|since|versus|(?:the|an?)(?=\W*$))\b",
     re.IGNORECASE,
 )
 _BAD_END = re.compile(
     r"\b(?:and|or|with|of|to|in|on|at|by|from|for|the|an?|as|is|are|was|were|be|been|has|have|had|may"
     r"|which|that|than|but|since|per|via|into|over|versus|appears?|remains?|possibly|no"
-    r"|mildly|slightly|significantly|without|could|might|within|between|overlying|representing|residual|adjacent|both|-view|very|cannot|can|not|if|known|(?<!less )(?<!more )(?<!most )likely)"
+    r"|mildly|slightly|significantly|without|could|might|within|between|overlying|representing|residual|adjacent|both|-view|very|suggesting|reflecting|outside|same|raise|intact|cannot|can|not|if|known|(?<!less )(?<!more )(?<!most )likely)"
     r"\W*$",
     re.IGNORECASE,
 )
@@ -67,7 +68,7 @@ _HISTORY = (
 )
 _SPEAKS_OF_PRIOR = re.compile(
     rf"\b(?:compared|comparing) (?:to|with)\b(?! (?:the )?(?:left|right|contralateral|other|opposite))"
-    rf"|\bcomparisons?\b|\b(?:prior|previous)\b(?! {_HISTORY})"
+    rf"|\bcomparisons?\b|\b(?:prior|previous)\b(?![ /]{_HISTORY})"
     r"|\bpreviously\b|\bsince\b|\b(?<!short )(?<!short-)(?<!term )interval\b(?! (?:follow|radiogr))"
     r"|\bunchanged\b|\bstable\b|\bpersist(?:s|ent|ently|ed)?\b|\bremains?\b|\bagain\b"
     r"|\bre-?demonstrat|\b(?:no|without|not|nor) (?:(?:significant(?:ly)?|interval|apprecia\w+|substantial(?:ly)?|definite(?:ly)?|relevant|gross(?:ly)?|further|really|much|major) ){0,3}"
@@ -118,7 +119,7 @@ _EMPTY = re.compile(
     r"|review(?:ed)?|submitted|provided|acquired|taken|dated?|upright|supine|erect|report\w*|dictat\w+|ap|pa"
     r"|rotat\w+|oblique|decubitus|magnification|bedside|cassettes?|addend\w*|reading|read|wet|preliminary"
     # advice, and who was told what
-    r"|entered|surgical|trauma|nursing|agree\w*|concur\w*|including|little|surfaces?|longer|end|cardio|skin|region|tenderness|discordant|high|pelvis|dyspnea|nasopharynx|superimposed|top|artifact\w*"
+    r"|exact|suboptimal|raise|around|entered|surgical|trauma|nursing|agree\w*|concur\w*|including|little|surfaces?|longer|end|cardio|skin|region|tenderness|discordant|high|pelvis|dyspnea|nasopharynx|superimposed|top|artifact\w*"
     r"|term|enhanced|near|after|following|upon|icu|urgently|promptly|define|benefit|orientation|nonemergent|already|appropriate|treatment|side|area|determine\w*|alternatively"
     r"|concern|elsewhere|presence|workup|establish|versus|additional|like|case|through|expected|suited|options?"
     r"|choice|best|reference|possible|possibly|follow|ordered|desired?|needed|repeat|lumbar|cervical|through|mid"
@@ -158,7 +159,7 @@ _WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
 _HIDDEN_MARK = re.compile(r"\[\*\*.*?\*\*\]|(?:\w+-)?(?:_{2,}|\w*X{3,}\w*)(?:-[\w-]+)?")
 # What the rules themselves may set in.
 _SET_IN = frozenset(
-    "excluded compatible system there is are seen other measures measure possibly may represent reflect indicate suggest possible device structure "
+    "increased vessels blood telemetry device least projecting signs devices excluded abnormality deformity compatible system there is are seen other measures measure possibly may represent reflect indicate suggest possible device structure "
     "structures view views angle angles lungs aorta vena cava border place likely thought with nodes ray "
     "no or and made changes overlie present clear was a an note appear appears left-sided right-sided x-ray "
     "imaging material area areas inspiratory field-of-view field system the effort heights pad bones bilaterally tubes tube endotracheal structures".split()
@@ -166,9 +167,15 @@ _SET_IN = frozenset(
 
 
 # What a hidden word may be read as: a word of doubt, a device whose kind is not told, surgery's.
-_OF_HIDDEN = ("doubt", 'the finding "devices"', 'the negative finding "devices"', 'the finding "nodes"')
+_OF_HIDDEN = ("doubt", 'the finding "devices"', 'the negative finding "devices"', 'the finding "nodes"', 'the negative finding "abnormalit"', 'the finding "deform"')
 
 
+# Doubt of which the object is hidden: "suggesting XXXX.", "compatible with old XXXX."
+_HIDDEN_DIAGNOSIS = re.compile(
+    r"\b(?:suggest(?:ing|s|ive)|consistent|compatible|may|might|could|representing|sequela)\b(?:\s+(?:of|with|represent|reflect))*"
+    r"\s+(?:(?:old|remote|prior)\s+)*(?:(?:X{3,}|_{2,})\s*)+(?=[.,;:)]|$)",
+    re.IGNORECASE,
+)
 _HIDDEN_DEVICE = re.compile(
     r"\bin\s+(?:(?!X{3}|_{2})\w+,?\s+)*(?:place|position)\b|\b(?:tips?|terminat\w+)\b", re.IGNORECASE
 )
@@ -190,8 +197,11 @@ def refusal(before: str, after: str, *, hidden: bool = False) -> str:
             return f"would lose {_told(critical_first(had.counts)[:6], had) or 'a finding'}"
         if hidden and _HIDDEN_DEVICE.search(before):
             return "would lose a device whose name is hidden"
-        word = next((w for w in _content(before) if not _says_nothing(w)), "")
+        word = next((w for w in _content(of_now(before)) if not _says_nothing(w)), "")
         return f'would lose "{word}"' if word else ""
+    if hidden:
+        # Doubt about what is hidden goes with it.
+        before = _HIDDEN_DIAGNOSIS.sub("", before)
     had, has = facts(before), facts(after)
     lost, new = difference(had, has)
     if hidden:

@@ -47,6 +47,10 @@ _TIP = (
     r"(?=\s+(?:(?:is |are )?(?:noted|seen|identified|present)\s+)?(?:with (?:its |the |a |an )?(?:distal )?(?:tip|leads?\b|catheter tip)|tip (?:is|in|at|over|within|project|terminat|lies)"
     r"|(?:terminates?|ends?) (?:in|at|over|within)|(?:has|have) (?:its |the )?(?:distal )?tip))"
 )
+_HEDGED = (
+    r"(?:suggesting|suggestive of|suggests|(?:consistent|compatible) with|(?:which )?(?:may|might|could) (?:represent|reflect)"
+    r"|representing|sequela of)"
+)
 _COMPLETED = (
     # A device of which only the name is hidden.
     _rule(rf"\b{MARK}-a-{MARK}(?:\s+{_MARKS})?", "device"),
@@ -75,13 +79,47 @@ _COMPLETED = (
     _rule(rf"(?:\b\w+-)?{MARK}-of-view", "field-of-view"),
     _rule(rf"\bcorrelate (clinically )?for {_MARKS} of\b", r"correlate \1for evidence of"),
     _rule(rf"^the (left and right|right and left) {_MARKS} (?=are|remain|appear)", r"The \1 structures "),
+    _rule(rf"\b(clear (?:left |right |both )?lung) {MARK}", r"\1s"),
+    _rule(rf"\b(pulmonary) {MARK}(?=\s+(?:and|are)\b|\s*,)", r"\1 structures"),
+    _rule(rf"\b(vasculature|vascularity|silhouette|size|aorta|mediastinum|contour) and {_MARKS} are\b", r"\1 is"),
+    _rule(rf"\b(pacemaker|defibrillator|generator) {_MARKS} and associated {_MARKS} (?:are|is)\b", r"\1 is"),
+    _rule(rf"\band {_MARKS} (?=are\b)", ""),
+    _rule(rf"\bblood {MARK}", "blood vessels"),
+    _rule(rf"\btelemetry {_MARKS}", "telemetry device"),
+    _rule(rf",?\s+as an? {_MARKS}{_END}", ""),
+    _rule(rf",?\s*\b{_HEDGED} (?:old |remote |prior )*{_MARKS}{_END}", ""),
+    _rule(rf",?\s*\bfrom (?:old|remote|prior) {_MARKS}{_END}", ""),
+    _rule(rf"\bat {MARK} (?=(?:in )?part\b|partially|mildly|moderately|partly)", "at least "),
+    _rule(rf"\b(cardiomegaly) {_MARKS} (?=at least)", r"\1 "),
+    _rule(rf",?\s*(?:on )?{_MARKS} (?:abdomen|chest|thorax|pelvis|thoracic spine)(?: and pelvis)? {_MARKS}{_END}", ""),
+    _rule(rf"\b(leads?|anchors?|wires?|calcifications?) {_MARKS} over the\b", r"\1 projecting over the"),
+    _rule(rf"\b(pacing|IVC|intramedullary|medication injection) {_MARKS}(?=\s+(?:over|on|in|has|have|is|are)\b)", r"\1 device"),
+    _rule(rf"\b(implantable cardiac) {_MARKS} are\b", r"\1 devices are"),
+    _rule(rf"\s+on (?:an? |the )?(?:recent |prior |previous )*outside {_MARKS}(?: from {_MARKS})?", ""),
+    _rule(rf"\bvena {MARK}", "vena cava"),
+    _rule(rf"\bnormal ((?:thoracic |lumbar |cervical )?vertebral body) {MARK}{_END}", r"normal \1 heights"),
+    _rule(rf",?\s+if {_MARKS} (?:is|are) (?:not )?{_MARKS}", ""),
+    _rule(rf"\bper {_MARKS} (?=\w)", ""),
+    _rule(rf"\bto {_MARKS} or (?=\w)", "to "),
+    _rule(rf",?\s*which (?:appears?|is|are) {_MARKS} (?:from|since|compared (?:to|with)) {_MARKS}", ""),
+    _rule(rf",?\s*with intact {_MARKS}{_END}", ""),
+    _rule(rf"\bthere are no {_MARKS} of (?=\w)", "there are no signs of "),
+    _rule(rf"\b(is|are) in {_MARKS} (?=over\b|without\b)", r"\1 in place "),
+    _rule(rf"\b(cardiac) {_MARKS} (?=(?:is|are) (?:intact|present|noted|seen|in\b))", r"\1 device "),
+    _rule(rf"\b(wedge) {MARK}(?= of)", r"\1 deformity"),
+    _rule(rf"\s+(?:related|secondary|due) to (?:remote|old|prior|previous) {_MARKS}(?=\s*(?:[.,;]|$)|\s+(?:is|are)\b)", ""),
+    _rule(rf"\b(acute (?:\w+ )?(?:thoracic|cardiopulmonary|pulmonary|cardiothoracic|osseous|intrathoracic)) {MARK}{_END}", r"\1 abnormality"),
+    _rule(rf"\b(no) {_MARKS} or (?=(?:acute|active)\b)", r"\1 "),
+    _rule(rf"\b(which (?:is|are)) {_MARKS} (?=(?!and\b|or\b|in\b|to\b|from\b|by\b|of\b|on\b)[a-z]{{3,}})", r"\1 possibly "),
+    _rule(rf",\s*{_MARKS}\s+(?=from\b|[TLC]\d)", ", possibly "),
+    _rule(rf"\band {_MARKS} (?=the (?:left|right)\b)", "and possibly "),
     _rule(rf"\b(visualized) {_MARKS} of the (chest|thorax)(?: {_MARKS})?", r"\1 structures of the \2"),
     _rule(rf"\b(the (?:left|right)) {_MARKS} of the heart", r"\1 border of the heart"),
     _rule(rf"\bcollecting {MARK}", "collecting system"),
     _rule(rf"\bcostodiaphragmatic {MARK}", "costodiaphragmatic angle"),
     _rule(rf"\b(visualized) {_MARKS} (?=(?:is|are|appear) (?:grossly )?(?:intact|normal|unremarkable))", r"\1 structures "),
     _rule(rf"\b(?:in|of|within|overlying|over) (?:the )?(left|right) {_MARKS}(?=\s*(?:[.,;]|$))", r"on the \1"),
-    _rule(rf"\b(calcified (?:(?:left|right|bilateral) )?(?:\w+)?(?:hilar|mediastinal|paratracheal|subcarinal|axillary)) {_MARKS}(?=\s+(?:is|are|seen|noted|identified)\b|\s*[.,;]|$)", r"\1 structures"),
+    _rule(rf"\b(calcified (?:(?:left|right|bilateral) )?(?:\w+)?(?:hilar|mediastinal|paratracheal|subcarinal|axillary)) {_MARKS}(?=\s+(?:is|are|and|seen|noted|identified)\b|\s*[.,;]|$)", r"\1 structures"),
     _rule(rf"\bcannot be ((?:\w+ly )?){MARK}", r"cannot be \1excluded"),
     _rule(rf"\b(degenerative) {MARK}(?=\s+(?:of|in|at|are|seen|noted|throughout)\b)", r"\1 changes"),
     _rule(rf"\b(is|are|findings|appearance) {_MARKS} with (?=\w)", r"\1 compatible with "),
@@ -139,7 +177,7 @@ _COMPLETED = (
     # A hidden device is a device, where the words beside it speak of one.
     _rule(rf"\bdual-{MARK}\s+(?={_MARKS}|cardiac)", ""),
     _rule(
-        rf"\b(cardiac|chest(?: wall)?|jugular|subclavian|axillary|venous) {_MARKS}(?!\s+generator)(?=\s+(?:overl\w+|project\w*|catheter|in"
+        rf"\b(cardiac|chest(?: wall)?|jugular|subclavian|axillary|venous) {_MARKS}(?!\s+generator)(?=\s+(?:overl\w+|project\w*|catheter|in {MARK}|(?:is |are )?in"
         r" (?:stable|good|satisfactory|unchanged)|with (?:its |the |intact )?(?:distal )?(?:tip|lead|catheter"
         r"|wire)|tip|generator|device|which)|[^.;]*\b(?:tips?|leads?|SVC|atri\w+|vena cava|device)\b|\s*\.?$)",
         r"\1 device",
@@ -173,8 +211,8 @@ _COMPLETED = (
 # An adjective whose noun is hidden, with nothing that says what it was.
 _ADJECTIVE = (
     r"(?:(?!(?:interval|normal|hospital|several|all|scar|scars|clinic|topic|particular|lumbar|similar|mortal|level"
-    r"|material|focal|clavicular|terminal|proximal)\b)(?:[a-z]{2,}(?:[a-z]al|[a-z]ar|ic|ous))|left|right|upper|lower|prominent|both|very|transverse"
-    r"|visualized|bilateral|noncontrast|adjacent|free|round|punctate|residual|collecting|dilated|implantable|large|small"
+    r"|material|focal|clavicular|terminal|proximal)\b)(?:[a-z]{2,}(?:[a-z]al|[a-z]ar|ic|ous))|left|right|upper|lower|prominent|both|very|transverse|exact"
+    r"|superimposed|superimposing|overlying|telemetry|associated|blood|several|visualized|bilateral|noncontrast|adjacent|free|round|punctate|residual|collecting|dilated|implantable|large|small"
     r"|left-sided|right-sided|superior|inferior|anterior|posterior)"
 )
 _HEADLESS = re.compile(
@@ -184,6 +222,10 @@ _HEADLESS = re.compile(
     rf"|\b(?:known|patient with)\s+{_MARKS}|\b(?:normal|clear|unremarkable)\s+{_MARKS}\s+(?=(?:pneumothorax|effusion|consolidation|edema)\b)"
     rf"|\b(?:nodule|mass|opacity|opacities|density|lesion|effusion|consolidation|scarring)\s+{_MARKS}\s+the\b"
     rf"|\bfindings\s+{_MARKS}\s+(?=\w+\s+\w+\s*\.?$)"
+    rf"|\b(?:amount|degree|portions?|causing|old|remote|involving)\s+(?:of\s+)?{_MARKS}(?=\s+(?:over|in|of|is|are|seen|noted|within)\b|\s*[.,;]|$)"
+    rf"|\blobe\s+{_MARKS}(?=\s*,|\s+and\b)|\d[a-z]{{0,2}}(?:-\d)?X{{3,}}|^one\s+{_MARKS}|\ban?\s+{_MARKS}\s+(?:noted|seen)\b"
+    rf"|\bfurther\s+{_MARKS}\s*\.?$|\bsoft tissue\s+{_MARKS}(?=\s+is\b|\s*\.?$)|\b(?:represent|reflect)\s+{_MARKS}\s+on\b"
+    rf"|\bnot\s+(?:\w+ly\s+)?{_MARKS}\s*\.?$|\bthe\s+{_MARKS}\s+(?:appear|which)\b|\bcould not \w+ {_MARKS}"
     # It may have been "no".
     rf"|^(?:there (?:is|are)\s+)?{_MARKS}\s+(?:(?:pleural|focal)\s+)?(?:pneumothorax|pneumothoraces|effusions?|consolidations?|fractures?|pneumonia|edema)\s*\.?$"
     rf"|\b(?:seen|visualized|demonstrated) (?:on|in|by) {_MARKS} (?=is|are\b)|\bof-{MARK}|{MARK}-of-\w+",

@@ -200,9 +200,24 @@ _PHRASES = (
     _rule(r"\s+(?:has|have)\s+(?:been\s+)?(?:\w+ly\s+)?(?:advanced|withdrawn|retracted|repositioned|pulled back|exchanged|replaced|placed|inserted)(?:\s+(?:slightly|somewhat|in the interval|\d+ cm))?\s*,?\s+and\s+(?:is\s+|are\s+)?(?:now\s+)?(?=ends?|terminates?|is|are|projects?|lies|overl|courses?|extends?|passes)"),
     _rule(rf"(?:overall|slightly|mildly|significantly|there is|\s)*(?<!not )\b(?:improved|increased|better|improvement in)\s+(?:\w+\s+)?(?:aeration|inspiration|inspiratory effort)(?:\s+(?:of|in|at)\s+(?:the\s+|both\s+)?(?:\w+\s+){{0,2}}(?:lungs?|bases?|lobes?))?\s*(?:,|\bwith\b|\band\b)\s+"),
     _rule(r",?\s*\bboth\s+(?:(?:of which\s+)?(?:are|appear|remain)\s+)?(?:stable|unchanged)(?=\s*(?:[.,;]|$))"),
+    _rule(rf"\s+and with {_PRIOR}(?:,? if (?:possible|available))?(?=\s*(?:[.]|$))"),
+    _rule(rf",?\s*(?:as\s+)?compared (?:to|with) (?:the )?(?:prior|previous|earlier) (?:{_STUDY} )?(?:of |from )?(?:earlier )?(?:on )?the same (?:day|date|{_MARK})"),
     _rule(rf"^(?:without|with no) (?:a |any )?{_PRIOR}\s*,\s*"),
     _rule(rf"^((?:this|these|it)) ha(?:s|ve) developed in the interval,? and\s+(?=may|is|are)", r"\1 "),
     _rule(rf",?\s+(?:and\s+)?(?:which\s+)?(?:is|are|was|were)\s+(?:\w+ly\s+)?better\s+(?:appreciated|visualized|seen|demonstrated)\s+(?:on|in|by)\s+(?:the\s+)?{_PRIOR}"),
+    _rule(
+        r"^(?:there (?:is|has been)\s+)?(?:(?:an?|marked|moderate|mild|slight|significant|interval)\s+)*increase in\s+"
+        r"(?:the\s+)?(?:size of (?:the )?)?(heart|cardiac)(?:\s+(?:size|silhouette))?(?=\s*(?:[.,;]|$))",
+        r"Increased \1 size",
+    ),
+    _rule(r",?\s+(?:as|because|since) (?:there (?:is|are) )?no (?:prior|previous|comparison|old)(?:\s+\w+){0,2}?(?:\s+(?:is|are))?\s+available(?:\s+for\s+\w+)?"),
+    _rule(rf",?\s*previously (?:\w+ly )?(?:demonstrated|seen|noted)(?:\s+(?:on )?{_MARK}(?:\s+(?:abdomen|chest|pelvis|and|CT|{_MARK}))*)?(?=\s*(?:[.,;]|$))"),
+    _rule(rf",?\s*no (?:recent|prior|old) {_MARK} for comparison"),
+    _rule(rf",?\s*which does not appear to be present on {_PRIOR}"),
+    _rule(r",?\s*as seen on (?:the |a )?(?:comparison|prior|previous) (?:[\w]+ ){0,4}(?:CT|study|exam)\b"),
+    _rule(rf",?\s*(?:which |and )?(?:incidentally )?(?:(?:was|were|is|are) )?also (?:seen|noted|present) on {_PRIOR}(?: of \d+ \w+ ago)?"),
+    _rule(rf",?\s*which (?:was|were) (?:seen|noted|present) (?:on|in) {_PRIOR}(?:/CT)?"),
+    _rule(rf"\b(?:stable|unchanged) in (?:the )?(?:prior|previous) {_STUDY}"),
     _rule(rf",\s*(?:as\s+)?(?:better|also)\s+(?:appreciated|visualized|seen|demonstrated)\s+(?:on|in|by)\s+(?:the\s+)?{_PRIOR}"),
     _rule(rf",?\s+(?:which\s+)?(?:have|has) been there on {_PRIOR}"),
     _rule(r"\bare redemonstrated\b", "are seen"),
@@ -229,7 +244,7 @@ _PHRASES = (
     _rule(
         r"\b(is|are)\s+(?:now\s+)?(?:(?:slightly|mildly|markedly|significantly|somewhat|minimally|overall|much)\s+)*"
         r"(?:larger|smaller|worse|better|greater|(?:more|less)\s+(?:conspicuous|prominent|apparent|extensive|pronounced"
-        r"|dense|confluent|evident|distinct|severe|marked))(?:\s+(?:than|as)\s+(?:previously|before|earlier"
+        r"|dense|confluent|evident|distinct|severe|marked))(?:\s+(?:than|as|versus)\s+(?:previously|before|earlier"
         rf"|(?:on|in)\s+{_PRIOR}|{_PRIOR})(?:\s+(?:seen|noted|described))?|\s+(?:compared (?:to|with)|since|from)\s+{_PRIOR})?(?=\s*(?:[.,;]|$))",
         r"\1 present",
     ),
@@ -478,6 +493,7 @@ _PHRASES = (
     _rule(
         r"\b(?:worsening|worsened|improving|improved|resolving|increasing|decreasing|enlarging|evolving)\b(?=\s+\w)"
     ),
+    _rule(r",?\s+which\s+(?:is|are)\s+present(?=\s*(?:[.,;]|$))"),
     _rule(r"^overall,?\s+with\s+", ""),
     _rule(r"\bthere is the\b", "there is"),
     _rule(r"(?<!\bof )\bnew(?:ly)?\b(?!\s+(?:york|born))"),
