@@ -57,6 +57,9 @@ TELEGRAPHIC = set(FINDINGS) | set("""
 no clear normal unremarkable intact negative disease abnormality abnormalities prominent prominence
 changes process markings density densities volumes volume limits low borderline mild moderate severe
 small large calcific chronic acute shift curvature interstitial lucency failure crowding hypoinflation
+arthritis fusion lobe lobectomy resection amputation stimulator generator coils deviation widening
+unfolding wedging arch border pattern angle nodes node syndesmophyte syndesmophytes retrolisthesis
+engorgement capping obscuration infection enchondroma enthesophyte goiter hypertension contrast
 hypoinflated postsurgical postoperative postop surgical status lines line device monitor tip fluid
 """.split())
 CANNOT_START = set("is are was were has have had of from by than which that who and or but nor due to "
@@ -64,6 +67,12 @@ CANNOT_START = set("is are was were has have had of from by than which that who 
 CANNOT_END = set("and or with of to in on at by from for the a an as is are was were be been has have "
                  "had may which that than but since per via into over versus appears no mildly slightly "
                  "significantly without".split())  # fmt: skip
+# Adjectives that need their noun: before a verb, a preposition or the end they are a broken joint.
+ADJECTIVES = set("""
+pulmonary mediastinal hilar thoracic cardiac osseous bony vascular humeral renal cervical lumbar aortic
+costophrenic vertebral degenerative moderate severe mild round punctate implantable surgical pleural
+""".split())
+AFTER_NO_ADJECTIVE = set("is are was were of in on at over seen noted identified may has have".split())
 ARTICLES = {"the", "a", "an"}
 AFTER_NO_ARTICLE = set("is are was were of in on at and or with the a an to from has have may".split())
 AFTER_NO_PREPOSITION = set("and or of is are was were has have may from".split())
@@ -117,8 +126,12 @@ def is_fragment(sentence):
         return False
     if tokens[0] in CANNOT_START or tokens[-1] in CANNOT_END:
         return True
+    if tokens[-1] in ADJECTIVES and not set(tokens) & {"is", "are"}:
+        return True
     for first, second in zip(tokens, tokens[1:]):
         if first in ARTICLES and second in AFTER_NO_ARTICLE:
+            return True
+        if first in ADJECTIVES and second in AFTER_NO_ADJECTIVE:
             return True
         if first in {"of", "with", "in"} and second in AFTER_NO_PREPOSITION:
             return True

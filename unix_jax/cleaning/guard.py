@@ -119,7 +119,7 @@ _EMPTY = re.compile(
     r"|review(?:ed)?|submitted|provided|acquired|taken|dated?|upright|supine|erect|report\w*|dictat\w+|ap|pa"
     r"|rotat\w+|oblique|decubitus|magnification|bedside|cassettes?|addend\w*|reading|read|wet|preliminary"
     # advice, and who was told what
-    r"|exact|suboptimal|raise|around|entered|surgical|trauma|nursing|agree\w*|concur\w*|including|little|surfaces?|longer|end|cardio|skin|region|tenderness|discordant|high|pelvis|dyspnea|nasopharynx|superimposed|top|artifact\w*"
+    r"|basilar|venous|exact|suboptimal|raise|around|entered|surgical|trauma|nursing|agree\w*|concur\w*|including|little|surfaces?|longer|end|cardio|skin|region|tenderness|discordant|high|pelvis|dyspnea|nasopharynx|superimposed|top|artifact\w*"
     r"|term|enhanced|near|after|following|upon|icu|urgently|promptly|define|benefit|orientation|nonemergent|already|appropriate|treatment|side|area|determine\w*|alternatively"
     r"|concern|elsewhere|presence|workup|establish|versus|additional|like|case|through|expected|suited|options?"
     r"|choice|best|reference|possible|possibly|follow|ordered|desired?|needed|repeat|lumbar|cervical|through|mid"
@@ -159,7 +159,7 @@ _WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
 _HIDDEN_MARK = re.compile(r"\[\*\*.*?\*\*\]|(?:\w+-)?(?:_{2,}|\w*X{3,}\w*)(?:-[\w-]+)?")
 # What the rules themselves may set in.
 _SET_IN = frozenset(
-    "increased vessels blood telemetry device least projecting signs devices excluded abnormality deformity compatible system there is are seen other measures measure possibly may represent reflect indicate suggest possible device structure "
+    "arch increased vessels blood telemetry device least projecting signs devices excluded abnormality deformity compatible system there is are seen other measures measure possibly may represent reflect indicate suggest possible device structure "
     "structures view views angle angles lungs aorta vena cava border place likely thought with nodes ray "
     "no or and made changes overlie present clear was a an note appear appears left-sided right-sided x-ray "
     "imaging material area areas inspiratory field-of-view field system the effort heights pad bones bilaterally tubes tube endotracheal structures".split()

@@ -52,6 +52,7 @@ _HEDGED = (
     r"|representing|sequela of)"
 )
 _COMPLETED = (
+    _rule(rf"\b((?:right|left)(?:-sided)? aortic) {MARK}", r"\1 arch"),
     # A device of which only the name is hidden.
     _rule(rf"\b{MARK}-a-{MARK}(?:\s+{_MARKS})?", "device"),
     _rule(rf"^(?:(?:the|an?)\s+)?((?:left|right)(?:[- ]sided)?(?: (?:chest(?: wall)?|upper extremity|arm|neck|IJ))?)\s+{_MARKS}{_TIP}", r"\1 device"),
@@ -84,6 +85,8 @@ _COMPLETED = (
     _rule(rf"\b(vasculature|vascularity|silhouette|size|aorta|mediastinum|contour) and {_MARKS} are\b", r"\1 is"),
     _rule(rf"\b(pacemaker|defibrillator|generator) {_MARKS} and associated {_MARKS} (?:are|is)\b", r"\1 is"),
     _rule(rf"\band {_MARKS} (?=are\b)", ""),
+    _rule(rf"\bplaced {_MARKS}{_END}", "placed device"),
+    _rule(rf"^{_MARKS} (chest|thorax|abdomen) (?=(?:with|if|for|is|could|would|may)\b)", r"CT \1 "),
     _rule(rf"\bblood {MARK}", "blood vessels"),
     _rule(rf"\btelemetry {_MARKS}", "telemetry device"),
     _rule(rf",?\s+as an? {_MARKS}{_END}", ""),

@@ -21,6 +21,7 @@ from unix_jax.cleaning.sentences import (
     list_number,
     mended,
     renumbered,
+    says_nothing,
     split_sentences,
 )
 
@@ -208,6 +209,11 @@ def _by_every_rule(sentence: str, applied: set[str], refused: list[str]) -> str:
             return ""
         refused.append(f'priors: "{_short(sentence)}" still speaks of change')
         return sentence
+    if text != sentence:
+        # A rule may have left a sentence of which nothing is said any more.
+        text = each_sentence(text, lambda part: "" if says_nothing(part) else part)
+        if not text:
+            return ""
     if text != sentence and broken(sentence, text):
         if not refusal(sentence, "", hidden=ANY_MARK.search(sentence) is not None):
             return ""
