@@ -1,14 +1,16 @@
-"""What the rules of `unix-jax clean` do to a corpus of reports, counted without the rules' patterns.
+"""What `unix-jax clean --rules-only` does to a corpus, counted without the patterns of the rules.
 
     python benchmarks/cleaning.py reports_only.jsonl
+    python benchmarks/cleaning.py reports_only.jsonl --hits
     python benchmarks/cleaning.py reports_only.jsonl --show 100 --seed 1
 
-The reports go through `clean_with_rules`, as the command does. The counters know plain word lists
-only, which are in this file; no pattern of `unix_jax.cleaning` is used. They are blunt on purpose:
-each of their hits is printed by --hits, for a reader to judge.
+The reports go through `clean_with_rules`, as the command does. The counters use the plain word
+lists of this file and no pattern of `unix_jax.cleaning`: the guard cannot confirm itself. They are
+blunt on purpose. `--hits` prints each hit for a reader to judge.
 """
 
 import argparse
+import itertools
 import json
 import random
 import re
@@ -19,63 +21,88 @@ from pathlib import Path
 from unix_jax.cleaning.run import clean_with_rules, rejected_path
 from unix_jax.cleaning.sources import open_reports
 
-FINDINGS = """
-pneumothorax pneumothoraces tension hemothorax pneumomediastinum pneumoperitoneum effusion effusions
-opacity opacities opacification consolidation consolidations edema atelectasis atelectatic nodule
-nodules nodular mass masses cardiomegaly enlarged enlargement fracture fractures infiltrate infiltrates
-pneumonia lesion lesions airspace congestion granuloma granulomas granulomatous calcified calcification
-calcifications fibrosis scarring scar thickening adenopathy lymphadenopathy hernia scoliosis kyphosis
-dextroscoliosis levoscoliosis spondylosis osteophytes osteophyte degenerative arthritic osteopenia
-osteoporosis emphysema emphysematous copd hyperinflated hyperinflation hyperexpanded hyperexpansion
-bronchiectasis bulla bullae blunting tortuous tortuosity ectasia atherosclerotic atherosclerosis
-aneurysm elevated elevation eventration collapse cavitary cavitation metastatic metastasis neoplasm
-malignancy tuberculosis sarcoidosis deformity deformities dislocation subluxation pacemaker catheter
-picc tube lead leads wires clips stent valve prosthesis port defibrillator sternotomy cabg
-cholecystectomy mastectomy plate screws rods bullet
-""".split()
+
+def word_set(text):
+    return frozenset(text.split())
+
+
+FINDINGS = word_set("""
+pneumothorax pneumothoraces tension hemothorax pneumomediastinum pneumoperitoneum effusion
+effusions opacity opacities opacification consolidation consolidations edema atelectasis
+atelectatic nodule nodules nodular mass masses cardiomegaly enlarged enlargement fracture
+fractures infiltrate infiltrates pneumonia lesion lesions airspace congestion granuloma granulomas
+granulomatous calcified calcification calcifications fibrosis scarring scar thickening adenopathy
+lymphadenopathy hernia scoliosis kyphosis dextroscoliosis levoscoliosis spondylosis osteophytes
+osteophyte degenerative arthritic osteopenia osteoporosis emphysema emphysematous copd
+hyperinflated hyperinflation hyperexpanded hyperexpansion bronchiectasis bulla bullae blunting
+tortuous tortuosity ectasia atherosclerotic atherosclerosis aneurysm elevated elevation
+eventration collapse cavitary cavitation metastatic metastasis neoplasm malignancy tuberculosis
+sarcoidosis deformity deformities dislocation subluxation pacemaker catheter picc tube lead leads
+wires clips stent valve prosthesis port defibrillator sternotomy cabg cholecystectomy mastectomy
+plate screws rods bullet
+""")
 DENIALS = {"no", "not", "without", "negative", "free", "resolved", "cleared", "removed", "removal",
            "resolution", "absence", "absent", "longer", "nor", "never"}  # fmt: skip
-CHANGE = """
+CHANGE = word_set("""
 compared comparison comparisons unchanged stable interval previously persistent persists remains
 again redemonstrated redemonstration worsened worsening improved improvement improving resolving
 resolved since newly
-""".split()
+""")
 CHANGE_PAIRS = re.compile(
-    r"\bno (?:significant |interval )*changes?\b|\bprior (?:exam|stud|film|radiograph|chest|ct|x-ray)"
+    r"\bno (?:significant |interval )*changes?\b"
+    r"|\bprior (?:exam|stud|film|radiograph|chest|ct|x-ray)"
     r"|\bprevious (?:exam|stud|film|radiograph|chest|ct|x-ray)|\bthan previously\b"
     r"|\bha(?:s|ve) (?:\w+ )?(?:developed|cleared|increased|decreased|progressed)\b|\bnew\b",
     re.IGNORECASE,
 )
-ALLOWED_CHANGE = re.compile(r"short[ -]interval|interval follow|clinically stable", re.IGNORECASE)
-VERBS = set("""
-is are was were has have had may might could can cannot should would will appear appears seem seems
-show shows demonstrate demonstrates reveal reveals overlie overlies overlying project projects terminate terminates
-represent represents reflect reflects suggest suggests obscure obscures measure measures extend extends
-recommend recommended consider correlate limits lies ends seen noted identified present visualized
-""".split())
-TELEGRAPHIC = set(FINDINGS) | set("""
-no clear normal unremarkable intact negative disease abnormality abnormalities prominent prominence
-changes process markings density densities volumes volume limits low borderline mild moderate severe
-small large calcific chronic acute shift curvature interstitial lucency failure crowding hypoinflation
-arthritis fusion lobe lobectomy resection amputation stimulator generator coils deviation widening
-unfolding wedging arch border pattern angle nodes node syndesmophyte syndesmophytes retrolisthesis
-engorgement capping obscuration infection enchondroma enthesophyte goiter hypertension contrast
-hypoinflated postsurgical postoperative postop surgical status lines line device monitor tip fluid
-""".split())
-CANNOT_START = set("is are was were has have had of from by than which that who and or but nor due to "
-                   "into since versus be been".split())  # fmt: skip
-CANNOT_END = set("and or with of to in on at by from for the a an as is are was were be been has have "
-                 "had may which that than but since per via into over versus appears no mildly slightly "
-                 "significantly without".split())  # fmt: skip
+# Advice, history that the film shows, and the other side are no comparison with an earlier film.
+ALLOWED_CHANGE = re.compile(
+    r"short[ -]interval|interval follow|clinically stable|compared to (?:the )?(?:left|right)"
+    r"|prior chest surgery",
+    re.IGNORECASE,
+)
+GONE = word_set("resolved cleared removed removal resolution longer")
+# What grew, did not change or is nearly gone is the finding itself.
+GROWTH = re.compile(
+    r"\binterval enlargement of\b|\bno (?:significant |interval )*changes?(?: in)?\b"
+    r"|\b(?:without|no) significant change\b|\balmost completely resolved\b",
+    re.IGNORECASE,
+)
+VERBS = word_set("""
+is are was were has have had may might could can cannot should would will appear appears seem
+seems show shows demonstrate demonstrates reveal reveals overlie overlies overlying project
+projects terminate terminates represent represents reflect reflects suggest suggests obscure
+obscures measure measures extend extends recommend recommended consider correlate limits lies ends
+seen noted identified present visualized
+""")
+TELEGRAPHIC = set(FINDINGS) | word_set("""
+no clear normal unremarkable intact negative disease abnormality abnormalities prominent
+prominence changes process markings density densities volumes volume limits low borderline mild
+moderate severe small large calcific chronic acute shift curvature interstitial lucency failure
+crowding hypoinflation arthritis fusion lobe lobectomy resection amputation stimulator generator
+coils deviation widening unfolding wedging arch border pattern angle nodes node syndesmophyte
+syndesmophytes retrolisthesis engorgement capping obscuration infection enchondroma enthesophyte
+goiter hypertension contrast hypoinflated postsurgical postoperative postop surgical status lines
+line device monitor tip fluid
+""")
+CANNOT_START = word_set("""
+is are was were has have had of from by than which that who and or but nor due to into since
+versus be been
+""")
+CANNOT_END = word_set("""
+and or with of to in on at by from for the a an as is are was were be been has have had may which
+that than but since per via into over versus appears no mildly slightly significantly without
+""")
 # Adjectives that need their noun: before a verb, a preposition or the end they are a broken joint.
-ADJECTIVES = set("""
-pulmonary mediastinal hilar thoracic cardiac osseous bony vascular humeral renal cervical lumbar aortic
-costophrenic vertebral degenerative moderate severe mild round punctate implantable surgical pleural
-""".split())
-AFTER_NO_ADJECTIVE = set("is are was were of in on at over seen noted identified may has have".split())
+ADJECTIVES = word_set("""
+pulmonary mediastinal hilar thoracic cardiac osseous bony vascular humeral renal cervical lumbar
+aortic costophrenic vertebral degenerative moderate severe mild round punctate implantable
+surgical pleural
+""")
+AFTER_NO_ADJECTIVE = word_set("is are was were of in on at over seen noted identified may has have")
 ARTICLES = {"the", "a", "an"}
-AFTER_NO_ARTICLE = set("is are was were of in on at and or with the a an to from has have may".split())
-AFTER_NO_PREPOSITION = set("and or of is are was were has have may from".split())
+AFTER_NO_ARTICLE = word_set("is are was were of in on at and or with the a an to from has have may")
+AFTER_NO_PREPOSITION = word_set("and or of is are was were has have may from")
 HIDDEN = re.compile(r"XXXX|_{2,}|\[\*\*")
 
 
@@ -84,38 +111,48 @@ def words(text):
 
 
 def sentences(text):
-    return [s.strip() for s in re.split(r"(?<=[.!?;])\s+(?=[A-Z0-9])", text) if s.strip()]
+    return [s.strip() for s in re.split(r"(?<=[.!?;])\s+(?=[A-Za-z0-9])", text) if s.strip()]
 
 
 def bare(sentence):
     return re.sub(r"^\d+[.)]\s*", "", sentence).strip(" .")
 
 
-def present_findings(text):
-    """Finding words with no denial in the six words before them in their sentence."""
-    found = Counter()
-    for sentence in sentences(text):
+def findings_by_polarity(text):
+    """(finding words that are stated, finding words that are denied)."""
+    stated, denied = set(), set()
+    for sentence in sentences(GROWTH.sub(" ", text)):
         tokens = words(sentence)
+        gone = GONE & set(tokens)
         for i, token in enumerate(tokens):
-            denied = DENIALS & set(tokens[max(0, i - 8) : i])
-            if token in FINDINGS_SET and not denied and "resolved" not in tokens:
-                found[token] += 1
-    return found
-
-
-FINDINGS_SET = set(FINDINGS)
+            if token in FINDINGS:
+                is_denied = gone or DENIALS & set(tokens[max(0, i - 8) : i])
+                (denied if is_denied else stated).add(token)
+    return stated, denied
 
 
 def lost_findings(before, after):
-    """Finding words of the original, present or denied, that the whole cleaned report lacks."""
-    had = set(words(before)) & FINDINGS_SET
+    """Finding words of the original, stated or denied, that the whole cleaned report lacks."""
+    had = set(words(GROWTH.sub(" ", before))) & FINDINGS
     return sorted(had - set(words(after)))
+
+
+def reversed_findings(before, after):
+    """Finding words that were only stated and are only denied now, or the other way round."""
+    (stated, denied), (still, now) = findings_by_polarity(before), findings_by_polarity(after)
+    return sorted(((stated - denied) & (now - still)) | ((denied - stated) & (still - now)))
+
+
+def turned_normal(before, after):
+    """Stated findings before, and none after."""
+    stated, _ = findings_by_polarity(before)
+    return sorted(stated) if stated and not findings_by_polarity(after)[0] else []
 
 
 def prior_left(text):
     for sentence in sentences(text):
         plain = ALLOWED_CHANGE.sub(" ", sentence)
-        if set(words(plain)) & set(CHANGE) or CHANGE_PAIRS.search(plain):
+        if set(words(plain)) & CHANGE or CHANGE_PAIRS.search(plain):
             yield sentence
 
 
@@ -128,7 +165,7 @@ def is_fragment(sentence):
         return True
     if tokens[-1] in ADJECTIVES and not set(tokens) & {"is", "are"}:
         return True
-    for first, second in zip(tokens, tokens[1:]):
+    for first, second in itertools.pairwise(tokens):
         if first in ARTICLES and second in AFTER_NO_ARTICLE:
             return True
         if first in ADJECTIVES and second in AFTER_NO_ADJECTIVE:
@@ -160,7 +197,8 @@ def main():
         clean_with_rules(open_reports(arguments.reports), out)
         cleaned = {row["id"]: row for row in map(json.loads, out.open(encoding="utf-8"))}
         aside = [json.loads(line) for line in rejected_path(out).open(encoding="utf-8")]
-    raw = {row["id"]: row for row in map(json.loads, open(arguments.reports, encoding="utf-8"))}
+    with open(arguments.reports, encoding="utf-8") as lines:
+        raw = {row["id"]: row for row in map(json.loads, lines)}
     empty = sum(not text_of(raw[row["id"]]) for row in aside if row["id"] in raw)
     counts, hits, changed = Counter(), [], []
     for key, row in cleaned.items():
@@ -169,7 +207,8 @@ def main():
             changed.append(key)
         found = {
             "findings lost": lost_findings(before, after),
-            "turned normal": ["yes"] if present_findings(before) and not present_findings(after) else [],
+            "findings reversed": reversed_findings(before, after),
+            "turned normal": turned_normal(before, after),
             "priors left": list(prior_left(after)),
             "fragments": fragments(before, after),
             "hidden words left": HIDDEN.findall(after),
@@ -183,7 +222,8 @@ def main():
     print(f"{set_aside} set aside with a reason ({set_aside / total:.1%}), {empty} were empty")
     for name, how in {
         "findings lost": "a finding word of the original is nowhere in the cleaned report",
-        "turned normal": "a finding that is not denied before, none after",
+        "findings reversed": "a finding word that was only stated is only denied, or vice versa",
+        "turned normal": "a finding word that is not denied before, none after",
         "priors left": "a word of change or of an earlier examination after",
         "fragments": "a new sentence without a verb or telegraphic word, or with a broken joint",
         "hidden words left": "XXXX, ___ or [** **] after",

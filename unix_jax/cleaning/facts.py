@@ -1,5 +1,5 @@
-"""What a report states, counted: finding words and devices with their polarity, sides, measurements,
-negations, doubts and statements that something is normal.
+"""What a report states, counted: finding words and devices with their polarity, sides,
+measurements, negations, doubts and statements that something is normal.
 
 It knows nothing of the rules. `guard` compares these counts before and after a change. Where the
 lexicon is wrong it is wrong before and after alike.
@@ -48,18 +48,24 @@ DEVICES = {
 # Stems, so that singular and plural, noun and verb count as one. The name of a word is its first
 # alternative.
 _STEMS = (
-    "abnormalit abscess adenopath|lymphaden airspace|air[-\\s]space air-fluid aneurysm arthri asbest "
+    "abnormalit abscess adenopath|lymphaden airspace"
+    "|air[-\\s]space air-fluid aneurysm arthri asbest "
     "atelecta atheroscler blunt|obliterat bronchiect bulla|bulle|bleb calcif cancer|carcinom "
     "cardiomegal cavit|cavern cephaliz collaps compressi congest consolidat contusion copd crowd "
     "cuffing curvature cyst deform degenerat deminerali densit deviat diseas dislocat|sublux "
     "disrupt|broken retrolisth|spondylolisth|anterolisth goit(?:er|re) syndesmophyt|enthesophyt "
-    "displace dissect dilat|ectasi|ectatic disten edema|oedema effusion elevat embol emphysem empyem "
-    "enlarg|increased?\\s(?:in\\s)?(?:the\\s)?(?:size\\sof\\s(?:the\\s)?)?(?:heart|cardiac)\\ssi(?:ze|lhouette) eros eventrat failure "
+    "displace dissect dilat|ectasi|ectatic disten edema"
+    "|oedema effusion elevat embol emphysem empyem "
+    "enlarg|increased?\\s(?:in\\s)?(?:the\\s)?(?:size\\sof\\s(?:the\\s)?)?(?:heart|cardiac)\\ssi"
+    "(?:ze|lhouette) eros eventrat failure "
     "fibros|fibrot flatten fluid foreign fractur|fx\\b granulom haz[ie] "
-    "hemothora|haemothora hemorrhag|haemorrhag|hematoma|haematoma|bleed hernia hyperinflat|hyperexpan|hyperaerat|overinflat "
+    "hemothora|haemothora hemorrhag|haemorrhag|hematoma|haematoma|bleed hernia hyperinflat"
+    "|hyperexpan|hyperaerat|overinflat "
     "hyperlucen|lucen|radiolucen hypertroph infarct infect infiltrat inflammat interstit kerley "
-    "kypho lesion lymphoma malignan malposition|misplac marking mass(?:es)?\\b metasta neoplas nodul "
-    "(?<!lymph\\s)nodes? obscur opaci osteopeni|osteopor osteophyt|spur perforat pneumatocel pneumomediast "
+    "kypho lesion lymphoma malignan malposition|misplac marking mass"
+    "(?:es)?\\b metasta neoplas nodul "
+    "(?<!lymph\\s)nodes? obscur opaci osteopeni|osteopor osteophyt"
+    "|spur perforat pneumatocel pneumomediast "
     "pneumonia pneumonit pneumoperiton|free\\s(?:intra\\w+\\s)?(?:air|gas) pneumothora|ptx "
     "prominen reticul retract sarcoid scar sclero scolio|dextrosc|levosc sequela shift spondyl "
     "stenos subcutaneous\\s(?:air|gas)|crepitus tension thicken tortuo|unfold tubercul|tb\\b "
@@ -70,16 +76,19 @@ _STEMS = (
 )
 # "hydropneumothorax", "micronodular": the finding within a compound.
 _COMPOUND = (
-    r"(?:hydro|ha?emo|pyo|fibro|reticulo|micro|multi|bronchi?o?|osteo|peri|pleuro|para|tracheo|lymph)?-?"
+    r"(?:hydro|ha?emo|pyo|fibro|reticulo|micro|multi|bronchi?o?|osteo|peri|pleuro|para|tracheo"
+    r"|lymph)?-?"
 )
-_WORDS = {
-    re.sub(r"[(\\?].*", "", stem.split("|")[0]) or "line": re.compile(
-        rf"(?<![a-z]){_COMPOUND}(?:{stem})\w*", re.IGNORECASE
-    )
-    for stem in _STEMS.split()
-} | {
-    "tube": re.compile(r"\b(?<!endotracheal )tubes?\b", re.IGNORECASE)
-} | {name: re.compile(pattern, re.IGNORECASE) for name, pattern in DEVICES.items()}
+_WORDS = (
+    {
+        re.sub(r"[(\\?].*", "", stem.split("|")[0]) or "line": re.compile(
+            rf"(?<![a-z]){_COMPOUND}(?:{stem})\w*", re.IGNORECASE
+        )
+        for stem in _STEMS.split()
+    }
+    | {"tube": re.compile(r"\b(?<!endotracheal )tubes?\b", re.IGNORECASE)}
+    | {name: re.compile(pattern, re.IGNORECASE) for name, pattern in DEVICES.items()}
+)
 _ANY_WORD = re.compile(
     "|".join(f"(?:{pattern.pattern})" for pattern in _WORDS.values()), re.IGNORECASE
 )
@@ -89,7 +98,8 @@ _CRITICAL = ("pneumothora", "tension", "pneumoperiton", "hemothora", "hemorrhag"
 # Words that deny. What denies only a change or an earlier examination denies no finding.
 _ABSENT = r"(?<!not )(?<!to )(?<!until )(?<!has been )"
 _OF_CHANGE = (
-    r"(?!(?:\W+(?:of|any|significant(?:ly)?|interval|appreciabl[ey]|substantial(?:ly)?|definite(?:ly)?"
+    r"(?!(?:\W+(?:of|any|significant(?:ly)?|interval|appreciabl[ey]|substantial(?:ly)?|definite"
+    r"(?:ly)?"
     r"|obvious|relevant|gross(?:ly)?|evidence of|further|apparent|evident|marked(?:ly)?|been|the"
     r"|available|XXXX|_{2,}|much|major|acute|radiographic|any|clear|visible|additional|other"
     r"|convincing|large|overall|great(?:ly)?|previous|other|suspicious|detrimental|short|focal"
@@ -98,7 +108,8 @@ _OF_CHANGE = (
     r"|progress\w*|worsen\w*|older?|different\w*|difference|interval change|longer))"
 )
 _NEGATION = re.compile(
-    rf"\b(?:no|not|without|absent|absence|free of|negative for|neither|nor|cannot(?! be (?:\w+ly )?(?:excluded|X{{3,}}|_{{2,}}))"
+    rf"\b(?:no|not|without|absent|absence|free of|negative for|neither|nor|cannot(?! be "
+    rf"(?:\w+ly )?(?:excluded|X{{3,}}|_{{2,}}))"
     rf"|nothing|none|never|lack(?:s|ing)?)\b{_OF_CHANGE}"
     rf"|\bno longer\b|\b(?:removal|resolution) of\b|{_ABSENT}\bresolved\b"
     rf"|{_ABSENT}\b(?:been )?(?:cleared|removed)\b|\bextubat\w*",
@@ -124,7 +135,8 @@ _CLAUSE = re.compile(
 _LUNGS_CLEARED = re.compile(r"\blungs?\s+ha(?:s|ve)\s+(?:now\s+)?cleared\b", re.IGNORECASE)
 # More or less than before: no finding of its own.
 _COMPARATIVE = re.compile(
-    r"\b(?:more|less)\s+(?:prominent|dense|consolidated|confluent|nodular|extensive)(?=\s*(?:[.,;]|$|than"
+    r"\b(?:more|less)\s+(?:prominent|dense|consolidated|confluent|nodular|extensive)(?=\s*"
+    r"(?:[.,;]|$|than"
     r"|compared|when compared|since|from|on (?:the )?(?:current|today)))",
     re.IGNORECASE,
 )
@@ -133,23 +145,30 @@ _COMPARATIVE = re.compile(
 _SIZE_WORD = r"(?:tiny|trace|minimal|small|mild|moderate|large|marked|severe|extensive)"
 _AMOUNT = r"\d+(?:\.\d+)?(?:\s*x\s*\d+(?:\.\d+)?)*\s*-?(?:mm|cm|centimeters?|millimeters?)?"
 _OF_PRIORS = re.compile(
-    r"\b(?:near(?:ly)?|almost|partial(?:ly)?|partly|mostly|largely|incomplete(?:ly)?|substantially|virtually)"
-    r"(?:[\s-]+(?:complete(?:ly)?|total(?:ly)?|entirely|interval))*[\s-]+(?:been\s+)?(?:resolved|cleared"
+    r"\b(?:near(?:ly)?|almost|partial(?:ly)?|partly|mostly|largely|incomplete(?:ly)?"
+    r"|substantially|virtually)"
+    r"(?:[\s-]+(?:complete(?:ly)?|total(?:ly)?|entirely|interval))*[\s-]+(?:been\s+)?(?:resolved"
+    r"|cleared"
     r"|removed|resolution|clearing|resolving)\b(?:\s+of\b)?|"
     r"\bnot\s+(?:\w+\s+){0,5}?(?:on|in|from)\s+(?:the\s+|an?\s+|his\s+|her\s+|that\s+)?(?:\w+\s+)?"
     r"(?:prior|previous|comparison|earlier|preceding)\b"
-    r"|\bnot\s+(?:\w+\s+){0,3}?(?:on|in|from)\s+(?:the\s+)?(?:_{2,}|X{3,})(?!\s+(?:study|view|film|radiograph))|\bnot\s+(?:\w+\s+)?(?:seen|present"
+    r"|\bnot\s+(?:\w+\s+){0,3}?(?:on|in|from)\s+(?:the\s+)?(?:_{2,}|X{3,})(?!\s+(?:study|view"
+    r"|film|radiograph))|\bnot\s+(?:\w+\s+)?(?:seen|present"
     r"|visualized|identified)\s+(?:previously|before)\b"
     r"|\b(?:surgical|trauma|thoracic surgery)\s+(?:team|service|staff|resident|attending)\b"
     r"|\bversus (?:the )?(?:prior|previous)\b"
     r"|\benlarging\b|\binterval enlargement\b|\b(?:has|have)\s+(?:\w+ly\s+)?enlarged\b"
-    rf"|\b(?:previously|formerly)\s+(?:measur\w+\s+|about\s+|approximately\s+)*(?:{_AMOUNT}|{_SIZE_WORD})(?!\w)"
-    rf"|\bcompared (?:to|with)\s+(?:about\s+|approximately\s+)?{_AMOUNT}(?:\s+(?:previously|before|on the prior))?"
+    rf"|\b(?:previously|formerly)\s+(?:measur\w+\s+|about\s+|approximately\s+)*(?:{_AMOUNT}"
+    rf"|{_SIZE_WORD})(?!\w)"
+    rf"|\bcompared (?:to|with)\s+(?:about\s+|approximately\s+)?{_AMOUNT}(?:\s+(?:previously"
+    rf"|before|on the prior))?"
     rf"|\bfrom\s+{_AMOUNT}\s*(?=to\s+\d)|\bfrom\s+{_SIZE_WORD}\s+(?=to\s+{_SIZE_WORD})"
     r"|\bboth\s+(?:(?:of which\s+)?(?:are|appear|remain)\s+)?(?:stable|unchanged|similar)"
-    r"|\b(?:improve\w+|increase\w*|better)\s+(?:\w+\s+)?aeration\s+(?:of|in|at)\s+(?:the\s+)?(?:left|right|both|bilateral)"
+    r"|\b(?:improve\w+|increase\w*|better)\s+(?:\w+\s+)?aeration\s+(?:of|in|at)\s+(?:the\s+)?"
+    r"(?:left|right|both|bilateral)"
     r"(?:\s+(?:upper|lower|mid|middle|lung))?\s+(?:lungs?|bases?|lobes?)"
-    r"|\b(?:in|on)\s+(?:the\s+)?(?:absence|lack)\s+of\s+(?:\w+\s+){0,2}?(?:prior|previous|comparison|old)\w*",
+    r"|\b(?:in|on)\s+(?:the\s+)?(?:absence|lack)\s+of\s+(?:\w+\s+){0,2}?(?:prior|previous"
+    r"|comparison|old)\w*",
     re.IGNORECASE,
 )
 
@@ -233,8 +252,10 @@ def statements(text: str) -> dict[str, str]:
         for side, pattern in _SIDES.items():
             for match in pattern.finditer(clause):
                 if words:
-                    near = min(words, key=lambda w: (_distance(w, match.start()), w.start))  # noqa: B023
-                    found[f'the side "{side}" of "{near.stem}"'] = f'the side "{side}" of "{near.word}"'
+                    near = min(words, key=lambda w: (_distance(w, match.start()), w.start))
+                    found[f'the side "{side}" of "{near.stem}"'] = (
+                        f'the side "{side}" of "{near.word}"'
+                    )
     found |= {f'the number "{n}"': f'the number "{n}"' for n in measurements(of_now(text))}
     return found
 

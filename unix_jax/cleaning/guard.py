@@ -1,4 +1,4 @@
-"""Whether a sentence may be changed as a rule proposes: nothing lost, nothing new, still a sentence.
+"""Whether a report may be changed as proposed: nothing lost, nothing new, still sentences.
 
 The guard is independent of the rules. It is asked after each of them; a refusal sets the report
 aside with the reason.
@@ -6,7 +6,6 @@ aside with the reason.
 
 import re
 from collections import Counter
-from collections.abc import Mapping
 
 from unix_jax.cleaning.facts import (
     Facts,
@@ -23,7 +22,8 @@ from unix_jax.cleaning.facts import (
 from unix_jax.data.report_sections import report_sections
 
 _VERB = re.compile(
-    r"\b(?:is|are|was|were|has|have|had|may|might|could|can|cannot|should|would|will|appears?|seems?"
+    r"\b(?:is|are|was|were|has|have|had|may|might|could|can|cannot|should|would|will|appears?"
+    r"|seems?"
     r"|shows?|demonstrates?|reveals?|overl(?:ies|ie|ay|ays)|projects?|terminates?|represents?|lies?"
     r"|reflects?|suggests?|obscures?|measures?|extends?|ends?|courses?|recommend(?:ed)?|suggested"
     r"|correlate|consider|seen|noted|identified|present|visualized|limits?|accentuates?)\b",
@@ -31,14 +31,18 @@ _VERB = re.compile(
 )
 _BAD_START = re.compile(
     r"^(?:is|are|was|were|has|have|had|may|might|could|should|will|would|be|been|of|from|by|than"
-    r"|which|that|who|and|or|but|nor|including|representing|due|changed?|slightly|mildly|significantly"
+    r"|which|that|who|and|or|but|nor|including|representing|due|changed?|slightly|mildly"
+    r"|significantly"
     r"|to(?! (?:the )?(?:left|right))|into|since|versus|(?:the|an?)(?=\W*$))\b",
     re.IGNORECASE,
 )
 _BAD_END = re.compile(
-    r"\b(?:and|or|with|of|to|in|on|at|by|from|for|the|an?|as|is|are|was|were|be|been|has|have|had|may"
+    r"\b(?:and|or|with|of|to|in|on|at|by|from|for|the|an?|as|is|are|was|were|be|been|has|have"
+    r"|had|may"
     r"|which|that|than|but|since|per|via|into|over|versus|appears?|remains?|possibly|no"
-    r"|mildly|slightly|significantly|without|could|might|within|between|overlying|representing|residual|adjacent|both|-view|very|suggesting|reflecting|outside|same|raise|intact|cannot|can|not|if|known|(?<!less )(?<!more )(?<!most )likely)"
+    r"|mildly|slightly|significantly|without|could|might|within|between|overlying|representing"
+    r"|residual|adjacent|both|-view|very|suggesting|reflecting|outside|same|raise|intact|cannot"
+    r"|can|not|if|known|(?<!less )(?<!more )(?<!most )likely)"
     r"\W*$",
     re.IGNORECASE,
 )
@@ -46,91 +50,139 @@ _BROKEN = re.compile(
     r"\b(?:the|an?)\s+(?:is|are|was|were|of|in|on|at|and|or|with|the|an?|to|from|has|have|may)\b"
     r"|\b(?:of|in|with|from|for|and|or|at|by|into|within)\s+(?:and|or|of|is|are|was|were|from|has"
     r"|have|may|with|which)\b"
-    r"|\b(?:is|are)\s+(?:is|are|of|the\W|and|or)\b|\b(?:is|are|has|have|the|an?|of|in|at|with|by|for|likely|no)\s*[,;.]"
+    r"|\b(?:is|are)\s+(?:is|are|of|the\W|and|or)\b|\b(?:is|are|has|have|the|an?|of|in|at|with|by"
+    r"|for|likely|no)\s*[,;.]"
     r"|\b(?:no|without)\s+(?:is|are|of|in|on|and|or)\b|\b(?:due|secondary|related) (?:in|and|or)\b",
     re.IGNORECASE,
 )
 # What happened to something, without what it happened to.
 _BARE = re.compile(
-    r"^(?:the |an? )?(?:\w+ly |mild |moderate |marked |severe |slight )*(?:enlargement|enlarged|prominen\w+|elevat\w+|displace\w+|widening|dilat\w+"
-    r"|broken|fractured|calcified|thickened|tortuous|widened|blunt\w+|loss|narrowing|deviat\w+|and \w+)\W*$",
+    r"^(?:the |an? )?(?:\w+ly |mild |moderate |marked |severe |slight )*(?:enlargement|enlarged"
+    r"|prominen\w+|elevat\w+|displace\w+|widening|dilat\w+"
+    r"|broken|fractured|calcified|thickened|tortuous|widened|blunt\w+|loss|narrowing|deviat\w+"
+    r"|and \w+)\W*$",
     re.IGNORECASE,
 )
 _CHANGE = (
     r"(?:develop|increas|decreas|improv|worsen|progress|clear|resolv|enlarg|diminish|chang)(?:ed)\b"
 )
 _HISTORY = (
-    r"(?:\w+[ /-]){0,4}?(?:granulo|gunshot|avn|embol|infarct|infect|inflam|surg|stern|thorac|cholecyst|cabg|bypass|fract|trauma"
+    r"(?:\w+[ /-]){0,4}?(?:granulo|gunshot|avn|embol|infarct|infect|inflam|surg|stern|thorac"
+    r"|cholecyst|cabg|bypass|fract|trauma"
     r"|injur|tb\b|tubercul|expos|asbest|diseas|mastect|lobect|resect|radiat|histopl|rib\b|pneumon"
     r"|operat|interven|valve|fusion|verteb|kyph|lumpect|lamin|hernia|replac|repair|insult|scar"
     r"|procedure|biops|cardiac surg|coronary|empyema|therap|cerv|sten|spin|process|mi\b|ct.guid"
     r"|median|midline|abdom\w+ (?:surg|oper)|healed|arthro|pleu|ortho|mediastin)"
 )
 _SPEAKS_OF_PRIOR = re.compile(
-    rf"\b(?:compared|comparing) (?:to|with)\b(?! (?:the )?(?:left|right|contralateral|other|opposite))"
+    rf"\b(?:compared|comparing) (?:to|with)\b(?! (?:the )?(?:left|right|contralateral|other"
+    rf"|opposite))"
     rf"|\bcomparisons?\b|\b(?:prior|previous)\b(?![ /]{_HISTORY})"
     r"|\bpreviously\b|\bsince\b|\b(?<!short )(?<!short-)(?<!term )interval\b(?! (?:follow|radiogr))"
     r"|\bunchanged\b|\bstable\b|\bpersist(?:s|ent|ently|ed)?\b|\bremains?\b|\bagain\b"
-    r"|\bre-?demonstrat|\b(?:no|without|not|nor) (?:(?:significant(?:ly)?|interval|apprecia\w+|substantial(?:ly)?|definite(?:ly)?|relevant|gross(?:ly)?|further|really|much|major) ){0,3}"
+    r"|\bre-?demonstrat|\b(?:no|without|not|nor) (?:(?:significant(?:ly)?|interval|apprecia\w+"
+    r"|substantial(?:ly)?|definite(?:ly)?|relevant|gross(?:ly)?|further|really|much|major) ){0,3}"
     r"chang(?:e|ed|es)\b(?! of)"
     rf"|\b(?:has|have) (?:\w+ ){{0,3}}{_CHANGE}|\bno longer\b|\b(?:is|are) (?:\w+ )?(?:new|improved"
     r"|worse|worsened|decreased since|resolved)\b|\bimprov(?:ed|ing|ement)\b|\bworsen(?:ed|ing)\b"
     r"|\bresolv(?:ed|ing)\b|\bnew(?:ly)?\b(?! (?:york|born))"
-    r"|^there has been (?:\w+ )*(?:resolution|removal)\b|\b(?:increased|decreased) size of\b|\benlarging\b|\bnow (?=proj|meas|seen|ends?|term|mini|mild|small)|\bor significant change\b|(?:^|been |interval )clearing of\b|\b(?:has|have) been (?:removed|replaced|exchanged)\b|^(?:increase|decrease)d? in\b|\bas before\b|\bin the interim\b|\bcontinued\b|\bcontinues? to\b"
+    r"|^there has been (?:\w+ )*(?:resolution|removal)\b|\b(?:increased|decreased) size of\b"
+    r"|\benlarging\b|\bnow (?=proj|meas|seen|ends?|term|mini|mild|small)"
+    r"|\bor significant change\b|(?:^|been |interval )clearing of\b|\b(?:has|have) been "
+    r"(?:removed|replaced|exchanged)\b|^(?:increase|decrease)d? in\b|\bas before\b"
+    r"|\bin the interim\b|\bcontinued\b|\bcontinues? to\b"
     r"|\b(?:more|less) \w+ than\b|\b(?:days?|weeks?|months?|years?) ago\b",
     re.IGNORECASE,
 )
 
 
+# Parts of the body, and that they are normal: a sentence of these alone says nothing where a change
+# is all that was said of them.
+_ANATOMY = (
+    r"normal\w*|unremarkable|intact|clear|limits?|heart|cardiac|lungs?|pulmonary|mediastin\w+"
+    r"|cardiomediastin\w+|hilar|hila|hilum|hilus|pleural?|bony|osseous|skelet\w+"
+    r"|spine|spinal"
+    r"|ribs?|aort\w+|vascul\w+|soft|tissues?|structures?|silhouettes?|contours?|size|volumes?|shape"
+    r"|abdom\w+|upper|lower|left|right|bilateral\w*|appearances?"
+    r"|configuration|alignment|position\w*|place|cardiopulmonary|sulc\w+|diaphragm\w*"
+    r"|hemidiaphragm\w*|trache\w+|airways?|bones?|vertebra\w*|bodies|body|base|bases|apex|apices"
+    r"|fields?"
+    r"|zones?|midline|central|great|vessels|projections?|apical|lordotic|costophrenic|angles?"
+    r"|aeration"
+    r"|inferior|superior|quadrant|extremity|[a-z]+-sided|extent|inflat\w+|bronchovascular"
+    r"|basilar|venous|pelvis|nasopharynx|skin|neck|parenchyma|surfaces?|lumbar|cervical"
+)
 # Words that say nothing of the film by themselves: a sentence of these alone may go as a whole.
+_IS_ANATOMY = re.compile(_ANATOMY, re.IGNORECASE)
 _EMPTY = re.compile(
+    rf"{_ANATOMY}|"
     # function words, empty verbs and adverbs
-    r"the|this|that|these|those|there|there's|with|without|within|have|been|were|also|both|from|appears?"
-    r"|seen|noted|visualized|visible|identified|remaining|remainder|remains?|grossly|mildly|slightly"
-    r"|otherwise|likely|evidence|signs?|some|many|over|overlying|made|note|incidental\w*|visualization"
-    r"|demonstrat\w+|show\w*|present|apparent\w*|obvious|findings?|well|could|would|should|will|more|less"
+    r"the|this|that|these|those|there|there's|with|without|within|have|been|were|also|both|from"
+    r"|appears?"
+    r"|seen|noted|visualized|visible|identified|remaining|remainder|remains?|grossly|mildly"
+    r"|slightly"
+    r"|otherwise|likely|evidence|signs?|some|many|over|overlying|made|note|incidental\w*"
+    r"|visualization"
+    r"|demonstrat\w+|show\w*|present|apparent\w*|obvious|findings?|well|could|would|should|will"
+    r"|more|less"
     r"|very|than|into|each|appearing|slight|multiple|found|generally|better|perhaps|definitely"
     r"|relatively|essentially|overall|same|such|just|only|most|much|even|still|about|approximately"
-    r"|under|above|below|where|while|which|particularly|because|however|therefore|other|their|them|they"
-    r"|not|and|for|are|was|has|its|had|but|any|may|might|can|cannot|due|per|via|out|our|you|your|his|her"
+    r"|under|above|below|where|while|which|particularly|because|however|therefore|other|their"
+    r"|them|they"
+    r"|not|and|for|are|was|has|its|had|but|any|may|might|can|cannot|due|per|via|out|our|you|your"
+    r"|his|her"
     r"|him|she|here|when|then|none|nor|near|level|given|being|does|did|done|unable|unclear|who|whom"
-    # parts of the body, and that they are normal
-    r"|normal\w*|unremarkable|intact|clear|limits?|heart|cardiac|lungs?|pulmonary|mediastin\w+"
-    r"|cardiomediastin\w+|hilar|hila|hilum|hilus|pleural?|bony|osseous|skelet\w+|thora\w+|chest|spine|spinal"
-    r"|ribs?|aort\w+|vascul\w+|soft|tissues?|structures?|silhouettes?|contours?|size|volumes?|shape"
-    r"|abdom\w+|upper|lower|left|right|bilateral\w*|appearances?|process|acute|focal|definite"
-    r"|significant|configuration|alignment|position\w*|place|cardiopulmonary|sulc\w+|diaphragm\w*"
-    r"|hemidiaphragm\w*|trache\w+|airways?|bones?|vertebra\w*|bodies|body|base|bases|apex|apices|fields?"
-    r"|zones?|midline|central|great|vessels|projections?|apical|lordotic|costophrenic|angles?|aeration"
-    r"|inferior|superior|quadrant|extremity|[a-z]+-sided|extent|inflat\w+|bronchovascular|relevant"
     # change and earlier examinations
     r"|interval|change\w*|unchanged|stable|stability|since|prior|priors|previous\w*|again|compar\w+"
     r"|similar\w*|improv\w+|increas\w+|decreas\w+|progress\w*|wors\w+|resol\w+|substantial\w*"
-    r"|appreciabl\w*|significantly|clinically|removal|earlier|recent\w*|outside|available|availability"
-    r"|current|persist\w*|time|hours?|days?|weeks?|months?|years?|ago|today\w*|yesterday|interim|absence"
+    r"|appreciabl\w*|significantly|clinically|removal|earlier|recent\w*|outside|available"
+    r"|availability"
+    r"|current|persist\w*|time|hours?|days?|weeks?|months?|years?|ago|today\w*|yesterday|interim"
+    r"|absence"
     r"|lack|old|last|previously|evol\w+|short|long|term|further|differ\w+|major|gross|detrimental"
-    r"|secondary|partial\w*|excluded|having|current\w*|remote|markedly|largely|moderately|somewhat|as|now|exists?|establish\w*|document\w*"
+    r"|secondary|partial\w*|excluded|having|current\w*|remote|markedly|largely|moderately"
+    r"|somewhat|as|now|exists?|establish\w*|document\w*"
     # the study itself and how it was taken
-    r"|reveals?|contrast|noncontrast\w*|enhanced|two-view|swimmers?|crosstable|cross-table|sternum|computed"
-    r"|condition|dedicated|detailed|resolution|parenchyma|setting|neck|online|point|age|field|of-view|vi?ew"
-    r"|study|studies|exam\w*|views?|film\w*|radiograph\w*|x-?rays?|images?|imaging|technique|technical\w*"
-    r"|limited|lateral|frontal|portable|inspirat\w+|effort|quality|obtained|performed|consists?|two|one"
+    r"|chest|thora\w+|process|acute|focal|definite|significant|relevant"
+    r"|reveals?|contrast|noncontrast\w*|enhanced|two-view|swimmers?|crosstable|cross-table"
+    r"|sternum|computed"
+    r"|condition|dedicated|detailed|resolution|parenchyma|setting|neck|online|point|age|field"
+    r"|of-view|vi?ew"
+    r"|study|studies|exam\w*|views?|film\w*|radiograph\w*|x-?rays?|images?|imaging|technique"
+    r"|technical\w*"
+    r"|limited|lateral|frontal|portable|inspirat\w+|effort|quality|obtained|performed|consists?"
+    r"|two|one"
     r"|three|four|single|evaluat\w+|assess\w*|scans?|tomogra\w+|radiologist|certified|interpret\w*"
-    r"|review(?:ed)?|submitted|provided|acquired|taken|dated?|upright|supine|erect|report\w*|dictat\w+|ap|pa"
-    r"|rotat\w+|oblique|decubitus|magnification|bedside|cassettes?|addend\w*|reading|read|wet|preliminary"
+    r"|review(?:ed)?|submitted|provided|acquired|taken|dated?|upright|supine|erect|report\w*"
+    r"|dictat\w+|ap|pa"
+    r"|rotat\w+|oblique|decubitus|magnification|bedside|cassettes?|addend\w*|reading|read|wet"
+    r"|preliminary"
     # advice, and who was told what
-    r"|basilar|venous|exact|suboptimal|raise|around|entered|surgical|trauma|nursing|agree\w*|concur\w*|including|little|surfaces?|longer|end|cardio|skin|region|tenderness|discordant|high|pelvis|dyspnea|nasopharynx|superimposed|top|artifact\w*"
-    r"|term|enhanced|near|after|following|upon|icu|urgently|promptly|define|benefit|orientation|nonemergent|already|appropriate|treatment|side|area|determine\w*|alternatively"
-    r"|concern|elsewhere|presence|workup|establish|versus|additional|like|case|through|expected|suited|options?"
-    r"|choice|best|reference|possible|possibly|follow|ordered|desired?|needed|repeat|lumbar|cervical|through|mid"
-    r"|recommend\w*|consider\w*|correlat\w+|suggest\w*|follow-?\s?up|clinical\w*|helpful|informative|needed"
-    r"|necessary|useful|useful|warranted|indicated|characteriz\w+|history|patient\w*|symptoms?|discuss\w*"
-    r"|results?|(?:tele)?phone\w*|call\w*|drs?|doctors?|thank\w*|communicat\w+|convey\w+|critical|signed"
-    r"|electronic\w*|physicians?|clinicians?|providers?|nurses?|residents?|attending|referring|ordering"
-    r"|technologist|trying|arrange|admission|staff|team|pag(?:e|ed|er|ing)|notif\w+|informed?|aware|relayed|e-?mail\w*|text(?:ed)?|told|sent|message"
-    r"|acknowledg\w+|receipt|received|accepted|questions?|regarding|concerning|contact\w*|department|emergency"
-    r"|service|opportunity|assist\w*|care|primordial|veriphy|transcri\w+|verbal\w*|directly|immediate\w*"
-    r"|urgent\w*|person|secure|fax\w*|order|room|left|system|employed|using|feel|free|please|participate"
+    r"|exact|suboptimal|raise|around|entered|surgical|trauma|nursing|agree\w*"
+    r"|concur\w*|including|little|longer|end|cardio|region|tenderness|discordant"
+    r"|high|dyspnea|superimposed|top|artifact\w*"
+    r"|term|enhanced|near|after|following|upon|icu|urgently|promptly|define|benefit|orientation"
+    r"|nonemergent|already|appropriate|treatment|side|area|determine\w*|alternatively"
+    r"|concern|elsewhere|presence|workup|establish|versus|additional|like|case|through|expected"
+    r"|suited|options?"
+    r"|choice|best|reference|possible|possibly|follow|ordered|desired?|needed|repeat|lumbar"
+    r"|cervical|through|mid"
+    r"|recommend\w*|consider\w*|correlat\w+|suggest\w*|follow-?\s?up|clinical\w*|helpful"
+    r"|informative|needed"
+    r"|necessary|useful|useful|warranted|indicated|characteriz\w+|history|patient\w*|symptoms?"
+    r"|discuss\w*"
+    r"|results?|(?:tele)?phone\w*|call\w*|drs?|doctors?|thank\w*|communicat\w+|convey\w+"
+    r"|critical|signed"
+    r"|electronic\w*|physicians?|clinicians?|providers?|nurses?|residents?|attending|referring"
+    r"|ordering"
+    r"|technologist|trying|arrange|admission|staff|team|pag(?:e|ed|er|ing)|notif\w+|informed?"
+    r"|aware|relayed|e-?mail\w*|text(?:ed)?|told|sent|message"
+    r"|acknowledg\w+|receipt|received|accepted|questions?|regarding|concerning|contact\w*"
+    r"|department|emergency"
+    r"|service|opportunity|assist\w*|care|primordial|veriphy|transcri\w+|verbal\w*|directly"
+    r"|immediate\w*"
+    r"|urgent\w*|person|secure|fax\w*|order|room|left|system|employed|using|feel|free|please"
+    r"|participate"
     r"|discovery|medical|house|covering|md|rn|np|am|pm|report|office|dashboard|flagged|confirm\w*"
     r"|january|february|march|april|june|july|august|september|october|november|december"
     r"|monday|tuesday|wednesday|thursday|friday|saturday|sunday",
@@ -138,20 +190,29 @@ _EMPTY = re.compile(
 )
 # What a rule may take out of a sentence that stays, where it speaks of change or holds a mark.
 _MODIFIED_CHANGE = re.compile(
-    r"\b(?:(?:tiny|minimal|mild|moderate|large|marked|severe|small|considerable|partial|slight|dramatic"
-    r"|subtle)\s+(?:interval\s+)?)(?=(?:interval|increases?|decreases?|improvement|worsening|progression"
+    r"\b(?:(?:tiny|minimal|mild|moderate|large|marked|severe|small|considerable|partial|slight"
+    r"|dramatic"
+    r"|subtle)\s+(?:interval\s+)?)(?=(?:interval|increases?|decreases?|improvement|worsening"
+    r"|progression"
     r"|reduction|development|clearing|change)\b)",
     re.IGNORECASE,
 )
 _CHANGE_OR_GONE = re.compile(
-    r"(?:new\w*|grown|enlarging|longer|distinct|develop\w*|appeared|occurred|diminish\w*|reduc\w+|enlarge\w*|larger|smaller|clear\w+|removed"
-    r"|placement|placed|insert\w+|redemonstrat\w*|re-demonstrat\w*|continu\w+|recur\w*|advanced|withdrawn"
-    r"|retracted|repositioned|conspicuous|confluent|extensive|pronounced|measur\w+|exchanged|nearly|almost"
-    r"|partial\w*|mostly|largely|incomplete\w*|virtually|complete\w*|described|now|once|appreciated|moderate\w*"
-    r"|minimal\w*|marked\w*|somewhat|having|during|demonstrated|before|readily|best|note[ds]?|worse|prominent"
-    r"|dense|known|additional|known|known|entirely|fully|subsequent\w*|formerly|undergone|resum\w+|re-?accum\w+"
-    r"|extubat\w+|patient|small|trace|tiny|mild|severe|degree|number|amount|severity|location|locations|density"
-    r"|consolidated|nodular|residual|considerable|dramatic\w*|subtle|latter)",
+    r"(?:new\w*|grown|enlarging|longer|distinct|develop\w*|appeared|occurred|diminish\w*"
+    r"|reduc\w+|enlarge\w*|larger|smaller|clear\w+|removed"
+    r"|placement|placed|insert\w+|redemonstrat\w*|re-demonstrat\w*|continu\w+|recur\w*|advanced"
+    r"|withdrawn"
+    r"|retracted|repositioned|conspicuous|confluent|extensive|pronounced|measur\w+|exchanged"
+    r"|nearly|almost"
+    r"|partial\w*|mostly|largely|incomplete\w*|virtually|complete\w*|described|now|once"
+    r"|appreciated"
+    r"|somewhat|having|during|demonstrated|before|readily|best|note[ds]?"
+    r"|worse|prominent"
+    r"|dense|known|additional|known|known|entirely|fully|subsequent\w*|formerly|undergone"
+    r"|resum\w+|re-?accum\w+"
+    r"|extubat\w+|patient|degree|number|amount|severity|location"
+    r"|locations|density"
+    r"|consolidated|nodular|residual|dramatic\w*|subtle|latter)",
     re.IGNORECASE,
 )
 _WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
@@ -159,34 +220,125 @@ _WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
 _HIDDEN_MARK = re.compile(r"\[\*\*.*?\*\*\]|(?:\w+-)?(?:_{2,}|\w*X{3,}\w*)(?:-[\w-]+)?")
 # What the rules themselves may set in.
 _SET_IN = frozenset(
-    "arch increased vessels blood telemetry device least projecting signs devices excluded abnormality deformity compatible system there is are seen other measures measure possibly may represent reflect indicate suggest possible device structure "
-    "structures view views angle angles lungs aorta vena cava border place likely thought with nodes ray "
-    "no or and made changes overlie present clear was a an note appear appears left-sided right-sided x-ray "
-    "imaging material area areas inspiratory field-of-view field system the effort heights pad bones bilaterally tubes tube endotracheal structures".split()
+    [
+        "appearance",
+        "height",
+        "arch",
+        "increased",
+        "vessels",
+        "blood",
+        "telemetry",
+        "device",
+        "least",
+        "projecting",
+        "signs",
+        "devices",
+        "excluded",
+        "abnormality",
+        "deformity",
+        "compatible",
+        "system",
+        "there",
+        "is",
+        "are",
+        "seen",
+        "other",
+        "measures",
+        "measure",
+        "possibly",
+        "may",
+        "represent",
+        "reflect",
+        "indicate",
+        "suggest",
+        "possible",
+        "device",
+        "structure",
+        "structures",
+        "view",
+        "views",
+        "angle",
+        "angles",
+        "lungs",
+        "aorta",
+        "vena",
+        "cava",
+        "border",
+        "place",
+        "likely",
+        "thought",
+        "with",
+        "nodes",
+        "ray",
+        "no",
+        "or",
+        "and",
+        "made",
+        "changes",
+        "overlie",
+        "present",
+        "clear",
+        "was",
+        "a",
+        "an",
+        "note",
+        "appear",
+        "appears",
+        "left-sided",
+        "right-sided",
+        "x-ray",
+        "imaging",
+        "material",
+        "area",
+        "areas",
+        "inspiratory",
+        "field-of-view",
+        "field",
+        "system",
+        "the",
+        "effort",
+        "heights",
+        "pad",
+        "bones",
+        "bilaterally",
+        "tubes",
+        "tube",
+        "endotracheal",
+        "structures",
+    ]
 )
 
 
 # What a hidden word may be read as: a word of doubt, a device whose kind is not told, surgery's.
-_OF_HIDDEN = ("doubt", 'the finding "devices"', 'the negative finding "devices"', 'the finding "nodes"', 'the negative finding "abnormalit"', 'the finding "deform"')
+_OF_HIDDEN = (
+    "doubt",
+    'the finding "devices"',
+    'the negative finding "devices"',
+    'the finding "nodes"',
+    'the negative finding "abnormalit"',
+    'the finding "deform"',
+)
 
 
 # Doubt of which the object is hidden: "suggesting XXXX.", "compatible with old XXXX."
 _HIDDEN_DIAGNOSIS = re.compile(
-    r"\b(?:suggest(?:ing|s|ive)|consistent|compatible|may|might|could|representing|sequela)\b(?:\s+(?:of|with|represent|reflect))*"
+    r"\b(?:suggest(?:ing|s|ive)|consistent|compatible|may|might|could|representing|sequela)\b"
+    r"(?:\s+(?:of|with|represent|reflect))*"
     r"\s+(?:(?:old|remote|prior)\s+)*(?:(?:X{3,}|_{2,})\s*)+(?=[.,;:)]|$)",
     re.IGNORECASE,
 )
 _HIDDEN_DEVICE = re.compile(
-    r"\bin\s+(?:(?!X{3}|_{2})\w+,?\s+)*(?:place|position)\b|\b(?:tips?|terminat\w+)\b", re.IGNORECASE
+    r"\bin\s+(?:(?!X{3}|_{2})\w+,?\s+)*(?:place|position)\b|\b(?:tips?|terminat\w+)\b",
+    re.IGNORECASE,
 )
 
 
 def refusal(before: str, after: str, *, hidden: bool = False) -> str:
     """Why a sentence must not become `after`, or "" where it may.
 
-    The counts of `facts` must be the same before and after. Beyond them every word that goes must be
-    one that says nothing by itself, and every word that comes one that the rules set in: a finding
-    that the counts do not know is not lost either.
+    The counts of `facts` must be the same before and after. Beyond them every word that goes must
+    be one that says nothing by itself, and every word that comes one that the rules set in: a
+    finding that the counts do not know is not lost either.
 
     hidden: whether the change takes out hidden words. A statement that something is normal may then
       go with its hidden subject.
@@ -211,16 +363,21 @@ def refusal(before: str, after: str, *, hidden: bool = False) -> str:
         return f"would lose {_told(lost, had)}"
     if new:
         return f"would bring in {_told(new, has)}"
-    return _word_refusal(before, after)
+    return _word_refusal(before, after, hidden)
 
 
-def _word_refusal(before: str, after: str) -> str:
+def _word_refusal(before: str, after: str, hidden: bool) -> str:
     """As `refusal`, by the words alone."""
-    had, has = Counter(_content(_MODIFIED_CHANGE.sub(" ", before))), Counter(_content(after))
-    for word in had - has:
-        if not all(_may_go(part) for part in word.split("-")):
+    had = Counter(_content(_MODIFIED_CHANGE.sub(" ", of_now(before))))
+    # A part of the body goes with what was compared or hidden there, not otherwise.
+    may_lose_anatomy = hidden or speaks_of_prior(before) or _HIDDEN_MARK.search(before) is not None
+    for word in had - Counter(_content(of_now(after))):
+        parts = word.split("-")
+        if not all(map(_may_go, parts)) or not (
+            may_lose_anatomy or not any(map(_IS_ANATOMY.fullmatch, parts))
+        ):
             return f'would lose "{word}"'
-    for word in has - Counter(_content(before)):
+    for word in Counter(_content(after)) - Counter(_content(before)):
         if word not in _SET_IN:
             return f'would bring in "{word}"'
     return ""
@@ -228,7 +385,8 @@ def _word_refusal(before: str, after: str) -> str:
 
 # A title with the name after it, and a name with the title after it.
 _NAME = re.compile(
-    r"\b(?:(?:Drs?|Mr|Mrs|Ms|Miss|Nurse|Doctor|Prof)\b\.?(?:\s+(?:and\s+)?(?!There|The|No\b)[A-Z][\w'-]*\.?){1,3}"
+    r"\b(?:(?:Drs?|Mr|Mrs|Ms|Miss|Nurse|Doctor|Prof)\b\.?(?:\s+(?:and\s+)?(?!There|The"
+    r"|No\b)[A-Z][\w'-]*\.?){1,3}"
     r"|(?:[A-Z][a-z'-]+\.?\s+){1,2}[A-Z][\w'-]+,\s+(?:M\.?D|R\.?N|N\.?P|P\.?A)\b)"
 )
 
@@ -293,11 +451,7 @@ def broken(before: str, after: str) -> bool:
             return True
     if len(_BROKEN.findall(after)) > len(_BROKEN.findall(before)):
         return True
-    return (
-        not has_verb(after)
-        and not states_something(after)
-        and says_nothing_by_words(after)
-    )
+    return not has_verb(after) and not states_something(after) and says_nothing_by_words(after)
 
 
 def has_verb(sentence: str) -> bool:

@@ -19,7 +19,8 @@ _PERSON = (
     r"|N\.?P\b)"
 )
 _TOLD = (
-    r"(?:discuss\w*|communicat\w+|convey\w+|notif\w+|telephon\w+|phoned?|pag(?:ed|er|ing)|call(?:ed)?"
+    r"(?:discuss\w*|communicat\w+|convey\w+|notif\w+|telephon\w+|phoned?|pag(?:ed|er|ing)|call"
+    r"(?:ed)?"
     r"|relay\w+|e-?mail\w*|told|text(?:ed)?|inform\w+|(?:made )?aware|alerted|advised|brought to"
     r"|report(?:ed)?|transmitted|review\w*|sent|given|acknowledg\w+|confirm\w+|d/w|flagged|messaged"
     r"|contacted|updated|faxed|posted|entered)"
@@ -42,11 +43,14 @@ _NOTES = re.compile(
     r"|\bwas (?:told|called|alerted|texted|messaged|contacted)\b|^results called\b"
     r"|\bopportunity to assist\b|\bquestions (?:about|regarding|concerning)\b"
     r"|\b(?:attending|referring|ordering) (?:physician|provider|clinician|doctor)|\bread[- ]?back\b"
-    r"|\be-?mail(?:ed)?\b|\breceipt of\b|\btranscri(?:bed|ption)\b|\b(?:results?|findings?) (?:were|was) \w+ed to\b"
+    r"|\be-?mail(?:ed)?\b|\breceipt of\b|\btranscri(?:bed|ption)\b|\b(?:results?|findings?) "
+    r"(?:were|was) \w+ed to\b"
     rf"|\b{_TOLD} (?:to|with|by) (?:the )?{_PERSON}|\bnote to (?:the )?{_PERSON}"
     rf"|\b{_PERSON}(?:\s+\S+)? (?:is |are |was )?(?:made )?aware\b|\bresults were faxed\b"
-    rf"|\b{_MESSAGE}\s+(?:was|were|has been)\s+(?:\w+\s+)?(?:sent|left|made|placed)\b|\bmessage was left\b"
-    r"|\bwas left with\b|\bdashboard\b|\bcritical communications?\b|^(?:\w+\s+)?notification (?:to|of)\b"
+    rf"|\b{_MESSAGE}\s+(?:was|were|has been)\s+(?:\w+\s+)?(?:sent|left|made|placed)\b"
+    rf"|\bmessage was left\b"
+    r"|\bwas left with\b|\bdashboard\b|\bcritical communications?\b|^(?:\w+\s+)?notification "
+    r"(?:to|of)\b"
     r"|\b(?:call|page) was (?:placed|made|sent)\b|\bend of report\b",
     re.IGNORECASE,
 )
@@ -55,27 +59,41 @@ _WHEN_TOLD = (
     rf"\s*(?:the\s+)?(?:time of|\d|{MARK}|{_WAY}).*))?\s*[.;]?$"
 )
 _THE = r"(?:(?:the|these|this|an?|above|critical|urgent|unexpected|significant)\s+)*"
-_TOPIC = rf"{_THE}(?:(?:findings?|results?|presence|discovery|diagnosis|impression|possibility)\s+of\s+)?"
+_TOPIC = (
+    rf"{_THE}(?:(?:findings?|results?|presence|discovery|diagnosis|impression|possibility)"
+    r"\s+of\s+)?"
+)
 # The finding within the note: "Dr. ___ was notified of the large pneumothorax at 5 pm."
 _WITHIN = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
-        r"^(?:the\s+|an?\s+|critical\s+)*(?:findings?|results?|presence|discovery|diagnosis)\s+of\s+"
+        r"^(?:the\s+|an?\s+|critical\s+)*(?:findings?|results?|presence|discovery"
+        r"|diagnosis)\s+of\s+"
         rf"(?P<finding>[^;]+?)\s+(?:was|were|has been|have been)\s+(?:\w+ly\s+)?{_TOLD}\b.*$",
-        rf"^(?:the\s+|an?\s+|critical\s+|urgent\s+|direct\s+)*{_MESSAGE}\s+(?:of|regarding|about|concerning|for|describing)\s+"
+        rf"^(?:the\s+|an?\s+|critical\s+|urgent\s+|direct\s+)*{_MESSAGE}\s+(?:of|regarding|about"
+        rf"|concerning|for|describing)\s+"
         rf"{_TOPIC}(?P<finding>[^;]+?)\s+(?:was|were|has been|have been|is|sent)\s+.*$",
-        rf"^(?:the\s+|an?\s+|\w+\s+)*{_MESSAGE}\s+(?:(?:was|were|has been)\s+(?:\w+ly\s+)?(?:sent|placed|made|left|issued)"
-        rf"|to|with)\b[^,;]*?\s(?:of|about|regarding|concerning|describing|for)\s+{_TOPIC}(?P<finding>.+)$",
-        r"^.*?\b(?:agree[sd]?|concur\w*)\s+(?:with\s+(?:the\s+)?(?:(?:finding|impression|diagnosis)\s+of\s+)?|that\s+)?(?P<finding>.+)$",
-        rf"^(?:the|these|this|critical|\s)*findings?,?\s+(?:including|namely|of)\s+(?P<finding>[^;]+?)\s*,?\s+(?:was|were|has been|have been)\s+(?:\w+ly\s+)?{_TOLD}\b.*$",
-        rf"^[^,;]*?\b(?:was|were|has been|have been)\s+(?:\w+ly\s+)?{_TOLD}\s+(?:at|on|by|via)\s+[^,;]*?\s(?:about|regarding|concerning)\s+"
+        rf"^(?:the\s+|an?\s+|\w+\s+)*{_MESSAGE}\s+(?:(?:was|were|has been)\s+(?:\w+ly\s+)?"
+        rf"(?:sent|placed|made|left|issued)"
+        rf"|to|with)\b[^,;]*?\s(?:of|about|regarding|concerning|describing|for)\s+{_TOPIC}"
+        rf"(?P<finding>.+)$",
+        r"^.*?\b(?:agree[sd]?|concur\w*)\s+(?:with\s+(?:the\s+)?(?:(?:finding|impression"
+        r"|diagnosis)\s+of\s+)?|that\s+)?(?P<finding>.+)$",
+        rf"^(?:the|these|this|critical|\s)*findings?,?\s+(?:including|namely|of)\s+"
+        rf"(?P<finding>[^;]+?)\s*,?\s+(?:was|were|has been|have been)\s+(?:\w+ly\s+)?{_TOLD}\b.*$",
+        rf"^[^,;]*?\b(?:was|were|has been|have been)\s+(?:\w+ly\s+)?{_TOLD}\s+(?:at|on|by"
+        rf"|via)\s+[^,;]*?\s(?:about|regarding|concerning)\s+"
         rf"{_TOPIC}(?P<finding>.+)$",
-        rf"^(?:I|we)\s+(?:have\s+)?(?:\w+ly\s+)?{_TOLD}\s+{_TOPIC}(?P<finding>[^;]+?)\s+(?:with|to|by|via)\s+.*$",
-        rf"^[^,;]*?\b(?:(?:was|were|has been|have been|is|are)\s+)?(?:(?:also|immediately|directly|urgently"
-        rf"|promptly|verbally|personally)\s+)*{_TOLD}(?:\s+(?:by|via|over)\s+(?:the\s+)?(?:\w+\s+)?{_WAY})?"
+        rf"^(?:I|we)\s+(?:have\s+)?(?:\w+ly\s+)?{_TOLD}\s+{_TOPIC}(?P<finding>[^;]+?)\s+(?:with"
+        rf"|to|by|via)\s+.*$",
+        rf"^[^,;]*?\b(?:(?:was|were|has been|have been|is|are)\s+)?(?:(?:also|immediately"
+        rf"|directly|urgently"
+        rf"|promptly|verbally|personally)\s+)*{_TOLD}(?:\s+(?:by|via|over)\s+(?:the\s+)?"
+        rf"(?:\w+\s+)?{_WAY})?"
         rf"\s+(?:(?:of|about|regarding|concerning|with)\s+|that\s+(?:there (?:is|was)\s+)?){_TOPIC}"
         rf"(?P<finding>.+?){_WHEN_TOLD}",
-        rf"^{_PERSON}[^,;]*?\s+(?:is|was|are|were)\s+(?:\w+\s+)?aware\s+of\s+{_TOPIC}(?P<finding>.+?){_WHEN_TOLD}",
+        rf"^{_PERSON}[^,;]*?\s+(?:is|was|are|were)\s+(?:\w+\s+)?aware\s+of\s+{_TOPIC}"
+        rf"(?P<finding>.+?){_WHEN_TOLD}",
     )
 )
 # An opening that tells who looked: "After review with the staff radiologist there is ..."
@@ -88,16 +106,20 @@ _REVIEWED_BY = re.compile(
 _OPENING = re.compile(r"^(?P<note>[^,:;]*)[,:;]\s+(?P<rest>.+)$")
 # What follows the finding in its sentence: "... of the mass, discussed with Dr. Smith at 5 pm."
 _AT_END = re.compile(
-    r"[,;:(-]*\s+(?:(?:and|as|which|that)\s+)*(?:(?:this|these|the|above|findings?|results?|it|critical)"
+    r"[,;:(-]*\s+(?:(?:and|as|which|that)\s+)*(?:(?:this|these|the|above|findings?|results?|it"
+    r"|critical)"
     r"\s+)*(?:(?:was|were|is|has been|have been|being|will be)\s+)?(?:\w+ly\s+)?"
-    rf"(?:{_TOLD}\s+(?:(?:to|with|by|via|in|at|over|on|as)\b|(?:the\s+)?{_PERSON}|{MARK}).{{0,300}}$"
+    rf"(?:{_TOLD}\s+(?:(?:to|with|by|via|in|at|over|on|as)\b|(?:the\s+)?{_PERSON}"
+    rf"|{MARK}).{{0,300}}$"
     rf"|(?:per|by)\s+{_PERSON}.{{0,200}}$)",
     re.IGNORECASE,
 )
 _IN_BRACKETS = re.compile(r"\s*[(\[](?P<note>[^)\]]*)[)\]]")
 _CLAUSE = re.compile(
-    r"\s*(?:[;,:]|\s(?:and|but)(?=\s+(?:Dr|(?:the )?(?:ordering|referring|attending|primary|covering"
-    r"|ICU|ED|clinical|medical|surgical|trauma|nursing)|this|these|was|were|I\b|findings|results))|\s[-\u2013\u2014])\s*",
+    r"\s*(?:[;,:]|\s(?:and|but)(?=\s+(?:Dr|(?:the )?(?:ordering|referring|attending|primary"
+    r"|covering"
+    r"|ICU|ED|clinical|medical|surgical|trauma|nursing)|this|these|was|were|I\b|findings"
+    r"|results))|\s[-\u2013\u2014])\s*",
     re.IGNORECASE,
 )
 _FINDING_OF = re.compile(

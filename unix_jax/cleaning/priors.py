@@ -13,7 +13,8 @@ from unix_jax.cleaning.sentences import each_sentence, mended, says_nothing
 
 _STUDY = (
     r"(?:exam(?:ination)?s?|stud(?:y|ies)|(?:chest\s+)?radiographs?|(?:chest\s+)?films?|imaging"
-    r"|images?|(?:chest\s+)?x-?\s?rays?|(?:chest\s+)?x-\s?(?:X{3,}|_{2,})|radiography|(?:chest\s+)?CTs?(?:\s+scans?)?"
+    r"|images?|(?:chest\s+)?x-?\s?rays?|(?:chest\s+)?x-\s?(?:X{3,}|_{2,})|radiography|"
+    r"(?:chest\s+)?CTs?(?:\s+scans?)?"
     r"|scans?|reports?|comparisons?|(?:computed\s+)?tomogra(?:ms?|phy))"
 )
 _MARK = rf"{MARK}(?:[,/\s]+{MARK}){{0,4}}"
@@ -83,9 +84,11 @@ def _rule(pattern: str, replacement: str = " ") -> tuple[re.Pattern[str], str]:
 
 # Sentences that say nothing but a comparison, or tell of something that is no longer there.
 _DROPPED = re.compile(
-    rf"^(?:(?:there (?:is|are|has been|have been) )?(?:no|little|minimal) (?:{_MARK}\s+|overall |other |significant |interval |appreciable |relevant |definite "
+    rf"^(?:(?:there (?:is|are|has been|have been) )?(?:no|little|minimal) (?:{_MARK}\s+|overall "
+    rf"|other |significant |interval |appreciable |relevant |definite "
     r"|substantial |acute )*"
-    r"changes?(?:\s+(?:is|are|was|were)?\s*(?:seen|noted|identified|demonstrated|found)?(?:\s+in (?:the )?[a-z ]+)?)?"
+    r"changes?(?:\s+(?:is|are|was|were)?\s*(?:seen|noted|identified|demonstrated|found)?"
+    r"(?:\s+in (?:the )?[a-z ]+)?)?"
     r"(?:\s+(?:from|since|compared|with)\b[^.]*)?"
     rf"|(?:grossly |essentially )?(?:{_CHANGED})(?: (?:exam|examination|study|chest"
     r"|appearance|radiograph))?(?: of the chest)?"
@@ -115,11 +118,15 @@ _TILL_NOW = (
     rf"(?:\s+(?:completely|entirely|in the interval|on (?:today's|the current) \w+))*"
     rf"(?:\s*,?\s+(?:since|from|compared (?:to|with)|when compared (?:to|with))\s+{_PRIOR})?"
 )
-_NOT_QUITE = r"(?:nearly|almost|partially|partly|mostly|largely|incompletely|substantially|virtually|near)"
+_NOT_QUITE = (
+    r"(?:nearly|almost|partially|partly|mostly|largely|incompletely|substantially|virtually|near)"
+)
 _GONE = (
     re.compile(
-        rf"^(?:in the interval,?\s+)?(?P<np>[^;.]+?)\s+(?:has|have|had)\s+(?:(?:now|completely|since|interval|also|fully|been"
-        rf"|entirely|subsequently)\s+)*(?:resolved|cleared|removed){_TILL_NOW}\s*(?P<rest>[,;.].*)?$",
+        rf"^(?:in the interval,?\s+)?(?P<np>[^;.]+?)\s+(?:has|have|had)\s+(?:(?:now|completely"
+        rf"|since|interval|also|fully|been"
+        rf"|entirely|subsequently)\s+)*(?:resolved|cleared|removed){_TILL_NOW}\s*"
+        rf"(?P<rest>[,;.].*)?$",
         re.IGNORECASE,
     ),
     re.compile(
@@ -129,28 +136,37 @@ _GONE = (
         re.IGNORECASE,
     ),
     re.compile(
-        r"^(?:there (?:is|are|has been|have been)\s+)?(?:the\s+|an?\s+)?(?:apparent\s+)?(?:complete\s+)?(?:interval\s+)?"
+        r"^(?:there (?:is|are|has been|have been)\s+)?(?:the\s+|an?\s+)?(?:apparent\s+)?"
+        r"(?:complete\s+)?(?:interval\s+)?"
         rf"(?:complete\s+)?(?:removal|resolution) of\s+(?P<np>[^,;.]+?){_TILL_NOW}"
         r"\s*(?P<rest>(?:[,;.]|\s+(?:with(?:out)?|but)\s).*)?$",
         re.IGNORECASE,
     ),
     re.compile(
-        r"^no longer (?:clearly |well )?(?:seen|visualized|present|identified|evident|visible|demonstrated)"
+        r"^no longer (?:clearly |well )?(?:seen|visualized|present|identified|evident|visible"
+        r"|demonstrated)"
         r"\s+(?:is|are)\s+(?P<np>[^,;.]+?)\s*(?P<rest>[,;.].*)?$",
         re.IGNORECASE,
     ),
-    re.compile(r"^(?:(?:interval(?:ly)?|essentially|completely)\s+)*resolved\s+(?P<np>[^,;.]+?)\s*(?P<rest>[,;.].*)?$", re.I),
+    re.compile(
+        r"^(?:(?:interval(?:ly)?|essentially|completely)\s+)*resolved\s+(?P<np>[^,;.]+?)\s*"
+        r"(?P<rest>[,;.].*)?$",
+        re.I,
+    ),
 )
 _NEARLY_GONE = re.compile(
-    rf"\s+(?:has|have|is|are)\s+(?:now\s+)?(?:{_NOT_QUITE})(?:\s+completely)?\s+(?:been\s+)?(?:resolved|cleared)"
+    rf"\s+(?:has|have|is|are)\s+(?:now\s+)?(?:{_NOT_QUITE})(?:\s+completely)?\s+(?:been\s+)?"
+    rf"(?:resolved|cleared)"
     rf"{_TILL_NOW}(?=\s*(?:[,;.]|$))"
-    rf"|^(?:there (?:is|has been)\s+)?(?:(?:the|an?|interval)\s+)*(?:near(?:ly)?|{_NOT_QUITE}|partial|incomplete)"
+    rf"|^(?:there (?:is|has been)\s+)?(?:(?:the|an?|interval)\s+)*(?:near(?:ly)?|{_NOT_QUITE}"
+    rf"|partial|incomplete)"
     r"(?:[\s-]+(?:complete|total|interval))*\s+(?:resolution|clearing) of\s+(?:the\s+)?",
     re.IGNORECASE,
 )
 _IS_PRESENT = re.compile(r"\b(?:is|are) present\W*$", re.IGNORECASE)
 _EXTUBATED = re.compile(
-    r"^(?:there has been\s+)?(?:interval\s+)?(?:extubation|(?:the\s+)?patient\s+(?:is|was|has been)\s+(?:now\s+|since\s+)?extubated)"
+    r"^(?:there has been\s+)?(?:interval\s+)?(?:extubation|(?:the\s+)?patient\s+(?:is|was"
+    r"|has been)\s+(?:now\s+|since\s+)?extubated)"
     rf"{_TILL_NOW}(?:\s*[.]|$|\s*(?:[,;]|\bwith\b|\band\b)\s+(?P<rest>.+)$)",
     re.IGNORECASE,
 )
@@ -165,105 +181,233 @@ _COMPARING_OPENING = _rule(rf"^(?:{_COMPARED}|since|from)\s+{_PRIOR}\s*,\s*")
 _PHRASES = (
     # An earlier size or degree beside that of now.
     _rule(
-        rf"\s*[,(]?\s*\b(?:previously|formerly|compared (?:to|with))\s+(?:measur\w+\s+|about\s+|approximately\s+)*"
-        rf"{_AMOUNT}(?:\s+(?:previously|before|on the prior(?:\s+{_STUDY})?))?(?:\s+(?:on|in|from)\s+{_PRIOR})?(?:\s*\)|(?=\s*(?:[.,;)]|$)))",
+        rf"\s*[,(]?\s*\b(?:previously|formerly|compared (?:to|with))\s+(?:measur\w+\s+|about\s+"
+        rf"|approximately\s+)*"
+        rf"{_AMOUNT}(?:\s+(?:previously|before|on the prior(?:\s+{_STUDY})?))?(?:\s+(?:on|in"
+        rf"|from)\s+{_PRIOR})?(?:\s*\)|(?=\s*(?:[.,;)]|$)))",
         "",
     ),
     _rule(
-        r",?\s+(?:(?:which|that)\s+)?(?:has|have)\s+(?:\w+ly\s+)?(?:increased|decreased|enlarged|grown|improved|worsened"
-        rf"|progressed|diminished)(?:\s+in (?:size|extent|severity))?,?\s+(?:from\s+{_AMOUNT}\s*)(?:to|now)\s+(?=\d)",
+        r",?\s+(?:(?:which|that)\s+)?(?:has|have)\s+(?:\w+ly\s+)?(?:increased|decreased|enlarged"
+        r"|grown|improved|worsened"
+        rf"|progressed|diminished)(?:\s+in (?:size|extent|severity))?,?\s+"
+        rf"(?:from\s+{_AMOUNT}\s*)(?:to|now)\s+(?=\d)",
         " measures ",
     ),
     _rule(
-        r"\s+(has|have)\s+(?:\w+ly\s+)?(?:increased|decreased|enlarged|improved|worsened|progressed|diminished)"
+        r"\s+(has|have)\s+(?:\w+ly\s+)?(?:increased|decreased|enlarged|improved|worsened"
+        r"|progressed|diminished)"
         rf"(?:\s+in (?:size|extent|severity))?\s+from\s+{_SIZE_WORD}\s+to\s+(?={_SIZE_WORD}\b)",
         r" <\1> ",
+    ),
+    _rule(
+        rf"\s+(?:is|are)\s+{_DEGREE}(?:stable|unchanged),?\s+as\s+(?:is|are)\s+(?:the\s+)?",
+        " and ",
+    ),
+    _rule(r"^overall,? (?:stable|unchanged) appearance of the chest (?=suggest)", "Appearance "),
+    _rule(r"^(?:stable|unchanged) appearance\s+(?!of\b|and\b|to\b|with\b)(?=\w)", ""),
+    # "No change in the effusion or edema": both are there.
+    _rule(
+        r"^((?:there (?:is|has been)\s+)?no\s+(?:\w+\s+){0,3}?changes?\s+in\s+[^.;,]*?)\s+or\s+",
+        r"\1 and ",
     ),
     _rule(r"<has>", "is"),
     _rule(r"<have>", "are"),
     _rule(
-        rf"(?:,\s*|\s+)(?:{_CHANGED}\s+)?since\s+(?:approximately\s+)?(?:\d[\d:.]*\s*(?:[ap]\.?m\.?)?|yesterday|earlier"
-        r"(?:\s+(?:today|this \w+|the same day))?|the same day|this morning|last \w+)(?=\s*(?:[.,;]|$))",
+        rf"(?:,\s*|\s+)(?:{_CHANGED}\s+)?since\s+(?:approximately\s+)?(?:\d[\d:.]*\s*"
+        rf"(?:[ap]\.?m\.?)?|yesterday|earlier"
+        r"(?:\s+(?:today|this \w+|the same day))?|the same day|this morning|last \w+)(?=\s*"
+        r"(?:[.,;]|$))",
         "",
     ),
     _rule(r"^no evidence of (?:\w+ )?change (?:in|of) (?:the )?", ""),
-    _rule(r"^(?:there (?:is|has been)\s+)?(?:(?:interval|slight|mild|some|little|minimal)\s+)*changes?\s+in\s+(?:the\s+)?(?:(?:size|appearance|extent|position) of\s+(?:the\s+)?)?(?=\w)", ""),
-    _rule(rf"^(?:new|not (?:\w+ly )?changed|(?:\w+ly )?unchanged|stable|again (?:seen|noted))(?:\s+(?:from|since|compared (?:to|with)|on)\s+{_PRIOR})?\s+(is|are)\s+", r"There \1 "),
-    _rule(r",?\s+as (?:is|are) (?:the )?(?:\w+ ){0,3}?(?:mediastin\w+|hil\w+|heart|contours?|silhouette|aorta|lungs?|bon\w+)(?=\s*(?:[.,;]|$))"),
     _rule(
-        r"^(?:stable|unchanged)\s+(?:(?:appearance|position|size) of (?:the )?)?(?:(?:heart|cardiac|mediastinal|hilar|cardiomediastinal"
-        r"|and|cardiopulmonary|pulmonary|thoracic|aortic)\s+){1,4}(?:size|contours?|silhouettes?|structures?|configuration"
-        r"|vascularity|vasculature)\s*(?:,|,?\s+and|\s+with)\s+(?=(?:clear|normal|no|mild|moderate|small|large|low|tortuous|well)\b)",
+        r"^(?:there (?:is|has been)\s+)?(?:(?:interval|slight|mild|some|little"
+        r"|minimal)\s+)*changes?\s+in\s+(?:the\s+)?(?:(?:size|appearance|extent|position) of\s+"
+        r"(?:the\s+)?)?(?=\w)",
+        "",
+    ),
+    _rule(
+        rf"^(?:new|not (?:\w+ly )?changed|(?:\w+ly )?unchanged|stable|again (?:seen|noted))"
+        rf"(?:\s+(?:from|since|compared (?:to|with)|on)\s+{_PRIOR})?\s+(is|are)\s+",
+        r"There \1 ",
+    ),
+    _rule(
+        r",?\s+as (?:is|are) (?:the )?(?:\w+ ){0,3}?(?:mediastin\w+|hil\w+|heart|contours?"
+        r"|silhouette|aorta|lungs?|bon\w+)(?=\s*(?:[.,;]|$))"
+    ),
+    _rule(
+        r"^(?:stable|unchanged)\s+(?:(?:appearance|position|size) of (?:the )?)?(?:(?:heart"
+        r"|cardiac|mediastinal|hilar|cardiomediastinal"
+        r"|and|cardiopulmonary|pulmonary|thoracic|aortic)\s+){1,4}(?:size|contours?|silhouettes?"
+        r"|structures?|configuration"
+        r"|vascularity|vasculature)\s*(?:,|,?\s+and|\s+with)\s+(?=(?:clear|normal|no|mild"
+        r"|moderate|small|large|low|tortuous|well)\b)",
         "",
     ),
     # What moved is where it is now.
-    _rule(r"\s+(?:has|have)\s+(?:been\s+)?(?:\w+ly\s+)?(?:advanced|withdrawn|retracted|repositioned|pulled back|exchanged|replaced|placed|inserted)(?:\s+(?:slightly|somewhat|in the interval|\d+ cm))?\s*,?\s+and\s+(?:is\s+|are\s+)?(?:now\s+)?(?=ends?|terminates?|is|are|projects?|lies|overl|courses?|extends?|passes)"),
-    _rule(rf"(?:overall|slightly|mildly|significantly|there is|\s)*(?<!not )\b(?:improved|increased|better|improvement in)\s+(?:\w+\s+)?(?:aeration|inspiration|inspiratory effort)(?:\s+(?:of|in|at)\s+(?:the\s+|both\s+)?(?:\w+\s+){{0,2}}(?:lungs?|bases?|lobes?))?\s*(?:,|\bwith\b|\band\b)\s+"),
-    _rule(r",?\s*\bboth\s+(?:(?:of which\s+)?(?:are|appear|remain)\s+)?(?:stable|unchanged)(?=\s*(?:[.,;]|$))"),
-    _rule(rf"\s+and with {_PRIOR}(?:,? if (?:possible|available))?(?=\s*(?:[.]|$))"),
-    _rule(rf",?\s*(?:as\s+)?compared (?:to|with) (?:the )?(?:prior|previous|earlier) (?:{_STUDY} )?(?:of |from )?(?:earlier )?(?:on )?the same (?:day|date|{_MARK})"),
-    _rule(rf"^(?:without|with no) (?:a |any )?{_PRIOR}\s*,\s*"),
-    _rule(rf"^((?:this|these|it)) ha(?:s|ve) developed in the interval,? and\s+(?=may|is|are)", r"\1 "),
-    _rule(rf",?\s+(?:and\s+)?(?:which\s+)?(?:is|are|was|were)\s+(?:\w+ly\s+)?better\s+(?:appreciated|visualized|seen|demonstrated)\s+(?:on|in|by)\s+(?:the\s+)?{_PRIOR}"),
     _rule(
-        r"^(?:there (?:is|has been)\s+)?(?:(?:an?|marked|moderate|mild|slight|significant|interval)\s+)*increase in\s+"
-        r"(?:the\s+)?(?:size of (?:the )?)?(heart|cardiac)(?:\s+(?:size|silhouette))?(?=\s*(?:[.,;]|$))",
-        r"Increased \1 size",
+        r"\s+(?:has|have)\s+(?:been\s+)?(?:\w+ly\s+)?(?:advanced|withdrawn|retracted"
+        r"|repositioned|pulled back|exchanged|replaced|placed|inserted)(?:\s+(?:slightly"
+        r"|somewhat|in the interval|\d+ cm))?\s*,?\s+and\s+(?:is\s+|are\s+)?(?:now\s+)?(?=ends?"
+        r"|terminates?|is|are|projects?|lies|overl|courses?|extends?|passes)"
     ),
-    _rule(r",?\s+(?:as|because|since) (?:there (?:is|are) )?no (?:prior|previous|comparison|old)(?:\s+\w+){0,2}?(?:\s+(?:is|are))?\s+available(?:\s+for\s+\w+)?"),
-    _rule(rf",?\s*previously (?:\w+ly )?(?:demonstrated|seen|noted)(?:\s+(?:on )?{_MARK}(?:\s+(?:abdomen|chest|pelvis|and|CT|{_MARK}))*)?(?=\s*(?:[.,;]|$))"),
+    _rule(
+        r"(?:overall|slightly|mildly|significantly|there is|\s)*(?<!not )\b(?:improved|increased"
+        r"|better|improvement in)\s+(?:\w+\s+)?(?:aeration|inspiration|inspiratory effort)(?:\s+"
+        r"(?:of|in|at)\s+(?:the\s+|both\s+)?(?:\w+\s+){0,2}(?:lungs?|bases?|lobes?))?\s*(?:,"
+        r"|\bwith\b|\band\b)\s+"
+    ),
+    _rule(
+        r",?\s*\bboth\s+(?:(?:of which\s+)?(?:are|appear|remain)\s+)?(?:stable|unchanged)(?=\s*"
+        r"(?:[.,;]|$))"
+    ),
+    _rule(rf"\s+and with {_PRIOR}(?:,? if (?:possible|available))?(?=\s*(?:[.]|$))"),
+    _rule(
+        rf",?\s*(?:as\s+)?compared (?:to|with) (?:the )?(?:prior|previous|earlier) "
+        rf"(?:{_STUDY} )?(?:of |from )?(?:earlier )?(?:on )?the same (?:day|date|{_MARK})"
+    ),
+    _rule(rf"^(?:without|with no) (?:a |any )?{_PRIOR}\s*,\s*"),
+    _rule(
+        r"^((?:this|these|it)) ha(?:s|ve) developed in the interval,? and\s+(?=may|is|are)", r"\1 "
+    ),
+    _rule(
+        rf",?\s+(?:and\s+)?(?:which\s+)?(?:is|are|was|were)\s+(?:\w+ly\s+)?better\s+"
+        rf"(?:appreciated|visualized|seen|demonstrated)\s+(?:on|in|by)\s+(?:the\s+)?{_PRIOR}"
+    ),
+    _rule(
+        r"^(?:there (?:is|has been)\s+)?(?:(?:an?|marked|moderate|mild|slight|significant"
+        r"|interval)\s+)*increase in\s+"
+        r"(?:the\s+)?(?:size of (?:the )?)?(heart|cardiac)(?:\s+size|(\s+silhouette))?(?=\s*"
+        r"(?:[.,;]|$))",
+        r"Increased \1\2 size",
+    ),
+    _rule(
+        r",?\s+(?:as|because|since) (?:there (?:is|are) )?no (?:prior|previous|comparison|old)"
+        r"(?:\s+\w+){0,2}?(?:\s+(?:is|are))?\s+available(?:\s+for\s+\w+)?"
+    ),
+    _rule(
+        rf",?\s*previously (?:\w+ly )?(?:demonstrated|seen|noted)(?:\s+(?:on )?{_MARK}(?:\s+"
+        rf"(?:abdomen|chest|pelvis|and|CT|{_MARK}))*)?(?=\s*(?:[.,;]|$))"
+    ),
     _rule(rf",?\s*no (?:recent|prior|old) {_MARK} for comparison"),
     _rule(rf",?\s*which does not appear to be present on {_PRIOR}"),
-    _rule(r",?\s*as seen on (?:the |a )?(?:comparison|prior|previous) (?:[\w]+ ){0,4}(?:CT|study|exam)\b"),
-    _rule(rf",?\s*(?:which |and )?(?:incidentally )?(?:(?:was|were|is|are) )?also (?:seen|noted|present) on {_PRIOR}(?: of \d+ \w+ ago)?"),
+    _rule(
+        r",?\s*as seen on (?:the |a )?(?:comparison|prior|previous) (?:[\w]+ ){0,4}(?:CT|study"
+        r"|exam)\b"
+    ),
+    _rule(
+        rf",?\s*(?:which |and )?(?:incidentally )?(?:(?:was|were|is|are) )?also (?:seen|noted"
+        rf"|present) on {_PRIOR}(?: of \d+ \w+ ago)?"
+    ),
     _rule(rf",?\s*which (?:was|were) (?:seen|noted|present) (?:on|in) {_PRIOR}(?:/CT)?"),
     _rule(rf"\b(?:stable|unchanged) in (?:the )?(?:prior|previous) {_STUDY}"),
-    _rule(rf",\s*(?:as\s+)?(?:better|also)\s+(?:appreciated|visualized|seen|demonstrated)\s+(?:on|in|by)\s+(?:the\s+)?{_PRIOR}"),
+    _rule(
+        rf",\s*(?:as\s+)?(?:better|also)\s+(?:appreciated|visualized|seen|demonstrated)\s+(?:on"
+        rf"|in|by)\s+(?:the\s+)?{_PRIOR}"
+    ),
     _rule(rf",?\s+(?:which\s+)?(?:have|has) been there on {_PRIOR}"),
     _rule(r"\bare redemonstrated\b", "are seen"),
     _rule(r"^redemonstrated (is|are)\b", r"There \1"),
     _rule(rf"\bappears?\s+(?:less|more)\s+distinct\s+than\s+(?:on\s+)?{_PRIOR}", "is present"),
-    _rule(rf"^(this|these)\s+(?:was|were)\s+(?:also\s+)?(?:present|seen|noted)\s+(?:previously|(?:on|in)\s+{_PRIOR})\s+and\s+(?=is|are|may)", r"\1 "),
-    _rule(r"\bredemonstration\s+(?:with no|without)\s+(?:significant\s+)?(?:interval\s+)?changes?\s+of\s+", ""),
-    _rule(r"\bthere is redemonstration\s+(?:with no|without)\s+(?:significant\s+)?(?:interval\s+)?changes?\s+of\s+", "there is "),
-    _rule(rf"\b(?:{_NOT_QUITE})(?:[\s-]+complete(?:ly)?)?[\s-]+(?:resolved|resolving|cleared)\s+(?=\w)"),
+    _rule(
+        rf"^(this|these)\s+(?:was|were)\s+(?:also\s+)?(?:present|seen|noted)\s+(?:previously|"
+        rf"(?:on|in)\s+{_PRIOR})\s+and\s+(?=is|are|may)",
+        r"\1 ",
+    ),
+    _rule(
+        r"\bredemonstration\s+(?:with no|without)\s+(?:significant\s+)?"
+        r"(?:interval\s+)?changes?\s+(?:of|in)\s+",
+        "",
+    ),
+    _rule(
+        r"\bthere is redemonstration\s+(?:with no|without)\s+(?:significant\s+)?"
+        r"(?:interval\s+)?changes?\s+(?:of|in)\s+",
+        "there is ",
+    ),
+    _rule(
+        rf"\b(?:{_NOT_QUITE})(?:[\s-]+complete(?:ly)?)?[\s-]+(?:resolved|resolving|cleared)\s+"
+        rf"(?=\w)"
+    ),
     _rule(r"\b(?:increased|decreased)\s+size\s+of\s+(?:the\s+)?(?=\w)", ""),
-    _rule(r",?\s+(?:or|and|nor)\s+(?:(?:significant|interval|acute|other)\s+)*changes?(?=\s*(?:[.,;]|$))"),
+    _rule(
+        r",?\s+(?:or|and|nor)\s+(?:(?:significant|interval|acute|other)\s+)*changes?(?=\s*"
+        r"(?:[.,;]|$))"
+    ),
     _rule(r"\b(is|are)\s+now\s+(?=\w)", r"\1 "),
-    _rule(r"\bnow\s+(?=(?:projects?|measur\w+|seen|ends?|terminates?|minimal|mild|small|moderate)\b)"),
-    _rule(rf",\s*(?:previously|formerly)\s+{_SIZE_WORD}\s*,?\s+(?:is|are)?\s*(?:now\s+)?(?={_SIZE_WORD})", " <has> "),
+    _rule(
+        r"\bnow\s+(?=(?:projects?|measur\w+|seen|ends?|terminates?|minimal|mild|small|moderate)\b)"
+    ),
+    _rule(
+        rf",\s*(?:previously|formerly)\s+{_SIZE_WORD}\s*,?\s+(?:is|are)?\s*(?:now\s+)?"
+        rf"(?={_SIZE_WORD})",
+        " <has> ",
+    ),
     _rule(r"<has>", "is"),
-    _rule(r"\b(is|are)\s+(?:now\s+)?(?:\w+ly\s+)?(?:improving|improved|worsening|worsened|resolving|progressing|increasing|decreasing)(?=\s*(?:[.,;]|$))", r"\1 present"),
-    _rule(r"\bpersists(?:,?\s+(?:but|and|although)\s+(?:is|appears)?\s*(?:now\s+)?(?:\w+ly\s+)?(?:smaller|larger|improved|worse|decreased|increased))(?=\s*(?:[.,;]|$))", "is present"),
-    _rule(r"\bpersist(?:,?\s+(?:but|and|although)\s+(?:are|appear)?\s*(?:now\s+)?(?:\w+ly\s+)?(?:smaller|larger|improved|worse|decreased|increased))(?=\s*(?:[.,;]|$))", "are present"),
-    _rule(r"^the patient has (?:now |since |also |again )?(?:developed|received)\s+(?=an?\b|new\b|bilateral\b|right\b|left\b)", "There is "),
-    _rule(r"\b(with|and)\s+(?:(?:interval|slight|mild|some|an?|further)\s+)*(?:decrease|increase|improvement|worsening|progression)(?:\s+in size)?\s+(?:in|of)\s+(?:the\s+)?(?=\w)", r"\1 "),
+    _rule(
+        r"\b(is|are)\s+(?:now\s+)?(?:\w+ly\s+)?(?:improving|improved|worsening|worsened"
+        r"|resolving|progressing|increasing|decreasing)(?=\s*(?:[.,;]|$))",
+        r"\1 present",
+    ),
+    _rule(
+        r"\bpersists(?:,?\s+(?:but|and|although)\s+(?:is|appears)?\s*(?:now\s+)?(?:\w+ly\s+)?"
+        r"(?:smaller|larger|improved|worse|decreased|increased))(?=\s*(?:[.,;]|$))",
+        "is present",
+    ),
+    _rule(
+        r"\bpersist(?:,?\s+(?:but|and|although)\s+(?:are|appear)?\s*(?:now\s+)?(?:\w+ly\s+)?"
+        r"(?:smaller|larger|improved|worse|decreased|increased))(?=\s*(?:[.,;]|$))",
+        "are present",
+    ),
+    _rule(
+        r"^the patient has (?:now |since |also |again )?(?:developed|received)\s+(?=an?\b|new\b"
+        r"|bilateral\b|right\b|left\b)",
+        "There is ",
+    ),
+    _rule(
+        r"\b(with|and)\s+(?:(?:interval|slight|mild|some|an?|further)\s+)*(?:decrease|increase"
+        r"|improvement|worsening|progression)(?:\s+in size)?\s+(?:in|of)\s+(?:the\s+)?(?=\w)",
+        r"\1 ",
+    ),
     _rule(r"\bnew(?:ly)?\s+(?:placed|inserted|developed|developing|seen)\s+"),
-    _rule(r"^(?:overall,?\s+)?(?:stable|unchanged)\s+(?:appearance of (?:the )?)?(?:chest|exam(?:ination)?|study|radiographs?)\s*,?\s*(?:with|and)\s+(?=\w)"),
+    _rule(
+        r"^(?:overall,?\s+)?(?:stable|unchanged)\s+(?:appearance of (?:the )?)?(?:chest|exam"
+        r"(?:ination)?|study|radiographs?)\s*,?\s*(?:with|and)\s+(?=\w)"
+    ),
     # Larger, smaller, more or less than before.
     _rule(
-        r"\b(is|are)\s+(?:now\s+)?(?:(?:slightly|mildly|markedly|significantly|somewhat|minimally|overall|much)\s+)*"
-        r"(?:larger|smaller|worse|better|greater|(?:more|less)\s+(?:conspicuous|prominent|apparent|extensive|pronounced"
-        r"|dense|confluent|evident|distinct|severe|marked))(?:\s+(?:than|as|versus)\s+(?:previously|before|earlier"
-        rf"|(?:on|in)\s+{_PRIOR}|{_PRIOR})(?:\s+(?:seen|noted|described))?|\s+(?:compared (?:to|with)|since|from)\s+{_PRIOR})?(?=\s*(?:[.,;]|$))",
+        r"\b(is|are)\s+(?:now\s+)?(?:(?:slightly|mildly|markedly|significantly|somewhat"
+        r"|minimally|overall|much)\s+)*"
+        r"(?:larger|smaller|worse|better|greater|(?:more|less)\s+(?:conspicuous|prominent"
+        r"|apparent|extensive|pronounced"
+        r"|dense|confluent|evident|distinct|severe|marked))(?:\s+(?:than|as|versus)\s+"
+        r"(?:previously|before|earlier"
+        rf"|(?:on|in)\s+{_PRIOR}|{_PRIOR})(?:\s+(?:seen|noted|described))?|\s+(?:compared (?:to"
+        rf"|with)|since|from)\s+{_PRIOR})?(?=\s*(?:[.,;]|$))",
         r"\1 present",
     ),
     _rule(
         r",\s+(?:(?:slightly|mildly|markedly|significantly|somewhat|minimally|overall|much)\s+)*"
-        r"(?:larger|smaller|worse|better|greater|(?:more|less)\s+(?:conspicuous|prominent|apparent|extensive|pronounced"
-        r"|dense|confluent|evident|distinct|severe|marked))\s+(?:than\s+(?:previously|before|earlier"
-        rf"|(?:on|in)\s+{_PRIOR}|{_PRIOR})|(?:compared (?:to|with)|since|from)\s+{_PRIOR})(?=\s*(?:[.,;]|$))",
+        r"(?:larger|smaller|worse|better|greater|(?:more|less)\s+(?:conspicuous|prominent"
+        r"|apparent|extensive|pronounced"
+        r"|dense|confluent|evident|distinct|severe|marked))\s+(?:than\s+(?:previously|before"
+        r"|earlier"
+        rf"|(?:on|in)\s+{_PRIOR}|{_PRIOR})|(?:compared (?:to|with)|since|from)\s+{_PRIOR})(?=\s*"
+        rf"(?:[.,;]|$))",
         "",
     ),
     # No earlier study to compare with.
     _rule(
-        rf"^(?:in|with|given|due to)?\s*(?:the\s+)?(?:absence|lack) of (?:(?:any|an?|the)\s+)?{_PRIOR}"
+        rf"^(?:in|with|given|due to)?\s*(?:the\s+)?(?:absence|lack) of (?:(?:any|an?"
+        rf"|the)\s+)?{_PRIOR}"
         r"(?:\s+(?:for|available)(?:\s+for)?(?:\s+\w+)?)?\s*,?\s*"
     ),
     _rule(
-        rf",?\s*\b(?:no|without)\s+(?:(?:any|an?)\s+)?(?:available\s+)?(?:priors?|previous|comparisons?|old|earlier)"
+        rf",?\s*\b(?:no|without)\s+(?:(?:any|an?)\s+)?(?:available\s+)?(?:priors?|previous"
+        rf"|comparisons?|old|earlier)"
         rf"(?:\s+{_STUDY})*(?:\s+(?:is|are|were|was))?(?:\s+available)?"
-        r"(?:\s+(?:for|at)\s+(?:this\s+)?\w+)?\s*(?:[,;]\s*|$|(?=\.)|(?=\sshow|\sdemonstrat|\sreveal))"
+        r"(?:\s+(?:for|at)\s+(?:this\s+)?\w+)?\s*(?:[,;]\s*|$|(?=\.)|(?=\sshow|\sdemonstrat"
+        r"|\sreveal))"
     ),
     # Words of change in front of the finding, and behind it.
     _rule(
@@ -275,44 +419,56 @@ _PHRASES = (
         "",
     ),
     _rule(
-        r"\b(?:there (?:is|are|has been|have been)\s+)?(?:an?\s+)?(?:(?:significant|slight|mild|marked"
-        r"|minimal|moderate|apparent|further|some|continued|partial|interval|considerable|overall|mildly)\s+)+"
-        r"(?:increase|decrease|improvement|worsening|progression|reduction|development|partial clearing"
+        r"\b(?:there (?:is|are|has been|have been)\s+)?(?:an?\s+)?(?:(?:significant|slight|mild"
+        r"|marked"
+        r"|minimal|moderate|apparent|further|some|continued|partial|interval|considerable"
+        r"|overall|mildly)\s+)+"
+        r"(?:increase|decrease|improvement|worsening|progression|reduction|development"
+        r"|partial clearing"
         r"|appearance)(?:/\w+)?\s+(?:in|of)\s+(?:the\s+)?(?:(?:size|extent|degree|appearance"
         r"|amount|number)\s+of\s+(?:the\s+)?)?(?=\w)",
         "",
     ),
     _rule(
-        r"(?:,?\s+(?:which|that))?\s+(?:has|have)\s+(?:(?:now|also|since|slightly|mildly|markedly|significantly|somewhat|further"
+        r"(?:,?\s+(?:which|that))?\s+(?:has|have)\s+(?:(?:now|also|since|slightly|mildly"
+        r"|markedly|significantly|somewhat|further"
         r"|not|largely|moderately|minimally|partially|\w+ly)\s+)*(?:been\s+)?(?:developed|appeared"
-        r"|recurred|reaccumulated|re-accumulated|evolved|cleared somewhat|occurred|increased|decreased|improved|worsened|progressed|diminished|enlarged|changed)"
+        r"|recurred|reaccumulated|re-accumulated|evolved|cleared somewhat|occurred|increased"
+        r"|decreased|improved|worsened|progressed|diminished|enlarged|changed)"
         r"(?:\s+in\s+(?:size|extent|number|severity|appearance|degree|the interval))*"
         r"(?:\s+(?:significantly|substantially|slightly|appreciably|markedly))?"
         rf"(?:\s+(?:since|from|compared (?:to|with)|when compared (?:to|with))\s+{_PRIOR})?"
         r"(?=\s*(?:[.,;]|$)|\s+(?:in|with|at|within|over|and|on|of)\b)"
     ),
     _rule(
-        rf"^(?:no|{_MARK})\s+(?:(?:significant|interval|acute)\s+)*changes?,?\s+(?=(?!in\b|of\b|to\b|from\b"
+        rf"^(?:no|{_MARK})\s+(?:(?:significant|interval|acute)\s+)*changes?,?\s+(?=(?!in\b|of\b"
+        rf"|to\b|from\b"
         r"|since\b|is\b|are\b|compared\b|seen\b|noted\b|identified\b|when\b|on\b|with\b)\w)"
     ),
     _rule(
-        r"^(?:there (?:has been|is|have been)\s+)?(?:improvement|worsening|progression|interval enlargement)"
+        r"^(?:there (?:has been|is|have been)\s+)?(?:improvement|worsening|progression"
+        r"|interval enlargement)"
         r"(?:/\w+)?\s+(?:in|of)\s+(?:the\s+)?"
     ),
     _rule(r"\binterval\s+(?:improvement|decrease|increase)/\w+\s+(?:in\s+|of\s+)?(?:the\s+)?"),
     _rule(
-        r",?\s*\bwith\s+(?:(?:some|mild|slight|significant|partial|interval|further)\s+)*(?:improvement"
+        r",?\s*\bwith\s+(?:(?:some|mild|slight|significant|partial|interval|further)\s+)*"
+        r"(?:improvement"
         r"|worsening|progression|clearing|increase|decrease)\s*(?=[.,;]|$)"
     ),
     _rule(r"\bin the interim\b"),
     _rule(r"^(?:mild |slight )?(?:increase|decrease)\s+in\s+(?:the\s+)?(?=\w)"),
     _rule(
-        rf"\b(is|are)\s+(?:similar|stable|unchanged)\s+(?:to|from|since|compared (?:to|with))\s+{_PRIOR}\s+and\s+(?=within|normal)",
+        rf"\b(is|are)\s+(?:similar|stable|unchanged)\s+(?:to|from|since|compared (?:to"
+        rf"|with))\s+{_PRIOR}\s+and\s+(?=within|normal)",
         r"\1 ",
     ),
-    _rule(rf",?\s*\bnot\s+(?:\w+ly\s+)?{_MARK}\s+(?:from|since|compared (?:to|with)|to)\s+{_PRIOR}"),
     _rule(
-        rf",?\s*\(?(?:which\s+(?:is|was|are|were)\s+)?\bnot\s+(?:\w+\s+){{0,2}}?(?:seen|present|visualized"
+        rf",?\s*\bnot\s+(?:\w+ly\s+)?{_MARK}\s+(?:from|since|compared (?:to|with)|to)\s+{_PRIOR}"
+    ),
+    _rule(
+        rf",?\s*\(?(?:which\s+(?:is|was|are|were)\s+)?\bnot\s+(?:\w+\s+){{0,2}}?(?:seen|present"
+        rf"|visualized"
         rf"|identified|appreciated|evident|demonstrated)\s+(?:on|in)\s+{_PRIOR}\)?"
     ),
     _rule(r",?\s*\b(?:than|as)\s+previously(?:\s+(?:seen|noted|described|demonstrated))?\b"),
@@ -321,7 +477,8 @@ _PHRASES = (
         r"(?=\s*(?:than previously|[.,;]|$)(?<!better)(?<!worse))(?:\s+than previously)"
     ),
     _rule(
-        r"\b(?:decreased|decreasing|diminished)\s+(?=(?:[\w-]+\s+){0,4}?(?:airspace|opaci|effusion|edema"
+        r"\b(?:decreased|decreasing|diminished)\s+(?=(?:[\w-]+\s+){0,4}?(?:airspace|opaci"
+        r"|effusion|edema"
         r"|consolid|pneumoth|infiltr|atelect|congest|nodul|mass\b|interstitial|pleural))"
     ),
     _rule(r"\b(?:new|newly)\s+(?:develop\w+\s+)?(?=\w)(?<!no new )(?<!without new )(?<!of new )"),
@@ -427,7 +584,9 @@ _PHRASES = (
         rf",?\s*\b(?:which|that|and)\s+{_BE}{_DEGREE}(?:improved|worsened|increased"
         rf"|decreased|progressed|larger|smaller){_ASPECT}{_NOUN_END}",
     ),
-    _rule(rf"\b(?:remains|continues to be)\s+(?:stable|unchanged){_ASPECT}{_NOUN_END}", "is present"),
+    _rule(
+        rf"\b(?:remains|continues to be)\s+(?:stable|unchanged){_ASPECT}{_NOUN_END}", "is present"
+    ),
     _rule(r"\b(?:remains|continues to be)\s+(?=\w)", "is "),
     _rule(r"\b(?:remain|continue to be)\s+(?=\w)", "are "),
     _rule(rf"\b(?:remains|persists){_NOUN_END}", "is present"),
@@ -447,11 +606,13 @@ _PHRASES = (
         rf"|severity))?{_NOUN_END}",
     ),
     _rule(
-        rf"\b(?:is|appears|remains)\s+{_DEGREE}(?:stable|unchanged|similar)(?:\s+and\s+unchanged)?{_ASPECT}{_NOUN_END}",
+        rf"\b(?:is|appears|remains)\s+{_DEGREE}(?:stable|unchanged|similar)"
+        rf"(?:\s+and\s+unchanged)?{_ASPECT}{_NOUN_END}",
         "is present",
     ),
     _rule(
-        rf"\b(?:are|appear|remain)\s+{_DEGREE}(?:stable|unchanged|similar)(?:\s+and\s+unchanged)?{_ASPECT}{_NOUN_END}",
+        rf"\b(?:are|appear|remain)\s+{_DEGREE}(?:stable|unchanged|similar)"
+        rf"(?:\s+and\s+unchanged)?{_ASPECT}{_NOUN_END}",
         "are present",
     ),
     _rule(
@@ -491,7 +652,8 @@ _PHRASES = (
         r"|demonstrated)\b",
     ),
     _rule(
-        r"\b(?:worsening|worsened|improving|improved|resolving|increasing|decreasing|enlarging|evolving)\b(?=\s+\w)"
+        r"\b(?:worsening|worsened|improving|improved|resolving|increasing|decreasing|enlarging"
+        r"|evolving)\b(?=\s+\w)"
     ),
     _rule(r",?\s+which\s+(?:is|are)\s+present(?=\s*(?:[.,;]|$))"),
     _rule(r"^overall,?\s+with\s+", ""),
@@ -503,11 +665,15 @@ _TRIGGER = re.compile(
     r"compar|prior|previous|earlier|recent|\bsince\b|\blast\b|\bold(?:er)? (?:exam|stud"
     r"|film)|interval|again"
     r"|redemonstrat|re-demonstrat|remain|persist|continue|stable|unchanged|similar|change|increas"
-    r"|decreas|improv|wors|resol|grown|\bfrom \d|received|\bnot (?:\w+ )?(?:seen|present|visual\w+|ident\w+|evident) (?:on|in) |enlarging|\bnow\b|progress|clearing|removal|removed|\bnew|no longer|before"
-    r"|develop|cleared|clear|recurred|evolv|advanced|withdrawn|retract|reposition|conspicuous|aeration|better|greater|diminish|occurred|more (?:prom|dens|ext|app|pron|conf)|less (?:prom|dens|ext|app|pron|conf)|larger|smaller|absence|than (?:the|on|prev)|from (?:the|X{3}|_{2})|extubat",
+    r"|decreas|improv|wors|resol|grown|\bfrom \d|received|\bnot (?:\w+ )?(?:seen|present"
+    r"|visual\w+|ident\w+|evident) (?:on|in) |enlarging|\bnow\b|progress|clearing|removal"
+    r"|removed|\bnew|no longer|before"
+    r"|develop|cleared|clear|recurred|evolv|advanced|withdrawn|retract|reposition|conspicuous"
+    r"|aeration|better|greater|diminish|occurred|more (?:prom|dens|ext|app|pron|conf)|less "
+    r"(?:prom|dens|ext|app|pron|conf)|larger|smaller|absence|than (?:the|on|prev)|from (?:the"
+    r"|X{3}|_{2})|extubat",
     re.IGNORECASE,
 )
-
 
 
 # A clause of its own within a sentence.
@@ -518,7 +684,8 @@ _SEGMENT = re.compile(
     re.IGNORECASE,
 )
 _COMMA_OF_ADJECTIVES = re.compile(
-    r"\b(stable|unchanged),\s+(?=(?:mild|moderate|marked|severe|normal|small|large|minimal|chronic|coarse"
+    r"\b(stable|unchanged),\s+(?=(?:mild|moderate|marked|severe|normal|small|large|minimal"
+    r"|chronic|coarse"
     r"|prominent|enlarged|tortuous|calcified|diffuse|scattered|low|left|right|bilateral|\w+ly"
     r"|non\w+|\w+ed|\w+ous|\w+ic)\s)",
     re.IGNORECASE,
@@ -582,8 +749,11 @@ def without_priors(sentence: str) -> str:
     if not has_verb(changed):
         changed = mended(re.sub(r"^the\s+", "", changed, flags=re.IGNORECASE))
     tail = _NEUTRAL_TAIL.search(changed)
-    if tail and not _VERB.search(changed) and says_nothing(tail["tail"]) and not re.search(
-        r"\b(?:left|right|both)\b", tail["tail"]
+    if (
+        tail
+        and not _VERB.search(changed)
+        and says_nothing(tail["tail"])
+        and not re.search(r"\b(?:left|right|both)\b", tail["tail"])
     ):
         changed = mended(changed[: tail.start()] + ".")
     return changed
@@ -607,8 +777,12 @@ def _as_negative(sentence: str) -> str | None:
         if re.search(r"\b(?:no|not|is|are|but|one of|some of|may|nearly|almost)\b", noun, re.I):
             return None
         if not holds_finding(noun):
-            return None if re.search(r"\blungs?\b", noun, re.I) else without_priors(
-                re.sub(r"^[\s,;.]+(?:and|but)?\s*", "", match["rest"] or "").strip()
+            return (
+                None
+                if re.search(r"\blungs?\b", noun, re.I)
+                else without_priors(
+                    re.sub(r"^[\s,;.]+(?:and|but)?\s*", "", match["rest"] or "").strip()
+                )
             )
         noun = re.sub(r"\band\b", "or", noun)
         rest = match["rest"] or "."
@@ -660,7 +834,7 @@ def _pruned(sentence: str) -> str:
 
 
 def _merged(clauses: list[str], joins: list[str]) -> tuple[list[str], list[str]]:
-    """"and" joins two clauses only where both have a verb; else it joins two nouns."""
+    """ "and" joins two clauses only where both have a verb; else it joins two nouns."""
     merged, kept = [clauses[0]], []
     for join, clause in zip(joins, clauses[1:], strict=True):
         bare = join.strip().lower() == "and"
@@ -673,7 +847,7 @@ def _merged(clauses: list[str], joins: list[str]) -> tuple[list[str], list[str]]
 
 
 def _completed(clauses: list[str], index: int) -> bool:
-    """Whether the clause is the subject of the next one: "stable heart size and lungs are clear"."""
+    """Whether it is the subject of the next one: "stable heart size and lungs are clear"."""
     clause = clauses[index]
     following = clauses[index + 1] if index + 1 < len(clauses) else ""
     if re.match(r"^(?:since|compared|in comparison|when compared|in the)\b", clause, re.I):

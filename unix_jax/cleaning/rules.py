@@ -50,7 +50,8 @@ _VIEW_ONLY = re.compile(
 _CONSISTS = re.compile(r"\bexamination consists of\b|^technique\s*:|^views?\s*:", re.IGNORECASE)
 _CHEST_ONLY = re.compile(
     r"^(?:(?:portable|two[- ]view|frontal|single[- ]view|AP|PA)\s+)*"
-    r"(?:chest\s+(?:radiographs?|(?:x-?\s?rays?|x-\s?XXXX)|films?)|radiographs? of the chest)[.:]*$",
+    r"(?:chest\s+(?:radiographs?|(?:x-?\s?rays?|x-\s?XXXX)|films?)"
+    r"|radiographs? of the chest)[.:]*$",
     re.IGNORECASE,
 )
 _VIEW_SHOWS = re.compile(
@@ -64,7 +65,8 @@ _SHOWN_TO_BE = re.compile(
 )
 _VIEW_HEAD = re.compile(
     r"^(?:(?:portable|single|frontal|lateral|upright|supine|AP|PA|and|two|2)[\s,-]+){1,5}"
-    r"(?:chest|view|views|radiograph|radiographs|chest (?:x-?ray|radiograph|film)s?|projection)(?:\s+of the chest)?\s*[:,]\s+",
+    r"(?:chest|view|views|radiograph|radiographs|chest (?:x-?ray|radiograph|film)s?|projection)"
+    r"(?:\s+of the chest)?\s*[:,]\s+",
     re.IGNORECASE,
 )
 

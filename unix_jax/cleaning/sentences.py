@@ -21,9 +21,11 @@ _DANGLING_END = re.compile(
     re.IGNORECASE,
 )
 _DANGLING_START = re.compile(
-    r"^\s*(?:(?:and|or|of|to|which|that|than|but|then|by)\b|as (?:is|are)\b|[,;:)-])\s*", re.IGNORECASE
+    r"^\s*(?:(?:and|or|of|to|which|that|than|but|then|by)\b|as (?:is|are)\b|[,;:)-])\s*",
+    re.IGNORECASE,
 )
 _SPACED_PUNCTUATION = re.compile(r"\s+(?=[,.;:)!?](?!\d))")
+_SPACE_IN_BRACKET = re.compile(r"(?<=[(\[])\s+")
 _DOUBLE_COMMA = re.compile(r"[,;](?:\s*,)+")
 # The second comma of a pair whose first went.
 _COMMA_BEFORE_VERB = re.compile(r"^([^,;]+),\s+(?=(?:is|are|has|have|was|were)\s)")
@@ -241,7 +243,7 @@ def mended(sentence: str) -> str:
     for _ in range(20):
         before = sentence
         sentence = " ".join(_EMPTY_BRACKETS.sub(" ", sentence).split())
-        sentence = _SPACED_PUNCTUATION.sub("", sentence)
+        sentence = _SPACE_IN_BRACKET.sub("", _SPACED_PUNCTUATION.sub("", sentence))
         sentence = _DOUBLE_STOP.sub(".", _DOUBLE_COMMA.sub(",", sentence))
         sentence = _DANGLING_START.sub("", _DANGLING_END.sub("", sentence))
         sentence = _COMMA_BEFORE_END.sub("", _COMMA_BEFORE_VERB.sub(r"\1 ", sentence)).strip()
