@@ -187,7 +187,7 @@ _NORMAL = re.compile(
     r"|negative)\b",
     re.IGNORECASE,
 )
-_SIDES = {
+SIDES = {
     "left": re.compile(r"\b(?:left|L(?:UL|LL)|lt)\b|\bleft(?=\w)", re.IGNORECASE),
     "right": re.compile(r"\b(?:right|R(?:UL|ML|LL)|rt)\b|\bright(?=\w)", re.IGNORECASE),
     "bilateral": re.compile(
@@ -226,7 +226,7 @@ def facts(text: str) -> Facts:
             counts[name] += 1
             words.setdefault(name, f'{_NAMES[found.denied]} "{found.word}"')
     counts.update(
-        f'the side "{side}"' for side, pattern in _SIDES.items() for _ in pattern.finditer(text)
+        f'the side "{side}"' for side, pattern in SIDES.items() for _ in pattern.finditer(text)
     )
     counts.update(f'the number "{number}"' for number in measurements(text))
     counts.update("a negation" for _ in _NEGATION.finditer(text))
@@ -249,7 +249,7 @@ def statements(text: str) -> dict[str, str]:
             if not word.denied and _doubted(word, words, clause):
                 kind = "the possible finding"
             found[f'{kind} "{word.stem}"'] = f'{kind} "{word.word}"'
-        for side, pattern in _SIDES.items():
+        for side, pattern in SIDES.items():
             for match in pattern.finditer(clause):
                 if words:
                     near = min(words, key=lambda w: (_distance(w, match.start()), w.start))
