@@ -52,9 +52,9 @@ _WIDER_PATTERNS = [
 def problems(original: str, rewrite: str) -> list[str]:
     """What is wrong with `rewrite`, each a sentence that says how to put it right; [] if nothing.
 
-      Format: "FINDINGS: ... IMPRESSION: ..." with text in both, or the only section that the original
-      has. Content: no number (with its unit), side or device that the original lacks, no side moved
-    from one thing to another, and no mark of de-identification. What is lost is found by
+    Format: "FINDINGS: ... IMPRESSION: ..." with text in both, or the only section of the original.
+    Content: no number (with its unit), side or device that the original lacks, no side moved from
+    one thing to another, and no mark of de-identification. What is lost is found by
     `guard.rewriting_problems`.
     """
     found = list(_format_problems(original, rewrite))

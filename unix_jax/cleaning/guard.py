@@ -88,7 +88,9 @@ _SPEAKS_OF_PRIOR = re.compile(
     r"|\bresolv(?:ed|ing)\b|\bnew(?:ly)?\b(?! (?:york|born))"
     r"|^there has been (?:\w+ )*(?:resolution|removal)\b|\b(?:increased|decreased) size of\b"
     r"|\benlarging\b|\bnow (?=proj|meas|seen|ends?|term|mini|mild|small)"
-    r"|\bor significant change\b|(?:^|been |interval )clearing of\b|\b(?:has|have) been "
+    r"|\bor significant change\b|(?:^|been |interval )clearing of\b|\b(?:is|are) clearing\b"
+    r"|\bpriors\b|\byesterday\b|, (?:increased|decreased|larger|smaller|improved|worsened)[.]?$"
+    r"|\b(?:has|have) been "
     r"(?:removed|replaced|exchanged)\b|^(?:increase|decrease)d? in\b|\bas before\b"
     r"|\bin the interim\b|\bcontinued\b|\bcontinues? to\b"
     r"|\b(?:more|less) \w+ than\b|\b(?:days?|weeks?|months?|years?) ago\b",
@@ -108,7 +110,7 @@ _ANATOMY = (
     r"|hemidiaphragm\w*|trache\w+|airways?|bones?|vertebra\w*|bodies|body|base|bases|apex|apices"
     r"|fields?"
     r"|zones?|midline|central|great|vessels|projections?|apical|lordotic|costophrenic|angles?"
-    r"|aeration"
+    r"|aerat\w+"
     r"|inferior|superior|quadrant|extremity|[a-z]+-sided|extent|inflat\w+|bronchovascular"
     r"|basilar|venous|pelvis|nasopharynx|skin|neck|parenchyma|surfaces?|lumbar|cervical"
 )
@@ -198,7 +200,8 @@ _MODIFIED_CHANGE = re.compile(
     re.IGNORECASE,
 )
 _CHANGE_OR_GONE = re.compile(
-    r"(?:new\w*|grown|enlarging|longer|distinct|develop\w*|appeared|occurred|diminish\w*"
+    r"(?:represents|pulled|back|insertion|new\w*|grown|enlarging|longer|distinct|develop\w*"
+    r"|appeared|occurred|diminish\w*"
     r"|reduc\w+|enlarge\w*|larger|smaller|clear\w+|removed"
     r"|placement|placed|insert\w+|redemonstrat\w*|re-demonstrat\w*|continu\w+|recur\w*|advanced"
     r"|withdrawn"
@@ -219,94 +222,17 @@ _WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
 # A mark, with what is joined to it by a hyphen.
 _HIDDEN_MARK = re.compile(r"\[\*\*.*?\*\*\]|(?:\w+-)?(?:_{2,}|\w*X{3,}\w*)(?:-[\w-]+)?")
 # What the rules themselves may set in.
-_SET_IN = frozenset(
-    [
-        "appearance",
-        "height",
-        "arch",
-        "increased",
-        "vessels",
-        "blood",
-        "telemetry",
-        "device",
-        "least",
-        "projecting",
-        "signs",
-        "devices",
-        "excluded",
-        "abnormality",
-        "deformity",
-        "compatible",
-        "system",
-        "there",
-        "is",
-        "are",
-        "seen",
-        "other",
-        "measures",
-        "measure",
-        "possibly",
-        "may",
-        "represent",
-        "reflect",
-        "indicate",
-        "suggest",
-        "possible",
-        "device",
-        "structure",
-        "structures",
-        "view",
-        "views",
-        "angle",
-        "angles",
-        "lungs",
-        "aorta",
-        "vena",
-        "cava",
-        "border",
-        "place",
-        "likely",
-        "thought",
-        "with",
-        "nodes",
-        "ray",
-        "no",
-        "or",
-        "and",
-        "made",
-        "changes",
-        "overlie",
-        "present",
-        "clear",
-        "was",
-        "a",
-        "an",
-        "note",
-        "appear",
-        "appears",
-        "left-sided",
-        "right-sided",
-        "x-ray",
-        "imaging",
-        "material",
-        "area",
-        "areas",
-        "inspiratory",
-        "field-of-view",
-        "field",
-        "system",
-        "the",
-        "effort",
-        "heights",
-        "pad",
-        "bones",
-        "bilaterally",
-        "tubes",
-        "tube",
-        "endotracheal",
-        "structures",
-    ]
+_SETS_IN = (
+    "a abnormality an and angle angles aorta appear appearance appears arch are area areas "
+    "bilaterally blood bones border cava changes clear compatible deformity device devices "
+    "effort endotracheal excluded field field-of-view height heights imaging increased "
+    "indicate inspiratory is least left-sided likely lungs made material may measure measures "
+    "no nodes note or other overlie pad place possible possibly present projecting ray "
+    "reflect represent representing right-sided seen signs silhouette structure structures "
+    "suggest system telemetry the there thought tube tubes vena vessels view views was with "
+    "x-ray "
 )
+_SET_IN = frozenset(_SETS_IN.split())
 
 
 # What a hidden word may be read as: a word of doubt, a device whose kind is not told, surgery's.

@@ -103,20 +103,20 @@ _REVIEWED_BY = re.compile(
     r"\s*,?\s+(?=(?:there (?:is|are)|the|an?|no|we)\b)",
     re.IGNORECASE,
 )
-_OPENING = re.compile(r"^(?P<note>[^,:;]*)[,:;]\s+(?P<rest>.+)$")
+_OPENING = re.compile(r"^(?P<note>(?:[^,:;]|:(?=\d))*)[,:;]\s+(?P<rest>.+)$")
 # What follows the finding in its sentence: "... of the mass, discussed with Dr. Smith at 5 pm."
 _AT_END = re.compile(
     r"[,;:(-]*\s+(?:(?:and|as|which|that)\s+)*(?:(?:this|these|the|above|findings?|results?|it"
     r"|critical)"
     r"\s+)*(?:(?:was|were|is|has been|have been|being|will be)\s+)?(?:\w+ly\s+)?"
-    rf"(?:{_TOLD}\s+(?:(?:to|with|by|via|in|at|over|on|as)\b|(?:the\s+)?{_PERSON}"
+    rf"(?:{_TOLD}\s+(?:\w+ly\s+)?(?:(?:to|with|by|via|in|at|over|on|as)\b|(?:the\s+)?{_PERSON}"
     rf"|{MARK}).{{0,300}}$"
     rf"|(?:per|by)\s+{_PERSON}.{{0,200}}$)",
     re.IGNORECASE,
 )
 _IN_BRACKETS = re.compile(r"\s*[(\[](?P<note>[^)\]]*)[)\]]")
 _CLAUSE = re.compile(
-    r"\s*(?:[;,:]|\s(?:and|but)(?=\s+(?:Dr|(?:the )?(?:ordering|referring|attending|primary"
+    r"\s*(?:[;,]|:(?!\d)|\s(?:and|but)(?=\s+(?:Dr|(?:the )?(?:ordering|referring|attending|primary"
     r"|covering"
     r"|ICU|ED|clinical|medical|surgical|trauma|nursing)|this|these|was|were|I\b|findings"
     r"|results))|\s[-\u2013\u2014])\s*",

@@ -231,6 +231,17 @@ _COMPLETED = (
         r"\1 or ",
     ),
     # Only one word fits.
+    _rule(rf"\bdual-lead {_MARKS}", "dual-lead device"),
+    _rule(
+        rf"\b(cardiac) {_MARKS} (?=(?:is|are) (?:\w+ly )?(?:enlarged|normal|within)\b)",
+        r"\1 silhouette ",
+    ),
+    _rule(rf",\s*{_MARKS} represents\b", ", possibly representing"),
+    _rule(
+        rf"\b({_SIGN}) {_MARKS} (?=(?:vascular|artifactual|projectional|chronic)\s*(?:[.,;]|$))",
+        r"\1, possibly ",
+    ),
+    _rule(rf"\b(chest) {_MARKS} (?=(?:is|are|remains?) in place\b)", r"\1 device "),
     _rule(rf"\b(markings|changes|opacities) {_MARKS} (?=chronic\b)", r"\1, possibly "),
     _rule(rf"\b(loss of (?:vertebral body|disc)) {MARK}", r"\1 height"),
     _rule(

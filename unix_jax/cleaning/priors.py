@@ -19,7 +19,7 @@ _STUDY = (
 )
 _MARK = rf"{MARK}(?:[,/\s]+{MARK}){{0,4}}"
 _EARLIER = (
-    r"(?:prior|previous|earlier|recent|last|old|older|comparison|preceding|outside|available)"
+    r"(?:priors?|previous|earlier|recent|last|old|older|comparison|preceding|outside|available)"
 )
 _WHEN = (
     r"(?:\s*,?\s*(?:(?:performed|obtained|dated?|done|taken|from|on|of|in"
@@ -211,6 +211,27 @@ _PHRASES = (
         r"^((?:there (?:is|has been)\s+)?no\s+(?:\w+\s+){0,3}?changes?\s+in\s+[^.;,]*?)\s+or\s+",
         r"\1 and ",
     ),
+    _rule(rf"^comparison (?:is|was) made (?:with|to) {_PRIOR}\s*,?\s+and\s+", ""),
+    _rule(rf"^(?:the )?(?:lack|absence) of {_PRIOR} limits (?:\w+ )?\w+[;,.]\s*", ""),
+    _rule(
+        r",?\s*(?:when |as )?(?:compared (?:to|with)|since|from) (?:yesterday|earlier today"
+        r"|this morning|last \w+|the day before)(?=\s*(?:[.,;]|$))",
+        "",
+    ),
+    _rule(
+        r",\s*(?:(?:slightly|mildly|markedly|significantly|somewhat) )?(?:increased|decreased"
+        rf"|improved|worsened|larger|smaller|progressed)(?:\s+from\s+{_SIZE_WORD})?"
+        r"(?=\s*(?:[.;]|$))",
+        "",
+    ),
+    _rule(
+        r"^(?:(?:slightly|mildly|markedly|significantly|somewhat|minimally|much)\s+)?(?:larger"
+        r"|smaller|(?:more|less) conspicuous|(?:increased|improved)(?=\s+(?:[\w-]+\s+){0,4}?"
+        r"(?:pneumothora|effusion)))\s+(?=\w)",
+        "",
+    ),
+    _rule(r"\b(?:much|markedly|slightly|significantly|somewhat)\s+(?=(?:improved|worsened)\s+\w)"),
+    _rule(r"^(?:the )?(?:lungs?|bases?|lung bases) (?:is|are) better aerated\b"),
     _rule(r"<has>", "is"),
     _rule(r"<have>", "are"),
     _rule(
@@ -238,7 +259,7 @@ _PHRASES = (
     ),
     _rule(
         r"^(?:stable|unchanged)\s+(?:(?:appearance|position|size) of (?:the )?)?(?:(?:heart"
-        r"|cardiac|mediastinal|hilar|cardiomediastinal"
+        r"|cardiac|mediastinal|hilar|cardiomediastinal|bony|osseous"
         r"|and|cardiopulmonary|pulmonary|thoracic|aortic)\s+){1,4}(?:size|contours?|silhouettes?"
         r"|structures?|configuration"
         r"|vascularity|vasculature)\s*(?:,|,?\s+and|\s+with)\s+(?=(?:clear|normal|no|mild"
@@ -346,7 +367,7 @@ _PHRASES = (
     _rule(r"<has>", "is"),
     _rule(
         r"\b(is|are)\s+(?:now\s+)?(?:\w+ly\s+)?(?:improving|improved|worsening|worsened"
-        r"|resolving|progressing|increasing|decreasing)(?=\s*(?:[.,;]|$))",
+        r"|resolving|clearing|progressing|increasing|decreasing)(?=\s*(?:[.,;]|$))",
         r"\1 present",
     ),
     _rule(
@@ -483,7 +504,7 @@ _PHRASES = (
     ),
     _rule(r"\b(?:new|newly)\s+(?:develop\w+\s+)?(?=\w)(?<!no new )(?<!without new )(?<!of new )"),
     # An opening: "Comparison XXXX. Clear lungs", "Compared to the prior, ...", "Since ..., ..."
-    _rule(rf"^comparison:?\s+{_MARK}[\s,.:]+(?=(?-i:[A-Z]))"),
+    _rule(rf"^comparison:?\s+(?:{_MARK}|none)[\s,.:]+(?=(?-i:[A-Z]))"),
     _rule(rf"^no comparisons?(?:\s+(?:chest\s+)?{_STUDY})?[.:]*\s+(?=(?-i:[A-Z][a-z]))"),
     _rule(
         r"^(?:(?:there (?:is|are|has been)|there's been) )?no (?:(?:significant"
@@ -548,7 +569,7 @@ _PHRASES = (
     ),
     _rule(
         r"\binterval (?:development|appearance|improvement|worsening|progression"
-        r"|placement)(?: of| in)?\s+",
+        r"|placement|insertion)(?: of| in)?\s+",
     ),
     _rule(
         r",?\s*\b(?:with(?:out|\s+no)?|no) (?:significant |appreciable )?(?:interval"
@@ -669,7 +690,8 @@ _TRIGGER = re.compile(
     r"|visual\w+|ident\w+|evident) (?:on|in) |enlarging|\bnow\b|progress|clearing|removal"
     r"|removed|\bnew|no longer|before"
     r"|develop|cleared|clear|recurred|evolv|advanced|withdrawn|retract|reposition|conspicuous"
-    r"|aeration|better|greater|diminish|occurred|more (?:prom|dens|ext|app|pron|conf)|less "
+    r"|aerat|pulled|insert|yesterday|better|greater|diminish|occurred|more (?:prom|dens|ext|app"
+    r"|pron|conf)|less "
     r"(?:prom|dens|ext|app|pron|conf)|larger|smaller|absence|than (?:the|on|prev)|from (?:the"
     r"|X{3}|_{2})|extubat",
     re.IGNORECASE,
