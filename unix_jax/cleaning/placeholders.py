@@ -118,7 +118,7 @@ _COMPLETED = (
         rf"^the (left and right|right and left) {_MARKS} (?=are|remain|appear)",
         r"The \1 structures ",
     ),
-    _rule(rf"\b(clear (?:left |right |both )?lung) {MARK}", r"\1s"),
+    _rule(rf"\b(clear (?:both )?lung) {MARK}", r"\1s"),
     _rule(rf"\b(pulmonary) {MARK}(?=\s+(?:and|are)\b|\s*,)", r"\1 structures"),
     _rule(
         rf"\b(vasculature|vascularity|silhouette|size|aorta|mediastinum"
@@ -231,6 +231,13 @@ _COMPLETED = (
         r"\1 or ",
     ),
     # Only one word fits.
+    _rule(rf"\b(clear (?:left|right) lung) {MARK}", r"\1"),
+    _rule(
+        rf"\b(films?|x-rays?|x-{MARK}|CT|radiographs?|views?) {_MARKS} "
+        r"(?=(?:be|demonstrate|help|show)\b)",
+        r"\1 may ",
+    ),
+    _rule(rf",\s*{_MARKS}\s+(?=(?:acute|subacute|chronic|benign|old)\b)", ", possibly "),
     _rule(rf"\bdual-lead {_MARKS}", "dual-lead device"),
     _rule(
         rf"\b(cardiac) {_MARKS} (?=(?:is|are) (?:\w+ly )?(?:enlarged|normal|within)\b)",

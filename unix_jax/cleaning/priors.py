@@ -86,7 +86,7 @@ def _rule(pattern: str, replacement: str = " ") -> tuple[re.Pattern[str], str]:
 _DROPPED = re.compile(
     rf"^(?:(?:there (?:is|are|has been|have been) )?(?:no|little|minimal) (?:{_MARK}\s+|overall "
     rf"|other |significant |interval |appreciable |relevant |definite "
-    r"|substantial |acute )*"
+    r"|substantial |acute (?!changes\b))*"
     r"changes?(?:\s+(?:is|are|was|were)?\s*(?:seen|noted|identified|demonstrated|found)?"
     r"(?:\s+in (?:the )?[a-z ]+)?)?"
     r"(?:\s+(?:from|since|compared|with)\b[^.]*)?"
@@ -232,6 +232,7 @@ _PHRASES = (
     ),
     _rule(r"\b(?:much|markedly|slightly|significantly|somewhat)\s+(?=(?:improved|worsened)\s+\w)"),
     _rule(r"^(?:the )?(?:lungs?|bases?|lung bases) (?:is|are) better aerated\b"),
+    _rule(r"\b(?:stable|unchanged) position (?=(?:left|right)\b)", ""),
     _rule(r"<has>", "is"),
     _rule(r"<have>", "are"),
     _rule(
@@ -261,7 +262,7 @@ _PHRASES = (
         r"^(?:stable|unchanged)\s+(?:(?:appearance|position|size) of (?:the )?)?(?:(?:heart"
         r"|cardiac|mediastinal|hilar|cardiomediastinal|bony|osseous"
         r"|and|cardiopulmonary|pulmonary|thoracic|aortic)\s+){1,4}(?:size|contours?|silhouettes?"
-        r"|structures?|configuration"
+        r"|structures?|thorax|configuration"
         r"|vascularity|vasculature)\s*(?:,|,?\s+and|\s+with)\s+(?=(?:clear|normal|no|mild"
         r"|moderate|small|large|low|tortuous|well)\b)",
         "",
