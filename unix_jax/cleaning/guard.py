@@ -51,7 +51,7 @@ _BROKEN = re.compile(
     r"|\b(?:of|in|with|from|for|and|or|at|by|into|within)\s+(?:and|or|of|is|are|was|were|from|has"
     r"|have|may|with|which)\b"
     r"|\b(?:is|are)\s+(?:is|are|of|the\W|and|or)\b|\b(?:is|are|has|have|the|an?|of|in|at|with|by"
-    r"|for|likely|no)\s*[,;.]"
+    r"|for|(?<!less )(?<!more )(?<!most )likely|no)\s*[,;.]"
     r"|\b(?:no|without)\s+(?:is|are|of|in|on|and|or)\b|\b(?:due|secondary|related) (?:in|and|or)\b",
     re.IGNORECASE,
 )
