@@ -76,10 +76,8 @@ def test_views(text, expected):
      "Right PICC with its tip in the SVC."),
     ("Endotracheal tube tip 4 cm above the carina, unchanged.",
      "Endotracheal tube tip 4 cm above the carina."),
-    ("Interval removal of the chest tube.", ""),
-    ("The pneumothorax has resolved.", ""),
-    ("The pneumothorax has resolved but there is an effusion.",
-     "The pneumothorax has resolved but there is an effusion."),
+    ("Interval removal of the chest tube.", "No chest tube."),
+    ("The pneumothorax has resolved.", "No pneumothorax."),
     ("No new infiltrate.", "No other infiltrate."),
     ("No pleural effusion, unchanged from prior study.", "No pleural effusion."),
     ("Old rib fractures are again seen.", "Old rib fractures are seen."),
@@ -89,7 +87,7 @@ def test_views(text, expected):
      "Increased opacity at the right base compared to the left."),
     ("Follow up in a short interval.", "Follow up in a short interval."),
     ("1. Stable. 2. Persistent edema. 3. Clear.", "2. Edema. 3. Clear."),
-    ("The tracheostomy tube is in stable position.", "Tracheostomy tube."),
+    ("The tracheostomy tube is in stable position.", "The tracheostomy tube is present."),
 ])  # fmt: skip
 def test_priors(text, expected):
     assert drop_priors(text) == expected
@@ -101,7 +99,7 @@ def test_priors(text, expected):
     ("Opacities XXXX representing scarring.", "Opacities possibly representing scarring."),
     ("Left base opacity, XXXX atelectasis.", "Left base opacity, possibly atelectasis."),
     ("There is XXXX evidence of pneumothorax.", ""),
-    ("There are no XXXX of a pleural effusion.", "There are no pleural effusion."),
+    ("There are no XXXX of a pleural effusion.", "There are no signs of a pleural effusion."),
     ("Normal chest x-XXXX.", "Normal chest x-ray."),
     ("Calcified lymph XXXX.", "Calcified lymph nodes."),
     ("The normal heart size XXXX.", "The normal heart size."),
@@ -185,6 +183,8 @@ def test_a_rule_applied_twice_is_applied_once(name, text):
 @given(findings=TEXTS, impression=TEXTS)
 def test_all_rules_pass_the_checks_and_leave_no_marks(findings, impression):
     cleaned = clean_sections(findings, impression)
+    if cleaned.refused:
+        return
     for before, after in ((findings, cleaned.findings), (impression, cleaned.impression)):
         assert after == after.strip()
         assert "___" not in after

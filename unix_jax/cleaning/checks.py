@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 
+from unix_jax.cleaning.facts import DEVICES, SIDES
 from unix_jax.cleaning.placeholders import MARK
 from unix_jax.data.report_sections import split_report
 
@@ -27,50 +28,9 @@ _NUMBER = re.compile(
 )
 _LIST_NUMBER = re.compile(r"(?:^|(?<=\s))(\d{1,2})[.)]\s+")
 
-_LATERALITY = {
-    "left": re.compile(r"\b(?:left|L(?:UL|LL)|lt)\b|\bleft(?=\w)", re.IGNORECASE),
-    "right": re.compile(r"\b(?:right|R(?:UL|ML|LL)|rt)\b|\bright(?=\w)", re.IGNORECASE),
-    "bilateral": re.compile(
-        r"\b(?:bilateral(?:ly)?|bibasilar|biapical|bihilar|both)\b", re.IGNORECASE
-    ),
-}
 _SIDE_AND_NEXT = re.compile(r"\b(left|right)(?:-sided| sided)?[ -]+([a-z]{3,})", re.IGNORECASE)
 
-# One name of each device, and the ways in which reports write it.
-_DEVICES = {
-    "endotracheal tube": r"endotracheal|\bett?\b|\bintubat",
-    "tracheostomy": r"tracheostomy",
-    "nasogastric tube": r"nasogastric|\bng\b|\bngt\b",
-    "orogastric tube": r"orogastric|\bog\b|\bogt\b",
-    "Dobhoff tube": r"dobb?-?hoff",
-    "feeding tube": r"feeding tube|dobb?-?hoff",
-    "chest tube": r"chest tube|thoracostomy|pleural (?:drain|catheter)|pigtail|drainage catheter",
-    "drain": r"\bdrain(?:s|age)?\b|pigtail",
-    "PICC": r"\bpicc\b|peripherally inserted",
-    "port": r"\bport(?:-?a-?cath)?s?\b|\bmediport",
-    "dialysis catheter": r"dialysis",
-    "pulmonary artery catheter": r"swan|pulmonary artery catheter",
-    "Hickman": r"hickman",
-    "pacemaker": r"pacemaker|\bpac(?:ing|er)\b",
-    "defibrillator": r"\ba?icd\b|defibrillator",
-    "sternal wires": r"stern\w+ wire|cerclage|median wire",
-    "clips": r"\bclips?\b",
-    "stent": r"\bstents?\b|endograft|stent[- ]graft",
-    "valve prosthesis": r"prosthetic valve|valv\w* (?:replacement|prosthes[ie]s|ring|repair)"
-    r"|artificial valve|annuloplasty|\btavr\b|prosthetic \w+ valve",
-    "balloon pump": r"balloon pump|\biabp\b",
-    "ventricular assist device": r"\blvad\b|assist device|impella",
-    "ECMO cannula": r"\becmo\b|cannula",
-    "rods, screws or plates": r"\brods?\b|\bscrews?\b|hardware|fixation|\bplates?\b(?!-?like)",
-    "joint replacement": r"arthroplasty|joint (?:replacement|prosthesis)|humeral prosthesis",
-    "vena cava filter": r"\bfilter\b",
-    "shunt": r"\bshunt\b",
-    "stimulator": r"stimulator",
-    "loop recorder": r"loop recorder",
-    "monitor leads": r"monitor",
-    "coils": r"\bcoils?\b",
-}
-_DEVICE_PATTERNS = {name: re.compile(pattern, re.IGNORECASE) for name, pattern in _DEVICES.items()}
+_DEVICE_PATTERNS = {name: re.compile(pattern, re.IGNORECASE) for name, pattern in DEVICES.items()}
 # A wider name is no new device where the original names one of its kind.
 _WIDER = {
     r"\b(?:catheters?|lines?)\b": r"catheter|\blines?\b|picc|\bport\b|mediport|swan|hickman|\bcvc\b"
@@ -92,9 +52,10 @@ _WIDER_PATTERNS = [
 def problems(original: str, rewrite: str) -> list[str]:
     """What is wrong with `rewrite`, each a sentence that says how to put it right; [] if nothing.
 
-    Format: "FINDINGS: ... IMPRESSION: ..." with text in both, or the only section that the original
-    has. Content: no number (with its unit), side or device that the original lacks, no side moved
-    from one thing to another, and no mark of de-identification. Removals are not judged.
+    Format: "FINDINGS: ... IMPRESSION: ..." with text in both, or the only section of the original.
+    Content: no number (with its unit), side or device that the original lacks, no side moved from
+    one thing to another, and no mark of de-identification. What is lost is found by
+    `guard.rewriting_problems`.
     """
     found = list(_format_problems(original, rewrite))
     if found:
@@ -169,14 +130,14 @@ def _added_numbers(original: str, rewrite: str) -> list[str]:
 
 
 def _added_sides(original: str, rewrite: str) -> list[str]:
-    had = {side for side, pattern in _LATERALITY.items() if pattern.search(original)}
+    had = {side for side, pattern in SIDES.items() if pattern.search(original)}
     if {"left", "right"} <= had:
         had.add("bilateral")
     if "bilateral" in had:
         # "Right and left" is what bilateral means; one side alone would not be.
-        both = all(_LATERALITY[side].search(rewrite) for side in ("left", "right"))
+        both = all(SIDES[side].search(rewrite) for side in ("left", "right"))
         had |= {"left", "right"} if both else set()
-    return [s for s, pattern in _LATERALITY.items() if s not in had and pattern.search(rewrite)]
+    return [s for s, pattern in SIDES.items() if s not in had and pattern.search(rewrite)]
 
 
 def _moved_sides(original: str, rewrite: str) -> list[str]:

@@ -7,6 +7,7 @@ left goes as a whole.
 
 import re
 
+from unix_jax.cleaning.facts import holds_finding
 from unix_jax.cleaning.sentences import each_sentence, mended, says_nothing
 
 MARK = (
@@ -14,7 +15,8 @@ MARK = (
     r"|X{4,}(?=[a-z]{1,2}\b|[AP]M\b|<))"
 )
 _MARKS = rf"{MARK}(?:[\s,/:<>-]{{0,3}}{MARK}){{0,12}}"
-_ANY = re.compile(MARK)
+ANY_MARK = re.compile(MARK)
+_ANY = ANY_MARK
 _WORD = re.compile(r"[^\W\d_]{2,}")
 
 _NEXT_VERB = r"(?=\s+(?:is|are|was|were|appears?|remains?|has|have|noted|seen|intact)\b)"
@@ -29,16 +31,264 @@ def _rule(pattern: str, replacement: str) -> tuple[re.Pattern[str], str]:
 
 # Open-I hides ordinary words too. Where only one word fits it is set in; where several do, a word
 # that claims no more than they all would. Devices and sides are never guessed.
+_NORMAL = r"(?:normal|unremarkable|intact|stable|within)\b"
+_DIAGNOSIS = (
+    r"(?:an? )?(?:[\w-]+ ){0,2}?(?:atelecta\w+|scar\w*|edema|congestion|artifacts?|granulomas?"
+    r"|pneumonia|infiltrates?|effusions?|(?:lymph)?adenopathy|nipples?|fibrosis|thickening"
+    r"|vessels?|fat"
+    r"|consolidation|infection|aspiration|mass|malignancy|emphysema|copd|hernia|fractures?"
+    r"|combination)\b"
+)
+_SIGN = (
+    r"(?:opacit(?:y|ies)|opacification|densit(?:y|ies)|diseases?|markings|prominence|nodules?"
+    r"|blunting"
+    r"|lesions?|shadows?|lucenc(?:y|ies)|focus|foci|infiltrates?|consolidations?|fullness)"
+)
+_BE_SEEN = r"(?:is|are|was|were|appears?|remains?|has|have|seen|noted)"
+_END = r"(?=\s*(?:[.,;:)]|$))"
+_TIP = (
+    r"(?=\s+(?:(?:is |are )?(?:noted|seen|identified|present)\s+)?(?:with (?:its |the |a |an )?"
+    r"(?:distal )?(?:tip|leads?\b|catheter tip)|tip (?:is|in|at|over|within|project|terminat|lies)"
+    r"|(?:terminates?|ends?) (?:in|at|over|within)|(?:has|have) (?:its |the )?(?:distal )?tip))"
+)
+_HEDGED = (
+    r"(?:suggesting|suggestive of|suggests|(?:consistent|compatible) with|(?:which )?(?:may"
+    r"|might|could) (?:represent|reflect)"
+    r"|representing|sequela of)"
+)
 _COMPLETED = (
+    _rule(rf"\b((?:right|left)(?:-sided)? aortic) {MARK}", r"\1 arch"),
+    # A device of which only the name is hidden.
+    _rule(rf"\b{MARK}-a-{MARK}(?:\s+{_MARKS})?", "device"),
+    _rule(
+        rf"^(?:(?:the|an?)\s+)?((?:left|right)(?:[- ]sided)?(?: (?:chest(?: wall)?"
+        rf"|upper extremity|arm|neck|IJ))?)\s+{_MARKS}{_TIP}",
+        r"\1 device",
+    ),
+    _rule(rf"^(?:(?:the|an?)\s+)?{_MARKS}{_TIP}", "Device"),
+    _rule(rf"\b(a|an|the)\s+{_MARKS}{_TIP}", r"\1 device"),
+    # The verb is hidden: "There XXXX be", "This is XXXX to represent".
+    _rule(rf"\bthere {_MARKS} be\b", "there may be"),
+    _rule(rf"\b(is|are) {_MARKS} to (?=(?:represent|reflect|be due)\b)", r"\1 thought to "),
+    # One of two coordinated things is hidden.
+    _rule(
+        rf"\b(\d+(?:st|nd|rd|th)|first|second|third|fourth|fifth|sixth|seventh|eighth|ninth"
+        rf"|tenth) and {_MARKS} (?=ribs?\b)",
+        r"\1 and other ",
+    ),
+    # Partitives.
+    _rule(
+        rf"\b(scattered|some|few|multiple|several|basilar|bibasilar|minimal|mild"
+        rf"|subsegmental) {_MARKS} of (?=\w)(?!the\b)",
+        r"\1 areas of ",
+    ),
+    _rule(
+        rf"\bthere is an? {_MARKS} of (?={_DIAGNOSIS}|(?:\w+ ){{0,3}}(?:atelecta|opaci|consolid"
+        rf"|scar))",
+        "there is an area of ",
+    ),
+    _rule(rf"\b(?:of|in) (?:both|(?:the )?bilateral) {_MARKS}{_END}", "bilaterally"),
+    _rule(
+        rf"^(?:the )?{_MARKS} (are|is) (?=(?:\w+ly )?(?:osteopenic|demineralized|osteoporotic)\b)",
+        r"The bones are ",
+    ),
+    _rule(
+        rf"^{_MARKS} (is|are) (?=(?:an?|minimal|mild|moderate|severe|chronic|small|large|no"
+        rf"|multiple|scattered|some|several|bilateral|patchy)\b)",
+        r"There \1 ",
+    ),
+    _rule(rf"^(?:the )?{_MARKS} are without (?=\w)", "No "),
+    _rule(
+        rf",?\s+(?:due|secondary|owing) to (?:the |overlying |superimposed |patient "
+        rf"|patient's )*{_MARKS}{_END}",
+        "",
+    ),
+    _rule(
+        rf"\b((?:due|secondary|related) to) (?:superimposed |overlying )?{_MARKS} and (?=\w)",
+        r"\1 ",
+    ),
+    _rule(rf"\b(?<!the )(most|less) {_MARKS}(?=\s+(?!of\b)\w|\s*[.,;])", r"\1 likely"),
+    _rule(rf"\b(lung) {MARK} (?=are\b)", "lungs "),
+    _rule(rf"\b(transverse|descending|ascending|tortuous(?: thoracic)?) {MARK}{_END}", r"\1 aorta"),
+    _rule(rf"\b(transverse) {MARK}(?= is)", r"\1 aorta"),
+    _rule(rf"\b(calcifications? (?:of|in) the thoracic) {MARK}", r"\1 aorta"),
+    _rule(rf"(?:\b\w+-)?{MARK}-of-view", "field-of-view"),
+    _rule(rf"\bcorrelate (clinically )?for {_MARKS} of\b", r"correlate \1for evidence of"),
+    _rule(
+        rf"^the (left and right|right and left) {_MARKS} (?=are|remain|appear)",
+        r"The \1 structures ",
+    ),
+    _rule(rf"\b(clear (?:both )?lung) {MARK}", r"\1s"),
+    _rule(rf"\b(pulmonary) {MARK}(?=\s+(?:and|are)\b|\s*,)", r"\1 structures"),
+    _rule(
+        rf"\b(vasculature|vascularity|silhouette|size|aorta|mediastinum"
+        rf"|contour) and {_MARKS} are\b",
+        r"\1 is",
+    ),
+    _rule(
+        rf"\b(pacemaker|defibrillator|generator) {_MARKS} and associated {_MARKS} (?:are|is)\b",
+        r"\1 is",
+    ),
+    _rule(rf"\band {_MARKS} (?=are\b)", ""),
+    _rule(rf"\bplaced {_MARKS}{_END}", "placed device"),
+    _rule(rf"^{_MARKS} (chest|thorax|abdomen) (?=(?:with|if|for|is|could|would|may)\b)", r"CT \1 "),
+    _rule(rf"\bblood {MARK}", "blood vessels"),
+    _rule(rf"\btelemetry {_MARKS}", "telemetry device"),
+    _rule(rf",?\s+as an? {_MARKS}{_END}", ""),
+    _rule(rf",?\s*\b{_HEDGED} (?:old |remote |prior )*{_MARKS}{_END}", ""),
+    _rule(rf",?\s*\bfrom (?:old|remote|prior) {_MARKS}{_END}", ""),
+    _rule(rf"\bat {MARK} (?=(?:in )?part\b|partially|mildly|moderately|partly)", "at least "),
+    _rule(rf"\b(cardiomegaly) {_MARKS} (?=at least)", r"\1 "),
+    _rule(
+        rf",?\s*(?:on )?{_MARKS} (?:abdomen|chest|thorax|pelvis|thoracic spine)"
+        rf"(?: and pelvis)? {_MARKS}{_END}",
+        "",
+    ),
+    _rule(
+        rf"\b(leads?|anchors?|wires?|calcifications?) {_MARKS} over the\b",
+        r"\1 projecting over the",
+    ),
+    _rule(
+        rf"\b(pacing|IVC|intramedullary|medication injection) {_MARKS}(?=\s+(?:over|on|in|has"
+        rf"|have|is|are)\b)",
+        r"\1 device",
+    ),
+    _rule(rf"\b(implantable cardiac) {_MARKS} are\b", r"\1 devices are"),
+    _rule(
+        rf"\s+on (?:an? |the )?(?:recent |prior |previous )*outside {_MARKS}(?: from {_MARKS})?", ""
+    ),
+    _rule(rf"\bvena {MARK}", "vena cava"),
+    _rule(
+        rf"\bnormal ((?:thoracic |lumbar |cervical )?vertebral body) {MARK}{_END}",
+        r"normal \1 heights",
+    ),
+    _rule(rf",?\s+if {_MARKS} (?:is|are) (?:not )?{_MARKS}", ""),
+    _rule(rf"\bper {_MARKS} (?=\w)", ""),
+    _rule(rf"\bto {_MARKS} or (?=\w)", "to "),
+    _rule(
+        rf",?\s*which (?:appears?|is|are) {_MARKS} (?:from|since|compared (?:to|with)) {_MARKS}", ""
+    ),
+    _rule(rf",?\s*with intact {_MARKS}{_END}", ""),
+    _rule(rf"\bthere are no {_MARKS} of (?=\w)", "there are no signs of "),
+    _rule(rf"\b(is|are) in {_MARKS} (?=over\b|without\b)", r"\1 in place "),
+    _rule(
+        rf"\b(cardiac) {_MARKS} (?=(?:is|are) (?:intact|present|noted|seen|in\b))", r"\1 device "
+    ),
+    _rule(rf"\b(wedge) {MARK}(?= of)", r"\1 deformity"),
+    _rule(
+        rf"\s+(?:related|secondary|due) to (?:remote|old|prior|previous) {_MARKS}(?=\s*(?:[.,;]"
+        rf"|$)|\s+(?:is|are)\b)",
+        "",
+    ),
+    _rule(
+        rf"\b(acute (?:\w+ )?(?:thoracic|cardiopulmonary|pulmonary|cardiothoracic|osseous"
+        rf"|intrathoracic)) {MARK}{_END}",
+        r"\1 abnormality",
+    ),
+    _rule(rf"\b(no) {_MARKS} or (?=(?:acute|active)\b)", r"\1 "),
+    _rule(
+        rf"\b(which (?:is|are)) {_MARKS} (?=(?!and\b|or\b|in\b|to\b|from\b|by\b|of\b"
+        rf"|on\b)[a-z]{{3,}})",
+        r"\1 possibly ",
+    ),
+    _rule(rf",\s*{_MARKS}\s+(?=from\b|[TLC]\d)", ", possibly "),
+    _rule(rf"\band {_MARKS} (?=the (?:left|right)\b)", "and possibly "),
+    _rule(
+        rf"\b(visualized) {_MARKS} of the (chest|thorax)(?: {_MARKS})?", r"\1 structures of the \2"
+    ),
+    _rule(rf"\b(the (?:left|right)) {_MARKS} of the heart", r"\1 border of the heart"),
+    _rule(rf"\bcollecting {MARK}", "collecting system"),
+    _rule(rf"\bcostodiaphragmatic {MARK}", "costodiaphragmatic angle"),
+    _rule(
+        rf"\b(visualized) {_MARKS} (?=(?:is|are|appear) (?:grossly )?(?:intact|normal"
+        rf"|unremarkable))",
+        r"\1 structures ",
+    ),
+    _rule(
+        rf"\b(?:in|of|within|overlying|over) (?:the )?(left|right) {_MARKS}(?=\s*(?:[.,;]|$))",
+        r"on the \1",
+    ),
+    _rule(
+        rf"\b(calcified (?:(?:left|right|bilateral) )?(?:\w+)?(?:hilar|mediastinal|paratracheal"
+        rf"|subcarinal|axillary)) {_MARKS}(?=\s+(?:is|are|and|seen|noted|identified)\b|\s*[.,;]|$)",
+        r"\1 structures",
+    ),
+    _rule(rf"\bcannot be ((?:\w+ly )?){MARK}", r"cannot be \1excluded"),
+    _rule(
+        rf"\b(degenerative) {MARK}(?=\s+(?:of|in|at|are|seen|noted|throughout)\b)", r"\1 changes"
+    ),
+    _rule(rf"\b(is|are|findings|appearance) {_MARKS} with (?=\w)", r"\1 compatible with "),
+    _rule(
+        rf"\b((?:left|right)(?:[- ]sided)?|cardiac) {_MARKS} (?:(?:is|are|remains?) )?in (?:"
+        rf"(?:stable|unchanged|good|satisfactory|appropriate|expected) )?(?:place|position)\b",
+        r"\1 device in place",
+    ),
+    _rule(rf"\b{MARK} (?:cm|mm)\b", ""),
+    _rule(
+        rf"\b(scarring|atelectasis|edema|pneumonia|infiltrates?|consolidation"
+        rf"|fibrosis) {_MARKS} (?=(?:scarring|atelectasis|edema|pneumonia|infiltrates?"
+        rf"|consolidation|fibrosis)\b)",
+        r"\1 or ",
+    ),
+    # Only one word fits.
+    _rule(rf"\b(clear (?:left|right) lung) {MARK}", r"\1"),
+    _rule(
+        rf"\b(films?|x-rays?|x-{MARK}|CT|radiographs?|views?) {_MARKS} "
+        r"(?=(?:be|demonstrate|help|show)\b)",
+        r"\1 may ",
+    ),
+    _rule(rf",\s*{_MARKS}\s+(?=(?:acute|subacute|chronic|benign|old)\b)", ", possibly "),
+    _rule(rf"\bdual-lead {_MARKS}", "dual-lead device"),
+    _rule(
+        rf"\b(cardiac) {_MARKS} (?=(?:is|are) (?:\w+ly )?(?:enlarged|normal|within)\b)",
+        r"\1 silhouette ",
+    ),
+    _rule(rf",\s*{_MARKS} represents\b", ", possibly representing"),
+    _rule(
+        rf"\b({_SIGN}) {_MARKS} (?=(?:vascular|artifactual|projectional|chronic)\s*(?:[.,;]|$))",
+        r"\1, possibly ",
+    ),
+    _rule(rf"\b(chest) {_MARKS} (?=(?:is|are|remains?) in place\b)", r"\1 device "),
+    _rule(rf"\b(markings|changes|opacities) {_MARKS} (?=chronic\b)", r"\1, possibly "),
+    _rule(rf"\b(loss of (?:vertebral body|disc)) {MARK}", r"\1 height"),
+    _rule(
+        rf"\b(seen) {_MARKS} (?=(?:skin|nipple|artifact|summation)\b)",
+        r"\1, possibly ",
+    ),
+    _rule(rf"\binspirat(?:ory|ional) {MARK}", "inspiratory effort"),
+    _rule(rf"\b(vertebral body) {MARK}(?=\s+(?:and|are|is)\b)", r"\1 heights"),
+    _rule(rf"\b((?:epi|peri)cardial fat) {MARK}", r"\1 pad"),
+    _rule(
+        rf"\b(surgical|orthopedic|metallic|postsurgical) {_MARKS}(?=\s*(?:[.,;]|$)|\s+(?:is|are"
+        rf"|seen|noted|in|over|overl\w+|project\w*|at|within)\b)",
+        r"\1 material",
+    ),
+    _rule(
+        rf"\b(recommend(?:ed)?|consider|suggest)\s+((?:(?:further|additional|repeat|dedicated"
+        rf"|noncontrast\w*|contrast|enhanced|nonemergent|follow-?up)\s+){{0,2}}){_MARKS}(?:\s+"
+        rf"(?:scan|imaging|examination|exam|study))?(?=\s+(?:for|to|if|of the|with)\b|\s*[.,;]|$)",
+        r"\1 \2imaging",
+    ),
     _rule(r"\bx-(?:X{3,}|_{2,})", "x-ray"),
     _rule(rf"\blymph {MARK}", "lymph nodes"),
+    _rule(
+        rf"\b((?:both|bilateral) (?:\w+ )?costophrenic|costophrenic) {MARK}(?=\s+(?:are"
+        rf"|bilaterally))"
+        rf"|\b((?:both|bilateral) (?:\w+ )?costophrenic) {MARK}(?!\s+(?:blunt|region))",
+        r"\1\2 angles",
+    ),
     _rule(rf"\b(costophrenic|cardiophrenic|costovertebral) {MARK}", r"\1 angle"),
     _rule(rf"\bthe aortic {MARK}{_PHRASE_END}", "the aorta"),
     _rule(rf"\baortic {MARK}{_PHRASE_END}", "aorta"),
     _rule(rf"\bsuperior {MARK} {MARK}", "superior vena cava"),
     # A size without its unit says nothing.
     _rule(rf"(?<![\w.,])(?:\d+(?:\.\d+)?\s*x\s*)?\d+(?:\.\d+)?\s+{MARK}(?=\s+[a-z]|\))", ""),
-    _rule(rf"\bnote is {MARK} of\b", "note is made of"),
+    _rule(rf"\bnote (?:is )?{_MARKS} of\b", "note is made of"),
+    _rule(rf"\b((?:left|right) (?:heart|cardiac)) {MARK}{_PHRASE_END}", r"\1 border"),
+    _rule(rf"\bin the setting of {_MARKS}", ""),
+    _rule(rf"\b(both|bilateral|the) lung {MARK}", r"\1 lungs"),
+    _rule(rf"\b(consistent|compatible) {_MARKS} (?=\w)", r"\1 with "),
+    _rule(rf"\b(is|are) {_MARKS} to be\b", r"\1 thought to be"),
     _rule(rf"\b((?:is|are|remains?) in) {MARK}(?=\s*(?:[.,;]|$)|\s+(?:with|and)\b)", r"\1 place"),
     _rule(
         rf"\b(most|less) {_MARKS}(?=\s*[.,;]|\s+(?:represent|reflect|due|related"
@@ -46,12 +296,38 @@ _COMPLETED = (
         r"\1 likely",
     ),
     _rule(rf"\b(frontal|lateral|PA) {MARK}{_PHRASE_END}", r"\1 view"),
-    _rule(rf"\b(sternotomy) {MARK}{_NEXT_VERB}", r"\1 changes"),
+    # What holds a sternum together is not guessed.
     _rule(
-        r"(?<!\ba )(?<!\ban )\b(pulmonary|cardiac|mediastinal|hilar|thoracic|osseous"
-        rf"|bony|vascular) {MARK}{_PHRASE_END}",
+        rf"^(?:(?:stable|intact|the|there (?:is|are)|{MARK})\s+){{0,4}}sternotomy(?:\s+{_MARKS})?"
+        rf"(?:\s+(?:is|are|remains?|appear)?\s*(?:again\s+)?(?:intact|seen|noted|unremarkable"
+        rf"|present|in"
+        rf" place|in {_MARKS}(?:\s+and intact)?|stable|in stable position))?\s*\.?$",
+        "Sternotomy.",
+    ),
+    _rule(rf"(?:{_MARKS}\s+)?\bsternotomy {_MARKS}", "sternotomy changes"),
+    # Of normal things only: the word that is hidden may be a device.
+    _rule(
+        r"(?<!\ba )(?<!\ban )\b(pulmonary|mediastinal|hilar|thoracic|osseous|bony|vascular"
+        rf"|(?:cardiac|heart) and (?:mediastinal|pulmonary)) {MARK}(?=[^.;]*\b{_NORMAL}|\s*$"
+        rf"|\s*\.|,\s+consistent)",
         r"\1 structures",
     ),
+    _rule(rf"\b(heart|lung) {MARK}(?=\s*,|\s+(?:and|bilaterally)\b)", r"\1"),
+    _rule(rf"\b(clear (?:left |right )?lung) {MARK}", r"\1s"),
+    # A hidden device is a device, where the words beside it speak of one.
+    _rule(rf"\bdual-{MARK}\s+(?={_MARKS}|cardiac)", ""),
+    _rule(
+        rf"\b(cardiac|chest(?: wall)?|jugular|subclavian|axillary|venous) {_MARKS}"
+        rf"(?!\s+generator)(?=\s+(?:overl\w+|project\w*|catheter|in {MARK}|(?:is |are )?in"
+        r" (?:stable|good|satisfactory|unchanged)|with (?:its |the |intact )?(?:distal )?(?:tip"
+        r"|lead|catheter"
+        r"|wire)|tip|generator|device|which)|[^.;]*\b(?:tips?|leads?|SVC|atri\w+|vena cava"
+        r"|device)\b|\s*\.?$)",
+        r"\1 device",
+    ),
+    _rule(rf"\bleft-sided {_MARKS}(?=\s+with (?:its |the )?(?:tip|lead))", "left-sided device"),
+    _rule(rf"\bright-sided {_MARKS}(?=\s+with (?:its |the )?(?:tip|lead))", "right-sided device"),
+    _rule(r"\bdevice device\b", "device"),
     _rule(rf"\b(evidence|signs?|suggestion) of {_MARKS},?\s+(?:or\s+)?(?=\w)", r"\1 of "),
     # "XXXX representing" and ", XXXX atelectasis" were "likely" or "may be": without a word of
     # doubt they would claim too much.
@@ -62,13 +338,81 @@ _COMPLETED = (
     ),
     _rule(r"possibly (represent|reflect|indicate|suggest)\b", r"may \1"),
     _rule(r"\b(may|could|might|can) (?:possibly|may) ", r"\1 "),
+    _rule(rf"\b({_SIGN}) {_MARKS}\s+(?={_DIAGNOSIS})", r"\1, possibly "),
     _rule(
-        rf",\s*{_MARKS}\s+(?=(?:an? )?(?:\w+ )?(?:atelectasis|scarring|scars?|edema"
-        r"|congestion|artifact|granulomas?"
-        r"|pneumonia|infiltrate|effusions?|adenopathy|nipples?|fibrosis|thickening"
-        r"|vessels?|fat)\b)",
-        ", possibly ",
+        rf"\b((?:appearance|distribution|pattern|findings|configuration)(?: of [^,.;]+?)?)"
+        rf"(?: which)? {_MARKS}\s+(?={_DIAGNOSIS})",
+        r"\1 may represent ",
     ),
+    _rule(
+        rf"\bwhich {_MARKS}\s+(?=(?:represent|correspond|contribut|reflect|indicat)\w*)",
+        "which possibly ",
+    ),
+    _rule(
+        rf"^{_MARKS}\s+of\s+(?={_DIAGNOSIS}|(?:[\w-]+ ){{0,3}}?(?:\w*scoliosis|disease))",
+        "Possible ",
+    ),
+    _rule(rf"\b(with|and) {_MARKS}\s+of\s+(?=\w)", r"\1 possible "),
+    _rule(
+        rf"^(?:the\s+)?{_MARKS}\s+(?:is|are|appears?)\s+(?:\w+ly\s+)?(?:intact|normal"
+        rf"|unremarkable)\s+(?:and\s+)?without\s+",
+        "No ",
+    ),
+    # A part of the body whose name is hidden, beside one that is told.
+    _rule(
+        rf"\b((?:of|in|within|is|are|with|from) (?:the )?|the ){_MARKS} and (?:the )?(?=\w)"
+        rf"(?!{MARK})",
+        r"\1",
+    ),
+    _rule(rf"\bboth {_MARKS} and (?=\w)(?!{MARK})", ""),
+    _rule(
+        rf"\b(?:of|in|within|at|through|along|over|to|from) (?:the |bilateral |both "
+        rf"|an? )*{_MARKS}(?=\s*(?:[.,;]|$)|\s+(?:bilaterally|with|of|at|are|is|seen|noted|may"
+        rf"|could|and the|has|have)\b)",
+        "",
+    ),
+    _rule(
+        rf"\b(leads?|lines?|tubes?|wires?|device) {_MARKS}(?= the (?:thorax|chest|heart))",
+        r"\1 overlie",
+    ),
+    _rule(rf",\s*{_MARKS}\s+(?={_DIAGNOSIS})", ", possibly "),
+)
+# An adjective whose noun is hidden, with nothing that says what it was.
+_ADJECTIVE = (
+    r"(?:(?!(?:interval|normal|hospital|several|all|scar|scars|clinic|topic|particular|lumbar"
+    r"|similar|mortal|level"
+    r"|material|focal|clavicular|terminal|proximal)\b)(?:[a-z]{2,}(?:[a-z]al|[a-z]ar|ic|ous))"
+    r"|left|right|upper|lower|prominent|both|very|transverse|exact"
+    r"|superimposed|superimposing|overlying|telemetry|associated|blood|several|visualized"
+    r"|bilateral|noncontrast|adjacent|free|round|punctate|residual|collecting|dilated"
+    r"|implantable|large|small"
+    r"|left-sided|right-sided|superior|inferior|anterior|posterior)"
+)
+_HEADLESS = re.compile(
+    rf"\b{_ADJECTIVE}\s+{_MARKS}(?=\s*(?:[.,;:)]|$)|\s+(?:is|are|was|were|seen|noted|identified"
+    rf"|visualized|overl\w+|project\w*"
+    r"|over|in|at|within|with|which|bilateral|intact|appears?|remains?|unchanged|stable|may|has"
+    r"|have)\b)"
+    rf"|\b(?:mild|moderate|severe|marked|minimal|{_ADJECTIVE})\s+{_MARKS}\s+of\b"
+    rf"|\b(?:known|patient with)\s+{_MARKS}|\b(?:normal|clear|unremarkable)\s+{_MARKS}\s+(?="
+    rf"(?:pneumothorax|effusion|consolidation|edema)\b)"
+    rf"|\b(?:nodule|mass|opacity|opacities|density|lesion|effusion|consolidation"
+    rf"|scarring)\s+{_MARKS}\s+the\b"
+    rf"|\bfindings\s+{_MARKS}\s+(?=\w+\s+\w+\s*\.?$)"
+    rf"|\b(?:amount|degree|portions?|causing|old|remote|involving)\s+(?:of\s+)?{_MARKS}(?=\s+"
+    rf"(?:over|in|of|is|are|seen|noted|within)\b|\s*[.,;]|$)"
+    rf"|\blobe\s+{_MARKS}(?=\s*,|\s+and\b)|\d[a-z]{{0,2}}(?:-\d)?X{{3,}}|^one\s+{_MARKS}"
+    rf"|\ban?\s+{_MARKS}\s+(?:noted|seen)\b"
+    rf"|\bfurther\s+{_MARKS}\s*\.?$|\bsoft tissue\s+{_MARKS}(?=\s+is\b|\s*\.?$)|\b(?:represent"
+    rf"|reflect)\s+{_MARKS}\s+on\b"
+    rf"|\bnot\s+(?:\w+ly\s+)?{_MARKS}\s*\.?$|\bthe\s+{_MARKS}\s+(?:appear|which)\b"
+    rf"|\bcould not \w+ {_MARKS}"
+    # It may have been "no".
+    rf"|^(?:there (?:is|are)\s+)?{_MARKS}\s+(?:(?:pleural|focal)\s+)?(?:pneumothorax"
+    rf"|pneumothoraces|effusions?|consolidations?|fractures?|pneumonia|edema)\s*\.?$"
+    rf"|\b(?:seen|visualized|demonstrated) (?:on|in|by) {_MARKS} (?=is|are\b)|\bof-{MARK}"
+    rf"|{MARK}-of-\w+",
+    re.IGNORECASE,
 )
 # The verb, or whether a thing was said to be there, is what is hidden.
 _BROKEN = re.compile(
@@ -81,7 +425,10 @@ _BROKEN = re.compile(
     rf"|\b(?:overall|but|with)\s+{_MARKS}\s+change\b|\bthere (?:is|are|has been) "
     rf"(?:an? )?(?:[\w-]+ )?{_MARKS}\s*[.,;]?$"
     rf"|^if\b.*{MARK}|^(?:recommend|consider|suggest|followup|follow-up)\b.*{MARK}"
-    rf"|\bconsider\s+{_MARKS}",
+    rf"|\bconsider\s+{_MARKS}|\b(?:can|cannot|did|does)\s+{_MARKS}"
+    # An adjective whose noun is hidden would be joined to another.
+    rf"|\b(?!(?:of|in|is|are|and|the|with|both|from|or|to|as|on|at|for|within|left|right|was"
+    rf"|were|heart)\b)\w+\s+{_MARKS}\s+(?:and|or)\s+(?=\w+\s+\w+\s*\.?$)(?<!lungs )",
     re.IGNORECASE,
 )
 _NO_OF = re.compile(rf"\b([Nn]o)\s+{_MARKS}\s+of\s+(?:an?\s+)?")
@@ -130,16 +477,19 @@ def drop_placeholders(text: str) -> str:
     "XXXX are normal." -> "": nobody knows what is.
     "Opacities XXXX representing scarring." -> "Opacities possibly representing scarring."
     """
-    return each_sentence(text, _without_marks) if _ANY.search(text) else text
+    return each_sentence(text, without_placeholders) if _ANY.search(text) else text
 
 
-def _without_marks(sentence: str) -> str:
+def without_placeholders(sentence: str) -> str:
+    """One sentence, as `drop_placeholders`."""
     if not _ANY.search(sentence):
         return sentence
     before = sentence
     for pattern, replacement in _COMPLETED:
         sentence = pattern.sub(replacement, sentence)
-    if _BROKEN.search(sentence) or _is_lost(sentence):
+    if _ANY.search(sentence) and (
+        _BROKEN.search(sentence) or _HEADLESS.search(sentence) or _is_lost(sentence)
+    ):
         return ""
     sentence = _NO_OF.sub(r"\1 ", sentence)
     sentence = _AGE.sub(r"\1 ", sentence)
@@ -159,6 +509,6 @@ def _is_lost(sentence: str) -> bool:
     """Whether more is hidden than said, or the subject itself is."""
     hidden, said = len(_ANY.findall(sentence)), len(_WORD.findall(_ANY.sub(" ", sentence)))
     subject = _LOST_SUBJECT.match(sentence)
-    return hidden >= said or (
+    return (hidden >= said and not holds_finding(_ANY.sub(" ", sentence))) or (
         subject is not None and bool(_SUBJECT_VERB.fullmatch(subject["next"]))
     )

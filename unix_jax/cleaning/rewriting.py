@@ -6,6 +6,7 @@ from typing import Protocol
 from unix_jax.cleaning.answers import plain_answer, verdict, why_unusable
 from unix_jax.cleaning.checks import problems
 from unix_jax.cleaning.endpoint import Completion, Messages, RequestError, Tokens
+from unix_jax.cleaning.guard import rewriting_problems
 from unix_jax.cleaning.templates import Prompts, filled
 
 # A judge that says neither is asked once more before the rewrite counts as refused.
@@ -65,7 +66,9 @@ async def _rewritten(chat: Chat, original: str, how: Rewriting, spent: list[Toke
         spent.append(answer.tokens)
         rewrite = plain_answer(answer.text)
         reason = answer.problem or why_unusable(answer.text)
-        reason = reason or " ".join(problems(original, rewrite))
+        reason = reason or " ".join(
+            problems(original, rewrite) or rewriting_problems(original, rewrite)
+        )
         if not reason:
             reason = await _judged(chat, original, rewrite, how, spent)
             if not reason:

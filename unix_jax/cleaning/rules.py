@@ -11,41 +11,21 @@ import html
 import re
 from collections.abc import Callable, Mapping
 
-from unix_jax.cleaning.placeholders import drop_placeholders
-from unix_jax.cleaning.priors import drop_priors
+from unix_jax.cleaning.facts import holds_finding, states_something
+from unix_jax.cleaning.guard import broken, refusal, speaks_of_prior
+from unix_jax.cleaning.notes import drop_notes, without_notes
+from unix_jax.cleaning.placeholders import ANY_MARK, drop_placeholders, without_placeholders
+from unix_jax.cleaning.priors import drop_priors, without_priors
 from unix_jax.cleaning.sentences import (
     each_sentence,
     list_number,
     mended,
     renumbered,
+    says_nothing,
     split_sentences,
 )
 
 Rule = Callable[[str], str]
-
-_NOTES = re.compile(
-    r"\b(?:tele)?phoned?\b|\bpag(?:ed|er)\b|\bDrs?\.|\bnotif(?:y|ied|ication)\b|\bprimordial\b"
-    r"|\bveriphy\b|\bcommunicated\b|\bconveyed\b|\bcritical results?\b|\bdictat(?:ed|ion|ing)\b"
-    r"|\b(?:were|was|been|I) discussed\b|\blike to discuss\b|\binformed of\b|\backnowledg"
-    r"|\bcertified radiologist\b|\bstaff radiologist\b|\belectronically signed\b"
-    r"|\bthank(?:s| you)\b"
-    r"|\bopportunity to assist\b|\bquestions (?:about|regarding|concerning)\b"
-    r"|\b(?:attending|referring|ordering) (?:physician|provider|clinician)|\bread[- ]?back\b"
-    r"|\be-?mail(?:ed)?\b|\breceipt of\b|\btranscri(?:bed|ption)\b",
-    re.IGNORECASE,
-)
-# What follows the finding in its sentence: "... of the mass, discussed with Dr. Smith at 5 pm."
-_NOTE_AT_END = re.compile(
-    r",?\s+(?:and\s+)?(?:(?:this|these|which|findings?)\s+)?(?:was|were)?\s*"
-    r"(?:discussed with|communicated to|conveyed to|telephoned to|reported to|called to"
-    r"|d/w)\b.{0,300}$",
-    re.IGNORECASE,
-)
-_FINDING = re.compile(
-    r"\b(?:opacit|effusion|pneumothora|consolidat|edema|atelecta|nodul|mass\b|cardiomegal|fractur"
-    r"|infiltrat|pneumonia|enlarge|lesion|airspace|congestion)",
-    re.IGNORECASE,
-)
 
 _VIEW = (
     r"(?:(?:PA|AP|posteroanterior|anteroposterior|frontal|lateral|portable|upright|supine|erect"
@@ -55,13 +35,13 @@ _VIEW = (
     r"(?:\(?(?:on|with) (?:two|\d) cassettes\)?\s+)?(?:and\s+)?)"
 )
 _PICTURE = (
-    r"(?:chest\s+)?(?:views?|radiographs?|projections?|films?|images?|x-?\s?(?:rays?|XXXX)"
+    r"(?:chest\s+)?(?:views?|radiographs?|projections?|films?|images?|(?:x-?\s?rays?|x-\s?XXXX)"
     r"|examinations?|exam|study|radiography|chest)"
     r"(?:\s+(?:of\s+)?(?:the\s+)?(?:chest|thorax))?"
     r"(?:\s+XXXX(?:[/,\s]+XXXX){0,3})?"
 )
 _VIEW_ONLY = re.compile(
-    rf"^(?:technique|views?|examination|exam|study)?:?\s*(?:{_VIEW}){{1,6}}{_PICTURE}"
+    rf"^(?:technique|views?|examination|exam|study)?:?\s*(?:{_VIEW}){{1,6}}{_PICTURE}(?:\s+only)?"
     r"(?:\s*,?\s+(?:(?:was|were|are|is|has been|have been)\s+)?"
     r"(?:obtained|performed|submitted|provided|acquired|available|reviewed|presented|taken"
     r"|evaluated)\b[^.]{0,60}|\s+compared\b[^.]{0,80})?[.:]*$",
@@ -70,7 +50,8 @@ _VIEW_ONLY = re.compile(
 _CONSISTS = re.compile(r"\bexamination consists of\b|^technique\s*:|^views?\s*:", re.IGNORECASE)
 _CHEST_ONLY = re.compile(
     r"^(?:(?:portable|two[- ]view|frontal|single[- ]view|AP|PA)\s+)*"
-    r"(?:chest\s+(?:radiographs?|x-?\s?(?:rays?|XXXX)|films?)|radiographs? of the chest)[.:]*$",
+    r"(?:chest\s+(?:radiographs?|(?:x-?\s?rays?|x-\s?XXXX)|films?)"
+    r"|radiographs? of the chest)[.:]*$",
     re.IGNORECASE,
 )
 _VIEW_SHOWS = re.compile(
@@ -78,9 +59,14 @@ _VIEW_SHOWS = re.compile(
     r"(?:again\s+)?(?:shows?|demonstrates?|reveals?)(?:\s+that)?\s+(?P<rest>\S.*)$",
     re.IGNORECASE,
 )
+_SHOWN_TO_BE = re.compile(
+    r"^((?:the )?[\w ,]+?)(?: to be|) (?=(?:within normal|normal\.?$|clear\.?$|unremarkable\.?$))",
+    re.IGNORECASE,
+)
 _VIEW_HEAD = re.compile(
     r"^(?:(?:portable|single|frontal|lateral|upright|supine|AP|PA|and|two|2)[\s,-]+){1,5}"
-    r"(?:view|views|radiograph|radiographs|chest x-?ray|projection)(?:\s+of the chest)?\s*[:,]\s+",
+    r"(?:chest|view|views|radiograph|radiographs|chest (?:x-?ray|radiograph|film)s?|projection)"
+    r"(?:\s+of the chest)?\s*[:,]\s+",
     re.IGNORECASE,
 )
 
@@ -93,34 +79,19 @@ class Cleaned:
     """Sections of a report after the rules; "" for one that is absent or of which nothing is left.
 
     applied: names of the rules that changed a section, in their order.
+    refused: why the report must be set aside, a reason per sentence that no rule may change.
     """
 
     findings: str
     impression: str
     applied: tuple[str, ...]
+    refused: tuple[str, ...] = ()
 
 
 def drop_markup(text: str) -> str:
     """Without HTML tags and escapes, and with the space that is missing between two sentences."""
     plain = _TAG.sub(" ", html.unescape(text) if "&" in text else text)
     return _MISSING_SPACE.sub(" ", plain)
-
-
-def drop_notes(text: str) -> str:
-    """Without who was told what, by telephone or otherwise, signatures and thanks.
-
-    "Mass in the left lung, discussed with Dr. Smith at 5 pm." -> "Mass in the left lung."
-    """
-
-    def change(sentence: str) -> str:
-        if not _NOTES.search(sentence) and not _NOTE_AT_END.search(sentence):
-            return sentence
-        head = _NOTE_AT_END.sub(".", sentence)
-        if head != sentence and _FINDING.search(head) and not _NOTES.search(head):
-            return mended(head)
-        return ""
-
-    return each_sentence(text, change)
 
 
 def drop_views(text: str) -> str:
@@ -131,22 +102,25 @@ def drop_views(text: str) -> str:
     A view within a sentence stays: "not seen on the lateral view" bounds what is said.
     """
 
-    def change(sentence: str) -> str:
-        if _VIEW_ONLY.match(sentence) or _CONSISTS.search(sentence) or _CHEST_ONLY.match(sentence):
-            return ""
-        shown = _VIEW_SHOWS.match(sentence)
-        if shown is None:
-            return (
-                mended(_VIEW_HEAD.sub("", sentence, count=1))
-                if _VIEW_HEAD.match(sentence)
-                else sentence
-            )
-        # Devices that lie over the chest are worth a sentence of their own.
-        overlying = (shown["with"] or "").removeprefix(" with").strip()
-        rest = re.sub(r"\bto be (?=within|normal|clear|unremarkable)", "", shown["rest"])
-        return " ".join(filter(None, (mended(f"{overlying}.") if overlying else "", mended(rest))))
+    return each_sentence(text, without_views)
 
-    return each_sentence(text, change)
+
+def without_views(sentence: str) -> str:
+    """One sentence, as `drop_views`."""
+    if _VIEW_ONLY.match(sentence) or _CONSISTS.search(sentence) or _CHEST_ONLY.match(sentence):
+        return ""
+    shown = _VIEW_SHOWS.match(sentence)
+    if shown is None:
+        return (
+            mended(_VIEW_HEAD.sub("", sentence, count=1))
+            if _VIEW_HEAD.match(sentence)
+            else sentence
+        )
+    # Devices that lie over the chest are worth a sentence of their own.
+    overlying = (shown["with"] or "").removeprefix(" with").strip()
+    rest = _SHOWN_TO_BE.sub(r"\1 is ", shown["rest"])
+    rest = re.sub(r"\b(\w+s) is (?=within|normal|clear|unremarkable)", r"\1 are ", rest)
+    return " ".join(filter(None, (mended(f"{overlying}.") if overlying else "", mended(rest))))
 
 
 def tidy_space(text: str) -> str:
@@ -172,14 +146,83 @@ RULES: Mapping[str, Rule] = {
     "placeholders": drop_placeholders,
     "space": tidy_space,
 }
+"""Each rule on the text of a section, unguarded."""
+
+_SENTENCE_RULES: Mapping[str, Rule] = {
+    "notes": without_notes,
+    "views": without_views,
+    "priors": without_priors,
+    "placeholders": without_placeholders,
+}
 
 
 def clean_sections(findings: str, impression: str) -> Cleaned:
-    """Both sections after every rule, in the order of `RULES`."""
-    applied = []
-    for name, rule in RULES.items():
-        before = findings, impression
-        findings, impression = rule(findings), rule(impression)
-        if (findings, impression) != before:
-            applied.append(name)
-    return Cleaned(findings, impression, tuple(applied))
+    """Both sections after every rule, in the order of `RULES`, each under the guard.
+
+    A sentence that a rule cannot change without losing a finding, bringing one in or breaking the
+    sentence is left as it is, and named in `refused`.
+    """
+    applied: set[str] = set()
+    refused: list[str] = []
+    sections = [_cleaned(section, applied, refused) for section in (findings, impression)]
+    return Cleaned(
+        sections[0],
+        sections[1],
+        tuple(name for name in RULES if name in applied),
+        tuple(dict.fromkeys(refused)),
+    )
+
+
+def _cleaned(section: str, applied: set[str], refused: list[str]) -> str:
+    text = drop_markup(section)
+    if text != section:
+        applied.add("markup")
+    text = each_sentence(text, lambda sentence: _by_every_rule(sentence, applied, refused))
+    tidy = tidy_space(text)
+    if tidy != text:
+        applied.add("space")
+    if not tidy and holds_finding(section) and not refused:
+        refused.append("nothing would be left of a section that holds a finding")
+    return tidy
+
+
+def _by_every_rule(sentence: str, applied: set[str], refused: list[str]) -> str:
+    text = sentence
+    for name, rule in _SENTENCE_RULES.items():
+        changed = rule(text)
+        if changed == text:
+            continue
+        reason = refusal(text, changed, hidden=name == "placeholders")
+        if reason:
+            refused.append(f'{name}: "{_short(sentence)}" {reason}')
+            return sentence
+        applied.add(name)
+        text = changed
+        if not text:
+            hidden = ANY_MARK.search(sentence) is not None
+            reason = refusal(sentence, "", hidden=hidden)
+            if reason:
+                refused.append(f'{name}: "{_short(sentence)}" {reason}')
+                return sentence
+            return ""
+    if speaks_of_prior(text):
+        if not states_something(text) and not refusal(text, ""):
+            applied.add("priors")
+            return ""
+        refused.append(f'priors: "{_short(sentence)}" still speaks of change')
+        return sentence
+    if text != sentence:
+        # A rule may have left a sentence of which nothing is said any more.
+        text = each_sentence(text, lambda part: "" if says_nothing(part) else part)
+        if not text:
+            return ""
+    if text != sentence and broken(sentence, text):
+        if not refusal(sentence, "", hidden=ANY_MARK.search(sentence) is not None):
+            return ""
+        refused.append(f'"{_short(sentence)}" would be no sentence: "{_short(text)}"')
+        return sentence
+    return text
+
+
+def _short(sentence: str) -> str:
+    return sentence if len(sentence) <= 160 else f"{sentence[:157]}..."

@@ -106,6 +106,8 @@ def _by_rules(source: ReportSource, index: int) -> tuple[Entry, tuple[str, ...],
     if not (raw.findings or raw.impression):
         return Entry(index, "rejected", reason="no findings and no impression found"), (), False
     cleaned = clean_sections(raw.findings, raw.impression)
+    if cleaned.refused:
+        return Entry(index, "rejected", reason="; ".join(cleaned.refused)), cleaned.applied, False
     findings, impression = cleaned.findings, cleaned.impression
     report = report_text(Record(raw.key, findings=findings, impression=impression))
     if not report:

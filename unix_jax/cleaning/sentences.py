@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 # A sentence ends at a full stop before a space, but not behind a title or a list number.
 _END = re.compile(
     r"(?<!\bDr\.)(?<!\bDrs\.)(?<!\bMr\.)(?<!\bMrs\.)(?<!\bMs\.)(?<!\bvs\.)(?<!\bapprox\.)"
-    r"(?<!^\d\.)(?<!\s\d\.)(?<!\s\d\d\.)(?<!\bno\.)(?<=[.!?])\s+",
+    r"(?<!^\d\.)(?<!\s\d\.)(?<!\s\d\d\.)(?<!\bno\.)(?<=[.!?])"
+    r"(?<!\b[ap]\.m\.)\s+|(?<=[ap]\.m\.)\s+(?=(?-i:[A-Z]))",
     re.IGNORECASE,
 )
 _LIST_NUMBER = re.compile(r"^(\d{1,2})[.)](?!\d)\s*")
@@ -16,14 +17,18 @@ _LETTER = re.compile(r"[^\W\d_]")
 # Words that cannot end a sentence: left over when what followed them was taken out.
 _DANGLING_END = re.compile(
     r"[\s,:(-]+(?:and|or|with|of|to|in|on|at|by|from|for|the|an|as|is|are|was|were|be|been|has|have"
-    r"|had|which|that|than|but|since|per|via|into|over|versus)(?=\s*[.;!?]?$)",
+    r"|had|which|that|than|but|since|per|via|into|over|versus|if|because)(?=\s*[.;!?]?$)",
     re.IGNORECASE,
 )
 _DANGLING_START = re.compile(
-    r"^\s*(?:(?:and|or|of|to|which|that|than|but|then|by)\b|[,;:)-])\s*", re.IGNORECASE
+    r"^\s*(?:(?:and|or|of|to|which|that|than|but|then|by)\b|as (?:is|are)\b|[,;:)-])\s*",
+    re.IGNORECASE,
 )
 _SPACED_PUNCTUATION = re.compile(r"\s+(?=[,.;:)!?](?!\d))")
+_SPACE_IN_BRACKET = re.compile(r"(?<=[(\[])\s+")
 _DOUBLE_COMMA = re.compile(r"[,;](?:\s*,)+")
+# The second comma of a pair whose first went.
+_COMMA_BEFORE_VERB = re.compile(r"^([^,;]+),\s+(?=(?:is|are|has|have|was|were)\s)")
 _COMMA_BEFORE_END = re.compile(r"[\s,;:(-]+(?=[.!?]$)|[\s,;:(-]+$")
 _EMPTY_BRACKETS = re.compile(r"\(\s*[.,;/]?\s*\)|\[\s*\]|<\s*>|\"\s*\"")
 _DOUBLE_STOP = re.compile(r"[.;](?:\s*\.)+")
@@ -129,6 +134,37 @@ _NEUTRAL = frozenset(
         "time",
         "other",
         "which",
+        "present",
+        "alignment",
+        "inflation",
+        "aeration",
+        "vessels",
+        "vascular",
+        "structure",
+        "surfaces",
+        "basilar",
+        "venous",
+        "improved",
+        "surface",
+        "spaces",
+        "space",
+        "margins",
+        "diaphragm",
+        "diaphragms",
+        "hemidiaphragm",
+        "hemidiaphragms",
+        "trachea",
+        "bones",
+        "ribs",
+        "sulci",
+        "upper",
+        "abdomen",
+        "visualization",
+        "central",
+        "airway",
+        "airways",
+        "border",
+        "borders",
     ]
 )
 _WORDS = re.compile(r"[^\W\d_]+")
@@ -207,18 +243,31 @@ def mended(sentence: str) -> str:
     for _ in range(20):
         before = sentence
         sentence = " ".join(_EMPTY_BRACKETS.sub(" ", sentence).split())
-        sentence = _SPACED_PUNCTUATION.sub("", sentence)
+        sentence = _SPACE_IN_BRACKET.sub("", _SPACED_PUNCTUATION.sub("", sentence))
         sentence = _DOUBLE_STOP.sub(".", _DOUBLE_COMMA.sub(",", sentence))
         sentence = _DANGLING_START.sub("", _DANGLING_END.sub("", sentence))
-        sentence = _COMMA_BEFORE_END.sub("", sentence).strip()
+        sentence = _COMMA_BEFORE_END.sub("", _COMMA_BEFORE_VERB.sub(r"\1 ", sentence)).strip()
         if sentence == before:
             break
     if not _LETTER.search(sentence):
         return ""
     sentence = _A_VOWEL.sub(r"\1n", _AN_CONSONANT.sub(r"\1", sentence))
+    sentence = _agreeing(sentence)
     # Beyond ASCII a capital may be another letter: that of µ is no longer a unit.
     first = sentence[0].upper() if sentence[0].isascii() else sentence[0]
     return first + sentence[1:]
+
+
+_SINGULAR_SUBJECT = re.compile(
+    r"^((?:the )?(?:heart|mediastinum|aorta|(?:heart|cardiac) size|spine|thorax)) (are|appear)\b",
+    re.IGNORECASE,
+)
+
+
+def _agreeing(sentence: str) -> str:
+    """The verb in the singular where one thing is left of several: "Heart are" -> "Heart is"."""
+    verbs = {"are": "is", "appear": "appears"}
+    return _SINGULAR_SUBJECT.sub(lambda m: f"{m[1]} {verbs[m[2].lower()]}", sentence)
 
 
 def says_nothing(sentence: str) -> bool:

@@ -1,0 +1,361 @@
+"""What a report states, counted: finding words and devices with their polarity, sides,
+measurements, negations, doubts and statements that something is normal.
+
+It knows nothing of the rules. `guard` compares these counts before and after a change. Where the
+lexicon is wrong it is wrong before and after alike.
+"""
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+# One name of each device, and the ways in which reports write it.
+DEVICES = {
+    "endotracheal tube": r"endotracheal|\bett?\b|\bintubat|\bextubat",
+    "tracheostomy": r"tracheostomy",
+    "nasogastric tube": r"nasogastric|\bng\b|\bngt\b",
+    "orogastric tube": r"orogastric|\bog\b|\bogt\b",
+    "Dobhoff tube": r"dobb?-?hoff",
+    "feeding tube": r"feeding tube|dobb?-?hoff",
+    "chest tube": r"chest tube|thoracostomy|pleural (?:drain|catheter)|pigtail|drainage catheter",
+    "drain": r"\bdrain(?:s|age)?\b|pigtail",
+    "PICC": r"\bpicc\b|peripherally inserted",
+    "port": r"\bport(?:-?a-?cath)?s?\b|\bmediport",
+    "dialysis catheter": r"dialysis",
+    "pulmonary artery catheter": r"swan|pulmonary artery catheter",
+    "Hickman": r"hickman",
+    "pacemaker": r"pacemaker|\bpac(?:ing|er)\b",
+    "defibrillator": r"\ba?icd\b|defibrillator",
+    "sternal wires": r"stern\w+ wire|cerclage|median wire",
+    "clips": r"\bclips?\b",
+    "stent": r"\bstents?\b|endograft|stent[- ]graft",
+    "valve prosthesis": r"prosthetic valve|valv\w* (?:replacement|prosthes[ie]s|ring|repair)"
+    r"|artificial valve|annuloplasty|\btavr\b|prosthetic \w+ valve",
+    "balloon pump": r"balloon pump|\biabp\b",
+    "ventricular assist device": r"\blvad\b|assist device|impella",
+    "ECMO cannula": r"\becmo\b|cannula",
+    "rods, screws or plates": r"\brods?\b|\bscrews?\b|hardware|fixation|\bplates?\b(?!-?like)",
+    "joint replacement": r"arthroplasty|joint (?:replacement|prosthesis)|humeral prosthesis",
+    "vena cava filter": r"\bfilter\b",
+    "shunt": r"\bshunt\b",
+    "stimulator": r"stimulator",
+    "loop recorder": r"loop recorder",
+    "monitor leads": r"monitor",
+    "coils": r"\bcoils?\b",
+}
+
+# Stems, so that singular and plural, noun and verb count as one. The name of a word is its first
+# alternative.
+_STEMS = (
+    "abnormalit abscess adenopath|lymphaden airspace"
+    "|air[-\\s]space air-fluid aneurysm arthri asbest "
+    "atelecta atheroscler blunt|obliterat bronchiect bulla|bulle|bleb calcif cancer|carcinom "
+    "cardiomegal cavit|cavern cephaliz collaps compressi congest consolidat contusion copd crowd "
+    "cuffing curvature cyst deform degenerat deminerali densit deviat diseas dislocat|sublux "
+    "disrupt|broken retrolisth|spondylolisth|anterolisth goit(?:er|re) syndesmophyt|enthesophyt "
+    "displace dissect dilat|ectasi|ectatic disten edema"
+    "|oedema effusion elevat embol emphysem empyem "
+    "enlarg|(?:heart|cardiac)\\s(?:size|silhouette)\\s(?:has|is)\\s(?:increased|larger)"
+    "|increased?\\s(?:in\\s)?(?:the\\s)?(?:size\\sof\\s(?:the\\s)?)?(?:heart|cardiac)\\ssi"
+    "(?:ze|lhouette) eros eventrat failure "
+    "fibros|fibrot flatten fluid foreign fractur|fx\\b granulom haz[ie] "
+    "hemothora|haemothora hemorrhag|haemorrhag|hematoma|haematoma|bleed hernia hyperinflat"
+    "|hyperexpan|hyperaerat|overinflat "
+    "hyperlucen|lucen|radiolucen hypertroph infarct infect infiltrat inflammat interstit kerley "
+    "kypho lesion lymphoma malignan malposition|misplac marking mass"
+    "(?:es)?\\b metasta neoplas nodul "
+    "(?<!lymph\\s)nodes? obscur opaci osteopeni|osteopor osteophyt"
+    "|spur perforat pneumatocel pneumomediast "
+    "pneumonia pneumonit pneumoperiton|free\\s(?:intra\\w+\\s)?(?:air|gas) pneumothora|ptx "
+    "prominen reticul retract sarcoid scar sclero scolio|dextrosc|levosc sequela shift spondyl "
+    "stenos subcutaneous\\s(?:air|gas)|crepitus tension thicken tortuo|unfold tubercul|tb\\b "
+    "tumou?r varic volume\\sloss|loss\\sof\\svolume wedg(?:e|ing) widen sternotomy cabg|bypass "
+    "cholecystectomy mastectomy thoracotomy lobectomy|pneumonectomy surger|surgic|postop|postsurg "
+    "bullet|shrapnel catheter leads?\\b wires?\\b sutures?|staples? prosthe replacement "
+    "(?:venous|central|jugular|arterial|subclavian)\\slines? generator devices?\\b process\\b"
+)
+# "hydropneumothorax", "micronodular": the finding within a compound.
+_COMPOUND = (
+    r"(?:hydro|ha?emo|pyo|fibro|reticulo|micro|multi|bronchi?o?|osteo|peri|pleuro|para|tracheo"
+    r"|lymph)?-?"
+)
+_WORDS = (
+    {
+        re.sub(r"[(\\?].*", "", stem.split("|")[0]) or "line": re.compile(
+            rf"(?<![a-z]){_COMPOUND}(?:{stem})\w*", re.IGNORECASE
+        )
+        for stem in _STEMS.split()
+    }
+    | {"tube": re.compile(r"\b(?<!endotracheal )tubes?\b", re.IGNORECASE)}
+    | {name: re.compile(pattern, re.IGNORECASE) for name, pattern in DEVICES.items()}
+)
+_ANY_WORD = re.compile(
+    "|".join(f"(?:{pattern.pattern})" for pattern in _WORDS.values()), re.IGNORECASE
+)
+# What must never change its count, and is named first when it does.
+_CRITICAL = ("pneumothora", "tension", "pneumoperiton", "hemothora", "hemorrhag", "malposition")
+
+# Words that deny. What denies only a change or an earlier examination denies no finding.
+_ABSENT = r"(?<!not )(?<!to )(?<!until )(?<!has been )"
+_OF_CHANGE = (
+    r"(?!(?:\W+(?:of|any|significant(?:ly)?|interval|appreciabl[ey]|substantial(?:ly)?|definite"
+    r"(?:ly)?"
+    r"|obvious|relevant|gross(?:ly)?|evidence of|further|apparent|evident|marked(?:ly)?|been|the"
+    r"|available|XXXX|_{2,}|much|major|acute|radiographic|any|clear|visible|additional|other"
+    r"|convincing|large|overall|great(?:ly)?|previous|other|suspicious|detrimental|short|focal"
+    r"|concerning|recent|for|an?)){0,4}"
+    r"\W+(?:chang\w+|compar\w+|since|priors?|previous(?:ly)?|increas\w+|decreas\w+|improve\w*"
+    r"|progress\w*|worsen\w*|older?|different\w*|difference|interval change|longer))"
+)
+_NEGATION = re.compile(
+    rf"\b(?:no|not|without|absent|absence|free of|negative for|neither|nor|cannot(?! be "
+    rf"(?:\w+ly )?(?:excluded|X{{3,}}|_{{2,}}))"
+    rf"|nothing|none|never|lack(?:s|ing)?)\b{_OF_CHANGE}"
+    rf"|\bno longer\b|\b(?:removal|resolution) of\b|{_ABSENT}\bresolved\b"
+    rf"|{_ABSENT}\b(?:been )?(?:cleared|removed)\b|\bextubat\w*",
+    re.IGNORECASE,
+)
+_DENIES_BEFORE = re.compile(
+    rf"{_ABSENT}\b(?:resolved|cleared|removed)(?=\W*$)|\bno longer\b|\bnot (?:\w+ )?(?:seen|present"
+    rf"|identified|visualized|evident|visible|demonstrated|appreciated)\b|\b(?:is|are) absent\b"
+    rf"|\b(?:has|have) (?:\w+ )?{_ABSENT}(?:resolved|cleared|been removed)",
+    re.IGNORECASE,
+)
+_SCOPE_END = re.compile(
+    r"[.;:]|\b(?:but|however|although|though|except|other than|there (?:is|are)|which|while"
+    r"|otherwise)\b",
+    re.IGNORECASE,
+)
+_REMOVAL_END = re.compile(rf"{_SCOPE_END.pattern}|\bwith\b(?!out)", re.IGNORECASE)
+_CLAUSE = re.compile(
+    r"[.;:](?=\s|$)|\b(?:but|however|although|though|while)\b|,\s+(?=no\b|there\b|without\b)",
+    re.IGNORECASE,
+)
+
+_LUNGS_CLEARED = re.compile(r"\blungs?\s+ha(?:s|ve)\s+(?:now\s+)?cleared\b", re.IGNORECASE)
+# More or less than before: no finding of its own.
+_COMPARATIVE = re.compile(
+    r"\b(?:more|less)\s+(?:prominent|dense|consolidated|confluent|nodular|extensive)(?=\s*"
+    r"(?:[.,;]|$|than"
+    r"|compared|when compared|since|from|on (?:the )?(?:current|today)))",
+    re.IGNORECASE,
+)
+# Not seen earlier is no negative finding; a finding that grew is the finding; an earlier size or
+# degree is not that of the finding.
+_SIZE_WORD = r"(?:tiny|trace|minimal|small|mild|moderate|large|marked|severe|extensive)"
+_AMOUNT = r"\d+(?:\.\d+)?(?:\s*x\s*\d+(?:\.\d+)?)*\s*-?(?:mm|cm|centimeters?|millimeters?)?"
+_OF_PRIORS = re.compile(
+    r"\b(?:near(?:ly)?|almost|partial(?:ly)?|partly|mostly|largely|incomplete(?:ly)?"
+    r"|substantially|virtually)"
+    r"(?:[\s-]+(?:complete(?:ly)?|total(?:ly)?|entirely|interval))*[\s-]+(?:been\s+)?(?:resolved"
+    r"|cleared"
+    r"|removed|resolution|clearing|resolving)\b(?:\s+of\b)?|"
+    r"\bnot\s+(?:\w+\s+){0,5}?(?:on|in|from)\s+(?:the\s+|an?\s+|his\s+|her\s+|that\s+)?(?:\w+\s+)?"
+    r"(?:prior|previous|comparison|earlier|preceding)\b"
+    r"|\bnot\s+(?:\w+\s+){0,3}?(?:on|in|from)\s+(?:the\s+)?(?:_{2,}|X{3,})(?!\s+(?:study|view"
+    r"|film|radiograph))|\bnot\s+(?:\w+\s+)?(?:seen|present"
+    r"|visualized|identified)\s+(?:previously|before)\b"
+    r"|\b(?:surgical|trauma|thoracic surgery|infectious disease|critical care|pulmonary)\s+"
+    r"(?:team|service|staff|resident|attending)\b"
+    r"|\bversus (?:the )?(?:prior|previous)\b|^comparison:?\s+none\b"
+    rf"|\b(?:increased|decreased) from {_SIZE_WORD}(?!\w)"
+    r"|\b(?:advanced|withdrawn|retracted|pulled back)\s+(?:by\s+)?\d+(?:\.\d+)? ?cm"
+    r"|\benlarging\b|\binterval enlargement\b|\b(?:has|have)\s+(?:\w+ly\s+)?enlarged\b"
+    rf"|\b(?:previously|formerly)\s+(?:measur\w+\s+|about\s+|approximately\s+)*(?:{_AMOUNT}"
+    rf"|{_SIZE_WORD})(?!\w)"
+    rf"|\bcompared (?:to|with)\s+(?:about\s+|approximately\s+)?{_AMOUNT}(?:\s+(?:previously"
+    rf"|before|on the prior))?"
+    rf"|\bfrom\s+{_AMOUNT}\s*(?=to\s+\d)|\bfrom\s+{_SIZE_WORD}\s+(?=to\s+{_SIZE_WORD})"
+    r"|\bboth\s+(?:(?:of which\s+)?(?:are|appear|remain)\s+)?(?:stable|unchanged|similar)"
+    r"|\b(?:improve\w+|increase\w*|better)\s+(?:\w+\s+)?aeration\s+(?:of|in|at)\s+(?:the\s+)?"
+    r"(?:left|right|both|bilateral)"
+    r"(?:\s+(?:upper|lower|mid|middle|lung))?\s+(?:lungs?|bases?|lobes?)"
+    r"|\b(?:in|on)\s+(?:the\s+)?(?:absence|lack)\s+of\s+(?:\w+\s+){0,2}?(?:prior|previous"
+    r"|comparison|old)\w*",
+    re.IGNORECASE,
+)
+
+_HEDGE = re.compile(
+    r"\b(?:may|might|could|possibl[ey]|possibility|probabl[ey]|likely|suspect\w*|suspicious"
+    r"|suspicion|suggest\w*|question\w*|presum\w+|equivocal|indeterminate|concern(?:ing)? for"
+    r"|cannot be excluded|not excluded|versus|vs|favor\w*|consider(?:ation)?"
+    r"|compatible|consistent)\b",
+    re.IGNORECASE,
+)
+_FURTHER = re.compile(r",\s*(?:and|with)\b|;", re.IGNORECASE)
+# Characters by which a finding before a side counts as farther than one after it.
+_BEHIND = 15
+_NORMAL = re.compile(
+    r"\b(?:normal|unremarkable|clear(?!\w)|intact|within (?:the )?(?:\w+ )?(?:normal )?limits"
+    r"|negative)\b",
+    re.IGNORECASE,
+)
+SIDES = {
+    "left": re.compile(r"\b(?:left|L(?:UL|LL)|lt)\b|\bleft(?=\w)", re.IGNORECASE),
+    "right": re.compile(r"\b(?:right|R(?:UL|ML|LL)|rt)\b|\bright(?=\w)", re.IGNORECASE),
+    "bilateral": re.compile(
+        r"\b(?:bilateral(?:ly)?|bibasilar|biapical|bihilar|both)\b", re.IGNORECASE
+    ),
+}
+_MEASURE = re.compile(
+    r"(?<![\w.])(?P<size>\d+(?:\.\d+)?)(?:\s*x\s*\d+(?:\.\d+)?)*\s*-?(?P<unit>mm|cm|centimeters?"
+    r"|millimeters?|%|French)(?![a-z])"
+    r"|(?<![\w.])(?P<vertebra>[TL]\d{1,2})(?!\w)|\b(?P<rib>\d{1,2})(?:st|nd|rd|th)\b",
+    re.IGNORECASE,
+)
+_NAMES = {False: "the finding", True: "the negative finding"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """Counts of one text.
+
+    counts: by a name such as 'the negative finding "effusion"'; the words in it are stems.
+    words: the name with the word as the text has it, for messages.
+    """
+
+    counts: Counter[str]
+    words: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def facts(text: str) -> Facts:
+    """Everything counted in `text`, which may be a sentence or a section."""
+    text = of_now(text)
+    counts: Counter[str] = Counter()
+    words: dict[str, str] = {}
+    for clause in _clauses(text):
+        for found in _in_clause(clause):
+            name = f'{_NAMES[found.denied]} "{found.stem}"'
+            counts[name] += 1
+            words.setdefault(name, f'{_NAMES[found.denied]} "{found.word}"')
+    counts.update(
+        f'the side "{side}"' for side, pattern in SIDES.items() for _ in pattern.finditer(text)
+    )
+    counts.update(f'the number "{number}"' for number in measurements(text))
+    counts.update("a negation" for _ in _NEGATION.finditer(text))
+    counts.update("doubt" for _ in _HEDGE.finditer(text))
+    counts.update("normal" for _ in _NORMAL.finditer(text))
+    return Facts(counts, words)
+
+
+def statements(text: str) -> dict[str, str]:
+    """What `text` says of each finding word, by a name with stems: how it says it.
+
+    Present, denied or doubted, and the side that stands nearest to it. A statement that is made
+    twice is one: a report that is rewritten may say it once.
+    """
+    found: dict[str, str] = {}
+    for clause in _clauses(of_now(text)):
+        words = list(_in_clause(clause))
+        for word in words:
+            kind = _NAMES[word.denied]
+            if not word.denied and _doubted(word, words, clause):
+                kind = "the possible finding"
+            found[f'{kind} "{word.stem}"'] = f'{kind} "{word.word}"'
+        for side, pattern in SIDES.items():
+            for match in pattern.finditer(clause):
+                if words:
+                    near = min(words, key=lambda w: (_distance(w, match.start()), w.start))
+                    found[f'the side "{side}" of "{near.stem}"'] = (
+                        f'the side "{side}" of "{near.word}"'
+                    )
+    found |= {f'the number "{n}"': f'the number "{n}"' for n in measurements(of_now(text))}
+    return found
+
+
+def _distance(word: "_Found", place: int) -> int:
+    """From a side to a finding; the finding that follows the side is preferred."""
+    return word.start - place if word.start > place else place - word.end + _BEHIND
+
+
+def _doubted(word: "_Found", words: list["_Found"], clause: str) -> bool:
+    """Whether a word of doubt stands before it, or after it with no finding to follow.
+
+    Doubt ends where a further thing is named: "likely atelectasis, and a small effusion".
+    """
+    last = max(other.start for other in words)
+    return any(
+        hedge.start() > last
+        or (hedge.start() < word.start and not _FURTHER.search(clause, hedge.end(), word.start))
+        for hedge in _HEDGE.finditer(clause)
+    )
+
+
+def of_now(text: str) -> str:
+    """Without what is said of an earlier examination only."""
+    text = _LUNGS_CLEARED.sub("lungs are clear", text)
+    return _COMPARATIVE.sub(" ", _OF_PRIORS.sub(" ", text))
+
+
+def measurements(text: str) -> Iterator[str]:
+    """Sizes with their unit, vertebrae and ribs; dates and times are none."""
+    for match in _MEASURE.finditer(text):
+        if match["size"]:
+            yield f"{match['size']} {match['unit'].lower()}"
+        else:
+            yield (match["vertebra"] or match["rib"]).upper()
+
+
+def holds_finding(text: str) -> bool:
+    """Whether a finding word, a device or a measurement is in it, present or denied."""
+    text = _COMPARATIVE.sub(" ", text)
+    return _ANY_WORD.search(text) is not None or next(measurements(text), None) is not None
+
+
+def states_something(text: str) -> bool:
+    """Whether it holds a finding, or says that something is normal."""
+    return holds_finding(text) or _NORMAL.search(text) is not None
+
+
+def _clauses(text: str) -> list[str]:
+    return [clause for clause in _CLAUSE.split(text) if clause]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    stem: str
+    word: str
+    denied: bool
+    start: int
+    end: int
+
+
+def _in_clause(clause: str) -> Iterator[_Found]:
+    spans = _denied_spans(clause)
+    for name, pattern in _WORDS.items():
+        for match in pattern.finditer(clause):
+            denied = any(start <= match.start() < end for start, end in spans)
+            yield _Found(name, match[0].lower(), denied, match.start(), match.end())
+
+
+def _denied_spans(clause: str) -> list[tuple[int, int]]:
+    spans = []
+    for match in _NEGATION.finditer(clause):
+        end = _REMOVAL_END if match[0].lower().startswith(("removal", "resolution")) else _SCOPE_END
+        stop = end.search(clause, match.end())
+        spans.append((match.start(), stop.start() if stop else len(clause)))
+    for match in _DENIES_BEFORE.finditer(clause):
+        spans.append((0, match.start()))
+    return spans
+
+
+def difference(before: Facts, after: Facts) -> tuple[list[str], list[str]]:
+    """Names of (what was lost, what is new), critical findings first."""
+    lost, new = before.counts - after.counts, after.counts - before.counts
+    return critical_first(lost), critical_first(new)
+
+
+def critical_first(names: Iterable[str]) -> list[str]:
+    """Sorted, with findings that cannot wait in front."""
+    return sorted(names, key=lambda name: (not any(word in name for word in _CRITICAL), name))
+
+
+def negations(text: str) -> int:
+    """How often `text` denies something other than a change."""
+    return sum(1 for _ in _NEGATION.finditer(of_now(text)))
+
+
+def normal_statements(text: str) -> int:
+    """How often `text` says that something is normal."""
+    return sum(1 for _ in _NORMAL.finditer(text))

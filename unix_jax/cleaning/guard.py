@@ -1,0 +1,390 @@
+"""Whether a report may be changed as proposed: nothing lost, nothing new, still sentences.
+
+The guard is independent of the rules. It is asked after each of them; a refusal sets the report
+aside with the reason.
+"""
+
+import re
+from collections import Counter
+
+from unix_jax.cleaning.facts import (
+    Facts,
+    critical_first,
+    difference,
+    facts,
+    holds_finding,
+    negations,
+    normal_statements,
+    of_now,
+    statements,
+    states_something,
+)
+from unix_jax.data.report_sections import report_sections
+
+_VERB = re.compile(
+    r"\b(?:is|are|was|were|has|have|had|may|might|could|can|cannot|should|would|will|appears?"
+    r"|seems?"
+    r"|shows?|demonstrates?|reveals?|overl(?:ies|ie|ay|ays)|projects?|terminates?|represents?|lies?"
+    r"|reflects?|suggests?|obscures?|measures?|extends?|ends?|courses?|recommend(?:ed)?|suggested"
+    r"|correlate|consider|seen|noted|identified|present|visualized|limits?|accentuates?)\b",
+    re.IGNORECASE,
+)
+_BAD_START = re.compile(
+    r"^(?:is|are|was|were|has|have|had|may|might|could|should|will|would|be|been|of|from|by|than"
+    r"|which|that|who|and|or|but|nor|including|representing|due|changed?|slightly|mildly"
+    r"|significantly"
+    r"|to(?! (?:the )?(?:left|right))|into|since|versus|(?:the|an?)(?=\W*$))\b",
+    re.IGNORECASE,
+)
+_BAD_END = re.compile(
+    r"\b(?:and|or|with|of|to|in|on|at|by|from|for|the|an?|as|is|are|was|were|be|been|has|have"
+    r"|had|may"
+    r"|which|that|than|but|since|per|via|into|over|versus|appears?|remains?|possibly|no"
+    r"|mildly|slightly|significantly|without|could|might|within|between|overlying|representing"
+    r"|residual|adjacent|both|-view|very|suggesting|reflecting|outside|same|raise|intact|cannot"
+    r"|can|not|if|known|(?<!less )(?<!more )(?<!most )likely)"
+    r"\W*$",
+    re.IGNORECASE,
+)
+_BROKEN = re.compile(
+    r"\b(?:the|an?)\s+(?:is|are|was|were|of|in|on|at|and|or|with|the|an?|to|from|has|have|may)\b"
+    r"|\b(?:of|in|with|from|for|and|or|at|by|into|within)\s+(?:and|or|of|is|are|was|were|from|has"
+    r"|have|may|with|which)\b"
+    r"|\b(?:is|are)\s+(?:is|are|of|the\W|and|or)\b|\b(?:is|are|has|have|the|an?|of|in|at|with|by"
+    r"|for|(?<!less )(?<!more )(?<!most )likely|no)\s*[,;.]"
+    r"|\b(?:no|without)\s+(?:is|are|of|in|on|and|or)\b|\b(?:due|secondary|related) (?:in|and|or)\b",
+    re.IGNORECASE,
+)
+# What happened to something, without what it happened to.
+_BARE = re.compile(
+    r"^(?:the |an? )?(?:\w+ly |mild |moderate |marked |severe |slight )*(?:enlargement|enlarged"
+    r"|prominen\w+|elevat\w+|displace\w+|widening|dilat\w+"
+    r"|broken|fractured|calcified|thickened|tortuous|widened|blunt\w+|loss|narrowing|deviat\w+"
+    r"|and \w+)\W*$",
+    re.IGNORECASE,
+)
+_CHANGE = (
+    r"(?:develop|increas|decreas|improv|worsen|progress|clear|resolv|enlarg|diminish|chang)(?:ed)\b"
+)
+_HISTORY = (
+    r"(?:\w+[ /-]){0,4}?(?:granulo|gunshot|avn|embol|infarct|infect|inflam|surg|stern|thorac"
+    r"|cholecyst|cabg|bypass|fract|trauma"
+    r"|injur|tb\b|tubercul|expos|asbest|diseas|mastect|lobect|resect|radiat|histopl|rib\b|pneumon"
+    r"|operat|interven|valve|fusion|verteb|kyph|lumpect|lamin|hernia|replac|repair|insult|scar"
+    r"|procedure|biops|cardiac surg|coronary|empyema|therap|cerv|sten|spin|process|mi\b|ct.guid"
+    r"|median|midline|abdom\w+ (?:surg|oper)|healed|arthro|pleu|ortho|mediastin)"
+)
+_SPEAKS_OF_PRIOR = re.compile(
+    rf"\b(?:compared|comparing) (?:to|with)\b(?! (?:the )?(?:left|right|contralateral|other"
+    rf"|opposite))"
+    rf"|\bcomparisons?\b|\b(?:prior|previous)\b(?![ /]{_HISTORY})"
+    r"|\bpreviously\b|\bsince\b|\b(?<!short )(?<!short-)(?<!term )interval\b(?! (?:follow|radiogr))"
+    r"|\bunchanged\b|\bstable\b|\bpersist(?:s|ent|ently|ed)?\b|\bremains?\b|\bagain\b"
+    r"|\bre-?demonstrat|\b(?:no|without|not|nor) (?:(?:significant(?:ly)?|interval|apprecia\w+"
+    r"|substantial(?:ly)?|definite(?:ly)?|relevant|gross(?:ly)?|further|really|much|major) ){0,3}"
+    r"chang(?:e|ed|es)\b(?! of)"
+    rf"|\b(?:has|have) (?:\w+ ){{0,3}}{_CHANGE}|\bno longer\b|\b(?:is|are) (?:\w+ )?(?:new|improved"
+    r"|worse|worsened|decreased since|resolved)\b|\bimprov(?:ed|ing|ement)\b|\bworsen(?:ed|ing)\b"
+    r"|\bresolv(?:ed|ing)\b|\bnew(?:ly)?\b(?! (?:york|born))"
+    r"|^there has been (?:\w+ )*(?:resolution|removal)\b|\b(?:increased|decreased) size of\b"
+    r"|\benlarging\b|\bnow (?=proj|meas|seen|ends?|term|mini|mild|small)"
+    r"|\bor significant change\b|(?:^|been |interval )clearing of\b|\b(?:is|are) clearing\b"
+    r"|\bpriors\b|\byesterday\b|, (?:increased|decreased|larger|smaller|improved|worsened)[.]?$"
+    r"|\b(?:has|have) been "
+    r"(?:removed|replaced|exchanged)\b|^(?:increase|decrease)d? in\b|\bas before\b"
+    r"|\bin the interim\b|\bcontinued\b|\bcontinues? to\b"
+    r"|\b(?:more|less) \w+ than\b|\b(?:days?|weeks?|months?|years?) ago\b",
+    re.IGNORECASE,
+)
+
+
+# Parts of the body, and that they are normal: a sentence of these alone says nothing where a change
+# is all that was said of them.
+_ANATOMY = (
+    r"normal\w*|unremarkable|intact|clear|limits?|heart|cardiac|lungs?|pulmonary|mediastin\w+"
+    r"|cardiomediastin\w+|hilar|hila|hilum|hilus|pleural?|bony|osseous|skelet\w+"
+    r"|spine|spinal"
+    r"|ribs?|aort\w+|vascul\w+|soft|tissues?|structures?|silhouettes?|contours?|size|volumes?|shape"
+    r"|abdom\w+|upper|lower|left|right|bilateral\w*|appearances?"
+    r"|configuration|alignment|position\w*|place|cardiopulmonary|sulc\w+|diaphragm\w*"
+    r"|hemidiaphragm\w*|trache\w+|airways?|bones?|vertebra\w*|bodies|body|base|bases|apex|apices"
+    r"|fields?"
+    r"|zones?|midline|central|great|vessels|projections?|apical|lordotic|costophrenic|angles?"
+    r"|aerat\w+"
+    r"|inferior|superior|quadrant|extremity|[a-z]+-sided|extent|inflat\w+|bronchovascular"
+    r"|basilar|venous|pelvis|nasopharynx|skin|neck|parenchyma|surfaces?|lumbar|cervical"
+)
+# Words that say nothing of the film by themselves: a sentence of these alone may go as a whole.
+_IS_ANATOMY = re.compile(_ANATOMY, re.IGNORECASE)
+_EMPTY = re.compile(
+    rf"{_ANATOMY}|"
+    # function words, empty verbs and adverbs
+    r"the|this|that|these|those|there|there's|with|without|within|have|been|were|also|both|from"
+    r"|appears?"
+    r"|seen|noted|visualized|visible|identified|remaining|remainder|remains?|grossly|mildly"
+    r"|slightly"
+    r"|otherwise|likely|evidence|signs?|some|many|over|overlying|made|note|incidental\w*"
+    r"|visualization"
+    r"|demonstrat\w+|show\w*|present|apparent\w*|obvious|findings?|well|could|would|should|will"
+    r"|more|less"
+    r"|very|than|into|each|appearing|slight|multiple|found|generally|better|perhaps|definitely"
+    r"|relatively|essentially|overall|same|such|just|only|most|much|even|still|about|approximately"
+    r"|under|above|below|where|while|which|particularly|because|however|therefore|other|their"
+    r"|them|they"
+    r"|not|and|for|are|was|has|its|had|but|any|may|might|can|cannot|due|per|via|out|our|you|your"
+    r"|his|her"
+    r"|him|she|here|when|then|none|nor|near|level|given|being|does|did|done|unable|unclear|who|whom"
+    # change and earlier examinations
+    r"|interval|change\w*|unchanged|stable|stability|since|prior|priors|previous\w*|again|compar\w+"
+    r"|similar\w*|improv\w+|increas\w+|decreas\w+|progress\w*|wors\w+|resol\w+|substantial\w*"
+    r"|appreciabl\w*|significantly|clinically|removal|earlier|recent\w*|outside|available"
+    r"|availability"
+    r"|current|persist\w*|time|hours?|days?|weeks?|months?|years?|ago|today\w*|yesterday|interim"
+    r"|absence"
+    r"|lack|old|last|previously|evol\w+|short|long|term|further|differ\w+|major|gross|detrimental"
+    r"|secondary|partial\w*|excluded|having|current\w*|remote|markedly|largely|moderately"
+    r"|somewhat|as|now|exists?|establish\w*|document\w*"
+    # the study itself and how it was taken
+    r"|chest|thora\w+|process|acute|focal|definite|significant|relevant"
+    r"|reveals?|contrast|noncontrast\w*|enhanced|two-view|swimmers?|crosstable|cross-table"
+    r"|sternum|computed"
+    r"|condition|dedicated|detailed|resolution|parenchyma|setting|neck|online|point|age|field"
+    r"|of-view|vi?ew"
+    r"|study|studies|exam\w*|views?|film\w*|radiograph\w*|x-?rays?|images?|imaging|technique"
+    r"|technical\w*"
+    r"|limited|lateral|frontal|portable|inspirat\w+|effort|quality|obtained|performed|consists?"
+    r"|two|one"
+    r"|three|four|single|evaluat\w+|assess\w*|scans?|tomogra\w+|radiologist|certified|interpret\w*"
+    r"|review(?:ed)?|submitted|provided|acquired|taken|dated?|upright|supine|erect|report\w*"
+    r"|dictat\w+|ap|pa"
+    r"|rotat\w+|oblique|decubitus|magnification|bedside|cassettes?|addend\w*|reading|read|wet"
+    r"|preliminary"
+    # advice, and who was told what
+    r"|exact|suboptimal|raise|around|entered|surgical|trauma|nursing|agree\w*"
+    r"|concur\w*|including|little|longer|end|cardio|region|tenderness|discordant"
+    r"|high|dyspnea|superimposed|top|artifact\w*"
+    r"|term|enhanced|near|after|following|upon|icu|urgently|promptly|define|benefit|orientation"
+    r"|nonemergent|already|appropriate|treatment|side|area|determine\w*|alternatively"
+    r"|concern|elsewhere|presence|workup|establish|versus|additional|like|case|through|expected"
+    r"|suited|options?"
+    r"|choice|best|reference|possible|possibly|follow|ordered|desired?|needed|repeat|lumbar"
+    r"|cervical|through|mid"
+    r"|recommend\w*|consider\w*|correlat\w+|suggest\w*|follow-?\s?up|clinical\w*|helpful"
+    r"|informative|needed"
+    r"|necessary|useful|useful|warranted|indicated|characteriz\w+|history|patient\w*|symptoms?"
+    r"|discuss\w*"
+    r"|results?|(?:tele)?phone\w*|call\w*|drs?|doctors?|thank\w*|communicat\w+|convey\w+"
+    r"|critical|signed"
+    r"|electronic\w*|physicians?|clinicians?|providers?|nurses?|residents?|attending|referring"
+    r"|ordering"
+    r"|technologist|trying|arrange|admission|staff|team|pag(?:e|ed|er|ing)|notif\w+|informed?"
+    r"|aware|relayed|e-?mail\w*|text(?:ed)?|told|sent|message"
+    r"|acknowledg\w+|receipt|received|accepted|questions?|regarding|concerning|contact\w*"
+    r"|department|emergency"
+    r"|service|opportunity|assist\w*|care|primordial|veriphy|transcri\w+|verbal\w*|directly"
+    r"|immediate\w*"
+    r"|urgent\w*|person|secure|fax\w*|order|room|left|system|employed|using|feel|free|please"
+    r"|participate"
+    r"|discovery|medical|house|covering|md|rn|np|am|pm|report|office|dashboard|flagged|confirm\w*"
+    r"|january|february|march|april|june|july|august|september|october|november|december"
+    r"|monday|tuesday|wednesday|thursday|friday|saturday|sunday",
+    re.IGNORECASE,
+)
+# What a rule may take out of a sentence that stays, where it speaks of change or holds a mark.
+_MODIFIED_CHANGE = re.compile(
+    r"\b(?:(?:tiny|minimal|mild|moderate|large|marked|severe|small|considerable|partial|slight"
+    r"|dramatic"
+    r"|subtle)\s+(?:interval\s+)?)(?=(?:interval|increases?|decreases?|improvement|worsening"
+    r"|progression"
+    r"|reduction|development|clearing|change)\b)",
+    re.IGNORECASE,
+)
+_CHANGE_OR_GONE = re.compile(
+    r"(?:represents|pulled|back|insertion|new\w*|grown|enlarging|longer|distinct|develop\w*"
+    r"|appeared|occurred|diminish\w*"
+    r"|reduc\w+|enlarge\w*|larger|smaller|clear\w+|removed"
+    r"|placement|placed|insert\w+|redemonstrat\w*|re-demonstrat\w*|continu\w+|recur\w*|advanced"
+    r"|withdrawn"
+    r"|retracted|repositioned|conspicuous|confluent|extensive|pronounced|measur\w+|exchanged"
+    r"|nearly|almost"
+    r"|partial\w*|mostly|largely|incomplete\w*|virtually|complete\w*|described|now|once"
+    r"|appreciated"
+    r"|somewhat|having|during|demonstrated|before|readily|best|note[ds]?"
+    r"|worse|prominent"
+    r"|dense|known|additional|known|known|entirely|fully|subsequent\w*|formerly|undergone"
+    r"|resum\w+|re-?accum\w+"
+    r"|extubat\w+|patient|degree|number|amount|severity|location"
+    r"|locations|density"
+    r"|consolidated|nodular|residual|dramatic\w*|subtle|latter)",
+    re.IGNORECASE,
+)
+_WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
+# A mark, with what is joined to it by a hyphen.
+_HIDDEN_MARK = re.compile(r"\[\*\*.*?\*\*\]|(?:\w+-)?(?:_{2,}|\w*X{3,}\w*)(?:-[\w-]+)?")
+# What the rules themselves may set in.
+_SETS_IN = (
+    "a abnormality an and angle angles aorta appear appearance appears arch are area areas "
+    "bilaterally blood bones border cava changes clear compatible deformity device devices "
+    "effort endotracheal excluded field field-of-view height heights imaging increased "
+    "indicate inspiratory is least left-sided likely lungs made material may measure measures "
+    "no nodes note or other overlie pad place possible possibly present projecting ray "
+    "reflect represent representing right-sided seen signs silhouette structure structures "
+    "suggest system telemetry the there thought tube tubes vena vessels view views was with "
+    "x-ray "
+)
+_SET_IN = frozenset(_SETS_IN.split())
+
+
+# What a hidden word may be read as: a word of doubt, a device whose kind is not told, surgery's.
+_OF_HIDDEN = (
+    "doubt",
+    'the finding "devices"',
+    'the negative finding "devices"',
+    'the finding "nodes"',
+    'the negative finding "abnormalit"',
+    'the finding "deform"',
+)
+
+
+# Doubt of which the object is hidden: "suggesting XXXX.", "compatible with old XXXX."
+_HIDDEN_DIAGNOSIS = re.compile(
+    r"\b(?:suggest(?:ing|s|ive)|consistent|compatible|may|might|could|representing|sequela)\b"
+    r"(?:\s+(?:of|with|represent|reflect))*"
+    r"\s+(?:(?:old|remote|prior)\s+)*(?:(?:X{3,}|_{2,})\s*)+(?=[.,;:)]|$)",
+    re.IGNORECASE,
+)
+_HIDDEN_DEVICE = re.compile(
+    r"\bin\s+(?:(?!X{3}|_{2})\w+,?\s+)*(?:place|position)\b|\b(?:tips?|terminat\w+)\b",
+    re.IGNORECASE,
+)
+
+
+def refusal(before: str, after: str, *, hidden: bool = False) -> str:
+    """Why a sentence must not become `after`, or "" where it may.
+
+    The counts of `facts` must be the same before and after. Beyond them every word that goes must
+    be one that says nothing by itself, and every word that comes one that the rules set in: a
+    finding that the counts do not know is not lost either.
+
+    hidden: whether the change takes out hidden words. A statement that something is normal may then
+      go with its hidden subject.
+    """
+    if not after:
+        if holds_finding(before) or (not hidden and states_something(before)):
+            had = facts(before)
+            return f"would lose {_told(critical_first(had.counts)[:6], had) or 'a finding'}"
+        if hidden and _HIDDEN_DEVICE.search(before):
+            return "would lose a device whose name is hidden"
+        word = next((w for w in _content(of_now(before)) if not _says_nothing(w)), "")
+        return f'would lose "{word}"' if word else ""
+    if hidden:
+        # Doubt about what is hidden goes with it.
+        before = _HIDDEN_DIAGNOSIS.sub("", before)
+    had, has = facts(before), facts(after)
+    lost, new = difference(had, has)
+    if hidden:
+        new = [name for name in new if name not in _OF_HIDDEN]
+        lost = [name for name in lost if name != "normal"]
+    if lost:
+        return f"would lose {_told(lost, had)}"
+    if new:
+        return f"would bring in {_told(new, has)}"
+    return _word_refusal(before, after, hidden)
+
+
+def _word_refusal(before: str, after: str, hidden: bool) -> str:
+    """As `refusal`, by the words alone."""
+    had = Counter(_content(_MODIFIED_CHANGE.sub(" ", of_now(before))))
+    # A part of the body goes with what was compared or hidden there, not otherwise.
+    may_lose_anatomy = hidden or speaks_of_prior(before) or _HIDDEN_MARK.search(before) is not None
+    for word in had - Counter(_content(of_now(after))):
+        parts = word.split("-")
+        if not all(map(_may_go, parts)) or not (
+            may_lose_anatomy or not any(map(_IS_ANATOMY.fullmatch, parts))
+        ):
+            return f'would lose "{word}"'
+    for word in Counter(_content(after)) - Counter(_content(before)):
+        if word not in _SET_IN:
+            return f'would bring in "{word}"'
+    return ""
+
+
+# A title with the name after it, and a name with the title after it.
+_NAME = re.compile(
+    r"\b(?:(?:Drs?|Mr|Mrs|Ms|Miss|Nurse|Doctor|Prof)\b\.?(?:\s+(?:and\s+)?(?!There|The"
+    r"|No\b)[A-Z][\w'-]*\.?){1,3}"
+    r"|(?:[A-Z][a-z'-]+\.?\s+){1,2}[A-Z][\w'-]+,\s+(?:M\.?D|R\.?N|N\.?P|P\.?A)\b)"
+)
+
+
+def says_nothing_by_words(sentence: str) -> bool:
+    """Whether no word of it says anything of the film by itself."""
+    return all(map(_says_nothing, _content(sentence)))
+
+
+def _says_nothing(word: str) -> bool:
+    return all(len(part) < 3 or _EMPTY.fullmatch(part) for part in word.split("-"))
+
+
+def _may_go(word: str) -> bool:
+    return len(word) < 3 or bool(_EMPTY.fullmatch(word) or _CHANGE_OR_GONE.fullmatch(word))
+
+
+def _content(text: str) -> list[str]:
+    """Words of three letters or more, in small letters, without marks of de-identification."""
+    words = (w.removesuffix("'s") for w in _WORD.findall(_without_names(text).lower()))
+    return [word for word in words if len(word) > 2]
+
+
+def _without_names(text: str) -> str:
+    return _NAME.sub(" ", _HIDDEN_MARK.sub(" ", text))
+
+
+def _told(names: list[str], of: Facts) -> str:
+    return ", ".join(of.words.get(name, name) for name in names)
+
+
+def rewriting_problems(original: str, rewrite: str) -> list[str]:
+    """What a rewritten report lost or brought in, each a sentence that says how to put it right.
+
+    A rewrite may say in one sentence what the original said in two, so that statements are compared
+    as sets: each finding word and device, present, denied or doubted; the side nearest to it; each
+    measurement. Negations and statements that something is normal must not become more.
+    """
+    before, after = _sections(original), _sections(rewrite)
+    had, has = statements(before), statements(after)
+    found = [f"Keep {had[name]}." for name in critical_first(had.keys() - has.keys())]
+    found += [f"Do not add {has[name]}." for name in critical_first(has.keys() - had.keys())]
+    if negations(after) > negations(before):
+        found.append("Do not add a negation.")
+    elif negations(before) and not negations(after):
+        found.append("Keep the negations.")
+    if normal_statements(after) > normal_statements(before):
+        found.append("Do not add that something is normal.")
+    return found
+
+
+def _sections(report: str) -> str:
+    return " ".join(section for section in report_sections(report) if section) or report
+
+
+def broken(before: str, after: str) -> bool:
+    """Whether a changed sentence is none any more, by what the change itself brought about."""
+    if _BARE.match(after) and not _BARE.match(before):
+        return True
+    for pattern in (_BAD_START, _BAD_END):
+        if pattern.search(after) and not pattern.search(before):
+            return True
+    if len(_BROKEN.findall(after)) > len(_BROKEN.findall(before)):
+        return True
+    return not has_verb(after) and not states_something(after) and says_nothing_by_words(after)
+
+
+def has_verb(sentence: str) -> bool:
+    """Whether a word of it may be a verb of a main clause."""
+    return _VERB.search(sentence) is not None
+
+
+def speaks_of_prior(sentence: str) -> bool:
+    """Whether a sentence speaks of change or of an earlier examination."""
+    return _SPEAKS_OF_PRIOR.search(sentence) is not None
