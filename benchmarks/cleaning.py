@@ -18,8 +18,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from unix_jax.cleaning.sources import open_reports
-
+from unix_jax.cleaning.report_files import open_reports
 from unix_jax.cleaning.run import clean_with_rules, rejected_path
 
 
