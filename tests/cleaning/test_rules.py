@@ -209,3 +209,9 @@ def test_the_ten_pairs_of_the_documentation():
         cleaned = clean_sections(*split_report(before))
         record = Record("", findings=cleaned.findings, impression=cleaned.impression)
         assert report_text(record) == after
+
+
+def test_what_is_stated_is_not_denied_by_a_hidden_word():
+    cleaned = clean_sections("Right lower lobe infiltrates. No XXXX infiltrates.", "")
+    assert cleaned.findings == "Right lower lobe infiltrates. No other infiltrates."
+    assert clean_sections("No XXXX infiltrates.", "").findings == "No infiltrates."

@@ -6,8 +6,9 @@ left goes as a whole.
 """
 
 import re
+from collections.abc import Container
 
-from unix_jax.cleaning.facts import holds_finding
+from unix_jax.cleaning.facts import facts, holds_finding
 from unix_jax.cleaning.sentences import each_sentence, mended, says_nothing
 
 MARK = (
@@ -431,6 +432,7 @@ _BROKEN = re.compile(
     rf"|were|heart)\b)\w+\s+{_MARKS}\s+(?:and|or)\s+(?=\w+\s+\w+\s*\.?$)(?<!lungs )",
     re.IGNORECASE,
 )
+_NO_HIDDEN = re.compile(rf"\b(no) {_MARKS} (?!of\b|or\b|and\b|evidence\b)(?=[a-z])", re.IGNORECASE)
 _NO_OF = re.compile(rf"\b([Nn]o)\s+{_MARKS}\s+of\s+(?:an?\s+)?")
 # A mark with the words that lead to it and serve nothing else.
 _SERVING = re.compile(
@@ -478,6 +480,21 @@ def drop_placeholders(text: str) -> str:
     "Opacities XXXX representing scarring." -> "Opacities possibly representing scarring."
     """
     return each_sentence(text, without_placeholders) if _ANY.search(text) else text
+
+
+def denying_others(sentence: str, stated: Container[str]) -> str:
+    """ "No XXXX infiltrates" as "No other infiltrates" where the report states infiltrates.
+
+    The hidden word is most likely "new": without it the sentence would deny what was stated.
+
+    stated: names of `facts` of what the report states as present.
+    """
+    if not _NO_HIDDEN.search(sentence):
+        return sentence
+    denied = (name for name in facts(sentence).counts if name.startswith("the negative finding"))
+    if any(name.replace("negative ", "", 1) in stated for name in denied):
+        return _NO_HIDDEN.sub(r"\1 other ", sentence)
+    return sentence
 
 
 def without_placeholders(sentence: str) -> str:

@@ -11,10 +11,15 @@ import html
 import re
 from collections.abc import Callable, Mapping
 
-from unix_jax.cleaning.facts import holds_finding, states_something
+from unix_jax.cleaning.facts import difference, facts, holds_finding, states_something
 from unix_jax.cleaning.guard import broken, refusal, speaks_of_prior
 from unix_jax.cleaning.notes import drop_notes, without_notes
-from unix_jax.cleaning.placeholders import ANY_MARK, drop_placeholders, without_placeholders
+from unix_jax.cleaning.placeholders import (
+    ANY_MARK,
+    denying_others,
+    drop_placeholders,
+    without_placeholders,
+)
 from unix_jax.cleaning.priors import drop_priors, without_priors
 from unix_jax.cleaning.sentences import (
     each_sentence,
@@ -164,7 +169,10 @@ def clean_sections(findings: str, impression: str) -> Cleaned:
     """
     applied: set[str] = set()
     refused: list[str] = []
-    sections = [_cleaned(section, applied, refused) for section in (findings, impression)]
+    stated = frozenset(
+        name for name in facts(f"{findings} {impression}").counts if name.startswith("the finding")
+    )
+    sections = [_cleaned(section, stated, applied, refused) for section in (findings, impression)]
     return Cleaned(
         sections[0],
         sections[1],
@@ -173,21 +181,36 @@ def clean_sections(findings: str, impression: str) -> Cleaned:
     )
 
 
-def _cleaned(section: str, applied: set[str], refused: list[str]) -> str:
-    text = drop_markup(section)
-    if text != section:
-        applied.add("markup")
-    text = each_sentence(text, lambda sentence: _by_every_rule(sentence, applied, refused))
-    tidy = tidy_space(text)
-    if tidy != text:
-        applied.add("space")
+def _cleaned(section: str, stated: frozenset[str], applied: set[str], refused: list[str]) -> str:
+    text = _of_section("markup", section, applied, refused)
+    text = each_sentence(
+        text,
+        lambda sentence: _by_every_rule(sentence, stated, applied, refused),
+    )
+    tidy = _of_section("space", text, applied, refused)
     if not tidy and holds_finding(section) and not refused:
         refused.append("nothing would be left of a section that holds a finding")
     return tidy
 
 
-def _by_every_rule(sentence: str, applied: set[str], refused: list[str]) -> str:
-    text = sentence
+def _of_section(name: str, text: str, applied: set[str], refused: list[str]) -> str:
+    """A rule that works on a whole section, under the counts of the guard."""
+    changed = RULES[name](text)
+    if changed == text:
+        return text
+    # An escape such as "&lt;" is no word: "lt" would be a side.
+    lost, new = difference(facts(html.unescape(text)), facts(changed))
+    if lost or new:
+        refused.append(f"{name}: would change {', '.join([*lost, *new])}")
+        return text
+    applied.add(name)
+    return changed
+
+
+def _by_every_rule(
+    sentence: str, stated: frozenset[str], applied: set[str], refused: list[str]
+) -> str:
+    text = denying_others(sentence, stated)
     for name, rule in _SENTENCE_RULES.items():
         changed = rule(text)
         if changed == text:
