@@ -411,4 +411,4 @@ def test_adamw_of_the_recipe():
 )
 def test_impossible_optimizers(values, message):
     with pytest.raises(ConfigError, match=message):
-        OptimizerConfig(**values)
+        make_optimizer(OptimizerConfig(**values))
