@@ -251,6 +251,34 @@ class TrainConfig:
                 f"found a mixture of {len(self.data.parts)}"
             )
 
+    def check_used(self) -> None:
+        """Refuses settings that this run does not read.
+
+        Raises:
+          ConfigError: names the first one that is not its default.
+        """
+        unused: list[tuple[str, Any, Any, str]] = []
+        if self.stage != "autoencoder":
+            default = AutoencoderObjective()
+            unused.append(("autoencoder", self.autoencoder, default, f"the stage {self.stage}"))
+        if not self.use_lora:
+            unused.append(("lora", self.lora, LoraConfig(), "a run without use_lora"))
+        if not self.uses_repa:
+            where = "a run without REPA (losses.repa_weight 0, or another stage than generation)"
+            unused.append(("repa", self.repa, RepaConfig(), where))
+            if self.rad_dino is not None:
+                raise ConfigError(f"rad_dino: is not read in {where}; found {self.rad_dino!r}")
+        if self.stage == "autoencoder" and self.use_lora:
+            raise ConfigError("use_lora: expected False for the stage autoencoder, found True")
+        for group, found, default, where in unused:
+            for field in dataclasses.fields(found):
+                value, usual = getattr(found, field.name), getattr(default, field.name)
+                if value != usual:
+                    raise ConfigError(
+                        f"{group}.{field.name}: is not read in {where}: expected its default "
+                        f"{usual!r}, found {value!r}"
+                    )
+
     @property
     def uses_repa(self) -> bool:
         """Whether latents are aligned with a frozen encoder."""
@@ -356,6 +384,7 @@ def parse_arguments(arguments: Sequence[str]) -> Invocation:
         default=Invocation(out, config),
         args=rest,
     )
+    invocation.config.check_used()
     if invocation.topology is not None and not invocation.dry_run:
         raise ConfigError(f"topology: expected --dry-run with it, found {invocation.topology!r}")
     return invocation
