@@ -202,10 +202,12 @@ def test_missing_files_are_named(copied, tmp_path):
     with pytest.raises(CheckpointError, match=r"lm_head\.kernel/\.zarray: no such file"):
         native.load_params(copied)
     (copied / "config.json").unlink()
-    with pytest.raises(ConfigError, match=r"config\.json: no such file"):
+    with pytest.raises(CheckpointError, match=r"config\.json: expected a file that index\.json"):
         native.load_config(copied)
     (copied / "index.json").unlink()
-    with pytest.raises(CheckpointError, match=r"index\.json: no such file"):
+    with pytest.raises(ConfigError, match=r"config\.json: no such file"):
+        native.load_config(copied)
+    with pytest.raises(CheckpointError, match=r"index\.json: expected this file.* found none"):
         native.load_params(copied)
     with pytest.raises(CheckpointError, match="no such directory"):
         native.load_params(tmp_path / "nowhere")
@@ -248,7 +250,12 @@ def test_config_at_odds_with_the_arrays(copied, section, field, value):
     raw = json.loads(file.read_text())
     (raw[section] if section else raw)[field] = value
     file.write_text(json.dumps(raw))
-    with pytest.raises(UniXError):
+    with pytest.raises(CheckpointError, match=r"config\.json: content changed"):
+        native.load_config(copied)
+    index = json.loads((copied / "index.json").read_text())
+    del index["files"]
+    (copied / "index.json").write_text(json.dumps(index))
+    with pytest.raises(UniXError, match=r"^(?!.*content changed)"):
         native.load_vae_params(copied) if section == "vae" else native.load_params(copied)
 
 

@@ -23,7 +23,7 @@ from unix_jax.checkpoints.load import load_model, load_vae
 from unix_jax.checkpoints.published import import_published
 from unix_jax.checkpoints.verification import verify
 from unix_jax.config import UniXConfig
-from unix_jax.errors import CheckpointError
+from unix_jax.errors import CheckpointError, UniXError
 from unix_jax.inference.pipeline import UniXPipeline
 from unix_jax.models import autoencoder, unix
 from unix_jax.training.checkpoint_store import CheckpointStore
@@ -188,11 +188,138 @@ def test_frozen_weights_of_a_run_are_verified(store_directory, tmp_path):
         restore_frozen(tmp_path, State, State())
 
 
+# --- the files beside the arrays ---------------------------------------------------------------
+
+DAMAGE = {
+    "truncated": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "flipped": lambda data: data[:9] + bytes([data[9] ^ 1]) + data[10:],
+    "missing": None,
+}
+
+
+def damaged(file, damage):
+    if DAMAGE[damage] is None:
+        file.unlink()
+    else:
+        file.write_bytes(DAMAGE[damage](file.read_bytes()))
+
+
+def beside(path):
+    arrays = {"params", "vae", "extras", "index.json"}
+    files = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
+    return {file.as_posix() for file in files if file.parts[0] not in arrays}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_other_file_is_recorded(kind, written):
+    listed = native.read_index(written / kind)["files"]
+    assert set(listed) == beside(written / kind)
+    if kind in ("import", "cast"):
+        assert {"tokenizer.json", "source/config.json", "source/vae/config.yaml"} <= set(listed)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer.json", "source/config.json", "source/vae/config.yaml"]
+)
+def test_a_damaged_file_is_named_wherever_it_is_used(written, tmp_path, name, damage):
+    path = Path(shutil.copytree(written / "import", tmp_path / "c"))
+    damaged(path / name, damage)
+    match = re.escape(f"{path / name}: ") + "(content changed|expected a file that)"
+    with pytest.raises(CheckpointError, match=match):
+        export_published(path, tmp_path / "out")
+    with pytest.raises(CheckpointError, match=match) as caught:
+        cast(path, tmp_path / "out", "bfloat16")
+    assert f"`python -m convert accept {path}`" in str(caught.value)
+    if not name.startswith("source"):
+        with pytest.raises(CheckpointError, match=match):
+            UniXPipeline.from_pretrained(path, compilation_cache=False)
+    assert [p.name for p in tmp_path.iterdir()] == ["c"]
+    first, *others = verify(path)
+    assert [str(path / name) in line for line in first.problems] == [True]
+    assert not any(part.problems for part in others)
+
+
+def test_an_edit_is_accepted_by_a_command(written, tmp_path, capsys):
+    from unix_jax.commands.convert import main
+
+    path = Path(shutil.copytree(written / "import", tmp_path / "c"))
+    values = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(values | {"timestep_shift": 2.5}))
+    (path / "added_tokens.json").write_text("{}")
+    (path / "source" / "vae" / "config.yaml").unlink()
+    assert main(["cast", str(path), str(tmp_path / "no")]) == 1
+    capsys.readouterr()
+    assert main(["accept", str(path)]) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        f"{path}/config.json: recorded as changed",
+        f"{path}/added_tokens.json: recorded as added",
+        f"{path}/source/vae/config.yaml: recorded as removed",
+    ]
+    assert native.load_config(path).timestep_shift == 2.5
+    assert not any(part.problems for part in verify(path))
+    assert main(["accept", str(path)]) == 0
+    assert "no file changed" in capsys.readouterr().err
+    before = (path / "index.json").read_bytes()
+    for name in ("config.json", "tokenizer.json"):
+        kept = (path / name).read_bytes()
+        (path / name).write_text("{")
+        assert main(["accept", str(path)]) == 1
+        assert f"{path / name}: expected JSON" in capsys.readouterr().err
+        (path / name).write_bytes(kept)
+    assert (path / "index.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "files",
+    [[], {"config.json": 3}, {"../x": {"size": 1, "crc32": 1}}, {"x": {"size": 1}},
+     {"/x": {"size": 1, "crc32": 1}}, {"x": {"size": True, "crc32": 1}}],
+)  # fmt: skip
+def test_a_broken_list_of_files_is_named(written, tmp_path, files):
+    path = Path(shutil.copytree(written / "save", tmp_path / "c"))
+    index = json.loads((path / "index.json").read_text())
+    (path / "index.json").write_text(json.dumps(index | {"files": files}))
+    for load in (native.load_config, native.load_params, native.carried_files):
+        with pytest.raises(CheckpointError, match=r"index\.json: files: "):
+            load(path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "vae/config.yaml", "model.safetensors.index.json"])
+def test_a_broken_file_of_an_old_checkpoint_is_named_on_export(written, tmp_path, name):
+    path = Path(shutil.copytree(written / "import", tmp_path / "c"))
+    without_checksums(path)
+    index = json.loads((path / "index.json").read_text())
+    index["layout"]["kept"] = False
+    (path / "index.json").write_text(json.dumps(index))
+    (path / "source" / name).write_text("{ [")
+    match = re.escape(f"{path}/source/{name}: ")
+    with pytest.raises(UniXError, match=match):
+        export_published(path, tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["c"]
+
+
+@pytest.mark.parametrize("name", ["index.json", "params"])
+def test_a_part_of_a_checkpoint_that_is_missing_is_named(written, tmp_path, name):
+    path = Path(shutil.copytree(written / "import", tmp_path / "c"))
+    shutil.rmtree(path / name) if name == "params" else (path / name).unlink()
+    for load in (
+        lambda: UniXPipeline.from_pretrained(path, compilation_cache=False),
+        lambda: load_vae(path) if name == "index.json" else load_model(path),
+        lambda: export_published(path, tmp_path / "out"),
+        lambda: cast(path, tmp_path / "out", "bfloat16"),
+    ):
+        with pytest.raises(CheckpointError, match=re.escape(str(path / name))) as caught:
+            load()
+        assert "model.safetensors" not in str(caught.value)
+
+
 # --- old checkpoints ---------------------------------------------------------------------------
 
 
 def without_checksums(path, keep=()):
     index = json.loads((path / "index.json").read_text())
+    del index["files"]
     for part in native.PARTS:
         for name, entry in index.get(part, {}).items():
             if name not in keep:
@@ -224,7 +351,8 @@ def test_one_entry_without_checksums_is_damage(written, tmp_path):
 
 def test_the_bundled_checkpoint_has_checksums():
     assert native.has_checksums(NANO)
-    assert [part.problems for part in verify(NANO)] == [[], []]
+    assert set(native.read_index(NANO)["files"]) == {"config.json", "tokenizer.json"}
+    assert [part.problems for part in verify(NANO)] == [[], [], []]
 
 
 # --- reading -----------------------------------------------------------------------------------
@@ -321,11 +449,12 @@ def published_with(directory, value, key="language_model.lm_head.weight"):
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_every_way_in_names_weights_that_are_not_finite(tmp_path, value):
     source = published_with(tmp_path / "source", value)
-    names = r"lm_head/kernel: 1 numbers"
+    names = rf"(?s)^{source}/model\.safetensors: .*\n  language_model\.lm_head\.weight: 1 numbers$"
     with pytest.raises(CheckpointError, match=names):
         import_published(source, tmp_path / "refused")
     with pytest.raises(CheckpointError, match=names):
         UniXPipeline.from_pretrained(source, compilation_cache=False)
+    names = rf"(?s)^{tmp_path}/jax.*lm_head/kernel: 1 numbers$"
     import_published(source, tmp_path / "jax", allow_non_finite=True)
     with pytest.raises(CheckpointError, match=names):
         UniXPipeline.from_pretrained(tmp_path / "jax", compilation_cache=False)
@@ -341,6 +470,64 @@ def test_every_way_in_names_weights_that_are_not_finite(tmp_path, value):
     assert problems == ["params/lm_head/kernel: 1 numbers are NaN or infinite"]
     cast(tmp_path / "jax", tmp_path / "cast", "bfloat16", allow_non_finite=True)
     export_published(tmp_path / "jax", tmp_path / "out", allow_non_finite=True)
+
+
+UP = "language_model.model.layers.1.mlp.up_proj.weight"
+
+
+def test_layers_that_are_not_finite_are_named(tmp_path):
+    source = published_with(tmp_path / "source", np.nan, UP)
+    for run in (
+        lambda: import_published(source, tmp_path / "refused"),
+        lambda: import_published(source, tmp_path / "refused", "bfloat16"),
+        lambda: load_model(source),
+    ):
+        with pytest.raises(CheckpointError, match=rf"\n  {re.escape(UP)}: 1 numbers$") as caught:
+            run()
+        assert str(caught.value).startswith(f"{source}/model.safetensors: expected finite")
+        assert "1 array holds" in str(caught.value)
+    assert [part.checksums for part in verify(source)] == [False, True]
+    assert [line for part in verify(source) for line in part.problems] == [
+        f"{UP}: 1 numbers are NaN or infinite"
+    ]
+    import_published(source, tmp_path / "jax", allow_non_finite=True)
+    ours = "decoder/layers/und/up_proj/kernel, layer 1: 1 numbers"
+    for run, start in (
+        (lambda: cast(tmp_path / "jax", tmp_path / "refused", "bfloat16"), "/params: "),
+        (lambda: export_published(tmp_path / "jax", tmp_path / "refused"), ": "),
+        (lambda: load_model(tmp_path / "jax"), "/params: "),
+    ):
+        with pytest.raises(CheckpointError, match=f"{ours}$") as caught:
+            run()
+        assert str(caught.value).startswith(f"{tmp_path}/jax{start}expected finite")
+    assert {path.name for path in tmp_path.iterdir()} == {"source", "jax"}
+
+
+def test_the_shard_and_the_autoencoder_are_named(tmp_path):
+    from unix_jax.checkpoints.formats.readers import open_tensors
+    from unix_jax.checkpoints.formats.writers import write_safetensors, write_torch_zip
+
+    source = published_with(tmp_path / "source", np.inf, UP)
+    with open_tensors(source / "model.safetensors") as opened:
+        tensors = {key: np.array(opened.read(key)) for key in opened}
+    names = {key: f"model-0000{i % 2 + 1}-of-00002.safetensors" for i, key in enumerate(tensors)}
+    for name in set(names.values()):
+        write_safetensors(source / name, {k: tensors[k] for k in tensors if names[k] == name})
+    (source / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=re.escape(f"\n  {names[UP]}: {UP}: 1 numbers")):
+        import_published(source, tmp_path / "refused")
+    shutil.rmtree(source)
+    shutil.copytree(GOLDEN, source)
+    file = source / "vae" / "kl-f16d16.ckpt"
+    with open_tensors(file) as opened:
+        tensors = {key: np.array(opened.read(key)) for key in opened}
+    tensors["encoder.conv_in.weight"][0] = np.nan
+    write_torch_zip(file, tensors)
+    with pytest.raises(
+        CheckpointError, match=r"\n  encoder\.conv_in\.weight: 27 numbers"
+    ) as caught:
+        import_published(source, tmp_path / "refused")
+    assert str(caught.value).startswith(f"{file}: expected finite")
 
 
 def test_unused_tensors_may_be_what_they_like(tmp_path):
@@ -368,7 +555,7 @@ def test_the_command_line_says_it_and_takes_the_option(tmp_path, capsys):
 
     source = published_with(tmp_path / "source", np.nan)
     assert main(["import", str(source), str(tmp_path / "jax")]) == 1
-    assert "lm_head/kernel: 1 numbers" in capsys.readouterr().err
+    assert "language_model.lm_head.weight: 1 numbers" in capsys.readouterr().err
     assert main(["import", str(source), str(tmp_path / "jax"), "--allow-non-finite"]) == 0
     assert main(["cast", str(tmp_path / "jax"), str(tmp_path / "half")]) == 1
     assert main(["export", str(tmp_path / "jax"), str(tmp_path / "out")]) == 1
@@ -415,7 +602,7 @@ def test_a_tree_that_does_not_fit_is_one_error_and_nothing_is_written(tmp_path, 
 def test_info_verify_names_every_damaged_array(written, tmp_path, capsys):
     path = Path(shutil.copytree(written / "save", tmp_path / "c"))
     assert cli.main(["info", "--verify", str(path)]) == 0
-    assert capsys.readouterr().out.count("good") == 2
+    assert capsys.readouterr().out.count("good") == 3
     first = path / "params" / "vision.pos_embed" / "0.0.0"
     second = path / "vae" / "encoder.conv_in.bias" / "0"
     with flipped(first, 5), flipped(second, 6):
@@ -432,7 +619,7 @@ def test_info_verify_reads_a_run(store_directory, written, tmp_path, capsys):
     (run / "run.json").write_text("{}")
     shutil.copytree(written / "save", run / "export")
     assert cli.main(["info", "--verify", str(run)]) == 0
-    assert capsys.readouterr().out.count("good") == 4
+    assert capsys.readouterr().out.count("good") == 5
     state = run / "checkpoints" / "1" / "state"
     file = max((f for f in state.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
     with flipped(file, 99):

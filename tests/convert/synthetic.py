@@ -89,7 +89,7 @@ def write_published(
 
 
 def write_nested(path: Path, value: dict[str, Any]) -> None:
-    """What `torch.save` writes of dictionaries of arrays, at any depth, and plain values."""
+    """What `torch.save` writes of dictionaries and lists at any depth, arrays, and plain values."""
     storages: list[bytes] = []
     names = {kind: name for name, kind in STORAGES.items() if name != "UntypedStorage"}
 
@@ -102,6 +102,8 @@ def write_nested(path: Path, value: dict[str, Any]) -> None:
     def program(item: Any) -> bytes:
         if isinstance(item, dict):
             return b"}" + b"".join(plain(key) + program(x) + b"s" for key, x in item.items())
+        if isinstance(item, list):
+            return b"]" + b"".join(program(part) + b"a" for part in item)
         if not isinstance(item, np.ndarray):
             return plain(item)
         storages.append(np.ascontiguousarray(item).tobytes())

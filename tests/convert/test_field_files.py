@@ -342,6 +342,136 @@ def test_the_average_of_latent_diffusion_code(source, capsys, prefix):
     np.testing.assert_array_equal(kernel("--weights", "ema"), plain + 1)
 
 
+OPTIMIZER = {
+    "state": {0: {"exp_avg": np.ones(3, np.float32)}, 1: {"step": np.ones((), np.float32)}},
+    "param_groups": [{"lr": 0.1, "params": [0, 1]}],
+}
+
+
+@pytest.mark.parametrize(
+    ("plain", "average"),
+    [
+        ("params", "params_ema"),
+        ("net", "ema_model"),
+        ("generator", "averaged"),
+        ("model", "swa"),
+        ("G", "G_ema"),
+        ("weights", "modelEMA"),
+        ("student", "polyak_avg"),
+        ("anything", "shadow"),
+    ],
+)
+@pytest.mark.parametrize("start", ["", "checkpoint.inner."])
+def test_weights_under_any_name_precede_an_average(tmp_path, plain, average, start):
+    few = dict(list(TENSORS.items())[:9])
+    file = {average: changed(few), plain: few, "opt": OPTIMIZER, "epoch": 3}
+    for name in reversed(start.split(".")[:-1]):
+        file = {name: file}
+    path = tmp_path / "model.pt"
+    write_nested(path, file)
+    used = f"used `{start}{plain}` (9 tensors), not `{start}{average}` (9 tensors)"
+    key = next(iter(few))
+
+    def read(wanted):
+        opened, lines = notes(lambda: open_tensors(path, wanted, UNIX_NAMES))
+        with opened:
+            return np.array(opened.read(key)), lines, (opened.averaged, opened.named)
+
+    for wanted, offset, named in (
+        (None, 0, False),
+        ("model", 0, False),
+        ("ema", 1, False),
+        (f"{start}{plain}", 0, plain != "model" or bool(start)),
+        (average, 1, True),
+        (f"{start}{average}", 1, True),
+    ):
+        found, lines, signs = read(wanted)
+        np.testing.assert_array_equal(found, (few[key] + offset).astype(found.dtype))
+        assert signs == (bool(offset), named)
+        assert len(lines) == 1
+        assert offset or lines == [f"{path}: {used}"]
+
+
+def test_an_average_alone_is_said(source, capsys):
+    (source / "model.safetensors").unlink()
+    write_nested(source / "model.pt", {"swa": changed(TENSORS)})
+    np.testing.assert_array_equal(import_head(source), HEAD + 1)
+    used = f"used `swa` ({len(TENSORS)} tensors), an average; found no other state dict"
+    assert used in capsys.readouterr().err
+    assert main(["import", str(source), str(source.parent / "x"), "--weights", "model"]) == 1
+    assert "expected weights that are no average" in capsys.readouterr().err
+
+
+def test_sets_that_fit_equally_are_named_and_chosen_by_name(source, capsys):
+    (source / "model.safetensors").unlink()
+    file = {
+        "student": TENSORS,
+        "teacher": changed(TENSORS),
+        "discriminator": {f"layer{i}": np.ones(2, np.float32) for i in range(500)},
+        "optim": {"exp_avg": changed(TENSORS)},
+    }
+    write_nested(source / "model.pt", file)
+    for arguments in ([], ["--weights", "model"]):
+        assert main(["import", str(source), str(source.parent / "x"), *arguments]) == 1
+        said = capsys.readouterr().err
+        count = len(TENSORS)
+        assert f"found 2 that fit equally: `student` ({count} tensors), `teacher`" in said
+        assert "--weights NAME" in said
+        assert "discriminator" not in said
+    np.testing.assert_array_equal(import_head(source, "--weights", "teacher"), HEAD + 1)
+    assert f"used `teacher` ({count} tensors), not `student`" in capsys.readouterr().err
+    assert main(["import", str(source), str(source.parent / "x"), "--weights", "other"]) == 1
+    assert "fit equally" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("known", [frozenset(), UNIX_NAMES])
+def test_weights_in_lists_and_under_integers(tmp_path, known):
+    few = dict(list(TENSORS.items())[:9])
+    path = tmp_path / "model.pt"
+    for entries, name in (
+        ({"epochs": {7: few}}, "epochs.0"),  # its position
+        ({"models": [3, few]}, "models.1"),
+        ({"all": [{"net": few}]}, "all.0.net"),
+    ):
+        write_nested(path, {"ema": changed(few), "opt": OPTIMIZER, **entries})
+        opened, lines = notes(lambda: open_tensors(path, known=known))
+        with opened:
+            assert not opened.averaged
+            assert lines == [f"{path}: used `{name}` (9 tensors), not `ema` (9 tensors)"]
+
+
+def test_several_averages_are_chosen_by_name(source, capsys):
+    (source / "model.safetensors").unlink()
+    write_nested(
+        source / "model.pt", {"net": TENSORS, "ema_1": changed(TENSORS), "ema_2": changed(TENSORS)}
+    )
+    np.testing.assert_array_equal(import_head(source), HEAD)
+    assert main(["import", str(source), str(source.parent / "x"), "--weights", "ema"]) == 1
+    assert "found 2 that fit equally: `ema_1`" in capsys.readouterr().err
+    np.testing.assert_array_equal(import_head(source, "--weights", "ema_2"), HEAD + 1)
+
+
+def test_a_prefix_is_chosen_by_its_name(source, capsys):
+    both = {f"one.{key}": value for key, value in TENSORS.items()}
+    both |= {f"two.net.{key}": value for key, value in changed(TENSORS).items()}
+    save_file(both, source / "model.safetensors")
+    np.testing.assert_array_equal(import_head(source, "--weights", "one"), HEAD)
+    np.testing.assert_array_equal(import_head(source, "--weights", "two.net"), HEAD + 1)
+    assert f"not {len(TENSORS)} others" in capsys.readouterr().err
+
+
+def test_a_name_that_nothing_has(source, capsys):
+    arguments = ["import", str(source), str(source.parent / "x"), "--weights"]
+    assert main([*arguments, "teacher"]) == 1
+    said = capsys.readouterr().err
+    assert "found 'teacher', which is in none of model.safetensors, kl-f16d16.ckpt" in said
+    for where in ("gs://bucket/x.pt", "s3://b/teacher"):
+        assert main([*arguments, where]) == 1
+        assert "remote paths are not supported yet" in capsys.readouterr().err
+        with pytest.raises(UniXError, match=r"--weights: .*remote paths are not supported"):
+            import_published(source, source.parent / "x", weights=where)
+
+
 def test_an_average_that_is_not_there(source, capsys):
     assert main(["import", str(source), str(source.parent / "out"), "--weights", "ema"]) == 1
     assert "expected an average of the weights (--weights ema)" in capsys.readouterr().err
@@ -560,8 +690,11 @@ def test_links_that_leave_the_source(tmp_path, source, name, chain):
     (source / name).symlink_to(target)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SourceNote)
-        with pytest.raises(CheckpointError, match=r"links that leave it: .*private"):
+        with pytest.raises(CheckpointError, match=r"links that leave it: .*private") as caught:
             import_published(source, tmp_path / "out")
+    links = str(caught.value).partition("leave it: ")[2].partition("; ")[0].split(", ")
+    assert len(set(links)) == len(links)
+    assert "or name a weight file with --weights FILE" in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 

@@ -1,11 +1,15 @@
 """Lazy readers: what they read equals what was written, and broken files get one clear error."""
 
 import json
+import struct
+import zipfile
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from unix_jax.checkpoints.formats.readers import TensorInfo, open_tensors
@@ -272,3 +276,84 @@ def test_describe_this_projects_layout(tmp_path, monkeypatch, capsys):
 def test_describe_a_directory_of_something_else(tmp_path):
     with pytest.raises(CheckpointError, match="expected a checkpoint of this project, or"):
         describe(tmp_path)
+
+
+# --- checksums of a zip --------------------------------------------------------------------------
+
+
+def _read_all(path: Path) -> dict[str, np.ndarray]:
+    with open_tensors(path) as source:
+        return {key: np.array(source.read(key)) for key in source}
+
+
+def _stored_spans(path: Path) -> list[tuple[str, int, int]]:
+    """(member, offset of its data, size) of a zip."""
+    spans = []
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            header = path.read_bytes()[member.header_offset :][:30]
+            start = member.header_offset + 30 + sum(struct.unpack("<HH", header[26:]))
+            spans.append((member.filename, start, member.file_size))
+    return spans
+
+
+@settings(max_examples=60, deadline=None)
+@given(number=st.integers(0, 100), bit=st.integers(0, 2**30))
+def test_one_flipped_bit_in_a_zip_is_found(tmp_path_factory, number, bit):
+    path = tmp_path_factory.mktemp("zip") / "model.pt"
+    write_torch_zip(path, {key: x for key, x in _arrays().items() if x.size})
+    spans = [s for s in _stored_spans(path) if "/data" in s[0] and s[2]]
+    _, start, size = spans[number % len(spans)]
+    data = bytearray(path.read_bytes())
+    data[start + bit // 8 % size] ^= 1 << bit % 8
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError) as caught:
+        _read_all(path)
+    assert str(path) in str(caught.value)
+    assert "content changed since the file was written: expected CRC-32" in str(caught.value)
+
+
+def test_a_changed_tensor_of_a_zip_is_named_and_the_others_are_read(tmp_path):
+    path = tmp_path / "model.pt"
+    write_torch_zip(path, _arrays())
+    (_, start, _) = next(s for s in _stored_spans(path) if s[0].endswith("data/0"))
+    data = bytearray(path.read_bytes())
+    data[start] ^= 1
+    path.write_bytes(data)
+    with open_tensors(path) as source:
+        assert source.read("b.weight").size == 5
+        with pytest.raises(CheckpointError, match=r"'a\.weight': content changed"):
+            source.read("a.weight")
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_zip_packed_anew_is_verified_too(tmp_path, compression):
+    write_torch_zip(tmp_path / "a.pt", _arrays())
+    with (
+        zipfile.ZipFile(tmp_path / "a.pt") as old,
+        zipfile.ZipFile(tmp_path / "b.pt", "w", compression) as new,
+    ):
+        for member in old.infolist():
+            new.writestr(member.filename, old.read(member))
+    found = _read_all(tmp_path / "b.pt")
+    assert all(found[key].tobytes() == x.tobytes() for key, x in _arrays().items())
+    data = (tmp_path / "b.pt").read_bytes()
+    with zipfile.ZipFile(tmp_path / "b.pt") as archive:
+        crc = struct.pack("<I", archive.getinfo("a/data/0").CRC)
+    assert data.count(crc) == 2
+    (tmp_path / "b.pt").write_bytes(data.replace(crc, b"\1\2\3\4"))
+    with pytest.raises(CheckpointError, match="content changed"):
+        _read_all(tmp_path / "b.pt")
+
+
+def test_a_zip_without_checksums_is_read(tmp_path):
+    """`torch.serialization.set_crc32_options(False)` writes 0."""
+    path = tmp_path / "a.pt"
+    write_torch_zip(path, _arrays())
+    data = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if member.CRC:
+                data = data.replace(struct.pack("<I", member.CRC), bytes(4))
+    path.write_bytes(data)
+    assert _read_all(path)["b.weight"].size == 5

@@ -387,8 +387,12 @@ def test_where_the_state_dict_is_found(tmp_path):
         path = _zip(tmp_path / "x.bin", under(*names), {"0": DATA})
         with open_tensors(path) as source:
             assert source.keys() == ["w"]
-    path = _zip(tmp_path / "x.bin", under("weights"), {"0": DATA})
-    with pytest.raises(CheckpointError, match="found 'weights'"):
+    for names in [("weights",), ("net", "inner", "more"), ("epoch", "params")]:
+        path = _zip(tmp_path / "x.bin", under(*names), {"0": DATA})
+        with open_tensors(path) as source:
+            assert source.keys() == ["w"]
+    path = _zip(tmp_path / "x.bin", under("optimizer"), {"0": DATA})
+    with pytest.raises(CheckpointError, match="found entries 'optimizer' without one"):
         open_tensors(path)
     path = _zip(tmp_path / "x.bin", pickle.dumps([1], 2), {})
     with pytest.raises(CheckpointError, match="expected a state dict, found a list"):

@@ -169,7 +169,10 @@ def load_chexbert(
     source = weights.parent / "config.json"
     config = read_bert_config(read_json(source), str(source)) if source.exists() else BertConfig()
     with unwrapped(
-        open_tensors(weights), CHEXBERT_NAMES, keep=_UNUSED.fullmatch, usual=_PREFIX
+        open_tensors(weights, known=CHEXBERT_NAMES),
+        CHEXBERT_NAMES,
+        keep=_UNUSED.fullmatch,
+        usual=_PREFIX,
     ) as tensors:
         table = check_chexbert(config, tensors)
         return config, place_tree(

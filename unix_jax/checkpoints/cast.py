@@ -52,6 +52,7 @@ def cast(
         vae,
         copies=native.carried_files(source),
         allow_non_finite=allow_non_finite,
+        sources={part: str(source / part) for part in ("params", "vae")},
         progress=None if progress is None else lambda done: progress(done, total),
     )
 

@@ -138,7 +138,9 @@ def load_dinov2(
       CheckpointError, ConfigError: files that are missing, broken, or do not fit each other.
     """
     config = load_dinov2_config(path)
-    with unwrapped(open_tensors(Path(path)), DINOV2_NAMES, keep=_UNUSED.fullmatch) as tensors:
+    with unwrapped(
+        open_tensors(Path(path), known=DINOV2_NAMES), DINOV2_NAMES, keep=_UNUSED.fullmatch
+    ) as tensors:
         check_dinov2(config, tensors)
         return config, place_tree(
             table_leaves(dinov2_table(config), tensors), dtype, shardings, source=str(tensors.path)

@@ -7,7 +7,6 @@ order, same types. One that was trained here gives `model.safetensors` and
 
 import concurrent.futures
 import functools
-import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,7 +27,7 @@ from unix_jax.checkpoints.table import Entry, unix_table, vae_table
 from unix_jax.errors import CheckpointError
 from unix_jax.models.embeddings import sincos_table_2d
 from unix_jax.storage.files import atomic_directory
-from unix_jax.storage.json_file import write_json
+from unix_jax.storage.json_file import read_json, write_json
 
 # Called with (bytes done since the last call, bytes in all).
 Progress = Callable[[int, int], None]
@@ -91,7 +90,7 @@ def export_published(
             if not allow_non_finite:
                 check.require(str(directory))
             if not layout["kept"]:
-                _correct_total_size(target, files)
+                _correct_total_size(directory / "source", target, files)
         except OSError as error:
             raise CheckpointError(f"{out}: cannot be written: {error.strerror or error}") from error
 
@@ -243,12 +242,18 @@ def _write_file(target: Path, file: Mapping[str, Any], written: list[Written]) -
         write_torch_zip(path, written, under=file["under"])
 
 
-def _correct_total_size(target: Path, files: list[tuple[dict[str, Any], list[Written]]]) -> None:
+def _correct_total_size(
+    origin: Path, target: Path, files: list[tuple[dict[str, Any], list[Written]]]
+) -> None:
     """An index of shards states the bytes of all tensors, which another dtype changes."""
     size = sum(
         info.nbytes for file, written in files if "/" not in file["name"] for _, info, _ in written
     )
     for path in target.glob("*.index.json"):
-        index = json.loads(path.read_text(encoding="utf-8"))
-        index["metadata"] = {**index.get("metadata", {}), "total_size": size}
-        write_json(path, index)
+        index = read_json(origin / path.name)
+        metadata = index.get("metadata", {}) if isinstance(index, dict) else None
+        if not isinstance(metadata, dict):
+            raise CheckpointError(
+                f"{origin / path.name}: expected an object whose `metadata` is an object"
+            )
+        write_json(path, {**index, "metadata": metadata | {"total_size": size}})

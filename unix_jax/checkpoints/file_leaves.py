@@ -52,7 +52,13 @@ def entry_leaf(entry: Entry, tensors: TensorSource, dtype: Any = None) -> Leaf:
                 read_one(entry.keys[layer], index[1:], array[position])
         return array
 
-    return Leaf(entry.stacked_shape, kind, read)
+    return Leaf(entry.stacked_shape, kind, read, tuple(_name(tensors, key) for key in entry.keys))
+
+
+def _name(tensors: TensorSource, key: str) -> str:
+    """A tensor's key, with its file where that is a shard."""
+    file = tensors.file_of(key)
+    return key if file == tensors.path else f"{file.name}: {key}"
 
 
 def raw_leaf(tensors: TensorSource, key: str) -> Leaf:

@@ -34,7 +34,7 @@ from unix_jax.checkpoints.published import (
     open_vae,
     parse_dtype,
     read_configurations,
-    require_average,
+    require_wanted,
     verbatim_files,
 )
 from unix_jax.checkpoints.published_config import from_published
@@ -91,7 +91,8 @@ def import_janus(
       latent_patch_size: latents along one side of a token; by default the published one.
       seed: of the fresh parameters.
       allow_non_finite: write weights that are NaN or infinite.
-      weights: `model`, `ema` or a weight file, as of `import_published`.
+      weights: `model`, `ema`, a name or a weight file, as of `import_published`; of the weights
+        of Janus-Pro only.
       progress: called with (bytes since the last call, bytes in all).
 
     Raises:
@@ -111,9 +112,9 @@ def import_janus(
     config = dataclasses.replace(config, special_tokens=_special_tokens(directory, raw, config))
     kind = parse_dtype(dtype)
     files = find_weights(directory, file or average)
-    with unwrapped(open_weights(files, average), JANUS_NAMES, average, _has_own_name) as tensors:
-        if average == "ema":
-            require_average(directory, (files, tensors))
+    opened = open_weights(files, average, JANUS_NAMES)
+    with unwrapped(opened, JANUS_NAMES, average, _has_own_name) as tensors:
+        require_wanted(directory, average, (files, tensors))
         _check(config, raw, tensors, directory)
         leaves = _start(config, tensors, kind, seed)
         inside = [directory / "config.json", directory / "tokenizer.json"]
@@ -135,14 +136,19 @@ def import_janus(
             copies=[(p, n) for p, n in verbatim_files(directory) if n in native.TOKENIZER_FILES],
         )
         total = sum(leaf.nbytes for group in (leaves, extras) for leaf in group.values())
+        sources = {"params": str(tensors.path)}
         if vae_file is None:
-            save(progress=_step(progress, total))
+            save(sources=sources, progress=_step(progress, total))
             return
         with open_vae(vae_file) as vae_tensors:
             check_vae(config, raw_vae, vae_tensors, vae_file.paths[0].parent / "config.yaml")
             vae_leaves = table_leaves(vae_table(config.vae), vae_tensors)
             total += sum(leaf.nbytes for leaf in vae_leaves.values())
-            save(vae_params=vae_leaves, progress=_step(progress, total))
+            save(
+                vae_params=vae_leaves,
+                sources=sources | {"vae": str(vae_tensors.path)},
+                progress=_step(progress, total),
+            )
 
 
 def _step(progress: Progress | None, total: int) -> Callable[[int], None] | None:

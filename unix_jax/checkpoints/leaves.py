@@ -34,11 +34,16 @@ _LISTED = 10
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """An array that is read on demand; `read(index)` gives the box `index`, one slice per axis."""
+    """An array that is read on demand; `read(index)` gives the box `index`, one slice per axis.
+
+    names: what its source calls it, for errors: one name, or one per layer of a stack. Empty where
+    the path in our tree is the only name.
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     read: Callable[[Index], np.ndarray]
+    names: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -62,7 +67,7 @@ def cast(leaf: Leaf, dtype: Any) -> Leaf:
         with np.errstate(over="ignore"):
             return leaf.read(index).astype(kind, copy=False)
 
-    return leaf if kind == leaf.dtype else Leaf(leaf.shape, kind, read)
+    return leaf if kind == leaf.dtype else dataclasses.replace(leaf, dtype=kind, read=read)
 
 
 def non_finite_count(array: np.ndarray) -> int:
@@ -98,17 +103,32 @@ class FiniteCheck:
 
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
+        self._owners: dict[str, str] = {}
 
     def watch(self, name: str, leaf: Leaf) -> Leaf:
-        """The same leaf, tested; `name` is what the error says."""
+        """The same leaf, tested; `name` is what the error says where the leaf has no names."""
 
         def read(index: Index) -> np.ndarray:
             array = leaf.read(index)
             if count := non_finite_count(array):
-                self.counts[name] = self.counts.get(name, 0) + count
+                if is_stacked(name) or len(leaf.names) > 1:
+                    first = index[0].indices(leaf.shape[0])[0]
+                    for layer, part in enumerate(array, first):
+                        self._add(name, leaf, layer, non_finite_count(part))
+                else:
+                    self._add(name, leaf, None, count)
             return array
 
-        return Leaf(leaf.shape, leaf.dtype, read)
+        return dataclasses.replace(leaf, read=read)
+
+    def _add(self, name: str, leaf: Leaf, layer: int | None, count: int) -> None:
+        if leaf.names:
+            said = leaf.names[layer or 0]
+        else:
+            said = name if layer is None else f"{name}, layer {layer}"
+        # A tensor of a file may become two leaves, as Janus-Pro's do.
+        if count and self._owners.setdefault(said, name) == name:
+            self.counts[said] = self.counts.get(said, 0) + count
 
     def watch_all(self, leaves: Mapping[str, Leaf]) -> dict[str, Leaf]:
         """All leaves, tested."""
@@ -123,7 +143,7 @@ class FiniteCheck:
         return lines
 
     def require(self, source: str) -> None:
-        """Raises a CheckpointError that names the arrays, if there are any."""
+        """Raises a CheckpointError that names `source` and the arrays, if there are any."""
         if self.counts:
             arrays = "1 array holds" if len(self.counts) == 1 else f"{len(self.counts)} arrays hold"
             raise CheckpointError(
@@ -131,6 +151,11 @@ class FiniteCheck:
                 "(`unix-jax convert` accepts them with --allow-non-finite, functions with "
                 "allow_non_finite=True):" + "".join(f"\n  {line}" for line in self.lines())
             )
+
+
+def is_stacked(path: str) -> bool:
+    """Whether the first axis of an array counts layers."""
+    return "/layers/" in f"/{path}" or "/blocks/" in f"/{path}"
 
 
 def copy_into(target: np.ndarray, source: np.ndarray) -> None:

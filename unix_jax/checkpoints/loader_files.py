@@ -20,7 +20,7 @@ import yaml
 from unix_jax.checkpoints import native
 from unix_jax.checkpoints.formats.yaml_file import read_yaml
 from unix_jax.checkpoints.published_config import from_published, to_published
-from unix_jax.config import UniXConfig
+from unix_jax.config import SpecialTokens, UniXConfig
 from unix_jax.errors import ConfigError
 from unix_jax.preprocessing.transforms import SIGLIP_MEAN, SIGLIP_STD
 from unix_jax.storage.json_file import read_json, write_json
@@ -52,7 +52,7 @@ def write_loader_files(
             copy = target / name.removeprefix("source/")
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, copy)
-    _complete_configuration(target, config, with_vae, keep_yaml=same_weights)
+    _complete_configuration(directory / "source", target, config, with_vae, same_weights)
     if not same_weights:
         for name, values in _processor_files(config).items():
             _write_absent(target / name, values)
@@ -68,16 +68,27 @@ def _write_absent(file: Path, values: Mapping[str, Any]) -> None:
 
 
 def _complete_configuration(
-    target: Path, config: UniXConfig, with_vae: bool, *, keep_yaml: bool
+    origin: Path, target: Path, config: UniXConfig, with_vae: bool, keep_yaml: bool
 ) -> None:
     json_file, yaml_file = target / "config.json", target / "vae" / "config.yaml"
-    source = read_json(json_file) if json_file.exists() else None
-    source_vae = read_yaml(yaml_file)
+    # The copies are equal, but an error has to name the file that the user has.
+    source = read_json(origin / "config.json") if (origin / "config.json").exists() else None
+    source_vae = read_yaml(origin / "vae" / "config.yaml")
     published, vae = to_published(config)
+    pad, vocabulary = config.special_tokens.pad, config.decoder.vocab_size
+    default_pad = pad == SpecialTokens().pad and pad >= vocabulary
+    if default_pad:
+        del published["special_token_ids"]["pad_token_id"]
     for raw, raw_vae in _candidates(source, source_vae, published, vae, keep_yaml):
         if _reads_as(raw, raw_vae, config, with_vae):
             break
     if raw != source:
+        if default_pad and source is None:
+            warnings.warn(
+                f"config.json: pad_token_id: the default {pad} is outside the vocabulary of "
+                f"{vocabulary} tokens: left out of the export",
+                stacklevel=5,
+            )
         write_json(json_file, raw)
     if with_vae and raw_vae != source_vae:
         yaml_file.parent.mkdir(exist_ok=True)
@@ -96,10 +107,39 @@ def _candidates(
         yaml_values = source_vae or {}
         kept = yaml_values if keep_yaml and yaml_values else _merged(vae, yaml_values)
         yield source, kept
-        if "instructions" in published:  # a training teaches its own
-            yield source | {"instructions": published["instructions"]}, kept
+        changed, changed_vae = _changes(source, yaml_values, published, vae)
+        yield _merged(source, changed), _merged(kept, changed_vae)
         yield _merged(source, published), _merged(yaml_values, vae)
     yield published, vae
+
+
+def _changes(
+    source: dict[str, Any],
+    source_vae: dict[str, Any],
+    published: dict[str, Any],
+    vae: dict[str, Any],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The fields that the source does not mean already, such as a training's instructions."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as in `_reads_as`
+        try:
+            before, before_vae = from_published(source, source_vae).to_published()
+        except ConfigError:
+            return published, vae
+    return _difference(published, before), _difference(vae, before_vae)
+
+
+def _difference(now: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of `now` that are others in `before`, mapping by mapping."""
+    changed: dict[str, Any] = {}
+    for name, value in now.items():
+        old = before.get(name)
+        if isinstance(value, Mapping) and isinstance(old, Mapping) and name != "instructions":
+            if inner := _difference(value, old):
+                changed[name] = inner
+        elif value != old or name not in before:
+            changed[name] = value
+    return changed
 
 
 def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """This project's checkpoint directory: Orbax arrays, the configuration, the tokenizer.
 
     config.json       UniXConfig.to_dict()
-    index.json        shape, dtype, chunk and checksums of every array; how the source files were
-                      laid out; of a training run's export, which weights they are (`training`)
+    index.json        shape, dtype, chunk and checksums of every array; size and checksum of every
+                      other file (`files`); how the source files were laid out; of a training run's
+                      export, which weights they are (`training`)
     params/           Orbax: the UniX tree, layers stacked on L
     vae/              Orbax: the autoencoder tree (absent when the checkpoint has none)
     extras/           Orbax: tensors of the source that the model does not use, by source key
@@ -12,7 +13,8 @@
 Plain Orbax reads the array directories: `ocp.StandardCheckpointer().restore(OUT / "params")`.
 Arrays are uncompressed zarr chunks of at most 4 MiB, one layer each at most, so that a device
 reads little more than its own part, and so that a file's size tells whether it is whole. The
-CRC-32 of each file of each array is in index.json and is verified as the file is read.
+CRC-32 of each file of each array is in index.json and is verified as the file is read; so is that
+of each other file, see `unix_jax.checkpoints.recorded_files`.
 """
 
 import os
@@ -24,25 +26,19 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from unix_jax.checkpoints import recorded_files
 from unix_jax.checkpoints.fitting import check_leaves, check_unix_counts, check_vae_counts
 from unix_jax.checkpoints.leaves import FiniteCheck, Index, Leaf, array_leaf, flatten, place_tree
 from unix_jax.checkpoints.orbax_tree import Progress, open_leaf, save_tree
+from unix_jax.checkpoints.recorded_files import TOKENIZER_FILES
+from unix_jax.config import FORMAT as CONFIG_FORMAT
 from unix_jax.config import UniXConfig
 from unix_jax.errors import CheckpointError, ConfigError
-from unix_jax.storage.files import atomic_directory
+from unix_jax.storage.files import atomic_directory, atomic_write
 from unix_jax.storage.json_file import read_json, write_json
 from unix_jax.storage.paths import local_path
 
 FORMAT = "unix-jax-checkpoint-1"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-)
 PARTS = ("params", "vae", "extras")
 
 
@@ -67,6 +63,7 @@ def save(
     copies: Iterable[tuple[Path, str]] = (),
     allow_non_finite: bool = False,
     training: Mapping[str, Any] | None = None,
+    sources: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Writes a checkpoint directory atomically, two leaves in memory at a time.
@@ -83,6 +80,8 @@ def save(
       copies: (file, name inside the checkpoint) of the files to copy verbatim.
       allow_non_finite: write weights that are NaN or infinite.
       training: which weights of a training run these are; any JSON.
+      sources: where `params` and `vae` come from, for the error about weights that are not finite;
+        by default `path`.
       progress: called with the number of bytes of each leaf written.
 
     Raises:
@@ -107,8 +106,9 @@ def save(
                     directory / "vae", vae_check.watch_all(found_vae), progress
                 )
             if not allow_non_finite:
-                check.require(f"{path}: params")
-                vae_check.require(f"{path}: vae")
+                said = {part: f"{path}: {part}" for part in PARTS} | dict(sources or {})
+                check.require(said["params"])
+                vae_check.require(said["vae"])
             kept = extras() if callable(extras) else extras
             if kept:
                 index["extras"] = save_tree(directory / "extras", kept, progress, nested=False)
@@ -116,6 +116,7 @@ def save(
                 (directory / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, directory / name)
             write_json(directory / "config.json", config.to_dict())
+            index[recorded_files.FIELD] = recorded_files.record(directory)
             write_json(directory / "index.json", index)
         except OSError as error:
             raise CheckpointError(
@@ -166,33 +167,86 @@ def carried_files(path: str | os.PathLike[str]) -> list[tuple[Path, str]]:
 
     Tokenizer files and `source/` of a checkpoint directory, or of any directory laid out like it;
     a file is taken for tokenizer.json.
+
+    Raises:
+      CheckpointError: a file that index.json lists is missing or changed.
     """
     directory = Path(path)
     if directory.is_file():
         return [(directory, "tokenizer.json")]
+    entries = recorded_files.read_listed(directory)
+    listed = [name for name in entries if name != recorded_files.CONFIG]
+    recorded_files.require(directory, entries, listed)
     names = [name for name in TOKENIZER_FILES if (directory / name).is_file()]
-    below = sorted(file for file in (directory / "source").rglob("*") if file.is_file())
-    return [(directory / name, name) for name in names] + [
-        (file, str(file.relative_to(directory))) for file in below
+    names += recorded_files.source_names(directory)
+    return [(directory / name, name) for name in names]
+
+
+def accept_files(path: str | os.PathLike[str]) -> list[str]:
+    """Records config.json, the tokenizer files and those in `source/` as they are now.
+
+    Returns:
+      One line for each file that was changed, added or removed since index.json was written.
+
+    Raises:
+      CheckpointError: not a checkpoint, or index.json cannot be written.
+      ConfigError: config.json or another JSON file is broken.
+    """
+    directory = Path(path)
+    index = read_index(directory)
+    before = recorded_files.listed(index, directory / "index.json")
+    _read_config(directory)
+    now = recorded_files.record(directory)
+    for name in now:
+        if name.endswith(".json"):
+            read_json(directory / name)
+    lines = [
+        f"{directory / name}: recorded as {'changed' if name in before else 'added'}"
+        for name, entry in now.items()
+        if entry != before.get(name)
     ]
+    lines += [f"{directory / name}: recorded as removed" for name in before if name not in now]
+    try:
+        with atomic_write(directory / "index.json") as file:
+            write_json(file, index | {recorded_files.FIELD: now})
+    except OSError as error:
+        raise CheckpointError(
+            f"{directory / 'index.json'}: cannot be written: {error.strerror or error}"
+        ) from error
+    return lines
 
 
 # --- reading -----------------------------------------------------------------------------------
 
 
 def is_checkpoint(path: str | os.PathLike[str]) -> bool:
-    """Whether `path` looks like a directory written by `save`."""
-    return (Path(path) / "index.json").is_file() and (Path(path) / "params").is_dir()
+    """Whether `path` looks like a directory written by `save`, also if a part of it is missing."""
+    directory = Path(path)
+    found = [(directory / "index.json").is_file(), (directory / "params").is_dir()]
+    return all(found) or (any(found) and _has_own_config(directory))
+
+
+def _has_own_config(directory: Path) -> bool:
+    try:
+        values = read_json(directory / "config.json")
+    except ConfigError:
+        return False
+    return isinstance(values, dict) and values.get("format") == CONFIG_FORMAT
 
 
 def load_config(path: str | os.PathLike[str]) -> UniXConfig:
     """The configuration of a checkpoint directory.
 
     Raises:
-      CheckpointError: not a directory of this kind.
+      CheckpointError: not a directory of this kind, or config.json changed since it was written.
       ConfigError: config.json is broken.
     """
     _require_directory(Path(path))
+    recorded_files.verified(path, recorded_files.CONFIG)
+    return _read_config(path)
+
+
+def _read_config(path: str | os.PathLike[str]) -> UniXConfig:
     file = Path(path) / "config.json"
     values = read_json(file)
     if not isinstance(values, Mapping):
@@ -273,6 +327,10 @@ def read_index(path: str | os.PathLike[str]) -> dict[str, Any]:
     directory = Path(path)
     _require_directory(directory)
     file = directory / "index.json"
+    if not file.is_file():
+        raise CheckpointError(
+            f"{file}: expected this file, which lists the arrays of a checkpoint, found none"
+        )
     index = read_json(file, CheckpointError)
     if not isinstance(index, dict) or index.get("format") != FORMAT:
         found = index.get("format") if isinstance(index, dict) else type(index).__name__
@@ -291,6 +349,7 @@ def read_index(path: str | os.PathLike[str]) -> dict[str, Any]:
                 raise CheckpointError(f"{file}: {part}.{name}: crc32: expected file: number")
     if "params" not in index:
         raise CheckpointError(f"{file}: params: missing")
+    recorded_files.listed(index, file)
     return index
 
 
@@ -301,7 +360,7 @@ def _are_checksums(value: Any) -> bool:
 
 
 def has_checksums(path: str | os.PathLike[str]) -> bool:
-    """Whether index.json has the checksums of the arrays, as all but old checkpoints do."""
+    """Whether index.json has the checksums of the arrays, as all except old checkpoints do."""
     index = read_index(path)
     return any("crc32" in entry for part in PARTS for entry in index.get(part, {}).values())
 

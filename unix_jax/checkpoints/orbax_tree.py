@@ -26,7 +26,7 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from orbax.checkpoint import type_handlers
 
-from unix_jax.checkpoints.leaves import Index, Leaf, array_leaf, unflatten
+from unix_jax.checkpoints.leaves import Index, Leaf, array_leaf, is_stacked, unflatten
 from unix_jax.errors import CheckpointError
 from unix_jax.storage.json_file import read_json
 
@@ -82,10 +82,6 @@ def _batches(leaves: Sequence[Leaf]) -> list[range]:
     return [range(*ends) for ends in itertools.pairwise([*starts, len(leaves)])]
 
 
-def _is_stacked(path: str) -> bool:
-    return "/layers/" in f"/{path}" or "/blocks/" in f"/{path}"
-
-
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without Orbax's warnings about features that this checkpoint leaves out on purpose."""
@@ -131,7 +127,7 @@ def save_tree(
     save_args = {
         path: ocp.SaveArgs(
             chunk_byte_size=CHUNK_BYTES,
-            shard_axes=(0,) if _is_stacked(path) and leaf.nbytes > CHUNK_BYTES else (),
+            shard_axes=(0,) if is_stacked(path) and leaf.nbytes > CHUNK_BYTES else (),
         )
         for path, leaf in written.items()
     }

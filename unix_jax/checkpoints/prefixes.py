@@ -8,6 +8,7 @@ What belongs to a name is told by the keys of the table: `model.` is removed fro
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,21 @@ def known_names(table: Iterable[Entry]) -> frozenset[str]:
     return frozenset(_first_layer(key) for entry in table for key in entry.keys[:1])
 
 
+def known_count(keys: Iterable[str], known: frozenset[str]) -> int:
+    """How many of the keys have a name of the table, whatever wraps it or stands before it."""
+    return sum(_start(key, known) is not None for key in keys)
+
+
+def _start(key: str, known: frozenset[str]) -> tuple[str, str] | None:
+    """(the prefix of a key, the name of the table after it), or None."""
+    parts = _without(key, _WRAPPERS | {_PARALLEL}).split(".")
+    for start in range(min(len(parts), _MAX_PREFIX)):
+        name = _first_layer(".".join(parts[start:]))
+        if name in known:
+            return "".join(f"{part}." for part in parts[:start]), name
+    return None
+
+
 def _first_layer(key: str) -> str:
     return re.sub(r"\.[0-9]+(?=\.)", ".0", key)
 
@@ -61,12 +77,13 @@ def unwrapped(
     """The tensors under the table's names; what was removed from the keys or left out is said.
 
     A file may hold several copies of the weights under different prefixes, as `model.` and
-    `ema.`; the average is taken where `wanted` is `ema`, or where there is nothing else.
+    `ema.`; the average is taken where `wanted` is `ema`, or where there is nothing else. Another
+    `wanted` is the name of the prefix to take, unless it has chosen among state dicts already.
 
     Args:
       tensors: the source as it was opened; it is closed with the result, or on an error.
       known: the table's names, of `known_names`.
-      wanted: `model`, `ema`, or anything else for no preference.
+      wanted: `model`, `ema`, the name of a prefix, or None.
       keep: whether a key that the table lacks has a name of its own that is not to be touched.
       usual: the prefix of the published file; where it is the only one, the keys keep it.
 
@@ -74,7 +91,7 @@ def unwrapped(
       CheckpointError: two keys become one name, or several prefixes fit equally.
     """
     try:
-        names, averaged = _names(tensors, known, wanted, keep, usual)
+        names, averaged = _names(tensors, known, None if tensors.named else wanted, keep, usual)
     except BaseException:
         tensors.close()
         raise
@@ -174,12 +191,8 @@ def _prefixes(
     """The prefix under which the weights lie, those of parts of them, and those of copies."""
     found: dict[str, set[str]] = {}
     for key in keys:
-        parts = _without(key, {_PARALLEL}).split(".")
-        for start in range(min(len(parts), _MAX_PREFIX)):
-            name = _first_layer(".".join(parts[start:]))
-            if name in known:
-                found.setdefault("".join(f"{part}." for part in parts[:start]), set()).add(name)
-                break
+        if start := _start(key, known):
+            found.setdefault(start[0], set()).add(start[1])
     if not found:
         return "", [], []
     most = max(map(len, found.values()))
@@ -191,7 +204,14 @@ def _prefixes(
             f"{tensors.path}: expected weights that are no average (--weights model), found "
             f"only those under {', '.join(shortened([quoted(prefix) for prefix in averages]))}"
         )
-    candidates = (averages or weights) if wanted == "ema" else (weights or averages)
+    if len(whole) > 1:
+        prefixes = tuple(f"{quoted(prefix)} ({len(found[prefix])} names)" for prefix in whole)
+        tensors.sets = (*tensors.sets, *prefixes)
+    named = [prefix for prefix in whole if wanted and wanted in (prefix[:-1], *prefix.split("."))]
+    if named and wanted not in ("model", "ema"):
+        tensors.named, candidates = True, named
+    else:
+        candidates = (averages or weights) if wanted == "ema" else (weights or averages)
     chosen = "" if "" in candidates else max(candidates, key=lambda prefix: len(found[prefix]))
     # A hostile file has as many as keys.
     frequent = sorted(found, key=lambda prefix: len(found[prefix]), reverse=True)[:_MAX_PREFIXES]
@@ -205,7 +225,8 @@ def _prefixes(
     if equal and chosen:
         raise CheckpointError(
             f"{tensors.path}: expected the weights under one prefix, found them under "
-            f"{', '.join(shortened([quoted(prefix) for prefix in (chosen, *equal)]))}"
+            f"{', '.join(shortened([quoted(prefix) for prefix in (chosen, *equal)]))}; name one "
+            "with --weights NAME of `unix-jax convert`"
         )
     # Longest first, since one may begin with another; the empty one is no sign of a copy.
     ordered = sorted((prefix for prefix in others if prefix), key=len, reverse=True)
@@ -260,6 +281,9 @@ class _Renamed(TensorSource):
         self.metadata = tensors.metadata
         self.skipped = tensors.skipped
         self.averaged = averaged
+        self.named = tensors.named
+        self.checksums = tensors.checksums
+        self.sets = tensors.sets
         self._tensors = tensors
         self._names = names
 
@@ -279,6 +303,9 @@ class _Renamed(TensorSource):
 
     def release(self, key: str) -> None:
         self._tensors.release(self._key(key))
+
+    def file_of(self, key: str) -> Path:
+        return self._tensors.file_of(self._key(key))
 
     def files(self) -> list[tuple[str, list[str]]]:
         names = {key: name for name, key in self._names.items()}

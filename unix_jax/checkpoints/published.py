@@ -23,12 +23,13 @@ from unix_jax.checkpoints.export import export_published
 from unix_jax.checkpoints.file_leaves import inexact_keys, infos, raw_leaf, table_leaves
 from unix_jax.checkpoints.fitting import raise_listing
 from unix_jax.checkpoints.formats.readers import open_weights
-from unix_jax.checkpoints.formats.tensor_source import TensorSource, note
+from unix_jax.checkpoints.formats.tensor_source import AVERAGE_WORDS, TensorSource, note, quoted
 from unix_jax.checkpoints.formats.weight_files import (
     DIRECTORY_NAMES,
     WEIGHT_SUFFIXES,
     WeightFiles,
     find_weights,
+    is_file_name,
     weight_files,
 )
 from unix_jax.checkpoints.formats.yaml_file import read_yaml
@@ -39,9 +40,10 @@ from unix_jax.checkpoints.sizes import unix_disagreements, vae_disagreements
 from unix_jax.checkpoints.source_files import refuse_links_out, wanted_files
 from unix_jax.checkpoints.table import UNUSED, VAE_DROPPED, Entry, unix_table, vae_table
 from unix_jax.config import AutoencoderConfig, UniXConfig
-from unix_jax.errors import CheckpointError, ConfigError
+from unix_jax.errors import CheckpointError, ConfigError, shortened
 from unix_jax.models.embeddings import sincos_table_2d
 from unix_jax.storage.json_file import read_json, write_json
+from unix_jax.storage.paths import refuse_url
 
 __all__ = ["PublishedSource", "export_published", "import_published", "load_published"]
 
@@ -74,8 +76,8 @@ class PublishedSource:
 
     Args:
       source: the directory, or a weight file in it.
-      wanted: `model`, `ema` or a weight file, as of `find_weights`; `model` and `ema` apply to the
-        autoencoder as well.
+      wanted: `model`, `ema`, a weight file, or the name of an entry or a prefix in one; all except
+        a file apply to the autoencoder as well.
       max_latent_size: a larger side of the latent position table, in tokens.
 
     Raises:
@@ -101,15 +103,14 @@ class PublishedSource:
         self.weights = find_weights(self.directory, file or kind)
         self.vae_weights = find_vae_weights(self.directory / "vae", kind)
         self.tensors = unwrapped(
-            open_weights(self.weights, kind), UNIX_NAMES, kind, UNUSED.fullmatch
+            open_weights(self.weights, kind, UNIX_NAMES), UNIX_NAMES, kind, UNUSED.fullmatch
         )
         self.vae: TensorSource | None = None
         try:
             if self.vae_weights:
                 self.vae = open_vae(self.vae_weights, kind)
-            if kind == "ema":
-                opened = (self.weights, self.tensors, self.vae_weights, self.vae)
-                require_average(self.directory, opened)
+            opened = (self.weights, self.tensors, self.vae_weights, self.vae)
+            require_wanted(self.directory, kind, opened)
             if max_latent_size is not None:
                 self._raise_max_latent_size(max_latent_size)
         except BaseException:
@@ -234,6 +235,11 @@ class PublishedSource:
         """The autoencoder's parameters by path, in the file's types, or None."""
         return None if self.vae is None else table_leaves(vae_table(self.config.vae), self.vae)
 
+    def sources(self) -> dict[str, str]:
+        """The files of the model's tensors (`params`) and of the autoencoder's (`vae`)."""
+        parts = (("params", self.tensors), ("vae", self.vae))
+        return {part: str(tensors.path) for part, tensors in parts if tensors is not None}
+
     def extras(self) -> dict[str, Leaf]:
         """The tensors that the model does not use, by their own keys."""
         return {
@@ -326,15 +332,20 @@ def read_configurations(directory: Path) -> tuple[dict[str, Any], dict[str, Any]
 
 
 def chosen_source(source: Path, wanted: str | None = None) -> tuple[Path, str | None, str | None]:
-    """(directory, weight file or None, `model`, `ema` or None) of SOURCE and `--weights`.
+    """(directory, weight file or None, any other name or None) of SOURCE and `--weights`.
 
     Raises:
       CheckpointError: two weight files are given.
+      StorageError: `wanted` is a URL.
     """
-    kind = wanted if wanted in ("model", "ema") else None
+    if wanted is not None:
+        refuse_url(wanted, "--weights")
+    directory = source.parent if source.is_file() else source
+    is_file = is_file_name(directory, wanted)
+    kind = None if is_file else wanted
     if not source.is_file():
-        return source, None if kind else wanted, kind
-    if wanted is not None and kind is None:
+        return source, wanted if is_file else None, kind
+    if is_file:
         raise CheckpointError(
             f"{source}: expected a directory with --weights {wanted}, found a weight file"
         )
@@ -367,7 +378,8 @@ def find_vae_weights(directory: Path, wanted: str | None = None) -> WeightFiles 
 
 def open_vae(files: WeightFiles, wanted: str | None = None) -> TensorSource:
     """The autoencoder's tensors, under their own names."""
-    return unwrapped(open_weights(files, wanted), VAE_NAMES, wanted, VAE_DROPPED.fullmatch)
+    opened = open_weights(files, wanted, VAE_NAMES)
+    return unwrapped(opened, VAE_NAMES, wanted, VAE_DROPPED.fullmatch)
 
 
 def check_vae(
@@ -410,13 +422,26 @@ def check_keys(
     )
 
 
-def require_average(source: Path, opened: Iterable[TensorSource | WeightFiles | None]) -> None:
-    """Raises CheckpointError if none of the files, entries or prefixes is named as an average."""
-    if not any(part is not None and part.averaged for part in opened):
+def require_wanted(
+    source: Path, wanted: str | None, opened: Iterable[TensorSource | WeightFiles | None]
+) -> None:
+    """Raises CheckpointError if nothing is what `--weights` names: an average, or that name."""
+    parts = [part for part in opened if part is not None]
+    if wanted == "ema" and not any(part.averaged for part in parts):
         raise CheckpointError(
-            f"{source}: expected an average of the weights (--weights ema): a file, an entry or "
-            "a prefix whose name has the word `ema`; found none"
+            f"{source}: expected an average of the weights (--weights ema): a file, an entry or a "
+            f"prefix whose name has one of the words {', '.join(AVERAGE_WORDS)}; found none"
         )
+    tensors = [part for part in parts if isinstance(part, TensorSource)]
+    if wanted in (None, "model", "ema") or any(part.named for part in tensors):
+        return
+    sets = [name for part in tensors for name in part.sets]
+    files = [part.name for part in parts if isinstance(part, WeightFiles)]
+    raise CheckpointError(
+        f"{source}: --weights: expected `model`, `ema`, a weight file, or the name of an entry or "
+        f"a prefix in one; found {quoted(wanted)}, which is in none of {', '.join(files)}"
+        + (f"; these have {', '.join(shortened(sets))}" if sets else "")
+    )
 
 
 # --- layout ----------------------------------------------------------------------------------
@@ -491,7 +516,8 @@ def import_published(
         the model's parameters. The autoencoder and the unused tensors keep their types.
       allow_non_finite: write weights that are NaN or infinite.
       weights: `model` or `ema`, where a file, entry or prefix holds an average beside the weights,
-        or a weight file. By default the weights, and the average where there is nothing else.
+        the name of an entry or a prefix in a weight file, or a weight file. By default the weights,
+        and the average where there is nothing else.
       max_latent_size: side of the latent position table in tokens, at least the checkpoint's.
       progress: called with (bytes since the last call, bytes in all).
 
@@ -530,6 +556,7 @@ def import_published(
             layout=published.layout(kind),
             copies=copies,
             allow_non_finite=allow_non_finite,
+            sources=published.sources(),
             progress=None if progress is None else lambda done: progress(done, total),
         )
 

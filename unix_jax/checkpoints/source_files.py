@@ -65,10 +65,10 @@ def refuse_links_out(directory: Path, paths: Iterable[Path]) -> None:
             break
     out = [
         f"{path} -> {target}"
-        for path in paths
+        for path in dict.fromkeys(paths)
         if not any((target := path.resolve()).is_relative_to(root) for root in roots)
     ]
     if out:
         start = f"{directory}: expected files inside this folder, found links that leave it: "
-        end = "; copy the files into the folder"
+        end = "; copy the files into the folder, or name a weight file with --weights FILE"
         raise CheckpointError(start + ", ".join(shortened(out)) + end, start + ", ".join(out) + end)

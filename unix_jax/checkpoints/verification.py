@@ -1,4 +1,4 @@
-"""Reads every array of a checkpoint and says what is not as it was written, or not finite."""
+"""Reads every file of a checkpoint and says what is not as it was written, or not finite."""
 
 import dataclasses
 import functools
@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from unix_jax.checkpoints import native, run_files
-from unix_jax.checkpoints.leaves import Leaf, non_finite_count
+from unix_jax.checkpoints import native, recorded_files, run_files
+from unix_jax.checkpoints.leaves import FiniteCheck, Leaf
 from unix_jax.checkpoints.published import PublishedSource
 from unix_jax.errors import CheckpointError
 
@@ -51,8 +51,16 @@ def verify(path: str | os.PathLike[str]) -> Iterator[Verified]:
 
 def _converted(directory: Path, prefix: str) -> Iterator[Verified]:
     summed = native.has_checksums(directory)
-    # A configuration at odds with the arrays is damage as well.
-    native.load_config(directory)
+    entries = recorded_files.read_listed(directory)
+    lines = [recorded_files.difference(directory, name, x) for name, x in entries.items()]
+    problems = [line for line in lines if line]
+    if entries:
+        nbytes = sum(entry["size"] for entry in entries.values())
+        part = f"{prefix}config, tokenizer, source (files)"
+        yield Verified(part, len(entries), nbytes, True, problems)
+    if not any(line.startswith(f"{directory / recorded_files.CONFIG}:") for line in problems):
+        # A configuration at odds with the arrays is damage as well.
+        native.load_config(directory)
     for part in native.PARTS:
         names = native.array_names(directory, part)
         if names:
@@ -66,10 +74,13 @@ def _converted(directory: Path, prefix: str) -> Iterator[Verified]:
 def _published(directory: Path) -> Iterator[Verified]:
     with PublishedSource(directory) as published:
         published.check()
-        for part, leaves in (("params", published.leaves()), ("vae", published.vae_leaves())):
-            if leaves:
+        for part, leaves, tensors in (
+            ("params", published.leaves(), published.tensors),
+            ("vae", published.vae_leaves(), published.vae),
+        ):
+            if leaves and tensors is not None:
                 openers = {name: lambda leaf=leaf: leaf for name, leaf in leaves.items()}
-                yield _read(part, openers, False, True)
+                yield _read(part, openers, tensors.checksums, True)
 
 
 def _read(
@@ -81,14 +92,14 @@ def _read(
     problems, nbytes = [], 0
     for name, open_one in openers.items():
         try:
-            leaf = open_one()
-            array = leaf.read_all()
+            check = FiniteCheck()
+            array = check.watch(f"{part}/{name}", open_one()).read_all()
         except CheckpointError as error:
             problems.append(f"{part}/{name}: {error}")
             continue
         nbytes += array.nbytes
-        if finite and (count := non_finite_count(array)):
-            problems.append(f"{part}/{name}: {count} numbers are NaN or infinite")
+        if finite:
+            problems += [f"{line} are NaN or infinite" for line in check.lines()]
     return Verified(part, len(openers), nbytes, summed, problems)
 
 

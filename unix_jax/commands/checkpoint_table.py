@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from unix_jax.checkpoints import native
+from unix_jax.checkpoints.recorded_files import read_listed
 from unix_jax.checkpoints.verification import Verified
 from unix_jax.config import UniXConfig
 from unix_jax.models import autoencoder, unix
@@ -66,10 +67,15 @@ def summary(path: str | os.PathLike[str], config: UniXConfig, has_vae: bool) -> 
 
 def _checksums(path: str | os.PathLike[str]) -> str:
     if not native.is_checkpoint(path):
-        return "no checksums: the published layout has none"
+        return "no checksums: the published layout has none, except in torch's zip files"
     if not native.has_checksums(path):
         return "no checksums: written by an earlier version; `convert cast --dtype keep` adds them"
-    return "CRC-32 of every array file, verified whenever it is read"
+    if not read_listed(path):
+        return (
+            "CRC-32 of every array file, verified whenever it is read; none of the other files: "
+            "`convert accept` adds them"
+        )
+    return "CRC-32 of every file, verified whenever it is read"
 
 
 def verification_table(path: str | os.PathLike[str], parts: Iterable[Verified]) -> Table:
@@ -84,6 +90,6 @@ def verification_table(path: str | os.PathLike[str], parts: Iterable[Verified]) 
             str(part.arrays),
             f"{part.nbytes / 1e9:.3f}",
             "CRC-32" if part.checksums else "no checksums",
-            "good" if not found else f"[red]{found} {'array' if found == 1 else 'arrays'} damaged",
+            "good" if not found else f"[red]{found} of {part.arrays} damaged",
         )
     return table

@@ -22,7 +22,7 @@ from rich.progress import (
 from unix_jax.checkpoints.formats.tensor_source import SourceNote
 from unix_jax.commands.terminal import run_command, say
 from unix_jax.errors import UniXError
-from unix_jax.storage.arguments import LocalPath
+from unix_jax.storage.arguments import LocalPath, WeightsText
 
 Dtype = Literal["keep", "bfloat16", "float32"]
 
@@ -39,8 +39,9 @@ class Import:
     """Type of the model's parameters; with `keep`, export gives back every bit."""
     allow_non_finite: bool = False
     """Write weights that are NaN or infinite instead of stopping."""
-    weights: str | None = None
-    """Which weights where there are several: `model`, `ema` (an average), or a weight file."""
+    weights: WeightsText | None = None
+    """Which weights where there are several: `model`, `ema` (an average), a name in the file, or a
+    weight file."""
     max_latent_size: int | None = None
     """Enlarge the latent position table to this side in tokens (published: 32, which is 512 px)."""
     verbose: bool = False
@@ -82,8 +83,9 @@ class ImportJanus:
     """Of the parameters that Janus-Pro does not have."""
     allow_non_finite: bool = False
     """Write weights that are NaN or infinite instead of stopping."""
-    weights: str | None = None
-    """Which weights where there are several: `model`, `ema` (an average), or a weight file."""
+    weights: WeightsText | None = None
+    """Which weights where there are several: `model`, `ema` (an average), a name in the file, or a
+    weight file."""
     verbose: bool = False
     """Print lists of keys in an error in full."""
 
@@ -165,6 +167,25 @@ class Cast:
 
 
 @dataclasses.dataclass(frozen=True)
+class Accept:
+    """Records edits of config.json, the tokenizer or source/ of a checkpoint in its index.json."""
+
+    checkpoint: tyro.conf.Positional[LocalPath]
+    """A directory written by `import`, or that of a training run, whose export is meant."""
+    verbose: bool = False
+    """Print lists of keys in an error in full."""
+
+    def run(self) -> int:
+        from unix_jax.checkpoints.native import accept_files
+        from unix_jax.checkpoints.run_export import resolve_checkpoint
+
+        path = resolve_checkpoint(self.checkpoint)
+        for line in accept_files(path) or [f"{path}: no file changed since it was recorded"]:
+            say(line)
+        return 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Inspect:
     """Prints keys, shapes, types and parameter counts of a file or directory of either layout."""
 
@@ -203,6 +224,7 @@ Command = (
     | Annotated[ImportJanus, tyro.conf.subcommand("import-janus")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Cast, tyro.conf.subcommand("cast")]
+    | Annotated[Accept, tyro.conf.subcommand("accept")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[Check, tyro.conf.subcommand("check")]
 )

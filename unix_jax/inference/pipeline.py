@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 from PIL import Image
 
-from unix_jax import sharding
+from unix_jax.checkpoints import recorded_files, sharding
 from unix_jax.checkpoints.load import load_model
 from unix_jax.checkpoints.run_export import resolve_checkpoint
 from unix_jax.config import UniXConfig
@@ -170,7 +170,7 @@ class UniXPipeline:
         if double_bos is not None:
             config = dataclasses.replace(config, double_bos=double_bos)
         tokenizer = None
-        if os.path.exists(os.path.join(path, "tokenizer.json")):
+        if recorded_files.has_file(path, "tokenizer.json"):
             tokenizer = Tokenizer.from_directory(str(path), config.special_tokens)
             tokenizer.check_vocab(config.decoder.vocab_size)
         return cls(config, params, vae_params, tokenizer, dtype=used, mesh=mesh)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 
+from unix_jax.checkpoints import recorded_files
 from unix_jax.config import SpecialTokens
 from unix_jax.errors import CheckpointError, PromptError
 
@@ -52,12 +53,13 @@ class Tokenizer:
           special_tokens: ids of the control tokens, the configuration's; Janus-Pro-1B's if absent.
 
         Raises:
-          CheckpointError: no such file, one that is no tokenizer, or one that gives a control token
+          CheckpointError: no such file, one that changed since the checkpoint was written, one that
+            is no tokenizer, or one that gives a control token
             another id than `special_tokens`.
         """
         special_tokens = special_tokens or SpecialTokens()
         file = Path(path)
-        file = file / "tokenizer.json" if file.is_dir() else file
+        file = recorded_files.verified(file, "tokenizer.json") if file.is_dir() else file
         if not file.is_file():
             raise CheckpointError(f"{file}: no such file; expected the checkpoint's tokenizer")
         try:

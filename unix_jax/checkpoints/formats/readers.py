@@ -32,14 +32,19 @@ __all__ = ["DIRECTORY_NAMES", "TensorInfo", "TensorSource", "open_tensors", "ope
 _PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth")
 
 
-def open_tensors(path: str | Path, wanted: str | None = None) -> TensorSource:
+def open_tensors(
+    path: str | Path, wanted: str | None = None, known: frozenset[str] = frozenset()
+) -> TensorSource:
     """Opens a checkpoint of tensors; nothing but its table of contents is read.
 
     Args:
       path: a `.safetensors` file, a file of `torch.save`, an index of shards
         (`model.safetensors.index.json`, `pytorch_model.bin.index.json`), or a directory of which
         `find_weights` chooses the files.
-      wanted: `ema` for the average of a file or directory that holds it beside the weights.
+      wanted: `ema` for the average of a file or directory that holds it beside the weights;
+        another name for the entry of that name in a file of `torch.save`.
+      known: names of the model's tensors, of `unix_jax.checkpoints.prefixes.known_names`, by which weights are
+        told from other tensors in such a file.
 
     Returns:
       The tensors; close it, or use it in a `with` statement.
@@ -50,29 +55,31 @@ def open_tensors(path: str | Path, wanted: str | None = None) -> TensorSource:
     path = Path(path)
     try:
         if path.is_dir():
-            return open_weights(find_weights(path, wanted), wanted)
-        return open_weights(WeightFiles((path,), path.name), wanted)
+            return open_weights(find_weights(path, wanted), wanted, known)
+        return open_weights(WeightFiles((path,), path.name), wanted, known)
     except (OSError, ValueError) as error:  # a path that cannot be: too long, with a null byte
         raise CheckpointError(f"{quoted(str(path))}: cannot be read: {error}") from error
 
 
-def open_weights(files: WeightFiles, wanted: str | None = None) -> TensorSource:
+def open_weights(
+    files: WeightFiles, wanted: str | None = None, known: frozenset[str] = frozenset()
+) -> TensorSource:
     """Opens one set of weights; arguments and errors as `open_tensors`."""
     path = files.paths[0]
     if path.suffix == ".json":
-        return _Sharded(path, read_weight_map(path), wanted)
+        return _Sharded(path, read_weight_map(path), wanted, known)
     if len(files.paths) > 1:
-        return _Sharded(path.parent / files.name, files.paths, wanted)
-    return _open_file(path, wanted)
+        return _Sharded(path.parent / files.name, files.paths, wanted, known)
+    return _open_file(path, wanted, known)
 
 
-def _open_file(path: Path, wanted: str | None) -> TensorSource:
+def _open_file(path: Path, wanted: str | None, known: frozenset[str]) -> TensorSource:
     """Opens one file; its first bytes tell the format, its suffix only words the error."""
     file = MappedFile(path)
     try:
         start = file.bytes(0, 64)
         if start.startswith(ZIP_START) or start.startswith(LEGACY_START):
-            return TorchFile(file, wanted)
+            return TorchFile(file, wanted, known)
         if start.startswith(b"version https://git-lfs"):
             raise CheckpointError(f"{path}: is a Git LFS pointer; fetch the file itself first")
         if path.suffix in _PICKLE_SUFFIXES and start[8:9] != b"{":
@@ -89,43 +96,54 @@ def _open_file(path: Path, wanted: str | None) -> TensorSource:
 class _Sharded(TensorSource):
     """Shards as one checkpoint; where an index lists them, together they hold what it lists."""
 
-    def __init__(self, path: Path, parts: Mapping[str, str] | tuple[Path, ...], wanted: str | None):
+    def __init__(
+        self,
+        path: Path,
+        parts: Mapping[str, str] | tuple[Path, ...],
+        wanted: str | None,
+        known: frozenset[str],
+    ):
         self.path = path
+        self._wanted, self._known = wanted, known
         self.metadata = {}
         self.skipped = []
         self._shards: dict[str, TensorSource] = {}
         self._map: dict[str, str] = {}
         try:
             if isinstance(parts, Mapping):
-                self._open_listed(parts, wanted)
+                self._open_listed(parts)
             else:
-                self._open_all(parts, wanted)
+                self._open_all(parts)
         except BaseException:
             self.close()
             raise
-        self.averaged = any(shard.averaged for shard in self._shards.values())
+        shards = self._shards.values()
+        self.averaged = any(shard.averaged for shard in shards)
+        self.named = any(shard.named for shard in shards)
+        self.checksums = all(shard.checksums for shard in shards)
+        self.sets = tuple(dict.fromkeys(name for shard in shards for name in shard.sets))
 
-    def _open(self, name: str, wanted: str | None) -> TensorSource:
-        shard = _open_file(self.path.parent / name, wanted)
+    def _open(self, name: str) -> TensorSource:
+        shard = _open_file(self.path.parent / name, self._wanted, self._known)
         self._shards[name] = shard
         self.skipped += shard.skipped
         self.metadata.update(shard.metadata)
         return shard
 
-    def _open_listed(self, table: Mapping[str, str], wanted: str | None) -> None:
+    def _open_listed(self, table: Mapping[str, str]) -> None:
         self._map = dict(table)
         listed: dict[str, set[str]] = {}
         for key, name in table.items():
             listed.setdefault(name, set()).add(key)
         for name, expected in listed.items():
-            shard = self._open(name, wanted)
+            shard = self._open(name)
             found = set(shard.keys())
             if expected != found:
                 raise _not_as_listed(shard.path, self.path.name, expected, found)
 
-    def _open_all(self, paths: tuple[Path, ...], wanted: str | None) -> None:
+    def _open_all(self, paths: tuple[Path, ...]) -> None:
         for path in paths:
-            for key in self._open(path.name, wanted).keys():  # noqa: SIM118
+            for key in self._open(path.name).keys():  # noqa: SIM118
                 if key in self._map:
                     raise CheckpointError(
                         f"{path}: {quoted(key)}: is in {self._map[key]} as well, "
@@ -135,6 +153,9 @@ class _Sharded(TensorSource):
 
     def files(self) -> list[tuple[str, list[str]]]:
         return [(name, shard.keys()) for name, shard in self._shards.items()]
+
+    def file_of(self, key: str) -> Path:
+        return self._shard(key).path
 
     def _shard(self, key: str) -> TensorSource:
         if key not in self._map:

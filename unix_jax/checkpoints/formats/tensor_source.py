@@ -62,12 +62,18 @@ class TensorSource(abc.ABC):
       metadata: the strings that the file keeps beside its tensors (safetensors' `__metadata__`).
       skipped: names in the file's state dict whose values are no tensors.
       averaged: whether the file says that these weights are an average (EMA).
+      named: whether a name that was asked for (`--weights NAME`) chose among several sets.
+      checksums: whether each tensor's bytes are compared with a checksum when they are read.
+      sets: the names of the sets of weights in the file, where it has several.
     """
 
     path: Path
     metadata: dict[str, str]
     skipped: list[str]
     averaged: bool = False
+    named: bool = False
+    checksums: bool = False
+    sets: Sequence[str] = ()
 
     @abc.abstractmethod
     def keys(self) -> list[str]:
@@ -94,6 +100,10 @@ class TensorSource(abc.ABC):
     @abc.abstractmethod
     def release(self, key: str) -> None:
         """Drops the tensor's pages from this process; reading it again maps them again."""
+
+    def file_of(self, key: str) -> Path:
+        """The file that holds a tensor."""
+        return self.path
 
     def files(self) -> list[tuple[str, list[str]]]:
         """(name of a file, its keys in order) for every file that holds a part."""
@@ -200,9 +210,17 @@ def note(line: str) -> None:
     warnings.warn(line, SourceNote, stacklevel=3)
 
 
+# Words by which trainings name an average of their weights.
+AVERAGE_WORDS = ("ema", "averaged", "average", "avg", "swa", "polyak", "shadow")
+
+
 def is_average(name: str) -> bool:
-    """Whether a file, an entry or a prefix is named as an average of weights."""
-    return not {"ema", "averaged"}.isdisjoint(re.split(r"[^A-Za-z0-9]+", name.lower()))
+    """Whether a file, an entry or a prefix is named as an average of weights.
+
+    One of `AVERAGE_WORDS` is a word of the name: `ema_model`, `modelEMA`, `params-ema.pt`.
+    """
+    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)
+    return not set(AVERAGE_WORDS).isdisjoint(word.lower() for word in words)
 
 
 def quoted(value: object, limit: int = 120) -> str:

@@ -4,12 +4,15 @@ The zip holds `NAME/data.pkl`, whose tensors refer to storages, and one member `
 storage. Members are stored without compression, so a tensor is a view of the mapped file. The
 older format is a run of pickles followed by the storages' bytes; its bytes are mapped as well.
 
-Checksums of the zip are not verified: torch does not either, and may be told not to write them.
+Torch does not verify the CRC-32 of a zip's members, and may be told not to write them; here each
+member's is verified when its first tensor is read. The older format has no checksums.
 """
 
 import dataclasses
 import io
 import zipfile
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +33,16 @@ from unix_jax.checkpoints.formats.tensor_source import (
     quoted,
 )
 from unix_jax.checkpoints.formats.unpickle import read_pickle
+from unix_jax.checkpoints.formats.weight_files import is_training_state
 from unix_jax.checkpoints.formats.zip_members import (
     ByteRange,
     inflate,
     locate,
     member_bytes,
+    require_crc,
     zip_members,
 )
+from unix_jax.checkpoints.prefixes import known_count
 from unix_jax.errors import CheckpointError, shortened
 
 # Protocol 2, then the integer 0x1950a86a20f9469cfc6c as a pickle of its own.
@@ -84,11 +90,15 @@ STORAGES: dict[str, np.dtype[Any]] = {
     "UntypedStorage": DTYPES["uint8"],
 }
 
-# Where a state dict is looked for: `state_dict` is Lightning's, the others are common.
-_NESTS = ("state_dict", "model_state_dict", "model", "module")
-# Where an average keeps it: `shadow` and `shadow_params` are those of the common helper classes.
-_AVERAGE_NESTS = (*_NESTS, "shadow", "shadow_params", "params")
-_MAX_NESTING = 3
+# Bytes of a storage that are summed at a time.
+_CHUNK_BYTES = 16 * 2**20
+
+# The usual names of a state dict, best first: `state_dict` is Lightning's, "" the top level.
+_USUAL = ("state_dict", "", "model_state_dict", "model", "module")
+# Where a helper class for averages keeps one.
+_USUAL_IN_AVERAGE = (*_USUAL, "shadow", "shadow_params", "params")
+# Dictionaries inside one another in which state dicts are looked for.
+_MAX_NESTING = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,25 +114,40 @@ class _View:
 class TorchFile(TensorSource):
     """The state dict of a `torch.save` file; tensors are read-only views wherever possible.
 
-    The state dict is the file's `state_dict` entry if it has one, else the top level, else its
-    `model_state_dict`, `model` or `module`. An average is another entry, whose name has the word
-    `ema`; it is taken where it is `wanted`, or where there is nothing else. Of several state dicts
-    a note says which was taken.
+    Every dictionary of tensors in the file, under whatever name, may be the state dict, except
+    those of optimizers and the like. Of several, those with fewer than half as many `known` names
+    as the best are no candidates. An average, which its name tells (`is_average`), is taken where
+    `wanted` is `ema`, or where there is nothing else. Of the others, a usual name is preferred,
+    then the one with the most known names. A note says what was taken and what was left.
+
+    Args:
+      file: the mapped file.
+      wanted: `model`, `ema`, the name of an entry such as `net` or `ema.shadow`, or None.
+      known: names of the model's tensors; if empty, all tensors count.
 
     Raises:
-      CheckpointError: the file is broken, holds no state dict, or its pickle calls something.
+      CheckpointError: the file is broken, holds no state dict, or its pickle calls something; or
+        several state dicts fit equally.
     """
 
-    def __init__(self, file: MappedFile, wanted: str | None = None):
+    def __init__(
+        self, file: MappedFile, wanted: str | None = None, known: frozenset[str] = frozenset()
+    ):
         self.path = file.path
         self.metadata = {}
         self._file = file
         self._unpacked: tuple[str, bytes] | None = None
+        self._verified: set[int] = set()
         if file.bytes(0, len(LEGACY_START)) == LEGACY_START:
             value, storages = _read_legacy(file)
         else:
             value, storages = _read_zip(file)
-        entries, self.averaged = _state_dict(file.path, value, wanted)
+        found = _state_dicts(file.path, value, known)
+        chosen, self.named = _chosen(file.path, found, wanted)
+        self.averaged = chosen.averaged
+        self.sets = tuple(str(nest) for nest in found)
+        entries = _entries(file.path, chosen)
+        self.checksums = any(place.crc32 is not None for place in storages.values())
         self.skipped = [key for key, item in entries.items() if not isinstance(item, Tensor)]
         self._views = {
             key: _view(file.path, key, item, storages)
@@ -148,6 +173,7 @@ class TorchFile(TensorSource):
             empty.setflags(write=False)
             return empty
         if view.storage.member is None:
+            self._verify(key, view.storage, start, info.nbytes)
             return self._file.array(view.storage.offset + start, info.shape, info.dtype, strides)
         unpacked = self._unpack(view.storage.member)
         return np.ndarray(info.shape, info.dtype, unpacked, start, strides)
@@ -164,6 +190,20 @@ class TorchFile(TensorSource):
     def close(self) -> None:
         self._unpacked = None
         self._file.close()
+
+    def _verify(self, key: str, storage: ByteRange, start: int, size: int) -> None:
+        """Compares the storage's CRC-32 once; the tensor's own pages stay mapped."""
+        if storage.crc32 is None or storage.offset in self._verified:
+            return
+        found = 0
+        for first in range(0, storage.size, _CHUNK_BYTES):
+            count = min(_CHUNK_BYTES, storage.size - first)
+            piece = self._file.array(storage.offset + first, (count,), np.dtype(np.uint8))
+            found = zlib.crc32(piece.data, found)
+            if first + count <= start or first >= start + size:
+                self._file.release(storage.offset + first, count)
+        require_crc(f"{self.path}: {quoted(key)}", storage.crc32, found)
+        self._verified.add(storage.offset)
 
     def _unpack(self, member: zipfile.ZipInfo) -> bytes:
         # One storage is kept, because tensors that share one come together.
@@ -189,11 +229,15 @@ def _read_zip(file: MappedFile) -> tuple[Any, dict[str, ByteRange]]:
     if order is not None and member_bytes(file, order, 16) != b"little":
         raise CheckpointError(f"{path}: was written big-endian; only little-endian files are read")
     pickled = member_bytes(file, members[f"{root}data.pkl"], MAX_PICKLE_BYTES)
-    storages = {
-        name[len(root) + len("data/") :]: locate(file, member)
+    records = {
+        name[len(root) + len("data/") :]: member
         for name, member in members.items()
         if name.startswith(f"{root}data/")
     }
+    storages = {key: locate(file, member) for key, member in records.items()}
+    # `torch.serialization.set_crc32_options(False)` leaves all of them 0.
+    if not any(member.CRC for member in records.values()):
+        storages = {key: dataclasses.replace(x, crc32=None) for key, x in storages.items()}
     return read_pickle(io.BytesIO(pickled), str(path)), storages
 
 
@@ -248,73 +292,142 @@ def _storage_itemsizes(value: Any) -> dict[str, int]:
 
 @dataclasses.dataclass(frozen=True)
 class _Nest:
-    """A state dict inside a pickle: the names that lead to it, and whether one says average."""
+    """A dictionary of tensors in a pickle.
+
+    names: those that lead to it. averaged: whether one of them says so. fit: how many of its
+    tensors have a known name.
+    """
 
     names: tuple[str, ...]
     entries: dict[Any, Any]
     averaged: bool
+    fit: int
 
     def __str__(self) -> str:
         count = sum(isinstance(item, Tensor) for item in self.entries.values())
         names = ".".join(name if name.isprintable() else quoted(name) for name in self.names)
         return f"`{names}` ({count} tensors)" if names else f"the top level ({count} tensors)"
 
+    def answers(self, wanted: str) -> bool:
+        """Whether `wanted` is its name, or the name of an entry that it is in."""
+        return wanted == ".".join(self.names) or wanted in self.names
 
-def _nests(value: dict[Any, Any]) -> list[_Nest]:
-    """Every state dict at the top level or under the known names, the preferred ones first."""
-    found: list[_Nest] = []
-    seen: set[int] = set()
-
-    def walk(nest: _Nest) -> None:
-        if id(nest.entries) in seen:
-            return
-        seen.add(id(nest.entries))
-        if any(isinstance(item, Tensor) for item in nest.entries.values()):
-            found.append(nest)
-        if len(nest.names) == _MAX_NESTING:
-            return
-        known = _AVERAGE_NESTS if nest.averaged else _NESTS
-        averages = [k for k in nest.entries if isinstance(k, str) and is_average(k)]
-        for name in dict.fromkeys((*known, *averages)):
-            inner = nest.entries.get(name)
-            if isinstance(inner, dict):
-                averaged = nest.averaged or is_average(name)
-                walk(_Nest((*nest.names, name), inner, averaged))
-
-    walk(_Nest((), value, False))
-    return sorted(found, key=lambda nest: nest.names[:1] != (_NESTS[0],))
+    @property
+    def rank(self) -> int | None:
+        """The position of its name among the usual ones, or None for another name."""
+        names = self.names or ("",)
+        if self.averaged and names[0] == "ema":
+            usual: tuple[str, ...] = _USUAL_IN_AVERAGE
+            names = names[1:] or ("",)
+        else:
+            usual = _USUAL
+        return usual.index(names[0]) if set(names) <= set(usual) else None
 
 
-def _state_dict(path: Path, value: Any, wanted: str | None) -> tuple[dict[str, Any], bool]:
-    """The entries of the state dict whose names are strings, and whether it is an average."""
+def _state_dicts(path: Path, value: Any, known: frozenset[str]) -> list[_Nest]:
+    """Every dictionary of tensors that may be the weights; at least one."""
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: expected a state dict, found {quoted(value)}")
-    found = _nests(value)
+    found: list[_Nest] = []
+    seen: set[int] = set()
+    pending: list[tuple[tuple[str, ...], dict[Any, Any], bool]] = [((), value, False)]
+    while pending:
+        names, entries, averaged = pending.pop()
+        if id(entries) in seen:
+            continue
+        seen.add(id(entries))
+        keys = [k for k, v in entries.items() if isinstance(k, str) and isinstance(v, Tensor)]
+        # An optimizer has one dictionary per parameter, whatever the entry is called.
+        if not all(key == "step" or is_training_state(key) for key in keys):
+            fit = known_count(keys, known) if known else len(keys)
+            found.append(_Nest(names, entries, averaged, fit))
+        inner = [
+            ((*names, *path), item, averaged or is_average(path[0]))
+            for path, item in _inner(entries, seen)
+            if not is_training_state(path[0])
+        ]
+        if len(names) < _MAX_NESTING:
+            pending += reversed(inner)
     if not found:
-        names = [quoted(key) for key in value if isinstance(key, str)]
+        listed = [quoted(key) for key in value if isinstance(key, str)]
         raise CheckpointError(
-            f"{path}: expected a state dict at the top level or under {', '.join(_NESTS)}; "
-            f"found {', '.join(shortened(names)) or 'nothing'}"
+            f"{path}: expected a state dict (tensors by name), found entries "
+            f"{', '.join(shortened(listed)) or 'none'} without one"
         )
-    averages = [nest for nest in found if nest.averaged]
-    weights = [nest for nest in found if not nest.averaged]
+    # Scores of callbacks, other models, or, where nothing has a known name, everything.
+    return [nest for nest in found if nest.fit] or found
+
+
+def _inner(
+    entries: dict[Any, Any], seen: set[int]
+) -> Iterator[tuple[tuple[str, ...], dict[Any, Any]]]:
+    """(names, dictionary) of the dictionaries in a dictionary, also of those in lists.
+
+    A list whose id was `seen` is passed over: a hostile file may hold one list a million times.
+    """
+    for position, (key, item) in enumerate(entries.items()):
+        # The reader of pickles keeps no key that is not a string.
+        name = key if isinstance(key, str) else str(position)
+        if isinstance(item, dict):
+            yield (name,), item
+        elif isinstance(item, (list, tuple)) and id(item) not in seen:
+            seen.add(id(item))
+            for number, part in enumerate(item):
+                if isinstance(part, dict):
+                    yield (name, str(number)), part
+
+
+def _chosen(path: Path, found: list[_Nest], wanted: str | None) -> tuple[_Nest, bool]:
+    """The state dict to take, and whether `wanted` is a name that chose it; a note says it."""
+    most = max(nest.fit for nest in found)
+    whole = [nest for nest in found if 2 * nest.fit >= most]
+    averages = [nest for nest in whole if nest.averaged]
+    weights = [nest for nest in whole if not nest.averaged]
     if wanted == "model" and not weights:
         raise CheckpointError(
             f"{path}: expected weights that are no average (--weights model), "
             f"found {', '.join(shortened([str(nest) for nest in averages]))}"
         )
-    nest = ((averages or weights) if wanted == "ema" else (weights or averages))[0]
+    answering = [nest for nest in found if wanted is not None and nest.answers(wanted)]
+    named = wanted not in (None, "model", "ema") and bool(answering)
+    if named:
+        candidates = answering
+    else:
+        candidates = (averages or weights) if wanted == "ema" else (weights or averages)
+    nest = _best(path, candidates)
     left = [str(other) for other in found if other is not nest]
+    average = ", an average" if nest.averaged and wanted is None else ""
     if left:
-        note(f"{path}: used {nest}, not {', '.join(shortened(left))}")
-    chosen = nest.entries
-    entries = {key: item for key, item in chosen.items() if isinstance(key, str)}
+        note(f"{path}: used {nest}{average}, not {', '.join(shortened(left))}")
+    elif average:
+        note(f"{path}: used {nest}{average}; found no other state dict")
+    return nest, named
+
+
+def _best(path: Path, candidates: list[_Nest]) -> _Nest:
+    usual = [(nest.rank, nest) for nest in candidates if nest.rank is not None]
+    if usual:
+        return min(usual, key=lambda item: item[0])[1]
+    most = max(nest.fit for nest in candidates)
+    best = [nest for nest in candidates if nest.fit == most]
+    if len(best) > 1:
+        raise CheckpointError(
+            f"{path}: expected one set of weights, found {len(best)} that fit equally: "
+            f"{', '.join(shortened([str(nest) for nest in best]))}; name one with --weights NAME "
+            "of `unix-jax convert`, or save it alone"
+        )
+    return best[0]
+
+
+def _entries(path: Path, nest: _Nest) -> dict[str, Any]:
+    """The entries whose names are strings."""
+    entries = {key: item for key, item in nest.entries.items() if isinstance(key, str)}
     for key in entries:
         try:
             key.encode("utf-8")
         except UnicodeEncodeError as error:
             raise CheckpointError(f"{path}: key {quoted(key)} is not valid Unicode") from error
-    return entries, nest.averaged
+    return entries
 
 
 def _extent(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:

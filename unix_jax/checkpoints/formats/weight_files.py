@@ -28,12 +28,24 @@ MAX_INDEX_BYTES = 16 * 2**20
 
 # What transformers, accelerate, DeepSpeed, Lightning and BAGEL save beside the weights.
 _NOT_WEIGHTS = re.compile(
-    r"(.*[-_.])?(training_args|optim|optimizer|optim_states|scheduler|lr_scheduler|scaler"
+    r"(.*[-_.])?(training_args|optim|optimizers?|optim_states|(lr_)?schedulers?|scaler"
     r"|grad_scaler|rng_state|random_states?|sampler|dl_state_dict|data_status|trainer_state)"
     r"([-_.].*)?",
     re.IGNORECASE,
 )
+# The running sums of an optimizer, which have the names and shapes of the weights.
+_OPTIMIZER_SUMS = re.compile(
+    r"(max_)?exp_(avg|inf)(_sq)?|square_avg|acc_delta|grad_avg|momentum(_buffer)?"
+)
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{1,6})-of-(?P<count>[0-9]{1,6})")
+
+
+def is_training_state(name: str) -> bool:
+    """Whether a file's stem or an entry of a file is named as what a training saves beside weights.
+
+    That is the optimizer, the scheduler, the states of random generators, and the like.
+    """
+    return bool(_NOT_WEIGHTS.fullmatch(name) or _OPTIMIZER_SUMS.fullmatch(name))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +90,7 @@ def weight_files(directory: Path) -> list[WeightFiles]:
     singles, shards = [], dict[tuple[str, str, str], list[str]]()
     for name in names:
         path = PurePosixPath(name)
-        if path.suffix not in WEIGHT_SUFFIXES or _NOT_WEIGHTS.fullmatch(path.stem):
+        if path.suffix not in WEIGHT_SUFFIXES or is_training_state(path.stem):
             continue
         if name in listed:
             continue
@@ -111,13 +123,15 @@ def find_weights(
 
     Args:
       directory: the directory.
-      wanted: `model`, `ema`, the name of a file of the directory, or the path of another file.
+      wanted: `model`, `ema`, the name of a file of the directory, or the path of another file;
+        any other name is one inside a file, and has no effect here.
       preferred: names to look for, best first.
 
     Raises:
       CheckpointError: there is none, several and none has a usual name, or a shard is missing.
     """
-    if wanted not in (None, "model", "ema"):
+    if is_file_name(directory, wanted):
+        assert wanted is not None
         return _checked(_named(directory, wanted))
     found = weight_files(directory)
     kinds: dict[bool, list[WeightFiles]] = {
@@ -138,12 +152,28 @@ def find_weights(
             f"found {names}"
         )
     left = [files.name for files in found if files is not chosen]
+    average = ", an average" if chosen.averaged and wanted is None else ""
     if left:
         note(
-            f"{directory}: used the weights of {chosen.name}, not those of "
+            f"{directory}: used the weights of {chosen.name}{average}, not those of "
             f"{', '.join(shortened(left))}"
         )
+    elif average:
+        note(f"{directory}: used the weights of {chosen.name}{average}; found no other weights")
     return _checked(chosen)
+
+
+def is_file_name(directory: Path, wanted: str | None) -> bool:
+    """Whether `--weights` means a file, not a name inside one; the file need not exist."""
+    if wanted in (None, "model", "ema"):
+        return False
+    assert wanted is not None
+    return (
+        (directory / wanted).is_file()
+        or Path(wanted).is_file()
+        or "/" in wanted
+        or wanted.endswith((*WEIGHT_SUFFIXES, ".json"))
+    )
 
 
 def _named(directory: Path, wanted: str) -> WeightFiles:

@@ -24,11 +24,13 @@ class ByteRange:
     Attributes:
       offset, size: the byte range in the file.
       member: set when they are compressed: the zip's record of them.
+      crc32: their CRC-32 as the zip states it; None where there is none.
     """
 
     offset: int
     size: int
     member: zipfile.ZipInfo | None = None
+    crc32: int | None = None
 
 
 def zip_members(file: MappedFile) -> dict[str, zipfile.ZipInfo]:
@@ -81,15 +83,24 @@ def locate(file: MappedFile, member: zipfile.ZipInfo) -> ByteRange:
                 f"{name}: stored without compression, yet {member.compress_size} bytes "
                 f"stand for {member.file_size}"
             )
-        return ByteRange(offset, member.file_size)
-    return ByteRange(offset, member.file_size, member)
+        return ByteRange(offset, member.file_size, None, member.CRC)
+    return ByteRange(offset, member.file_size, member, member.CRC)
+
+
+def require_crc(name: str, expected: int, found: int) -> None:
+    """Raises CheckpointError that names the member or tensor, if its CRC-32 is another."""
+    if expected != found:
+        raise CheckpointError(
+            f"{name}: content changed since the file was written: expected CRC-32 {expected} (in "
+            f"the zip), found {found}; fetch the file again"
+        )
 
 
 def member_bytes(file: MappedFile, member: zipfile.ZipInfo, limit: int) -> bytes:
     """The bytes of a small member.
 
     Raises:
-      CheckpointError: it is longer than `limit`, or cannot be read.
+      CheckpointError: it is longer than `limit`, cannot be read, or its CRC-32 is another.
     """
     if member.file_size > limit:
         raise CheckpointError(
@@ -97,14 +108,25 @@ def member_bytes(file: MappedFile, member: zipfile.ZipInfo, limit: int) -> bytes
             f"expected at most {limit}"
         )
     place = locate(file, member)
-    return file.bytes(place.offset, place.size) if place.member is None else inflate(file, member)
+    if place.member is not None:
+        return inflate(file, member)
+    data = file.bytes(place.offset, place.size)
+    _require_member(file, member, data)
+    return data
+
+
+def _require_member(file: MappedFile, member: zipfile.ZipInfo, data: bytes) -> None:
+    # A CRC-32 of 0 is what a writer leaves that computes none.
+    if member.CRC:
+        name = f"{file.path}: member {quoted(member.filename)}"
+        require_crc(name, member.CRC, zlib.crc32(data))
 
 
 def inflate(file: MappedFile, member: zipfile.ZipInfo) -> bytes:
     """Unpacks a compressed member, and never more of it than the zip announces.
 
     Raises:
-      CheckpointError: it is too large, broken, or not of the announced size.
+      CheckpointError: it is too large, broken, or not of the announced size or CRC-32.
     """
     name = f"{file.path}: member {quoted(member.filename)}"
     if member.file_size > MAX_UNPACKED_BYTES:
@@ -121,4 +143,5 @@ def inflate(file: MappedFile, member: zipfile.ZipInfo) -> bytes:
         raise CheckpointError(
             f"{name}: unpacks to {len(unpacked)} bytes or more, expected {member.file_size}"
         )
+    _require_member(file, member, unpacked)
     return unpacked
