@@ -231,7 +231,7 @@ def test_a_damaged_file_is_named_wherever_it_is_used(written, tmp_path, name, da
         export_published(path, tmp_path / "out")
     with pytest.raises(CheckpointError, match=match) as caught:
         cast(path, tmp_path / "out", "bfloat16")
-    assert f"`python -m convert accept {path}`" in str(caught.value)
+    assert f"`unix-jax convert accept {path}`" in str(caught.value)
     if not name.startswith("source"):
         with pytest.raises(CheckpointError, match=match):
             UniXPipeline.from_pretrained(path, compilation_cache=False)

@@ -123,7 +123,7 @@ def _changes(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as in `_reads_as`
         try:
-            before, before_vae = from_published(source, source_vae).to_published()
+            before, before_vae = to_published(from_published(source, source_vae))
         except ConfigError:
             return published, vae
     return _difference(published, before), _difference(vae, before_vae)

@@ -14,7 +14,7 @@ Plain Orbax reads the array directories: `ocp.StandardCheckpointer().restore(OUT
 Arrays are uncompressed zarr chunks of at most 4 MiB, one layer each at most, so that a device
 reads little more than its own part, and so that a file's size tells whether it is whole. The
 CRC-32 of each file of each array is in index.json and is verified as the file is read; so is that
-of each other file, see `unix_jax.checkpoints.recorded_files`.
+of each other file, see `unix_jax.storage.recorded_files`.
 """
 
 import os
@@ -26,17 +26,17 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from unix_jax.checkpoints import recorded_files
 from unix_jax.checkpoints.fitting import check_leaves, check_unix_counts, check_vae_counts
 from unix_jax.checkpoints.leaves import FiniteCheck, Index, Leaf, array_leaf, flatten, place_tree
 from unix_jax.checkpoints.orbax_tree import Progress, open_leaf, save_tree
-from unix_jax.checkpoints.recorded_files import TOKENIZER_FILES
 from unix_jax.config import FORMAT as CONFIG_FORMAT
 from unix_jax.config import UniXConfig
 from unix_jax.errors import CheckpointError, ConfigError
+from unix_jax.storage import recorded_files
 from unix_jax.storage.files import atomic_directory, atomic_write
 from unix_jax.storage.json_file import read_json, write_json
 from unix_jax.storage.paths import local_path
+from unix_jax.storage.recorded_files import TOKENIZER_FILES
 
 FORMAT = "unix-jax-checkpoint-1"
 PARTS = ("params", "vae", "extras")

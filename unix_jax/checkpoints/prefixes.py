@@ -6,13 +6,19 @@ What belongs to a name is told by the keys of the table: `model.` is removed fro
 `model.language_model.model.norm.weight` once.
 """
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from unix_jax.checkpoints.formats.key_names import (
+    PARALLEL,
+    WRAPPERS,
+    first_layer,
+    known_start,
+    without,
+)
 from unix_jax.checkpoints.formats.tensor_source import (
     TensorInfo,
     TensorSource,
@@ -24,47 +30,16 @@ from unix_jax.checkpoints.formats.tensor_source import (
 from unix_jax.checkpoints.table import Entry
 from unix_jax.errors import CheckpointError, shortened
 
-# Segments that no module of ours is called: torch.compile, FSDP, activation checkpointing,
-# DeepSpeed.
-_WRAPPERS = {
-    "_orig_mod",
-    "_fsdp_wrapped_module",
-    "_checkpoint_wrapped_module",
-    "_forward_module",
-}
-# DataParallel's segment, which could be a name in parts of a file that we do not know.
-_PARALLEL = "module"
 # Where the weights lie in an exponential average of latent-diffusion code (`LitEma`): the names
 # have lost their dots.
 _DOTLESS = "model_ema."
-# Parts of a key that are tried as its prefix.
-_MAX_PREFIX = 16
 # Prefixes in one file that are told apart.
 _MAX_PREFIXES = 32
 
 
 def known_names(table: Iterable[Entry]) -> frozenset[str]:
     """The keys of a table with every layer's number replaced by 0, as `unwrapped` takes them."""
-    return frozenset(_first_layer(key) for entry in table for key in entry.keys[:1])
-
-
-def known_count(keys: Iterable[str], known: frozenset[str]) -> int:
-    """How many of the keys have a name of the table, whatever wraps it or stands before it."""
-    return sum(_start(key, known) is not None for key in keys)
-
-
-def _start(key: str, known: frozenset[str]) -> tuple[str, str] | None:
-    """(the prefix of a key, the name of the table after it), or None."""
-    parts = _without(key, _WRAPPERS | {_PARALLEL}).split(".")
-    for start in range(min(len(parts), _MAX_PREFIX)):
-        name = _first_layer(".".join(parts[start:]))
-        if name in known:
-            return "".join(f"{part}." for part in parts[:start]), name
-    return None
-
-
-def _first_layer(key: str) -> str:
-    return re.sub(r"\.[0-9]+(?=\.)", ".0", key)
+    return frozenset(first_layer(key) for entry in table for key in entry.keys[:1])
 
 
 def unwrapped(
@@ -110,15 +85,15 @@ def _names(
     usual: str,
 ) -> tuple[dict[str, str], bool]:
     """(the table's name -> the file's key, whether it is an average)."""
-    own = {key: _without(key, _WRAPPERS) for key in tensors.keys()}  # noqa: SIM118
+    own = {key: without(key, WRAPPERS) for key in tensors.keys()}  # noqa: SIM118
     prefix, partial, copies = _prefixes(tensors, own.values(), known, wanted)
 
     def name_behind(key: str, start: str) -> str | None:
         rest = _behind(key, start)
-        if rest is None or keep(rest) or _first_layer(rest) in known:
+        if rest is None or keep(rest) or first_layer(rest) in known:
             return rest
-        bare = _without(rest, {_PARALLEL})
-        return bare if keep(bare) or _first_layer(bare) in known else rest
+        bare = without(rest, {PARALLEL})
+        return bare if keep(bare) or first_layer(bare) in known else rest
 
     def name_of(key: str) -> str | None:
         if _is_dotless(key, prefix) or any(_behind(key, copy) is not None for copy in copies):
@@ -128,7 +103,7 @@ def _names(
             if name is not None:
                 return name
         name = name_behind(key, "")
-        return name if name and (keep(name) or _first_layer(name) in known) else None
+        return name if name and (keep(name) or first_layer(name) in known) else None
 
     names: dict[str, list[str]] = {}
     left: list[str] = []
@@ -149,7 +124,7 @@ def _names(
             for start in ("", prefix)
             if (file := found.get(f"{start}{_DOTLESS}{name.replace('.', '')}"))
         }
-        if not known.isdisjoint(map(_first_layer, dotless)):
+        if not known.isdisjoint(map(first_layer, dotless)):
             kept = set(dotless.values())
             left = [key for key in own if key not in kept]
             result, averaged = dotless, True
@@ -159,16 +134,12 @@ def _names(
     return result, averaged
 
 
-def _without(key: str, segments: set[str]) -> str:
-    return ".".join(part for part in key.split(".") if part not in segments)
-
-
 def _behind(key: str, prefix: str) -> str | None:
     """What follows `prefix`, with DataParallel's segments anywhere in it; None without it."""
     parts = key.split(".")
     start = 0
     for part in [*prefix.split(".")[:-1], None]:
-        while start < len(parts) - 1 and parts[start] == _PARALLEL:
+        while start < len(parts) - 1 and parts[start] == PARALLEL:
             start += 1
         if part is None:
             break
@@ -191,7 +162,7 @@ def _prefixes(
     """The prefix under which the weights lie, those of parts of them, and those of copies."""
     found: dict[str, set[str]] = {}
     for key in keys:
-        if start := _start(key, known):
+        if start := known_start(key, known):
             found.setdefault(start[0], set()).add(start[1])
     if not found:
         return "", [], []

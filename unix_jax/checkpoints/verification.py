@@ -6,10 +6,11 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from unix_jax.checkpoints import native, recorded_files, run_files
+from unix_jax.checkpoints import native, run_files
 from unix_jax.checkpoints.leaves import FiniteCheck, Leaf
 from unix_jax.checkpoints.published import PublishedSource
 from unix_jax.errors import CheckpointError
+from unix_jax.storage import recorded_files
 
 
 @dataclasses.dataclass(frozen=True)

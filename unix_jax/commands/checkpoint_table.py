@@ -11,10 +11,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from unix_jax.checkpoints import native
-from unix_jax.checkpoints.recorded_files import read_listed
 from unix_jax.checkpoints.verification import Verified
 from unix_jax.config import UniXConfig
 from unix_jax.models import autoencoder, unix
+from unix_jax.storage.recorded_files import read_listed
 
 
 def count_parameters(shapes: Any) -> int:

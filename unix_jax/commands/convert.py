@@ -240,7 +240,7 @@ def main(arguments: list[str] | None = None, prog: str = "unix-jax convert") -> 
         nonlocal verbose
         warnings.showwarning = _show_warning
         warnings.simplefilter("always", SourceNote)
-        command: Import | ImportJanus | Export | Cast | Inspect | Check = tyro.cli(
+        command: Import | ImportJanus | Export | Cast | Accept | Inspect | Check = tyro.cli(
             Command, args=arguments, prog=prog, description="PyTorch <-> JAX checkpoints."
         )
         verbose = command.verbose

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 from PIL import Image
 
-from unix_jax.checkpoints import recorded_files, sharding
+from unix_jax import sharding
 from unix_jax.checkpoints.load import load_model
 from unix_jax.checkpoints.run_export import resolve_checkpoint
 from unix_jax.config import UniXConfig
@@ -31,6 +31,7 @@ from unix_jax.models.autoencoder import param_shapes as vae_param_shapes
 from unix_jax.models.unix import UniX, param_shapes, unroll_params
 from unix_jax.preprocessing.text import Tokenizer
 from unix_jax.preprocessing.transforms import Resize, to_gray_pil
+from unix_jax.storage import recorded_files
 from unix_jax.storage.paths import local_path
 
 OutputType = Literal["pil", "np", "latent"]

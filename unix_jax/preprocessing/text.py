@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from unix_jax.checkpoints import recorded_files
 from unix_jax.config import SpecialTokens
 from unix_jax.errors import CheckpointError, PromptError
+from unix_jax.storage import recorded_files
 
 Prompt = str | Sequence[int] | np.ndarray
 

@@ -43,7 +43,7 @@ def open_tensors(
         `find_weights` chooses the files.
       wanted: `ema` for the average of a file or directory that holds it beside the weights;
         another name for the entry of that name in a file of `torch.save`.
-      known: names of the model's tensors, of `unix_jax.checkpoints.prefixes.known_names`, by which weights are
+      known: names of the model's tensors (`prefixes.known_names`), by which weights are
         told from other tensors in such a file.
 
     Returns:

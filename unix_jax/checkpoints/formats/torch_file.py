@@ -19,6 +19,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from unix_jax.checkpoints.formats.key_names import known_count
 from unix_jax.checkpoints.formats.pickle_values import Storage, Tensor
 from unix_jax.checkpoints.formats.safetensors_file import fits_in_numpy
 from unix_jax.checkpoints.formats.tensor_source import (
@@ -42,7 +43,6 @@ from unix_jax.checkpoints.formats.zip_members import (
     require_crc,
     zip_members,
 )
-from unix_jax.checkpoints.prefixes import known_count
 from unix_jax.errors import CheckpointError, shortened
 
 # Protocol 2, then the integer 0x1950a86a20f9469cfc6c as a pickle of its own.
