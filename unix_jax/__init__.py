@@ -1,26 +1,14 @@
 """UniX in JAX/Flax: reports from chest X-rays, and chest X-rays from text."""
 
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
 
-from unix_jax.config import UniXConfig
-from unix_jax.errors import UniXError
+import lazy_loader
 
-if TYPE_CHECKING:
-    from unix_jax.inference.pipeline import UniXPipeline
+# The public names stand in __init__.pyi. Each is imported when it is first used: the command line
+# answers --help without loading JAX.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 try:
     __version__ = version("unix-jax")
 except PackageNotFoundError:  # run from a source tree that was not installed
     __version__ = "0+unknown"
-
-__all__ = ["UniXConfig", "UniXError", "UniXPipeline", "__version__"]
-
-
-def __getattr__(name: str) -> Any:
-    # Deferred: the command line answers --help without loading the model code.
-    if name == "UniXPipeline":
-        from unix_jax.inference.pipeline import UniXPipeline
-
-        return UniXPipeline
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

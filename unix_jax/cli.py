@@ -30,7 +30,7 @@ from unix_jax.commands.app import App
 from unix_jax.commands.clean import Clean
 from unix_jax.commands.evaluate import Evaluate
 from unix_jax.commands.export import Export
-from unix_jax.commands.terminal import ERRORS, run_command
+from unix_jax.commands.terminal import ERRORS, run_command, say
 from unix_jax.errors import UniXError
 from unix_jax.storage.arguments import PathText
 
@@ -42,8 +42,9 @@ if TYPE_CHECKING:
 class _Model:
     """Where the model comes from and where it runs."""
 
-    checkpoint: PathText
-    """Converted checkpoint, directory in the published layout, or directory of a training run."""
+    checkpoint: PathText | None = None
+    """Converted checkpoint, directory in the published layout, or directory of a training run; the
+    bundled nano model, a demonstration, if absent."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Of parameters and computation; a CPU uses float32 either way."""
     mesh: str | None = None
@@ -53,9 +54,19 @@ class _Model:
         from unix_jax.inference.pipeline import UniXPipeline
         from unix_jax.sharding import parse_mesh
 
-        with ERRORS.status(f"Loading {escape(self.checkpoint)} ..."):
+        path = self.checkpoint_path()
+        with ERRORS.status(f"Loading {escape(path)} ..."):
             mesh = None if self.mesh is None else parse_mesh(self.mesh)
-            return UniXPipeline.from_pretrained(self.checkpoint, self.dtype, mesh)
+            return UniXPipeline.from_pretrained(path, self.dtype, mesh)
+
+    def checkpoint_path(self) -> str:
+        """The directory given, or the bundled nano model's, which is said."""
+        from unix_jax.app.bundled import checkpoint_path
+
+        path = checkpoint_path(self.checkpoint)
+        if self.checkpoint is None:
+            say(f"no --checkpoint given: {path} is used, a small demonstration")
+        return path
 
 
 @dataclasses.dataclass
@@ -199,7 +210,7 @@ class Generate(_Model):
             "renorm_min": self.renorm_min,
         }
         # Before the directory is created and the weights are read.
-        ImageSettings(**settings).checked(load_config(self.checkpoint)[0])
+        ImageSettings(**settings).checked(load_config(self.checkpoint or self.checkpoint_path())[0])
         out = _writable_directory(self.out)
         pipe = self.load()
         prompts = [p for p in self.prompts for _ in range(self.num_images)]

@@ -9,3 +9,8 @@
 * `streaming`: moments of features larger than memory; `groups`: shards and pathologies.
 * `bootstrap`: confidence intervals.
 """
+
+import lazy_loader
+
+# The public names stand in __init__.pyi; each is imported when it is first used.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
