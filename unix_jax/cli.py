@@ -4,6 +4,7 @@ Errors that an input caused are one line on standard error and exit code 1; Ctrl
 """
 
 import dataclasses
+import functools
 import importlib
 import json
 import os
@@ -54,13 +55,13 @@ class _Model:
         from unix_jax.inference.pipeline import UniXPipeline
         from unix_jax.sharding import parse_mesh
 
-        path = self.checkpoint_path()
-        with ERRORS.status(f"Loading {escape(path)} ..."):
+        with ERRORS.status(f"Loading {escape(self.directory)} ..."):
             mesh = None if self.mesh is None else parse_mesh(self.mesh)
-            return UniXPipeline.from_pretrained(path, self.dtype, mesh)
+            return UniXPipeline.from_pretrained(self.directory, self.dtype, mesh)
 
-    def checkpoint_path(self) -> str:
-        """The directory given, or the bundled nano model's, which is said."""
+    @functools.cached_property
+    def directory(self) -> str:
+        """The directory given, or the bundled nano model's, which is said once."""
         from unix_jax.app.bundled import checkpoint_path
 
         path = checkpoint_path(self.checkpoint)
@@ -170,11 +171,16 @@ class Generate(_Model):
     width: int | None = None
     """Pixels; likewise."""
     steps: int = 50
-    """Points of the time grid: steps - 1 network evaluations."""
+    """Points of the time grid: steps - 1 network evaluations. Of a diffusers checkpoint: network
+    evaluations."""
     timestep_shift: float = 3.0
     """Above 1 spends more steps near noise."""
-    guidance_scale: float = 2.0
-    """Text guidance; 1 turns it off."""
+    guidance_scale: float | None = None
+    """Text guidance; 1 turns it off. If absent, 2, and 7.5 for a diffusers checkpoint."""
+    guidance_rescale: float | None = None
+    """For a diffusers checkpoint: how far, from 0 to 1, guidance keeps the spread of outputs."""
+    sampler: Literal["ddim", "euler"] | None = None
+    """For a diffusers checkpoint: the sampler; the checkpoint's own if absent."""
     image_guidance_scale: float = 1.0
     """Image guidance; 1 turns it off. Prompts alone: the text guidance becomes 1 + this scale x
     (guidance scale - 1), as in the original's demos."""
@@ -190,32 +196,20 @@ class Generate(_Model):
     """Pictures for each text."""
 
     def run(self) -> None:
-        from unix_jax.checkpoints.load import load_config
-        from unix_jax.inference.drawing import ImageSettings
+        from unix_jax.checkpoints.diffusers_checkpoint import is_diffusers
         from unix_jax.preprocessing.transforms import contact_sheet, save_png
 
         if not self.prompts:
             raise UniXError("PROMPT: expected at least one text, found none")
         if self.num_images < 1:
             raise UniXError(f"--num-images: expected at least 1, found {self.num_images}")
-        settings: dict[str, Any] = {
-            "height": self.height,
-            "width": self.width,
-            "num_steps": self.steps,
-            "timestep_shift": self.timestep_shift,
-            "guidance_scale": self.guidance_scale,
-            "image_guidance_scale": self.image_guidance_scale,
-            "guidance_interval": self.guidance_interval,
-            "renorm": self.renorm,
-            "renorm_min": self.renorm_min,
-        }
-        # Before the directory is created and the weights are read.
-        ImageSettings(**settings).checked(load_config(self.checkpoint or self.checkpoint_path())[0])
+        prepare = self._prepare_diffusers if is_diffusers(self.directory) else self._prepare
+        settings, evaluations = prepare()
         out = _writable_directory(self.out)
         pipe = self.load()
         prompts = [p for p in self.prompts for _ in range(self.num_images)]
         seeds = [self.seed + i for i in range(len(prompts))]
-        with _progress("steps", max(self.steps - 1, 1)) as (progress, task):
+        with _progress("steps", evaluations) as (progress, task):
             images = pipe.generate_image(
                 prompts,
                 seed=seeds,
@@ -232,6 +226,66 @@ class Generate(_Model):
             sheet = out / "contact_sheet.png"
             save_png(sheet, contact_sheet(images, prompts))
             print(sheet)
+
+    def load(self) -> Any:
+        """The pipeline of the checkpoint's kind."""
+        from unix_jax.checkpoints.diffusers_checkpoint import is_diffusers
+
+        if not is_diffusers(self.directory):
+            return super().load()
+        from unix_jax.inference.diffusion import DiffusionPipeline
+        from unix_jax.sharding import parse_mesh
+
+        with ERRORS.status(f"Loading {escape(self.directory)} ..."):
+            mesh = None if self.mesh is None else parse_mesh(self.mesh)
+            return DiffusionPipeline.from_pretrained(self.directory, self.dtype, mesh)
+
+    def _refuse(self, names: Sequence[str], kind: str) -> None:
+        """Raises UniXError for options that have no effect on this kind of checkpoint."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for name in names:
+            if getattr(self, name) != defaults[name]:
+                option = f"--{name.replace('_', '-')}"
+                raise UniXError(f"{option}: has no effect with {kind}, {self.directory}")
+
+    def _prepare_diffusers(self) -> tuple[dict[str, Any], int]:
+        """(settings, network evaluations), checked before the weights are read."""
+        from unix_jax.checkpoints.diffusers_checkpoint import open_diffusers
+        from unix_jax.inference.diffusion import DiffusionSettings
+
+        others = ("timestep_shift", "image_guidance_scale", "guidance_interval", "renorm")
+        self._refuse((*others, "renorm_min"), "a diffusers checkpoint")
+        folder = open_diffusers(self.directory)
+        settings = DiffusionSettings(
+            self.height,
+            self.width,
+            self.steps,
+            7.5 if self.guidance_scale is None else self.guidance_scale,
+            self.guidance_rescale or 0.0,
+            self.sampler,
+        ).checked(folder.vae_config, folder.native_size)
+        return dataclasses.asdict(settings), settings.num_steps
+
+    def _prepare(self) -> tuple[dict[str, Any], int]:
+        """As `_prepare_diffusers`, for a checkpoint of UniX."""
+        from unix_jax.checkpoints.load import load_config
+        from unix_jax.inference.drawing import ImageSettings
+
+        self._refuse(("guidance_rescale", "sampler"), "a checkpoint of UniX")
+        settings: dict[str, Any] = {
+            "height": self.height,
+            "width": self.width,
+            "num_steps": self.steps,
+            "timestep_shift": self.timestep_shift,
+            "guidance_scale": 2.0 if self.guidance_scale is None else self.guidance_scale,
+            "image_guidance_scale": self.image_guidance_scale,
+            "guidance_interval": self.guidance_interval,
+            "renorm": self.renorm,
+            "renorm_min": self.renorm_min,
+        }
+        # Before the directory is created and the weights are read.
+        ImageSettings(**settings).checked(load_config(self.directory)[0])
+        return settings, max(self.steps - 1, 1)
 
 
 @dataclasses.dataclass

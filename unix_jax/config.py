@@ -179,7 +179,7 @@ class UniXConfig:
                 f"{source}: format: expected {FORMAT!r}, found {values.get('format')!r}"
             )
         fields = {k: v for k, v in values.items() if k not in ("format", "instructions")}
-        built = _build(fields, cls, source)
+        built = build(fields, cls, source)
         return dataclasses.replace(built, instructions=read_instructions(values, source))
 
 
@@ -227,7 +227,7 @@ def typed(value: Any, kind: Any, where: str) -> Any:
     return tuple(typed(item, int, f"{where}[{i}]") for i, item in enumerate(value))
 
 
-def _build(values: Any, kind: Any, where: str) -> Any:
+def build(values: Any, kind: Any, where: str) -> Any:
     """A dataclass from a dictionary, field by field; unknown fields are an error."""
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where}: expected a JSON object, found {values!r}")
@@ -236,7 +236,7 @@ def _build(values: Any, kind: Any, where: str) -> Any:
     if unknown:
         raise ConfigError(f"{where}: unknown fields {unknown}; expected {sorted(fields)}")
     built = {
-        name: (_build if dataclasses.is_dataclass(fields[name].type) else typed)(
+        name: (build if dataclasses.is_dataclass(fields[name].type) else typed)(
             value, fields[name].type, f"{where}: {name}"
         )
         for name, value in values.items()

@@ -72,7 +72,7 @@ def export_published(
             extras = extras | {_VIT_TABLE: array_leaf(sincos_table_2d(width, side))}
         layout = _default_layout(tensors | _extra_tensors(extras), vae_tensors)
     available = {**tensors, **vae_tensors, **_extra_tensors(extras)}
-    files = _check_layout(layout, available, directory)
+    files = check_layout(layout, available, directory)
     total = sum(info.nbytes for _, written in files for _, info, _ in written)
     step = None if progress is None else lambda done: progress(done, total)
     with atomic_directory(out) as target:
@@ -86,7 +86,7 @@ def export_published(
             )
             with concurrent.futures.ThreadPoolExecutor(1) as reader:
                 for file, written in files:
-                    _write_file(target, file, _ahead(written, step, reader))
+                    write_file(target, file, ahead(written, step, reader))
             if not allow_non_finite:
                 check.require(str(directory))
             if not layout["kept"]:
@@ -95,7 +95,7 @@ def export_published(
             raise CheckpointError(f"{out}: cannot be written: {error.strerror or error}") from error
 
 
-class _FileTensor:
+class FileTensor:
     """A tensor as the file has it: our leaf (or one layer of it), transformed back."""
 
     def __init__(self, leaf: Leaf, entry: Entry | None = None, layer: int | None = None):
@@ -123,7 +123,7 @@ def _file_tensors(
     table: Callable[[Any], tuple[Entry, ...]],
     config: Any,
     check: FiniteCheck,
-) -> dict[str, _FileTensor]:
+) -> dict[str, FileTensor]:
     leaves = native.open_leaves(directory, part)
     native.check_counts(directory, part, leaves)
     entries = table(config)
@@ -134,20 +134,20 @@ def _file_tensors(
     )
     leaves = {path: check.watch(f"{part}/{path}", leaf) for path, leaf in leaves.items()}
     return {
-        key: _FileTensor(leaves[entry.path], entry, layer if entry.layers is not None else None)
+        key: FileTensor(leaves[entry.path], entry, layer if entry.layers is not None else None)
         for entry in entries
         for layer, key in enumerate(entry.keys)
     }
 
 
-def _extra_tensors(extras: Mapping[str, Leaf]) -> dict[str, _FileTensor]:
-    return {key: _FileTensor(leaf) for key, leaf in extras.items()}
+def _extra_tensors(extras: Mapping[str, Leaf]) -> dict[str, FileTensor]:
+    return {key: FileTensor(leaf) for key, leaf in extras.items()}
 
 
 def _default_layout(
-    tensors: Mapping[str, _FileTensor], vae_tensors: Mapping[str, _FileTensor]
+    tensors: Mapping[str, FileTensor], vae_tensors: Mapping[str, FileTensor]
 ) -> dict[str, Any]:
-    def file(name: str, kind: str, under: str | None, items: Mapping[str, _FileTensor]) -> Any:
+    def file(name: str, kind: str, under: str | None, items: Mapping[str, FileTensor]) -> Any:
         return {
             "name": name,
             "format": kind,
@@ -162,8 +162,8 @@ def _default_layout(
     return {"kept": True, "files": files}
 
 
-def _check_layout(
-    layout: Any, available: Mapping[str, _FileTensor], directory: Path
+def check_layout(
+    layout: Any, available: Mapping[str, FileTensor], directory: Path
 ) -> list[tuple[dict[str, Any], list[Written]]]:
     """The files to write; index.json comes from a disk, so nothing in it is taken on trust."""
     where = directory / "index.json"
@@ -196,7 +196,7 @@ def _check_layout(
     return result
 
 
-def _make(tensor: _FileTensor, dtype: np.dtype) -> Callable[[], np.ndarray]:
+def _make(tensor: FileTensor, dtype: np.dtype) -> Callable[[], np.ndarray]:
     return lambda: tensor.make(dtype)
 
 
@@ -208,11 +208,12 @@ def _dtype(name: str, where: str) -> np.dtype:
 
 
 def _is_plain(name: str) -> bool:
-    parts = name.removeprefix("vae/")
-    return bool(parts) and not parts.startswith(".") and not set(parts) & set("/\\:\0")
+    folder, _, file = name.rpartition("/")
+    known = folder in ("", "vae", "unet", "text_encoder")
+    return known and bool(file) and not file.startswith(".") and not set(file) & set("\\:\0")
 
 
-def _ahead(
+def ahead(
     written: list[Written],
     step: Callable[[int], None] | None,
     reader: concurrent.futures.Executor,
@@ -234,7 +235,7 @@ def _ahead(
     ]
 
 
-def _write_file(target: Path, file: Mapping[str, Any], written: list[Written]) -> None:
+def write_file(target: Path, file: Mapping[str, Any], written: list[Written]) -> None:
     path = target / file["name"]
     if file["format"] == "safetensors":
         write_safetensors(path, written, file["metadata"], keep_order=True)

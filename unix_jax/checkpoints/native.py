@@ -6,6 +6,7 @@
                       export, which weights they are (`training`)
     params/           Orbax: the UniX tree, layers stacked on L
     vae/              Orbax: the autoencoder tree (absent when the checkpoint has none)
+    text_encoder/     Orbax: that of an imported diffusers folder, whose U-Net is in params/ then
     extras/           Orbax: tensors of the source that the model does not use, by source key
     source/           the source's own config.json, processor files and vae/config.yaml, verbatim
     tokenizer files   verbatim
@@ -14,7 +15,7 @@ Plain Orbax reads the array directories: `ocp.StandardCheckpointer().restore(OUT
 Arrays are uncompressed zarr chunks of at most 4 MiB, one layer each at most, so that a device
 reads little more than its own part, and so that a file's size tells whether it is whole. The
 CRC-32 of each file of each array is in index.json and is verified as the file is read; so is that
-of each other file, see `unix_jax.storage.recorded_files`.
+of each other file, see `unix_jax.storage.paths.recorded_files`.
 """
 
 import os
@@ -32,14 +33,13 @@ from unix_jax.checkpoints.orbax_tree import Progress, open_leaf, save_tree
 from unix_jax.config import FORMAT as CONFIG_FORMAT
 from unix_jax.config import UniXConfig
 from unix_jax.errors import CheckpointError, ConfigError
-from unix_jax.storage import recorded_files
 from unix_jax.storage.files import atomic_directory, atomic_write
 from unix_jax.storage.json_file import read_json, write_json
-from unix_jax.storage.paths import local_path
-from unix_jax.storage.recorded_files import TOKENIZER_FILES
+from unix_jax.storage.paths import local_path, recorded_files
+from unix_jax.storage.paths.recorded_files import TOKENIZER_FILES
 
 FORMAT = "unix-jax-checkpoint-1"
-PARTS = ("params", "vae", "extras")
+PARTS = ("params", "vae", "text_encoder", "extras")
 
 
 class ArrayInfo(NamedTuple):
@@ -387,7 +387,7 @@ def tensor_infos(path: str | os.PathLike[str]) -> dict[str, ArrayInfo]:
 
 
 def open_leaves(path: str | os.PathLike[str], part: str) -> dict[str, Leaf]:
-    """The arrays of `part` ("params", "vae" or "extras"), verified to be whole, read on demand.
+    """The arrays of `part`, one of `PARTS`, verified to be whole, read on demand.
 
     Raises:
       CheckpointError: a missing, truncated or disagreeing file, which is named. Reading a leaf

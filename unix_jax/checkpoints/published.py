@@ -266,7 +266,7 @@ class PublishedSource:
         """Files, keys in order, and types: what export needs to write the same files again."""
         used = {key for entry in unix_table(self.config) for key in entry.keys}
         files = [
-            _file_layout(self.tensors, name, keys, lambda key: dtype if key in used else None)
+            file_layout(self.tensors, name, keys, lambda key: dtype if key in used else None)
             for name, keys in self.tensors.files()
         ]
         if _POSITIONS not in self.tensors:
@@ -277,7 +277,7 @@ class PublishedSource:
             for name, keys in self.vae.files():
                 kept = [key for key in keys if not VAE_DROPPED.fullmatch(key)]
                 files.append(
-                    _file_layout(self.vae, f"vae/{name}", kept, lambda key: None, "state_dict")
+                    file_layout(self.vae, f"vae/{name}", kept, lambda key: None, "state_dict")
                 )
         return {"kept": dtype is None, "files": files}
 
@@ -304,7 +304,7 @@ class PublishedSource:
         for files, opened, start in parts:
             if files is not None and opened is not None and files.is_index:
                 path = temporary / f"{start.strip('/')}{files.name}"
-                _write_index(path, files.paths[0], opened)
+                write_index(path, files.paths[0], opened)
                 copies[f"source/{start}{files.name}"] = path
         return [(path, name) for name, path in copies.items()]
 
@@ -447,7 +447,7 @@ def require_wanted(
 # --- layout ----------------------------------------------------------------------------------
 
 
-def _write_index(path: Path, index: Path, tensors: TensorSource) -> None:
+def write_index(path: Path, index: Path, tensors: TensorSource) -> None:
     """The index of shards as it is, or with the keys that were taken."""
     placed = {key: name for name, keys in tensors.files() for key in keys}
     raw = read_json(index)
@@ -460,7 +460,7 @@ def _write_index(path: Path, index: Path, tensors: TensorSource) -> None:
     write_json(path, {**raw, "metadata": metadata, "weight_map": placed})
 
 
-def _file_layout(
+def file_layout(
     tensors: TensorSource,
     name: str,
     keys: list[str],

@@ -20,29 +20,42 @@ from unix_jax.models.embeddings import TIME_FREQUENCIES
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """A permutation of axes from the file's order to ours; its inverse goes back."""
+    """A permutation of axes from the file's order to ours; its inverse goes back.
+
+    `file_ones` axes of size 1 at the end of the file's tensor are none of ours, and `our_ones` at
+    the start of ours are none of the file's: a 1x1 convolution and a linear layer are the same.
+    """
 
     name: str
     axes: tuple[int, ...] | None
+    file_ones: int = 0
+    our_ones: int = 0
 
     def to_ours(self, tensor: np.ndarray) -> np.ndarray:
         """A view of a file's tensor with our axes."""
-        return tensor if self.axes is None else tensor.transpose(self.axes)
+        tensor = tensor.reshape(tensor.shape[: tensor.ndim - self.file_ones])
+        tensor = tensor if self.axes is None else tensor.transpose(self.axes)
+        return tensor[(None,) * self.our_ones]
 
     def to_file(self, array: np.ndarray) -> np.ndarray:
         """A view of our array with the file's axes."""
-        return array if self.axes is None else array.transpose(np.argsort(self.axes))
+        array = array.reshape(array.shape[self.our_ones :])
+        array = array if self.axes is None else array.transpose(np.argsort(self.axes))
+        return array[(..., *(None,) * self.file_ones)]
 
     def file_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape in the file of an array that is `shape` here."""
-        if self.axes is None:
-            return shape
-        return tuple(shape[axis] for axis in np.argsort(self.axes))
+        shape = shape[self.our_ones :]
+        if self.axes is not None:
+            shape = tuple(shape[axis] for axis in np.argsort(self.axes))
+        return (*shape, *(1,) * self.file_ones)
 
 
 SAME = Transform("same", None)
 LINEAR = Transform("OI -> IO", (1, 0))
 CONV = Transform("OIHW -> HWIO", (2, 3, 1, 0))
+CONV_AS_LINEAR = Transform("OI11 -> IO", (1, 0), file_ones=2)
+LINEAR_AS_CONV = Transform("OI -> 11IO", (1, 0), our_ones=2)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -109,11 +109,40 @@ class ImportJanus:
 
 
 @dataclasses.dataclass(frozen=True)
+class ImportDiffusers:
+    """Folder of diffusers' StableDiffusionPipeline -> this project's checkpoint."""
+
+    source: tyro.conf.Positional[LocalPath]
+    """Directory with model_index.json, unet/, vae/, text_encoder/, tokenizer/ and scheduler/."""
+    out: tyro.conf.Positional[LocalPath]
+    """A new directory."""
+    dtype: Dtype = "keep"
+    """Type of the U-Net and the text encoder; with `keep`, export returns every bit."""
+    allow_non_finite: bool = False
+    """Write weights that are NaN or infinite instead of stopping."""
+    verbose: bool = False
+    """Print lists of keys in an error in full."""
+
+    def run(self) -> int:
+        from unix_jax.checkpoints.diffusers_checkpoint import import_diffusers
+
+        with _progress("import-diffusers") as report:
+            import_diffusers(
+                self.source,
+                self.out,
+                self.dtype,
+                allow_non_finite=self.allow_non_finite,
+                progress=report,
+            )
+        return _written(self.out)
+
+
+@dataclasses.dataclass(frozen=True)
 class Export:
-    """This project's checkpoint -> published layout."""
+    """This project's checkpoint -> published layout, or the diffusers folder that it came from."""
 
     checkpoint: tyro.conf.Positional[LocalPath]
-    """A directory written by `import`, or that of a training run, whose export is meant."""
+    """A directory written by an import, or that of a training run, whose export is meant."""
     out: tyro.conf.Positional[LocalPath]
     """A new directory."""
     allow_non_finite: bool = False
@@ -122,10 +151,16 @@ class Export:
     """Print lists of keys in an error in full."""
 
     def run(self) -> int:
+        from unix_jax.checkpoints.diffusers_checkpoint import (
+            export_diffusers,
+            is_diffusers_checkpoint,
+        )
         from unix_jax.checkpoints.export import export_published
 
+        diffusers = is_diffusers_checkpoint(self.checkpoint)
+        export = export_diffusers if diffusers else export_published
         with _progress("export") as report:
-            export_published(
+            export(
                 self.checkpoint,
                 self.out,
                 allow_non_finite=self.allow_non_finite,
@@ -205,7 +240,8 @@ class Check:
     """Runs the model on golden inputs and compares every golden tensor."""
 
     path: tyro.conf.Positional[LocalPath]
-    """A checkpoint of this project, a directory in the published layout, or that of a run."""
+    """A checkpoint of this project, a directory in the published layout, that of a run, or a
+    diffusers folder."""
     golden_dir: tyro.conf.Positional[LocalPath]
     """Directory with golden.safetensors and golden.json."""
     json: LocalPath | None = None
@@ -222,6 +258,7 @@ class Check:
 Command = (
     Annotated[Import, tyro.conf.subcommand("import")]
     | Annotated[ImportJanus, tyro.conf.subcommand("import-janus")]
+    | Annotated[ImportDiffusers, tyro.conf.subcommand("import-diffusers")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Cast, tyro.conf.subcommand("cast")]
     | Annotated[Accept, tyro.conf.subcommand("accept")]
@@ -240,7 +277,7 @@ def main(arguments: list[str] | None = None, prog: str = "unix-jax convert") -> 
         nonlocal verbose
         warnings.showwarning = _show_warning
         warnings.simplefilter("always", SourceNote)
-        command: Import | ImportJanus | Export | Cast | Accept | Inspect | Check = tyro.cli(
+        command: Any = tyro.cli(
             Command, args=arguments, prog=prog, description="PyTorch <-> JAX checkpoints."
         )
         verbose = command.verbose

@@ -13,14 +13,21 @@ TIME_FREQUENCIES = 256
 
 
 def timestep_sinusoid(
-    t: Float[Array, "*batch"], dim: int = TIME_FREQUENCIES, max_period: float = 10000.0
+    t: Float[Array, "*batch"],
+    dim: int = TIME_FREQUENCIES,
+    max_period: float = 10000.0,
+    *,
+    freq_shift: float = 0.0,
 ) -> Float[Array, "*batch dim"]:
-    """Sinusoid of times in [0, 1], taken as they are (not x1000): cosines first, then sines.
+    """Sinusoid of times, taken as they are: cosines first, then sines. Always float32.
 
-    Source: the original's `TimestepEmbedder.timestep_embedding`. Always float32.
+    UniX's times are in [0, 1] (not x1000), the U-Net's are steps of its noise schedule.
+    `freq_shift` is subtracted from dim / 2 where the frequencies are spaced (diffusers).
+    Source: the original's `TimestepEmbedder.timestep_embedding`.
     """
     half = dim // 2
-    frequencies = jnp.exp(-jnp.log(max_period) * jnp.arange(half, dtype=jnp.float32) / half)
+    exponent = jnp.arange(half, dtype=jnp.float32) / (half - freq_shift)
+    frequencies = jnp.exp(-jnp.log(max_period) * exponent)
     angles = t.astype(jnp.float32)[..., None] * frequencies
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 

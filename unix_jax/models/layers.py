@@ -129,10 +129,12 @@ def layer_norm(eps: float, dtype: Dtype, name: str | None = None) -> nn.LayerNor
     return nn.LayerNorm(epsilon=eps, dtype=dtype, use_fast_variance=False, name=name)
 
 
-def group_norm(groups: int, dtype: Dtype, name: str | None = None) -> nn.GroupNorm:
-    """The autoencoder's norm: eps 1e-6."""
+def group_norm(
+    groups: int, dtype: Dtype, name: str | None = None, eps: float = 1e-6
+) -> nn.GroupNorm:
+    """GroupNorm with the two-pass variance, as `layer_norm`; the autoencoder's eps is 1e-6."""
     return nn.GroupNorm(
-        num_groups=groups, epsilon=1e-6, dtype=dtype, use_fast_variance=False, name=name
+        num_groups=groups, epsilon=eps, dtype=dtype, use_fast_variance=False, name=name
     )
 
 

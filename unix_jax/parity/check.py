@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from unix_jax.checkpoints.diffusers_checkpoint import is_diffusers
 from unix_jax.checkpoints.formats.readers import open_tensors
 from unix_jax.checkpoints.load import load_model
 from unix_jax.errors import CheckpointError
@@ -25,19 +26,23 @@ from unix_jax.parity.golden import (
     generation_tensors,
     understanding_tensors,
 )
+from unix_jax.parity.golden_diffusers import DIFFUSERS_GROUPS, DIFFUSERS_INPUTS, DiffusersGolden
 from unix_jax.parity.golden_training import training_tensors
 from unix_jax.storage.files import atomic_write
+
+# From the start of a tensor's name to what recomputes such tensors.
+Groups = Mapping[str, Callable[[Any], dict[str, Any]]]
 
 TOLERANCE = 2e-5
 LOOSE_TOLERANCE = 1e-4
 # Whole sampling runs and gradients accumulate rounding over many steps.
-_LOOSE = ("gen.sample.", "edit.sample.", "train.grad.")
+_LOOSE = ("gen.sample.", "edit.sample.", "train.grad.", "sample.", "unet.grad.")
 _INPUTS = (
     "vae.pixels", "vae.sample_noise", "und.pixel_values", "und.prompt_ids", "gen.prompt_ids",
     "gen.init_noise", "edit.vae_pixels", "train.vit_pixels.", "train.vae_pixels.",
-    "train.packed_timesteps", "train.noise",
+    "train.packed_timesteps", "train.noise", *DIFFUSERS_INPUTS,
 )  # fmt: skip
-_GROUPS = {
+_GROUPS: Groups = {
     "vae.": autoencoder_tensors,
     "und.": understanding_tensors,
     "gen.": generation_tensors,
@@ -106,19 +111,23 @@ def run_checks(
     """Compares every golden tensor with what the model at `path` computes in float32.
 
     Args:
-      path: a converted checkpoint, or a directory in the published layout.
+      path: a converted checkpoint, a directory in the published layout, or a diffusers folder.
       golden_directory: holds golden.safetensors and golden.json.
 
     Raises:
       CheckpointError: a file is missing or broken, or an entry that is needed is absent.
     """
     tensors, info = read_golden_directory(golden_directory)
-    config, params, vae_params = load_model(path, dtype=jnp.float32)
-    golden = Golden(config, params, vae_params, tensors, info)
+    golden: Golden | DiffusersGolden
+    groups: Groups
+    if is_diffusers(path):
+        golden, groups = DiffusersGolden.open(path, tensors, info), DIFFUSERS_GROUPS
+    else:
+        golden, groups = Golden(*load_model(path, dtype=jnp.float32), tensors, info), _GROUPS
     ours: dict[str, Any] = {}
     # Accelerators multiply in lower precision unless told otherwise.
     with jax.default_matmul_precision("highest"):
-        for prefix, compute in _GROUPS.items():
+        for prefix, compute in groups.items():
             if any(name.startswith(prefix) for name in tensors):
                 try:
                     ours |= compute(golden)
@@ -127,13 +136,15 @@ def run_checks(
                         f"{golden_directory}/golden.json: expected the entry {error} for "
                         f"{prefix}*, found none"
                     ) from error
-    return [_result(name, tensor, ours) for name, tensor in sorted(tensors.items())]
+    # Without ids, the hidden states that the U-Net attends to are given.
+    inputs = _INPUTS if "text.ids" in tensors else (*_INPUTS, "text.hidden")
+    return [_result(name, tensor, ours, inputs) for name, tensor in sorted(tensors.items())]
 
 
-def _result(name: str, tensor: np.ndarray, ours: dict[str, Any]) -> Result:
+def _result(name: str, tensor: np.ndarray, ours: dict[str, Any], inputs: tuple[str, ...]) -> Result:
     if name in ours:
         return compare(name, tensor, np.asarray(ours[name]))
-    note = "input" if name.startswith(_INPUTS) else "unchecked"
+    note = "input" if name.startswith(inputs) else "unchecked"
     return Result(name, list(tensor.shape), None, None, None, note)
 
 

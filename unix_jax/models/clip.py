@@ -1,0 +1,107 @@
+"""CLIP's text encoder: token ids to the hidden states that a U-Net attends to.
+
+Pre-norm blocks with causal attention and learned positions. Source: transformers' `CLIPTextModel`.
+
+Letters: B batch, T tokens, D width, N heads, H head dim.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from unix_jax.models.attention import Implementation, attention
+from unix_jax.models.attention.key_blocks import KeyBlock
+from unix_jax.models.attention.mask import CAUSAL, TokenMetadata
+from unix_jax.models.layers import ACTIVATIONS, Dtype, dense, layer_norm
+
+CLIP_ACTIVATIONS = {"quick_gelu": lambda x: x * nn.sigmoid(1.702 * x), "gelu": ACTIVATIONS["gelu"]}
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipTextConfig:
+    """Sizes; the defaults are those of SD 1.x's encoder (ViT-L/14)."""
+
+    vocab_size: int = 49408
+    hidden_size: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    intermediate_size: int = 3072
+    max_positions: int = 77
+    layer_norm_eps: float = 1e-5
+    activation: str = "quick_gelu"
+
+
+class ClipBlock(nn.Module):
+    """Causal attention and a two-layer MLP, each after a norm and with its residual."""
+
+    config: ClipTextConfig
+    dtype: Dtype = jnp.float32
+    attention_implementation: Implementation = "auto"
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B T D"], tokens: TokenMetadata
+    ) -> tuple[Float[Array, "B T D"], None]:
+        c = self.config
+        y = layer_norm(c.layer_norm_eps, self.dtype, "norm1")(x)
+        query, key, value = (
+            dense(c.hidden_size, ("embed", "heads"), dtype=self.dtype, name=name)(y).reshape(
+                *y.shape[:2], c.num_heads, -1
+            )
+            for name in ("query", "key", "value")
+        )
+        blocks = [KeyBlock(key, value, metadata=tokens)]
+        y = attention(query, blocks, tokens, implementation=self.attention_implementation)
+        y = y.reshape(x.shape)
+        x = x + dense(c.hidden_size, ("heads", "embed"), dtype=self.dtype, name="proj")(y)
+        y = layer_norm(c.layer_norm_eps, self.dtype, "norm2")(x)
+        y = dense(c.intermediate_size, ("embed", "mlp"), dtype=self.dtype, name="fc1")(y)
+        y = CLIP_ACTIVATIONS[c.activation](y)
+        x = x + dense(c.hidden_size, ("mlp", "embed"), dtype=self.dtype, name="fc2")(y)
+        return nn.with_logical_constraint(x, ("batch", "length", "embed_act")), None
+
+
+class ClipText(nn.Module):
+    """Token ids to the hidden states after the final norm; padding is attended to, as in SD."""
+
+    config: ClipTextConfig = ClipTextConfig()
+    dtype: Dtype = jnp.float32
+    attention_implementation: Implementation = "auto"
+
+    def _table(self, name: str, rows: int) -> Any:
+        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, "embed"))
+        return self.param(name, init, (rows, self.config.hidden_size))
+
+    @nn.compact
+    def __call__(self, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """Raises ValueError for more tokens than the table of positions has rows."""
+        c = self.config
+        if ids.shape[1] > c.max_positions:
+            raise ValueError(
+                f"ids: expected at most {c.max_positions} tokens, found {ids.shape[1]}"
+            )
+        words = self._table("token_embedding", c.vocab_size)
+        positions = self._table("position_embedding", c.max_positions)
+        x = (words[ids] + positions[: ids.shape[1]]).astype(self.dtype)
+        order = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
+        zeros = jnp.zeros_like(order)
+        tokens = TokenMetadata(order, zeros + 1, zeros, order, zeros + CAUSAL)
+        x, _ = nn.scan(
+            ClipBlock,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=nn.broadcast,
+            length=c.num_layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(c, self.dtype, self.attention_implementation, name="layers")(x, tokens)
+        return layer_norm(c.layer_norm_eps, self.dtype, "norm")(x)
+
+
+def param_shapes(config: ClipTextConfig) -> dict[str, Any]:
+    """The parameter tree as `jax.ShapeDtypeStruct` leaves, boxed with their logical axes."""
+    ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    return jax.eval_shape(ClipText(config).init, jax.random.key(0), ids)["params"]
