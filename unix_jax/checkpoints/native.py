@@ -15,7 +15,7 @@ Plain Orbax reads the array directories: `ocp.StandardCheckpointer().restore(OUT
 Arrays are uncompressed zarr chunks of at most 4 MiB, one layer each at most, so that a device
 reads little more than its own part, and so that a file's size tells whether it is whole. The
 CRC-32 of each file of each array is in index.json and is verified as the file is read; so is that
-of each other file, see `unix_jax.storage.paths.recorded_files`.
+of each other file, see `unix_jax.storage.recorded_files`.
 """
 
 import os
@@ -36,7 +36,7 @@ from unix_jax.errors import CheckpointError, ConfigError
 from unix_jax.storage.files import atomic_directory, atomic_write
 from unix_jax.storage.json_file import read_json, write_json
 from unix_jax.storage.paths import local_path, recorded_files
-from unix_jax.storage.paths.recorded_files import TOKENIZER_FILES
+from unix_jax.storage.recorded_files import TOKENIZER_FILES
 
 FORMAT = "unix-jax-checkpoint-1"
 PARTS = ("params", "vae", "text_encoder", "extras")

@@ -10,7 +10,7 @@ from unix_jax.checkpoints import native, run_files
 from unix_jax.checkpoints.leaves import FiniteCheck, Leaf
 from unix_jax.checkpoints.published import PublishedSource
 from unix_jax.errors import CheckpointError
-from unix_jax.storage.paths import recorded_files
+from unix_jax.storage import recorded_files
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from unix_jax.checkpoints import native
 from unix_jax.checkpoints.verification import Verified
 from unix_jax.config import UniXConfig
 from unix_jax.models import autoencoder, unix
-from unix_jax.storage.paths.recorded_files import read_listed
+from unix_jax.storage.recorded_files import read_listed
 
 
 def count_parameters(shapes: Any) -> int:

@@ -16,7 +16,7 @@ import tokenizers
 
 from unix_jax.config import SpecialTokens
 from unix_jax.errors import CheckpointError, PromptError
-from unix_jax.storage.paths import recorded_files
+from unix_jax.storage import recorded_files
 
 Prompt = str | Sequence[int] | np.ndarray
 
