@@ -33,9 +33,10 @@ from unix_jax.checkpoints.orbax_tree import Progress, open_leaf, save_tree
 from unix_jax.config import FORMAT as CONFIG_FORMAT
 from unix_jax.config import UniXConfig
 from unix_jax.errors import CheckpointError, ConfigError
+from unix_jax.storage import recorded_files
 from unix_jax.storage.files import atomic_directory, atomic_write
 from unix_jax.storage.json_file import read_json, write_json
-from unix_jax.storage.paths import local_path, recorded_files
+from unix_jax.storage.paths import local_path
 from unix_jax.storage.recorded_files import TOKENIZER_FILES
 
 FORMAT = "unix-jax-checkpoint-1"

@@ -31,7 +31,8 @@ from unix_jax.models.autoencoder import param_shapes as vae_param_shapes
 from unix_jax.models.unix import UniX, param_shapes, unroll_params
 from unix_jax.preprocessing.text import Tokenizer
 from unix_jax.preprocessing.transforms import Resize, to_gray_pil
-from unix_jax.storage.paths import local_path, recorded_files
+from unix_jax.storage import recorded_files
+from unix_jax.storage.paths import local_path
 
 OutputType = Literal["pil", "np", "latent"]
 Progress = Callable[[int, int], None]
