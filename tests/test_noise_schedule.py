@@ -47,6 +47,7 @@ def test_runs_are_those_of_diffusers(index, tmp_path, assert_close):
         ({"timestep_spacing": None}, ["timestep_spacing"]),
         ({"steps_offset": -1}, ["steps_offset"]),
         ({"beta_end": 1.5}, ["beta_end"]),
+        ({"num_train_timesteps": 10**9}, ["num_train_timesteps"]),
         ({"new_field": 1}, ["new_field", "unknown"]),
         ([1], ["JSON object"]),
     ],

@@ -33,7 +33,7 @@ from unix_jax.commands.evaluate import Evaluate
 from unix_jax.commands.export import Export
 from unix_jax.commands.terminal import ERRORS, run_command, say
 from unix_jax.errors import UniXError
-from unix_jax.storage.arguments import PathText
+from unix_jax.storage.arguments import PathText, refuse_without_effect
 
 if TYPE_CHECKING:
     from unix_jax.inference.pipeline import UniXPipeline
@@ -240,21 +240,13 @@ class Generate(_Model):
             mesh = None if self.mesh is None else parse_mesh(self.mesh)
             return DiffusionPipeline.from_pretrained(self.directory, self.dtype, mesh)
 
-    def _refuse(self, names: Sequence[str], kind: str) -> None:
-        """Raises UniXError for options that have no effect on this kind of checkpoint."""
-        defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        for name in names:
-            if getattr(self, name) != defaults[name]:
-                option = f"--{name.replace('_', '-')}"
-                raise UniXError(f"{option}: has no effect with {kind}, {self.directory}")
-
     def _prepare_diffusers(self) -> tuple[dict[str, Any], int]:
         """(settings, network evaluations), checked before the weights are read."""
         from unix_jax.checkpoints.diffusers_checkpoint import open_diffusers
         from unix_jax.inference.diffusion import DiffusionSettings
 
         others = ("timestep_shift", "image_guidance_scale", "guidance_interval", "renorm")
-        self._refuse((*others, "renorm_min"), "a diffusers checkpoint")
+        refuse_without_effect(self, (*others, "renorm_min"), "a diffusers checkpoint")
         folder = open_diffusers(self.directory)
         settings = DiffusionSettings(
             self.height,
@@ -271,7 +263,7 @@ class Generate(_Model):
         from unix_jax.checkpoints.load import load_config
         from unix_jax.inference.drawing import ImageSettings
 
-        self._refuse(("guidance_rescale", "sampler"), "a checkpoint of UniX")
+        refuse_without_effect(self, ("guidance_rescale", "sampler"), "a checkpoint of UniX")
         settings: dict[str, Any] = {
             "height": self.height,
             "width": self.width,

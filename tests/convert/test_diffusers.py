@@ -139,6 +139,9 @@ def test_unet_sizes():
         {"attention_head_dim": [4, 4]},
         {"cross_attention_dim": [48, 48, 32]},
         {"layers_per_block": 0},
+        {"layers_per_block": 10**6},
+        {"transformer_layers_per_block": 10**6},
+        {"down_block_types": ["DownBlock2D"] * 13},
         {"layers_per_block": [1, 1]},
         {"transformer_layers_per_block": [[1], [1], [1]]},
         {"reverse_transformer_layers_per_block": [1]},
@@ -175,6 +178,8 @@ def test_unsupported_fields_are_named(changes):
         (read_vae_config, VAE, {"norm_num_groups": 5}),
         (read_vae_config, VAE, {"scaling_factor": 0}),
         (read_vae_config, VAE, {"tiles": 2}),
+        (read_vae_config, VAE, {"layers_per_block": 10**9}),
+        (read_text_config, TEXT, {"num_hidden_layers": 10**9}),
         (read_text_config, TEXT, {"model_type": "t5"}),
         (read_text_config, TEXT, {"hidden_act": "relu"}),
         (read_text_config, TEXT, {"num_attention_heads": 5}),
@@ -313,6 +318,31 @@ def test_weights_that_are_not_finite(folder):
     save_file(tensors, file)
     with pytest.raises(CheckpointError, match="finite"):
         DiffusersFolder(folder).vae  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("name", "info", "tensors", "words"),
+    [
+        ("unet_clip", {"sample": [1]}, {}, "sample: expected an object"),
+        ("unet_clip", {"sample": {"num_inference_steps": "4"}}, {}, "guidance_scale"),
+        ("unet_clip", {"prompts": [1]}, {}, "prompts: expected texts"),
+        ("unet_clip", {}, {"text.ids": np.full((1, 4), 999)}, "text.ids: expected ids below 63"),
+        ("unet_clip", {}, {"text.ids": np.zeros((1, 20), int)}, "at most 16 tokens, found 20"),
+        ("unet_clip", {}, {"sample.noise": np.zeros((3, 5, 6, 8), "f")}, "sample.noise: expected"),
+        ("unet_mixed", {}, {"text.hidden": np.zeros((2, 7, 9), "f")}, "text.hidden: expected"),
+        ("unet_mixed", {"gradients": {"timestep": "x"}}, {}, "gradients.timestep"),
+        ("unet_joint", {}, {"joint.keys.1": np.zeros((2, 4, 2, 8), "f")}, "joint.keys.1"),
+        ("unet_joint", {}, {"joint.position": np.zeros(3, int)}, "joint.position: expected"),
+        ("unet_joint", {"joint": 3}, {}, "joint: expected a JSON object"),
+    ],
+)
+def test_golden_files_that_do_not_fit(name, info, tensors, words, tmp_path, capsys):
+    raw = json.loads((GOLDEN / name / "golden.json").read_text()) | info
+    (tmp_path / "golden.json").write_text(json.dumps(raw))
+    kept = load_file(GOLDEN / name / "golden.safetensors") | tensors
+    save_file(kept, tmp_path / "golden.safetensors")
+    assert main(["check", str(GOLDEN / name / "checkpoint"), str(tmp_path)]) == 1
+    assert words in capsys.readouterr().err
 
 
 def test_a_run_that_is_not_supported(tmp_path, capsys):

@@ -184,3 +184,39 @@ def test_a_model_that_cannot_draw_ends_the_run(data, tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match="autoencoder"):
         command(data, tmp_path).run()
     assert (tmp_path / "items-0.jsonl").read_bytes() == b""
+
+
+# ------------------------------------------------------------------------- diffusers checkpoints
+
+DIFFUSERS = Path(__file__).parents[1] / "golden" / "unet_clip" / "checkpoint"
+
+
+def test_a_diffusers_checkpoint(data, tmp_path):
+    def run(out, **options):
+        options = {"split": "", "batch_size": 4, "steps": 2, "resamples": 20, "limit": 6} | options
+        evaluate.EvaluateImages(str(DIFFUSERS), data, str(tmp_path / out), **options).run()
+        return results_of(tmp_path / out)
+
+    results = run("a", guidance_rescale=0.5)
+    assert results["settings"]["size"] == 16
+    assert results["settings"]["guidance_scale"] == 7.5
+    assert results["settings"]["guidance_rescale"] == 0.5
+    assert len(list((tmp_path / "a" / "images").iterdir())) == 5
+    # The same images, whatever the batch.
+    run("b", guidance_rescale=0.5, batch_size=3)
+    run("c")
+    first, same, other = (
+        np.asarray(Image.open(tmp_path / name / "images" / "000001.png"), int) for name in "abc"
+    )
+    assert np.abs(first - same).max() <= 1
+    assert np.abs(first - other).max() > 1
+    with pytest.raises(UniXError, match="--timestep-shift: has no effect with a diffusers"):
+        run("d", timestep_shift=2.0)
+    with pytest.raises(PromptError, match="height: expected a positive multiple of 2"):
+        run("d", size=15)
+    assert not (tmp_path / "d").exists()
+
+
+def test_options_of_diffusers_checkpoints_only(data, tmp_path):
+    with pytest.raises(UniXError, match="--sampler: has no effect with a checkpoint of UniX"):
+        command(data, tmp_path / "out", sampler="ddim").run()

@@ -5,6 +5,7 @@ a field that is unknown. Missing fields are diffusers' own defaults.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -27,6 +28,8 @@ from unix_jax.preprocessing.noise_schedule import (
 from unix_jax.storage.json_file import read_json
 
 _MAX_BYTES = 1 << 20
+# Beyond any network of this kind; a table of a wrong number's length would fill the memory.
+_MOST_LEVELS, _MOST_LAYERS, _MOST_TIMESTEPS = 12, 256, 100_000
 # Fields of the libraries, which say nothing of the computation.
 _NOTES = {"_class_name", "_diffusers_version", "_name_or_path", "_commit_hash"}
 _DOWN = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
@@ -107,11 +110,11 @@ class Fields:
         """The value as int, float, bool or str."""
         return typed(self.take(name, default), kind, f"{self.source}: {name}")
 
-    def positive(self, name: str, default: Any, kind: Any = int) -> Any:
-        """A number above 0."""
+    def positive(self, name: str, default: Any, kind: Any = int, most: float = math.inf) -> Any:
+        """A number above 0, of at most `most`."""
         value = self.typed(name, kind, default)
-        if value <= 0:
-            raise self.error(name, "a positive number", value)
+        if not 0 < value <= most:
+            raise self.error(name, f"a positive number of at most {most}", value)
         return value
 
     def chosen(self, name: str, choices: Any, default: Any) -> Any:
@@ -121,8 +124,10 @@ class Fields:
             raise self.error(name, f"one of {list(choices)}", value)
         return value
 
-    def listed(self, name: str, default: Any, levels: int | None = None) -> tuple[int, ...]:
-        """Positive integers, one per level; one number stands for all levels."""
+    def listed(
+        self, name: str, default: Any, levels: int | None = None, most: float = math.inf
+    ) -> tuple[int, ...]:
+        """Positive integers up to `most`, one per level; one number stands for all levels."""
         value = self.take(name, default)
         if levels is not None and not isinstance(value, Sequence | None):
             value = [value] * levels
@@ -130,13 +135,16 @@ class Fields:
         if not numbers or min(numbers) <= 0 or (levels is not None and len(numbers) != levels):
             many = "at least 1" if levels is None else str(levels)
             raise self.error(name, f"{many} positive integers", value)
+        if max(numbers) > most:
+            raise self.error(name, f"integers of at most {most}", max(numbers))
         return numbers
 
     def blocks(self, name: str, choices: Mapping[str, Any], default: Any) -> tuple[Any, ...]:
         """A list of block types, as what `choices` says of each."""
         value = self.take(name, default)
-        if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-            raise self.error(name, "a list of block types", value)
+        known = isinstance(value, Sequence) and not isinstance(value, str)
+        if not known or not 1 <= len(value) <= _MOST_LEVELS:
+            raise self.error(name, f"a list of 1 to {_MOST_LEVELS} block types", value)
         for item in value:
             if not isinstance(item, str) or item not in choices:
                 raise self.error(name, f"types of {list(choices)}", item)
@@ -176,13 +184,13 @@ def read_unet_config(fields: Fields) -> tuple[UNetConfig, bool]:
     widths = fields.listed("block_out_channels", [320, 640, 1280, 1280])
     if len(widths) != levels:
         raise fields.error("block_out_channels", f"{levels} widths, one per level", list(widths))
-    depths = fields.listed("transformer_layers_per_block", 1, levels)
+    depths = fields.listed("transformer_layers_per_block", 1, levels, _MOST_LAYERS)
     up_depths = fields.take("reverse_transformer_layers_per_block")
     if up_depths is not None:
         up_depths = typed(
             up_depths, tuple, f"{fields.source}: reverse_transformer_layers_per_block"
         )
-        if len(up_depths) != levels or min(up_depths) <= 0:
+        if len(up_depths) != levels or not 0 < min(up_depths) <= max(up_depths) <= _MOST_LAYERS:
             raise fields.error(
                 "reverse_transformer_layers_per_block", f"{levels} positive integers", up_depths
             )
@@ -202,7 +210,7 @@ def read_unet_config(fields: Fields) -> tuple[UNetConfig, bool]:
         down_attention=down,
         up_attention=up,
         mid_attention=_MIDDLE[fields.chosen("mid_block_type", _MIDDLE, "UNetMidBlock2DCrossAttn")],
-        layers=fields.listed("layers_per_block", 2, levels),
+        layers=fields.listed("layers_per_block", 2, levels, _MOST_LAYERS),
         depths=depths,
         up_depths=depths[::-1] if up_depths is None else up_depths,
         # The name is an old mistake of diffusers: it is the number of heads.
@@ -275,7 +283,7 @@ def read_vae_config(fields: Fields) -> AutoencoderConfig:
     config = AutoencoderConfig(
         ch=widths[0],
         ch_mult=tuple(width // widths[0] for width in widths),
-        num_res_blocks=fields.positive("layers_per_block", 1),
+        num_res_blocks=fields.positive("layers_per_block", 1, most=_MOST_LAYERS),
         attn_resolutions=(),
         in_channels=fields.positive("in_channels", 3),
         out_ch=fields.positive("out_channels", 3),
@@ -313,7 +321,7 @@ def read_text_config(fields: Fields) -> ClipTextConfig | BertConfig:
     values = {
         "vocab_size": fields.positive("vocab_size", 49408 if clip else 30522),
         "hidden_size": fields.positive("hidden_size", 512 if clip else 768),
-        "num_layers": fields.positive("num_hidden_layers", 12),
+        "num_layers": fields.positive("num_hidden_layers", 12, most=_MOST_LAYERS),
         "num_heads": fields.positive("num_attention_heads", 8 if clip else 12),
         "intermediate_size": fields.positive("intermediate_size", 2048 if clip else 3072),
         "max_positions": fields.positive("max_position_embeddings", 77 if clip else 512),
@@ -385,7 +393,7 @@ def read_schedule(path: Path) -> NoiseSchedule:
     clip_range = fields.positive("clip_sample_range", 1.0, float)
     schedule = NoiseSchedule(
         sampler=sampler,
-        num_train_timesteps=fields.positive("num_train_timesteps", 1000),
+        num_train_timesteps=fields.positive("num_train_timesteps", 1000, most=_MOST_TIMESTEPS),
         beta_start=fields.positive("beta_start", 0.0001, float),
         beta_end=fields.positive("beta_end", 0.02, float),
         beta_schedule=fields.chosen("beta_schedule", get_args(BetaSchedule), "linear"),

@@ -8,13 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import tyro
 
 from unix_jax.errors import UniXError
-from unix_jax.storage.arguments import LocalPath, PathText, SourceText, require_least
+from unix_jax.storage.arguments import (
+    LocalPath,
+    PathText,
+    SourceText,
+    refuse_without_effect,
+    require_least,
+)
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from unix_jax.data.records import RecordSource
     from unix_jax.evaluation_runs.image_scores import ImageMetrics
+    from unix_jax.evaluation_runs.images import DiffusionDrawingSettings, DrawingSettings
     from unix_jax.evaluation_runs.items import Progress, Share
     from unix_jax.evaluation_runs.nearest_training import Training
     from unix_jax.evaluation_runs.radiomics_tables import RadiomicsTables
@@ -26,7 +33,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 # What decides how images are generated, and nothing else.
 _OF_GENERATION = (
-    "size", "steps", "timestep_shift", "guidance_scale", "seed", "dtype", "mesh", "batch_size",
+    "size", "steps", "timestep_shift", "guidance_scale", "guidance_rescale", "sampler", "seed",
+    "dtype", "mesh", "batch_size",
 )  # fmt: skip
 
 
@@ -143,9 +151,14 @@ class _OverData(_Resampled):
         agree(lambda: remember(Path(self.out), settings))
         return settings
 
-    def _load(self) -> "UniXPipeline":
+    def _load(self) -> Any:
+        """The pipeline of the checkpoint's kind."""
+        from unix_jax.checkpoints.diffusers_checkpoint import is_diffusers
+        from unix_jax.inference.diffusion import DiffusionPipeline
         from unix_jax.inference.pipeline import UniXPipeline
 
+        if is_diffusers(self.checkpoint):
+            return DiffusionPipeline.from_pretrained(self.checkpoint, self.dtype, self._mesh())
         return UniXPipeline.from_pretrained(self.checkpoint, self.dtype, self._mesh())
 
     def _mesh(self) -> "Mesh | None":
@@ -225,11 +238,16 @@ class EvaluateImages(_OverData):
     size: int | None = None
     """Both sides in pixels; 512, or the largest of a smaller model, if absent."""
     steps: int = 50
-    """Points of the time grid: steps - 1 network evaluations."""
+    """Points of the time grid: steps - 1 network evaluations. Of a diffusers checkpoint: network
+    evaluations."""
     timestep_shift: float = 3.0
     """Above 1 spends more steps near noise."""
-    guidance_scale: float = 2.0
-    """Text guidance; 1 turns it off."""
+    guidance_scale: float | None = None
+    """Text guidance; 1 turns it off. If absent, 2, and 7.5 for a diffusers checkpoint."""
+    guidance_rescale: float | None = None
+    """For a diffusers checkpoint: how far, from 0 to 1, guidance keeps the spread of outputs."""
+    sampler: Literal["ddim", "euler"] | None = None
+    """For a diffusers checkpoint: the sampler; the checkpoint's own if absent."""
     seed: int = 0
     """With an item's number, gives the seed of its noise."""
     rad_dino: PathText | None = None
@@ -277,34 +295,19 @@ class EvaluateImages(_OverData):
             self._measure()
 
     def _generate(self) -> None:
-        from unix_jax.checkpoints.load import load_config
         from unix_jax.evaluation_runs.image_results import summarise_images
         from unix_jax.evaluation_runs.image_set import images_of_run
-        from unix_jax.evaluation_runs.images import (
-            DrawingSettings,
-            checked_drawing,
-            draw_images,
-        )
+        from unix_jax.evaluation_runs.images import draw_images
 
         _refuse_changed(self, ("generated_root",), "with --generated CSV")
-        config, has_vae = load_config(self.checkpoint)
-        if not has_vae:
-            raise UniXError(
-                f"{self.checkpoint}: expected an autoencoder to generate with, found none"
-            )
-        asked = checked_drawing(
-            DrawingSettings(
-                self.size, self.steps, self.timestep_shift, self.guidance_scale, self.seed
-            ),
-            config,
-        )
+        asked = self._settings()
         source = self._open()
         training = self._training(source)
         how = self._metrics()
         settings = self._begin(source, {"kind": "images", **dataclasses.asdict(asked)})
         out = Path(self.out)
 
-        def work(pipe: "UniXPipeline", share: "Share", progress: "Progress") -> None:
+        def work(pipe: Any, share: "Share", progress: "Progress") -> None:
             draw_images(
                 pipe, source, out, asked,
                 batch_size=self.batch_size, share=share, progress=progress,
@@ -319,6 +322,38 @@ class EvaluateImages(_OverData):
                 _with_progress,
             ),
         )  # fmt: skip
+
+    def _settings(self) -> "DrawingSettings | DiffusionDrawingSettings":
+        """How images are generated, checked before the weights are read."""
+        from unix_jax.checkpoints.diffusers_checkpoint import is_diffusers, open_diffusers
+        from unix_jax.checkpoints.load import load_config
+        from unix_jax.evaluation_runs.images import (
+            DiffusionDrawingSettings,
+            DrawingSettings,
+            checked_drawing,
+        )
+
+        scale = self.guidance_scale
+        if is_diffusers(self.checkpoint):
+            refuse_without_effect(self, ("timestep_shift",), "a diffusers checkpoint")
+            folder = open_diffusers(self.checkpoint)
+            return DiffusionDrawingSettings(
+                self.size,
+                self.steps,
+                7.5 if scale is None else scale,
+                self.guidance_rescale or 0.0,
+                self.sampler,
+                self.seed,
+            ).checked(folder.vae_config, folder.native_size)
+        refuse_without_effect(self, ("guidance_rescale", "sampler"), "a checkpoint of UniX")
+        config, has_vae = load_config(self.checkpoint)
+        if not has_vae:
+            raise UniXError(
+                f"{self.checkpoint}: expected an autoencoder to generate with, found none"
+            )
+        scale = 2.0 if scale is None else scale
+        settings = DrawingSettings(self.size, self.steps, self.timestep_shift, scale, self.seed)
+        return checked_drawing(settings, config)
 
     def _measure(self) -> None:
         from unix_jax.evaluation_runs.image_results import summarise_images

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from unix_jax.config import UniXConfig
+from unix_jax.config import AutoencoderConfig, UniXConfig
 from unix_jax.data.records import RecordSource, captions_of, record_image
 from unix_jax.errors import DataError
 from unix_jax.evaluation_runs.items import Progress, Ready, Share, key_of, padded, run_items
+from unix_jax.inference.diffusion import DiffusionPipeline, DiffusionSettings
 from unix_jax.inference.drawing import ImageSettings
 from unix_jax.inference.pipeline import UniXPipeline
 from unix_jax.preprocessing.gray_levels import gray_level_problem
+from unix_jax.preprocessing.noise_schedule import Sampler
 from unix_jax.preprocessing.transforms import save_png
 
 FOLDER = "images"
@@ -31,6 +33,51 @@ class DrawingSettings:
     timestep_shift: float = 3.0
     guidance_scale: float = 2.0
     seed: int = 0
+
+    def arguments(self) -> dict[str, Any]:
+        """Of `UniXPipeline.generate_image`."""
+        return {
+            "height": self.size,
+            "width": self.size,
+            "num_steps": self.steps,
+            "timestep_shift": self.timestep_shift,
+            "guidance_scale": self.guidance_scale,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionDrawingSettings:
+    """How a diffusers checkpoint generates images; as `DiffusionPipeline.generate_image`.
+
+    size: both sides in pixels; None is the model's own.
+    seed: with an item's number, gives the seed of its noise.
+    """
+
+    size: int | None = None
+    steps: int = 50
+    guidance_scale: float = 7.5
+    guidance_rescale: float = 0.0
+    sampler: Sampler | None = None
+    seed: int = 0
+
+    def arguments(self) -> dict[str, Any]:
+        """Of `DiffusionPipeline.generate_image`."""
+        return {
+            "height": self.size,
+            "width": self.size,
+            "num_steps": self.steps,
+            "guidance_scale": self.guidance_scale,
+            "guidance_rescale": self.guidance_rescale,
+            "sampler": self.sampler,
+        }
+
+    def checked(
+        self, vae: AutoencoderConfig, native: tuple[int, int]
+    ) -> "DiffusionDrawingSettings":
+        """As `checked_drawing`, for the sizes of a diffusers checkpoint."""
+        values = self.arguments()
+        asked = DiffusionSettings(**values).checked(vae, (min(native), min(native)))
+        return dataclasses.replace(self, size=asked.height)
 
 
 def checked_drawing(settings: DrawingSettings, config: UniXConfig) -> DrawingSettings:
@@ -61,10 +108,10 @@ def picture_name(index: int) -> str:
 
 
 def draw_images(
-    pipe: UniXPipeline,
+    pipe: UniXPipeline | DiffusionPipeline,
     source: RecordSource,
     out: Path,
-    settings: DrawingSettings,
+    settings: DrawingSettings | DiffusionDrawingSettings,
     *,
     batch_size: int = 4,
     share: Share | None = None,
@@ -93,12 +140,8 @@ def draw_images(
         seeds = [item_seed(settings.seed, item.index) for item in ready]
         pictures = pipe.generate_image(
             padded([item.input for item in ready], rows),
-            settings.size,
-            settings.size,
-            settings.steps,
-            settings.timestep_shift,
-            settings.guidance_scale,
             seed=padded(seeds, rows),
+            **settings.arguments(),
         )
         values = []
         for item, seed, picture in zip(ready, seeds, pictures, strict=False):  # less the padding

@@ -1,6 +1,7 @@
 """Types and checks of options that several commands share."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,3 +50,12 @@ def require_least(command: object, **least: float) -> None:
         if value is not None and not value >= smallest:
             option = f"--{name.replace('_', '-')}"
             raise UniXError(f"{option}: expected at least {smallest}, found {value}")
+
+
+def refuse_without_effect(command: Any, names: Iterable[str], kind: str) -> None:
+    """Raises UniXError for options of a command that have no effect on its kind of checkpoint."""
+    defaults = {field.name: field.default for field in dataclasses.fields(command)}
+    for name in names:
+        if getattr(command, name) != defaults[name]:
+            option = f"--{name.replace('_', '-')}"
+            raise UniXError(f"{option}: has no effect with {kind}, {command.checkpoint}")
