@@ -194,7 +194,9 @@ DIFFUSERS = Path(__file__).parents[1] / "golden" / "unet_clip" / "checkpoint"
 def test_a_diffusers_checkpoint(data, tmp_path):
     def run(out, **options):
         options = {"split": "", "batch_size": 4, "steps": 2, "resamples": 20, "limit": 6} | options
-        evaluate.EvaluateImages(str(DIFFUSERS), data, str(tmp_path / out), **options).run()
+        evaluate.EvaluateImages(
+            checkpoint=str(DIFFUSERS), data=data, out=str(tmp_path / out), **options
+        ).run()
         return results_of(tmp_path / out)
 
     results = run("a", guidance_rescale=0.5)
