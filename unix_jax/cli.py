@@ -285,7 +285,8 @@ class Info:
     """Print the sizes and contents of a checkpoint."""
 
     checkpoint: Annotated[PathText, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
-    """Converted checkpoint, directory in the published layout, or directory of a training run."""
+    """Converted checkpoint, directory in the published layout, that of a training run, or a
+    diffusers folder."""
     json: bool = False
     """Print the configuration as JSON instead of a table."""
     verify: bool = False
@@ -293,6 +294,7 @@ class Info:
     of a training run's directory, with all of its checkpoints."""
 
     def run(self) -> None:
+        from unix_jax.checkpoints.diffusers_checkpoint import is_diffusers
         from unix_jax.checkpoints.load import load_config
 
         if self.verify and self.json:
@@ -301,6 +303,9 @@ class Info:
             self._verify()
             return
 
+        if is_diffusers(self.checkpoint):
+            self._print_diffusers()
+            return
         config, has_vae = load_config(self.checkpoint)
         if self.json:
             print(json.dumps(config.to_dict(), indent=1))
@@ -309,6 +314,18 @@ class Info:
 
         console = Console()
         console.print(summary(self.checkpoint, config, has_vae))
+
+    def _print_diffusers(self) -> None:
+        from unix_jax.checkpoints.diffusers_checkpoint import open_diffusers
+        from unix_jax.commands.checkpoint_table import diffusion_summary
+
+        folder = open_diffusers(self.checkpoint)
+        sizes = folder.sizes()
+        if self.json:
+            values = {name: dataclasses.asdict(config) for name, config in sizes.items()}
+            print(json.dumps(values, indent=1))
+            return
+        Console().print(diffusion_summary(self.checkpoint, sizes, folder.parameter_counts()))
 
     def _verify(self) -> None:
         from unix_jax.checkpoints.verification import verify

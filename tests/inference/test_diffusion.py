@@ -157,3 +157,19 @@ def test_a_folder_that_does_not_fit(tmp_path, capsys):
     arguments = ["generate", "left", "--checkpoint", str(folder), "--out", str(tmp_path / "o")]
     assert main(arguments) == 1
     assert "sample_size: expected one or two integers" in capsys.readouterr().err
+
+
+def test_info(tmp_path, capsys):
+    import_diffusers(CLIP, tmp_path / "jax")
+    for path in (CLIP, tmp_path / "jax"):
+        assert main(["info", str(path)]) == 0
+        assert "parameters" in capsys.readouterr().out
+        assert main(["info", str(path), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["unet"]["widths"] == [16, 32]
+        assert main(["info", str(path), "--verify"]) == 0
+        assert capsys.readouterr().out.count("good") == (3 if path == CLIP else 4)
+    files = (p for p in (tmp_path / "jax" / "params" / "conv_in.kernel").rglob("*") if p.is_file())
+    damaged = max(files, key=lambda p: p.stat().st_size)
+    damaged.write_bytes(damaged.read_bytes()[:-8] + b"12345678")
+    assert main(["info", str(tmp_path / "jax"), "--verify"]) == 1
+    assert "1 problem" in capsys.readouterr().err

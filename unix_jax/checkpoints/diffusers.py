@@ -8,6 +8,7 @@ Each part is opened when it is asked for, so a folder may lack what is not used.
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 import re
 from collections.abc import Callable, Collection, Iterator
@@ -223,6 +224,22 @@ class DiffusersFolder:
         with self.open_part(part) as opened:
             leaves = table_leaves(opened.table, opened.tensors)
             return place_tree(leaves, jnp.float32, source=str(opened.tensors.path))
+
+    def sizes(self) -> dict[str, Any]:
+        """The configuration of every part, by the part's name; dataclasses."""
+        return {
+            "unet": self.unet_config[0],
+            "vae": self.vae_config,
+            "text_encoder": self.text_config,
+            "scheduler": self.schedule,
+        }
+
+    def parameter_counts(self) -> dict[str, int]:
+        """The number of parameters of every part with weights, by its sizes."""
+        return {
+            part: sum(math.prod(entry.stacked_shape) for entry in self.table(part, ()))
+            for part in PARTS
+        }
 
     def check(self) -> None:
         """Reads every part's configuration, and compares what two of them say of one size.

@@ -32,7 +32,8 @@ def verify(path: str | os.PathLike[str]) -> Iterator[Verified]:
     """Reads all of a checkpoint, of either layout, or of a training run's directory.
 
     Args:
-      path: a converted checkpoint, a directory in the published layout, or the directory of a run:
+      path: a converted checkpoint, a directory in the published layout, a diffusers folder (as
+        published or imported), or the directory of a run:
         its training checkpoints, its frozen weights and its export are read.
 
     Yields:
@@ -41,8 +42,13 @@ def verify(path: str | os.PathLike[str]) -> Iterator[Verified]:
     Raises:
       CheckpointError, ConfigError: there is no checkpoint, or its index is unreadable.
     """
+    # The tables of published keys live in `convert`, which stands above this package.
+    from unix_jax.checkpoints.diffusers_checkpoint import is_diffusers
+
     directory = Path(path)
-    if native.is_checkpoint(directory):
+    if is_diffusers(directory):
+        yield from _diffusers(directory)
+    elif native.is_checkpoint(directory):
         yield from _converted(directory, "")
     elif (directory / "run.json").is_file():
         yield from _run(directory)
@@ -50,18 +56,47 @@ def verify(path: str | os.PathLike[str]) -> Iterator[Verified]:
         yield from _published(directory)
 
 
+def _diffusers(directory: Path) -> Iterator[Verified]:
+    from unix_jax.checkpoints.diffusers import PARTS
+    from unix_jax.checkpoints.diffusers_checkpoint import is_diffusers_checkpoint, open_diffusers
+    from unix_jax.checkpoints.file_leaves import table_leaves
+
+    folder = open_diffusers(directory)
+    folder.check()
+    if is_diffusers_checkpoint(directory):
+        yield from _files(directory, "")
+        yield from _arrays(directory, "")
+        return
+    for part in PARTS:
+        with folder.open_part(part) as opened:
+            leaves = table_leaves(opened.table, opened.tensors)
+            openers = {name: lambda leaf=leaf: leaf for name, leaf in leaves.items()}
+            yield _read(part, openers, False, True)
+
+
 def _converted(directory: Path, prefix: str) -> Iterator[Verified]:
-    summed = native.has_checksums(directory)
-    entries = recorded_files.read_listed(directory)
-    lines = [recorded_files.difference(directory, name, x) for name, x in entries.items()]
-    problems = [line for line in lines if line]
-    if entries:
-        nbytes = sum(entry["size"] for entry in entries.values())
-        part = f"{prefix}config, tokenizer, source (files)"
-        yield Verified(part, len(entries), nbytes, True, problems)
-    if not any(line.startswith(f"{directory / recorded_files.CONFIG}:") for line in problems):
+    files = _files(directory, prefix)
+    yield from files
+    config = f"{directory / recorded_files.CONFIG}:"
+    if not any(line.startswith(config) for part in files for line in part.problems):
         # A configuration at odds with the arrays is damage as well.
         native.load_config(directory)
+    yield from _arrays(directory, prefix)
+
+
+def _files(directory: Path, prefix: str) -> list[Verified]:
+    """The files beside the arrays, as one part; none where index.json lists none."""
+    entries = recorded_files.read_listed(directory)
+    if not entries:
+        return []
+    lines = [recorded_files.difference(directory, name, x) for name, x in entries.items()]
+    nbytes = sum(entry["size"] for entry in entries.values())
+    part = f"{prefix}config, tokenizer, source (files)"
+    return [Verified(part, len(entries), nbytes, True, [line for line in lines if line])]
+
+
+def _arrays(directory: Path, prefix: str) -> Iterator[Verified]:
+    summed = native.has_checksums(directory)
     for part in native.PARTS:
         names = native.array_names(directory, part)
         if names:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -61,6 +61,22 @@ def summary(path: str | os.PathLike[str], config: UniXConfig, has_vae: bool) -> 
     for name, count in parameter_counts(config).items():
         missing = name == "autoencoder" and not has_vae
         table.add_row(name, "absent: reports only" if missing else f"{count:,} parameters")
+    table.add_row("checksums", _checksums(path))
+    return table
+
+
+def diffusion_summary(
+    path: str | os.PathLike[str], sizes: Mapping[str, Any], counts: Mapping[str, int]
+) -> Table:
+    """As `summary`, of a diffusers checkpoint: the configuration and parameters of its parts."""
+    table = Table(title=escape(str(path)), show_header=False, box=None, title_justify="left")
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, config in sizes.items():
+        values = dataclasses.asdict(config)
+        table.add_row(name, escape(", ".join(f"{key} {value}" for key, value in values.items())))
+    for name, count in counts.items():
+        table.add_row(name, f"{count:,} parameters")
     table.add_row("checksums", _checksums(path))
     return table
 
