@@ -456,7 +456,8 @@ def test_reader_that_goes_away(xray, tmp_path):
     started.stdout.close()
     assert started.stderr is not None
     errors = started.stderr.read()
-    assert started.wait(timeout=300) == 1
+    # `| head` has what it wanted.
+    assert started.wait(timeout=300) == 0
     assert "Traceback" not in errors
 
 
@@ -472,4 +473,5 @@ def test_a_full_disk_is_one_line(command):
             [sys.executable, *command], stdout=full, stderr=subprocess.PIPE, text=True
         )
     assert done.returncode == 1
-    assert done.stderr == "error: No space left on device\n"
+    assert done.stderr.splitlines()[-1] == "error: No space left on device"
+    assert "Traceback" not in done.stderr
