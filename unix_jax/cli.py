@@ -90,7 +90,7 @@ class Report(_Model):
     top_p: float = 1.0
     """Mass of the nucleus that is sampled from."""
     seed: int = 0
-    """Of the sampling."""
+    """Seed of the sampling."""
     frame: int | None = None
     """Which frame of each file to read, counted from 1; files of several frames need it."""
     resize: Literal["letterbox", "squash"] = "letterbox"
@@ -158,14 +158,14 @@ class Report(_Model):
 
 @dataclasses.dataclass
 class Generate(_Model):
-    """Draw a chest X-ray for each text; one PNG each, and a contact sheet for several."""
+    """Generate a chest X-ray from each text: one PNG file each, and a contact sheet of several."""
 
     prompts: Annotated[list[str], tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT ...")] = (
         dataclasses.field(default_factory=list)
     )
     """Texts, for example "Large right pleural effusion."."""
     out: PathText = "out"
-    """Directory for the pictures."""
+    """Directory for the images."""
     height: int | None = None
     """Pixels; 512, or the largest of a smaller model, if absent."""
     width: int | None = None
@@ -191,9 +191,9 @@ class Generate(_Model):
     renorm_min: float = 0.0
     """Lower bound of the renormalisation factor."""
     seed: int = 0
-    """Of the first picture; the next ones count up from it."""
+    """Seed of the first image; the seeds of the others count up from it."""
     num_images: int = 1
-    """Pictures for each text."""
+    """Images per text."""
 
     def run(self) -> None:
         from unix_jax.checkpoints.diffusers_checkpoint import is_diffusers
@@ -342,7 +342,7 @@ class Info:
 
 
 def _writable_directory(path: str) -> Path:
-    """Refuses early: a picture takes minutes, and must have a place to go."""
+    """Refuses early: an image takes minutes, and must have a directory."""
     directory = Path(path)
     try:
         directory.mkdir(parents=True, exist_ok=True)

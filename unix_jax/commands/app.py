@@ -31,7 +31,7 @@ class App:
     max_upload_mb: int = 64
     """Largest file that may be uploaded."""
     max_megapixels: int = 50
-    """Largest picture that is decoded."""
+    """Largest image that is decoded."""
     max_waiting: int = 32
     """Requests that may wait for the model; more are turned away."""
 

@@ -57,7 +57,7 @@ class Clean:
     max_tries: int = 3
     """Rewrites of one report before it is set aside."""
     budget_tokens: int | None = None
-    """Begin no report once so many tokens are spent, earlier runs for this OUT included."""
+    """Largest number of tokens, with those of earlier runs for this OUT; then no report begins."""
     price_in: float | None = None
     """Price of a million tokens sent, to show the cost."""
     price_out: float | None = None

@@ -80,7 +80,7 @@ class ImportJanus:
     latent_patch_size: int | None = None
     """Latents along one side of a token (published: 1)."""
     seed: int = 0
-    """Of the parameters that Janus-Pro does not have."""
+    """Seed of the parameters that Janus-Pro does not have."""
     allow_non_finite: bool = False
     """Write weights that are NaN or infinite instead of stopping."""
     weights: WeightsText | None = None
@@ -180,7 +180,7 @@ class Cast:
     dtype: Dtype = "bfloat16"
     """Type of the model's parameters."""
     vae_dtype: Dtype = "keep"
-    """Type of the autoencoder's; bfloat16 shows in its pictures."""
+    """Type of the autoencoder's parameters; bfloat16 is visible in its images."""
     allow_non_finite: bool = False
     """Write weights that are NaN, infinite or too large for the type instead of stopping."""
     verbose: bool = False

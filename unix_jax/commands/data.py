@@ -42,7 +42,7 @@ _Spec = Annotated[SourceText, tyro.conf.Positional, tyro.conf.arg(metavar="SPEC"
 
 @dataclasses.dataclass
 class Inspect:
-    """Count what a source holds, measure its texts, and draw a contact sheet."""
+    """Count what a source holds, measure its texts, and write a contact sheet."""
 
     spec: _Spec
     """For example manifest:examples/cxr; docs/data.md lists the kinds."""
@@ -59,9 +59,9 @@ class Inspect:
     out: PathText | None = None
     """PNG of the contact sheet."""
     images: int = 24
-    """Pictures of the sheet, drawn at random."""
+    """Number of images on the sheet, chosen at random."""
     seed: int = 0
-    """Of that draw."""
+    """Seed of that choice."""
     json: bool = False
     """Print JSON instead of tables."""
 
@@ -112,7 +112,7 @@ class Inspect:
 
 @dataclasses.dataclass
 class Write:
-    """Write a source as ArrayRecord, whole or not at all."""
+    """Write a source as ArrayRecord, atomically."""
 
     spec: _Spec
     """For example mimic:DIR?views=PA,AP; docs/data.md lists the kinds."""
@@ -187,9 +187,9 @@ class Moments:
     dtype: Literal["float32", "float16"] = "float16"
     """Of the numbers on disk."""
     batch_size: int = 8
-    """Pictures encoded together."""
+    """Images encoded together."""
     max_broken: float = 0.01
-    """Fraction of records whose picture may be broken; training skips them."""
+    """Fraction of records whose image may be broken; training skips them."""
 
     def run(self) -> None:
         from unix_jax.checkpoints.load import load_vae

@@ -61,7 +61,7 @@ class LoadedModel:
         if self.vae_params is None:
             raise CheckpointError(
                 "vae: expected an autoencoder in the checkpoint (vae/*.ckpt), found none: "
-                "it can write reports, but not draw images"
+                "it can write reports, but not generate images"
             )
 
     def encode_prompts(self, prompts: Prompts, rows: int, longest: int) -> list[list[int]]:
