@@ -20,6 +20,7 @@ from unix_jax.checkpoints.formats.readers import open_tensors
 from unix_jax.checkpoints.formats.tensor_source import SourceNote
 from unix_jax.commands.convert import main
 from unix_jax.errors import CheckpointError, ConfigError, UniXError
+from unix_jax.preprocessing.prompt_tokenizer import PromptTokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CLIP, BERT = (GOLDEN / name / "checkpoint" for name in ("unet_clip", "unet_bert"))
@@ -200,3 +201,46 @@ def test_prompts_become_ids_of_one_length():
     assert ids[0].tolist() == [tokenizer.start, tokenizer.end, *[tokenizer.pad] * 10]
     assert len(set(ids[2].tolist())) > 4
     assert cut == [0, 0, cut[2], 30]
+
+
+@pytest.mark.parametrize("source", [CLIP, BERT], ids=["clip", "bert"])
+def test_a_tokenizer_as_transformers_5_writes_it(source, tmp_path):
+    old = PromptTokenizer.from_directory(source / "tokenizer")
+    old.backend.save(str(tmp_path / "tokenizer.json"))
+    names = ("bos_token", "eos_token", "pad_token") if source is CLIP else (
+        "cls_token", "sep_token", "pad_token")  # fmt: skip
+    tokens = map(old.backend.id_to_token, (old.start, old.end, old.pad))
+    config = dict(zip(names, tokens, strict=True)) | {"model_max_length": 12}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    new = PromptTokenizer.from_directory(tmp_path)
+    texts = ["Large  left effusion.", "", "é LEFT 12 don't", "no " * 30]
+    np.testing.assert_array_equal(new.encode(texts)[0], old.encode(texts)[0])
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: not a tokenizer"):
+        PromptTokenizer.from_directory(tmp_path)
+
+
+# What transformers 5.24 makes of these texts.
+TEXTS = ["LEFT left left left left left left left no", "é left 12 don't"]
+IDS = {
+    CLIP: [
+        [61, 58, 58, 58, 58, 58, 58, 58, 58, 15, 44, 62],
+        [61, 62, 62, 58, 62, 62, 5, 16, 43, 62, 49, 62],
+    ],
+    BERT: [[2, 6, 6, 6, 6, 6, 6, 6, 6, 4, 3, 0], [2, 1, 6, 1, 1, 1, 1, 3, 0, 0, 0, 0]],
+}
+
+
+@pytest.mark.parametrize("source", [CLIP, BERT], ids=["clip", "bert"])
+def test_ids_are_those_of_transformers(source):
+    tokenizer = PromptTokenizer.from_directory(source / "tokenizer")
+    assert tokenizer.encode(TEXTS)[0].tolist() == IDS[source]
+
+
+def test_the_map_of_special_tokens_comes_last(folder):
+    (folder / "tokenizer" / "special_tokens_map.json").write_text('{"pad_token": "."}')
+    tokenizer = PromptTokenizer.from_directory(folder / "tokenizer")
+    assert tokenizer.pad == tokenizer.backend.token_to_id(".")
+    (folder / "tokenizer" / "merges.txt").unlink()
+    with pytest.raises(CheckpointError, match=r"merges\.txt: no such file"):
+        PromptTokenizer.from_directory(folder / "tokenizer")

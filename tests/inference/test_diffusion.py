@@ -173,3 +173,10 @@ def test_info(tmp_path, capsys):
     damaged.write_bytes(damaged.read_bytes()[:-8] + b"12345678")
     assert main(["info", str(tmp_path / "jax"), "--verify"]) == 1
     assert "1 problem" in capsys.readouterr().err
+
+
+def test_other_commands_say_what_they_found(tmp_path, capsys):
+    image = tmp_path / "x.png"
+    Image.new("L", (64, 64), 90).save(image)
+    assert main(["report", str(image), "--checkpoint", str(CLIP)]) == 1
+    assert "expected a checkpoint of UniX, found a diffusers checkpoint" in capsys.readouterr().err

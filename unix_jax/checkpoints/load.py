@@ -9,6 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from unix_jax.checkpoints import native
+from unix_jax.checkpoints.diffusers_checkpoint import is_diffusers
 from unix_jax.checkpoints.formats.tensor_source import SourceNote
 from unix_jax.checkpoints.leaves import place_tree
 from unix_jax.checkpoints.published import (
@@ -123,9 +124,17 @@ def load_config(path: str | os.PathLike[str]) -> tuple[UniXConfig, bool]:
 
 
 def _refuse_file(path: str | os.PathLike[str]) -> None:
-    """Raises CheckpointError for a weight file, whose tokenizer would not be found."""
+    """Raises CheckpointError for a weight file, whose tokenizer would not be found.
+
+    Also for a checkpoint of another kind.
+    """
     if Path(path).is_file():
         raise CheckpointError(
             f"{path}: expected a checkpoint directory, found a file; "
             "`unix-jax convert import FILE OUT` makes a checkpoint of one weight file"
+        )
+    if is_diffusers(path):
+        raise CheckpointError(
+            f"{path}: expected a checkpoint of UniX, found a diffusers checkpoint, which "
+            "`unix-jax generate`, `evaluate images` and `info` take"
         )

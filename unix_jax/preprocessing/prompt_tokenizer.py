@@ -32,13 +32,19 @@ class PromptTokenizer:
     def from_directory(cls, directory: str | Path) -> "PromptTokenizer":
         """Reads `vocab.json` and `merges.txt` (CLIP), or `vocab.txt` (BERT), and their settings.
 
+        Without them, `tokenizer.json`, which is all that transformers 5 writes.
+
         Raises:
           CheckpointError: a file is missing or broken, or a control token is not in the vocabulary.
         """
         directory = Path(directory)
         raw = _object(directory / "tokenizer_config.json")
-        bert = (directory / "vocab.txt").is_file()
-        backend = _bert(directory, raw) if bert else _clip(directory)
+        bert = (directory / "vocab.txt").is_file() or "cls_token" in raw
+        vocabulary = directory / ("vocab.txt" if bert else "vocab.json")
+        if (directory / "tokenizer.json").is_file() and not vocabulary.is_file():
+            backend = _whole(directory / "tokenizer.json")
+        else:
+            backend = _bert(directory, raw) if bert else _clip(directory)
         tokens = dict(_BERT_TOKENS if bert else _CLIP_TOKENS)
         tokens |= {name: _content(raw[name]) for name in tokens if raw.get(name)}
         extra = directory / "special_tokens_map.json"
@@ -121,6 +127,19 @@ def _bert(directory: Path, raw: Mapping[str, Any]) -> tokenizers.Tokenizer:
         lowercase=raw.get("do_lower_case", True) is True
     )
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return backend
+
+
+def _whole(path: Path) -> tokenizers.Tokenizer:
+    try:
+        backend = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except Exception as error:  # the library raises bare Exception
+        detail = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path}: not a tokenizer: {detail}") from error
+    # A prompt that spells a control token is text.
+    backend.encode_special_tokens = True
+    backend.no_truncation()
+    backend.no_padding()
     return backend
 
 
