@@ -83,7 +83,15 @@ def main(folder: Path, out: Path) -> None:
     write_folder(folder)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     start = time.perf_counter()
-    command = [sys.executable, "-m", "convert", "import-diffusers", str(folder), str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "unix_jax",
+        "convert",
+        "import-diffusers",
+        str(folder),
+        str(out),
+    ]
     subprocess.run(command, check=True)
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20

@@ -3,7 +3,7 @@
     pip install torch==2.13.0 transformers safetensors && pip install --no-deps diffusers==0.42.1
     python tests/golden/make_unet.py tests/golden
 
-Writes four folders of random weights, in the form that `python -m convert check CHECKPOINT
+Writes four folders of random weights, in the form that `unix-jax convert check CHECKPOINT
 GOLDEN_DIR` reads: `unet_mixed` (blocks with and without attention at other levels on the way down
 and up, other numbers of layers, odd sizes, and gradients), `unet_joint` (UniX's cross-modal
 attention, written as a processor for diffusers' U-Net), and the whole path of two pipelines with
