@@ -165,6 +165,16 @@ def test_generate_writes_pictures_and_a_sheet(capsys, tmp_path):
         assert sheet.width > 64
 
 
+def test_generate_says_what_it_replaces(capsys, tmp_path):
+    arguments = ["generate", "Clear.", *ON_TINY, *QUICK_IMAGE, "--out", str(tmp_path / "o")]
+    assert run(arguments) == 0
+    assert "replaced" not in capsys.readouterr().err
+    assert run(arguments) == 0
+    assert "clear_seed0.png: replaced an earlier file" in "".join(
+        capsys.readouterr().err.splitlines()
+    )
+
+
 def test_one_picture_has_no_sheet_and_the_seed_repeats(capsys, tmp_path):
     arguments = ["generate", "Edema.", *ON_TINY, *QUICK_IMAGE]
     for name, seed in (("a", "4"), ("b", "4"), ("c", "5")):
@@ -178,6 +188,7 @@ def test_one_picture_has_no_sheet_and_the_seed_repeats(capsys, tmp_path):
 def test_empty_text_draws_an_unconditional_picture(capsys, tmp_path):
     assert run(["generate", "", *ON_TINY, *QUICK_IMAGE, "--out", str(tmp_path)]) == 0
     assert [p.name for p in tmp_path.iterdir()] == ["000_image_seed0.png"]
+    assert "PROMPT: a text is empty" in capsys.readouterr().err
     capsys.readouterr()
 
 

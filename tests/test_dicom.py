@@ -220,6 +220,15 @@ def test_code_strings_in_any_case(name, change):
         assert np.array_equal(gray(found), gray(expected))
 
 
+def test_linear_exact_with_a_space():
+    window = {"WindowCenter": "100", "WindowWidth": "150"}
+    expected, found = (
+        load_image(dicom_file(RAMP, **window, VOILUTFunction=name))
+        for name in ("LINEAR_EXACT", "LINEAR EXACT")
+    )
+    assert np.array_equal(gray(found), gray(expected))
+
+
 def without_meta(data: bytes) -> bytes:
     """A file's data set alone: neither preamble nor meta group."""
     length = int.from_bytes(data[140:144], "little")

@@ -99,3 +99,13 @@ def test_what_a_run_sets_itself_is_no_option(option, capsys):
 def test_a_cosine_takes_the_length_of_the_run():
     given = [CONFIG, "--out", "runs/x", "--optimizer.schedule", "cosine", "--total-steps", "99"]
     assert parse_arguments(given).config.scheduled_optimizer.total_steps == 99
+
+
+def test_training_needs_a_configuration_file(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_arguments([])
+    assert stop.value.code == 2
+    assert "CONFIG" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        parse_arguments(["--help"])
+    assert not stop.value.code

@@ -201,6 +201,8 @@ class Generate(_Model):
 
         if not self.prompts:
             raise UniXError("PROMPT: expected at least one text, found none")
+        if not all(prompt.strip() for prompt in self.prompts):
+            say("PROMPT: a text is empty; its image is generated without a text")
         if self.num_images < 1:
             raise UniXError(f"--num-images: expected at least 1, found {self.num_images}")
         prepare = self._prepare_diffusers if is_diffusers(self.directory) else self._prepare
@@ -220,6 +222,8 @@ class Generate(_Model):
             path = out / f"{i:03d}_{_slug(prompt)}_seed{seed}.png"
             metadata = {"prompt": prompt, "seed": seed, "software": "unix-jax", **settings}
             metadata |= {"height": image.height, "width": image.width}
+            if path.exists():
+                say(f"{path}: replaced an earlier file")
             save_png(path, image, {key: str(value) for key, value in metadata.items()})
             print(path)
         if len(images) > 1:

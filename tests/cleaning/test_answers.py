@@ -227,7 +227,13 @@ YES = [
     "{'answer': 'yes'}", '[{"answer": "yes", "reason": "nothing is missing"}]', "\\boxed{yes}",
     "Everything is kept.\n\nAnswer: yes", "Let me check.\nyes", "Answer (yes/no): yes", "\u200byes",
     "Yes. No finding is missing.", "Yes, no errors.", "Yes - all kept, but the wording differs.",
-    "Yes. The comparison was omitted.", "✅ Yes",
+    "Yes. The comparison was omitted.", "✅ Yes", "Yes. Nothing is missing, added or changed.",
+    "Yes. Nothing is missing or added to the report.", "Yes. Neither missing nor added findings.",
+    "Yes, the rewrite is faithful.", "Yes. All findings, sides and numbers are preserved.",
+    "Yes. The rewrite keeps every finding and no finding is added.", "Yes. Nothing was lost.",
+    "Yes, it is accurate.", "Yes. Prior examinations and dates are removed.",
+    "Yes. The meaning is unchanged.", "Yes. No negative findings are lost.",
+    '{"answer": "yes", "reason": "All findings are kept."}',
 ]  # fmt: skip
 NO = [
     "No", "NO.", "no: a tip is missing", "No - lost", "No\nThe effusion is lost", "**No.** x",
@@ -246,6 +252,18 @@ NEITHER = [
     "Yes, except the tip.", "Yes, partially.", "Yes, with reservations", "Yes. The tip is missing.",
     '{"answer": "yes", "reason": "The tip is missing."}', "Mostly yes", "Yesterday", "None",
     "No finding is missing.", "No issues found.", "Nothing is missing", "The report says yes",
+    "Yes. It adds an effusion.", "Yes, it changes meaning.", "Yes. Only the side differs.",
+    "Yes: effusion changed from left to right", "yes (the tube was changed to a line)",
+    "Yes, the report is unfaithful", "Yes, not faithful.", "Yes. Not all findings are kept.",
+    "Yes. The rewrite says 'no effusion' while the original says 'effusion'.",
+    "Yes. Nothing is kept.", "Yes. The comparison changed sides.", "Yes. A finding was removed.",
+    "Yes. The prior finding was removed.", "Yes. The rewrite is not without errors.",
+    "Yes. Nothing but errors.", "Yes. The left effusion is now right.", "Yes. One number is off.",
+    "Yes. All kept, sides changed.", "Yes. Nothing is missing, sides are moved.",
+    "Yes. Nothing is missing and sides are moved.", "Yes. Only the sides are kept.",
+    "Yes. The doubt is certainty.", "Yes. No longer accurate.", "Answer: yes. The tube moved.",
+    '{"answer": "yes", "reason": "It adds an effusion."}', '{"answer": "yes, side differs"}',
+    "The tip moved.\nAnswer: yes. It is a different tip.",
 ]  # fmt: skip
 
 

@@ -68,7 +68,9 @@ def test_texts(text, expected):
         ("*csv:a + 1*csv:b", r"part 1 of 2 .*found ''"),
         ("1*csv:a + 1*cvs:b", r"part 2 of 2 .*: source: expected KIND:PATH .*found 'cvs:b'"),
         ("1*csv:a + 1*csv:b?x=1", r"part 2 of 2 .*found 'x=1'"),
-        ("1*csv:a + 1*draw:csv:b", r"part 2 of 2 .*found 'draw:csv:b'"),
+        ("1*csv:a + 1*draw:csv:b", r"part 2 of 2 .*: expected a task .*generation.*found 'draw'"),
+        ("0.5*foo:manifest:a", r"part 1 of 1 .*: expected a task .*found 'foo'"),
+        ("foo:manifest:a", r"part 1 of 1 .*: expected a task .*found 'foo'"),
     ],
 )
 def test_texts_of_another_form(text, message):

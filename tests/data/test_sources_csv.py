@@ -102,6 +102,32 @@ def test_prompts_of_the_original(tmp_path):
     assert "labels: expected a list or a dict" in error_of(open_source(f"csv:{tmp_path}/q.csv"), 0)
 
 
+@pytest.mark.parametrize(("header", "column"), [("key,image", "key"), ("image,findings", "image")])
+def test_repeated_keys_are_told(tmp_path, header, column):
+    file = table(tmp_path / "a.csv", f"{header}\na.png,x\nb.png,y\na.png,z\n")
+    with pytest.warns(UserWarning, match=rf"1 of 3 rows have the {column} .* line 4: 'a.png'"):
+        assert len(open_source(f"csv:{file}")) == 3
+
+
+def test_questions_share_an_image(tmp_path, recwarn):
+    file = table(tmp_path / "a.csv", "image,prompt,answer\na.png,x,y\na.png,z,w\n")
+    assert len(open_source(f"csv:{file}")) == 2
+    assert not recwarn
+
+
+@pytest.mark.parametrize("cell", ["nan", "NaN"])
+def test_cells_without_a_value(tmp_path, cell):
+    file = table(tmp_path / "a.csv", f"image,findings,impression\na.png,{cell},Clear.\n")
+    record = open_source(f"csv:{file}")[0]
+    assert (record.findings, record.impression) == ("", "Clear.")
+
+
+def test_another_separator_is_named(tmp_path):
+    file = table(tmp_path / "a.csv", "image;findings\na.png;Clear.\n")
+    with pytest.raises(DataError, match=r"separated by commas .*found one column with ';'"):
+        open_source(f"csv:{file}")
+
+
 def test_rows_without_a_split_are_counted(tmp_path):
     file = table(tmp_path / "a.csv", "image,split\na,train\nb,\nc,train\n")
     with pytest.warns(UserWarning, match=r"1 of 3 rows name no split; they are left out of split"):

@@ -12,6 +12,7 @@ from scipy import linalg
 
 from unix_jax import cli
 from unix_jax.commands import evaluate
+from unix_jax.data.sources import open_source
 from unix_jax.errors import DataError, UniXError
 from unix_jax.evaluation.alignment import BioViLT
 from unix_jax.evaluation.features import RadDino
@@ -21,6 +22,7 @@ from unix_jax.evaluation.inception import Inception, softmax
 from unix_jax.evaluation.nearest import gray_pixels, pair_image
 from unix_jax.evaluation.radiomics import radiomics_distance
 from unix_jax.evaluation.reid import Reidentification
+from unix_jax.evaluation_runs.image_set import images_made_elsewhere
 from unix_jax.preprocessing.transforms import save_png, to_pil
 
 COUNT = 12
@@ -164,6 +166,51 @@ def test_the_benchmarks_table_is_both_sides(data, tmp_path, gray_encoder):
     rows = read_csv(tmp_path / "conditional_image_generation_metrics.csv")
     assert [row["Pathology"] for row in rows] == ["COVID"]
     assert float(rows[0]["Precision"]) >= 0
+
+
+def write_repeats(folder, captions, keys=None):
+    """Records real0..., with these texts, and a table of generated images of the same names."""
+    (folder / "real").mkdir(parents=True)
+    rows, table = [], []
+    for index, text in enumerate(captions):
+        for name in (f"real/x{index}.png", f"x{index}.png"):
+            save_png(folder / name, picture(index))
+        row = {"image": f"real/x{index}.png", "captions": [text]}
+        rows.append(row | ({"key": keys[index]} if keys else {}))
+        table.append({"file_name": f"x{index}.png", "prompt": text})
+    write_jsonl(folder / "manifest.jsonl", rows)
+    return table
+
+
+def paired(folder, table):
+    write_jsonl(folder / "made.jsonl", table)
+    source = open_source(f"manifest:{folder}")
+    found = images_made_elsewhere(folder / "made.jsonl", source)
+    return [image.record for image in found.images], found.notes
+
+
+def test_a_text_of_several_records_leaves_it_to_the_name(tmp_path):
+    table = write_repeats(tmp_path, ["Same."] * 4)
+    assert paired(tmp_path, table[::-1])[0] == [3, 2, 1, 0]
+    (tmp_path / "x0.png").rename(tmp_path / "other.png")
+    records, notes = paired(tmp_path, [{"file_name": "other.png", "prompt": "Same."}, table[2]])
+    assert records == [None, 2]
+    assert any("several records have their text: 1 of 2" in note for note in notes)
+
+
+def test_a_repeated_key_tells_nothing(tmp_path):
+    table = write_repeats(tmp_path, ["A.", "B.", "C."], keys=["k", "k", "l"])
+    table = [row | {"key": key, "prompt": ""} for row, key in zip(table, "klk", strict=True)]
+    assert paired(tmp_path, table)[0] == [0, 2, 2]
+
+
+def test_a_name_against_the_only_text_is_counted(tmp_path):
+    table = write_repeats(tmp_path, ["A.", "B."])
+    table[0]["prompt"], table[1]["prompt"] = "B.", "A."
+    records, notes = paired(tmp_path, [*table, table[0]])
+    assert records == [1, 0, 1]
+    assert any("the name was not used: 3 of 3" in note for note in notes)
+    assert "rows with an image that an earlier row has: 1 of 3" in notes
 
 
 def test_images_of_no_record_are_compared_as_a_set(data, tmp_path, gray_encoder):

@@ -548,15 +548,58 @@ _STATEMENT = re.compile(
     r"|and|but|for|in|here|they|we|i|two|some|several)\b)[A-Za-z]|-\w",
     re.IGNORECASE,
 )
-_FAULT = re.compile(
-    r"\b(?:missing|lost|loses|omit(?:s|ted)|left out|leaves out|invent(?:s|ed)|hallucinat\w+"
-    r"|contradict\w*|incorrect\w*|wrong\w*|reversed|unsupported|drops|dropped|fabricat\w+)\b",
-    re.IGNORECASE,
+
+
+def _set_of(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
+# After a yes only these words may stand, so that nothing in it can name a fault or a finding.
+_ABOUT = _set_of(
+    "the a an this that these those it its they their of in to from with by for as at on than i "
+    "you we is are was were be been being has have had does do did so also very fully completely "
+    "entirely exactly all every everything each both any rewrite rewritten rewriting report "
+    "reports original version text sentence sentences content information meaning finding "
+    "findings statement statements fact facts detail details side sides number numbers "
+    "measurement measurements device devices position positions tip tips degree degrees "
+    "diagnosis diagnoses polarity doubt doubts uncertainty negative clinical "
+    "medical x-ray radiological relevant and or verdict answer reason explanation because since "
+    "section sections requirement requirements instruction instructions rule rules task"
 )
-_NO_FAULT = re.compile(
-    r"\b(?:no|not|nothing|none|without|never|neither|nor|any|rightly|correctly|appropriately"
-    r"|properly|comparisons?|prior|priors|previous|earlier|views?|technique|change|changes|marks?"
-    r"|de-?identif\w*|names?|dates?|placeholders?)\b|n't\b|n’t\b",
+_PRAISE = _set_of(
+    "kept keeps keep preserved preserves preserve retained retains retain maintained maintains "
+    "faithful faithfully accurate accurately correct correctly complete good fine ok okay perfect "
+    "perfectly true equivalent identical same unchanged intact consistent matches match matching "
+    "follows follow meets meet conveys convey acceptable accepted approved valid "
+    "present reflects reflect agrees agree satisfied met remain remains"
+)
+_FAULTS = _set_of(
+    "missing lost lose loses loss omitted omits omission omissions dropped drops invented invents "
+    "hallucinated hallucination hallucinations contradiction contradictions contradicted incorrect "
+    "wrong reversed unsupported fabricated added adds addition additions new changed changes "
+    "change altered alters different differs differ difference differences error errors mistake "
+    "mistakes issue issues problem problems discrepancy discrepancies introduced moved removed "
+    "fault faults left out gone"
+)
+# What may follow a further fault: "nothing is missing or added to the report".
+_AFTER_FAULT = _set_of("or nor and in to from the at all by rewrite report original text")
+_NOT = _set_of("no not nothing none without never neither nor")
+# What a rewrite has to leave out, and how it is told.
+_TO_LEAVE_OUT = _set_of(
+    "comparison comparisons prior priors previous earlier examination examinations exam exams "
+    "study studies date dates name names placeholder placeholders mark marks de-identification "
+    "view views technique reference references communication"
+)
+_LEFT_OUT = _set_of(
+    "omitted removed dropped deleted left out gone taken rightly correctly appropriately properly"
+)
+# What a rewrite may word in another way.
+_STYLE = _set_of("wording phrasing style grammar formatting order spelling punctuation")
+_REWORDED = _set_of("differs different changed improved better simplified shorter shortened")
+_AROUND = _set_of("the a and or of to with is was are were all been has have any")
+_PIECE_END = re.compile(
+    r"[.!?;:()\n]+|\s[-–—]\s|,?\s+(?:but|while|yet)\s+"
+    r"|(?:,\s*(?:and\s+)?|\s+and\s+)(?=(?:no|nothing|none|without|all|the|every|everything|it|is)\b)",
     re.IGNORECASE,
 )
 
@@ -566,7 +609,8 @@ def verdict(answer: str) -> tuple[bool, str] | None:
 
     Read are a reply that begins with the word, a labelled one ("Answer: yes", "The verdict is
     no."), the word alone on the last line, and a JSON object. All of them must agree. A yes that is
-    limited ("Yes, but ...", "Yes and no") or names a fault is no yes.
+    limited ("Yes, but ...", "Yes and no"), or followed by anything but words that the rewrite is
+    faithful, is no yes.
     """
     text = _without_reasoning(answer)
     if text is None:
@@ -596,14 +640,37 @@ def _decision(word: str, rest: str) -> tuple[bool, str] | None:
     if (_HEDGE if accepted else _STATEMENT).match(rest):
         return None
     reason = _folded(rest)
-    return None if accepted and _names_fault(reason) else (accepted, reason)
+    return None if accepted and not _is_praise(reason) else (accepted, reason)
 
 
-def _names_fault(reason: str) -> bool:
-    return any(
-        _FAULT.search(sentence) and not _NO_FAULT.search(sentence)
-        for sentence in re.split(r"(?<=[.!?;])\s+", reason)
-    )
+def _is_praise(reason: str) -> bool:
+    """Whether what follows a yes only restates that the rewrite is faithful."""
+    return all(map(_piece_is_praise, _PIECE_END.split(reason)))
+
+
+def _piece_is_praise(piece: str) -> bool:
+    words = re.findall(r"[^\W_]+(?:[-'’][^\W_]+)*", piece.lower())
+    words = [part for word in words for part in re.sub(r"n['’]t$", " not", word).split()]
+    if not words or words in (["yes"], ["no", "reason"]):
+        return True
+    said = set(words)
+    if said & _TO_LEAVE_OUT:
+        return bool(said & _LEFT_OUT) and said <= _TO_LEAVE_OUT | _LEFT_OUT | _AROUND
+    if said & _STYLE:
+        return said <= _STYLE | _REWORDED | _AROUND
+    if not said <= _ABOUT | _PRAISE | _FAULTS | _NOT:
+        return False
+    negated = [place for place, word in enumerate(words) if word in _NOT]
+    faults = [place for place, word in enumerate(words) if word in _FAULTS]
+    praises = [place for place, word in enumerate(words) if word in _PRAISE]
+    if not negated:
+        return not faults and bool(praises)
+    if {words[place] for place in negated[1:]} - {"nor"} or not faults:
+        return False
+    if faults[0] < negated[0] or any(place > negated[0] for place in praises):
+        return False
+    _, *further = re.split(r",|\band\b|\bor\b", piece.lower().split(words[faults[0]], 1)[1])
+    return all(set(part.split()) <= _FAULTS | _AFTER_FAULT for part in further)
 
 
 def _objects(text: str) -> tuple[list[dict[str, Any]], str]:
@@ -646,7 +713,7 @@ def _decided(value: dict[str, Any]) -> tuple[bool, str] | None:
         return None
     accepted, said = decided[0]
     reason = _folded(reason or said)
-    return None if accepted and _names_fault(reason) else (accepted, reason)
+    return None if accepted and not _is_praise(reason) else (accepted, reason)
 
 
 def _folded(text: str) -> str:

@@ -67,7 +67,10 @@ _STEMS = (
     "(?:es)?\\b metasta neoplas nodul "
     "(?<!lymph\\s)nodes? obscur opaci osteopeni|osteopor osteophyt"
     "|spur perforat pneumatocel pneumomediast "
-    "pneumonia pneumonit pneumoperiton|free\\s(?:intra\\w+\\s)?(?:air|gas) pneumothora|ptx "
+    "pneumonia pneumonit pneumoperiton|free\\s(?:intra\\w+\\s)?(?:air|gas)"
+    "|(?:air|gas|lucency)\\s(?:\\w+\\s)?(?:under|underneath|beneath|below)\\s(?:\\w+\\s){0,2}"
+    "(?:hemi-?)?diaphragm|sub-?(?:diaphragmatic|phrenic)\\s(?:free\\s)?(?:air|gas)"
+    "|(?:intra|extra)-?(?:periton|abdom|lumin)\\w*\\s(?:free\\s)?(?:air|gas) pneumothora|ptx "
     "prominen reticul retract sarcoid scar sclero scolio|dextrosc|levosc sequela shift spondyl "
     "stenos subcutaneous\\s(?:air|gas)|crepitus tension thicken tortuo|unfold tubercul|tb\\b "
     "tumou?r varic volume\\sloss|loss\\sof\\svolume wedg(?:e|ing) widen sternotomy cabg|bypass "
@@ -177,7 +180,8 @@ _OF_PRIORS = re.compile(
 )
 
 _HEDGE = re.compile(
-    r"\b(?:may|might|could|possibl[ey]|possibility|probabl[ey]|likely|suspect\w*|suspicious"
+    r"\b(?:may|might|could|possibl[ey]|possibility|(?:im)?probabl[ey]|(?:un)?likely|doubtful"
+    r"|suspect\w*|suspicious"
     r"|suspicion|suggest\w*|question\w*|presum\w+|equivocal|indeterminate|concern(?:ing)? for"
     r"|cannot be excluded|not excluded|versus|vs|favor\w*|consider(?:ation)?"
     r"|compatible|consistent)\b",
@@ -202,6 +206,121 @@ _MEASURE = re.compile(
     r"(?<![\w.])(?P<size>\d+(?:\.\d+)?)(?:\s*x\s*\d+(?:\.\d+)?)*\s*-?(?P<unit>mm|cm|centimeters?"
     r"|millimeters?|%|French)(?![a-z])"
     r"|(?<![\w.])(?P<vertebra>[TL]\d{1,2})(?!\w)|\b(?P<rib>\d{1,2})(?:st|nd|rd|th)\b",
+    re.IGNORECASE,
+)
+# What is said of a finding beyond its name, by kinds: words of one line count as one.
+_QUALITIES = r"""
+trace: trace|tiny|minute|punctate
+minimal: minimal(?:ly)?
+small: small
+mild: mild(?:ly)?|slight(?:ly)?
+moderate: moderate(?:ly)?|medium[- ]sized
+large: large|big|massive|huge
+severe: severe(?:ly)?|marked(?:ly)?|profound(?:ly)?
+extensive: extensive(?:ly)?|diffuse(?:ly)?|widespread
+focal: focal(?:ly)?|local(?:ized|ised)
+loculated: loculated
+complete: complete(?:ly)?|entire(?:ly)?
+partial: partial(?:ly)?|incomplete(?:ly)?
+subtle: subtle|faint
+acute: acute(?:ly)?
+subacute: subacute
+chronic: chronic(?:ally)?|long-?standing
+old: remote(?!\W+(?:films?|stud\w+|exam\w*|radiograph\w*|images?|reports?))
+old: (?<!year )(?<!years )old(?!\W+(?:films?|stud\w+|exam\w*|radiograph\w*|images?|reports?))
+healed: healed
+healing: healing
+upper: upper(?!\W+limits?)|RUL|LUL
+middle: middle|mid|RML
+lower: lower|RLL|LLL
+lingular: lingula\w*
+basal: (?:bi)?bas(?:al|ilar|es?)
+apical: (?:bi)?api(?:cal|ces)|apex
+perihilar: perihilar
+retrocardiac: retrocardiac
+1: single|solitary
+2: two|couple
+3: three
+4: four
+5: five
+6: six
+7: seven
+8: eight
+9: nine
+10: ten
+several: multiple|several|numerous|many|innumerable|multifocal|scattered
+few: few
+unlikely: unlikely|(?:less|not) likely|doubtful|improbabl[ey]
+likely: (?<!less )(?<!not )(?:likely|probabl[ey])|favou?r\w*|presum\w+
+possible: possibl[ey]|possibility|may|might|could|cannot be excluded|not excluded
+suspected: suspect\w*|suspici\w+|suggest\w*|concern(?:ing)? for
+questionable: question\w*|equivocal
+indeterminate: (?:age-)?indeterminate
+compatible: compatible|consistent
+versus: versus|vs
+too low: too (?:low|deep|far)|low[- ]lying
+too high: too high|high[- ]lying
+well placed: (?:good|satisfactory|appropriate|adequate|acceptable|standard) position(?:ing)?
+well placed: (?:proper|correct|expected|normal) position(?:ing)?
+well placed: (?:good|satisfactory|appropriate|adequate|standard|proper|correct) (?:place|loca)\w+
+well placed: (?:well|appropriately|properly|correctly)[- ](?:positioned|placed|located)
+above: above(?=\W+(?:the|carina|level))|superior to
+below: (?:below|beneath|under(?:neath)?)(?=\W+(?:the|carina|diaphragm|left|right))|inferior to
+coiled: coil(?:s|ed|ing)|kink\w*|loop(?:s|ed|ing)
+mainstem: main-?\s?stem|bronchus intermedius
+stomach: stomach|gastric
+esophagus: o?esophag\w+
+trachea: trachea\w*
+carina: carina\w*
+atrium: atri(?:um|al)
+ventricle: ventric(?:le|ular)
+vena cava: vena cava|svc|ivc|cavo-?atrial
+jugular: jugular
+subclavian: subclavian
+brachiocephalic: brachiocephalic|innominate
+duodenum: duoden\w+|post-?pyloric
+diaphragm: (?:hemi-?)?diaphragm\w*
+midline: midline
+air: air(?!\W?(?:spaces?|ways?|ation))|gas
+"""
+
+
+def _quality_words() -> dict[str, re.Pattern[str]]:
+    found: dict[str, list[str]] = {}
+    for line in _QUALITIES.strip().splitlines():
+        name, _, pattern = line.partition(": ")
+        found.setdefault(name, []).append(pattern)
+    return {
+        name: re.compile(rf"(?<![\w-])(?:{'|'.join(patterns)})(?!\w)", re.IGNORECASE)
+        for name, patterns in found.items()
+    }
+
+
+_QUALITY_WORDS = _quality_words()
+# Degrees of a change, and numbers of films and of days, are none of a finding.
+_NO_QUALITY = re.compile(
+    r"\b(?:\w+ly|trace|minimal|mild|moderate|large|marked|severe|small|partial|slight|subtle"
+    r"|extensive|complete|little)\s+(?:and\s+\w+\s+)?(?:interval\s+)?(?=(?:increas|decreas|improve|worse"
+    r"|progress|reduc|resol|clear(?:ing|ed)|remov|chang|larger|smaller|more|less|better|different|unchanged|stable|similar"
+    r"|diminish|developed)\w*)"
+    r"|\b(?:increas|decreas|improv|worsen|progress|resolv|clear|chang|diminish)ed\s+(?:\w+ly)\b"
+    r"|\b(?:single|two|three|four|multiple|several|both)[\s-]+(?:\w+\s+){0,2}?(?:views?|images?|films?"
+    r"|radiographs?|projections?|stud(?:y|ies)|exam\w*|days?|weeks?|months?|years?|hours?)\b"
+    r"|\b(?:lower|middle|upper|high|low) (?:limits?|end) of normal\b",
+    re.IGNORECASE,
+)
+# Between a finding and a word behind it that describes it.
+_IS = re.compile(
+    r"\W+(?:(?:is|are|was|were|appears?|seems?)\W+(?:\w+ly\W+)?"
+    r"|(?:seen\s+|noted\s+)?(?:in|at|within|of|involving)\s+(?:the\s+|an?\s+)?"
+    r"(?:(?:left|right|both)\s+)?)",
+    re.IGNORECASE,
+)
+_GONE = re.compile(r"\b(?:resol(?:ved|ution)|cleared|removed|removal|no longer)\b", re.IGNORECASE)
+# The singular of a noun, and verbs of the third person.
+_NO_PLURAL = re.compile(
+    r".*(?:ss|[iu]s)|(?:obscur|elevat|displac|compress|widen|thicken|flatten|retract|shift|enlarg"
+    r"|deviat|distend|blunt|drain|collaps)\w*|.*[^s]",
     re.IGNORECASE,
 )
 _NAMES = {False: "the finding", True: "the negative finding"}
@@ -262,6 +381,48 @@ def statements(text: str) -> dict[str, str]:
                     )
     found |= {f'the number "{n}"': f'the number "{n}"' for n in measurements(of_now(text))}
     return found
+
+
+def qualities(text: str) -> dict[str, str]:
+    """What `text` says of its findings beyond their names, as `statements` names it.
+
+    Degree, age, part of the lung, number, strength of a doubt, and where a device lies: each with
+    the finding nearest to it in its clause, or alone where there is none. Words that mean the same
+    have one name. The plural of a finding is a quality where `text` states it once.
+    """
+    found: dict[str, str] = {}
+    stated: dict[str, list[str]] = {}
+    for clause in _clauses(_NO_QUALITY.sub(" ", of_now(text))):
+        words = list(_in_clause(clause))
+        gone = _GONE.search(clause) is not None
+        for word in words:
+            if not word.denied:
+                stated.setdefault(word.stem, []).append(word.word)
+        for name, pattern in _QUALITY_WORDS.items():
+            for match in pattern.finditer(clause):
+                near = _described(words, clause, match.start())
+                if near is None:
+                    found[f'"{name}"'] = f'"{match[0].lower()}"'
+                elif not (gone and near.denied):
+                    found[f'"{name}" of "{near.stem}"'] = f'"{match[0].lower()}" of "{near.word}"'
+    for stem, forms in stated.items():
+        if len(forms) == 1 and not _NO_PLURAL.fullmatch(forms[0]):
+            found[f'the plural of "{stem}"'] = f'the plural "{forms[0]}"'
+    return found
+
+
+def mentions(text: str) -> Counter[str]:
+    """How often `text` states each finding as present, by stem."""
+    clauses = _clauses(of_now(text))
+    return Counter(f.stem for clause in clauses for f in _in_clause(clause) if not f.denied)
+
+
+def _described(words: list["_Found"], clause: str, place: int) -> "_Found | None":
+    """The finding that a word at `place` describes: "effusion is small", else the nearest."""
+    for word in words:
+        if word.end < place and _IS.fullmatch(clause, word.end, place):
+            return word
+    return min(words, key=lambda w: (_distance(w, place), w.start), default=None)
 
 
 def _distance(word: "_Found", place: int) -> int:

@@ -13,9 +13,11 @@ from unix_jax.cleaning.facts import (
     difference,
     facts,
     holds_finding,
+    mentions,
     negations,
     normal_statements,
     of_now,
+    qualities,
     statements,
     states_something,
 )
@@ -349,12 +351,15 @@ def rewriting_problems(original: str, rewrite: str) -> list[str]:
 
     A rewrite may say in one sentence what the original said in two, so that statements are compared
     as sets: each finding word and device, present, denied or doubted; the side nearest to it; each
-    measurement. Negations and statements that something is normal must not become more.
+    measurement. So is what is said of each finding: degree, age, part of the lung, number, strength
+    of a doubt, and where a device lies. Negations and statements that something is normal must not
+    become more.
     """
     before, after = _sections(original), _sections(rewrite)
     had, has = statements(before), statements(after)
     found = [f"Keep {had[name]}." for name in critical_first(had.keys() - has.keys())]
     found += [f"Do not add {has[name]}." for name in critical_first(has.keys() - had.keys())]
+    found += _quality_problems(before, after)
     if negations(after) > negations(before):
         found.append("Do not add a negation.")
     elif negations(before) and not negations(after):
@@ -362,6 +367,18 @@ def rewriting_problems(original: str, rewrite: str) -> list[str]:
     if normal_statements(after) > normal_statements(before):
         found.append("Do not add that something is normal.")
     return found
+
+
+def _quality_problems(before: str, after: str) -> list[str]:
+    had, has = qualities(before), qualities(after)
+    lost, new = had.keys() - has.keys(), has.keys() - had.keys()
+    # "Right opacity. Left opacity." may become one plural, and the other way round.
+    lost -= {f'the plural of "{stem}"' for stem, n in mentions(after).items() if n != 1}
+    new -= {f'the plural of "{stem}"' for stem, n in mentions(before).items() if n != 1}
+    return [
+        *(f"Keep {had[name]}." for name in critical_first(lost)),
+        *(f"Do not add {has[name]}." for name in critical_first(new)),
+    ]
 
 
 def _sections(report: str) -> str:

@@ -19,7 +19,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from unix_jax.data.records import Record, RecordSource, checked_index
-from unix_jax.data.sources import open_source, parse_spec
+from unix_jax.data.sources import KINDS, open_source, parse_spec
 from unix_jax.errors import ConfigError, DataError, UniXError
 
 Task = Literal["understanding", "generation", "edit"]
@@ -105,6 +105,8 @@ def _parsed(text: str, task: Task, where: str) -> tuple[float | None, Task, str]
     for known in TASKS:
         if colon and name == known:
             return weight, known, rest
+    if colon and name not in KINDS and rest.partition(":")[0] in KINDS:
+        raise ConfigError(f"{where}: expected a task {' or '.join(TASKS)}, found {name!r}")
     return weight, task, spec
 
 

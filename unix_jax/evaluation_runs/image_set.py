@@ -158,10 +158,12 @@ def images_made_elsewhere(
 ) -> ImageSet:
     """The images of a folder or a table, each with its record where one is found.
 
-    A row of a table belongs to the record of its `key`, else to the first record with its text.
-    Where there is none, and for the files of a folder, the file's name must be the record's key or
-    the name of its image, with or without suffix. A folder that a run wrote has a table of its own,
-    which is read. The real images are those of all records.
+    A row of a table belongs to the record of its `key`, else to the only record with its text.
+    Where several records have the text, the file's name chooses among them. Where none has it, and
+    for the files of a folder, the file's name must be the record's key or the name of its image,
+    with or without suffix. A key, text or name that several records have decides nothing by itself.
+    A folder that a run wrote has a table of its own, which is read. The real images are those of
+    all records.
 
     Args:
       generated: a folder, searched with its subfolders, or a .csv, .tsv or .jsonl file.
@@ -210,7 +212,7 @@ def images_made_elsewhere(
             unreadable.append(Entry(index, key_of(source, index), "failed", str(error)))
     width, height = next(iter(sizes), (0, 0))
     side = width if len(sizes) == 1 and width == height else 0
-    notes = _notes(images, records, table)
+    notes = _notes(images, records, table) + _doubts(rows, records)
     if compared:
         notes.append(f"real images that they are compared with: {len(real)}")
     return ImageSet(source, len(rows), images, real, side, failures, unreadable, notes)
@@ -273,35 +275,46 @@ class _Records:
         self.with_image: list[int] = []
         self.broken: list[Entry] = []
         self.total = len(source)
-        self._by_text: dict[str, int] = {}
-        self._by_key: dict[str, int] = {}
-        names: dict[str, set[int]] = {}
+        keys, names = dict[str, set[int]](), dict[str, set[int]]()
+        self._by_text: dict[str, set[int]] = {}
         for index in range(len(source)):
             try:
                 record = source[index]
             except UniXError as error:
                 self.broken.append(Entry(index, str(index), "failed", str(error)))
                 continue
-            self._by_key.setdefault(record.key, index)
+            keys.setdefault(record.key, set()).add(index)
             for text in captions_of(record):
-                self._by_text.setdefault(text.strip(), index)
+                if text.strip():
+                    self._by_text.setdefault(text.strip(), set()).add(index)
                 self.prompts.setdefault(index, text)
             if record.image is not None:
                 self.with_image.append(index)
             for name in _names(record):
                 names.setdefault(name, set()).add(index)
-        # A name that several records have tells nothing.
-        self._by_name = {name: min(found) for name, found in names.items() if len(found) == 1}
+        self._by_key, self._by_name = _of_one(keys), _of_one(names)
 
     def find(self, row: _Row) -> int | None:
         if row.key in self._by_key:
             return self._by_key[row.key]
-        if row.prompt in self._by_text:
-            return self._by_text[row.prompt]
-        for name in (row.name, Path(row.name).name, Path(row.name).stem):
-            if name in self._by_name:
-                return self._by_name[name]
-        return None
+        named, told = self.named(row), self.told(row)
+        if named is not None and (not told or named in told):
+            return named
+        return next(iter(told)) if len(told) == 1 else None
+
+    def named(self, row: _Row) -> int | None:
+        """The only record of that name."""
+        forms = (row.name, Path(row.name).name, Path(row.name).stem)
+        return next((self._by_name[name] for name in forms if name in self._by_name), None)
+
+    def told(self, row: _Row) -> set[int]:
+        """The records with that text."""
+        return self._by_text.get(row.prompt, set())
+
+
+def _of_one(found: Mapping[str, set[int]]) -> dict[str, int]:
+    """What several records have tells nothing."""
+    return {text: min(records) for text, records in found.items() if len(records) == 1}
 
 
 def _file_name(record: Record) -> str:
@@ -321,3 +334,20 @@ def _notes(images: Sequence[Generated], records: _Records, table: bool) -> list[
     if found and left:
         notes.append(f"records without a generated image: {left} of {records.total}")
     return notes
+
+
+def _doubts(rows: Sequence[_Row], records: _Records) -> list[str]:
+    """What the rows of a table leave open, counted."""
+    unclear = sum(len(records.told(row)) > 1 and records.find(row) is None for row in rows)
+    contrary = 0
+    for row in rows:
+        named, told = records.named(row), records.told(row)
+        contrary += len(told) == 1 and named not in told | {None, records.find(row)}
+    repeated = len(rows) - len({row.path for row in rows})
+    counted = {
+        "generated images without a record, since several records have their text": unclear,
+        "generated images whose file name is that of one record and whose text is that of another; "
+        "the name was not used": contrary,
+        "rows with an image that an earlier row has": repeated,
+    }
+    return [f"{what}: {count} of {len(rows)}" for what, count in counted.items() if count]

@@ -76,7 +76,12 @@ class Results:
             "failures": _errors(self.failures),
             "unreadable_records": _errors(self.unreadable),
             "image_warnings": [
-                {"index": entry.index, "key": entry.key, "warning": entry.values["warning"]}
+                {
+                    # An image that was made elsewhere may belong to no record.
+                    "index": entry.index if entry.index >= 0 else None,
+                    "key": entry.key,
+                    "warning": entry.values["warning"],
+                }
                 for entry in self.warned
             ],
         }

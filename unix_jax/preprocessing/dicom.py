@@ -227,7 +227,8 @@ def _voi(
         levels, brightest = _looked_up(dataset, table, values)
         return (levels / brightest).clip(0, 1)
     center, width = _first(dataset.get("WindowCenter")), _first(dataset.get("WindowWidth"))
-    function = str(dataset.get("VOILUTFunction") or "LINEAR")
+    # Some writers put a space where the standard has an underscore.
+    function = str(dataset.get("VOILUTFunction") or "LINEAR").replace(" ", "_")
     # Files with an empty or zero window are common; they have none.
     if center is None or width is None or not width > 0:
         return _percentile_window(dataset, values, stored)

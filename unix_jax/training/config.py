@@ -364,16 +364,16 @@ def parse_arguments(arguments: Sequence[str]) -> Invocation:
     Raises:
       ConfigError: the file or a value in it. SystemExit: usage.
     """
-    path, *rest = arguments if arguments else ["--help"]
-    if path.startswith("-"):
+    if not arguments or arguments[0].startswith("-"):
         # Shows what a command line looks like; the options themselves depend on the file.
         tyro.cli(
             _usage,
             prog="train.py",
-            description="Trains UniX. `train.py CONFIG --help` lists all options.",
-            args=list(arguments) or ["--help"],
+            description="Trains UniX. `CONFIG --help` lists all options.",
+            args=list(arguments),
         )
-        raise ConfigError(f"CONFIG: expected a configuration file first, found {path!r}")
+        raise ConfigError(f"CONFIG: expected a configuration file first, found {arguments[0]!r}")
+    path, *rest = arguments
     config, docstring = load_config(path)
     # A dry run writes nothing.
     out = Path() if "--dry-run" in rest else tyro.MISSING

@@ -34,6 +34,9 @@ _OPTIONS = {
     "tfds": {"data_dir"},
 }
 
+KINDS = tuple(_OPTIONS)
+"""The kinds of sources."""
+
 # How a part of a mixture (`unix_jax.data.mixture`) begins that is no source by itself.
 _PART = re.compile(r"[^\s:*]*\s*\*|(?:understanding|generation|edit):")
 # A glob pattern may hold "?" too: only one that begins a list of options separates them.

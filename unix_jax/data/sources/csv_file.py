@@ -80,7 +80,7 @@ class CsvSource:
           DataError: no such file, a column that it does not have, no column of images or texts, or
             no rows of this split.
 
-        Warns of rows with a prompt that an earlier one has.
+        Warns of rows with a prompt or a key that an earlier one has.
         """
         self._file = _metadata_file(Path(path))
         self._root = self._file.parent if image_root is None else Path(image_root)
@@ -100,6 +100,7 @@ class CsvSource:
             splits = [self._split_of(int(index)) for index in self._indices]
             chosen = rows_of_split(splits, split, str(self._file))
             self.unsplit, self._indices = chosen.unsplit, self._indices[chosen.indices]
+        self._warn_of_repeated_keys()
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -134,6 +135,34 @@ class CsvSource:
             return text_field(row, column, where) if column is not None else ""
         except DataError:
             return None
+
+    def _warn_of_repeated_keys(self) -> None:
+        """Records are named by their keys; a row's image is its key where it has no other.
+
+        Rows that ask questions may share an image.
+        """
+        column = self._column.get("key")
+        if column is None and not {"prompt", "answer"} & set(self._column):
+            column = self._column.get("image")
+        if column is None:
+            return
+        seen, repeated, first = set[str](), 0, ""
+        for number in self._indices:
+            try:
+                row, where = self._rows.row(int(number))
+                key = text_field(row, column, where)
+            except DataError:  # told when the row is read
+                continue
+            if key and key in seen:
+                repeated += 1
+                first = first or f"{where}: {key!r}"
+            seen.add(key)
+        if repeated:
+            warnings.warn(
+                f"{self._file}: {repeated} of {len(self)} rows have the {column} of an earlier "
+                f"row, which is the key of the record; the first is {first:.200}",
+                stacklevel=3,
+            )
 
     def _without_repeats(self) -> np.ndarray:
         seen, kept = set[str](), list[int]()
@@ -220,6 +249,13 @@ def _chosen_columns(
     if "image" not in chosen and _SYNTHETIC in found and images_given:
         chosen["image"] = _SYNTHETIC
     if not {"image", "findings", "impression", "report", "captions", "answer"} & set(chosen):
+        separator = next((mark for mark in ";\t|," if mark in found[0]), "") if found else ""
+        if len(found) == 1 and separator:
+            expected = "tabs (.tsv)" if ".tsv" in file.suffixes else "commas (.csv) or tabs (.tsv)"
+            raise DataError(
+                f"{file}: expected columns separated by {expected}, found one column with "
+                f"{separator!r} in its name: {found[0]!r:.80}"
+            )
         raise DataError(
             f"{file}: expected a column of images or texts, found {list(found)[:40]}; name them, "
             "for example ?image=COLUMN&findings=COLUMN"
@@ -228,7 +264,9 @@ def _chosen_columns(
 
 
 def _text(values: Mapping[str, Any], name: str, where: str) -> str:
-    return text_field(values, name, where)
+    text = text_field(values, name, where)
+    # As pandas writes a cell without a value.
+    return "" if text.strip().lower() == "nan" else text
 
 
 def _captions(value: Any, where: str) -> tuple[str, ...]:
