@@ -7,7 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unix_jax.data.report_sections import report_sections, split_report
+from unix_jax.data.report_sections import (
+    dropped_sections,
+    report_sections,
+    split_report,
+    split_written,
+)
 
 FIELD = [json.loads(line) for line in (Path(__file__).parent / "sections.jsonl").open()]
 
@@ -47,10 +52,18 @@ CASES = [
     ("FINDINGS: A.\n RIGHT RIBS, TWO VIEWS: B.", "A. RIGHT RIBS, TWO VIEWS: B.", ""),
     ("COMPARISON: None.\n LUNGS: Clear.\n HEART: Normal.", "LUNGS: Clear. HEART: Normal.", ""),
     # ---- what is no reading of the final report
-    ("FINDINGS: A.\n\n IMPRESSION: B.\n\n RECOMMENDATION: CT.\n\n ADDENDUM: x.", "A.", "B."),
+    ("FINDINGS: A.\n\n IMPRESSION: B.\n\n RECOMMENDATION: CT.", "A.", "B."),
     ("PROVISIONAL FINDINGS IMPRESSION (PFI): Edema?\n\n FINDINGS: Clear.", "Clear.", ""),
     ("FINDINGS: A.\n NOTIFICATION OF CRITICAL FINDINGS: B.", "A.", ""),
     ("FINDINGS: A. COMPARISON: None. IMPRESSION: B. NOTIFICATION: C.", "A.", "B."),
+    # ---- an addendum is one
+    ("FINDINGS: A.\n\n IMPRESSION: B.\n\n RECOMMENDATION: CT.\n\n ADDENDUM: x.", "A. x.", "B."),
+    ("FINDINGS: A.\n IMPRESSION: B.\n\n ADDENDUM\n\n Mass.", "A. Mass.", "B."),
+    ("FINDINGS: A. Attending addendum: Mass. IMPRESSION: B.", "A. Mass.", "B."),
+    # ---- other names, where there is no heading of a reading
+    ("F/I: Left pneumothorax.", "Left pneumothorax.", ""),
+    ("COMMENT: Left pneumothorax.", "Left pneumothorax.", ""),
+    ("COMMENT: None.\n FINDINGS: A.", "A.", ""),
     # ---- the last paragraph
     ("INDICATION:  Cough.\n \n Edema.\n \n NOTIFICATION:  Dr. ___ paged.", "Edema.", ""),
     ("COMPARISON:  ___.\n \n Edema.\n \n No effusion.", "Edema. No effusion.", ""),
@@ -75,6 +88,23 @@ def test_text_without_headings():
     )  # fmt: skip
     assert split_report("The lungs are clear.") == ("", "")
     assert report_sections("") == report_sections(" \n ___ \n") == ("", "")
+
+
+def test_what_is_left_out():
+    text = "FINDINGS: A. Reason: Mass. IMPRESSION: B.\n NOTIFICATION: Nodule.\n"
+    assert dropped_sections(f"INDICATION: Cough. HISTORY: Fever.\n {text}") == ["Mass.", "Nodule."]
+    assert dropped_sections(f"WET READ: Edema.\n FINAL REPORT\n {text}") == ["Mass.", "Nodule."]
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("FINDINGS: A. IMPRESSION: B.", ("A.", "B.")),
+    ("FINDINGS: A. Addendum: x. History: y.", ("A. Addendum: x. History: y.", "")),
+    ("IMPRESSION: B. NOTIFICATION: z.", ("", "B. NOTIFICATION: z.")),
+    ("Lungs clear.", ("", "")),
+    ("", ("", "")),
+])  # fmt: skip
+def test_the_written_form_has_two_headings_only(text, expected):
+    assert split_written(text) == expected
 
 
 WORDS = st.sampled_from(

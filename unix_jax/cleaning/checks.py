@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from unix_jax.cleaning.facts import DEVICES, SIDES
 from unix_jax.cleaning.placeholders import MARK
-from unix_jax.data.report_sections import split_report
+from unix_jax.data.report_sections import sections_as_read, split_written
 
 _LETTER = re.compile(r"[^\W\d_]")
 _FORMAT = re.compile(
@@ -79,8 +79,8 @@ def _format_problems(original: str, rewrite: str) -> Iterator[str]:
     for heading in ("FINDINGS", "IMPRESSION"):
         if rewrite.count(f"{heading}:") > 1:
             yield f"Write {heading}: once."
-    sections = dict(zip(("FINDINGS", "IMPRESSION"), split_report(rewrite), strict=True))
-    had = dict(zip(("FINDINGS", "IMPRESSION"), split_report(original), strict=True))
+    sections = dict(zip(("FINDINGS", "IMPRESSION"), split_written(rewrite), strict=True))
+    had = dict(zip(("FINDINGS", "IMPRESSION"), sections_as_read(original), strict=True))
     for heading, text in sections.items():
         # An original without headings must be given both.
         needed = bool(had[heading]) or not any(had.values())

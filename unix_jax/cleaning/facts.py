@@ -425,6 +425,18 @@ def _described(words: list["_Found"], clause: str, place: int) -> "_Found | None
     return min(words, key=lambda w: (_distance(w, place), w.start), default=None)
 
 
+def unsaid(text: str, kept: str) -> list[str]:
+    """Names of the findings that `text` states, as present or possible, and `kept` does not."""
+    denied = "the negative finding"
+    stems = {name.split('"')[1] for name in statements(kept) if not name.startswith(denied)}
+    return critical_first(
+        told
+        for name, told in statements(text).items()
+        if name.startswith(("the finding", "the possible finding", "the number"))
+        and name.split('"')[1] not in stems
+    )
+
+
 def _distance(word: "_Found", place: int) -> int:
     """From a side to a finding; the finding that follows the side is preferred."""
     return word.start - place if word.start > place else place - word.end + _BEHIND

@@ -21,7 +21,7 @@ from unix_jax.cleaning.facts import (
     statements,
     states_something,
 )
-from unix_jax.data.report_sections import report_sections
+from unix_jax.data.report_sections import report_sections, sections_as_read, split_written
 
 _VERB = re.compile(
     r"\b(?:is|are|was|were|has|have|had|may|might|could|can|cannot|should|would|will|appears?"
@@ -355,7 +355,7 @@ def rewriting_problems(original: str, rewrite: str) -> list[str]:
     of a doubt, and where a device lies. Negations and statements that something is normal must not
     become more.
     """
-    before, after = _sections(original), _sections(rewrite)
+    before, after = _sections(original), " ".join(split_written(rewrite)).strip() or rewrite
     had, has = statements(before), statements(after)
     found = [f"Keep {had[name]}." for name in critical_first(had.keys() - has.keys())]
     found += [f"Do not add {has[name]}." for name in critical_first(has.keys() - had.keys())]
@@ -382,7 +382,10 @@ def _quality_problems(before: str, after: str) -> list[str]:
 
 
 def _sections(report: str) -> str:
-    return " ".join(section for section in report_sections(report) if section) or report
+    """The text that counts: all of a report on one line, whatever headings stand within it."""
+    sections = sections_as_read(report)
+    sections = sections if any(sections) else report_sections(report)
+    return " ".join(filter(None, sections)) or report
 
 
 def broken(before: str, after: str) -> bool:

@@ -376,7 +376,69 @@ _COMPLETED = (
         rf"\b(leads?|lines?|tubes?|wires?|device) {_MARKS}(?= the (?:thorax|chest|heart))",
         r"\1 overlie",
     ),
-    _rule(rf",\s*{_MARKS}\s+(?={_DIAGNOSIS})", ", possibly "),
+    _rule(rf",\s*{_MARKS}\s+(?={_DIAGNOSIS}|sequelae?\b)", ", possibly "),
+    _rule(rf"\b({_SIGN}|calcifications?|changes) {_MARKS}\s+(?=sequelae?\b)", r"\1, possibly "),
+    # Which view shows it best, or does not.
+    _rule(
+        rf",\s*{_MARKS}\s+(?:seen|appreciated|visualized|demonstrated|evident)\s+on\s+(?:the\s+)?"
+        rf"(?:lateral|frontal|PA|AP)(?:\s+(?:views?|projections?|images?|radiographs?|films?))?{_END}",
+        "",
+    ),
+)
+# Where a hidden word may have been "no", "not" or a word of doubt, a sentence without it may say
+# the opposite. What reports often deny, so that "no" fits:
+_OFTEN_DENIED = (
+    r"(?:pneumothora\w+|(?:hydro|hemo)\w*thora\w+|effusions?|consolidations?|infiltrat\w+|edema"
+    r"|pneumonia|fractures?|cardiomegaly|mass(?:es)?|nodules?|(?:free|subdiaphragmatic) air"
+    r"|pneumoperitoneum|pneumomediastinum|adenopathy|lymphadenopathy|abnormalit\w+|malignan\w+"
+    r"|metasta\w+|failure|congestion|tuberculosis|aneurysm|dissection|hernia|shift|collapse"
+    r"|disease(?! of\b)|process)\b"
+)
+_NOT_A_PLACE = (
+    r"(?:(?!(?:of|in|on|with|is|are|was|were|and|or|the|at|within|over|may|left|right|bilateral"
+    r"|bibasilar|bilaterally|biapical|upper|lower|middle|basilar|apical|degenerative|granulomatous"
+    r"|displaced|calcified|healed|healing|old|chronic|small|large|moderate|mild|sub\w+|representing"
+    r"|hiatal|interstitial|due|from|to)\b)[\w-]+\s+)"
+)
+_STATED_OF = (
+    r"(?:seen|noted|identified|present|visuali[sz]ed|excluded|evident|demonstrated(?!\s+(?:an?|the|no)\b)"
+    r"|appreciated|detected|visible|clear|normal|unremarkable|intact|enlarged|prominent|elevated|displaced"
+    r"|widened|dilated|collapsed|fractured|resolved|cleared|removed|within (?:the )?(?:normal|limits)"
+    r"|an?\s|in size)"
+)
+_SIGN_SEEN = rf"(?:{_SIGN}|congestion|mass(?:es)?|thickening|effusions?|atelectasis|edema)"
+_PLACE = (
+    r"(?:lobes?|bases?|apex|apices|lungs?|lingula|angles?|sulcus|sulci|hilum|hila|zones?|regions?)"
+)
+_MAY_DENY = re.compile(
+    rf"(?:^|\bthere (?:is|are)\s+|\b(?:shows?|demonstrates?|reveals?|with)\s+)(?:{_MARKS})\s+"
+    rf"(?:{_NOT_A_PLACE}{{0,3}}{_OFTEN_DENIED}"
+    r"|(?:acute|significant|focal|definite|visible|suspicious|obvious|discrete|other|convincing"
+    rf"|radiographic|gross|further|active)\b|(?:[\w-]+\s+){{1,4}}or\s+(?:\w+\s+)?{_OFTEN_DENIED})"
+    # A mark is no such word: its letters are X.
+    rf"|(?<!\bwhich )(?<!\bthat )(?<!\bthis )(?<!\bit )(?<!\bthere )(?<!\bvolumes )(?<!\bpatient )"
+    rf"\b(?:is|are|was|were|has|have|had|appears?|remains?)\s+{_MARKS}(?=\s*(?:[.,;]|$))"
+    rf"|(?:(?<=[a-wyz])|(?<=[a-wyz]x))\s+{_MARKS}\s+(?:\w+ly\s+)?{_STATED_OF}",
+    re.IGNORECASE,
+)
+_ANY_FINDING = (
+    rf"(?:{_DIAGNOSIS}|(?:[\w-]+\s+){{0,2}}?(?:{_SIGN}|{_OFTEN_DENIED}|crowding|metasta\w+))"
+)
+_MAY_DOUBT = re.compile(
+    rf"(?<=[\w,]\s)(?:{_MARKS})\s+an?\s+\w"
+    rf"|(?<!\bthere )\b(?:is|are|was|were)\s+{_MARKS}\s+{_ANY_FINDING}"
+    rf"|{_MARKS}\s+(?:for|of)\s+(?:(?:an?|the|any)\s+)?{_ANY_FINDING}"
+    rf"|(?<!\ba )(?<!\ban )(?<!\bthe )(?:{_MARKS})\s+(?:[\w-]+\s+){{0,3}}?(?:versus|vs)\b"
+    rf"|\b{_SIGN_SEEN}\s+(?:[^.;,]*\b{_PLACE}\s+)?{_MARKS}\s+{_ANY_FINDING}",
+    re.IGNORECASE,
+)
+_DENIES = re.compile(r"\b(?:no|not|without|nor|neither|negative)\b", re.IGNORECASE)
+_SAYS_WHETHER = re.compile(
+    r"^(?:(?:there (?:is|are)|an?|the)\s+)*(?:no|possibl[ey]|probabl[ey]|question(?:able)?"
+    r"|suspect\w*|suspicious|likely|suggest\w+|concern\w*|cannot)\b"
+    r"|\b(?:is|are|was|were|be)\s+not\s+(?:\w+ly\s+)?(?:seen|identified|visuali[sz]ed|present|noted"
+    r"|demonstrated|evident|appreciated|excluded)\b",
+    re.IGNORECASE,
 )
 # An adjective whose noun is hidden, with nothing that says what it was.
 _ADJECTIVE = (
@@ -520,6 +582,40 @@ def without_placeholders(sentence: str) -> str:
     result = mended(sentence)
     headless = _OPENING_MARK.match(before) is not None and _VERB_FIRST.match(result) is not None
     return "" if headless or says_nothing(result) else result
+
+
+def hides_meaning(sentence: str) -> str:
+    """Why a sentence with marks cannot be read without what they hide; "" where it can.
+
+    "There is XXXX pneumothorax.": the word may be "no". "The heart is XXXX enlarged.": "not". "Mass
+    XXXX for malignancy.": "suspicious". In "No fracture is XXXX seen" the denial is there already.
+    """
+    if not _ANY.search(sentence):
+        return ""
+    for pattern, replacement in _COMPLETED:
+        sentence = pattern.sub(replacement, sentence)
+    sentence = _NO_OF.sub(r"\1 ", sentence)
+    if not _ANY.search(sentence):
+        return ""
+    denied = _DENIES.search(sentence) is not None
+    if not denied and _MAY_DENY.search(sentence):
+        return "hides a word that may have been a negation"
+    if _MAY_DOUBT.search(sentence):
+        return "hides a word that may have been one of doubt"
+    return ""
+
+
+def says_whether(sentence: str) -> bool:
+    """Whether it says that something hidden is possible, or is not there: "Possible XXXX in the
+    right lung." Such a sentence is not left out. "No XXXX." names nothing at all.
+    """
+    return (
+        _SAYS_WHETHER.search(sentence) is not None and len(_WORD.findall(_unmarked(sentence))) > 1
+    )
+
+
+def _unmarked(sentence: str) -> str:
+    return _ANY.sub(" ", sentence)
 
 
 def _is_lost(sentence: str) -> bool:

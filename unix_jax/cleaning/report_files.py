@@ -14,8 +14,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from unix_jax.cleaning.facts import unsaid
 from unix_jax.data.records import Record, checked_index, report_text
-from unix_jax.data.report_sections import report_sections, split_report
+from unix_jax.data.report_sections import dropped_sections, report_sections, split_report
 from unix_jax.data.sources.csv_file import CsvRows
 from unix_jax.data.sources.fields import text_field
 from unix_jax.data.sources.lines import JsonLines
@@ -36,6 +37,8 @@ class RawReport:
     text: the whole report; with headings unless it had none.
     findings, impression: its sections; "" for one that it does not have.
     row: the fields that the output takes over as they are.
+    vanished: why the report must be set aside, since a section that is left out states a finding
+      that the others do not; "" where none does.
     text_fields: those of them that hold the uncleaned text, which the output replaces.
     """
 
@@ -45,6 +48,7 @@ class RawReport:
     impression: str
     row: Mapping[str, Any] = dataclasses.field(repr=False)
     text_fields: tuple[str, ...] = ()
+    vanished: str = ""
 
 
 class ReportSource(Protocol):
@@ -125,19 +129,23 @@ class _Rows:
             if "last_paragraph" in row:
                 # Neither is cleaned, and the second tells of earlier examinations.
                 row = {n: v for n, v in row.items() if n not in ("last_paragraph", "comparison")}
+            vanished = ""
             if _HEADING.search(f"{findings} {impression}"):
                 # A report that was filed under one of the fields as a whole.
                 joined = " ".join(f"FINDINGS: {findings} IMPRESSION: {impression}".split())
                 findings, impression = _without_repeats(*split_report(joined))
+                vanished = _vanished(joined, findings, impression)
             text = report_text(Record(key, findings=findings, impression=impression))
-            return _checked(RawReport(key, text, findings, impression, row), where)
+            return _checked(RawReport(key, text, findings, impression, row, (), vanished), where)
         candidates = (self._text_field,) if self._text_field else _TEXT_FIELDS
         name = next((name for name in candidates if name in row), None)
         if name is None:
             expected = self._text_field or "findings, impression, " + ", ".join(_TEXT_FIELDS)
             raise DataError(f"{where}: expected a field {expected}, found {sorted(row)[:20]}")
         text = text_field(row, name, where)
-        return _checked(RawReport(key, text, *report_sections(text), row, (name,)), where)
+        sections = report_sections(text)
+        report = RawReport(key, text, *sections, row, (name,), _vanished(text, *sections))
+        return _checked(report, where)
 
     def fingerprint(self) -> str:
         try:
@@ -181,7 +189,9 @@ class _TextFiles:
         numbers = patient_and_study(key)
         if numbers is not None:
             row |= {"subject_id": numbers[0], "study_id": numbers[1]}
-        return _checked(RawReport(key, text, *report_sections(text), row), str(file))
+        sections = report_sections(text)
+        report = RawReport(key, text, *sections, row, (), _vanished(text, *sections))
+        return _checked(report, str(file))
 
     def fingerprint(self) -> str:
         """Of names and sizes: reading every file twice would take minutes."""
@@ -202,6 +212,16 @@ def _without_repeats(*texts: str) -> tuple[str, ...]:
         first if first == second else text
         for text, (first, second) in zip(texts, halves, strict=True)
     )
+
+
+def _vanished(text: str, findings: str, impression: str) -> str:
+    """Why `text` must be set aside: its sections lack a finding that a dropped one states."""
+    for dropped in dropped_sections(text):
+        lost = unsaid(dropped, f"{findings} {impression}")
+        if lost:
+            short = dropped if len(dropped) <= 160 else f"{dropped[:157]}..."
+            return f'"{short}" would be left out, and with it {", ".join(lost[:6])}'
+    return ""
 
 
 def _checked(report: RawReport, where: str) -> RawReport:

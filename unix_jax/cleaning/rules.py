@@ -18,6 +18,8 @@ from unix_jax.cleaning.placeholders import (
     ANY_MARK,
     denying_others,
     drop_placeholders,
+    hides_meaning,
+    says_whether,
     without_placeholders,
 )
 from unix_jax.cleaning.priors import drop_priors, without_priors
@@ -210,8 +212,22 @@ def _of_section(name: str, text: str, applied: set[str], refused: list[str]) -> 
 def _by_every_rule(
     sentence: str, stated: frozenset[str], applied: set[str], refused: list[str]
 ) -> str:
-    text = denying_others(sentence, stated)
+    text, hiding = denying_others(sentence, stated), ""
+
+    def dropped() -> str:
+        """ "", or the sentence with a reason where it must not be left out."""
+        if says_whether(hiding):
+            refused.append(f'placeholders: "{_short(sentence)}" hides what is denied or possible')
+            return sentence
+        return ""
+
     for name, rule in _SENTENCE_RULES.items():
+        if name == "placeholders" and ANY_MARK.search(text):
+            hiding = text
+        reason = hides_meaning(hiding)
+        if reason:
+            refused.append(f'{name}: "{_short(sentence)}" {reason}')
+            return sentence
         changed = rule(text)
         if changed == text:
             continue
@@ -227,21 +243,21 @@ def _by_every_rule(
             if reason:
                 refused.append(f'{name}: "{_short(sentence)}" {reason}')
                 return sentence
-            return ""
+            return dropped()
     if speaks_of_prior(text):
         if not states_something(text) and not refusal(text, ""):
             applied.add("priors")
-            return ""
+            return dropped()
         refused.append(f'priors: "{_short(sentence)}" still speaks of change')
         return sentence
     if text != sentence:
         # A rule may have left a sentence of which nothing is said any more.
         text = each_sentence(text, lambda part: "" if says_nothing(part) else part)
         if not text:
-            return ""
+            return dropped()
     if text != sentence and broken(sentence, text):
         if not refusal(sentence, "", hidden=ANY_MARK.search(sentence) is not None):
-            return ""
+            return dropped()
         refused.append(f'"{_short(sentence)}" would be no sentence: "{_short(text)}"')
         return sentence
     return text

@@ -20,7 +20,7 @@ from unix_jax.cleaning.report_files import RawReport, ReportSource
 from unix_jax.cleaning.rewriting import Chat, Rewriting, rewrite_report
 from unix_jax.cleaning.rules import RULES, clean_sections
 from unix_jax.data.records import Record, report_text
-from unix_jax.data.report_sections import split_report
+from unix_jax.data.report_sections import split_written
 from unix_jax.errors import DataError, UniXError
 from unix_jax.storage.files import atomic_write
 
@@ -105,6 +105,8 @@ def _by_rules(source: ReportSource, index: int) -> tuple[Entry, tuple[str, ...],
         return Entry(index, "rejected", reason=str(error)), (), False
     if not (raw.findings or raw.impression):
         return Entry(index, "rejected", reason="no findings and no impression found"), (), False
+    if raw.vanished:
+        return Entry(index, "rejected", reason=raw.vanished), (), False
     cleaned = clean_sections(raw.findings, raw.impression)
     if cleaned.refused:
         return Entry(index, "rejected", reason="; ".join(cleaned.refused)), cleaned.applied, False
@@ -112,6 +114,10 @@ def _by_rules(source: ReportSource, index: int) -> tuple[Entry, tuple[str, ...],
     report = report_text(Record(raw.key, findings=findings, impression=impression))
     if not report:
         reason = f"nothing is left after the rules {', '.join(cleaned.applied)}"
+        return Entry(index, "rejected", reason=reason), cleaned.applied, False
+    if split_written(report) != (findings, impression):
+        # The output is read from the report: what is written must be what was guarded.
+        reason = "a section holds a heading of the other one"
         return Entry(index, "rejected", reason=reason), cleaned.applied, False
     kept = Record(
         raw.key, findings=findings and raw.findings, impression=impression and raw.impression
@@ -217,6 +223,8 @@ class _Work:
     async def _outcome(self, index: int) -> Entry:
         try:
             raw = self._source[index]
+            if raw.vanished:
+                return Entry(index, "rejected", reason=raw.vanished)
             result = await rewrite_report(self._chat, raw.text, self._how)
         except DataError as error:
             return Entry(index, "rejected", reason=str(error))
@@ -270,7 +278,7 @@ def _written(path: Path) -> Iterator[TextIO]:
 
 def output_row(raw: RawReport, report: str, about: dict[str, Any]) -> dict[str, Any]:
     """The row of the input with its text replaced; `manifest:OUT` reads it as a source."""
-    findings, impression = split_report(report)
+    findings, impression = split_written(report)
     row = {**raw.row, "id": raw.key, "findings": findings, "impression": impression}
     row.update(dict.fromkeys(raw.text_fields, report))
     return {**row, "cleaned": about}

@@ -19,7 +19,8 @@ from typing import Literal
 
 Kind = Literal["findings", "impression", "other", "aside"]
 """`other` is what precedes a reading (history, technique), `aside` what is no reading of the final
-report: preliminary readings, addenda, notifications, recommendations."""
+report: preliminary readings, notifications, recommendations. An addendum is a reading, and counts
+as findings."""
 
 # A preliminary reading may precede the final one in the same file.
 _FINAL = re.compile(
@@ -46,8 +47,18 @@ def _word_set(text: str) -> frozenset[str]:
 
 
 _WORD = re.compile(r"\w+(?:['.-]\w+)*")
+_LETTERS = re.compile(r"[^\W\d_]{2,}")
+_WRITTEN = re.compile(
+    r"(?:FINDINGS:(?: (?P<findings>.*?))??)?(?:(?:^|(?<=\S) )IMPRESSION:(?: (?P<impression>.*))?)?"
+)
 _FINDINGS_WORDS = ("FINDINGS", "FINDING")
 _IMPRESSION_WORDS = ("IMPRESSION", "IMPRESSIONS", "CONCLUSION", "CONCLUSIONS")
+_ADDENDUM = frozenset({"ADDENDUM", "ADDENDA"})
+# Who wrote the addendum, or which one it is: "Attending addendum", "SECOND ADDENDUM".
+_BESIDE_ADDENDUM = _word_set(
+    "ADDITIONAL AND ATTENDING CORRECTED FINAL FIRST FURTHER LATE RADIOLOGIST RADIOLOGY REPORT "
+    "REVISED SECOND THE THIRD TO"
+)
 _ALSO_FINDINGS = frozenset({"REPORT", "DESCRIPTION", "OBSERVATIONS", "OBSERVATION"})
 _ALSO_IMPRESSION = frozenset({"IMP", "SUMMARY", "OPINION", "INTERPRETATION"})
 # Words that stand beside "findings" or "impression" in a heading; in mixed case no other may, since
@@ -58,7 +69,7 @@ _BESIDE = _word_set(
     "X-RAY XRAY"
 )
 _ASIDE_FIRST = _word_set(
-    "ADDENDA ADDENDUM ATTENDING ATTESTATION COMMUNICATION COMMUNICATIONS DICTATED NOTIFICATION "
+    "ATTENDING ATTESTATION COMMUNICATION COMMUNICATIONS DICTATED NOTIFICATION "
     "NOTIFICATIONS PFI PRELIM PRELIMINARY PROVISIONAL RADIOLOGIST RECOMMENDATION RECOMMENDATIONS "
     "RECS SIGNED TRANSCRIBED WET WETREAD"
 )
@@ -100,11 +111,17 @@ _ANATOMY = _word_set(
 
 @dataclasses.dataclass(frozen=True)
 class _Section:
-    """`text` below the heading, or before any heading unless `headed`."""
+    """`text` below the heading, or before any heading unless `headed`.
+
+    inside: whether the heading stands within a line of findings or impression.
+    unknown: whether the heading is in capitals, and none of the names that are known.
+    """
 
     kind: Kind
     text: str
     headed: bool = True
+    inside: bool = False
+    unknown: bool = False
 
     def loose_paragraphs(self) -> list[str]:
         """What the heading does not claim: its own paragraph is the first, as in "HISTORY: Cough."
@@ -139,7 +156,44 @@ def report_sections(text: str) -> tuple[str, str]:
         loose = [] if section.kind == "aside" else section.loose_paragraphs()
         if loose:
             return _folded("\n".join(loose)), ""
+    # A name that is not known is the heading of the reading where there is no other: "COMMENT:".
+    for section in reversed(sections):
+        if section.unknown and len(_LETTERS.findall(section.text)) > 1:
+            return _folded(section.text), ""
     return "", ""
+
+
+def dropped_sections(text: str) -> list[str]:
+    """Texts that `report_sections` leaves out although they belong to the final reading.
+
+    They are sections such as NOTIFICATION and RECOMMENDATION, and whatever follows a heading that
+    stands within a line of findings or impression. A preliminary reading is superseded by the
+    final one, and history and technique precede it: these are not among them.
+    """
+    return [
+        _folded(section.text)
+        for section in _sections(text)
+        if (section.kind == "aside" or (section.kind == "other" and section.inside))
+        and _has_words(section.text)
+    ]
+
+
+def split_written(report: str) -> tuple[str, str]:
+    """(findings, impression) of "FINDINGS: ... IMPRESSION: ...", the form of `records.report_text`.
+
+    Only these two headings are read, each once and in this order: every other heading is part of
+    the text in which it stands. ("", "") for a text in another form.
+    """
+    found = _WRITTEN.fullmatch(_folded(report))
+    return ((found["findings"] or ""), (found["impression"] or "")) if found else ("", "")
+
+
+def sections_as_read(text: str) -> tuple[str, str]:
+    """(findings, impression) of a text that `clean` reads: `split_written` where it is one line of
+    that form, so that a heading within a section takes nothing away; else `split_report`.
+    """
+    written = split_written(text) if "\n" not in text.strip() else ("", "")
+    return written if any(written) else split_report(text)
 
 
 def _by_headings(sections: Iterator[_Section]) -> tuple[str, str]:
@@ -157,36 +211,50 @@ def _sections(text: str) -> Iterator[_Section]:
     body = _FINAL.split("\n".join(text.lstrip("\ufeff").splitlines()))[-1]
     kind: Kind = "other"
     headed, after_blank, lines = False, True, list[str]()
+    inside = unknown = False
+
+    def section() -> _Section:
+        return _Section(kind, "\n".join(lines), headed, inside, unknown)
+
     for line in body.splitlines():
         if _RULE.fullmatch(line):
-            yield _Section(kind, "\n".join(lines), headed)
+            yield section()
             kind, headed, lines, after_blank = "other", False, [], True
+            inside = unknown = False
             continue
         found = _line_heading(line, kind if headed else None, after_blank)
         if found is not None:
-            yield _Section(kind, "\n".join(lines), headed)
-            (kind, line), headed, lines = found, True, []
+            yield section()
+            (kind, line, unknown), headed, inside, lines = found, True, False, []
         for part, next_kind in _inline(line):
             lines.append(part)
             if next_kind is not None:
-                yield _Section(kind, "\n".join(lines), headed)
-                kind, headed, lines = next_kind, True, []
+                yield section()
+                inside = inside or kind in ("findings", "impression")
+                kind, headed, unknown, lines = next_kind, True, False, []
         after_blank = not line.strip()
-    yield _Section(kind, "\n".join(lines), headed)
+    yield section()
 
 
-def _line_heading(line: str, within: Kind | None, after_blank: bool) -> tuple[Kind, str] | None:
-    """(what the heading at the start of the line opens, what follows on the line), or None."""
+def _line_heading(
+    line: str, within: Kind | None, after_blank: bool
+) -> tuple[Kind, str, bool] | None:
+    """(what the heading at the start of the line opens, what follows on the line, whether its name
+    is unknown), or None.
+    """
     found = _LINE_HEADING.match(line)
     if found is not None:
         kind, rest = _kind_of(found["name"], within, after_blank), line[found.end() :]
+        if kind is None:
+            return None
+        unknown = kind == "other" and _plain_kind(found["name"]) is None
         # A label is part of the text that it opens.
-        return None if kind is None else (kind, line if _is_anatomy(found["name"]) else rest)
+        return kind, line if _is_anatomy(found["name"]) else rest, unknown
     found = _BARE_HEADING.match(line)
     if found is not None and found["name"].isupper():
         reading = _reading_kind(_words(found["name"]), upper=True)
         if reading is not None:
-            return reading, line[found.end() :]
+            return reading, line[found.end() :], False
     return None
 
 
@@ -247,6 +315,11 @@ def _plain_kind(name: str) -> Kind | None:
 
 def _reading_kind(words: list[str], upper: bool) -> Kind | None:
     """`findings` or `impression` for a heading that says so; findings where it says both."""
+    if set(words) & _ADDENDUM:
+        others = set(words) - _ADDENDUM
+        return "findings" if upper or others <= _BESIDE_ADDENDUM else None
+    if words == ["F", "I"]:
+        return "findings"
     kinds = [_word_kind(word) for word in words]
     if not any(kinds):
         if len(words) == 1 and upper:
