@@ -223,6 +223,8 @@ loculated: loculated
 complete: complete(?:ly)?|entire(?:ly)?
 partial: partial(?:ly)?|incomplete(?:ly)?
 subtle: subtle|faint
+borderline: borderline
+deep sulcus: deep sulcus
 acute: acute(?:ly)?
 subacute: subacute
 chronic: chronic(?:ally)?|long-?standing
@@ -237,6 +239,13 @@ lingular: lingula\w*
 basal: (?:bi)?bas(?:al|ilar|es?)
 apical: (?:bi)?api(?:cal|ces)|apex
 perihilar: perihilar
+anterior: anterior(?:ly)?
+posterior: posterior(?:ly)?
+medial: medial(?:ly)?
+peripheral: peripheral(?:ly)?(?!\W+inserted)
+central: central(?:ly)?(?!\W+(?:venous|lines?|catheters?))
+proximal: proximal(?:ly)?
+distal: distal(?:ly)?
 retrocardiac: retrocardiac
 1: single|solitary
 2: two|couple
@@ -260,6 +269,8 @@ compatible: compatible|consistent
 versus: versus|vs
 too low: too (?:low|deep|far)|low[- ]lying
 too high: too high|high[- ]lying
+too high: (?<=is )high|(?<=are )high|high in position
+too low: (?<=is )low|low in position
 well placed: (?:good|satisfactory|appropriate|adequate|acceptable|standard) position(?:ing)?
 well placed: (?:proper|correct|expected|normal) position(?:ing)?
 well placed: (?:good|satisfactory|appropriate|adequate|standard|proper|correct) (?:place|loca)\w+
