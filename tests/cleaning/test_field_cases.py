@@ -33,3 +33,22 @@ def test_more_of_the_same_kinds(case):
     assert bool(cleaned.refused) == bool(case.get("aside")), cleaned
     if not cleaned.refused:
         assert cleaned.findings == case["equals"]
+
+
+@pytest.mark.parametrize("case", rows("set_aside.jsonl"), ids=lambda case: case["text"][:60])
+def test_what_cannot_be_told_is_set_aside(case):
+    """Between two sentences that stay: set aside, or one of the outputs that are right too."""
+    before, after = "The trachea is midline.", "No acute osseous abnormality."
+    cleaned = clean_sections(f"{before} {case['text']} {after}", "")
+    allowed = [f"{before} {text} {after}" for text in case["or"]]
+    assert cleaned.refused or cleaned.findings in allowed
+
+
+@pytest.mark.parametrize("text", [
+    "Resolution of right effusion and pneumothorax.", "The edema and effusions have resolved.",
+])  # fmt: skip
+def test_a_list_of_like_findings_that_are_gone_is_denied(text):
+    cleaned = clean_sections(text, "")
+    assert not cleaned.refused
+    assert cleaned.findings.startswith("No ")
+    assert " or " in cleaned.findings

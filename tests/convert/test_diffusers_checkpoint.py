@@ -157,7 +157,7 @@ def test_weights_that_are_not_finite(folder, tmp_path):
     tensors = load_file(file)
     tensors["conv_in.weight"][0, 0, 0, 0] = np.inf
     save_file(tensors, file)
-    with pytest.raises(CheckpointError, match="conv_in/kernel: 1 numbers"):
+    with pytest.raises(CheckpointError, match=r"conv_in\.weight"):
         import_diffusers(folder, tmp_path / "jax")
     assert not (tmp_path / "jax").exists()
     import_diffusers(folder, tmp_path / "jax", allow_non_finite=True)

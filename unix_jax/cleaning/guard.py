@@ -33,7 +33,8 @@ _VERB = re.compile(
 )
 _BAD_START = re.compile(
     r"^(?:is|are|was|were|has|have|had|may|might|could|should|will|would|be|been|of|from|by|than"
-    r"|which|that|who|and|or|but|nor|including|representing|due|changed?|slightly|mildly"
+    r"|which|that|who|and|or|but|nor|including|representing|due|size|limits|changed?|slightly"
+    r"|mildly"
     r"|significantly"
     r"|to(?! (?:the )?(?:left|right))|into|since|versus|(?:the|an?)(?=\W*$))\b",
     re.IGNORECASE,
@@ -43,6 +44,7 @@ _BAD_END = re.compile(
     r"|had|may"
     r"|which|that|than|but|since|per|via|into|over|versus|appears?|remains?|possibly|no"
     r"|mildly|slightly|significantly|without|could|might|within|between|overlying|representing"
+    r"|measuring|approximately|whether|including|demonstrating|involving|causing|projecting|least"
     r"|residual|adjacent|both|-view|very|suggesting|reflecting|outside|same|raise|intact|cannot"
     r"|can|not|if|known|(?<!less )(?<!more )(?<!most )likely)"
     r"\W*$",
@@ -52,7 +54,17 @@ _BROKEN = re.compile(
     r"\b(?:the|an?)\s+(?:is|are|was|were|of|in|on|at|and|or|with|the|an?|to|from|has|have|may)\b"
     r"|\b(?:of|in|with|from|for|and|or|at|by|into|within)\s+(?:and|or|of|is|are|was|were|from|has"
     r"|have|may|with|which)\b"
-    r"|\b(?:is|are)\s+(?:is|are|of|the\W|and|or)\b|\b(?:is|are|has|have|the|an?|of|in|at|with|by"
+    r"|\b(?:is|are)\s+(?:is|are|of|the\W|and|or|to(?! be))\b"
+    r"|\b(?:has|have)(?: been)? (?:with|to|for|in|on|at|and|is|are)\b|\b(?:Mr|Mrs|Ms"
+    r"|Dr)\. (?:has|is|and)\b"
+    r"|\b(?:other|no) or\b|\bstatus post (?:with|and|or|in)\b"
+    r"|\b(?:suggests?|suspicious for|due to|with) or\b|, from (?:19|20)\d\d\b|\bwithin limits\b"
+    r"|\bwhether (?:the |this |it )?\w*\W*$|\band (?:in|of) the (?:position|size|appearance"
+    r"|location)\b"
+    r"|\b(?:and|or|with|of|in|but|has|have|is|are),(?! as\b)|^(?:\w+ )?changes with\b"
+    r"|\b(?:sternal|mediastinal|hilar|pulmonary|cardiac|pleural|osseous|bony|vascular|thoracic"
+    r"|aortic)"
+    r"\s+(?:from|is|are|was|were|of)\b|\b(?:is|are|has|have|the|an?|of|in|at|with|by"
     r"|for|(?<!less )(?<!more )(?<!most )likely|no)\s*[,;.]"
     r"|\b(?:no|without)\s+(?:is|are|of|in|on|and|or)\b|\b(?:due|secondary|related) (?:in|and|or)\b",
     re.IGNORECASE,
@@ -62,7 +74,11 @@ _BARE = re.compile(
     r"^(?:the |an? )?(?:\w+ly |mild |moderate |marked |severe |slight )*(?:enlargement|enlarged"
     r"|prominen\w+|elevat\w+|displace\w+|widening|dilat\w+"
     r"|broken|fractured|calcified|thickened|tortuous|widened|blunt\w+|loss|narrowing|deviat\w+"
-    r"|and \w+)\W*$",
+    r"|and \w+|suspicious|concerning|consistent|compatible|suggestive|possibl[ey]|questionable)\W*$"
+    # Findings and parts of the body that nothing is said of.
+    r"|^(?:these |the |this )?findings? including\b(?!.*\b(?:is|are|was|were|may|suggests?)\b)"
+    r"|^(?:\w+ )?(?:contours?|silhouettes?|structures?) and\b(?!.*\b(?:is|are|normal|clear|intact"
+    r"|unremarkable|within|appears?|seen|noted)\b)",
     re.IGNORECASE,
 )
 _CHANGE = (
@@ -76,6 +92,7 @@ _HISTORY = (
     r"|procedure|biops|cardiac surg|coronary|empyema|therap|cerv|sten|spin|process|mi\b|ct.guid"
     r"|median|midline|abdom\w+ (?:surg|oper)|healed|arthro|pleu|ortho|mediastin)"
 )
+_SIZE = r"(?:tiny|trace|minimal|small|mild|moderate|large|marked|severe|extensive)\b"
 _SPEAKS_OF_PRIOR = re.compile(
     rf"\b(?:compared|comparing) (?:to|with)\b(?! (?:the )?(?:left|right|contralateral|other"
     rf"|opposite))"
@@ -95,6 +112,19 @@ _SPEAKS_OF_PRIOR = re.compile(
     r"|\b(?:has|have) been "
     r"(?:removed|replaced|exchanged)\b|^(?:increase|decrease)d? in\b|\bas before\b"
     r"|\bin the interim\b|\bcontinued\b|\bcontinues? to\b"
+    rf"|\b(?:has|have) (?:\w+ ){{0,3}}(?:shrunk|grown|doubled|tripled|(?:re-?)?accumulated"
+    r"|re-?expanded|returned|recurred|reappeared)\b|\bre-?(?:accumulated|expanded)\b"
+    r"|\breturn(?:ed|s)? to (?:normal|baseline)\b|\bformerly\b|\bovernight\b|\bprogressing\b"
+    r"|\b(?:over|during|in) the (?:past|last)\b|\(was \d|\bremoved\W*$|\bnot (?:in|de)creased\b"
+    r"|\b(?:is|are) (?:(?:now|slightly|mildly|much|markedly|somewhat|minimally) )*(?:smaller"
+    r"|larger|bigger)"
+    r"\b(?! (?:than|on) the (?:left|right))|\bstill (?:present|seen|noted|visible|evident|there"
+    r"|with)\b"
+    rf"|\b(?:in|de)creased from (?:\d|{_SIZE})|\b(?:in|de)creased, now\b"
+    r"|\b(?:less|more) (?:(?:pleural|pulmonary|interstitial) )?(?:edema|effusions?|atelectasis"
+    r"|opaci\w+"
+    r"|consolidations?|congestion|fluid|infiltrat\w+)\b"
+    r"|\b(?:near-?complete |partial |interval |complete )?resolution of (?:most|much|some)\b"
     r"|\b(?:more|less) \w+ than\b|\b(?:days?|weeks?|months?|years?) ago\b",
     re.IGNORECASE,
 )
@@ -261,6 +291,14 @@ _HIDDEN_DEVICE = re.compile(
 )
 
 
+# "No enlarging effusion" denies no effusion.
+_DENIES_GROWTH = re.compile(
+    r"\b(?:no|not|without)\s+(?:[\w-]+\s+){0,3}?(?:enlarging|growing|expanding|evolving|developing"
+    r"|larger|smaller|progressive|recurrent|increasing|worsening|improving)\b",
+    re.IGNORECASE,
+)
+
+
 def refusal(before: str, after: str, *, hidden: bool = False) -> str:
     """Why a sentence must not become `after`, or "" where it may.
 
@@ -279,6 +317,8 @@ def refusal(before: str, after: str, *, hidden: bool = False) -> str:
             return "would lose a device whose name is hidden"
         word = next((w for w in _content(of_now(before)) if not _says_nothing(w)), "")
         return f'would lose "{word}"' if word else ""
+    if len(_DENIES_GROWTH.findall(before)) > len(_DENIES_GROWTH.findall(after)):
+        return "would deny more than a change"
     if hidden:
         # Doubt about what is hidden goes with it.
         before = _HIDDEN_DIAGNOSIS.sub("", before)

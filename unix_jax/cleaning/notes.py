@@ -149,6 +149,21 @@ def without_notes(sentence: str) -> str:
     return ""
 
 
+# Plain words of telling, which no cut is made for.
+_TELLS = re.compile(
+    r"\b(?:was|were|been) (?:informed|told|notified|alerted|contacted)\b"
+    r"|\b(?:nurse|doctor|physician|team|RN|MD) (?:contacted|informed|notified|told|aware)\b"
+    r"|\breported to (?:the )?(?:E[DR]|ICU|floor|team|nurse|doctor|physician)\b|\bmessages? sent\b"
+    r"|\bplease call\b|\bwet read\b|\bsecure (?:chat|message)\b|\bknows? about\b",
+    re.IGNORECASE,
+)
+
+
+def tells_somebody(sentence: str) -> bool:
+    """Whether a sentence still tells who was told what."""
+    return _TELLS.search(sentence) is not None
+
+
 def _is_note(text: str) -> bool:
     return _NOTES.search(text) is not None or (
         _AT_END.search(text) is not None and re.search(_PERSON, text) is not None

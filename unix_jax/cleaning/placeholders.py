@@ -381,7 +381,8 @@ _COMPLETED = (
     # Which view shows it best, or does not.
     _rule(
         rf",\s*{_MARKS}\s+(?:seen|appreciated|visualized|demonstrated|evident)\s+on\s+(?:the\s+)?"
-        rf"(?:lateral|frontal|PA|AP)(?:\s+(?:views?|projections?|images?|radiographs?|films?))?{_END}",
+        rf"(?:lateral|frontal|PA|AP)(?:\s+(?:views?|projections?|images?|radiographs?"
+        rf"|films?))?{_END}",
         "",
     ),
 )
@@ -401,9 +402,12 @@ _NOT_A_PLACE = (
     r"|hiatal|interstitial|due|from|to)\b)[\w-]+\s+)"
 )
 _STATED_OF = (
-    r"(?:seen|noted|identified|present|visuali[sz]ed|excluded|evident|demonstrated(?!\s+(?:an?|the|no)\b)"
-    r"|appreciated|detected|visible|clear|normal|unremarkable|intact|enlarged|prominent|elevated|displaced"
-    r"|widened|dilated|collapsed|fractured|resolved|cleared|removed|within (?:the )?(?:normal|limits)"
+    r"(?:seen|noted|identified|present|visuali[sz]ed|excluded|evident|demonstrated(?!\s+(?:an?"
+    r"|the|no)\b)"
+    r"|appreciated|detected|visible|clear|normal|unremarkable|intact|enlarged|prominent"
+    r"|elevated|displaced"
+    r"|widened|dilated|collapsed|fractured|resolved|cleared|removed|within (?:the )?(?:normal"
+    r"|limits)"
     r"|an?\s|in size)"
 )
 _SIGN_SEEN = rf"(?:{_SIGN}|congestion|mass(?:es)?|thickening|effusions?|atelectasis|edema)"

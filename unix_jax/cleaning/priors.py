@@ -6,7 +6,7 @@ that the film does show ("prior sternotomy", "old fracture") is no comparison an
 
 import re
 
-from unix_jax.cleaning.facts import holds_finding
+from unix_jax.cleaning.facts import DEVICES, holds_finding
 from unix_jax.cleaning.guard import has_verb, says_nothing_by_words
 from unix_jax.cleaning.placeholders import MARK
 from unix_jax.cleaning.sentences import each_sentence, mended, says_nothing
@@ -794,6 +794,9 @@ def _as_negative(sentence: str) -> str | None:
         match = pattern.match(sentence)
         if match is None:
             continue
+        if _denies_too_much(match["np"]) and holds_finding(match["np"]):
+            # Nothing is left, which the guard refuses.
+            return ""
         if re.match(r"^(?:the\s+)?\w+ of (?:the|these|them)\b", match["np"], re.I):
             return None
         noun = _COUNT.sub("", _GONE_ARTICLE.sub("", match["np"]))
@@ -816,6 +819,45 @@ def _as_negative(sentence: str) -> str | None:
             noun = noun[0].lower() + noun[1:]
         return mended(_replaced(f"No {noun}{rest}"))
     return None
+
+
+# What says that something is there, or that not all of it is gone, among what is said to be gone.
+_NOT_GONE = re.compile(
+    r"\b(?:develop\w*|appear(?:s|ed|ance|ing)|new(?:ly)?|placed|placement|insert\w+|increas\w+"
+    r"|decreas\w+|improv\w+|wors\w+|progress\w*|enlarg(?:ing|ement)|remain(?:s|ing)?|persist\w*"
+    r"|stable|unchanged|residual|re-?accumul\w*|leaving|leaves|left with|most|much|some|part|parts"
+    r"|portions?|majority|half|neither|nor|cannot|can|could|may|might|would|should|will|has"
+    r"|have|had"
+    r"|was|were|which|that|who|now|replaced|replacement|exchange|followed|after|despite)\b",
+    re.IGNORECASE,
+)
+_COORDINATED = re.compile(r"\s*(?:,|/)?\s*\b(?:and|or)\b\s*|\s*,\s*", re.IGNORECASE)
+# A second thing with an article or a size of its own is a statement of its own.
+_ITS_OWN = re.compile(
+    r"^(?:an?|the|no|tiny|trace|small|minimal|mild|moderate|large|severe|marked|subtle|slight|still"
+    r"|there)\b",
+    re.IGNORECASE,
+)
+_DEVICE = re.compile(
+    "|".join(DEVICES.values())
+    + r"|\b(?:tubes?|lines?|catheters?|leads?|wires?|drains?|devices?)\b",
+    re.IGNORECASE,
+)
+
+
+def _denies_too_much(gone: str) -> bool:
+    """Whether "no" before what is said to be gone would deny more than that.
+
+    "Resolution of edema and a new right effusion": only a list of like nouns is gone as a whole.
+    """
+    if _NOT_GONE.search(re.sub(r"\bpreviously\b.*?\b(?:seen|noted|described)\b", "", gone)):
+        return True
+    first, *others = _COORDINATED.split(_GONE_ARTICLE.sub("", gone))
+    return any(
+        _ITS_OWN.match(other) is not None
+        or (_DEVICE.search(other) is None) != (_DEVICE.search(first) is None)
+        for other in others
+    )
 
 
 # "Two left chest tubes have been removed": how many is not kept.

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 
 from unix_jax.cleaning.facts import difference, facts, holds_finding, states_something
 from unix_jax.cleaning.guard import broken, refusal, speaks_of_prior
-from unix_jax.cleaning.notes import drop_notes, without_notes
+from unix_jax.cleaning.notes import drop_notes, tells_somebody, without_notes
 from unix_jax.cleaning.placeholders import (
     ANY_MARK,
     denying_others,
@@ -244,6 +244,9 @@ def _by_every_rule(
                 refused.append(f'{name}: "{_short(sentence)}" {reason}')
                 return sentence
             return dropped()
+    if tells_somebody(text):
+        refused.append(f'notes: "{_short(sentence)}" still tells who was told')
+        return sentence
     if speaks_of_prior(text):
         if not states_something(text) and not refusal(text, ""):
             applied.add("priors")
