@@ -44,8 +44,8 @@ class _Model:
     """Where the model comes from and where it runs."""
 
     checkpoint: PathText | None = None
-    """Converted checkpoint, directory in the published layout, or directory of a training run; the
-    bundled nano model, a demonstration, if absent."""
+    """Converted checkpoint, directory in the published layout, or directory of a training run. If
+    absent: examples/nano of the clone, a demonstration, where the package runs from a clone."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Of parameters and computation; a CPU uses float32 either way."""
     mesh: str | None = None
@@ -61,7 +61,7 @@ class _Model:
 
     @functools.cached_property
     def directory(self) -> str:
-        """The directory given, or the bundled nano model's, which is said once."""
+        """The directory given, or that of the clone's nano model, which is said once."""
         from unix_jax.app.bundled import checkpoint_path
 
         path = checkpoint_path(self.checkpoint)

@@ -315,7 +315,7 @@ class Invocation:
     """A command line of `train.py`."""
 
     out: LocalPath
-    """Directory of the run; one that holds checkpoints is continued."""
+    """Directory of the run. If it holds checkpoints, the run resumes from the newest."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
     dry_run: bool = False
     """Compile the step, print what it asks of each device, and train nothing; needs no --out."""
