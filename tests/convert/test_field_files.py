@@ -671,6 +671,35 @@ def test_only_wanted_files_are_copied(source, capsys):
     }  # fmt: skip
 
 
+def test_any_file_is_kept_on_request(source, capsys):
+    (source / "notes.txt").write_text("made by hand")
+    (source / "vae" / "notes.txt").write_text("more")
+    import_head(source, "--keep-file", "notes.txt", "--keep-file", "vae/notes.txt")
+    assert "not copied" not in capsys.readouterr().err
+    out = source.parent / "out"
+    assert main(["export", str(out), str(source.parent / "back")]) == 0
+    assert (source.parent / "back" / "notes.txt").read_text() == "made by hand"
+    assert (source.parent / "back" / "vae" / "notes.txt").read_text() == "more"
+
+
+@pytest.mark.parametrize("name", ["missing.txt", "model.safetensors", "../other.txt", "vae"])
+def test_what_cannot_be_kept_is_named(source, capsys, name):
+    (source.parent / "other.txt").write_text("x")
+    out = source.parent / "out"
+    assert main(["import", str(source), str(out), "--keep-file", name]) == 1
+    assert "--keep-file: expected names of files in this folder" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_kept_file_does_not_leave_the_source(source, capsys):
+    (source.parent / "private.txt").write_text("secret")
+    (source / "notes.txt").symlink_to(source.parent / "private.txt")
+    out = source.parent / "out"
+    assert main(["import", str(source), str(out), "--keep-file", "notes.txt"]) == 1
+    assert "leave" in capsys.readouterr().err
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(
     "name",
     ["README.md", "tokenizer.json", "config.json", "model.safetensors", "vae/config.yaml",

@@ -90,10 +90,12 @@ def _count_in_part(flat: np.ndarray) -> int:
 
 def _count_in_block(block: np.ndarray) -> int:
     if block.dtype.itemsize == 2:
-        # An exponent of ones; numpy tests bfloat16 ten times as slowly as its bits.
-        exponent = np.uint16(0x7C00 if block.dtype == np.float16 else 0x7F80)
-        bits = block.view(np.uint16) & exponent
-        return 0 if bits.max() < exponent else int(np.count_nonzero(bits == exponent))
+        # Infinity and NaN are the largest bits of either sign: two maxima that write nothing.
+        exponent = 0x7C00 if block.dtype == np.float16 else 0x7F80
+        bits = block.view(np.uint16)
+        if bits.view(np.int16).max() < exponent and bits.max() < exponent | 0x8000:
+            return 0
+        return int(np.count_nonzero(bits & np.uint16(exponent) == exponent))
     finite = np.isfinite(block)
     return 0 if finite.all() else int(block.size - np.count_nonzero(finite))
 

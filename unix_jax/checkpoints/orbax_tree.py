@@ -15,7 +15,6 @@ import logging
 import math
 import os
 import threading
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 from orbax.checkpoint import type_handlers
+from zlib_ng import zlib_ng
 
 from unix_jax.checkpoints.leaves import Index, Leaf, array_leaf, is_stacked, unflatten
 from unix_jax.errors import CheckpointError
@@ -161,7 +161,7 @@ def _folder(directory: Path, name: str) -> Path:
 def _checksums(folder: Path) -> dict[str, int]:
     names = sorted(entry.name for entry in os.scandir(folder))
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        sums = pool.map(lambda name: zlib.crc32((folder / name).read_bytes()), names)
+        sums = pool.map(lambda name: zlib_ng.crc32((folder / name).read_bytes()), names)
         return dict(zip(names, sums, strict=True))
 
 
@@ -260,7 +260,7 @@ def _chunk_name(cell: Sequence[int]) -> str:
 
 
 def _require_same(file: Path, data: Any, checksums: Mapping[str, int]) -> None:
-    found, expected = zlib.crc32(data), checksums.get(file.name)
+    found, expected = zlib_ng.crc32(data), checksums.get(file.name)
     if found != expected:
         raise CheckpointError(
             f"{file}: content changed since it was written: expected CRC-32 {expected} "

@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -281,11 +281,11 @@ class PublishedSource:
                 )
         return {"kept": dtype is None, "files": files}
 
-    def copies(self, temporary: Path) -> list[tuple[Path, str]]:
+    def copies(self, temporary: Path, keep: Sequence[str] = ()) -> list[tuple[Path, str]]:
         """(file, name in the checkpoint) of what is kept beside the tensors.
 
         Files that the import changes, `config.json` with another table and the index of renamed
-        keys, are written into `temporary`.
+        keys, are written into `temporary`. `keep` is as in `wanted_files`.
 
         Raises:
           CheckpointError: a file that is read or copied is a link that leaves the source.
@@ -296,7 +296,7 @@ class PublishedSource:
             if files is not None and opened is not None and (start or not self._named):
                 inside += [*files.paths, *(files.paths[0].parent / n for n, _ in opened.files())]
         refuse_links_out(self.directory, inside)
-        copies = {name: path for path, name in verbatim_files(self.directory)}
+        copies = {name: path for path, name in verbatim_files(self.directory, keep)}
         if self.config.max_latent_size > self._file_latent_size:
             path = temporary / "config.json"
             write_json(path, self.raw | {"max_latent_size": self.config.max_latent_size})
@@ -357,11 +357,11 @@ def chosen_source(source: Path, wanted: str | None = None) -> tuple[Path, str | 
     return source.parent, source.name, kind
 
 
-def verbatim_files(directory: Path) -> list[tuple[Path, str]]:
+def verbatim_files(directory: Path, keep: Sequence[str] = ()) -> list[tuple[Path, str]]:
     """(file, name in the checkpoint) of the files to keep verbatim, as `wanted_files`."""
     return [
         (path, name if name in native.TOKENIZER_FILES else f"source/{name}")
-        for path, name in wanted_files(directory)
+        for path, name in wanted_files(directory, keep)
     ]
 
 
@@ -505,6 +505,7 @@ def import_published(
     allow_non_finite: bool = False,
     weights: str | None = None,
     max_latent_size: int | None = None,
+    keep_file: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> None:
     """Converts a published directory to this project's checkpoint.
@@ -519,6 +520,8 @@ def import_published(
         the name of an entry or a prefix in a weight file, or a weight file. By default the weights,
         and the average where there is nothing else.
       max_latent_size: side of the latent position table in tokens, at least the checkpoint's.
+      keep_file: names of files in the source to copy beside those that a loader or a licence asks
+        for, such as `notes.txt` or `vae/notes.txt`. A note names what is not copied.
       progress: called with (bytes since the last call, bytes in all).
 
     Raises:
@@ -531,7 +534,7 @@ def import_published(
         tempfile.TemporaryDirectory() as temporary,
     ):
         published.check()
-        copies = published.copies(Path(temporary))
+        copies = published.copies(Path(temporary), keep_file)
         if published.vae is None:
             warnings.warn(
                 f"{source}: no autoencoder in vae/: the checkpoint writes reports only",

@@ -4,10 +4,11 @@ import itertools
 import json
 import os
 import shutil
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from zlib_ng import zlib_ng
 
 from unix_jax.errors import CheckpointError
 from unix_jax.storage.files import atomic_write
@@ -110,7 +111,7 @@ def _crc32(file: Path) -> int:
     value = 0
     with open(file, "rb") as stream:
         while block := stream.read(_BLOCK):
-            value = zlib.crc32(block, value)
+            value = zlib_ng.crc32(block, value)
     return value
 
 

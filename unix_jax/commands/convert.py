@@ -44,6 +44,9 @@ class Import:
     weight file."""
     max_latent_size: int | None = None
     """Enlarge the latent position table to this side in tokens (published: 32, which is 512 px)."""
+    keep_file: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A further file of SOURCE to copy into the checkpoint, and thus into its exports, such as
+    `notes.txt`; once for each file."""
     verbose: bool = False
     """Print lists of keys in an error in full."""
 
@@ -58,6 +61,7 @@ class Import:
                 allow_non_finite=self.allow_non_finite,
                 weights=self.weights,
                 max_latent_size=self.max_latent_size,
+                keep_file=self.keep_file,
                 progress=report,
             )
         return _written(self.out)

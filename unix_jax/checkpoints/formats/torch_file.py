@@ -11,13 +11,13 @@ member's is verified when its first tensor is read. The older format has no chec
 import dataclasses
 import io
 import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+from zlib_ng import zlib_ng
 
 from unix_jax.checkpoints.formats.key_names import known_count
 from unix_jax.checkpoints.formats.pickle_values import Storage, Tensor
@@ -199,7 +199,7 @@ class TorchFile(TensorSource):
         for first in range(0, storage.size, _CHUNK_BYTES):
             count = min(_CHUNK_BYTES, storage.size - first)
             piece = self._file.array(storage.offset + first, (count,), np.dtype(np.uint8))
-            found = zlib.crc32(piece.data, found)
+            found = zlib_ng.crc32(piece.data, found)
             if first + count <= start or first >= start + size:
                 self._file.release(storage.offset + first, count)
         require_crc(f"{self.path}: {quoted(key)}", storage.crc32, found)
