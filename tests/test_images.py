@@ -4,9 +4,9 @@ import io
 
 import numpy as np
 import pytest
-from picture_toy import NOISE, RAMP, gray, picture_file
 from PIL import Image
 
+from support.toy_images import NOISE, RAMP, gray, picture_file
 from unix_jax.errors import ImageError
 from unix_jax.preprocessing.images import load_image
 

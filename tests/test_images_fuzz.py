@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from picture_toy import FULL, RAMP, TWELVE, dicom_file
 from PIL import Image, PngImagePlugin
 from pydicom.uid import RLELossless
 
+from support.toy_images import FULL, RAMP, TWELVE, dicom_file
 from unix_jax.errors import ImageError
 from unix_jax.preprocessing import transforms
 from unix_jax.preprocessing.images import load_image

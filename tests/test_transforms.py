@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from picture_toy import RAMP, gray
 from PIL import Image
 from safetensors.numpy import load_file
 
+from support.toy_images import RAMP, gray
 from unix_jax.errors import ImageError, UniXError
 from unix_jax.preprocessing import transforms
 from unix_jax.preprocessing.images import load_image

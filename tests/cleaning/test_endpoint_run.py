@@ -13,10 +13,8 @@ import pytest
 
 pytest.importorskip("openai")
 
-sys.path.insert(0, str(Path(__file__).parent))
 
-from chat_server import ChatServer, read_lines, rewrite_of, write_reports
-
+from support.chat_server import ChatServer, read_lines, rewrite_of, write_reports
 from unix_jax.cleaning.endpoint import ChatEndpoint, EndpointError, Retries, key_from_environment
 from unix_jax.cleaning.report_files import open_reports
 from unix_jax.cleaning.rewriting import Rewriting

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
-from synthetic import write_nested
 
+from support.published_folder import write_nested
 from unix_jax.checkpoints import native
 from unix_jax.checkpoints.bert import CHEXBERT_NAMES, load_chexbert
 from unix_jax.checkpoints.dinov2 import DINOV2_NAMES, load_dinov2

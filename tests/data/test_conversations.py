@@ -5,8 +5,8 @@ import json
 
 import numpy as np
 import pytest
-from toy_data import CONFIG, UNDERSTANDING, ListSource, picture, tokenizer
 
+from support.toy_data import CONFIG, UNDERSTANDING, ListSource, picture, tokenizer
 from unix_jax.data.collate import collate, load
 from unix_jax.data.inspection import inspect_source
 from unix_jax.data.pictures import vit_pixels

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_data import CONFIG, GENERATION, ListSource, picture, tokenizer
 
+from support.toy_data import CONFIG, GENERATION, ListSource, picture, tokenizer
 from unix_jax.data.collate import collate, load
 from unix_jax.data.config import DataConfig
 from unix_jax.data.fingerprint import fingerprint

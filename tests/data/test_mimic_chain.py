@@ -7,8 +7,8 @@ import runpy
 from pathlib import Path
 
 import pytest
-from mimic_folder import make_mimic
 
+from support.mimic_folder import make_mimic
 from unix_jax.cli import main as unix_jax
 from unix_jax.commands.data import main as data
 from unix_jax.data.sources import open_source

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_data import CONFIG, GENERATION, ListSource, records, tokenizer
 
+from support.toy_data import CONFIG, GENERATION, ListSource, records, tokenizer
 from unix_jax.data.config import DataConfig
 from unix_jax.data.fingerprint import difference, fingerprint
 from unix_jax.data.loader import Loader

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from toy_data import CONFIG, GENERATION, records, tokenizer
 
+from support.toy_data import CONFIG, GENERATION, records, tokenizer
 from unix_jax.data.loader import Loader
 from unix_jax.data.mixture import MixedRecords
 from unix_jax.data.moments import FILE, INDEX, Moments, Written, weights_fingerprint, write_moments

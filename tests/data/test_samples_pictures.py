@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from toy_data import CONFIG, GENERATION
 
+from support.toy_data import CONFIG, GENERATION
 from unix_jax.data.config import DataConfig
 from unix_jax.data.pictures import pad_to_fit, vae_pixels
 from unix_jax.data.records import Record

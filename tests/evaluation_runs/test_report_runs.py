@@ -2,11 +2,11 @@
 
 import csv
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
+from support import toy_pipelines
 from unix_jax.commands import evaluate
 from unix_jax.data.sources import open_source
 from unix_jax.errors import UniXError
@@ -14,9 +14,6 @@ from unix_jax.evaluation_runs import items
 from unix_jax.evaluation_runs.journal import Journal, read_entries
 from unix_jax.evaluation_runs.reports import ReportSettings, write_reports
 from unix_jax.preprocessing.transforms import save_png, to_pil
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "inference"))
-import toy
 
 SOME = 7
 BROKEN = 3
@@ -31,7 +28,7 @@ def data(tmp_path_factory):
     """A manifest of pictures, one broken and one without a report."""
     directory = tmp_path_factory.mktemp("data")
     rows = []
-    for index, picture in enumerate(toy.pictures(SOME)):
+    for index, picture in enumerate(toy_pipelines.pictures(SOME)):
         name = f"{index}.png"
         save_png(directory / name, to_pil(picture))
         findings = f"Report <script>{index}</script> of the lungs."
@@ -46,13 +43,15 @@ def data(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def toy_model(monkeypatch):
-    monkeypatch.setattr(evaluate._OverData, "_load", lambda self: toy.small_writing_pipe())
+    monkeypatch.setattr(
+        evaluate._OverData, "_load", lambda self: toy_pipelines.small_writing_pipe()
+    )
 
 
 def command(data, out, **options):
     options = {"batch_size": 2, "max_new_tokens": 6, "resamples": 20, **options}
     return evaluate.EvaluateReports(
-        checkpoint=str(toy.CHECKPOINT), data=data, out=str(out), **options
+        checkpoint=str(toy_pipelines.CHECKPOINT), data=data, out=str(out), **options
     )
 
 
@@ -60,7 +59,7 @@ def command(data, out, **options):
 def whole(data, tmp_path_factory):
     """The results of a run that nothing interrupted."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate._OverData, "_load", lambda self: toy.small_writing_pipe())
+        patch.setattr(evaluate._OverData, "_load", lambda self: toy_pipelines.small_writing_pipe())
         out = tmp_path_factory.mktemp("whole")
         command(data, out).run()
     return out
@@ -123,7 +122,7 @@ def test_the_original_scripts_can_read_the_reports(whole, tmp_path):
 
 
 def test_an_image_that_shows_nothing_is_counted_and_named(tmp_path, capsys):
-    images = [(picture * 255).astype("uint8") for picture in toy.pictures(3)]
+    images = [(picture * 255).astype("uint8") for picture in toy_pipelines.pictures(3)]
     images[1] = images[1] // 16
     for index, image in enumerate(images):
         save_png(tmp_path / f"{index}.png", to_pil(image))
@@ -153,7 +152,7 @@ def test_reports_do_not_depend_on_the_batch_or_the_process(data, whole, tmp_path
     source = open_source(data, "test")
     for process in range(2):
         write_reports(
-            toy.small_writing_pipe(), source, tmp_path, ReportSettings("", 6),
+            toy_pipelines.small_writing_pipe(), source, tmp_path, ReportSettings("", 6),
             batch_size=2, share=items.Share(process, 2),
         )  # fmt: skip
     found = {index: entry.values for index, entry in read_entries(tmp_path).items()}
@@ -202,7 +201,7 @@ def test_a_conversation_is_asked_its_first_question_with_all_its_images(data, tm
     file = directory / "talk.jsonl"
     file.write_text(json.dumps(row) + "\n")
     source = open_source(f"conversations:{file}")
-    pipe = toy.small_writing_pipe()
+    pipe = toy_pipelines.small_writing_pipe()
     write_reports(pipe, source, tmp_path, ReportSettings(max_new_tokens=6))
     (entry,) = read_entries(tmp_path).values()
     images = [str(directory / f"{number}.png") for number in (0, 1)]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy import SMALL, small_pipe
 
+from support.toy_pipelines import SMALL, small_pipe
 from unix_jax.inference import decoding
 from unix_jax.inference.context import as_batch, prefill
 from unix_jax.models.unix import UniX

@@ -5,8 +5,8 @@ import functools
 import jax
 import numpy as np
 import pytest
-from toy import PROMPTS, SMALL, pictures, small_params, small_writing_pipe
 
+from support.toy_pipelines import PROMPTS, SMALL, pictures, small_params, small_writing_pipe
 from unix_jax.checkpoints.leaves import flatten, unflatten
 from unix_jax.errors import NonFiniteError
 from unix_jax.inference.drawing import ImageSettings

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from toy import (
+
+from support.toy_pipelines import (
     CHECKPOINT,
     DRAW,
     GOLDEN,
@@ -23,7 +24,6 @@ from toy import (
     small_writing_pipe,
     tiny_pipe,
 )
-
 from unix_jax import UniXPipeline
 from unix_jax.errors import CheckpointError, ConfigError, ImageError, PromptError
 from unix_jax.inference import context as context_module
@@ -34,7 +34,7 @@ from unix_jax.inference.drawing import ImageSettings
 from unix_jax.preprocessing import transforms
 from unix_jax.preprocessing.text import Tokenizer
 
-INFO = json.loads((GOLDEN / "golden.json").read_text())
+INFO = json.loads((GOLDEN / "tiny" / "golden.json").read_text())
 WRITE = {"max_new_tokens": 12}
 
 

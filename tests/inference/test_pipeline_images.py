@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toy import PROMPTS, SMALL, draw, pictures, small_pipe, tiny_pipe
 
+from support.toy_pipelines import PROMPTS, SMALL, draw, pictures, small_pipe, tiny_pipe
 from unix_jax import UniXPipeline
 from unix_jax.cli import Generate
 from unix_jax.config import UniXConfig

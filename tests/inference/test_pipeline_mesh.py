@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 import pytest
-from toy import SMALL, pictures, small_params, small_pipe, tiny_pipe
 
+from support.toy_pipelines import SMALL, pictures, small_params, small_pipe, tiny_pipe
 from unix_jax import UniXPipeline
 from unix_jax.errors import ConfigError
 from unix_jax.sharding import make_mesh
@@ -54,7 +54,7 @@ def test_sampled_reports_decoded_pictures_and_edits():
 
 
 def test_a_checkpoint_loads_onto_the_mesh():
-    from toy import CHECKPOINT
+    from support.toy_pipelines import CHECKPOINT
 
     mesh = make_mesh(fsdp=4, tensor=2)
     pipe = UniXPipeline.from_pretrained(CHECKPOINT, "float32", mesh, compilation_cache=False)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy import SMALL, small_pipe
 
+from support.toy_pipelines import SMALL, small_pipe
 from unix_jax.inference.context import image_context
 from unix_jax.inference.sampling import Guidance, guide, predict_velocity, sample_latents
 from unix_jax.models.attention import key_blocks

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax._src.cudnn import fused_attention_stablehlo
-from test_attention import block_kinds, random_case
 
+from support.attention_reference import block_kinds, random_case
 from unix_jax.models import attention as attention_module
 from unix_jax.models.attention import attention
 from unix_jax.models.attention.cudnn_attention import has_cudnn_attention

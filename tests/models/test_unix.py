@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from numpy_reference import forward, linear
 
+from support.numpy_reference import forward, linear
 from unix_jax.config import (
     AutoencoderConfig,
     DecoderConfig,

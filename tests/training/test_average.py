@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import toy_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from support import toy_run
 from unix_jax import cli
 from unix_jax.checkpoints import native
 from unix_jax.data.config import DataConfig
@@ -164,16 +164,6 @@ def test_without_an_average_the_raw_weights_are_exported():
 
 
 # --- runs --------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    return toy_run.make_toy(tmp_path_factory.mktemp("toy"))
-
-
-@pytest.fixture(scope="module")
-def train():
-    return toy_run.load_train()
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
-from toy_run import MODEL, load_train
 
+from support.toy_run import MODEL, load_train
 from unix_jax.data.config import DataConfig
 from unix_jax.dry_run import hlo, topology
 from unix_jax.dry_run.dry_run import Memory, Report, compile_step, full_row

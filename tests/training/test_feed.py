@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toy_run import MODEL, TOKENIZER, write_pictures
 
+from support.toy_run import MODEL, TOKENIZER, write_pictures
 from unix_jax.data.config import DataConfig
 from unix_jax.data.moments import write_moments
 from unix_jax.data.sources import open_source

@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 import pytest
-from training_toy import CONFIG
 
+from support.toy_batches import CONFIG
 from unix_jax.checkpoints.leaves import flatten
 from unix_jax.config import UniXConfig
 from unix_jax.errors import ConfigError

@@ -7,9 +7,9 @@ import json
 import jax
 import numpy as np
 import pytest
-import toy_run
 from PIL import Image
 
+from support import toy_run
 from unix_jax.data.collate import collate, load
 from unix_jax.data.config import DataConfig
 from unix_jax.data.mixture import MixedRecords, Part
@@ -29,17 +29,6 @@ UND, GEN = "understanding:csv:a", "generation:csv:b"
 DATA = DataConfig(
     source=f"{UND} + {GEN}", und_tokens=64, vit_images=2, vae_images=3, vae_height=8, vae_width=8
 )
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    """stage -> a configuration file."""
-    return toy_run.make_toy(tmp_path_factory.mktemp("toy"))
-
-
-@pytest.fixture(scope="module")
-def train():
-    return toy_run.load_train()
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from training_toy import CONFIG, SIDE, TOKENS, make_batch, unix_params
 
+from support.toy_batches import CONFIG, SIDE, TOKENS, make_batch, unix_params
 from unix_jax.errors import ConfigError
 from unix_jax.models import autoencoder
 from unix_jax.models.autoencoder import Autoencoder

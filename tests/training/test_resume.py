@@ -1,6 +1,5 @@
 """A run that was interrupted equals the uninterrupted one to the bit."""
 
-import functools
 import os
 import random
 import signal
@@ -9,33 +8,9 @@ import time
 
 import numpy as np
 import pytest
-import toy_run
 
+from support import toy_run
 from unix_jax.training import feed
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    """stage -> a configuration file."""
-    return toy_run.make_toy(tmp_path_factory.mktemp("toy"))
-
-
-@pytest.fixture(scope="module")
-def train():
-    return toy_run.load_train()
-
-
-@pytest.fixture(scope="module")
-def whole(toy, train, tmp_path_factory):
-    """stage -> the directory of an uninterrupted run."""
-
-    @functools.cache
-    def run(stage):
-        out = tmp_path_factory.mktemp("whole")
-        assert train.main([str(toy(stage)), "--out", str(out)]) == 0
-        return out
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ import os
 import shutil
 
 import pytest
-import toy_run
-from test_train_script import one_error
-from test_training_checkpoint import content
 
+from support import toy_run
+from support.files import content
+from support.toy_run import one_error
 from unix_jax.checkpoints.run_files import write_listing
 from unix_jax.data.config import DataConfig
 from unix_jax.errors import ConfigError
@@ -17,17 +17,6 @@ from unix_jax.training.config import TrainConfig
 from unix_jax.training.resuming import RULES, Change, Rule, changes, extended_history, settings
 
 CONFIG = TrainConfig("understanding", DataConfig(), 10, init="start", ema_decay=0.9)
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    """stage -> a configuration file."""
-    return toy_run.make_toy(tmp_path_factory.mktemp("toy"))
-
-
-@pytest.fixture(scope="module")
-def train():
-    return toy_run.load_train()
 
 
 @pytest.fixture(scope="module")

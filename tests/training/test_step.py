@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from training_toy import CONFIG, init_unix, make_batch, named, unix_params
 
+from support.toy_batches import CONFIG, init_unix, make_batch, named, unix_params
 from unix_jax.errors import CheckpointError, ConfigError
 from unix_jax.models.attention.mask import TokenMetadata
 from unix_jax.models.unix import TwoStreamBatch, UniX, param_shapes, unroll_params

@@ -6,24 +6,13 @@ import sys
 
 import numpy as np
 import pytest
-import toy_run
 from PIL import Image
 
+from support import toy_run
 from unix_jax.inference.pipeline import UniXPipeline
 from unix_jax.training.metrics import FIELDS
 
 REPORTED = ["--validate-every", "4", "--preview-every", "8"]
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    """stage -> a configuration file."""
-    return toy_run.make_toy(tmp_path_factory.mktemp("toy"))
-
-
-@pytest.fixture(scope="module")
-def train():
-    return toy_run.load_train()
 
 
 def run(train, config, out, *options):
@@ -122,16 +111,6 @@ def test_options_reach_the_run(toy, train, tmp_path):
     assert toy_run.metrics(tmp_path)[0]["learning_rate"] == pytest.approx(2e-3)
     # A run that continues must be the same run.
     assert train.main([str(toy("understanding")), "--out", str(tmp_path), "--seed", "6"]) == 1
-
-
-def one_error(train, capsys, *arguments):
-    assert train.main([str(argument) for argument in arguments]) == 1
-    lines = capsys.readouterr().err.splitlines(keepends=True)
-    # A run that fails in its loop has said before what it will export.
-    *started, error = lines
-    assert all(line.startswith("the export will hold") for line in started), lines
-    assert error.startswith("error: ")
-    return error
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from unix_jax.config import AutoencoderConfig
 from unix_jax.models.layers import Dtype, group_norm
+from unix_jax.models.shapes import traced_once
 
 
 def _conv(features: int, kernel: int, dtype: Dtype, name: str) -> nn.Conv:
@@ -168,6 +169,7 @@ class Autoencoder(nn.Module):
         return self.decode(self.encode(pixels))
 
 
+@traced_once
 def param_shapes(config: AutoencoderConfig) -> dict[str, Any]:
     """The parameter tree as `jax.ShapeDtypeStruct` leaves."""
     side = config.downsample * 2

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from unix_jax.models.attention import Implementation, attention
 from unix_jax.models.attention.key_blocks import KeyBlock
 from unix_jax.models.layers import Dtype, dense, gelu, layer_norm
+from unix_jax.models.shapes import traced_once
 
 # CheXbert: 13 conditions with four classes, and "no finding" with two.
 FOUR_CLASS_HEADS, CLASSES, NO_FINDING_CLASSES = 13, 4, 2
@@ -140,6 +141,7 @@ class ReportLabeler(nn.Module):
         return cls.astype(jnp.float32), logits
 
 
+@traced_once
 def param_shapes(config: BertConfig) -> dict[str, Any]:
     """`ReportLabeler`'s parameters as `jax.ShapeDtypeStruct` leaves, boxed with logical axes."""
     ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)

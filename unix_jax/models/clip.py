@@ -17,6 +17,7 @@ from unix_jax.models.attention import Implementation, attention
 from unix_jax.models.attention.key_blocks import KeyBlock
 from unix_jax.models.attention.mask import CAUSAL, TokenMetadata
 from unix_jax.models.layers import ACTIVATIONS, Dtype, dense, layer_norm
+from unix_jax.models.shapes import traced_once
 
 CLIP_ACTIVATIONS = {"quick_gelu": lambda x: x * nn.sigmoid(1.702 * x), "gelu": ACTIVATIONS["gelu"]}
 
@@ -101,6 +102,7 @@ class ClipText(nn.Module):
         return layer_norm(c.layer_norm_eps, self.dtype, "norm")(x)
 
 
+@traced_once
 def param_shapes(config: ClipTextConfig) -> dict[str, Any]:
     """The parameter tree as `jax.ShapeDtypeStruct` leaves, boxed with their logical axes."""
     ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from unix_jax.models.attention import Implementation, attention
 from unix_jax.models.attention.key_blocks import KeyBlock
 from unix_jax.models.layers import Dtype, dense, gelu, layer_norm
+from unix_jax.models.shapes import traced_once
 
 RAD_DINO_MEAN, RAD_DINO_STD = 0.5307, 0.2583  # of chest X-rays in [0, 1]
 
@@ -230,6 +231,7 @@ def rad_dino_pixels(
     return (unit - RAD_DINO_MEAN) / RAD_DINO_STD
 
 
+@traced_once
 def param_shapes(config: Dinov2Config) -> dict[str, Any]:
     """The parameter tree as `jax.ShapeDtypeStruct` leaves, boxed with their logical axes."""
     pixels = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)

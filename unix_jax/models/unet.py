@@ -25,6 +25,7 @@ from unix_jax.models.attention.rope import apply_rope, rope_angles
 from unix_jax.models.embeddings import timestep_sinusoid
 from unix_jax.models.layers import Dtype, RMSNorm, dense, gelu, group_norm, layer_norm
 from unix_jax.models.remat import RematPolicy, rematerialised
+from unix_jax.models.shapes import traced_once
 from unix_jax.models.unet_config import JointAttention, TextAttention, UNetConfig
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -259,6 +260,7 @@ class UNet(nn.Module):
         return x.astype(jnp.float32)
 
 
+@traced_once
 def param_shapes(config: UNetConfig) -> dict[str, Any]:
     """The parameter tree as `jax.ShapeDtypeStruct` leaves, boxed with their logical axes."""
 

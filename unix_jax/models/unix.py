@@ -4,7 +4,6 @@ Letters: B batch, U und tokens, G latent tokens, I images of a row, P patches of
 D width, V vocabulary, C numbers in a latent token.
 """
 
-import functools
 from typing import Any
 
 import flax.linen as nn
@@ -21,6 +20,7 @@ from unix_jax.models.decoder import Decoder, Streams, unstack_layers
 from unix_jax.models.embeddings import sincos_table_2d, timestep_sinusoid
 from unix_jax.models.layers import Dtype, TwoLayerMLP, dense
 from unix_jax.models.remat import RematPolicy
+from unix_jax.models.shapes import traced_once
 from unix_jax.models.vision import VisionTransformer
 
 _ACTIVATION = ("batch", "length", "embed_act")
@@ -236,12 +236,7 @@ def init_params(config: UniXConfig, key: Array, *, boxed: bool = False) -> dict[
     return variables["params"] if boxed else nn.unbox(variables["params"])
 
 
+@traced_once
 def param_shapes(config: UniXConfig, *, boxed: bool = False) -> dict[str, Any]:
     """The parameter tree as `jax.ShapeDtypeStruct` leaves (layers stacked); see `init_params`."""
-    # A copy of the dictionaries, which the caller may change.
-    return jax.tree.map(lambda x: x, _param_shapes(config, boxed))
-
-
-@functools.lru_cache(maxsize=32)
-def _param_shapes(config: UniXConfig, boxed: bool) -> dict[str, Any]:
     return jax.eval_shape(lambda key: init_params(config, key, boxed=boxed), jax.random.key(0))

@@ -4,6 +4,7 @@ Letters: B rows, J VAE images of a row, H W pixels.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from unix_jax.config import UniXConfig
+from unix_jax.config import AutoencoderConfig, UniXConfig
 from unix_jax.data.batch import TrainingBatch
 from unix_jax.errors import ConfigError
 from unix_jax.models import autoencoder as vae
@@ -124,11 +125,9 @@ def _unix_run(
         unroll=config.model.unroll,
         freeze_und=stage == "generation",
     )
-    init: dict[str, Callable[[Array], Any]] = {
-        "unix": lambda key: init_params(model_config, key, boxed=True)
-    }
+    init: dict[str, Callable[[Array], Any]] = {"unix": _unix_init(model_config)}
     if has_autoencoder:
-        init["autoencoder"] = lambda key: _init_autoencoder(model_config, key)
+        init["autoencoder"] = _autoencoder_init(model_config.vae)
     if config.use_lora:
         init["lora"] = lambda key: init_lora(config.lora, model_config, key)
     repa = None
@@ -208,10 +207,21 @@ def _check_attention(name: str, model_config: UniXConfig, mesh: Mesh, dtype: Any
         )
 
 
-def _init_autoencoder(config: UniXConfig, key: Array) -> Any:
-    side = 2 * config.vae.downsample
-    pixels = jnp.zeros((1, side, side, config.vae.in_channels))
-    return vae.Autoencoder(config.vae).init(key, pixels)["params"]
+# One function per configuration: `create_state` traces each function once.
+@functools.lru_cache(maxsize=32)
+def _unix_init(config: UniXConfig) -> Callable[[Array], Any]:
+    return functools.partial(init_params, config, boxed=True)
+
+
+@functools.lru_cache(maxsize=32)
+def _autoencoder_init(config: AutoencoderConfig) -> Callable[[Array], Any]:
+    side = 2 * config.downsample
+
+    def init(key: Array) -> Any:
+        pixels = jnp.zeros((1, side, side, config.in_channels))
+        return vae.Autoencoder(config).init(key, pixels)["params"]
+
+    return init
 
 
 def _autoencoder_run(config: TrainConfig, model_config: UniXConfig, mesh: Mesh) -> Run:

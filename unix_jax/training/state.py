@@ -5,6 +5,7 @@ parameters, boxed with their logical axes: these give the shapes and the shardin
 else, Adam's moments and the EMA included.
 """
 
+import functools
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -72,7 +73,7 @@ def create_state(
     """
     given = dict(given or {})
     options = {"stage": stage, "tx": tx, "lora": lora, "frozen_dtype": frozen_dtype, "ema": ema}
-    shapes = {part: jax.eval_shape(init[part], key) for part in given if part in init}
+    shapes = {part: _part_shapes(init[part]) for part in given if part in init}
     _check_given(given, nn.unbox(shapes), init)
     shardings = None
     if mesh is not None:
@@ -132,12 +133,15 @@ def _boxed_state(
     ema: bool,
 ) -> TrainState:
     """Shapes with logical axes. optax maps over the boxes, so its state inherits them."""
+    assemble = functools.partial(
+        _assemble, stage=stage, tx=tx, lora=lora, frozen_dtype=frozen_dtype, ema=ema
+    )
+    return jax.eval_shape(assemble, {part: _part_shapes(make) for part, make in init.items()})
 
-    def make(key: Array) -> TrainState:
-        return _assemble(
-            _fresh(init, key), stage=stage, tx=tx, lora=lora, frozen_dtype=frozen_dtype, ema=ema
-        )
 
+@functools.lru_cache(maxsize=32)
+def _part_shapes(make: Callable[[Array], Any]) -> Any:
+    # Kept: the shapes are asked for several times at a start, and tracing a model takes seconds.
     return jax.eval_shape(make, jax.random.key(0))
 
 
