@@ -32,20 +32,21 @@ class Import:
     """Published layout -> this project's checkpoint (Orbax, config, tokenizer files)."""
 
     source: tyro.conf.Positional[LocalPath]
-    """Directory with config.json, model.safetensors and vae/; or a weight file in it."""
+    """Directory with config.json, model.safetensors and vae/, or a weight file in such a
+    directory."""
     out: tyro.conf.Positional[LocalPath]
-    """A new directory."""
+    """New directory for the checkpoint."""
     dtype: Dtype = "keep"
-    """Type of the model's parameters; with `keep`, export gives back every bit."""
+    """Dtype of the model's parameters; with `keep`, export restores every bit."""
     allow_non_finite: bool = False
     """Write weights that are NaN or infinite instead of stopping."""
     weights: WeightsText | None = None
-    """Which weights where there are several: `model`, `ema` (an average), a name in the file, or a
+    """Weights to use if there are several: `model`, `ema` (an average), a name in the file, or a
     weight file."""
     max_latent_size: int | None = None
     """Enlarge the latent position table to this side in tokens (published: 32, which is 512 px)."""
     verbose: bool = False
-    """Print lists of keys in an error in full."""
+    """Print complete lists of keys in an error."""
 
     def run(self) -> int:
         from unix_jax.checkpoints.published import import_published
@@ -68,26 +69,26 @@ class ImportJanus:
     """Janus-Pro layout -> start of stage 1 (und = Janus-Pro, gen = a copy of und)."""
 
     source: tyro.conf.Positional[LocalPath]
-    """Directory with config.json and the weights; or a weight file in it."""
+    """Directory with config.json and the weights, or a weight file in such a directory."""
     out: tyro.conf.Positional[LocalPath]
-    """A new directory."""
+    """New directory for the checkpoint."""
     dtype: Dtype = "keep"
-    """Type of the model's parameters."""
+    """Dtype of the model's parameters."""
     vae: LocalPath | None = None
-    """The autoencoder: its weight file, or the directory of it and its config.yaml."""
+    """The autoencoder: its weight file, or the directory with the weight file and config.yaml."""
     max_latent_size: int | None = None
     """Side of the latent position table in tokens (published: 32)."""
     latent_patch_size: int | None = None
-    """Latents along one side of a token (published: 1)."""
+    """Number of latents along one side of a token (published: 1)."""
     seed: int = 0
-    """Seed of the parameters that Janus-Pro does not have."""
+    """Random seed of the parameters that Janus-Pro does not have."""
     allow_non_finite: bool = False
     """Write weights that are NaN or infinite instead of stopping."""
     weights: WeightsText | None = None
-    """Which weights where there are several: `model`, `ema` (an average), a name in the file, or a
+    """Weights to use if there are several: `model`, `ema` (an average), a name in the file, or a
     weight file."""
     verbose: bool = False
-    """Print lists of keys in an error in full."""
+    """Print complete lists of keys in an error."""
 
     def run(self) -> int:
         from unix_jax.checkpoints.janus import import_janus
@@ -115,13 +116,13 @@ class ImportDiffusers:
     source: tyro.conf.Positional[LocalPath]
     """Directory with model_index.json, unet/, vae/, text_encoder/, tokenizer/ and scheduler/."""
     out: tyro.conf.Positional[LocalPath]
-    """A new directory."""
+    """New directory for the checkpoint."""
     dtype: Dtype = "keep"
-    """Type of the U-Net and the text encoder; with `keep`, export returns every bit."""
+    """Dtype of the U-Net and the text encoder; with `keep`, export restores every bit."""
     allow_non_finite: bool = False
     """Write weights that are NaN or infinite instead of stopping."""
     verbose: bool = False
-    """Print lists of keys in an error in full."""
+    """Print complete lists of keys in an error."""
 
     def run(self) -> int:
         from unix_jax.checkpoints.diffusers_checkpoint import import_diffusers
@@ -142,13 +143,14 @@ class Export:
     """This project's checkpoint -> published layout, or the diffusers folder that it came from."""
 
     checkpoint: tyro.conf.Positional[LocalPath]
-    """A directory written by an import, or that of a training run, whose export is meant."""
+    """A checkpoint written by an import, or the directory of a training run, of which the export is
+    used."""
     out: tyro.conf.Positional[LocalPath]
-    """A new directory."""
+    """New directory for the published layout."""
     allow_non_finite: bool = False
     """Write weights that are NaN or infinite instead of stopping."""
     verbose: bool = False
-    """Print lists of keys in an error in full."""
+    """Print complete lists of keys in an error."""
 
     def run(self) -> int:
         from unix_jax.checkpoints.diffusers_checkpoint import (
@@ -174,17 +176,18 @@ class Cast:
     """A copy of a checkpoint in another floating type, such as a training's export in bfloat16."""
 
     checkpoint: tyro.conf.Positional[LocalPath]
-    """A directory written by `import`, or that of a training run, whose export is meant."""
+    """A checkpoint written by an import, or the directory of a training run, of which the export is
+    used."""
     out: tyro.conf.Positional[LocalPath]
-    """A new directory."""
+    """New directory for the copy."""
     dtype: Dtype = "bfloat16"
-    """Type of the model's parameters."""
+    """Dtype of the model's parameters."""
     vae_dtype: Dtype = "keep"
-    """Type of the autoencoder's parameters; bfloat16 is visible in its images."""
+    """Dtype of the autoencoder's parameters; the rounding of bfloat16 is visible in its images."""
     allow_non_finite: bool = False
-    """Write weights that are NaN, infinite or too large for the type instead of stopping."""
+    """Write weights that are NaN, infinite or too large for the dtype instead of stopping."""
     verbose: bool = False
-    """Print lists of keys in an error in full."""
+    """Print complete lists of keys in an error."""
 
     def run(self) -> int:
         from unix_jax.checkpoints.cast import cast
@@ -206,9 +209,10 @@ class Accept:
     """Records edits of config.json, the tokenizer or source/ of a checkpoint in its index.json."""
 
     checkpoint: tyro.conf.Positional[LocalPath]
-    """A directory written by `import`, or that of a training run, whose export is meant."""
+    """A checkpoint written by an import, or the directory of a training run, of which the export is
+    used."""
     verbose: bool = False
-    """Print lists of keys in an error in full."""
+    """Print complete lists of keys in an error."""
 
     def run(self) -> int:
         from unix_jax.checkpoints.native import accept_files
@@ -226,7 +230,7 @@ class Inspect:
 
     path: tyro.conf.Positional[LocalPath]
     verbose: bool = False
-    """Print lists of keys in an error in full."""
+    """Print complete lists of keys in an error."""
 
     def run(self) -> int:
         from unix_jax.checkpoints.inspect import print_table
@@ -240,14 +244,14 @@ class Check:
     """Runs the model on golden inputs and compares every golden tensor."""
 
     path: tyro.conf.Positional[LocalPath]
-    """A checkpoint of this project, a directory in the published layout, that of a run, or a
-    diffusers folder."""
+    """A checkpoint of this project, a directory in the published layout, the directory of a
+    training run, or a diffusers folder."""
     golden_dir: tyro.conf.Positional[LocalPath]
     """Directory with golden.safetensors and golden.json."""
     json: LocalPath | None = None
-    """Also write the results here."""
+    """File for the results in JSON."""
     verbose: bool = False
-    """Print lists of keys in an error in full."""
+    """Print complete lists of keys in an error."""
 
     def run(self) -> int:
         from unix_jax.parity.check import check
