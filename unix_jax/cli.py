@@ -1,6 +1,7 @@
-"""`unix-jax`: reports, images and checkpoint facts from the command line.
+"""`unix-jax`: the command line for reports, images and checkpoints.
 
-Errors that an input caused are one line on standard error and exit code 1; Ctrl-C is 130.
+Errors that an input caused are printed as one message on standard error with exit code 1; the exit
+code of Ctrl-C is 130.
 """
 
 import dataclasses
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass
 class _Model:
-    """Where the model comes from and where it runs."""
+    """The model and its devices."""
 
     checkpoint: PathText | None = None
     """Converted checkpoint, directory in the published layout, or directory of a training run. The
@@ -61,7 +62,7 @@ class _Model:
 
     @functools.cached_property
     def directory(self) -> str:
-        """The directory given, or that of the clone's nano model, which is said once."""
+        """The given directory, or that of the clone's nano model, which is announced once."""
         from unix_jax.app.bundled import checkpoint_path
 
         path = checkpoint_path(self.checkpoint)
@@ -72,7 +73,8 @@ class _Model:
 
 @dataclasses.dataclass
 class Report(_Model):
-    """Write a report for each chest X-ray, or for several of one study (PNG, JPEG, DICOM, ...)."""
+    """Write a report for each chest X-ray, or for several images of one study (PNG, JPEG, DICOM,
+    ...)."""
 
     images: Annotated[list[PathText], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE ...")] = (
         dataclasses.field(default_factory=list)
@@ -159,7 +161,8 @@ class Report(_Model):
 
 @dataclasses.dataclass
 class Generate(_Model):
-    """Generate a chest X-ray from each text: one PNG file each, and a contact sheet of several."""
+    """Generate a chest X-ray for each text as a PNG file, and a contact sheet if there are
+    several."""
 
     prompts: Annotated[list[str], tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT ...")] = (
         dataclasses.field(default_factory=list)
@@ -170,7 +173,7 @@ class Generate(_Model):
     height: int | None = None
     """Height in pixels. The default is 512, or the maximum of a smaller model."""
     width: int | None = None
-    """Width in pixels. The default is that of the height."""
+    """Width in pixels. The default is 512, or the maximum of a smaller model."""
     steps: int = 50
     """Number of points of the time grid, which makes steps - 1 network evaluations. With a
     diffusers checkpoint, the number of network evaluations."""
@@ -348,7 +351,7 @@ class Info:
 
 
 def _writable_directory(path: str) -> Path:
-    """Refuses early: an image takes minutes, and must have a directory."""
+    """Refuses an unusable output directory before images are generated, which takes minutes."""
     directory = Path(path)
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -364,7 +367,7 @@ def _slug(text: str) -> str:
 
 
 class _progress:
-    """A progress bar on standard error with rate and time left; removed when done."""
+    """A progress bar on standard error with rate and remaining time; removed when done."""
 
     def __init__(self, unit: str, total: int) -> None:
         self._bar = Progress(
@@ -405,7 +408,7 @@ class _Train:
 
 @dataclasses.dataclass
 class _Convert:
-    """Checkpoints between PyTorch and JAX: import, export, cast, inspect, check."""
+    """Convert checkpoints between PyTorch and JAX: import, export, cast, inspect, check."""
 
 
 @dataclasses.dataclass
@@ -415,7 +418,7 @@ class _Check:
 
 @dataclasses.dataclass
 class _Data:
-    """Inspect a source of X-rays and reports, write it as ArrayRecord, or compute moments."""
+    """Inspect a source of X-rays and reports, write it as ArrayRecord, or compute latent moments."""
 
 
 _Command: Any = tyro.conf.OmitSubcommandPrefixes[  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Errors caused by what the user gave us; the command line prints them as one line."""
+"""Errors caused by a user's input; the command line prints each as one message."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Packages of the extras, imported when a feature needs them."""
+"""Imports packages of the extras when a feature needs them."""
 
 import importlib
 from typing import Any

@@ -1,10 +1,9 @@
-"""What a model is asked when it writes a report: the project's sentences, or a checkpoint's own.
+"""Instructions for reports: the project's sentences, or a checkpoint's own.
 
-Every instruction of the original names in capitals the sections that the answer has, FINDINGS and
-IMPRESSION, or FINDINGS alone, as the answers have them. These are of our own wording in that form.
-
-Training draws one of the fitting list for each sample and epoch; everything else (reports,
-evaluation, previews, the page) asks the first one.
+Every instruction of the original names in capitals the sections of the answer, FINDINGS and
+IMPRESSION, or FINDINGS alone. The sentences here have that form in the project's own wording.
+Training selects one of the matching list at random for each sample and epoch; everything else
+(reports, evaluation, previews, the page) uses the first one.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
-"""What the page's buttons do: generators over one pipeline, each item the page's next state.
+"""Actions of the page's buttons: generators over one pipeline that yield the page's next state.
 
-The last value of every item is a message. Whatever goes wrong becomes one too: an input's error in
-its own words, anything else as a line that sends the reader to the server's log.
+The last value of every item is a message. Every failure becomes a message too: an input error with
+its own text, any other error as a line that refers to the server's log.
 """
 
 import dataclasses

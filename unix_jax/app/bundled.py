@@ -1,4 +1,4 @@
-"""The model and the example X-rays that lie in the repository; an installed package lacks them."""
+"""The model and the example X-rays in the repository; an installed package does not include them."""
 
 import dataclasses
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""What visitors may ask, checked: uploads, and settings within the page's bounds.
+"""Validation of visitors' inputs: uploads, and settings within the page's bounds.
 
-The page's own fields have these bounds too, but whoever calls the server without the page can send
-anything.
+The page's own fields have the same bounds, but a client that calls the server without the page can
+send anything.
 """
 
 import dataclasses

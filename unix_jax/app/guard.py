@@ -1,8 +1,8 @@
-"""What stands before the page's library: few routes, small requests, strict headers.
+"""ASGI middleware in front of Gradio: few routes, small requests, strict headers.
 
-Gradio answers many more routes than this page needs, among them those that read files, fetch
-addresses and keep states on disk. Here everything is refused that is not on a short list, so no
-path of the server can be read, and no address be fetched, through it.
+Gradio answers many more routes than this page needs, including some that read files, fetch
+addresses and keep states on disk. Only the routes on a short list are allowed here, so no path of
+the server can be read, and no address be fetched, through it.
 """
 
 import json

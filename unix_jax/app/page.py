@@ -1,6 +1,6 @@
-"""The page: four tabs over `Actions`, in Gradio.
+"""The Gradio page: four tabs over `Actions`.
 
-Every event that runs the model belongs to one queue and runs alone; what a visitor has is in the
+All events that run the model share one queue and run one at a time. The visitor's data is in the
 states of the session.
 """
 

@@ -1,7 +1,7 @@
-"""X-rays, drawn pictures and messages as HTML, the pixels inside it as data addresses.
+"""X-rays, generated images and messages as HTML with the pixels as data URLs.
 
-Nothing is written to disk, and there is no address at which another visitor could find a picture.
-All text of visitors is escaped.
+Nothing is written to disk, and no address exists at which another visitor could find an image. All
+text from visitors is escaped.
 """
 
 import base64

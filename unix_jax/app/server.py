@@ -1,4 +1,4 @@
-"""Serving the page: a queue before the model, nothing to other hosts, nothing left on disk."""
+"""The web server: a queue before the model, no requests to other hosts, nothing left on disk."""
 
 import contextlib
 import logging

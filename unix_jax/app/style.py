@@ -1,4 +1,4 @@
-"""How the page looks: fonts of the reader's own machine, and room for a narrow screen."""
+"""Style of the page: fonts of the visitor's own machine, and a layout for narrow screens."""
 
 from typing import Any
 

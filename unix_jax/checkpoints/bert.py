@@ -1,7 +1,7 @@
-"""Reads CheXbert: the weights of BERT and its 14 heads, with BERT's `config.json` if there is one.
+"""Reads CheXbert: the weights of BERT and its 14 heads, with BERT's `config.json` if it exists.
 
-The published file is one pickle of torch, `chexbert.pth`, whose `model_state_dict` has names that
-begin with `module.`; a `.safetensors` of the same names does as well. Nothing is executed.
+The published file is a torch pickle, `chexbert.pth`, whose `model_state_dict` has names that begin
+with `module.`. A `.safetensors` file with the same names is also supported. Nothing is executed.
 """
 
 import dataclasses

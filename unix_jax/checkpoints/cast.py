@@ -1,4 +1,4 @@
-"""A checkpoint in another floating type, such as a training's float32 export at half the size."""
+"""Copies a checkpoint in another floating-point dtype, for example a float32 export in bfloat16."""
 
 import os
 from collections.abc import Mapping

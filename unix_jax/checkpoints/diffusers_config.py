@@ -1,7 +1,7 @@
 """Reads the `config.json` of the parts of a diffusers folder, strictly.
 
-A field that would change what is computed and is not supported is an error that names it, and so is
-a field that is unknown. Missing fields are diffusers' own defaults.
+An unknown field is an error that names it, and so is a field that would change the computation and
+is not supported. Missing fields have diffusers' own defaults.
 """
 
 import dataclasses

@@ -1,6 +1,7 @@
 """Reads RAD-DINO, or another DINOv2 ViT, from the directory that the hub publishes.
 
-`config.json` and `model.safetensors`, in the layout of `Dinov2Model`; nothing in them is executed.
+The files are `config.json` and `model.safetensors`, in the layout of `Dinov2Model`; nothing in them
+is executed.
 """
 
 import dataclasses

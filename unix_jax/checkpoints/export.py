@@ -1,8 +1,8 @@
 """Writes a checkpoint back in the published layout, one tensor in memory at a time.
 
-A checkpoint that was imported gives the files it came from: same names, same keys in the same
-order, same types. One that was trained here gives `model.safetensors` and
-`vae/kl-f16d16.ckpt`; `unix_jax.checkpoints.loader_files` writes what stands beside them.
+An imported checkpoint is exported to the files it came from: same names, same keys in the same
+order, same dtypes. A checkpoint that was trained here is exported to `model.safetensors` and
+`vae/kl-f16d16.ckpt`; `unix_jax.checkpoints.loader_files` writes the other files.
 """
 
 import concurrent.futures

@@ -1,4 +1,4 @@
-"""Tensors of a file as leaves of our parameter tree, read through the table when needed."""
+"""Tensors of a file as leaves of our parameter tree, read through the table on demand."""
 
 import functools
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Whether the arrays of a checkpoint fit its configuration, told in one error that lists all."""
+"""Checks that the arrays of a checkpoint match its configuration; one error lists all mismatches."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

@@ -1,8 +1,8 @@
-"""Janus-Pro's layout, read as the start of stage 1.
+"""Reads Janus-Pro's layout as the initial weights of stage 1.
 
-und = Janus-Pro, gen = a copy of und; q/k/v biases 0 and q/k norms 1, which Janus-Pro does not
-have; time embedding and `vae2llm` as the model initialises them, `llm2vae` 0. Janus-Pro's own
-image generator (`gen_*`) is dropped.
+und is Janus-Pro, gen a copy of und. The q/k/v biases are 0 and the q/k norms 1, because Janus-Pro
+has neither. The time embedding and `vae2llm` are initialised by the model, `llm2vae` is 0.
+Janus-Pro's own image generator (`gen_*`) is dropped.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""A model from disk, whichever of the two layouts it is in."""
+"""Loads a model from disk in either of the two layouts."""
 
 import os
 import warnings

@@ -1,8 +1,8 @@
-"""The files beside the weights that the original's PyTorch code opens, from a checkpoint of ours.
+"""Writes the files that the original's PyTorch code needs in addition to the weights.
 
-What the source of the checkpoint had is copied byte for byte, and an import is exported as it came.
-What the start of a training lacked is written: the
-original's loader needs `config.json`, `preprocessor_config.json`, `processor_config.json`,
+Files from the source of the checkpoint are copied byte for byte, so an imported checkpoint is
+exported unchanged. Files that the initial checkpoint of a training run did not have are written:
+the original's loader needs `config.json`, `preprocessor_config.json`, `processor_config.json`,
 `tokenizer_config.json` with its three control tokens, and in `vae/config.yaml` also `monitor` and
 `lossconfig`. Source: github.com/ZrH42/UniX, `modeling/autoencoder.py` and
 `modeling/unix_vlm_manager.py`.

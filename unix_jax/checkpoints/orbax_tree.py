@@ -1,10 +1,10 @@
 """A tree of leaves on disk in Orbax's format, written and read one leaf at a time.
 
-Orbax's own handlers hold a whole tree in memory while they write it; here a handler of our own
-walks through it. Arrays are uncompressed zarr chunks, so that a file's size tells whether it is
-whole, and plain Orbax reads the result. The CRC-32 of every file of an array is returned by
-`save_tree` and verified by `open_leaf` as the file is read: a device that reads a part of an array
-verifies the chunks of that part.
+Orbax's own handlers keep the complete tree in memory while they write it; this module has its own
+handler that iterates over it. Arrays are uncompressed zarr chunks, so that a file's size shows
+whether it is complete, and plain Orbax reads the result. `save_tree` returns the CRC-32 of every
+file of an array, and `open_leaf` verifies it as the file is read: a device that reads a part of an
+array verifies the chunks of that part.
 """
 
 import asyncio

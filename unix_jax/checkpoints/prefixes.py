@@ -1,8 +1,8 @@
-"""Keys that wrappers of PyTorch or a larger model put under a prefix, under their own names.
+"""Removes the prefixes that PyTorch wrappers or larger models add to keys.
 
 `torch.compile`, DataParallel, FSDP and activation checkpointing insert their own segments, at the
 start of a key or inside it; a Lightning module or a larger model puts its name before every key.
-What belongs to a name is told by the keys of the table: `model.` is removed from
+The keys of the table determine which part belongs to a name: `model.` is removed from
 `model.language_model.model.norm.weight` once.
 """
 

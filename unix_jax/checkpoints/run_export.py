@@ -1,4 +1,4 @@
-"""The directory of a run where a checkpoint is expected: its export is meant."""
+"""Resolves the directory of a training run to its export where a checkpoint is expected."""
 
 import os
 from pathlib import Path

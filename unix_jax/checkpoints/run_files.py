@@ -1,4 +1,4 @@
-"""The files of training checkpoints: listed with their checksums, verified, moved aside."""
+"""Files of training checkpoints: listing with checksums, verification, moving damaged ones."""
 
 import itertools
 import json

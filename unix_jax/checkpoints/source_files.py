@@ -1,4 +1,4 @@
-"""Which files of a source are copied into a checkpoint; no link may lead out of the source."""
+"""Selects the files of a source that are copied into a checkpoint; no link may leave the source."""
 
 import re
 from collections.abc import Iterable

@@ -1,4 +1,5 @@
-"""Reads every file of a checkpoint and says what is not as it was written, or not finite."""
+"""Reads every file of a checkpoint and reports what has changed since it was written or is not
+finite."""
 
 import dataclasses
 import functools

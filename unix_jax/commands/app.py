@@ -11,10 +11,10 @@ from unix_jax.storage.arguments import PathText, require_least
 
 @dataclasses.dataclass
 class App:
-    """Open a page for reports of uploaded X-rays and X-rays from text.
+    """Serve a web page for reports of uploaded X-rays and for X-rays generated from text.
 
-    It listens on this machine alone unless --host says otherwise. It has no passwords: put a server
-    that has them in front before others can reach it.
+    By default the server listens only on this machine. It has no authentication: put a reverse
+    proxy with authentication in front of it before others can reach it.
     """
 
     checkpoint: PathText | None = None

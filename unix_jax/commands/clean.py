@@ -32,7 +32,7 @@ _LEAST = {
 
 @dataclasses.dataclass
 class Clean:
-    """Clean radiology reports for training: by rules, or by a language model behind an endpoint."""
+    """Clean radiology reports for training: by rules, or by a language model at an endpoint."""
 
     reports: Annotated[PathText, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
     """JSON lines (.jsonl), .csv or .csv.gz, or a directory of .txt files."""

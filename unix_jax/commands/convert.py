@@ -29,7 +29,7 @@ Dtype = Literal["keep", "bfloat16", "float32"]
 
 @dataclasses.dataclass(frozen=True)
 class Import:
-    """Published layout -> this project's checkpoint (Orbax, config, tokenizer files)."""
+    """Convert the published layout to this project's checkpoint (Orbax, config, tokenizer files)."""
 
     source: tyro.conf.Positional[LocalPath]
     """Directory with config.json, model.safetensors and vae/, or a weight file in such a
@@ -66,7 +66,8 @@ class Import:
 
 @dataclasses.dataclass(frozen=True)
 class ImportJanus:
-    """Janus-Pro layout -> start of stage 1 (und = Janus-Pro, gen = a copy of und)."""
+    """Convert Janus-Pro's layout to the initial checkpoint of stage 1 (und is Janus-Pro, gen a
+    copy)."""
 
     source: tyro.conf.Positional[LocalPath]
     """Directory with config.json and the weights, or a weight file in such a directory."""
@@ -111,7 +112,7 @@ class ImportJanus:
 
 @dataclasses.dataclass(frozen=True)
 class ImportDiffusers:
-    """Folder of diffusers' StableDiffusionPipeline -> this project's checkpoint."""
+    """Convert a folder of diffusers' StableDiffusionPipeline to this project's checkpoint."""
 
     source: tyro.conf.Positional[LocalPath]
     """Directory with model_index.json, unet/, vae/, text_encoder/, tokenizer/ and scheduler/."""
@@ -140,7 +141,8 @@ class ImportDiffusers:
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """This project's checkpoint -> published layout, or the diffusers folder that it came from."""
+    """Convert this project's checkpoint to the published layout, or to its original diffusers
+    folder."""
 
     checkpoint: tyro.conf.Positional[LocalPath]
     """A checkpoint written by an import, or the directory of a training run, of which the export is
@@ -173,7 +175,8 @@ class Export:
 
 @dataclasses.dataclass(frozen=True)
 class Cast:
-    """A copy of a checkpoint in another floating type, such as a training's export in bfloat16."""
+    """Copy a checkpoint in another floating-point dtype, for example a training export in
+    bfloat16."""
 
     checkpoint: tyro.conf.Positional[LocalPath]
     """A checkpoint written by an import, or the directory of a training run, of which the export is
@@ -206,7 +209,7 @@ class Cast:
 
 @dataclasses.dataclass(frozen=True)
 class Accept:
-    """Records edits of config.json, the tokenizer or source/ of a checkpoint in its index.json."""
+    """Record edits of a checkpoint's config.json, tokenizer or source/ in its index.json."""
 
     checkpoint: tyro.conf.Positional[LocalPath]
     """A checkpoint written by an import, or the directory of a training run, of which the export is
@@ -226,7 +229,7 @@ class Accept:
 
 @dataclasses.dataclass(frozen=True)
 class Inspect:
-    """Prints keys, shapes, types and parameter counts of a file or directory of either layout."""
+    """Print keys, shapes, dtypes and parameter counts of a file or directory of either layout."""
 
     path: tyro.conf.Positional[LocalPath]
     verbose: bool = False
@@ -241,7 +244,7 @@ class Inspect:
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """Runs the model on golden inputs and compares every golden tensor."""
+    """Run the model on golden inputs and compare every golden tensor."""
 
     path: tyro.conf.Positional[LocalPath]
     """A checkpoint of this project, a directory in the published layout, the directory of a
@@ -272,7 +275,8 @@ Command = (
 
 
 def main(arguments: list[str] | None = None, prog: str = "unix-jax convert") -> int:
-    """Runs one command; the exit code is 0, 1 (an error, in one message), 2 (usage) or 130."""
+    """Runs one command; the exit code is 0, 1 (an error, as one message), 2 (usage) or 130
+    (Ctrl-C)."""
     # A polite kill cleans up as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     verbose = False
@@ -306,7 +310,7 @@ def _written(path: Path) -> int:
 
 @contextlib.contextmanager
 def _progress(name: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar of bytes with rate and time left on stderr, where that is a terminal."""
+    """A progress bar in bytes with rate and remaining time on stderr, if that is a terminal."""
     console = Console(stderr=True)
     columns = (
         TextColumn(name),

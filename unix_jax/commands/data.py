@@ -42,7 +42,7 @@ _Spec = Annotated[SourceText, tyro.conf.Positional, tyro.conf.arg(metavar="SPEC"
 
 @dataclasses.dataclass
 class Inspect:
-    """Count what a source holds, measure its texts, and write a contact sheet."""
+    """Print statistics of a source and its texts, and write a contact sheet."""
 
     spec: _Spec
     """Source of the records, for example manifest:examples/cxr; docs/data.md lists the kinds."""
@@ -167,9 +167,9 @@ class Write:
 
 @dataclasses.dataclass
 class Moments:
-    """Run the autoencoder's encoder over a source once; training reads the result (data.moments).
+    """Run the autoencoder's encoder once over a source. Training reads the result (data.moments).
 
-    Source, split, size and padding must be those of the run that uses them.
+    Source, split, size and padding must be those of the training run.
     """
 
     spec: _Spec
@@ -234,7 +234,8 @@ class Moments:
 
 
 def _tokenizer(directory: str) -> "tuple[Tokenizer, UniXConfig]":
-    """The tokenizer of a directory, and its model's sizes: as published without a config.json."""
+    """The tokenizer of a directory, and its model's sizes: the published ones without a
+    config.json."""
     from unix_jax.checkpoints.load import load_config
     from unix_jax.checkpoints.run_export import resolve_checkpoint
     from unix_jax.config import UniXConfig
@@ -260,7 +261,7 @@ def _require_positive(argument: str, value: int) -> None:
 
 
 class _Rate(ProgressColumn):
-    """Rows a second."""
+    """Rows per second."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
@@ -269,7 +270,7 @@ class _Rate(ProgressColumn):
 
 @contextlib.contextmanager
 def _progress(verb: str, total: int) -> Iterator[Callable[[], None]]:
-    """A bar on standard error with rate and time left; yields what advances it."""
+    """A bar on standard error with rate and remaining time; yields the function that advances it."""
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),

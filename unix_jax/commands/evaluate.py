@@ -1,4 +1,4 @@
-"""`unix-jax evaluate`: reports and X-rays of a model, or those made elsewhere, measured."""
+"""`unix-jax evaluate`: metrics of a model's reports and X-rays, or of those from other software."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -40,7 +40,7 @@ _OF_GENERATION = (
 
 @dataclasses.dataclass(kw_only=True)
 class _Resampled:
-    """Figures with intervals."""
+    """Options of metrics with intervals."""
 
     resamples: int = 1000
     """Number of bootstrap resamples."""
@@ -48,7 +48,7 @@ class _Resampled:
 
 @dataclasses.dataclass(kw_only=True)
 class _OfReports(_Resampled):
-    """What measures reports."""
+    """Options of the metrics of reports."""
 
     chexbert: PathText | None = None
     """chexbert.pth or its directory, which must also contain the vocabulary of bert-base-uncased.
@@ -70,7 +70,8 @@ class _OfReports(_Resampled):
     """Directory with the unpacked model, for example radgraph/weights.th and the other files."""
 
     def _metrics(self) -> "ReportMetrics":
-        """What is asked for, loaded before anything is computed: a wrong path ends it here."""
+        """The requested metrics, loaded before anything is computed, so that a wrong path ends it
+        early."""
         from unix_jax.evaluation.clinical import CheXbert
         from unix_jax.evaluation.radgraph import load_annotator
         from unix_jax.evaluation.text import text_scores
@@ -105,7 +106,7 @@ class _OfReports(_Resampled):
 
 @dataclasses.dataclass(kw_only=True)
 class _OverData(_Resampled):
-    """A model over a data set. A run that was stopped resumes when the command is repeated."""
+    """Options of a run of a model over a data set. Repeating the command resumes a stopped run."""
 
     checkpoint: PathText
     """Converted checkpoint, directory in the published layout, or directory of a training run."""
@@ -127,7 +128,7 @@ class _OverData(_Resampled):
     batch is divided over all accelerators of the process."""
 
     def _open(self) -> "RecordSource":
-        """The records; opened before a model is loaded, since opening may find a mistake."""
+        """The records, opened before a model is loaded, since opening may find an error."""
         from unix_jax.data.records import Subset
         from unix_jax.data.sources import open_source
 
@@ -137,7 +138,7 @@ class _OverData(_Resampled):
         return source
 
     def _begin(self, source: "RecordSource", own: dict[str, Any]) -> dict[str, Any]:
-        """The settings, compared with those that the directory was begun with."""
+        """The settings, compared with those of the first run in the directory."""
         from unix_jax.checkpoints.run_export import resolve_checkpoint
         from unix_jax.evaluation_runs.journal import remember
         from unix_jax.training.distributed import agree
@@ -181,7 +182,7 @@ class _OverData(_Resampled):
 
 @dataclasses.dataclass(kw_only=True)
 class EvaluateReports(_OfReports, _OverData):
-    """Write a report for each X-ray of a data set, and compare it with the record's own."""
+    """Write a report for each X-ray of a data set, and compare it with the record's own report."""
 
     prompt: str = ""
     """Instruction for every item. By default, the record's own instruction is used, or the first of
@@ -226,8 +227,8 @@ class EvaluateReports(_OfReports, _OverData):
 
 @dataclasses.dataclass(kw_only=True)
 class EvaluateImages(_OverData):
-    """Generate an X-ray from each text of a data set, or take those made elsewhere, and compare all
-    of them with the data set's own."""
+    """Generate an X-ray from each text of a data set, or read images from other software, and
+    compare all of them with the images of the data set."""
 
     checkpoint: PathText = ""
     """The model that generates the images: a converted checkpoint, or a directory in the published
@@ -330,7 +331,7 @@ class EvaluateImages(_OverData):
         )  # fmt: skip
 
     def _settings(self) -> "DrawingSettings | DiffusionDrawingSettings":
-        """How images are generated, checked before the weights are read."""
+        """The settings for generating images, checked before the weights are read."""
         from unix_jax.checkpoints.diffusers_checkpoint import is_diffusers, open_diffusers
         from unix_jax.checkpoints.load import load_config
         from unix_jax.evaluation_runs.images import (
@@ -453,7 +454,8 @@ class EvaluateImages(_OverData):
 
 @dataclasses.dataclass
 class EvaluateScore(_OfReports):
-    """Measure reports made elsewhere: .csv or .jsonl files, the original's results among them."""
+    """Evaluate reports from other software: .csv or .jsonl files, including the original's
+    results."""
 
     predictions: PathText
     """File with the reports to evaluate."""
@@ -502,7 +504,7 @@ class EvaluateScore(_OfReports):
 
 @dataclasses.dataclass
 class Evaluate:
-    """Measure a model over a data set, or reports or images made elsewhere."""
+    """Evaluate a model on a data set, or reports or images from other software."""
 
     what: (
         Annotated[EvaluateReports, tyro.conf.subcommand("reports")]
@@ -526,7 +528,7 @@ def _finish(
     work: Callable[["UniXPipeline", "Share", "Progress"], None],
     summarise: Callable[[], "Results"],
 ) -> None:
-    """This process's share, then, when all have done theirs, the figures."""
+    """Processes this process's share; the metrics follow when all processes have finished."""
     import jax
 
     from unix_jax.evaluation_runs.items import Share, wait_for_all
@@ -573,7 +575,7 @@ def _print_pages(out: Path) -> None:
 
 
 def _with_progress(items: Sequence[Any], unit: str) -> Iterator[Any]:
-    """The items, with a line that says how far they are."""
+    """The items, with a progress line."""
     from unix_jax.training.progress import ProgressLine
 
     line = ProgressLine(unit=unit)
@@ -584,7 +586,7 @@ def _with_progress(items: Sequence[Any], unit: str) -> Iterator[Any]:
 
 
 def _refuse_changed(command: Any, names: Sequence[str], expected: str) -> None:
-    """Raises UniXError for an option that is not at its default, where it would do nothing."""
+    """Raises UniXError for an option that is not at its default and would have no effect."""
     defaults = {field.name: field.default for field in dataclasses.fields(command)}
     for name in names:
         if getattr(command, name) != defaults[name]:
@@ -592,7 +594,7 @@ def _refuse_changed(command: Any, names: Sequence[str], expected: str) -> None:
 
 
 def _on_primary(load: Callable[[], T]) -> T | None:
-    """What `load` gives in the process that measures, None in the others; its error in all."""
+    """The result of `load` in the process that measures, None in the others; its error in all."""
     from unix_jax.training.distributed import agree
 
     loaded: list[T] = []
@@ -601,6 +603,6 @@ def _on_primary(load: Callable[[], T]) -> T | None:
 
 
 def _written(checkpoint: Path) -> int:
-    """When a checkpoint was last written, in seconds: another model may stand at the same path."""
+    """Time of the last write to a checkpoint, in seconds: another model may be at the same path."""
     files = [path for path in checkpoint.rglob("*") if path.is_file()]
     return max((int(path.stat().st_mtime) for path in files), default=0)

@@ -11,10 +11,11 @@ from unix_jax.storage.arguments import PathText
 
 @dataclasses.dataclass
 class Export:
-    """Write the weights of a kept checkpoint of a training run as a checkpoint for inference.
+    """Export a kept checkpoint of a training run as a checkpoint for inference.
 
     The run may be finished, stopped, killed or still running; it is only read. `unix-jax convert
-    export` then writes the published layout for PyTorch."""
+    export` then writes the published layout for PyTorch.
+    """
 
     run_directory: Annotated[PathText, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Directory of the run, the --out of train.py."""

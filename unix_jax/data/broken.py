@@ -1,4 +1,4 @@
-"""When broken images and records are logged, and when there are too many of them."""
+"""Logging of broken images and records, and the limit on their fraction."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What a run's data are and how they are packed: one frozen dataclass."""
+"""Configuration of a run's data and its packing: one frozen dataclass."""
 
 import dataclasses
 from typing import Annotated, Literal

@@ -1,4 +1,4 @@
-"""Fingerprint of a source: tells whether its records are those of before, in the same order."""
+"""Fingerprint of a source, which detects changed records or another order."""
 
 import hashlib
 import typing

@@ -1,4 +1,4 @@
-"""What a source holds, seen in one pass: counts, gaps, text lengths, and pictures to look at."""
+"""Statistics of a source in one pass: counts, gaps, text lengths, and sample images."""
 
 import collections
 import dataclasses

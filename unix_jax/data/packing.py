@@ -1,14 +1,14 @@
-"""Which samples share a row: planned on lengths, globally, from a state that is a little JSON.
+"""Plans which samples share a row, from lengths and a small JSON state, globally.
 
 A *stream* is the concatenation of epochs, each a permutation of the samples. Stream index s is
-place s % N of epoch s // N. Samples are taken from it in order and put into the first open row
-that holds them; a row is closed when it is full, or when it is the fullest of too many. Every
-process plans all rows of a step and makes its own share, so the plan depends neither on
-the number of processes nor on what images contain.
+position s % N of epoch s // N. Samples are taken from it in order and put into the first open row
+that has space for them; a row is closed when it is full, or when it is the fullest of too many.
+Every process plans all rows of a step and builds its own share, so the plan depends neither on the
+number of processes nor on the contents of images.
 
-A mixture of P sources has a stream for each: stream index s is index s // P in the stream of part
-s % P. Which part is due follows from the numbers of samples taken so far (`due`). What is left out
-does not count as taken.
+A mixture of P sources has a stream for each: stream index s is index s // P in the stream of part s
+% P. The numbers of samples taken so far determine which part comes next (`due`). Skipped samples do
+not count as taken.
 """
 
 import logging

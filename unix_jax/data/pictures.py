@@ -1,4 +1,4 @@
-"""A record's picture as the model's inputs of one fixed size. H height, W width in pixels."""
+"""A record's image as the model's inputs of one fixed size. H height, W width in pixels."""
 
 from collections.abc import Callable
 

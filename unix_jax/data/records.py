@@ -1,7 +1,7 @@
-"""One example of any source: an X-ray with its texts, and what a source of them must offer.
+"""One example of any source, an X-ray with its texts, and the interface of a source.
 
-The image is bytes of a file or a path, never pixels: a record is cheap to make, to pickle and to
-skip, and whoever needs the picture decodes it (`record_image`).
+The image is the bytes of a file or a path, never pixels: a record is cheap to create, to pickle and
+to skip, and callers that need the image decode it (`record_image`).
 """
 
 import dataclasses

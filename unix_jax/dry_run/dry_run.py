@@ -1,9 +1,7 @@
-"""Compiles the steps of a run without running them, and says what they ask of each device.
+"""Compiles the steps of a run without running them, and reports the memory and time they need.
 
-Nothing is allocated and nothing read but the sizes: neither data, tokenizer nor weights need be
-there, and with a topology the TPUs need not either.
-
-Letters: B rows.
+Nothing is allocated and only the sizes are read: the data, the tokenizer and the weights are not
+needed, and with a topology the TPUs are not needed either. Letters: B rows.
 """
 
 import dataclasses

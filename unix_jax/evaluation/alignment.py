@@ -1,11 +1,10 @@
-"""Image-text alignment: the cosine of BioViL-T's embeddings of a picture and of its prompt.
+"""Image-text alignment: the cosine of BioViL-T's embeddings of an image and of its prompt.
 
-The networks are those of the package `hi-ml-multimodal`, in PyTorch; weights and vocabulary are
-brought by the user and read without executing anything. The package's own preprocessing is
-written anew here: its tokenizer calls are gone from current `transformers`, and its image reader
-takes paths alone.
-
-Source: Bannur et al., arXiv 2301.04558. Letters: N pairs, E width of an embedding.
+The networks are those of the package `hi-ml-multimodal`, in PyTorch; the user supplies weights and
+vocabulary, which are read without executing anything. The package's own preprocessing is
+reimplemented here: its tokenizer calls no longer exist in current `transformers`, and its image
+reader only accepts paths. Source: Bannur et al., arXiv 2301.04558. Letters: N pairs, E width of an
+embedding.
 """
 
 import dataclasses

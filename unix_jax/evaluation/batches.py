@@ -1,4 +1,4 @@
-"""Items in batches, for networks."""
+"""Batches of items for networks."""
 
 from collections.abc import Iterable, Iterator
 from typing import TypeVar

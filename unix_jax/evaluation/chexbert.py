@@ -1,6 +1,6 @@
-"""CheXbert as a function from reports to labels; compiled once for each length of batch.
+"""CheXbert as a function from reports to labels, compiled once per length of batch.
 
-The weights are not for commercial use and are brought by the user, with the vocabulary of
+The weights are not for commercial use. The user supplies them, with the vocabulary of
 bert-base-uncased. Letters: N reports, T tokens, D width, C = 14 conditions.
 """
 

@@ -1,10 +1,8 @@
-"""RAD-DINO features of pictures, with the two resizes of the image protocol.
+"""RAD-DINO features of images, with the two resizes of the image protocol.
 
-A picture is squashed to 299 x 299, whatever its aspect (the size of the Inception network, which
-the protocol's code feeds beside this one), and then prepared as RAD-DINO's own processor does: the
-shorter side to 518, the centre cut out, RAD-DINO's statistics.
-
-Letters: N pictures, H W pixels, D width.
+An image is squashed to 299 x 299, ignoring its aspect ratio (the size of the Inception network,
+which the protocol's code also feeds), and then prepared as in RAD-DINO's own processor: the shorter
+side to 518, a centre crop, RAD-DINO's statistics. Letters: N images, H W pixels, D width.
 """
 
 import dataclasses

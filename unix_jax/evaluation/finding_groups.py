@@ -1,8 +1,7 @@
-"""A metric of two sets of features over parts of them: shards, and pathologies.
+"""Applies a metric of two sets of features to parts of them: shards, and pathologies.
 
 The published table is a mean over four contiguous shards, which is not the value over all rows:
-both distances and densities depend on the number of rows. Results say which they are.
-
+both distances and densities depend on the number of rows. Results state which of the two they are.
 Letters: N real rows, M fake rows, G groups.
 """
 

@@ -1,9 +1,8 @@
-"""The nearest of many rows for each of some rows, and the benchmark's distances of images.
+"""Nearest-neighbour search among rows that arrive in blocks, and the benchmark's distances.
 
 The benchmark's distances are |a - b| / sqrt(D), the root mean square of the differences. They are
-in gray levels from 0 to 255 for pixels, and in the unit of the features for latents.
-
-Source: CheXGenBench, arXiv 2505.10496. Letters: N queries, n rows of a block, D columns.
+in gray levels from 0 to 255 for pixels, and in the unit of the features for latents. Source:
+CheXGenBench, arXiv 2505.10496. Letters: N queries, n rows of a block, D columns.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
-"""Precision, recall, density and coverage of generated features, by blocks of distances.
+"""Precision, recall, density and coverage of generated features, computed in blocks of distances.
 
-Source: Naeem et al., arXiv 2002.09797; Kynkäänniemi et al., arXiv 1904.06991.
-Letters: N real rows, M fake rows, D columns, k neighbours.
+Source: Naeem et al., arXiv 2002.09797; Kynkäänniemi et al., arXiv 1904.06991. Letters: N real rows,
+M fake rows, D columns, k neighbours.
 """
 
 from collections.abc import Iterator

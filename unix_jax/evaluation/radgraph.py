@@ -1,7 +1,7 @@
 """F1-RadGraph: reports annotated by the `radgraph` package, compared by `text.radgraph_scores`.
 
-The package runs in PyTorch. Its weights are brought by the user: it would fetch them from a hub
-when it starts, which is refused here, so that nothing is downloaded unasked.
+The package runs in PyTorch. The user supplies its weights. The package would download them from a
+hub when it starts; this is refused here, so that nothing is downloaded without a request.
 """
 
 import contextlib

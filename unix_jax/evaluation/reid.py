@@ -1,8 +1,7 @@
-"""Re-identification: how likely two chest X-rays are of one patient, by a siamese ResNet-50.
+"""Re-identification: probability that two chest X-rays are of one patient, by a siamese ResNet-50.
 
-The benchmark's privacy score. The network is torchvision's; its weights are brought by the user
-(`ResNet-50_epoch11_data_handling_RPN.pth`) and read without executing anything in them.
-
+This is the benchmark's privacy score. The network is torchvision's; the user supplies its weights
+(`ResNet-50_epoch11_data_handling_RPN.pth`), which are read without executing anything in them.
 Source: Packhäuser et al., arXiv 2103.08562; CheXGenBench, arXiv 2505.10496. Letters: N, M images.
 """
 

@@ -1,7 +1,4 @@
-"""Checks of what metrics are given: arrays of rows, and pairs of texts.
-
-Letters: N rows, D columns.
-"""
+"""Validation of metric inputs: arrays of rows, and pairs of texts. Letters: N rows, D columns."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Weights that the user brings for a network of PyTorch, read without executing any of them."""
+"""Reads user-supplied weights of a PyTorch network without executing anything in them."""
 
 import os
 from typing import Any

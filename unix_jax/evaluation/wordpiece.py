@@ -1,4 +1,4 @@
-"""BERT's lower-casing WordPiece tokenizer, from the vocabulary that lies beside the weights."""
+"""BERT's lower-casing WordPiece tokenizer, from the vocabulary in the directory of the weights."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Bar charts as inline SVG: no script, no font, no file beside them."""
+"""Bar charts as self-contained inline SVG, without scripts, fonts or other files."""
 
 import dataclasses
 import html

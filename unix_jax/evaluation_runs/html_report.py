@@ -1,7 +1,7 @@
-"""One self-contained page: figures, charts, and cases with their pictures.
+"""A self-contained results page: metrics, charts, and cases with their images.
 
-Everything that comes from data or models is escaped, and the page has no script: a report that
-holds markup is shown, not run.
+Everything that comes from data or models is escaped, and the page has no script: markup in a report
+is displayed, not interpreted.
 """
 
 import base64

@@ -1,4 +1,4 @@
-"""What an evaluation of images leaves behind: results.json, the pages, tables, a contact sheet."""
+"""Outputs of an evaluation of images: results.json, the pages, tables, a contact sheet."""
 
 from collections.abc import Mapping
 from pathlib import Path

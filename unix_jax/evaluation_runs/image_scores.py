@@ -1,4 +1,4 @@
-"""Metrics of generated images, whoever made them."""
+"""Metrics of generated images, from any source."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence

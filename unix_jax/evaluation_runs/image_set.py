@@ -1,7 +1,7 @@
-"""What is measured: generated images, and the records that they belong to or are compared with.
+"""The images to evaluate: generated images, and their records or the real images to compare with.
 
-The images are those of a run, by its journals, or were made elsewhere: a folder, or a table such
-as the original's, with `annotated_prompt` and `synthetic_filename`.
+The images are those of a run, by its journals, or from other software: a folder, or a table such as
+the original's, with `annotated_prompt` and `synthetic_filename`.
 """
 
 import dataclasses
@@ -22,13 +22,13 @@ from unix_jax.preprocessing.gray_levels import gray_level_problem
 from unix_jax.preprocessing.images import load_image
 
 FILES = ("synthetic_filename", "img_savename", "image", "file_name", "filename")
-"""Columns that may hold the file of a generated image; the first one that a table has counts."""
+"""Columns that may contain the file of a generated image; the first existing one is used."""
 PROMPTS = ("annotated_prompt", "prompt", "caption", "text")
-"""Columns that may hold the text that it was generated from."""
+"""Columns that may contain the text that it was generated from."""
 GENERATIONS = "generations.csv"
 """The table of a run's images, in its directory."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".dcm", ".dicom")
-"""Files of a folder that count as images."""
+"""Suffixes of the image files in a folder."""
 
 
 @dataclasses.dataclass(frozen=True)

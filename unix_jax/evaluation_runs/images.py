@@ -1,4 +1,4 @@
-"""X-rays generated from the texts of a data set, item by item into journals."""
+"""Generates X-rays from the texts of a data set, item by item, with a journal."""
 
 import dataclasses
 import hashlib

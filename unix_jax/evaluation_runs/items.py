@@ -1,7 +1,7 @@
-"""Items in batches, each exactly once: what is in a journal already is not done again.
+"""Processes items in batches, each exactly once: items in a journal are not processed again.
 
-A process's share, and how it is cut into batches, depend on the number of items alone, so that a
-run that was killed forms the same batches as one that was not.
+A process's share, and its division into batches, depend only on the number of items, so that a run
+that was killed forms the same batches as one that was not.
 """
 
 import dataclasses

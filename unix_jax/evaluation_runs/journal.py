@@ -1,7 +1,7 @@
-"""What an evaluation has done: one appended JSON line an item, so that a killed run goes on.
+"""Journal of an evaluation: one appended JSON line per item, so that a killed run can resume.
 
-Each process appends to a file of its own and holds it; a run reads the files of all. The last line
-is whole or it does not count: what a crash tore is cut off when its process starts again.
+Each process appends to its own file and locks it; a run reads the files of all processes. An
+incomplete last line is ignored, and removed when its process starts again.
 """
 
 import dataclasses

@@ -1,8 +1,8 @@
-"""Generated images beside the training images that they are nearest to: has a model memorised any?
+"""Compares generated images with their nearest training images, to detect memorisation.
 
 Needs no weights: pixels are always compared. RAD-DINO adds a latent space, and the benchmark's
-siamese network the re-identification score. The same distances of real images that were not
-trained on say what is usual.
+siamese network the re-identification score. The same distances of real images that were not trained
+on are the reference.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Files of radiomics features that the user brings, for the Fréchet radiomics distance."""
+"""User-supplied files of radiomics features, for the Fréchet radiomics distance."""
 
 import dataclasses
 from collections.abc import Sequence

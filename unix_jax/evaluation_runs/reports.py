@@ -1,4 +1,4 @@
-"""Reports of a data set's X-rays, and how good they are."""
+"""Writes reports for the X-rays of a data set, and evaluates them."""
 
 import dataclasses
 import json

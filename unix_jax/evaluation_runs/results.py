@@ -1,4 +1,4 @@
-"""Results of an evaluation: what results.json holds, and the table on the terminal."""
+"""Results of an evaluation: the contents of results.json, and the table on the terminal."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

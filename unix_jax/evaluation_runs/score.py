@@ -1,4 +1,4 @@
-"""Metrics of reports, whoever wrote them."""
+"""Metrics of reports, from any source."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,7 @@
-"""Reports made elsewhere: predictions and references from CSV or JSON lines.
+"""Reads reports from other software: predictions and references from CSV or JSON lines.
 
-Known columns are those of this project's files, those of the original's
-`understanding_results.csv` ("Report Impression", "Ground Truth"), and common names.
+Known columns are those of this project's files, those of the original's `understanding_results.csv`
+("Report Impression", "Ground Truth"), and common names.
 """
 
 import csv

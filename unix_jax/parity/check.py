@@ -1,4 +1,4 @@
-"""`unix-jax convert check`: this implementation against a directory of golden tensors."""
+"""`unix-jax convert check`: compares this implementation with a directory of golden tensors."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Prompts to ids of fixed length, as the tokenizers of diffusers folders make them: CLIP, BERT."""
+"""Converts prompts to ids of fixed length, like the tokenizers in diffusers folders: CLIP, BERT."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

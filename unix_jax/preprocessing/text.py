@@ -1,8 +1,8 @@
-"""Text to token ids and back: the tokenizer, prompts, and text that streams as it is decoded.
+"""Text to token ids and back: the tokenizer, prompts, and streamed text.
 
-Ordinary text never becomes a control token: a prompt that spells "<｜end▁of▁sentence｜>" or
-"<end_of_image>" is encoded letter by letter, so nobody can end a turn or open an image from
-inside a prompt. Control tokens are added by id only (`prompt_split`).
+Ordinary text never becomes a control token: a prompt that contains "<｜end▁of▁sentence｜>" or
+"<end_of_image>" is encoded letter by letter, so nobody can end a turn or open an image from inside
+a prompt. Control tokens are only added by id (`prompt_split`).
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Names of tensors under the segments and prefixes that wrappers and larger models add."""
+"""Tensor names with the segments and prefixes that wrappers and larger models add."""
 
 import re
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""What a pickle can become here: references to tensors, and placeholders that do nothing."""
+"""The values that a pickle may contain: references to tensors, and inert placeholders."""
 
 import dataclasses
 from typing import Any

@@ -1,8 +1,8 @@
-"""What every reader of tensors offers: names, shapes and types first, bytes only on request.
+"""Common interface of the tensor readers: names, shapes and dtypes first, bytes only on request.
 
-A file is mapped, not loaded. Mapped pages count as resident memory of the process once they
-are touched, so a caller that walks through a large file calls `release` after each tensor:
-the pages leave the process and the peak stays near the size of one tensor.
+A file is memory-mapped, not loaded. Mapped pages count as resident memory of the process once they
+are touched, so a caller that iterates over a large file calls `release` after each tensor: the
+pages leave the process and the peak stays near the size of one tensor.
 """
 
 import abc

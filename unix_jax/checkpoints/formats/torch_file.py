@@ -1,11 +1,11 @@
-"""Files written by `torch.save`, read without torch: the zip format and the one before it.
+"""Reads files written by `torch.save` without torch: the zip format and the older one.
 
-The zip holds `NAME/data.pkl`, whose tensors refer to storages, and one member `NAME/data/KEY` per
-storage. Members are stored without compression, so a tensor is a view of the mapped file. The
-older format is a run of pickles followed by the storages' bytes; its bytes are mapped as well.
+The zip contains `NAME/data.pkl`, whose tensors refer to storages, and one member `NAME/data/KEY`
+per storage. Members are stored without compression, so a tensor is a view of the mapped file. The
+older format is a sequence of pickles followed by the storages' bytes; its bytes are mapped as well.
 
-Torch does not verify the CRC-32 of a zip's members, and may be told not to write them; here each
-member's is verified when its first tensor is read. The older format has no checksums.
+Torch does not verify the CRC-32 of a zip's members, and may be configured not to write them. Here
+each member's CRC-32 is verified when its first tensor is read. The older format has no checksums.
 """
 
 import dataclasses

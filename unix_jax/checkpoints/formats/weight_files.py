@@ -1,7 +1,7 @@
-"""Which files of a directory hold the weights: one file, an index with its shards, or shards alone.
+"""Finds the weight files of a directory: a single file, an index with its shards, or only shards.
 
-A training leaves optimisers, schedulers and states of random generators beside them, and often an
-average of the weights; the choice between weights and average is the user's.
+Training code saves optimisers, schedulers and states of random generators next to them, and often
+an average of the weights. The user chooses between weights and average.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""YAML files, read without trust."""
+"""Reads untrusted YAML files with limits."""
 
 from pathlib import Path
 from typing import Any

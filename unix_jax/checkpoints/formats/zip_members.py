@@ -1,7 +1,7 @@
-"""Where the members of a zip lie in a mapped file.
+"""Locates the members of a zip in a memory-mapped file.
 
-`zipfile` reads the central directory; the bytes themselves are taken from the mapping, so a member
-that is stored without compression is never copied.
+`zipfile` reads the central directory. The bytes are taken from the mapping, so a member that is
+stored without compression is never copied.
 """
 
 import dataclasses

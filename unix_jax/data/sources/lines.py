@@ -1,6 +1,7 @@
 """JSON rows of one file with random access: one object per line, or a list of objects.
 
-Of lines only an index of offsets is held; a list (a file named .json) is held whole.
+For lines only an index of offsets is kept in memory; a list (a file named .json) is kept
+completely.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Copying a source into ArrayRecord files: read and shrunk by threads, written in order."""
+"""Copies a source into ArrayRecord files: threads read and downscale, rows are written in order."""
 
 import collections
 import itertools

@@ -1,4 +1,4 @@
-"""Which rows of a file belong to a split; one rule for every kind of source."""
+"""Selects the rows of a file that belong to a split; the same rule for every kind of source."""
 
 import warnings
 from collections.abc import Sequence

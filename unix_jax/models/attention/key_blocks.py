@@ -1,7 +1,5 @@
-"""Keys and values with who may see them: what attention reads.
-
-Letters: B batch, S keys, K key-value heads, H head_dim.
-"""
+"""Blocks of keys and values with their visibility. Letters: B batch, S keys, K key-value heads, H
+head_dim."""
 
 from typing import Self
 

@@ -1,7 +1,4 @@
-"""Who sees whom: metadata of every token, and the mask as a rule over it.
-
-Letters: B batch, N tokens, T queries, S keys.
-"""
+"""The attention mask as a rule over token metadata. Letters: B batch, N tokens, T queries, S keys."""
 
 from collections.abc import Sequence
 
