@@ -418,7 +418,7 @@ class _Check:
 
 @dataclasses.dataclass
 class _Data:
-    """Inspect a source of X-rays and reports, write it as ArrayRecord, or compute latent moments."""
+    """Inspect a source of X-rays and reports, write it as ArrayRecord, or compute moments."""
 
 
 _Command: Any = tyro.conf.OmitSubcommandPrefixes[  # type: ignore[misc]

@@ -76,7 +76,7 @@ def test_other_settings_are_refused_and_named(tmp_path):
         remember(tmp_path, {"steps": 20, "size": None, "interval": (0.4, 1.0)})
     (tmp_path / "settings.json").unlink()
     (tmp_path / "items-0.jsonl").touch()
-    with pytest.raises(UniXError, match=r"settings\.json: no such file beside"):
+    with pytest.raises(UniXError, match=r"settings\.json: expected this file together with"):
         remember(tmp_path, {})
 
 

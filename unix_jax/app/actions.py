@@ -33,8 +33,8 @@ from unix_jax.inference.pipeline import UniXPipeline
 
 LOOKS = 10  # at a picture in the making
 NO_XRAY = "The X-ray appears here."
-NO_DRAWING = "The picture appears here."
-FAILED = "Something went wrong on the server. Its log says what."
+NO_DRAWING = "The image appears here."
+FAILED = "An error occurred on the server; see its log."
 
 Drawings = tuple[Drawing, ...]
 State = tuple[Any, ...]
@@ -137,7 +137,7 @@ class Actions:
 
         def steps() -> Iterator[State]:
             chosen = self._chosen(prompt, *choices)
-            yield self._waiting(1, "Drawing …")
+            yield self._waiting(1, "Generating …")
             for figure, drawing in self._drawn(chosen):
                 yield (figure, *self._kept(drawings, [drawing]), _progress(drawing))
 
@@ -155,16 +155,16 @@ class Actions:
             first, second = (
                 self._chosen(prompt, *own, *choices[6:]) for own in (choices[:3], choices[3:6])
             )
-            yield self._waiting(2, "Drawing A …")
+            yield self._waiting(2, "Generating A …")
             done = []
             waiting = empty_figure("Waits for A.")
             for figure, drawing in self._drawn(first):
                 done = [drawing]
                 kept = self._kept(drawings, done)
-                yield (figure, waiting, *kept, said("Drawing A …"))
+                yield (figure, waiting, *kept, said("Generating A …"))
             for figure, drawing in self._drawn(second):
                 kept = self._kept(drawings, [*done, drawing])
-                yield (self.unchanged, figure, *kept, _progress(drawing, "Drawing B …"))
+                yield (self.unchanged, figure, *kept, _progress(drawing, "Generating B …"))
 
         yield from _told(self._until(stop, both()), self._blank(2))
 
@@ -226,5 +226,5 @@ def _told(steps: Iterator[State], blank: State) -> Iterator[State]:
         yield (*blank, complaint(FAILED))
 
 
-def _progress(drawing: Drawing | None, text: str = "Drawing …") -> str:
-    return said(text if drawing is None else "Done. The picture is kept under Session.")
+def _progress(drawing: Drawing | None, text: str = "Generating …") -> str:
+    return said(text if drawing is None else "Done. The image is kept under Session.")

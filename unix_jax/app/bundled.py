@@ -1,4 +1,4 @@
-"""The model and the example X-rays in the repository; an installed package does not include them."""
+"""The bundled model and example X-rays of the repository; an installed package lacks them."""
 
 import dataclasses
 from pathlib import Path
@@ -29,7 +29,7 @@ def checkpoint_path(given: str | None, root: Path = ROOT) -> str:
         return given
     nano = root / "examples" / "nano"
     if not nano.is_dir():
-        raise UniXError(f"--checkpoint: expected a directory; no bundled model lies at {nano}")
+        raise UniXError(f"--checkpoint: expected a directory; found no bundled model at {nano}")
     return str(nano)
 
 

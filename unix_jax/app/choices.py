@@ -107,7 +107,7 @@ def report_choices(
     """Raises PromptError for a value out of bounds, in the words of the page."""
     return ReportChoices(
         _text("Instruction", prompt, limits),
-        _whole("Longest report", max_new_tokens, 1, limits.new_tokens),
+        _whole("Maximum length", max_new_tokens, 1, limits.new_tokens),
         _number("Temperature", temperature, 0, 2),
         _number("Nucleus", top_p, 0.01, 1),
         _whole("Seed", seed, 0, LARGEST_SEED),
@@ -159,7 +159,7 @@ def _text(name: str, value: Any, limits: Limits) -> str:
     text = value or ""
     if len(text) > limits.prompt_letters:
         raise PromptError(
-            f"{name}: expected at most {limits.prompt_letters} letters, found {len(text)}"
+            f"{name}: expected at most {limits.prompt_letters} characters, found {len(text)}"
         )
     return text
 

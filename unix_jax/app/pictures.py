@@ -75,8 +75,8 @@ def progress_figure(image: Image.Image, choices: ImageChoices, step: int, total:
     """A picture in the making."""
     return _figure(
         _address("jpeg", _jpeg(image)),
-        f"Chest X-ray in the making for: {choices.prompt}",
-        f'<progress max="{total}" value="{step}" aria-label="Drawing"></progress>'
+        f"Chest X-ray being generated for: {choices.prompt}",
+        f'<progress max="{total}" value="{step}" aria-label="Generating"></progress>'
         f"<figcaption>Step {step} of {total}</figcaption>",
     )
 
@@ -84,18 +84,20 @@ def progress_figure(image: Image.Image, choices: ImageChoices, step: int, total:
 def drawing_figure(drawing: Drawing) -> str:
     """A finished picture with its download."""
     png = _address("png", drawing.png)
-    return _figure(png, f"Drawn chest X-ray for: {drawing.choices.prompt}", _below(drawing, png))
+    return _figure(
+        png, f"Generated chest X-ray for: {drawing.choices.prompt}", _below(drawing, png)
+    )
 
 
 def session_figures(drawings: list[Drawing]) -> str:
     """All drawn pictures, the last one first."""
     if not drawings:
-        return empty_figure("Pictures that you draw appear here.")
+        return empty_figure("Generated images appear here.")
     items = (
         "<li>"
         + _figure(
             _address("jpeg", drawing.thumbnail),
-            f"Drawn chest X-ray for: {drawing.choices.prompt}",
+            f"Generated chest X-ray for: {drawing.choices.prompt}",
             f"<p>{html.escape(drawing.choices.prompt)}</p>"
             + _below(drawing, _address("png", drawing.png)),
         )

@@ -1,4 +1,4 @@
-"""Checks that the arrays of a checkpoint match its configuration; one error lists all mismatches."""
+"""Checks that the arrays of a checkpoint match its configuration; one error lists all problems."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

@@ -131,7 +131,7 @@ def _refuse_file(path: str | os.PathLike[str]) -> None:
     if Path(path).is_file():
         raise CheckpointError(
             f"{path}: expected a checkpoint directory, found a file; "
-            "`unix-jax convert import FILE OUT` makes a checkpoint of one weight file"
+            "`unix-jax convert import FILE OUT` creates a checkpoint from one weight file"
         )
     if is_diffusers(path):
         raise CheckpointError(

@@ -86,7 +86,7 @@ def _complete_configuration(
         if default_pad and source is None:
             warnings.warn(
                 f"config.json: pad_token_id: the default {pad} is outside the vocabulary of "
-                f"{vocabulary} tokens: left out of the export",
+                f"{vocabulary} tokens: omitted from the export",
                 stacklevel=5,
             )
         write_json(json_file, raw)
@@ -212,7 +212,7 @@ def _complete_tokenizer(directory: Path, target: Path, config: UniXConfig) -> No
     if missing := sorted(ids.keys() - named):
         warnings.warn(
             f"{file}: no token has the id of {', '.join(missing)} "
-            f"({', '.join(str(ids[name]) for name in missing)}): left out of the export's "
+            f"({', '.join(str(ids[name]) for name in missing)}): omitted from the export's "
             "tokenizer files",
             stacklevel=4,
         )

@@ -172,7 +172,7 @@ def _prefixes(
     weights = [prefix for prefix in whole if not is_average(prefix)]
     if wanted == "model" and not weights:
         raise CheckpointError(
-            f"{tensors.path}: expected weights that are no average (--weights model), found "
+            f"{tensors.path}: expected weights that are not an average (--weights model), found "
             f"only those under {', '.join(shortened([quoted(prefix) for prefix in averages]))}"
         )
     if len(whole) > 1:

@@ -140,7 +140,7 @@ class PublishedSource:
         if any(key.startswith("aligner.") for key in shapes):
             raise CheckpointError(
                 f"{self.directory}: expected the published layout, found Janus-Pro's; "
-                "`unix-jax convert import-janus` makes the start of stage 1 from it"
+                "`unix-jax convert import-janus` creates the initial checkpoint of stage 1 from it"
             )
         stated = dataclasses.replace(self.config, max_latent_size=self._file_latent_size)
         lines, listed = unix_disagreements(stated, self.raw, shapes)
@@ -534,7 +534,7 @@ def import_published(
         copies = published.copies(Path(temporary))
         if published.vae is None:
             warnings.warn(
-                f"{source}: no autoencoder in vae/: the checkpoint writes reports only",
+                f"{source}: no autoencoder in vae/: the checkpoint only supports reports",
                 stacklevel=2,
             )
         leaves, vae_leaves = published.leaves(kind), published.vae_leaves()

@@ -98,7 +98,7 @@ _DDCONFIG = {
     "in_channels": ("in_channels", int),
     "out_ch": ("out_ch", int),
     "z_channels": ("z_channels", int),
-    # Ours: the published code has always 32, and knows no field for it.
+    # Ours: the published code always uses 32, and knows no field for it.
     "norm_groups": ("norm_groups", int),
 }
 _VAE_PARAMS = {
@@ -147,7 +147,7 @@ def _honoured(
         if name in values and values[name] not in accepted:
             raise ConfigError(
                 f"{where}.{name}: expected {' or '.join(map(repr, accepted))} "
-                f"(nothing else is implemented), found {values[name]!r}"
+                f"(nothing else is supported), found {values[name]!r}"
             )
 
 
@@ -315,7 +315,7 @@ def to_published(config: UniXConfig) -> tuple[dict[str, Any], dict[str, Any]]:
         del ddconfig["norm_groups"]
     else:
         warnings.warn(
-            f"vae: norm_groups {config.vae.norm_groups}: the published code has always "
+            f"vae: norm_groups {config.vae.norm_groups}: the published code always uses "
             f"{AutoencoderConfig().norm_groups} and would compute other images; written as "
             "ddconfig.norm_groups, which unix-jax reads back",
             stacklevel=3,

@@ -60,7 +60,9 @@ def summary(path: str | os.PathLike[str], config: UniXConfig, has_vae: bool) -> 
         table.add_row("exported", f"{record['weights']} weights of step {record['step']}")
     for name, count in parameter_counts(config).items():
         missing = name == "autoencoder" and not has_vae
-        table.add_row(name, "absent: reports only" if missing else f"{count:,} parameters")
+        table.add_row(
+            name, "absent: only reports are supported" if missing else f"{count:,} parameters"
+        )
     table.add_row("checksums", _checksums(path))
     return table
 

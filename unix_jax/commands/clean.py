@@ -93,14 +93,14 @@ class Clean:
 
     def _check(self) -> None:
         if self.endpoint is None and self.model is not None and not self.rules_only:
-            raise UniXError("--endpoint: expected an address beside --model, found none")
+            raise UniXError("--endpoint: expected an address together with --model, found none")
         if self.endpoint is not None and self.rules_only:
             raise UniXError("--endpoint: not used with --rules-only; give one of them")
         if self.endpoint is not None and not self.model:
-            raise UniXError("--model: expected a name beside --endpoint, found none")
+            raise UniXError("--model: expected a name together with --endpoint, found none")
         require_least(self, **_LEAST)
         if Path(self.reports).resolve() == Path(self.out).resolve():
-            raise UniXError(f"OUT: expected another file than IN, found {self.out}")
+            raise UniXError(f"OUT: expected a file other than IN, found {self.out}")
 
     def _with_rules(self, source: "ReportSource") -> None:
         from unix_jax.cleaning.run import clean_with_rules, rejected_path
@@ -116,7 +116,7 @@ class Clean:
         for name, count in summary.changed.items():
             print(f"  {name:<12} changed {count}")
         if summary.emptied:
-            print(f"  {summary.emptied} kept one section only: nothing was left of the other")
+            print(f"  {summary.emptied} kept only one section; the other became empty")
 
     def _with_endpoint(self, source: "ReportSource") -> None:
         import asyncio
@@ -133,8 +133,8 @@ class Clean:
         try:
             summary = asyncio.run(self._rewrite(source, how, line))
         except KeyboardInterrupt:
-            line.say(f"what is done is kept in {journal_path(Path(self.out))}; "
-                     "run the same command to go on")  # fmt: skip
+            line.say(f"finished work is kept in {journal_path(Path(self.out))}; "
+                     "run the same command to resume")  # fmt: skip
             raise
         self._tell(summary)
 
@@ -186,7 +186,7 @@ class Clean:
         spent += "" if cost is None else f", cost {cost:.4g}"
         if summary.left:
             raise UniXError(
-                f"--budget-tokens: {self.budget_tokens} are spent ({spent}); {summary.left} "
+                f"--budget-tokens: {self.budget_tokens} are used ({spent}); {summary.left} "
                 "reports are left, what is done is kept: raise the budget and run the same command "
                 "to go on"
             )

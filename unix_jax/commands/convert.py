@@ -29,7 +29,7 @@ Dtype = Literal["keep", "bfloat16", "float32"]
 
 @dataclasses.dataclass(frozen=True)
 class Import:
-    """Convert the published layout to this project's checkpoint (Orbax, config, tokenizer files)."""
+    """Convert the published layout to this project's checkpoint (Orbax, config, tokenizer)."""
 
     source: tyro.conf.Positional[LocalPath]
     """Directory with config.json, model.safetensors and vae/, or a weight file in such a
@@ -294,7 +294,7 @@ def main(arguments: list[str] | None = None, prog: str = "unix-jax convert") -> 
     def text(error: UniXError) -> str:
         if verbose or error.details == str(error):
             return error.details
-        return f"{error}\n--verbose prints the lists in full"
+        return f"{error}\n--verbose prints the complete lists"
 
     return run_command(run, on_error=text, interrupted="interrupted: nothing was written")
 

@@ -80,7 +80,9 @@ class Inspect:
         if self.und_tokens is not None:
             _require_positive("--und-tokens", self.und_tokens)
             if self.tokenizer is None:
-                raise UniXError("--und-tokens: expected --tokenizer DIR beside it, found none")
+                raise UniXError(
+                    "--und-tokens: expected --tokenizer DIR together with it, found none"
+                )
         tokenizer, config = (None, None) if self.tokenizer is None else _tokenizer(self.tokenizer)
         encode = None if tokenizer is None else tokenizer.encode
         source = open_source(self.spec, self.split)
@@ -161,8 +163,8 @@ class Write:
                 count = write_array_records(records, self.out, self.shard_megabytes * 2**20)
                 broken = records.broken
         for error in broken:
-            say(f"left out: {error}", "yellow")
-        print(f"{self.out}: {count} records, {len(broken)} broken rows left out")
+            say(f"skipped: {error}", "yellow")
+        print(f"{self.out}: {count} records, {len(broken)} broken rows skipped")
 
 
 @dataclasses.dataclass
@@ -227,8 +229,7 @@ class Moments:
             first = "; ".join(written.image_warnings[:3])
             more = ", ..." if len(written.image_warnings) > 3 else ""
             say(
-                f"warning: {len(written.image_warnings)} images show next to nothing: "
-                f"{first}{more}",
+                f"warning: {len(written.image_warnings)} images show almost nothing: {first}{more}",
                 "yellow",
             )
 
@@ -270,7 +271,7 @@ class _Rate(ProgressColumn):
 
 @contextlib.contextmanager
 def _progress(verb: str, total: int) -> Iterator[Callable[[], None]]:
-    """A bar on standard error with rate and remaining time; yields the function that advances it."""
+    """A bar on standard error with rate and remaining time; yields what advances it."""
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),

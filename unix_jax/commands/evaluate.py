@@ -289,7 +289,7 @@ class EvaluateImages(_OverData):
         if self.by_pathology and not any(measured):
             raise UniXError(
                 "--by-pathology: expected --rad-dino, --biovil-t, --inception or --radiomics-real "
-                "beside it, found none"
+                "together with it, found none"
             )
         if bool(self.radiomics_real) != bool(self.radiomics_generated):
             raise UniXError("expected --radiomics-real and --radiomics-generated together")
@@ -371,8 +371,7 @@ class EvaluateImages(_OverData):
 
         generated, out = self.generated, Path(self.out)
         assert generated is not None
-        _refuse_changed(self, _OF_GENERATION, "with --checkpoint: images made elsewhere stay as "
-                        "they are")  # fmt: skip
+        _refuse_changed(self, _OF_GENERATION, "with --checkpoint, since it only affects generation")
         if out.resolve().is_relative_to(generated.resolve()):
             raise UniXError(f"--out {out}: expected a directory outside of --generated {generated}")
         source = self._open()
@@ -555,7 +554,7 @@ def _finish(
             with line.over(before, len(items)):
                 work(pipe, share, progress)
         except KeyboardInterrupt:
-            line.say(f"what is done is kept in {out}; run the same command to resume")
+            line.say(f"finished work is kept in {out}; run the same command to resume")
             raise
     wait_for_all(out, total)
 

@@ -201,7 +201,7 @@ class _LoaderIterator(grain.DatasetIterator[tuple[TrainingBatch, BatchInfo]]):
         self._broken += 1
         self._last_errors.append(result.error)
         if is_logged(self._broken):
-            _LOG.warning("broken sample left out (%d so far): %s", self._broken, result.error)
+            _LOG.warning("broken sample skipped (%d so far): %s", self._broken, result.error)
         check_broken(self._loader.data, self._broken, self._seen, list(self._last_errors))
         return None
 
@@ -210,7 +210,7 @@ class _LoaderIterator(grain.DatasetIterator[tuple[TrainingBatch, BatchInfo]]):
         self._warned += 1
         if self._warned & (self._warned - 1) == 0:
             _LOG.warning(
-                "%d image(s) so far show next to nothing, and are trained on; the last: %s: %s",
+                "%d image(s) so far show almost nothing, and are trained on; the last: %s: %s",
                 self._warned, key, problem,
             )  # fmt: skip
 

@@ -301,7 +301,7 @@ class Planner:
     def _too_long(self, cost: Cost) -> str:
         names = ("und tokens", "ViT images", "VAE images")
         return ", ".join(
-            f"{used} {name} where a row holds {held}"
+            f"{used} {name} but a row has at most {held}"
             for name, used, held in zip(names, cost, self._capacity, strict=True)
             if used > held
         )

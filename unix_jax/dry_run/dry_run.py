@@ -129,7 +129,7 @@ class Report:
     def _bound_lines(self) -> list[str]:
         bounds, peak = self.bounds(), peak_flops(self.device)
         if peak is None:
-            return [f"no bounds: what a {self.device.device_kind} can do is not known"]
+            return [f"no bounds: the performance of a {self.device.device_kind} is unknown"]
         each = ", ".join(f"{name} {seconds * 1e3:.0f} ms" for name, seconds in bounds.items())
         longest = max(bounds.values())
         return [
@@ -259,8 +259,8 @@ def _compile(name: str, step: Any, state: Any, batch: TrainingBatch, mesh: Mesh)
             raise
         raise ConfigError(
             f"memory: expected at most {used.group(2)}, found {used.group(1)}: the {name} step "
-            "does not fit into a device; raise accumulation, lower data.rows, or take model.remat "
-            "full"
+            "does not fit into a device; raise accumulation, lower data.rows, or set "
+            "model.remat to full"
         ) from error
 
 

@@ -105,7 +105,7 @@ class CheXbert:
         if self.tokenizer is None:
             raise CheckpointError(
                 f"{self.source}: expected {' or '.join(VOCABULARY_NAMES)} of bert-base-uncased "
-                "beside it, found neither"
+                "in its directory, found neither"
             )
         if cut == "characters":
             reports = [report[:MAX_CHARACTERS] for report in reports]

@@ -33,7 +33,7 @@ def shard_mean(metric: Metric, *rows: Any, shards: int = 1) -> Any:
         raise MetricError(f"shards: expected at least 1, found {shards}")
     fewest = min(len(array) for array in rows)
     if fewest < shards:
-        raise MetricError(f"shards: expected at most {fewest}, a row for each, found {shards}")
+        raise MetricError(f"shards: expected at most {fewest}, one row for each, found {shards}")
     values = []
     for index in range(shards):
         spans = [(_edge(len(a), shards, index), _edge(len(a), shards, index + 1)) for a in rows]

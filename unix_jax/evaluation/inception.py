@@ -98,6 +98,6 @@ def softmax(logits: Float[np.ndarray, "N K"]) -> Float[np.ndarray, "N K"]:
     """
     values = np.asarray(logits, np.float64)
     if not np.isfinite(values).all():
-        raise MetricError("logits: expected finite numbers, found another")
+        raise MetricError("logits: expected finite numbers, found NaN or infinity")
     powers = np.exp(values - values.max(1, keepdims=True))
     return powers / powers.sum(1, keepdims=True)

@@ -104,4 +104,4 @@ def check_reports(**reports: Sequence[Any]) -> None:
             check_texts(**{f"{name}[{index}]": text})
     if len(set(lengths.values())) > 1:
         found = ", ".join(f"{count} {name}" for name, count in lengths.items())
-        raise MetricError(f"reports: expected as many of each, found {found}")
+        raise MetricError(f"reports: expected the same number of each, found {found}")

@@ -319,7 +319,7 @@ def _picture(image: Image.Image | None, caption: str) -> str:
 
 def _warnings(results: Results) -> str:
     rows = [(entry.key, entry.values["warning"]) for entry in results.warned]
-    return _some("Images that show next to nothing", ("item", "the image is"), rows)
+    return _some("Images with almost no content", ("item", "the image is"), rows)
 
 
 def _failures(results: Results) -> str:

@@ -179,7 +179,7 @@ def images_made_elsewhere(
         generated = generated / GENERATIONS
     table = not generated.is_dir()
     if root is not None and not table:
-        raise DataError(f"{root}: expected --generated-root beside a table, found a folder")
+        raise DataError(f"{root}: expected --generated-root only with a table, found a folder")
     rows = list(_rows(generated, root) if table else _files(generated))
     if not rows:
         raise DataError(f"{generated}: expected images {', '.join(SUFFIXES)}, found none")

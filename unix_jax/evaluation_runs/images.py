@@ -131,7 +131,7 @@ def draw_images(
         record = source[index]
         captions = captions_of(record)
         if not captions:
-            raise DataError(f"{record.key}: expected a text to draw from, found none")
+            raise DataError(f"{record.key}: expected a text to generate from, found none")
         if record.image is not None:
             record_image(record)
         return record.key, captions[0]

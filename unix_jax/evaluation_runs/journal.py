@@ -79,10 +79,10 @@ def read_entries(directory: Path) -> dict[int, Entry]:
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 raise UniXError(
                     f"{path}: line {number}: expected an item's outcome in JSON; "
-                    "remove the line to do that item again"
+                    "remove the line to compute that item again"
                 ) from None
             if entry.index in found:
-                raise UniXError(f"{path}: line {number}: item {entry.index} is there twice")
+                raise UniXError(f"{path}: line {number}: item {entry.index} occurs twice")
             found[entry.index] = entry
     return dict(sorted(found.items()))
 
@@ -91,7 +91,7 @@ def remember(directory: Path, settings: Mapping[str, Any]) -> None:
     """Writes the settings of a new directory; compares them with those of one that exists.
 
     Raises:
-      UniXError: the directory was begun with others, is not one of this program, or cannot be
+      UniXError: the directory was started with others, is not one of this program, or cannot be
         written.
     """
     path = directory / SETTINGS
@@ -102,7 +102,9 @@ def remember(directory: Path, settings: Mapping[str, Any]) -> None:
             raise UniXError(f"{path}: {_difference(found, wanted)}")
         return
     if any(directory.glob(_PATTERN)):
-        raise UniXError(f"{path}: no such file beside {_PATTERN}; name another --out")
+        raise UniXError(
+            f"{path}: expected this file together with {_PATTERN}, found none; choose another --out"
+        )
     try:
         with atomic_write(path) as temporary:
             write_json(temporary, wanted)
@@ -112,13 +114,13 @@ def remember(directory: Path, settings: Mapping[str, Any]) -> None:
 
 def _difference(found: Any, wanted: dict[str, Any]) -> str:
     if not isinstance(found, dict):
-        return "expected settings of an evaluation; name another --out"
+        return "expected settings of an evaluation; choose another --out"
     names = [n for n in (*wanted, *found) if found.get(n) != wanted.get(n)]
     differing = ", ".join(
         f"{name} {json.dumps(found.get(name))} (now {json.dumps(wanted.get(name))})"
         for name in dict.fromkeys(names)
     )
-    return f"was begun with {differing}; use the same, or name another --out"
+    return f"was started with {differing}; use the same settings, or choose another --out"
 
 
 def _line(entry: Entry) -> bytes:

@@ -46,7 +46,7 @@ class RadiomicsTables:
         """What was left out."""
         return [
             f"{one.path}: {one.skipped} of {one.skipped + len(one.rows)} rows have a missing value "
-            "and are left out"
+            "and are skipped"
             for one in (self.real, self.generated)
             if one.skipped
         ]

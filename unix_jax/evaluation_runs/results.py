@@ -172,7 +172,7 @@ def counts(results: Results) -> str:
     done = _DONE[results.kind]
     parts = [f"{results.scored} of {results.items} items {done}"]
     if rest:
-        parts.append(f"{rest} have nothing to be compared with")
+        parts.append(f"{rest} have nothing to compare with")
     if results.failures:
         parts.append(f"{len(results.failures)} failed")
     return ", ".join(parts)
@@ -182,7 +182,7 @@ def warned(results: Results) -> str:
     """How many images show next to nothing, and the first of them."""
     first = "; ".join(f"{one.key}: {one.values['warning']}" for one in results.warned[:3])
     more = ", ..." if len(results.warned) > 3 else ""
-    return f"{len(results.warned)} of the images show next to nothing: {first}{more}"
+    return f"{len(results.warned)} of the images show almost nothing: {first}{more}"
 
 
 def number(value: float) -> str:

@@ -95,7 +95,7 @@ def _by_key(texts: Texts) -> dict[str, str]:
     found = dict(zip(texts.keys, texts.reports, strict=True))
     if len(found) < len(texts.keys):
         twice = next(key for key in found if list(texts.keys).count(key) > 1)
-        raise DataError(f"{texts.file}: key {twice!r} is there twice")
+        raise DataError(f"{texts.file}: key {twice!r} occurs twice")
     return found
 
 

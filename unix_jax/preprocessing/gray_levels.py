@@ -28,10 +28,10 @@ _BETWEEN = 0.1
 
 
 def gray_level_problem(image: Image.Image) -> str:
-    """What is wrong with an image's gray levels ("nearly black (...)"); "" if nothing is.
+    """The problem of an image's gray levels ("nearly black (...)"); "" if there is none.
 
     Args:
-      image: of mode RGB or L, before any padding; it stays as it is.
+      image: of mode RGB or L, before any padding; it is not modified.
     """
     gray = image.convert("L")
     # Nearest: averages would fill a gap between black and white.

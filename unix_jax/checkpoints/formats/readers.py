@@ -81,7 +81,7 @@ def _open_file(path: Path, wanted: str | None, known: frozenset[str]) -> TensorS
         if start.startswith(ZIP_START) or start.startswith(LEGACY_START):
             return TorchFile(file, wanted, known)
         if start.startswith(b"version https://git-lfs"):
-            raise CheckpointError(f"{path}: is a Git LFS pointer; fetch the file itself first")
+            raise CheckpointError(f"{path}: is a Git LFS pointer; download the file itself first")
         if path.suffix in _PICKLE_SUFFIXES and start[8:9] != b"{":
             raise CheckpointError(
                 f"{path}: expected a file of torch.save (a zip, or torch's older format), "

@@ -102,7 +102,7 @@ def _header(file: MappedFile) -> tuple[dict[str, Any], int]:
     length = int.from_bytes(file.bytes(0, 8), "little")
     if length > MAX_HEADER_BYTES:
         raise CheckpointError(
-            f"{path}: not a safetensors file, or not one of weights: header length {length}, "
+            f"{path}: not a safetensors file of weights: header length {length}, "
             f"expected at most {MAX_HEADER_BYTES} bytes"
         )
     if length > file.size - 8:
@@ -112,7 +112,7 @@ def _header(file: MappedFile) -> tuple[dict[str, Any], int]:
         )
     text = file.bytes(8, length)
     if not text.startswith(b"{"):
-        raise CheckpointError(f"{path}: not a safetensors file: the header is no JSON object")
+        raise CheckpointError(f"{path}: not a safetensors file: the header is not a JSON object")
     return parse_json_object(path, text, "safetensors header"), 8 + length
 
 
@@ -214,13 +214,13 @@ def _check_cover(path: Path, spans: dict[str, tuple[int, int]], available: int) 
     for key, (begin, end) in sorted(spans.items(), key=lambda item: item[1]):
         if end > available:
             raise CheckpointError(
-                f"{path}: {quoted(key)}: truncated or wrong: its data end at byte {end}, "
+                f"{path}: {quoted(key)}: truncated or wrong: its data ends at byte {end}, "
                 f"but the file holds {available} bytes of data"
             )
         if begin != position:
             fault = "overlap the tensor before them" if begin < position else "leave a gap"
             raise CheckpointError(
-                f"{path}: {quoted(key)}: its data begin at byte {begin}, expected {position}: "
+                f"{path}: {quoted(key)}: its data begins at byte {begin}, expected {position}: "
                 f"they {fault}"
             )
         position = end

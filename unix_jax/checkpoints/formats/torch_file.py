@@ -385,7 +385,7 @@ def _chosen(path: Path, found: list[_Nest], wanted: str | None) -> tuple[_Nest, 
     weights = [nest for nest in whole if not nest.averaged]
     if wanted == "model" and not weights:
         raise CheckpointError(
-            f"{path}: expected weights that are no average (--weights model), "
+            f"{path}: expected weights that are not an average (--weights model), "
             f"found {', '.join(shortened([str(nest) for nest in averages]))}"
         )
     answering = [nest for nest in found if wanted is not None and nest.answers(wanted)]
@@ -412,7 +412,7 @@ def _best(path: Path, candidates: list[_Nest]) -> _Nest:
     best = [nest for nest in candidates if nest.fit == most]
     if len(best) > 1:
         raise CheckpointError(
-            f"{path}: expected one set of weights, found {len(best)} that fit equally: "
+            f"{path}: expected one set of weights, found {len(best)} that match equally well: "
             f"{', '.join(shortened([str(nest) for nest in best]))}; name one with --weights NAME "
             "of `unix-jax convert`, or save it alone"
         )
@@ -457,7 +457,7 @@ def _view(path: Path, key: str, tensor: Tensor, storages: dict[str, ByteRange]) 
     if type_name not in table:
         raise CheckpointError(f"{name}: type {quoted(type_name)} is not supported")
     if not _sizes(tensor.shape) or not _sizes(tensor.stride) or not _sizes([tensor.offset]):
-        raise CheckpointError(f"{name}: its shape, strides or offset are no sizes")
+        raise CheckpointError(f"{name}: its shape, strides or offset are not valid sizes")
     info = TensorInfo(tuple(tensor.shape), table[type_name])
     stride = tuple(tensor.stride)
     if len(stride) != len(info.shape) or not fits_in_numpy(info):

@@ -140,7 +140,7 @@ def find_weights(
     }
     if wanted == "model" and not kinds[False] and kinds[True]:
         raise CheckpointError(
-            f"{directory}: expected weights that are no average (--weights model), "
+            f"{directory}: expected weights that are not an average (--weights model), "
             f"found {', '.join(shortened([files.name for files in kinds[True]]))}"
         )
     candidates = kinds[wanted == "ema"] or kinds[wanted != "ema"]
@@ -254,7 +254,7 @@ def read_weight_map(path: Path) -> dict[str, str]:
     for key, name in table.items():
         if not isinstance(name, str) or not _is_plain_name(name):
             raise CheckpointError(
-                f"{path}: {quoted(key)}: expected the name of a shard beside the index, "
+                f"{path}: {quoted(key)}: expected the name of a shard in the index's directory, "
                 f"found {quoted(name)}"
             )
     return table

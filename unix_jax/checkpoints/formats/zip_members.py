@@ -46,7 +46,7 @@ def zip_members(file: MappedFile) -> dict[str, zipfile.ZipInfo]:
     # What zipfile raises on a broken central directory, as fuzzing found.
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:
         raise CheckpointError(
-            f"{path}: is not a whole zip file (truncated?): {str(error)[:200]}"
+            f"{path}: is not a complete zip file (truncated?): {str(error)[:200]}"
         ) from error
     result: dict[str, zipfile.ZipInfo] = {}
     for member in members:
@@ -92,7 +92,7 @@ def require_crc(name: str, expected: int, found: int) -> None:
     if expected != found:
         raise CheckpointError(
             f"{name}: content changed since the file was written: expected CRC-32 {expected} (in "
-            f"the zip), found {found}; fetch the file again"
+            f"the zip), found {found}; download the file again"
         )
 
 

@@ -178,7 +178,7 @@ class CsvSource:
         if len(kept) < len(self._rows):
             warnings.warn(
                 f"{self._file}: {len(self._rows) - len(kept)} of {len(self._rows)} rows have an "
-                f"{_PROMPT} that an earlier row has; they are left out",
+                f"{_PROMPT} that an earlier row has; they are skipped",
                 stacklevel=3,
             )
         return np.array(kept, np.int64)

@@ -129,7 +129,7 @@ class MimicSource:
             why = f" ({unknown} have no valid StudyDate and StudyTime)" if unknown else ""
             warnings.warn(
                 f"{self._metadata}: pairs: {len(rows) - len(previous)} of {len(rows)} images have "
-                f"no image of a similar view in an earlier study and are left out{why}",
+                f"no image of a similar view in an earlier study and are skipped{why}",
                 stacklevel=4,
             )
         return previous
@@ -146,7 +146,7 @@ class MimicSource:
             )
         alone = sum(study not in studies for study in texts)
         found = [
-            f"{len(rows) - len(kept)} of {len(rows)} images have no report in it and are left out"
+            f"{len(rows) - len(kept)} of {len(rows)} images have no report in it and are skipped"
             if len(kept) < len(rows) else "",
             f"{alone} of its {len(texts)} reports belong to no image of {self._metadata.name}"
             if alone else "",

@@ -38,7 +38,7 @@ def rows_of_split(splits: Sequence[str | None], split: str, where: str) -> Chose
     without = sum(found == "" for found in splits)
     if without:
         warnings.warn(
-            f"{where}: {without} of {len(splits)} rows name no split; they are left out of "
+            f"{where}: {without} of {len(splits)} rows have no split and are not in "
             f"split {split!r}",
             stacklevel=2,
         )

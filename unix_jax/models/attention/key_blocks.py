@@ -1,5 +1,7 @@
-"""Blocks of keys and values with their visibility. Letters: B batch, S keys, K key-value heads, H
-head_dim."""
+"""Blocks of keys and values with their visibility.
+
+Letters: B batch, S keys, K key-value heads, H head_dim.
+"""
 
 from typing import Self
 

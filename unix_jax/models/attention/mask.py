@@ -1,4 +1,7 @@
-"""The attention mask as a rule over token metadata. Letters: B batch, N tokens, T queries, S keys."""
+"""The attention mask as a rule over token metadata.
+
+Letters: B batch, N tokens, T queries, S keys.
+"""
 
 from collections.abc import Sequence
 
