@@ -18,10 +18,10 @@ class Instructions:
     """Instructions by the sections of the report; each list has at least one sentence.
 
     findings_and_impression: for reports with both sections. Its first sentence is the default for
-    reports. The list is also used for references without headings, whose sections are unknown.
-    findings: for reports with FINDINGS alone. impression: for reports with IMPRESSION alone. The
-    original's evaluation has no such item; an instruction that asks for both sections would teach a
-    model to omit one of them.
+      reports. The list is also used for references without headings, whose sections are unknown.
+    findings: for reports with FINDINGS alone.
+    impression: for reports with IMPRESSION alone. The original's evaluation has no such item; an
+      instruction that asks for both sections would teach a model to omit one of them.
     """
 
     findings_and_impression: tuple[str, ...] = (

@@ -89,7 +89,7 @@ def names_an_address(value: Any) -> bool:
 
 
 async def _checked_message(receive: Receive) -> tuple[Receive, tuple[int, str] | None]:
-    """The message as it was, to be received again, and why it is refused."""
+    """The message, to be received again, and the reason for a refusal."""
     body = b""
     while True:
         part = await receive()

@@ -248,7 +248,7 @@ def _reading(actions: Actions, example: Example) -> Any:
 
 
 def _readable_examples(actions: Actions) -> list[tuple[Example, str]]:
-    """Examples with small pictures; whichever cannot be read is left out."""
+    """Examples with small images; unreadable ones are skipped."""
     found = []
     for example in example_xrays():
         try:
@@ -261,7 +261,7 @@ def _readable_examples(actions: Actions) -> list[tuple[Example, str]]:
 
 
 def _example_pictures(examples: list[tuple[Example, str]]) -> str:
-    """Each example's picture on its button, which keeps its name as a text."""
+    """Each example's image on its button, which keeps its name as a text."""
     rules = (
         f"#example-{i} {{ background-image: url({address}); }}"
         for i, (_, address) in enumerate(examples)

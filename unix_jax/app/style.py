@@ -75,7 +75,7 @@ def require_gradio() -> Any:
 
 
 def theme() -> Any:
-    """The library's plain theme without fonts from elsewhere."""
+    """Gradio's plain theme without external fonts."""
     import gradio
 
     sans = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]

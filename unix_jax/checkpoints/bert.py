@@ -134,7 +134,7 @@ def check_chexbert(config: BertConfig, tensors: TensorSource) -> tuple[Entry, ..
     """The table that fits the file, compared with its tensors before any is read.
 
     Raises:
-      CheckpointError: all keys that are missing, unexpected or mis-shaped, in one listing.
+      CheckpointError: all keys that are missing, unexpected or wrongly shaped, in one listing.
     """
     keys = tensors.keys()
     prefix = _PREFIX if any(key.startswith(_PREFIX) for key in keys) else ""
@@ -159,7 +159,7 @@ def load_chexbert(
     Args:
       path: `chexbert.pth`, or its directory. A `config.json` beside it is read; without one the
         sizes are those of bert-base-uncased, as the published file's are.
-      dtype: floating type to cast to; None keeps that of the file.
+      dtype: floating-point dtype to cast to; None keeps that of the file.
       shardings: None, one `Sharding`, or a nested tree of them.
 
     Raises:

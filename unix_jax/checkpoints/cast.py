@@ -23,7 +23,7 @@ def cast(
 ) -> None:
     """Writes a copy atomically, array by array, with the files of the source beside the weights.
 
-    The tensors that an import keeps for a bit-exact export are left out: the bits are not the
+    The tensors that an import keeps for a bit-exact export are omitted: the bits are not the
     published ones any more.
 
     Args:
@@ -32,7 +32,7 @@ def cast(
       dtype: `bfloat16`, `float32`, or `keep`, of the model's parameters.
       vae_dtype: likewise, of the autoencoder's.
       allow_non_finite: write weights that are NaN or infinite, or too large for the type.
-      progress: called with (bytes since the last call, bytes in all).
+      progress: called with (bytes since the last call, total bytes).
 
     Raises:
       UniXError: the source is broken, `out` exists or cannot be written, an unknown type,

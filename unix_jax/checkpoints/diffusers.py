@@ -138,7 +138,7 @@ class DiffusersFolder:
         """(rows, columns) of the latents that the U-Net was trained for; 64 x 64 if not said.
 
         Raises:
-          ConfigError: `sample_size` is no size.
+          ConfigError: `sample_size` is not a size.
         """
         found = self._fields("unet").take("sample_size")
         sides = [64 if found is None else found] * 2 if not isinstance(found, list) else found
@@ -204,7 +204,7 @@ class DiffusersFolder:
 
         Raises:
           CheckpointError: there are no weights, they are broken, or keys are missing, unexpected
-            or mis-shaped: all in one listing.
+            or wrongly shaped: all in one listing.
         """
         directory = self.path / part
         if not directory.is_dir():

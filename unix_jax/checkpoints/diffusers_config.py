@@ -81,7 +81,7 @@ class Fields:
     """One JSON object whose fields are taken one by one; what is left over is an error.
 
     Raises:
-      ConfigError: the file is missing, broken or no JSON object.
+      ConfigError: the file is missing, broken or not a JSON object.
     """
 
     def __init__(self, raw: Any, source: str):

@@ -48,7 +48,7 @@ def export_published(
       path: a checkpoint directory of this project, or that of a training run.
       out: a new directory.
       allow_non_finite: write weights that are NaN or infinite.
-      progress: called with (bytes since the last call, bytes in all).
+      progress: called with (bytes since the last call, total bytes).
 
     Raises:
       UniXError: the checkpoint is broken, its weights are not finite, or `out` exists or cannot
@@ -165,7 +165,7 @@ def _default_layout(
 def check_layout(
     layout: Any, available: Mapping[str, FileTensor], directory: Path
 ) -> list[tuple[dict[str, Any], list[Written]]]:
-    """The files to write; index.json comes from a disk, so nothing in it is taken on trust."""
+    """The files to write; index.json comes from a disk, so nothing in it is trusted."""
     where = directory / "index.json"
 
     def need(condition: bool, what: str) -> None:

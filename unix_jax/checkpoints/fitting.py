@@ -49,7 +49,7 @@ def check_vae_counts(vae: AutoencoderConfig, leaves: Mapping[str, Leaf], source:
 
 
 def check_leaves(found: Mapping[str, Any], expected: Mapping[str, Any], source: str) -> None:
-    """Raises one CheckpointError that lists all missing, unexpected and mis-shaped leaves."""
+    """Raises one CheckpointError that lists all missing, unexpected and wrongly shaped leaves."""
     missing = {name: expected[name].shape for name in expected if name not in found}
     unexpected = {name: found[name].shape for name in found if name not in expected}
     shapes = {

@@ -84,7 +84,7 @@ def import_janus(
       source: a directory with `config.json`, weights (`pytorch_model.bin`, `model.safetensors`,
         or shards of either) and tokenizer files; or a weight file in it.
       out: a new directory.
-      dtype: `keep`, or the floating type of the parameters.
+      dtype: `keep`, or the floating-point dtype of the parameters.
       vae: the autoencoder's weight file, or a directory with it and its `config.yaml`; without
         it the checkpoint has no autoencoder.
       max_latent_size: side of the latent position table in tokens; by default the published one.
@@ -93,7 +93,7 @@ def import_janus(
       allow_non_finite: write weights that are NaN or infinite.
       weights: `model`, `ema`, a name or a weight file, as of `import_published`; of the weights
         of Janus-Pro only.
-      progress: called with (bytes since the last call, bytes in all).
+      progress: called with (bytes since the last call, total bytes).
 
     Raises:
       UniXError: the source is broken or does not fit its configuration, or `out` exists.

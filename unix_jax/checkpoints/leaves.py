@@ -235,7 +235,7 @@ def place_tree(
 
     Args:
       leaves: by path.
-      dtype: floating type to cast to; None keeps each leaf's own.
+      dtype: floating-point dtype to cast to; None keeps each leaf's own.
       shardings: None, one `Sharding` for all leaves, or a nested tree of them.
       progress: called with the bytes read of each leaf.
       source: where the leaves come from, for the error.

@@ -41,9 +41,9 @@ def load_model(
     Args:
       path: a converted checkpoint, a directory in the published layout, or that of a training run,
         whose export is meant.
-      dtype: floating type to cast to; None keeps that of the files.
+      dtype: floating-point dtype to cast to; None keeps that of the files.
       vae_dtype: that of the autoencoder, float32 unless said otherwise: it is small, always
-        frozen, and bfloat16 shows in its pictures.
+        frozen, and bfloat16 shows in its images.
       shardings: where each parameter goes; None puts all on the default device.
       allow_non_finite: accept weights that are NaN or infinite.
 

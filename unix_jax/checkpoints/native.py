@@ -267,7 +267,7 @@ def load_params(
 
     Args:
       path: a checkpoint directory.
-      dtype: floating type to cast to on load; None keeps the type on disk.
+      dtype: floating-point dtype to cast to on load; None keeps the type on disk.
       shardings: None (the default device), one `jax.sharding.Sharding`, or a nested tree of them;
         a device reads only the chunks that overlap its own part.
       allow_non_finite: accept weights that are NaN or infinite.

@@ -134,7 +134,7 @@ class PublishedSource:
 
         Raises:
           CheckpointError: they disagree; the message lists every disagreement, missing,
-            unexpected and mis-shaped key, with the expected and the found shape.
+            unexpected and wrongly shaped key, with the expected and the found shape.
         """
         shapes = {key: info.shape for key, info in infos(self.tensors).items()}
         if any(key.startswith("aligner.") for key in shapes):
@@ -481,10 +481,10 @@ def file_layout(
 
 
 def parse_dtype(name: str) -> np.dtype | None:
-    """`keep` -> None; `bfloat16`, `float32` (any floating type) -> its dtype.
+    """`keep` -> None; `bfloat16`, `float32` (any floating-point dtype) -> its dtype.
 
     Raises:
-      ConfigError: no floating type of that name.
+      ConfigError: no floating-point dtype of that name.
     """
     if name == "keep":
         return None
@@ -512,14 +512,14 @@ def import_published(
     Args:
       source: the published directory, or a weight file in it.
       out: a new directory.
-      dtype: `keep`, with which `export_published` gives back every bit, or the floating type of
-        the model's parameters. The autoencoder and the unused tensors keep their types.
+      dtype: `keep`, with which `export_published` gives back every bit, or the floating-point dtype
+        of the model's parameters. The autoencoder and the unused tensors keep their types.
       allow_non_finite: write weights that are NaN or infinite.
       weights: `model` or `ema`, where a file, entry or prefix holds an average beside the weights,
         the name of an entry or a prefix in a weight file, or a weight file. By default the weights,
         and the average where there is nothing else.
       max_latent_size: side of the latent position table in tokens, at least the checkpoint's.
-      progress: called with (bytes since the last call, bytes in all).
+      progress: called with (bytes since the last call, total bytes).
 
     Raises:
       UniXError: the source is broken or does not fit its configuration, `out` exists, or weights
@@ -575,12 +575,12 @@ def load_published(
 
     Args:
       source: the published directory, or a weight file in it.
-      dtype: floating type of the parameters; None keeps the file's.
+      dtype: floating-point dtype of the parameters; None keeps the file's.
       shardings: None, one `Sharding`, or a nested tree of them, for the UniX parameters.
       vae_dtype: likewise for the autoencoder.
       vae_shardings: likewise for the autoencoder.
       allow_non_finite: accept weights that are NaN or infinite.
-      progress: called with (bytes since the last call, bytes in all).
+      progress: called with (bytes since the last call, total bytes).
 
     Returns:
       The configuration, the UniX parameters, and the autoencoder's (None if there is none).

@@ -1,5 +1,5 @@
 """`unix-jax data`: looks into a source of records, writes it as ArrayRecord, and writes
-the autoencoder's moments of its pictures.
+the autoencoder's moments of its images.
 
 Errors that an input caused are one line on standard error and exit code 1; Ctrl-C is 130.
 """

@@ -132,7 +132,7 @@ class DataConfig:
         """(height, width) of a VAE image in latent tokens.
 
         Raises:
-          ConfigError: the size is no multiple of a token's, or larger than the position table.
+          ConfigError: the size is not a multiple of a token's, or larger than the position table.
         """
         side = config.latent_downsample
         for field in ("vae_height", "vae_width"):

@@ -1,7 +1,8 @@
 """Compiles the steps of a run without running them, and reports the memory and time they need.
 
 Nothing is allocated and only the sizes are read: the data, the tokenizer and the weights are not
-needed, and with a topology the TPUs are not needed either. Letters: B rows.
+needed, and with a topology the TPUs are not needed either.
+Letters: B rows.
 """
 
 import dataclasses

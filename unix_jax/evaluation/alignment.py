@@ -3,8 +3,8 @@
 The networks are those of the package `hi-ml-multimodal`, in PyTorch; the user supplies weights and
 vocabulary, which are read without executing anything. The package's own preprocessing is
 reimplemented here: its tokenizer calls no longer exist in current `transformers`, and its image
-reader only accepts paths. Source: Bannur et al., arXiv 2301.04558. Letters: N pairs, E width of an
-embedding.
+reader only accepts paths.
+Source: Bannur et al., arXiv 2301.04558. Letters: N pairs, E width of an embedding.
 """
 
 import dataclasses
@@ -55,9 +55,9 @@ def cosine_similarities(
 
 
 def biovil_image(image: Image.Image) -> Float[np.ndarray, "3 448 448"]:
-    """The image network's input of an RGB picture: gray, its range stretched to [0, 1].
+    """The image network's input of an RGB image: gray, its range scaled to [0, 1].
 
-    The shorter side becomes 512 (bilinear, antialias), then the centre is cut out. A picture of
+    The shorter side becomes 512 (bilinear, antialias), then the centre is cropped. An image of
     one gray level is black.
     """
     pixels = np.asarray(image, np.float64)
@@ -123,10 +123,10 @@ class BioViLT:
     def scores(
         self, images: Iterable[ImageSource], texts: Sequence[str], *, batch_size: int = 16
     ) -> Float[np.ndarray, " N"]:
-        """The cosine of each picture and its text.
+        """The cosine of each image and its text.
 
         Raises:
-          ImageError: a picture cannot be read. MetricError: not as many of each.
+          ImageError: an image cannot be read. MetricError: not as many of each.
         """
         check_reports(texts=texts)
         pictures = self.image_embeddings(images, batch_size=batch_size)
@@ -137,7 +137,7 @@ class BioViLT:
     def image_embeddings(
         self, images: Iterable[ImageSource], *, batch_size: int = 16
     ) -> Float[np.ndarray, "N E"]:
-        """The projected global embedding of each picture, not normalised."""
+        """The projected global embedding of each image, not normalised."""
         torch = require("torch", _PURPOSE, _PACKAGE)
         embeddings: list[np.ndarray] = []
         for batch in batches((biovil_image(load_image(image)) for image in images), batch_size):

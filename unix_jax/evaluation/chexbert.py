@@ -42,7 +42,7 @@ class CheXbert:
         Args:
           path: the file, or its directory. Beside it lie `vocab.txt` or `tokenizer.json` of
             bert-base-uncased, and `config.json` if the sizes are others.
-          dtype: floating type of weights and arithmetic; None takes the file's, float32.
+          dtype: floating-point dtype of weights and arithmetic; None takes the file's, float32.
 
         Raises:
           CheckpointError, ConfigError: a file is missing or broken, or they do not fit each other.
@@ -82,7 +82,7 @@ class CheXbert:
           0 blank, 1 positive, 2 negative, 3 uncertain.
 
         Raises:
-          CheckpointError: there is no vocabulary beside the weights.
+          CheckpointError: the directory of the weights has no vocabulary.
           MetricError: not strings, or another `cut` or `batch_size`.
         """
         ids = self.encode(reports, cut=cut)

@@ -1,8 +1,8 @@
 """Inception-v3 features by the package `torch-fidelity`, for FID, KID and the Inception score.
 
 The network is that of the benchmark, which uses it from the same package through torchmetrics. The
-user supplies the weights, which are read without executing anything in them. Letters: N images, K
-classes.
+user supplies the weights, which are read without executing anything in them.
+Letters: N images, K classes.
 """
 
 import dataclasses

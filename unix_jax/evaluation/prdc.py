@@ -1,7 +1,7 @@
 """Precision, recall, density and coverage of generated features, computed in blocks of distances.
 
-Source: Naeem et al., arXiv 2002.09797; Kynkäänniemi et al., arXiv 1904.06991. Letters: N real rows,
-M fake rows, D columns, k neighbours.
+Source: Naeem et al., arXiv 2002.09797; Kynkäänniemi et al., arXiv 1904.06991.
+Letters: N real rows, M fake rows, D columns, k neighbours.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ def prdc(real: Any, fake: Any, k: int = 5) -> dict[str, float]:
     """How well fake features cover the real ones, and lie among them.
 
     A row's ball reaches to its k-th nearest other row of its own set, and is open: a distance
-    equal to the radius, but for rounding, is outside.
+    equal to the radius, except for rounding, is outside.
 
     Args:
       real, fake: features [N, D] and [M, D]; arrays on disk (`np.memmap`) are read by blocks.

@@ -3,8 +3,9 @@
 The benchmark's definition: 2-D radiomics features of pyradiomics, without shape features. Random
 rows of the larger set are removed until both sets have the same number. Every feature is
 standardised by the mean and standard deviation of the real set. The result is the logarithm of the
-Fréchet distance. Source: Konz et al., arXiv 2412.01496; CheXGenBench, arXiv 2505.10496. Letters: N,
-M rows, D columns.
+Fréchet distance.
+Source: Konz et al., arXiv 2412.01496; CheXGenBench, arXiv 2505.10496. Letters: N, M rows, D
+columns.
 """
 
 import numpy as np
@@ -23,7 +24,7 @@ def radiomics_distance(
 ) -> float:
     """The logarithm of the Fréchet distance of features standardised by the real set.
 
-    Columns that are constant in the real set are left out.
+    Columns that are constant in the real set are skipped.
 
     Raises:
       MetricError: not finite numbers of one width, fewer than two rows, no column that varies, or

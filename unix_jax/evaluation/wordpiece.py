@@ -19,7 +19,7 @@ class WordPiece:
     Text never becomes a control token: "[SEP]" in a report is encoded as its characters.
 
     Raises:
-      CheckpointError: the file is no vocabulary of BERT, or lacks a control token.
+      CheckpointError: the file is not a vocabulary of BERT, or lacks a control token.
     """
 
     def __init__(self, path: str | Path):
@@ -53,7 +53,7 @@ class WordPiece:
         What is too long loses its end; [SEP] stays last.
 
         Raises:
-          MetricError: a text is no valid Unicode (a lone surrogate).
+          MetricError: a text is not valid Unicode (a lone surrogate).
         """
         try:
             encoded = self._backend.encode_batch(list(texts), add_special_tokens=False)

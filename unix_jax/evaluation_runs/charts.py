@@ -16,7 +16,7 @@ class Bar:
 
     low, high: the interval, or None.
     reported: the paper's figure, drawn as a mark.
-    note: stands behind the number, or in its place.
+    note: text after the number, or instead of it.
     """
 
     label: str

@@ -22,7 +22,7 @@ FOLDER = "images"
 
 @dataclasses.dataclass(frozen=True)
 class DrawingSettings:
-    """How pictures are drawn; as `UniXPipeline.generate_image`.
+    """How images are drawn; as `UniXPipeline.generate_image`.
 
     size: both sides in pixels; None is the model's own.
     seed: with an item's number, gives the seed of its noise.
@@ -103,7 +103,7 @@ def item_seed(seed: int, index: int) -> int:
 
 
 def picture_name(index: int) -> str:
-    """Where an item's picture is, below the directory of the run."""
+    """Where an item's image is, below the directory of the run."""
     return f"{FOLDER}/{index:06d}.png"
 
 
@@ -117,10 +117,10 @@ def draw_images(
     share: Share | None = None,
     progress: Progress = lambda count: None,
 ) -> None:
-    """Draws a picture from each record's first caption into `out`, and notes it in the journals.
+    """Draws an image from each record's first caption into `out`, and notes it in the journals.
 
     A record without a text, or whose own image is broken, is recorded as failed; one without an
-    image is drawn all the same. The entry of a picture that shows next to nothing (`gray_levels`)
+    image is drawn all the same. The entry of an image that shows almost nothing (`gray_levels`)
     has a `warning`.
 
     Raises:

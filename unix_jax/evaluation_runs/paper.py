@@ -19,7 +19,7 @@ REPORTS: Mapping[str, float] = {
     "uncertain_as_positive_macro_f1": 0.355,
     "uncertain_as_positive_f1_top5_macro": 0.498,
 }
-# By side of the picture in pixels.
+# By side of the image in pixels.
 IMAGES: Mapping[int, Mapping[str, float]] = {
     512: {
         "FD": 54.022,

@@ -74,7 +74,7 @@ def read_radiomics(path: Path) -> Radiomics:
     """Features of a .npy array [images, features], or of a table as the benchmark writes it.
 
     In a table each row is an image; columns that hold no numbers (`img_fname`, diagnostics), and
-    shape features, are left out, and so are rows with an empty cell.
+    shape features, are skipped, and so are rows with an empty cell.
 
     Raises:
       DataError: the file cannot be read, or has no such numbers.
@@ -121,7 +121,7 @@ def _array(path: Path) -> np.ndarray:
 
 
 def _numbers(cells: Sequence[str]) -> np.ndarray | None:
-    """A column as numbers, not-a-number for an empty cell; None if it has none, or texts."""
+    """A column as numbers, NaN for an empty cell; None if it has none, or texts."""
     try:
         values = np.array([float(cell) if cell.strip() else np.nan for cell in cells])
     except ValueError:

@@ -143,7 +143,8 @@ def summarise_texts(
     settings: Mapping[str, Any],
     how: ReportMetrics,
 ) -> Results:
-    """Scores (key, prediction, reference) of reports made elsewhere; writes into `out`, if any.
+    """Scores (key, prediction, reference) of reports from other software; writes into `out`, if
+    any.
 
     Raises:
       UniXError: as `summarise_reports`.
@@ -191,7 +192,7 @@ def _cases(
     references: Sequence[str],
     picture: Callable[[int], Image.Image | None] = lambda index: None,
 ) -> tuple[list[Case], list[Case]]:
-    """(worst, best) reports with their pictures, the worst and the best first."""
+    """(worst, best) reports with their images, the worst and the best first."""
     if not scores.rows:
         return [], []
     values = scores.rows[scores.ranked_by]
@@ -208,7 +209,7 @@ def _cases(
 
 
 def write_predictions(path: Path, entries: Sequence[Entry]) -> None:
-    """One JSON object a report, in the order of the source; `evaluate score` reads it."""
+    """One JSON object per report, in the order of the source; `evaluate score` reads it."""
     with atomic_write(path) as temporary, temporary.open("w", encoding="ascii") as lines:
         for entry in entries:
             lines.write(json.dumps({"key": entry.key, **entry.values}) + "\n")

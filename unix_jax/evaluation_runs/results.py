@@ -24,7 +24,7 @@ _DONE = {"reports": "scored", "images": "generated", "generated": "measured"}
 class Results:
     """Figures of one evaluation.
 
-    kind: `reports`; `images` of a model's run, or `generated` images, made elsewhere.
+    kind: `reports`; `images` of a model's run, or `generated` images, from other software.
     settings: as remembered in the directory.
     scoring: how the figures were computed.
     items: in the source; scored: those that the figures are of. What is neither scored nor failed
@@ -34,7 +34,7 @@ class Results:
     groups: figures by pathology, by name of the figure.
     not_computed: why a metric is missing, by its name.
     paper: the paper's own figures, by name of the metric.
-    warned: items whose image shows next to nothing; their values have a `warning`.
+    warned: items whose image shows almost nothing; their values have a `warning`.
     notes: what a reader of the figures must know, one sentence each.
     unreadable: records beside the items that cannot be read.
     """
@@ -106,7 +106,7 @@ def figures(found: Mapping[str, Interval]) -> dict[str, Figure]:
 
 
 def write_results(out: Path, results: Results) -> Path:
-    """Writes results.json, whole or not at all.
+    """Writes results.json, atomically.
 
     Raises:
       UniXError: it cannot be written.
@@ -121,7 +121,7 @@ def write_results(out: Path, results: Results) -> Path:
 
 
 def write_page(path: Path, page: str) -> None:
-    """Writes HTML, whole or not at all.
+    """Writes HTML, atomically.
 
     Raises:
       UniXError: it cannot be written.
@@ -179,7 +179,7 @@ def counts(results: Results) -> str:
 
 
 def warned(results: Results) -> str:
-    """How many images show next to nothing, and the first of them."""
+    """How many images show almost nothing, and the first of them."""
     first = "; ".join(f"{one.key}: {one.values['warning']}" for one in results.warned[:3])
     more = ", ..." if len(results.warned) > 3 else ""
     return f"{len(results.warned)} of the images show almost nothing: {first}{more}"

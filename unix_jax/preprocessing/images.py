@@ -155,7 +155,7 @@ def _decode(
     """Checks the size, then decodes, turns upright and converts; `image` itself is not modified."""
     _check_size(image.width, image.height, name, max_pixels, min_side)
     try:
-        # MPO is a telephone's JPEG: its first frame is the picture, the rest previews.
+        # MPO is a telephone's JPEG: its first frame is the image, the rest previews.
         frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
         _check_frame(frame, frames, name)
         before = image.tell()

@@ -34,7 +34,7 @@ def letterbox(image: Image.Image, size: int = 384, fill: int = 255) -> Image.Ima
     """The complete image in a square: downscaled by Lanczos if larger, never enlarged, centred.
 
     Args:
-      image: a PIL image of mode RGB or L; it stays as it is.
+      image: a PIL image of mode RGB or L; it is not modified.
       size: side of the square in pixels.
       fill: gray level of the padding, 0 to 255; the original's is white.
 

@@ -121,7 +121,7 @@ def parse_json_object(path: Path, text: bytes, what: str) -> dict[str, Any]:
 
     Raises:
       CheckpointError: the text is not UTF-8 JSON, repeats a name, nests too deep, holds a number
-        or a name that JSON or UTF-8 does not allow, or is no object.
+        or a name that JSON or UTF-8 does not allow, or is not an object.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -363,7 +363,7 @@ def _inner(
 ) -> Iterator[tuple[tuple[str, ...], dict[Any, Any]]]:
     """(names, dictionary) of the dictionaries in a dictionary, also of those in lists.
 
-    A list whose id was `seen` is passed over: a hostile file may hold one list a million times.
+    A list whose id was `seen` is skipped: a hostile file may hold one list a million times.
     """
     for position, (key, item) in enumerate(entries.items()):
         # The reader of pickles keeps no key that is not a string.

@@ -40,7 +40,7 @@ def read_yaml(path: Path) -> dict[str, Any] | None:
     """A YAML mapping; None if there is no such file.
 
     Raises:
-      ConfigError: the file cannot be read, is too large, or is no mapping.
+      ConfigError: the file cannot be read, is too large, or is not a mapping.
     """
     if not path.is_file():
         return None

@@ -113,7 +113,7 @@ class MimicSource:
         self._before_studies = pa.array([row.study for row in before], pa.string())
 
     def _previous_images(self, rows: Sequence[_Row]) -> dict[int, _Row]:
-        """The condition of each row that has one, by its line; says how many have none."""
+        """The condition of each row that has one, by its line; warns of those without one."""
         columns = ("StudyDate", "StudyTime")
         times = {
             line: study_time(*row) for line, row in enumerate(_columns(self._metadata, columns), 2)
@@ -135,7 +135,7 @@ class MimicSource:
         return previous
 
     def _with_reports(self, rows: list[_Row], studies: set[str]) -> list[_Row]:
-        """The rows whose study has a report; says how many rows and reports find no partner."""
+        """The rows whose study has a report; warns of unpaired rows and reports."""
         assert self._joined is not None
         texts, file = self._joined.texts, self._joined.file
         kept = [row for row in rows if row.study in texts]
@@ -211,8 +211,8 @@ class MimicSource:
 
 
 def study_time(date: str, time: str) -> tuple[int, float] | None:
-    """What orders studies, from the columns StudyDate (YYYYMMDD) and StudyTime (HHMMSS.fff, without
-    leading zeros); None where they are no such numbers.
+    """Sort key of studies, from the columns StudyDate (YYYYMMDD) and StudyTime (HHMMSS.fff, without
+    leading zeros); None if they are not such numbers.
     """
     try:
         found = int(date), float(time)

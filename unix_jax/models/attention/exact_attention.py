@@ -233,7 +233,7 @@ attend.defvjp(_attend_forward, _attend_backward)
 
 
 def pad_axis(x: Array, axis: int, multiple: int) -> Array:
-    """Zeros behind x up to a multiple along an axis."""
+    """Zeros after x up to a multiple along an axis."""
     padding = [(0, 0)] * x.ndim
     padding[axis] = (0, -x.shape[axis] % multiple)
     return jnp.pad(x, padding)
