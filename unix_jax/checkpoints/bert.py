@@ -87,7 +87,7 @@ def read_bert_config(raw: Any, source: str = "config.json") -> BertConfig:
     """Sizes from the hub's `config.json`; missing fields are those of bert-base-uncased.
 
     Raises:
-      ConfigError: a value of the wrong kind, or a variant that this model is not.
+      ConfigError: a value of the wrong kind, or an unsupported variant.
     """
     if not isinstance(raw, Mapping):
         raise ConfigError(f"{source}: expected a JSON object, found {type(raw).__name__}")
@@ -157,8 +157,8 @@ def load_chexbert(
     """(sizes, parameters of `ReportLabeler`).
 
     Args:
-      path: `chexbert.pth`, or its directory. A `config.json` beside it is read; without one the
-        sizes are those of bert-base-uncased, as the published file's are.
+      path: `chexbert.pth`, or its directory. A `config.json` in the same directory is read; without
+        it the sizes are those of bert-base-uncased, as in the published file.
       dtype: floating-point dtype to cast to; None keeps that of the file.
       shardings: None, one `Sharding`, or a nested tree of them.
 

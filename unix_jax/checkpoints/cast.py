@@ -21,10 +21,10 @@ def cast(
     allow_non_finite: bool = False,
     progress: Progress | None = None,
 ) -> None:
-    """Writes a copy atomically, array by array, with the files of the source beside the weights.
+    """Writes a copy atomically, array by array, with the other files of the source.
 
-    The tensors that an import keeps for a bit-exact export are omitted: the bits are not the
-    published ones any more.
+    The tensors that an import keeps for a bit-exact export are omitted: they would no longer be
+    bit-exact.
 
     Args:
       source: a checkpoint of this project, or the directory of a training run.

@@ -42,7 +42,7 @@ def export_published(
     allow_non_finite: bool = False,
     progress: Progress | None = None,
 ) -> None:
-    """Writes the published directory of a checkpoint.
+    """Writes a checkpoint as a directory in the published layout.
 
     Args:
       path: a checkpoint directory of this project, or that of a training run.

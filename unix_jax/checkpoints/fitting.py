@@ -9,7 +9,7 @@ from unix_jax.errors import CheckpointError, shortened
 
 
 def check_unix_counts(config: UniXConfig, leaves: Mapping[str, Leaf], source: str) -> None:
-    """Compares the sizes that set how much tracing a model costs, before it is traced.
+    """Compares the sizes that determine the cost of tracing a model, before it is traced.
 
     Raises:
       CheckpointError: a disagreement; the message names the field and the array.
@@ -67,7 +67,7 @@ def raise_listing(
     misshaped: Mapping[str, tuple[Sequence[int], Sequence[int]]],
     disagreements: Sequence[str] = (),
 ) -> None:
-    """Raises a CheckpointError that lists everything, grouped; nothing listed, nothing raised.
+    """Raises a CheckpointError that lists everything in groups; does nothing for empty lists.
 
     The message shortens long groups; the error's `details` list them in full.
     """

@@ -102,7 +102,7 @@ def _candidates(
     vae: dict[str, Any],
     keep_yaml: bool,
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """As much of the source as possible; the last one has nothing of it."""
+    """Candidates with as much of the source as possible first; the last one has nothing of it."""
     if isinstance(source, dict):
         yaml_values = source_vae or {}
         kept = yaml_values if keep_yaml and yaml_values else _merged(vae, yaml_values)

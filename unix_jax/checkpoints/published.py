@@ -1,4 +1,5 @@
-"""The published layout, read: checked against its own configuration, imported, or run as it is.
+"""Reads the published layout: checks it against its configuration, imports it, or loads it
+directly.
 
     config.json, model.safetensors (or shards, or pytorch_model.bin), tokenizer files,
     vae/config.yaml, vae/kl-f16d16.ckpt
@@ -77,12 +78,12 @@ class PublishedSource:
     Args:
       source: the directory, or a weight file in it.
       wanted: `model`, `ema`, a weight file, or the name of an entry or a prefix in one; all except
-        a file apply to the autoencoder as well.
+        a file also apply to the autoencoder.
       max_latent_size: a larger side of the latent position table, in tokens.
 
     Raises:
-      CheckpointError: a file is missing or broken, the table cannot be enlarged, or there is no
-        average where it is wanted.
+      CheckpointError: a file is missing or broken, the table cannot be enlarged, or a requested
+        average does not exist.
       ConfigError: a configuration is broken.
     """
 
@@ -187,7 +188,8 @@ class PublishedSource:
         """The UniX parameters by path, read on demand; `dtype` None keeps the file's types.
 
         Raises:
-          CheckpointError: the latent position table is to be enlarged and is not the formula.
+          CheckpointError: the latent position table is to be enlarged and does not follow the
+            formula.
         """
         table = unix_table(self.config)
         if not self._computes_positions:
@@ -263,7 +265,7 @@ class PublishedSource:
         }
 
     def layout(self, dtype: np.dtype | None = None) -> dict[str, Any]:
-        """Files, keys in order, and types: what export needs to write the same files again."""
+        """Files, keys in order, and dtypes, from which export writes the same files again."""
         used = {key for entry in unix_table(self.config) for key in entry.keys}
         files = [
             file_layout(self.tensors, name, keys, lambda key: dtype if key in used else None)
@@ -282,7 +284,7 @@ class PublishedSource:
         return {"kept": dtype is None, "files": files}
 
     def copies(self, temporary: Path) -> list[tuple[Path, str]]:
-        """(file, name in the checkpoint) of what is kept beside the tensors.
+        """(file, name in the checkpoint) of the kept files other than tensors.
 
         Files that the import changes, `config.json` with another table and the index of renamed
         keys, are written into `temporary`.
@@ -401,7 +403,7 @@ def check_keys(
     ignored: Callable[[str], Any],
     disagreements: list[str],
 ) -> None:
-    """Raises one CheckpointError that lists all that is wrong with the file's keys, grouped."""
+    """Raises one CheckpointError that lists all problems of the file's keys in groups."""
     expected = {key: entry.file_shape for entry in table for key in entry.keys}
     found = infos(tensors)
     disagreements = disagreements + [
@@ -425,7 +427,7 @@ def check_keys(
 def require_wanted(
     source: Path, wanted: str | None, opened: Iterable[TensorSource | WeightFiles | None]
 ) -> None:
-    """Raises CheckpointError if nothing is what `--weights` names: an average, or that name."""
+    """Raises CheckpointError if nothing matches `--weights`: an average, or that name."""
     parts = [part for part in opened if part is not None]
     if wanted == "ema" and not any(part.averaged for part in parts):
         raise CheckpointError(
@@ -512,12 +514,12 @@ def import_published(
     Args:
       source: the published directory, or a weight file in it.
       out: a new directory.
-      dtype: `keep`, with which `export_published` gives back every bit, or the floating-point dtype
+      dtype: `keep`, with which `export_published` restores every bit, or the floating-point dtype
         of the model's parameters. The autoencoder and the unused tensors keep their types.
       allow_non_finite: write weights that are NaN or infinite.
-      weights: `model` or `ema`, where a file, entry or prefix holds an average beside the weights,
-        the name of an entry or a prefix in a weight file, or a weight file. By default the weights,
-        and the average where there is nothing else.
+      weights: `model` or `ema`, if a file, entry or prefix also contains an average; the name of an
+        entry or a prefix in a weight file; or a weight file. By default the weights, or the average
+        if nothing else exists.
       max_latent_size: side of the latent position table in tokens, at least the checkpoint's.
       progress: called with (bytes since the last call, total bytes).
 
@@ -582,8 +584,8 @@ def load_published(
       allow_non_finite: accept weights that are NaN or infinite.
       progress: called with (bytes since the last call, total bytes).
 
-    Returns:
-      The configuration, the UniX parameters, and the autoencoder's (None if there is none).
+    Returns: The configuration, the UniX parameters, and the autoencoder's (None if it does not
+      exist).
 
     Raises:
       UniXError: the source is broken or does not fit its configuration, or weights are not finite.

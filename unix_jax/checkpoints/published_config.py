@@ -142,7 +142,7 @@ def _pick(
 def _honoured(
     values: Mapping[str, Any], allowed: Mapping[str, tuple[Any, ...]], where: str
 ) -> None:
-    """Fields that change the mathematics must have a value that this model implements."""
+    """Fields that change the mathematics must have a supported value."""
     for name, accepted in allowed.items():
         if name in values and values[name] not in accepted:
             raise ConfigError(
@@ -248,7 +248,7 @@ def from_published(
     warning. `double_bos` is on unless the file says otherwise.
 
     Raises:
-      ConfigError: a value of the wrong kind, or one this model cannot honour.
+      ConfigError: a value of the wrong kind, or an unsupported one.
     """
     if not isinstance(config, Mapping):
         raise ConfigError(f"{source}: expected a JSON object, found {type(config).__name__}")

@@ -52,7 +52,7 @@ def wanted_files(directory: Path) -> list[tuple[Path, str]]:
 
 
 def refuse_links_out(directory: Path, paths: Iterable[Path]) -> None:
-    """Raises CheckpointError if a file's place is outside the source's folder.
+    """Raises CheckpointError if a file's real path is outside the source's folder.
 
     The cache of Hugging Face is made of links from `snapshots/REVISION` to `blobs` of the same
     repository, which is the source's folder then.

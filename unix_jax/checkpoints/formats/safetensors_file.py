@@ -209,7 +209,7 @@ def fits_in_numpy(info: TensorInfo) -> bool:
 
 
 def _check_cover(path: Path, spans: dict[str, tuple[int, int]], available: int) -> None:
-    """The tensors must lie end to end and fill the rest of the file."""
+    """The tensors must be contiguous and fill the rest of the file."""
     position = 0
     for key, (begin, end) in sorted(spans.items(), key=lambda item: item[1]):
         if end > available:

@@ -115,10 +115,10 @@ class TorchFile(TensorSource):
     """The state dict of a `torch.save` file; tensors are read-only views wherever possible.
 
     Every dictionary of tensors in the file, under whatever name, may be the state dict, except
-    those of optimizers and the like. Of several, those with fewer than half as many `known` names
-    as the best are no candidates. An average, which its name tells (`is_average`), is taken where
-    `wanted` is `ema`, or where there is nothing else. Of the others, a usual name is preferred,
-    then the one with the most known names. A note says what was taken and what was left.
+    those of optimizers and the like. If there are several, those with fewer than half as many
+    `known` names as the best are not candidates. An average, recognised by its name (`is_average`),
+    is used if `wanted` is `ema`, or if nothing else exists. Among the others, a usual name is
+    preferred, then the one with the most known names. A note states what was used and what was not.
 
     Args:
       file: the mapped file.
@@ -126,8 +126,8 @@ class TorchFile(TensorSource):
       known: names of the model's tensors; if empty, all tensors count.
 
     Raises:
-      CheckpointError: the file is broken, holds no state dict, or its pickle calls something; or
-        several state dicts fit equally.
+      CheckpointError: the file is broken, contains no state dict, or its pickle calls something; or
+        several state dicts match equally well.
     """
 
     def __init__(
@@ -294,8 +294,8 @@ def _storage_itemsizes(value: Any) -> dict[str, int]:
 class _Nest:
     """A dictionary of tensors in a pickle.
 
-    names: those that lead to it. averaged: whether one of them says so. fit: how many of its
-    tensors have a known name.
+    names: the path to it. averaged: whether one of them denotes an average. fit: the number of its
+    tensors with a known name.
     """
 
     names: tuple[str, ...]
@@ -378,7 +378,7 @@ def _inner(
 
 
 def _chosen(path: Path, found: list[_Nest], wanted: str | None) -> tuple[_Nest, bool]:
-    """The state dict to take, and whether `wanted` is a name that chose it; a note says it."""
+    """The state dict to use, and whether `wanted` is a name that selected it; emits a note."""
     most = max(nest.fit for nest in found)
     whole = [nest for nest in found if 2 * nest.fit >= most]
     averages = [nest for nest in whole if nest.averaged]

@@ -41,9 +41,8 @@ _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{1,6})-of-(?P<count>[0-9]{1,6
 
 
 def is_training_state(name: str) -> bool:
-    """Whether a file's stem or an entry of a file is named as what a training saves beside weights.
-
-    That is the optimizer, the scheduler, the states of random generators, and the like.
+    """Whether a file's stem or an entry's name denotes training state other than weights.  Examples
+    are the optimizer, the scheduler and the states of random generators.
     """
     return bool(_NOT_WEIGHTS.fullmatch(name) or _OPTIMIZER_SUMS.fullmatch(name))
 
@@ -54,8 +53,8 @@ class WeightFiles:
 
     Attributes:
       paths: the file, or the shards in order; of an index, the index alone.
-      name: how it is called in a message.
-      averaged: whether its name says that it is an average (EMA).
+      name: its name in messages.
+      averaged: whether its name denotes an average (EMA).
     """
 
     paths: tuple[Path, ...]
@@ -116,10 +115,10 @@ def find_weights(
     wanted: str | None = None,
     preferred: Sequence[str] = DIRECTORY_NAMES,
 ) -> WeightFiles:
-    """The set of weights of a directory that is asked for, or the usual one.
+    """The requested set of weights of a directory, or the usual one.
 
-    What is not taken is said. Where only the content of a file can tell, such as whether
-    `model.pt` holds an average, `ema` returns the file of the plain weights.
+    A note names the unused ones. If only the content of a file can show whether it contains an
+    average, as for `model.pt`, `ema` returns the file of the plain weights.
 
     Args:
       directory: the directory.
@@ -234,7 +233,7 @@ def _checked(files: WeightFiles) -> WeightFiles:
 
 
 def read_weight_map(path: Path) -> dict[str, str]:
-    """An index's table from tensor to shard; shards are plain names beside the index.
+    """An index's table from tensor to shard; shards are plain file names in the index's directory.
 
     Raises:
       CheckpointError: the index is too large, no JSON, or its table is not of that form.

@@ -15,7 +15,8 @@ _MAX_SCALAR = 1000
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Without aliases, which let a few lines expand to gigabytes, and without deep nesting."""
+    """A safe loader that refuses aliases, which let a few lines expand to gigabytes, and deep
+    nesting."""
 
     depth = 0
 

@@ -37,7 +37,7 @@ def zip_members(file: MappedFile) -> dict[str, zipfile.ZipInfo]:
     """The zip's members by name.
 
     Raises:
-      CheckpointError: the file is no whole zip, or a name occurs twice.
+      CheckpointError: the file is not a complete zip, or a name occurs twice.
     """
     path = file.path
     try:
@@ -88,7 +88,7 @@ def locate(file: MappedFile, member: zipfile.ZipInfo) -> ByteRange:
 
 
 def require_crc(name: str, expected: int, found: int) -> None:
-    """Raises CheckpointError that names the member or tensor, if its CRC-32 is another."""
+    """Raises a CheckpointError that names the member or tensor if its CRC-32 differs."""
     if expected != found:
         raise CheckpointError(
             f"{name}: content changed since the file was written: expected CRC-32 {expected} (in "
@@ -100,7 +100,7 @@ def member_bytes(file: MappedFile, member: zipfile.ZipInfo, limit: int) -> bytes
     """The bytes of a small member.
 
     Raises:
-      CheckpointError: it is longer than `limit`, cannot be read, or its CRC-32 is another.
+      CheckpointError: it is longer than `limit`, cannot be read, or its CRC-32 differs.
     """
     if member.file_size > limit:
         raise CheckpointError(
