@@ -69,9 +69,7 @@ WORDINGS = [
         r"\b(?:is|are|be|was|were) (?:not )?(?:yet )?there\b(?! (?:is|are|was|were|a|an|any|no)\b)",
         "supported, installed, exist",
     ),
-    Wording(
-        r"(?:(?<=[.!?]\s)|(?<=\| ))Of (?:the|an?) \w+", "a sentence that begins with its subject"
-    ),
+    Wording(r"[.!?|] Of (?:the|an?) \w+", "a sentence that begins with its subject"),
     Wording(r"\bwhich is said\b|\b(?:is|are) told\b", "a note says so, a warning states it"),
     Wording(r"\bmade elsewhere\b", "from other software"),
     Wording(r"\bnext to nothing\b", "almost nothing"),
@@ -155,7 +153,8 @@ def helps():
     for name in ("reports", "images", "score"):
         yield f"evaluate {name}", cli.main, ["evaluate", name, "--help"]
     for command in (
-        "import", "import-janus", "import-diffusers", "export", "cast", "accept", "inspect", "check",
+        "import", "import-janus", "import-diffusers", "export", "cast", "accept", "inspect",
+        "check",
     ):  # fmt: skip
         yield f"convert {command}", convert.main, [command, "--help"]
     for command in ("inspect", "write", "moments"):

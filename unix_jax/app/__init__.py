@@ -2,7 +2,7 @@
 
     choices.py    what visitors may ask, checked
     bundled.py    the model and the example X-rays of the repository
-    pictures.py   X-rays, generated images and messages as self-contained HTML
+    images.py   X-rays, generated images and messages as self-contained HTML
     actions.py    what buttons do: generators over the pipeline, without the page's library
     page.py       the page itself (Gradio)
     style.py      its looks

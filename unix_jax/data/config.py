@@ -66,7 +66,7 @@ class DataConfig:
     shuffle: bool = True
     """Shuffle the records in each epoch."""
     epochs: int | None = None
-    """Number of passes over the data; by default unlimited. The run ends with the data. Each part
+    """Number of skips the data; by default unlimited. The run ends with the data. Each part
     of a mixture has its own epochs; when it ends, its share is divided among the others."""
     open_rows: int = 32
     """Maximum number of rows that wait for a fitting sample; more rows leave less padding."""

@@ -65,7 +65,7 @@ class Case:
     """One item as the page shows it.
 
     key: its name; score: what it was ranked by, or None.
-    pictures: each with its caption; None is an image that cannot be read.
+    images: each with its caption; None is an image that cannot be read.
     texts: by what they are.
     """
 
