@@ -421,7 +421,7 @@ def test_sets_that_fit_equally_are_named_and_chosen_by_name(source, capsys):
     np.testing.assert_array_equal(import_head(source, "--weights", "teacher"), HEAD + 1)
     assert f"used `teacher` ({count} tensors), not `student`" in capsys.readouterr().err
     assert main(["import", str(source), str(source.parent / "x"), "--weights", "other"]) == 1
-    assert "fit equally" in capsys.readouterr().err
+    assert "match equally well" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("known", [frozenset(), UNIX_NAMES])
