@@ -491,7 +491,7 @@ def test_what_is_refused(data, tmp_path):
         ({"generated": made, "checkpoint": "c"}, "expected either --checkpoint"),
         ({"generated": made, "steps": 20}, "--steps: expected only with --checkpoint"),
         ({"generated": made, "batch_size": 2}, "--batch-size: expected only with --checkpoint"),
-        ({"generated": made, "generated_root": data}, "expected --generated-root only with a table"),
+        ({"generated": made, "generated_root": data}, "expected --generated-root only"),
         ({"checkpoint": "c", "generated_root": data}, "--generated-root: expected only with"),
         ({"generated": made, "out": str(made / "x")}, "--out .*: expected a directory outside"),
         ({"generated": made, "reid": data}, "--reid: expected only with --train SOURCE"),
