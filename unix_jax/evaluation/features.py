@@ -30,10 +30,10 @@ def rad_dino_image(
     """The encoder's input, `size` x `size`, of an RGB image.
 
     Args:
-      image: as `images.load_image` gives it.
-      size: side that the encoder sees.
-      squash: side of the square to which the image is first resized (bilinear, antialias), its
-        aspect lost; None leaves this out.
+      image: the result of `images.load_image`.
+      size: side of the encoder's input.
+      squash: side of the square to which the image is first resized (bilinear, antialias), ignoring
+        its aspect ratio; None skips this.
 
     Raises:
       MetricError: a size below 1.
@@ -93,9 +93,8 @@ class RadDino:
         """The pooled output of each image, float32.
 
         Args:
-          images: paths, bytes, PIL images or arrays, as `images.load_image` takes them; read
-            when needed.
-          batch_size: images at a time.
+          images: paths, bytes, PIL images or arrays, as for `images.load_image`; read when needed.
+          batch_size: images per batch.
           squash: as `rad_dino_image`; None for RAD-DINO's own preprocessing alone.
           progress: called with the number of images done since the last call.
 

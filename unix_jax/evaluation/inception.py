@@ -39,7 +39,7 @@ class Inception:
 
         Args:
           path: the file, or one with the same keys in safetensors.
-          device: torch's name of where to run.
+          device: torch's name of the device.
 
         Raises:
           CheckpointError: the file is missing or broken, or does not fit the network.

@@ -28,7 +28,7 @@ def gray_pixels(image: Image.Image, side: int = SEARCH_SIDE) -> Float[np.ndarray
 
 
 def pair_image(image: Image.Image) -> Image.Image:
-    """The image as the benchmark compares it: RGB, squashed to 512 x 512 (bicubic, antialias)."""
+    """The image in the benchmark's comparison: RGB, squashed to 512 x 512 (bicubic, antialias)."""
     return image.convert("RGB").resize((PAIR_SIDE, PAIR_SIDE), Image.Resampling.BICUBIC)
 
 
@@ -60,7 +60,7 @@ class Nearest:
         """Of the nearest row of each query; of equal ones the first."""
 
     def update(self, rows: Float[np.ndarray, "n D"], indices: np.ndarray) -> None:
-        """Looks at a block of rows, whose indices are these.
+        """Adds a block of rows with these indices.
 
         Raises:
           MetricError: another width than the queries'.

@@ -24,7 +24,7 @@ def radiomics_distance(
 ) -> float:
     """The logarithm of the Fréchet distance of features standardised by the real set.
 
-    Columns that are constant in the real set are skipped.
+    Columns that are constant in the real set are ignored.
 
     Raises:
       MetricError: not finite numbers of one width, fewer than two rows, no column that varies, or

@@ -39,7 +39,7 @@ class Reidentification:
 
         Args:
           path: the file.
-          device: torch's name of where to run.
+          device: torch's name of the device.
 
         Raises:
           CheckpointError: the file is missing or broken, or does not fit the network.
@@ -58,7 +58,7 @@ class Reidentification:
     def embeddings(
         self, images: Iterable[Image.Image], *, batch_size: int = 16
     ) -> Float[np.ndarray, "N 128"]:
-        """What a branch makes of each RGB image, in [0, 1].
+        """The embedding of each RGB image with values in [0, 1].
 
         Raises:
           MetricError: `batch_size` below 1.

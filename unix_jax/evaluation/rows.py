@@ -16,13 +16,13 @@ _LARGEST = 1e50
 
 
 class FeatureRows:
-    """Features [N, D], read as blocks of float64 whatever they are stored as.
+    """Features [N, D], read in blocks of float64 from any dtype.
 
-    The array may be anything with `shape` that gives rows by slices, so a `np.memmap` (as of
-    `np.load(..., mmap_mode="r")`) is never in memory as a whole.
+    The array may be any object with `shape` that returns rows by slices, so a `np.memmap` (for
+    example of `np.load(..., mmap_mode="r")`) is never completely in memory.
 
     Raises:
-      MetricError: no matrix of real numbers, or fewer rows than `at_least`.
+      MetricError: not a matrix of real numbers, or fewer rows than `at_least`.
     """
 
     def __init__(self, features: Any, name: str, at_least: int = 1):

@@ -50,7 +50,7 @@ class WordPiece:
     def encode(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
         """Ids of each text, at most `max_length` with the two control tokens.
 
-        What is too long loses its end; [SEP] stays last.
+        Longer texts are truncated; [SEP] stays last.
 
         Raises:
           MetricError: a text is not valid Unicode (a lone surrogate).

@@ -62,7 +62,7 @@ figure { margin: 0; } figure img { max-width: 100%; width: 16rem; } .note { opac
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One item as the page shows it.
+    """One item of the page.
 
     key: its name; score: what it was ranked by, or None.
     images: each with its caption; None is an image that cannot be read.
@@ -134,7 +134,7 @@ def images_page(
 
 
 def nearest_page(results: Results, cases: Mapping[str, Sequence[Case]], total: int) -> str:
-    """Generated images beside their nearest training images, the nearest pairs first.
+    """Generated images next to their nearest training images, the nearest pairs first.
 
     Args:
       results: the figures of the evaluation.

@@ -23,10 +23,10 @@ _PATTERN = "items-*.jsonl"
 class Entry:
     """One item's outcome.
 
-    index: its number in the source.
+    index: its index in the source.
     key: its name in the source.
     status: done, or failed for good, with the `error`.
-    values: what was made of it, JSON by name; stored beside the other fields.
+    values: its results, JSON by name; stored next to the other fields.
     """
 
     index: int
@@ -40,7 +40,7 @@ class Journal:
     """One process's file, open for appending; use as a context manager."""
 
     def __init__(self, directory: Path, process: int = 0) -> None:
-        """Opens or begins `items-PROCESS.jsonl`.
+        """Opens or creates `items-PROCESS.jsonl`.
 
         Raises:
           UniXError: it cannot be written, or another process writes it.
@@ -53,7 +53,7 @@ class Journal:
         """Adds outcomes in one write; they are on the disk when this returns.
 
         Raises:
-          UniXError: they cannot be written. What was there before stays whole.
+          UniXError: they cannot be written. Earlier lines stay intact.
         """
         self._file.append(b"".join(_line(entry) for entry in entries))
 
@@ -65,11 +65,10 @@ class Journal:
 
 
 def read_entries(directory: Path) -> dict[int, Entry]:
-    """What all processes have done so far, by index, in the order of the source.
+    """The outcomes of all processes so far, by index, in the order of the source.
 
     Raises:
-      UniXError: a file cannot be read, a line before the last is damaged, or an item is there
-        twice.
+      UniXError: a file cannot be read, a line before the last is damaged, or an item occurs twice.
     """
     found: dict[int, Entry] = {}
     for path in sorted(directory.glob(_PATTERN)):

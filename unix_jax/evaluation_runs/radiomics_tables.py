@@ -43,7 +43,7 @@ class RadiomicsTables:
         }
 
     def notes(self) -> list[str]:
-        """What was left out."""
+        """A warning about skipped rows."""
         return [
             f"{one.path}: {one.skipped} of {one.skipped + len(one.rows)} rows have a missing value "
             "and are skipped"
@@ -73,8 +73,8 @@ class RadiomicsTables:
 def read_radiomics(path: Path) -> Radiomics:
     """Features of a .npy array [images, features], or of a table as the benchmark writes it.
 
-    In a table each row is an image; columns that hold no numbers (`img_fname`, diagnostics), and
-    shape features, are skipped, and so are rows with an empty cell.
+    In a table each row is an image; columns without numbers (`img_fname`, diagnostics), shape
+    features, and rows with an empty cell are skipped.
 
     Raises:
       DataError: the file cannot be read, or has no such numbers.

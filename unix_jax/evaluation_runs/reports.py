@@ -33,10 +33,10 @@ _CASES = 6
 
 @dataclasses.dataclass(frozen=True)
 class ReportSettings:
-    """How reports are written: greedily, at most so many tokens.
+    """Settings of reports: greedy decoding with a maximum number of tokens.
 
-    prompt: for every item; "" takes the record's own, or the first of the model's instructions for
-      the sections of the reference.
+    prompt: for every item; "" uses the record's own, or the first of the model's instructions for
+    the sections of the reference.
     """
 
     prompt: str = ""
@@ -61,12 +61,12 @@ def write_reports(
     share: Share | None = None,
     progress: Progress = lambda count: None,
 ) -> None:
-    """Writes a report for each record into the journals of `out`, beside the record's own.
+    """Writes a report for each record into the journals of `out`, together with the record's own.
 
-    A record without an image, or whose image is broken, is recorded as failed. One without a
-    report is described all the same; there is nothing to score. Of a conversation of several turns
-    the first question is asked, with its images. A record whose image shows next to
-    nothing (`gray_levels`) is described and scored, and its entry has a `warning`.
+    A record without an image, or with a broken one, is recorded as failed. For a record without a
+    report, a report is written but not scored. For a conversation of several turns the first
+    question is used, with its images. A record whose image shows almost nothing (`gray_levels`) is
+    processed and scored, and its entry has a `warning`.
 
     Raises:
       UniXError: a journal that cannot be used.
@@ -108,7 +108,7 @@ def write_reports(
 def summarise_reports(
     source: RecordSource, out: Path, settings: Mapping[str, Any], how: ReportMetrics
 ) -> Results:
-    """Scores what the journals have; writes predictions.jsonl, results.json and report.html.
+    """Scores the reports in the journals; writes predictions.jsonl, results.json and report.html.
 
     Raises:
       UniXError: a file cannot be written, or a metric cannot be computed.

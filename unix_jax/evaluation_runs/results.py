@@ -27,16 +27,16 @@ class Results:
     kind: `reports`; `images` of a model's run, or `generated` images, from other software.
     settings: as remembered in the directory.
     scoring: how the figures were computed.
-    items: in the source; scored: those that the figures are of. What is neither scored nor failed
-      has nothing to be compared with.
+    items: in the source; scored: those in the metrics. Items that are neither scored nor failed
+      have nothing to compare with.
     failures: items without a result.
     metrics: each with its interval; one without an interval has low = high = None.
     groups: figures by pathology, by name of the figure.
     not_computed: why a metric is missing, by its name.
     paper: the paper's own figures, by name of the metric.
     warned: items whose image shows almost nothing; their values have a `warning`.
-    notes: what a reader of the figures must know, one sentence each.
-    unreadable: records beside the items that cannot be read.
+    notes: remarks for readers of the results, one sentence each.
+    unreadable: further records that cannot be read.
     """
 
     kind: str
@@ -93,7 +93,7 @@ def _errors(entries: Sequence[Entry]) -> list[dict[str, Any]]:
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """A metric's value, with the bootstrap interval where it has one."""
+    """A metric's value, with its bootstrap interval if it has one."""
 
     value: float
     low: float | None = None
@@ -134,7 +134,7 @@ def write_page(path: Path, page: str) -> None:
 
 
 def print_table(results: Results, console: Console | None = None) -> None:
-    """The figures, those of the paper beside them, and what is missing and why."""
+    """Prints the metrics next to those of the paper, and the missing ones with the reason."""
     console = console or Console()
     console.print(f"{results.kind}: {counts(results)}", markup=False, highlight=False)
     table = Table()
@@ -167,7 +167,7 @@ def print_table(results: Results, console: Console | None = None) -> None:
 
 
 def counts(results: Results) -> str:
-    """How many items there are, and what became of them."""
+    """The number of items, by outcome."""
     rest = results.items - results.scored - len(results.failures)
     done = _DONE[results.kind]
     parts = [f"{results.scored} of {results.items} items {done}"]
@@ -191,7 +191,7 @@ def number(value: float) -> str:
 
 
 def interval(figure: Figure) -> str:
-    """low - high, or "" where there is no interval."""
+    """low - high, or "" without an interval."""
     if figure.low is None or figure.high is None:
         return ""
     return f"{number(figure.low)} – {number(figure.high)}"

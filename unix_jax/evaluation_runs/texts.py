@@ -21,7 +21,7 @@ KEYS = ("key", "id", "study_id", "dicom_id", "image")
 
 @dataclasses.dataclass(frozen=True)
 class Texts:
-    """Reports of one file; `keys` is () where its rows have no name."""
+    """Reports of one file; `keys` is () if its rows have no keys."""
 
     file: Path
     reports: Sequence[str]
@@ -65,7 +65,7 @@ def read_texts(path: str | Path, fields: Sequence[str], key_field: str = "") -> 
 
 
 def pair(predictions: Texts, references: Texts) -> tuple[list[str], list[str], list[str]]:
-    """(keys, predictions, references): by key where both files have keys, else in their order.
+    """(keys, predictions, references): by key if both files have keys, else by their order.
 
     Raises:
       DataError: a key without its counterpart, a key twice, or files of different lengths.
