@@ -205,7 +205,7 @@ def test_info(capsys, tmp_path):
     copied = copy_of(tmp_path)
     shutil.rmtree(copied / "vae")
     assert run(["info", str(copied)]) == 0
-    assert "absent: reports only" in capsys.readouterr().out
+    assert "absent: only reports are supported" in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------------- errors

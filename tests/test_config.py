@@ -183,7 +183,7 @@ def test_round_trips_through_json(config):
 
 
 def test_norm_groups_that_the_published_code_lacks():
-    with pytest.warns(UserWarning, match="norm_groups 4: the published code has always 32"):
+    with pytest.warns(UserWarning, match="norm_groups 4: the published code always uses 32"):
         _, vae = to_published(UniXConfig.preset("nano"))
     assert vae["model"]["params"]["ddconfig"]["norm_groups"] == 4
     _, vae = to_published(PUBLISHED)

@@ -1,4 +1,4 @@
-"""Images that show next to nothing: which are warned of, and where it is said."""
+"""Images with almost no content: which are warned of, and where it is said."""
 
 import warnings
 from pathlib import Path

@@ -1,6 +1,7 @@
-"""`unix-jax`: reports, images and checkpoint facts from the command line.
+"""`unix-jax`: the command line for reports, images and checkpoints.
 
-Errors that an input caused are one line on standard error and exit code 1; Ctrl-C is 130.
+Errors that an input caused are printed as one message on standard error with exit code 1; the exit
+code of Ctrl-C is 130.
 """
 
 import dataclasses
@@ -41,15 +42,15 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass
 class _Model:
-    """Where the model comes from and where it runs."""
+    """The model and its devices."""
 
     checkpoint: PathText | None = None
-    """Converted checkpoint, directory in the published layout, or directory of a training run. If
-    absent: examples/nano of the clone, a demonstration, where the package runs from a clone."""
+    """Converted checkpoint, directory in the published layout, or directory of a training run. The
+    default is examples/nano, a small demonstration, if the package runs from a clone."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Of parameters and computation; a CPU uses float32 either way."""
+    """Dtype of parameters and computation; a CPU always uses float32."""
     mesh: str | None = None
-    """Devices to share the work, for example data=2,tensor=4; one device if absent."""
+    """Devices that share the work, for example data=2,tensor=4. The default is one device."""
 
     def load(self) -> "UniXPipeline":
         from unix_jax.inference.pipeline import UniXPipeline
@@ -61,7 +62,7 @@ class _Model:
 
     @functools.cached_property
     def directory(self) -> str:
-        """The directory given, or that of the clone's nano model, which is said once."""
+        """The given directory, or that of the clone's nano model, which is announced once."""
         from unix_jax.app.bundled import checkpoint_path
 
         path = checkpoint_path(self.checkpoint)
@@ -72,33 +73,35 @@ class _Model:
 
 @dataclasses.dataclass
 class Report(_Model):
-    """Write a report for each chest X-ray, or for several of one study (PNG, JPEG, DICOM, ...)."""
+    """Write a report for each chest X-ray, or for several images of one study (PNG, JPEG, DICOM,
+    ...)."""
 
     images: Annotated[list[PathText], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE ...")] = (
         dataclasses.field(default_factory=list)
     )
     """Image files."""
     images_per_report: int = 1
-    """Number of successive image files that one report describes together, such as 2 for frontal
-    and lateral. The model must be trained on such samples."""
+    """Number of successive image files for each report, such as 2 for frontal and lateral. The
+    model must be trained on such samples."""
     prompt: str | None = None
-    """Instruction to the model; if absent, its own for FINDINGS and IMPRESSION."""
+    """Instruction to the model. The default is the model's own instruction for FINDINGS and
+    IMPRESSION."""
     max_new_tokens: int = 500
-    """Most tokens written for one report."""
+    """Maximum number of new tokens per report."""
     temperature: float = 0.0
-    """0 decodes greedily."""
+    """Sampling temperature; 0 decodes greedily."""
     top_p: float = 1.0
-    """Mass of the nucleus that is sampled from."""
+    """Probability mass of the nucleus for sampling."""
     seed: int = 0
-    """Seed of the sampling."""
+    """Random seed for sampling."""
     frame: int | None = None
-    """Which frame of each file to read, counted from 1; files of several frames need it."""
+    """Frame to read from each file, counted from 1. Files with several frames need it."""
     resize: Literal["letterbox", "squash"] = "letterbox"
-    """How an image becomes a square: letterbox keeps its aspect ratio, as in the original's
+    """How an image is made square: letterbox keeps its aspect ratio, as in the original's
     evaluation; squash does not, as in its web demo."""
     json: bool = False
-    """Print a JSON list of {image, report, warning} instead of text; warning is null, or says that
-    the image shows next to nothing. With several images per report, image and warning are lists."""
+    """Print a JSON list of {image, report, warning} instead of text. warning is null, or says why
+    the image shows almost nothing. With several images per report, image and warning are lists."""
 
     def run(self) -> None:
         from unix_jax.preprocessing.gray_levels import gray_level_problem
@@ -158,42 +161,44 @@ class Report(_Model):
 
 @dataclasses.dataclass
 class Generate(_Model):
-    """Generate a chest X-ray from each text: one PNG file each, and a contact sheet of several."""
+    """Generate a chest X-ray for each text as a PNG file, and a contact sheet if there are
+    several."""
 
     prompts: Annotated[list[str], tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT ...")] = (
         dataclasses.field(default_factory=list)
     )
     """Texts, for example "Large right pleural effusion."."""
     out: PathText = "out"
-    """Directory for the images."""
+    """Output directory for the images."""
     height: int | None = None
-    """Pixels; 512, or the largest of a smaller model, if absent."""
+    """Height in pixels. The default is 512, or the maximum of a smaller model."""
     width: int | None = None
-    """Pixels; likewise."""
+    """Width in pixels. The default is 512, or the maximum of a smaller model."""
     steps: int = 50
-    """Points of the time grid: steps - 1 network evaluations. Of a diffusers checkpoint: network
-    evaluations."""
+    """Number of points of the time grid, which makes steps - 1 network evaluations. With a
+    diffusers checkpoint, the number of network evaluations."""
     timestep_shift: float = 3.0
-    """Above 1 spends more steps near noise."""
+    """Shift of the time grid; values above 1 place more steps near the noise."""
     guidance_scale: float | None = None
-    """Text guidance; 1 turns it off. If absent, 2, and 7.5 for a diffusers checkpoint."""
+    """Text guidance; 1 turns it off. The default is 2, or 7.5 for a diffusers checkpoint."""
     guidance_rescale: float | None = None
-    """For a diffusers checkpoint: how far, from 0 to 1, guidance keeps the spread of outputs."""
+    """Only for diffusers checkpoints: strength, from 0 to 1, of rescaling the guided output to the
+    standard deviation of the conditional one."""
     sampler: Literal["ddim", "euler"] | None = None
-    """For a diffusers checkpoint: the sampler; the checkpoint's own if absent."""
+    """Only for diffusers checkpoints: the sampler. The default is the checkpoint's own."""
     image_guidance_scale: float = 1.0
-    """Image guidance; 1 turns it off. Prompts alone: the text guidance becomes 1 + this scale x
-    (guidance scale - 1), as in the original's demos."""
+    """Image guidance; 1 turns it off. Without a condition image, the text guidance becomes 1 + this
+    scale x (guidance scale - 1), as in the original's demos."""
     guidance_interval: tuple[float, float] = (0.4, 1.0)
-    """Guidance acts for times in (low, high]."""
+    """Guidance is applied for times in (low, high]."""
     renorm: Literal["global", "channel", "text_channel"] = "global"
-    """How guided velocities are renormalised."""
+    """Renormalisation of guided velocities."""
     renorm_min: float = 0.0
     """Lower bound of the renormalisation factor."""
     seed: int = 0
-    """Seed of the first image; the seeds of the others count up from it."""
+    """Seed of the first image; each further image uses the next integer."""
     num_images: int = 1
-    """Images per text."""
+    """Number of images per text."""
 
     def run(self) -> None:
         from unix_jax.checkpoints.diffusers_checkpoint import is_diffusers
@@ -289,13 +294,13 @@ class Info:
     """Print the sizes and contents of a checkpoint."""
 
     checkpoint: Annotated[PathText, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
-    """Converted checkpoint, directory in the published layout, that of a training run, or a
+    """Converted checkpoint, directory in the published layout, directory of a training run, or
     diffusers folder."""
     json: bool = False
     """Print the configuration as JSON instead of a table."""
     verify: bool = False
-    """Read every array, compare it with its checksum, and look for NaN and infinite weights. Also
-    of a training run's directory, with all of its checkpoints."""
+    """Read every array, compare it with its checksum, and look for NaN and infinite weights. For
+    the directory of a training run, this covers all of its checkpoints."""
 
     def run(self) -> None:
         from unix_jax.checkpoints.diffusers_checkpoint import is_diffusers
@@ -346,7 +351,7 @@ class Info:
 
 
 def _writable_directory(path: str) -> Path:
-    """Refuses early: an image takes minutes, and must have a directory."""
+    """Refuses an unusable output directory before images are generated, which takes minutes."""
     directory = Path(path)
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -362,7 +367,7 @@ def _slug(text: str) -> str:
 
 
 class _progress:
-    """A progress bar on standard error with rate and time left; removed when done."""
+    """A progress bar on standard error with rate and remaining time; removed when done."""
 
     def __init__(self, unit: str, total: int) -> None:
         self._bar = Progress(
@@ -403,7 +408,7 @@ class _Train:
 
 @dataclasses.dataclass
 class _Convert:
-    """Checkpoints between PyTorch and JAX: import, export, cast, inspect, check."""
+    """Convert checkpoints between PyTorch and JAX: import, export, cast, inspect, check."""
 
 
 @dataclasses.dataclass

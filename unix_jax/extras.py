@@ -1,4 +1,4 @@
-"""Packages of the extras, imported when a feature needs them."""
+"""Imports packages of the extras when a feature needs them."""
 
 import importlib
 from typing import Any
@@ -7,10 +7,10 @@ from unix_jax.errors import UniXError
 
 
 def require(module: str, purpose: str, install: str) -> Any:
-    """The imported module; `install` is what pip is to install for this purpose.
+    """The imported module; `install` is the argument of `pip install` for this purpose.
 
     Raises:
-      UniXError: it is not installed, or cannot be imported here; names what to install.
+      UniXError: the module is not installed, or cannot be imported; names what to install.
     """
     try:
         return importlib.import_module(module)

@@ -102,7 +102,7 @@ def test_good_choices():
     [
         ({"prompt": "   "}, "Findings"),
         ({"prompt": 5}, "Findings"),
-        ({"prompt": "x" * 4001}, "Findings: expected at most 4000 letters"),
+        ({"prompt": "x" * 4001}, "Findings: expected at most 4000 characters"),
         ({"seed": None}, "Seed: expected a number from 0 to 4,294,967,295, found nothing"),
         ({"seed": -1}, "Seed"),
         ({"seed": 1.5}, "Seed: expected a whole number"),
@@ -126,8 +126,8 @@ def test_bad_image_choices(arguments, expected):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ({"tokens": 0}, "Longest report"),
-        ({"tokens": 501}, "Longest report"),
+        ({"tokens": 0}, "Maximum length"),
+        ({"tokens": 501}, "Maximum length"),
         ({"temperature": -1}, "Temperature"),
         ({"top_p": 0}, "Nucleus"),
         ({"seed": None}, "Seed"),

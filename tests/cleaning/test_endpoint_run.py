@@ -415,7 +415,7 @@ def test_stopped_in_the_middle_and_resumed(tmp_path, sent):
     assert "60 reports" in second
     assert f"cost {60 * 200 * 2 / 1e6:.4g}" in second
     assert KEY not in first + second
-    assert sent == signal.SIGKILL or "run the same command to go on" in first
+    assert sent == signal.SIGKILL or "run the same command to resume" in first
 
 
 def test_the_command_shows_waits_and_stops_at_the_patience(tmp_path):

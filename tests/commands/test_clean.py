@@ -46,7 +46,7 @@ def test_rules_only(tmp_path, reports, capsys):
     assert [row["id"] for row in aside] == ["b", "in.jsonl:4"]
     assert "nothing is left after the rules priors" in aside[0]["reason"]
     printed = capsys.readouterr()
-    for line in ("2 reports", "2 set aside", "priors       changed 2", "1 kept one section only"):
+    for line in ("2 reports", "2 set aside", "priors       changed 2", "1 kept only one section"):
         assert line in printed.out
     # The output is a source of the training data.
     assert open_source(f"manifest:{out}")[0].findings == "Mild cardiomegaly."

@@ -264,7 +264,7 @@ def test_an_average_in_a_file_of_its_own(source, capsys, suffix):
     (source / "model.safetensors").unlink()
     np.testing.assert_array_equal(import_head(source), HEAD + 1)
     assert main(["import", str(source), str(source.parent / "x"), "--weights", "model"]) == 1
-    assert "expected weights that are no average" in capsys.readouterr().err
+    assert "expected weights that are not an average" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -399,7 +399,7 @@ def test_an_average_alone_is_said(source, capsys):
     used = f"used `swa` ({len(TENSORS)} tensors), an average; found no other state dict"
     assert used in capsys.readouterr().err
     assert main(["import", str(source), str(source.parent / "x"), "--weights", "model"]) == 1
-    assert "expected weights that are no average" in capsys.readouterr().err
+    assert "expected weights that are not an average" in capsys.readouterr().err
 
 
 def test_sets_that_fit_equally_are_named_and_chosen_by_name(source, capsys):
@@ -415,13 +415,13 @@ def test_sets_that_fit_equally_are_named_and_chosen_by_name(source, capsys):
         assert main(["import", str(source), str(source.parent / "x"), *arguments]) == 1
         said = capsys.readouterr().err
         count = len(TENSORS)
-        assert f"found 2 that fit equally: `student` ({count} tensors), `teacher`" in said
+        assert f"found 2 that match equally well: `student` ({count} tensors), `teacher`" in said
         assert "--weights NAME" in said
         assert "discriminator" not in said
     np.testing.assert_array_equal(import_head(source, "--weights", "teacher"), HEAD + 1)
     assert f"used `teacher` ({count} tensors), not `student`" in capsys.readouterr().err
     assert main(["import", str(source), str(source.parent / "x"), "--weights", "other"]) == 1
-    assert "fit equally" in capsys.readouterr().err
+    assert "match equally well" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("known", [frozenset(), UNIX_NAMES])
@@ -447,7 +447,7 @@ def test_several_averages_are_chosen_by_name(source, capsys):
     )
     np.testing.assert_array_equal(import_head(source), HEAD)
     assert main(["import", str(source), str(source.parent / "x"), "--weights", "ema"]) == 1
-    assert "found 2 that fit equally: `ema_1`" in capsys.readouterr().err
+    assert "found 2 that match equally well: `ema_1`" in capsys.readouterr().err
     np.testing.assert_array_equal(import_head(source, "--weights", "ema_2"), HEAD + 1)
 
 

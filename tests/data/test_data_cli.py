@@ -113,7 +113,7 @@ def test_write(capsys, tmp_path, kind):
     out = tmp_path / "out"
     assert main(["write", CXR, str(out), "--split", "test", "--max-side", "64", "--workers", "2",
                  "--format", kind]) == 0  # fmt: skip
-    assert capsys.readouterr().out == f"{out}: 34 records, 0 broken rows left out\n"
+    assert capsys.readouterr().out == f"{out}: 34 records, 0 broken rows skipped\n"
     written = (
         f"array_record:{out}" if kind == "array_record" else f"tfds:unix_records?data_dir={out}"
     )
@@ -132,8 +132,8 @@ def test_write_leaves_broken_rows_out(capsys, tmp_path):
     assert not (tmp_path / "out").exists()
     assert main([*arguments, "--max-broken", "0.1"]) == 0
     captured = capsys.readouterr()
-    assert "9 records, 1 broken rows left out" in captured.out
-    assert "left out: gone.png" in captured.err
+    assert "9 records, 1 broken rows skipped" in captured.out
+    assert "skipped: gone.png" in captured.err
 
 
 @pytest.mark.parametrize("converted", [False, True])
@@ -189,7 +189,10 @@ def small_source(directory: Path, count: int) -> str:
         (["inspect", CXR, "--split", "dev"], "expected rows of split 'dev'"),
         (["inspect", CXR, "--images", "0"], "--images: expected at least 1"),
         (["inspect", CXR, "--tokenizer", "/nowhere"], "/nowhere"),
-        (["inspect", CXR, "--und-tokens", "9"], "--und-tokens: expected --tokenizer DIR beside it"),
+        (
+            ["inspect", CXR, "--und-tokens", "9"],
+            "--und-tokens: expected --tokenizer DIR together with it",
+        ),
         (["inspect", CXR, "--max-broken", "2"], "--max-broken: expected 0 to 1"),
         (["write", CXR, "OUT", "--max-side", "0"], "--max-side: expected at least"),
         (["write", CXR, "OUT", "--max-broken", "2"], "--max-broken: expected 0 to 1"),

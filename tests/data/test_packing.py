@@ -188,8 +188,8 @@ def test_the_first_sample_left_out_of_each_kind_is_named():
     planner = Planner(Costs(listed), dataclasses.replace(DATA, shuffle=False))
     steps_of(planner)
     assert planner.first_skipped == {
-        "too_long": "sample 1: too_long: 21 und tokens where a row holds 20, "
-        "3 VAE images where a row holds 2",
+        "too_long": "sample 1: too_long: 21 und tokens but a row has at most 20, "
+        "3 VAE images but a row has at most 2",
         "no_text": "sample 2: no_text",
         "broken": "sample 4: broken: row",
     }

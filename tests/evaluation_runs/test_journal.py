@@ -72,11 +72,11 @@ def test_one_process_at_a_time(tmp_path):
 def test_other_settings_are_refused_and_named(tmp_path):
     remember(tmp_path, {"steps": 50, "size": None, "interval": (0.4, 1.0)})
     remember(tmp_path, {"steps": 50, "size": None, "interval": (0.4, 1.0)})
-    with pytest.raises(UniXError, match=r"begun with steps 50 \(now 20\); use the same, or name"):
+    with pytest.raises(UniXError, match=r"started with steps 50 \(now 20\); use the same"):
         remember(tmp_path, {"steps": 20, "size": None, "interval": (0.4, 1.0)})
     (tmp_path / "settings.json").unlink()
     (tmp_path / "items-0.jsonl").touch()
-    with pytest.raises(UniXError, match=r"settings\.json: no such file beside"):
+    with pytest.raises(UniXError, match=r"settings\.json: expected this file together with"):
         remember(tmp_path, {})
 
 

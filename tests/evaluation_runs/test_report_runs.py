@@ -130,12 +130,12 @@ def test_an_image_that_shows_nothing_is_counted_and_named(tmp_path, capsys):
     (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     command(f"manifest:{tmp_path}", tmp_path / "out").run()
     captured = capsys.readouterr()
-    assert "warning: 1 of the images show next to nothing: " in captured.out
+    assert "warning: 1 of the images show almost nothing: " in captured.out
     assert "ImageWarning" not in captured.err
     (warned,) = json.loads((tmp_path / "out" / "results.json").read_text())["image_warnings"]
     assert (warned["index"], warned["warning"].partition(" (")[0]) == (1, "nearly black")
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "Images that show next to nothing" in page
+    assert "Images with almost no content" in page
     assert "nearly black (" in page
 
 
@@ -165,7 +165,7 @@ def test_other_settings_are_refused_and_metrics_may_change(data, whole, capsys, 
         ({"prompt": "Other."}, r'prompt "" \(now "Other."\)'),
         ({"limit": 3}, r"items 8 \(now 3\)"),
     ):
-        with pytest.raises(UniXError, match=f"was begun with {message}"):
+        with pytest.raises(UniXError, match=f"was started with {message}"):
             command(data, whole, **options).run()
     monkeypatch.setattr(evaluate._OverData, "_load", lambda self: pytest.fail("nothing is left"))
     before = json.loads((whole / "results.json").read_text())

@@ -260,7 +260,7 @@ def test_what_is_left_out_is_said_and_counted(toy, train, tmp_path, capsys):
     said = capsys.readouterr().err.splitlines()
     (first,) = [line for line in said if line.startswith("left out: ")]
     assert "images/00" in first
-    assert first.endswith("und tokens where a row holds 60")
+    assert first.endswith("und tokens but a row has at most 60")
     last = toy_run.metrics(tmp_path / "run")[-1]
     assert last["epoch"] > 1
     assert last["skipped_too_long"] > 1

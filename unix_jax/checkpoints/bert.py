@@ -1,7 +1,7 @@
-"""Reads CheXbert: the weights of BERT and its 14 heads, with BERT's `config.json` if there is one.
+"""Reads CheXbert: the weights of BERT and its 14 heads, with BERT's `config.json` if it exists.
 
-The published file is one pickle of torch, `chexbert.pth`, whose `model_state_dict` has names that
-begin with `module.`; a `.safetensors` of the same names does as well. Nothing is executed.
+The published file is a torch pickle, `chexbert.pth`, whose `model_state_dict` has names that begin
+with `module.`. A `.safetensors` file with the same names is also supported. Nothing is executed.
 """
 
 import dataclasses
@@ -87,7 +87,7 @@ def read_bert_config(raw: Any, source: str = "config.json") -> BertConfig:
     """Sizes from the hub's `config.json`; missing fields are those of bert-base-uncased.
 
     Raises:
-      ConfigError: a value of the wrong kind, or a variant that this model is not.
+      ConfigError: a value of the wrong kind, or an unsupported variant.
     """
     if not isinstance(raw, Mapping):
         raise ConfigError(f"{source}: expected a JSON object, found {type(raw).__name__}")
@@ -134,7 +134,7 @@ def check_chexbert(config: BertConfig, tensors: TensorSource) -> tuple[Entry, ..
     """The table that fits the file, compared with its tensors before any is read.
 
     Raises:
-      CheckpointError: all keys that are missing, unexpected or mis-shaped, in one listing.
+      CheckpointError: all keys that are missing, unexpected or wrongly shaped, in one listing.
     """
     keys = tensors.keys()
     prefix = _PREFIX if any(key.startswith(_PREFIX) for key in keys) else ""
@@ -157,9 +157,9 @@ def load_chexbert(
     """(sizes, parameters of `ReportLabeler`).
 
     Args:
-      path: `chexbert.pth`, or its directory. A `config.json` beside it is read; without one the
-        sizes are those of bert-base-uncased, as the published file's are.
-      dtype: floating type to cast to; None keeps that of the file.
+      path: `chexbert.pth`, or its directory. A `config.json` in the same directory is read; without
+        it the sizes are those of bert-base-uncased, as in the published file.
+      dtype: floating-point dtype to cast to; None keeps that of the file.
       shardings: None, one `Sharding`, or a nested tree of them.
 
     Raises:

@@ -109,10 +109,10 @@ def import_diffusers(
     Args:
       source: the folder, with `model_index.json`.
       out: a new directory.
-      dtype: `keep`, with which `export_diffusers` returns every bit, or the floating type of the
-        U-Net and the text encoder. The autoencoder and the unused tensors keep their types.
+      dtype: `keep`, with which `export_diffusers` returns every bit, or the floating-point dtype of
+        the U-Net and the text encoder. The autoencoder and the unused tensors keep their types.
       allow_non_finite: write weights that are NaN or infinite.
-      progress: called with (bytes since the last call, bytes in all).
+      progress: called with (bytes since the last call, total bytes).
 
     Raises:
       UniXError: a part is missing, broken, not supported or does not fit another, `out` exists, or
@@ -170,7 +170,7 @@ def import_diffusers(
 
 
 def _kept(name: str, part: OpenPart, cast: np.dtype | None) -> list[str]:
-    """Keys of tensors that are kept as they are: not used, or not exact in a stack's type."""
+    """Keys of tensors that are kept unchanged: not used, or not exact in a stack's dtype."""
     inexact = [] if cast is not None else list(inexact_keys(part.table, part.tensors))
     return [key for key in part.tensors if is_unused(name)(key)] + inexact
 
@@ -184,7 +184,7 @@ def _layout(name: str, part: OpenPart, cast: np.dtype | None) -> list[dict[str, 
 
 
 def _verbatim(directory: Path) -> dict[str, Path]:
-    """Name in the folder -> file of what is not weights; a note names what is left out."""
+    """Name in the folder -> file, for all files except weights; a note names the skipped ones."""
     kept: dict[str, Path] = {}
     left: list[str] = []
     for folder in _FOLDERS:
@@ -213,13 +213,13 @@ def export_diffusers(
     """Writes the diffusers folder that a checkpoint was imported from.
 
     The files of weights have the same names, keys in the same order and types; everything else is
-    copied, except that parts which the import left out are null in `model_index.json`.
+    copied, except that parts which were not imported are null in `model_index.json`.
 
     Args:
       path: a checkpoint that `import_diffusers` wrote.
       out: a new directory.
       allow_non_finite: write weights that are NaN or infinite.
-      progress: called with (bytes since the last call, bytes in all).
+      progress: called with (bytes since the last call, total bytes).
 
     Raises:
       UniXError: the checkpoint is broken, its weights are not finite, or `out` exists or cannot

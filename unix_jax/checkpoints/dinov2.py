@@ -1,6 +1,7 @@
 """Reads RAD-DINO, or another DINOv2 ViT, from the directory that the hub publishes.
 
-`config.json` and `model.safetensors`, in the layout of `Dinov2Model`; nothing in them is executed.
+The files are `config.json` and `model.safetensors`, in the layout of `Dinov2Model`; nothing in them
+is executed.
 """
 
 import dataclasses
@@ -113,7 +114,7 @@ def check_dinov2(config: Dinov2Config, tensors: TensorSource) -> None:
     """Compares the stated sizes with the tensors, before any is read.
 
     Raises:
-      CheckpointError: all keys that are missing, unexpected or mis-shaped, in one listing.
+      CheckpointError: all keys that are missing, unexpected or wrongly shaped, in one listing.
     """
     lines: list[str] = []
     layers = count_layers(tensors.keys(), "encoder.layer")
@@ -131,7 +132,7 @@ def load_dinov2(
 
     Args:
       path: the directory, with `config.json` and `model.safetensors`; or a weight file in it.
-      dtype: floating type to cast to; None keeps that of the file.
+      dtype: floating-point dtype to cast to; None keeps that of the file.
       shardings: None, one `Sharding`, or a nested tree of them.
 
     Raises:

@@ -36,8 +36,8 @@ _LISTED = 10
 class Leaf:
     """An array that is read on demand; `read(index)` gives the box `index`, one slice per axis.
 
-    names: what its source calls it, for errors: one name, or one per layer of a stack. Empty where
-    the path in our tree is the only name.
+    names: its names in the source, for errors: one name, or one per layer of a stack. Empty if the
+    path in our tree is the only name.
     """
 
     shape: tuple[int, ...]
@@ -60,7 +60,7 @@ def array_leaf(array: Any) -> Leaf:
 
 
 def cast(leaf: Leaf, dtype: Any) -> Leaf:
-    """The leaf in another type; what is too large for it becomes infinite."""
+    """The leaf in another dtype; values that are too large for it become infinite."""
     kind = np.dtype(dtype)
 
     def read(index: Index) -> np.ndarray:
@@ -71,7 +71,7 @@ def cast(leaf: Leaf, dtype: Any) -> Leaf:
 
 
 def non_finite_count(array: np.ndarray) -> int:
-    """How many of the numbers are NaN or infinite; 0 for types without such values."""
+    """The number of NaN or infinite values; 0 for dtypes without such values."""
     if not jnp.issubdtype(array.dtype, jnp.floating):
         return 0
     flat = array.reshape(-1)
@@ -101,14 +101,14 @@ def _count_in_block(block: np.ndarray) -> int:
 
 
 class FiniteCheck:
-    """Tests leaves as they are read, and remembers those with numbers that are not finite."""
+    """Checks leaves as they are read, and records those with numbers that are not finite."""
 
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
         self._owners: dict[str, str] = {}
 
     def watch(self, name: str, leaf: Leaf) -> Leaf:
-        """The same leaf, tested; `name` is what the error says where the leaf has no names."""
+        """The same leaf, checked; `name` is used in errors if the leaf has no names."""
 
         def read(index: Index) -> np.ndarray:
             array = leaf.read(index)
@@ -137,7 +137,7 @@ class FiniteCheck:
         return {name: self.watch(name, leaf) for name, leaf in leaves.items()}
 
     def lines(self) -> list[str]:
-        """One line per array that is not finite, of a long list its start and its end."""
+        """One line per array that is not finite; a long list is shortened to its start and end."""
         lines = [f"{name}: {count} numbers" for name, count in self.counts.items()]
         left_out = len(lines) - 2 * _LISTED
         if left_out > 0:
@@ -237,7 +237,7 @@ def place_tree(
 
     Args:
       leaves: by path.
-      dtype: floating type to cast to; None keeps each leaf's own.
+      dtype: floating-point dtype to cast to; None keeps each leaf's own.
       shardings: None, one `Sharding` for all leaves, or a nested tree of them.
       progress: called with the bytes read of each leaf.
       source: where the leaves come from, for the error.

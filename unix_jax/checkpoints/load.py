@@ -1,4 +1,4 @@
-"""A model from disk, whichever of the two layouts it is in."""
+"""Loads a model from disk in either of the two layouts."""
 
 import os
 import warnings
@@ -39,12 +39,12 @@ def load_model(
     """(config, parameters, autoencoder parameters or None) of a checkpoint or published layout.
 
     Args:
-      path: a converted checkpoint, a directory in the published layout, or that of a training run,
-        whose export is meant.
-      dtype: floating type to cast to; None keeps that of the files.
-      vae_dtype: that of the autoencoder, float32 unless said otherwise: it is small, always
-        frozen, and bfloat16 shows in its pictures.
-      shardings: where each parameter goes; None puts all on the default device.
+      path: a converted checkpoint, a directory in the published layout, or the directory of a
+        training run, of which the export is used.
+      dtype: floating-point dtype to cast to; None keeps that of the files.
+      vae_dtype: dtype of the autoencoder, by default float32: it is small and always frozen, and
+        the rounding of bfloat16 is visible in its images.
+      shardings: sharding of each parameter; None puts all on the default device.
       allow_non_finite: accept weights that are NaN or infinite.
 
     Raises:
@@ -131,7 +131,7 @@ def _refuse_file(path: str | os.PathLike[str]) -> None:
     if Path(path).is_file():
         raise CheckpointError(
             f"{path}: expected a checkpoint directory, found a file; "
-            "`unix-jax convert import FILE OUT` makes a checkpoint of one weight file"
+            "`unix-jax convert import FILE OUT` creates a checkpoint from one weight file"
         )
     if is_diffusers(path):
         raise CheckpointError(

@@ -75,12 +75,12 @@ def save(
       params: the UniX tree, nested or flat by path, of `Leaf`s or arrays; with stacked layers, or
         as a pipeline on a CPU or a GPU holds it (`unroll_params`), which is stacked again.
       vae_params: the autoencoder tree likewise, or None.
-      extras: tensors to keep verbatim by source key, or a function that gives them; it is called
+      extras: tensors to keep verbatim by source key, or a function that returns them; it is called
         after `params` were written.
       layout: what export needs to rebuild the source files; any JSON.
       copies: (file, name inside the checkpoint) of the files to copy verbatim.
       allow_non_finite: write weights that are NaN or infinite.
-      training: which weights of a training run these are; any JSON.
+      training: description of the weights of a training run; any JSON.
       sources: where `params` and `vae` come from, for the error about weights that are not finite;
         by default `path`.
       progress: called with the number of bytes of each leaf written.
@@ -164,7 +164,7 @@ def _stack(parts: Sequence[Leaf]) -> Leaf:
 
 
 def carried_files(path: str | os.PathLike[str]) -> list[tuple[Path, str]]:
-    """(file, name in a checkpoint) of what a copy or a training carries on beside the weights.
+    """(file, name in a checkpoint) of the files other than weights that a copy or a training keeps.
 
     Tokenizer files and `source/` of a checkpoint directory, or of any directory laid out like it;
     a file is taken for tokenizer.json.
@@ -267,7 +267,7 @@ def load_params(
 
     Args:
       path: a checkpoint directory.
-      dtype: floating type to cast to on load; None keeps the type on disk.
+      dtype: floating-point dtype to cast to on load; None keeps the type on disk.
       shardings: None (the default device), one `jax.sharding.Sharding`, or a nested tree of them;
         a device reads only the chunks that overlap its own part.
       allow_non_finite: accept weights that are NaN or infinite.
@@ -315,7 +315,7 @@ def _load(
 
 
 def has_vae(path: str | os.PathLike[str]) -> bool:
-    """Whether the checkpoint carries an autoencoder."""
+    """Whether the checkpoint has an autoencoder."""
     return "vae" in read_index(path)
 
 
@@ -388,7 +388,7 @@ def tensor_infos(path: str | os.PathLike[str]) -> dict[str, ArrayInfo]:
 
 
 def open_leaves(path: str | os.PathLike[str], part: str) -> dict[str, Leaf]:
-    """The arrays of `part`, one of `PARTS`, verified to be whole, read on demand.
+    """The arrays of `part`, one of `PARTS`, verified to be complete, read on demand.
 
     Raises:
       CheckpointError: a missing, truncated or disagreeing file, which is named. Reading a leaf
@@ -399,7 +399,7 @@ def open_leaves(path: str | os.PathLike[str], part: str) -> dict[str, Leaf]:
 
 
 def array_names(path: str | os.PathLike[str], part: str) -> list[str]:
-    """The arrays of `part`, by path; none where the checkpoint lacks the part."""
+    """The arrays of `part`, by path; none if the checkpoint lacks the part."""
     return list(read_index(path).get(part, {}))
 
 

@@ -1,10 +1,10 @@
 """A tree of leaves on disk in Orbax's format, written and read one leaf at a time.
 
-Orbax's own handlers hold a whole tree in memory while they write it; here a handler of our own
-walks through it. Arrays are uncompressed zarr chunks, so that a file's size tells whether it is
-whole, and plain Orbax reads the result. The CRC-32 of every file of an array is returned by
-`save_tree` and verified by `open_leaf` as the file is read: a device that reads a part of an array
-verifies the chunks of that part.
+Orbax's own handlers keep the complete tree in memory while they write it; this module has its own
+handler that iterates over it. Arrays are uncompressed zarr chunks, so that a file's size shows
+whether it is complete, and plain Orbax reads the result. `save_tree` returns the CRC-32 of every
+file of an array, and `open_leaf` verifies it as the file is read: a device that reads a part of an
+array verifies the chunks of that part.
 """
 
 import asyncio
@@ -84,7 +84,7 @@ def _batches(leaves: Sequence[Leaf]) -> list[range]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Orbax's warnings about features that this checkpoint leaves out on purpose."""
+    """Suppresses Orbax's warnings about features that this checkpoint omits on purpose."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -97,7 +97,7 @@ def _quiet() -> Iterator[None]:
 def save_tree(
     directory: Path, leaves: Mapping[str, Leaf], progress: Progress | None, nested: bool = True
 ) -> dict[str, Any]:
-    """Writes leaves as one Orbax tree, two of them (or two batches of small ones) in memory.
+    """Writes leaves as one Orbax tree, with two of them (or two batches of small ones) in memory.
 
     Args:
       directory: a new directory.
@@ -172,7 +172,7 @@ def open_leaf(
     dtype: np.dtype,
     checksums: Mapping[str, int] | None,
 ) -> Leaf:
-    """One array of a tree that `save_tree` wrote, verified to be whole, read on demand.
+    """One array of a tree that `save_tree` wrote, verified to be complete, read on demand.
 
     Args:
       directory: of the tree.
@@ -244,7 +244,7 @@ def _is_plain(header: Mapping[str, Any]) -> bool:
 def _check_sizes(
     folder: Path, shape: tuple[int, ...], dtype: np.dtype, chunks: Sequence[int]
 ) -> None:
-    """Every chunk of an uncompressed zarr array must be there with its full size."""
+    """Every chunk of an uncompressed zarr array must exist with its full size."""
     expected = math.prod(chunks) * dtype.itemsize
     sizes = {entry.name: entry.stat().st_size for entry in os.scandir(folder)}
     grid = [-(-size // chunk) for size, chunk in zip(shape, chunks, strict=True)]

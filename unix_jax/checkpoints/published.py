@@ -1,4 +1,5 @@
-"""The published layout, read: checked against its own configuration, imported, or run as it is.
+"""Reads the published layout: checks it against its configuration, imports it, or loads it
+directly.
 
     config.json, model.safetensors (or shards, or pytorch_model.bin), tokenizer files,
     vae/config.yaml, vae/kl-f16d16.ckpt
@@ -77,12 +78,12 @@ class PublishedSource:
     Args:
       source: the directory, or a weight file in it.
       wanted: `model`, `ema`, a weight file, or the name of an entry or a prefix in one; all except
-        a file apply to the autoencoder as well.
+        a file also apply to the autoencoder.
       max_latent_size: a larger side of the latent position table, in tokens.
 
     Raises:
-      CheckpointError: a file is missing or broken, the table cannot be enlarged, or there is no
-        average where it is wanted.
+      CheckpointError: a file is missing or broken, the table cannot be enlarged, or a requested
+        average does not exist.
       ConfigError: a configuration is broken.
     """
 
@@ -134,13 +135,13 @@ class PublishedSource:
 
         Raises:
           CheckpointError: they disagree; the message lists every disagreement, missing,
-            unexpected and mis-shaped key, with the expected and the found shape.
+            unexpected and wrongly shaped key, with the expected and the found shape.
         """
         shapes = {key: info.shape for key, info in infos(self.tensors).items()}
         if any(key.startswith("aligner.") for key in shapes):
             raise CheckpointError(
                 f"{self.directory}: expected the published layout, found Janus-Pro's; "
-                "`unix-jax convert import-janus` makes the start of stage 1 from it"
+                "`unix-jax convert import-janus` creates the initial checkpoint of stage 1 from it"
             )
         stated = dataclasses.replace(self.config, max_latent_size=self._file_latent_size)
         lines, listed = unix_disagreements(stated, self.raw, shapes)
@@ -187,7 +188,8 @@ class PublishedSource:
         """The UniX parameters by path, read on demand; `dtype` None keeps the file's types.
 
         Raises:
-          CheckpointError: the latent position table is to be enlarged and is not the formula.
+          CheckpointError: the latent position table is to be enlarged and does not follow the
+            formula.
         """
         table = unix_table(self.config)
         if not self._computes_positions:
@@ -263,7 +265,7 @@ class PublishedSource:
         }
 
     def layout(self, dtype: np.dtype | None = None) -> dict[str, Any]:
-        """Files, keys in order, and types: what export needs to write the same files again."""
+        """Files, keys in order, and dtypes, from which export writes the same files again."""
         used = {key for entry in unix_table(self.config) for key in entry.keys}
         files = [
             file_layout(self.tensors, name, keys, lambda key: dtype if key in used else None)
@@ -282,7 +284,7 @@ class PublishedSource:
         return {"kept": dtype is None, "files": files}
 
     def copies(self, temporary: Path, keep: Sequence[str] = ()) -> list[tuple[Path, str]]:
-        """(file, name in the checkpoint) of what is kept beside the tensors.
+        """(file, name in the checkpoint) of the kept files other than tensors.
 
         Files that the import changes, `config.json` with another table and the index of renamed
         keys, are written into `temporary`. `keep` is as in `wanted_files`.
@@ -401,7 +403,7 @@ def check_keys(
     ignored: Callable[[str], Any],
     disagreements: list[str],
 ) -> None:
-    """Raises one CheckpointError that lists all that is wrong with the file's keys, grouped."""
+    """Raises one CheckpointError that lists all problems of the file's keys in groups."""
     expected = {key: entry.file_shape for entry in table for key in entry.keys}
     found = infos(tensors)
     disagreements = disagreements + [
@@ -425,7 +427,7 @@ def check_keys(
 def require_wanted(
     source: Path, wanted: str | None, opened: Iterable[TensorSource | WeightFiles | None]
 ) -> None:
-    """Raises CheckpointError if nothing is what `--weights` names: an average, or that name."""
+    """Raises CheckpointError if nothing matches `--weights`: an average, or that name."""
     parts = [part for part in opened if part is not None]
     if wanted == "ema" and not any(part.averaged for part in parts):
         raise CheckpointError(
@@ -481,10 +483,10 @@ def file_layout(
 
 
 def parse_dtype(name: str) -> np.dtype | None:
-    """`keep` -> None; `bfloat16`, `float32` (any floating type) -> its dtype.
+    """`keep` -> None; `bfloat16`, `float32` (any floating-point dtype) -> its dtype.
 
     Raises:
-      ConfigError: no floating type of that name.
+      ConfigError: no floating-point dtype of that name.
     """
     if name == "keep":
         return None
@@ -513,16 +515,17 @@ def import_published(
     Args:
       source: the published directory, or a weight file in it.
       out: a new directory.
-      dtype: `keep`, with which `export_published` gives back every bit, or the floating type of
-        the model's parameters. The autoencoder and the unused tensors keep their types.
+      dtype: `keep`, with which `export_published` restores every bit, or the floating-point dtype
+        of the model's parameters. The autoencoder and the unused tensors keep their types.
       allow_non_finite: write weights that are NaN or infinite.
-      weights: `model` or `ema`, where a file, entry or prefix holds an average beside the weights,
-        the name of an entry or a prefix in a weight file, or a weight file. By default the weights,
-        and the average where there is nothing else.
+      weights: `model` or `ema`, if a file, entry or prefix also contains an average; the name of an
+        entry or a prefix in a weight file; or a weight file. By default the weights, or the average
+        if nothing else exists.
       max_latent_size: side of the latent position table in tokens, at least the checkpoint's.
-      keep_file: names of files in the source to copy beside those that a loader or a licence asks
-        for, such as `notes.txt` or `vae/notes.txt`. A note names what is not copied.
-      progress: called with (bytes since the last call, bytes in all).
+      keep_file: names of files in the source to copy, in addition to those that a loader or a
+        licence requires, such as `notes.txt` or `vae/notes.txt`. A note names the files that are
+        not copied.
+      progress: called with (bytes since the last call, total bytes).
 
     Raises:
       UniXError: the source is broken or does not fit its configuration, `out` exists, or weights
@@ -537,7 +540,7 @@ def import_published(
         copies = published.copies(Path(temporary), keep_file)
         if published.vae is None:
             warnings.warn(
-                f"{source}: no autoencoder in vae/: the checkpoint writes reports only",
+                f"{source}: no autoencoder in vae/: the checkpoint only supports reports",
                 stacklevel=2,
             )
         leaves, vae_leaves = published.leaves(kind), published.vae_leaves()
@@ -578,15 +581,15 @@ def load_published(
 
     Args:
       source: the published directory, or a weight file in it.
-      dtype: floating type of the parameters; None keeps the file's.
+      dtype: floating-point dtype of the parameters; None keeps the file's.
       shardings: None, one `Sharding`, or a nested tree of them, for the UniX parameters.
       vae_dtype: likewise for the autoencoder.
       vae_shardings: likewise for the autoencoder.
       allow_non_finite: accept weights that are NaN or infinite.
-      progress: called with (bytes since the last call, bytes in all).
+      progress: called with (bytes since the last call, total bytes).
 
-    Returns:
-      The configuration, the UniX parameters, and the autoencoder's (None if there is none).
+    Returns: The configuration, the UniX parameters, and the autoencoder's (None if it does not
+      exist).
 
     Raises:
       UniXError: the source is broken or does not fit its configuration, or weights are not finite.

@@ -1,4 +1,4 @@
-"""The directory of a run where a checkpoint is expected: its export is meant."""
+"""Resolves the directory of a training run to its export where a checkpoint is expected."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ EXPORT = "export"
 
 
 def resolve_checkpoint(path: str | os.PathLike[str]) -> Path:
-    """`path`/export where `path` is the directory of a training run, else `path` as it is.
+    """`path`/export if `path` is the directory of a training run, else `path` unchanged.
 
     Raises:
       CheckpointError: the run has not been exported.

@@ -1,4 +1,4 @@
-"""Which files of a source are copied into a checkpoint; no link may lead out of the source."""
+"""Selects the files of a source that are copied into a checkpoint; no link may leave the source."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -69,7 +69,7 @@ def wanted_files(directory: Path, keep: Sequence[str] = ()) -> list[tuple[Path, 
 
 
 def refuse_links_out(directory: Path, paths: Iterable[Path]) -> None:
-    """Raises CheckpointError if a file's place is outside the source's folder.
+    """Raises CheckpointError if a file's real path is outside the source's folder.
 
     The cache of Hugging Face is made of links from `snapshots/REVISION` to `blobs` of the same
     repository, which is the source's folder then.

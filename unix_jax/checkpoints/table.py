@@ -60,7 +60,7 @@ LINEAR_AS_CONV = Transform("OI -> 11IO", (1, 0), our_ones=2)
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One row: our `path`, the file's `key` (with `{layer}` when stacked), and what is between.
+    """One row: our `path`, the file's `key` (with `{layer}` if stacked), and the transform.
 
     `shape` is ours without the layer axis; `layers` is L, or None when not stacked.
     """

@@ -1,4 +1,5 @@
-"""Reads every file of a checkpoint and says what is not as it was written, or not finite."""
+"""Reads every file of a checkpoint and reports what has changed since it was written or is not
+finite."""
 
 import dataclasses
 import functools
@@ -15,10 +16,10 @@ from unix_jax.storage import recorded_files
 
 @dataclasses.dataclass(frozen=True)
 class Verified:
-    """One part of a checkpoint, read whole.
+    """One completely read part of a checkpoint.
 
-    part: its name. arrays, nbytes: what was read. checksums: whether the part has them.
-    problems: one line each; none if all is well.
+    part: its name. arrays, nbytes: what was read. checksums: whether the part has them. problems:
+      one line each.
     """
 
     part: str
@@ -37,7 +38,7 @@ def verify(path: str | os.PathLike[str]) -> Iterator[Verified]:
         its training checkpoints, its frozen weights and its export are read.
 
     Yields:
-      Each part, once it was read.
+      Each part after it was read.
 
     Raises:
       CheckpointError, ConfigError: there is no checkpoint, or its index is unreadable.
@@ -85,7 +86,7 @@ def _converted(directory: Path, prefix: str) -> Iterator[Verified]:
 
 
 def _files(directory: Path, prefix: str) -> list[Verified]:
-    """The files beside the arrays, as one part; none where index.json lists none."""
+    """The files other than arrays as one part; none if index.json lists none."""
     entries = recorded_files.read_listed(directory)
     if not entries:
         return []

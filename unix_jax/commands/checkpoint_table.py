@@ -23,7 +23,7 @@ def count_parameters(shapes: Any) -> int:
 
 
 def parameter_counts(config: UniXConfig) -> dict[str, int]:
-    """Parameters by part: what each training stage trains follows from these."""
+    """Parameter counts of the parts that the training stages train."""
     shapes = unix.param_shapes(config)
     layers = shapes["decoder"]["layers"]
     counts = {
@@ -41,7 +41,7 @@ def parameter_counts(config: UniXConfig) -> dict[str, int]:
 
 
 def summary(path: str | os.PathLike[str], config: UniXConfig, has_vae: bool) -> Table:
-    """Sizes and parameter counts; one row a fact."""
+    """Sizes and parameter counts, one per row."""
     table = Table(title=escape(str(path)), show_header=False, box=None, title_justify="left")
     table.add_column(style="bold")
     table.add_column(overflow="fold")
@@ -60,7 +60,9 @@ def summary(path: str | os.PathLike[str], config: UniXConfig, has_vae: bool) -> 
         table.add_row("exported", f"{record['weights']} weights of step {record['step']}")
     for name, count in parameter_counts(config).items():
         missing = name == "autoencoder" and not has_vae
-        table.add_row(name, "absent: reports only" if missing else f"{count:,} parameters")
+        table.add_row(
+            name, "absent: only reports are supported" if missing else f"{count:,} parameters"
+        )
     table.add_row("checksums", _checksums(path))
     return table
 
@@ -68,7 +70,7 @@ def summary(path: str | os.PathLike[str], config: UniXConfig, has_vae: bool) -> 
 def diffusion_summary(
     path: str | os.PathLike[str], sizes: Mapping[str, Any], counts: Mapping[str, int]
 ) -> Table:
-    """As `summary`, of a diffusers checkpoint: the configuration and parameters of its parts."""
+    """Like `summary`, for a diffusers checkpoint: the configuration and parameters of its parts."""
     table = Table(title=escape(str(path)), show_header=False, box=None, title_justify="left")
     table.add_column(style="bold")
     table.add_column(overflow="fold")
@@ -95,7 +97,7 @@ def _checksums(path: str | os.PathLike[str]) -> str:
 
 
 def verification_table(path: str | os.PathLike[str], parts: Iterable[Verified]) -> Table:
-    """What `verification.verify` found; a row per part."""
+    """The results of `verification.verify`, one row per part."""
     table = Table(title=escape(str(path)), box=None, title_justify="left", header_style="bold")
     for header in ("part", "arrays", "GB", "checksums", "result"):
         table.add_column(header, justify="right" if header in ("arrays", "GB") else "left")

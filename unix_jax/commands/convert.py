@@ -29,18 +29,19 @@ Dtype = Literal["keep", "bfloat16", "float32"]
 
 @dataclasses.dataclass(frozen=True)
 class Import:
-    """Published layout -> this project's checkpoint (Orbax, config, tokenizer files)."""
+    """Convert the published layout to this project's checkpoint (Orbax, config, tokenizer)."""
 
     source: tyro.conf.Positional[LocalPath]
-    """Directory with config.json, model.safetensors and vae/; or a weight file in it."""
+    """Directory with config.json, model.safetensors and vae/, or a weight file in such a
+    directory."""
     out: tyro.conf.Positional[LocalPath]
-    """A new directory."""
+    """New directory for the checkpoint."""
     dtype: Dtype = "keep"
-    """Type of the model's parameters; with `keep`, export gives back every bit."""
+    """Dtype of the model's parameters; with `keep`, export restores every bit."""
     allow_non_finite: bool = False
     """Write weights that are NaN or infinite instead of stopping."""
     weights: WeightsText | None = None
-    """Which weights where there are several: `model`, `ema` (an average), a name in the file, or a
+    """Weights to use if there are several: `model`, `ema` (an average), a name in the file, or a
     weight file."""
     max_latent_size: int | None = None
     """Enlarge the latent position table to this side in tokens (published: 32, which is 512 px)."""
@@ -48,7 +49,7 @@ class Import:
     """A further file of SOURCE to copy into the checkpoint, and thus into its exports, such as
     `notes.txt`; once for each file."""
     verbose: bool = False
-    """Print lists of keys in an error in full."""
+    """Print complete lists of keys in an error."""
 
     def run(self) -> int:
         from unix_jax.checkpoints.published import import_published
@@ -69,29 +70,30 @@ class Import:
 
 @dataclasses.dataclass(frozen=True)
 class ImportJanus:
-    """Janus-Pro layout -> start of stage 1 (und = Janus-Pro, gen = a copy of und)."""
+    """Convert Janus-Pro's layout to the initial checkpoint of stage 1 (und is Janus-Pro, gen a
+    copy)."""
 
     source: tyro.conf.Positional[LocalPath]
-    """Directory with config.json and the weights; or a weight file in it."""
+    """Directory with config.json and the weights, or a weight file in such a directory."""
     out: tyro.conf.Positional[LocalPath]
-    """A new directory."""
+    """New directory for the checkpoint."""
     dtype: Dtype = "keep"
-    """Type of the model's parameters."""
+    """Dtype of the model's parameters."""
     vae: LocalPath | None = None
-    """The autoencoder: its weight file, or the directory of it and its config.yaml."""
+    """The autoencoder: its weight file, or the directory with the weight file and config.yaml."""
     max_latent_size: int | None = None
     """Side of the latent position table in tokens (published: 32)."""
     latent_patch_size: int | None = None
-    """Latents along one side of a token (published: 1)."""
+    """Number of latents along one side of a token (published: 1)."""
     seed: int = 0
-    """Seed of the parameters that Janus-Pro does not have."""
+    """Random seed of the parameters that Janus-Pro does not have."""
     allow_non_finite: bool = False
     """Write weights that are NaN or infinite instead of stopping."""
     weights: WeightsText | None = None
-    """Which weights where there are several: `model`, `ema` (an average), a name in the file, or a
+    """Weights to use if there are several: `model`, `ema` (an average), a name in the file, or a
     weight file."""
     verbose: bool = False
-    """Print lists of keys in an error in full."""
+    """Print complete lists of keys in an error."""
 
     def run(self) -> int:
         from unix_jax.checkpoints.janus import import_janus
@@ -114,18 +116,18 @@ class ImportJanus:
 
 @dataclasses.dataclass(frozen=True)
 class ImportDiffusers:
-    """Folder of diffusers' StableDiffusionPipeline -> this project's checkpoint."""
+    """Convert a folder of diffusers' StableDiffusionPipeline to this project's checkpoint."""
 
     source: tyro.conf.Positional[LocalPath]
     """Directory with model_index.json, unet/, vae/, text_encoder/, tokenizer/ and scheduler/."""
     out: tyro.conf.Positional[LocalPath]
-    """A new directory."""
+    """New directory for the checkpoint."""
     dtype: Dtype = "keep"
-    """Type of the U-Net and the text encoder; with `keep`, export returns every bit."""
+    """Dtype of the U-Net and the text encoder; with `keep`, export restores every bit."""
     allow_non_finite: bool = False
     """Write weights that are NaN or infinite instead of stopping."""
     verbose: bool = False
-    """Print lists of keys in an error in full."""
+    """Print complete lists of keys in an error."""
 
     def run(self) -> int:
         from unix_jax.checkpoints.diffusers_checkpoint import import_diffusers
@@ -143,16 +145,18 @@ class ImportDiffusers:
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """This project's checkpoint -> published layout, or the diffusers folder that it came from."""
+    """Convert this project's checkpoint to the published layout, or to its original diffusers
+    folder."""
 
     checkpoint: tyro.conf.Positional[LocalPath]
-    """A directory written by an import, or that of a training run, whose export is meant."""
+    """A checkpoint written by an import, or the directory of a training run, of which the export is
+    used."""
     out: tyro.conf.Positional[LocalPath]
-    """A new directory."""
+    """New directory for the published layout."""
     allow_non_finite: bool = False
     """Write weights that are NaN or infinite instead of stopping."""
     verbose: bool = False
-    """Print lists of keys in an error in full."""
+    """Print complete lists of keys in an error."""
 
     def run(self) -> int:
         from unix_jax.checkpoints.diffusers_checkpoint import (
@@ -175,20 +179,22 @@ class Export:
 
 @dataclasses.dataclass(frozen=True)
 class Cast:
-    """A copy of a checkpoint in another floating type, such as a training's export in bfloat16."""
+    """Copy a checkpoint in another floating-point dtype, for example a training export in
+    bfloat16."""
 
     checkpoint: tyro.conf.Positional[LocalPath]
-    """A directory written by `import`, or that of a training run, whose export is meant."""
+    """A checkpoint written by an import, or the directory of a training run, of which the export is
+    used."""
     out: tyro.conf.Positional[LocalPath]
-    """A new directory."""
+    """New directory for the copy."""
     dtype: Dtype = "bfloat16"
-    """Type of the model's parameters."""
+    """Dtype of the model's parameters."""
     vae_dtype: Dtype = "keep"
-    """Type of the autoencoder's parameters; bfloat16 is visible in its images."""
+    """Dtype of the autoencoder's parameters; the rounding of bfloat16 is visible in its images."""
     allow_non_finite: bool = False
-    """Write weights that are NaN, infinite or too large for the type instead of stopping."""
+    """Write weights that are NaN, infinite or too large for the dtype instead of stopping."""
     verbose: bool = False
-    """Print lists of keys in an error in full."""
+    """Print complete lists of keys in an error."""
 
     def run(self) -> int:
         from unix_jax.checkpoints.cast import cast
@@ -207,12 +213,13 @@ class Cast:
 
 @dataclasses.dataclass(frozen=True)
 class Accept:
-    """Records edits of config.json, the tokenizer or source/ of a checkpoint in its index.json."""
+    """Record edits of a checkpoint's config.json, tokenizer or source/ in its index.json."""
 
     checkpoint: tyro.conf.Positional[LocalPath]
-    """A directory written by `import`, or that of a training run, whose export is meant."""
+    """A checkpoint written by an import, or the directory of a training run, of which the export is
+    used."""
     verbose: bool = False
-    """Print lists of keys in an error in full."""
+    """Print complete lists of keys in an error."""
 
     def run(self) -> int:
         from unix_jax.checkpoints.native import accept_files
@@ -226,11 +233,11 @@ class Accept:
 
 @dataclasses.dataclass(frozen=True)
 class Inspect:
-    """Prints keys, shapes, types and parameter counts of a file or directory of either layout."""
+    """Print keys, shapes, dtypes and parameter counts of a file or directory of either layout."""
 
     path: tyro.conf.Positional[LocalPath]
     verbose: bool = False
-    """Print lists of keys in an error in full."""
+    """Print complete lists of keys in an error."""
 
     def run(self) -> int:
         from unix_jax.checkpoints.inspect import print_table
@@ -241,17 +248,17 @@ class Inspect:
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """Runs the model on golden inputs and compares every golden tensor."""
+    """Run the model on golden inputs and compare every golden tensor."""
 
     path: tyro.conf.Positional[LocalPath]
-    """A checkpoint of this project, a directory in the published layout, that of a run, or a
-    diffusers folder."""
+    """A checkpoint of this project, a directory in the published layout, the directory of a
+    training run, or a diffusers folder."""
     golden_dir: tyro.conf.Positional[LocalPath]
     """Directory with golden.safetensors and golden.json."""
     json: LocalPath | None = None
-    """Also write the results here."""
+    """File for the results in JSON."""
     verbose: bool = False
-    """Print lists of keys in an error in full."""
+    """Print complete lists of keys in an error."""
 
     def run(self) -> int:
         from unix_jax.parity.check import check
@@ -272,7 +279,8 @@ Command = (
 
 
 def main(arguments: list[str] | None = None, prog: str = "unix-jax convert") -> int:
-    """Runs one command; the exit code is 0, 1 (an error, in one message), 2 (usage) or 130."""
+    """Runs one command; the exit code is 0, 1 (an error, as one message), 2 (usage) or 130
+    (Ctrl-C)."""
     # A polite kill cleans up as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     verbose = False
@@ -290,7 +298,7 @@ def main(arguments: list[str] | None = None, prog: str = "unix-jax convert") -> 
     def text(error: UniXError) -> str:
         if verbose or error.details == str(error):
             return error.details
-        return f"{error}\n--verbose prints the lists in full"
+        return f"{error}\n--verbose prints the complete lists"
 
     return run_command(run, on_error=text, interrupted="interrupted: nothing was written")
 
@@ -306,7 +314,7 @@ def _written(path: Path) -> int:
 
 @contextlib.contextmanager
 def _progress(name: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar of bytes with rate and time left on stderr, where that is a terminal."""
+    """A progress bar in bytes with rate and remaining time on stderr, if that is a terminal."""
     console = Console(stderr=True)
     columns = (
         TextColumn(name),

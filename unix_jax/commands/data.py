@@ -1,5 +1,5 @@
 """`unix-jax data`: looks into a source of records, writes it as ArrayRecord, and writes
-the autoencoder's moments of its pictures.
+the autoencoder's moments of its images.
 
 Errors that an input caused are one line on standard error and exit code 1; Ctrl-C is 130.
 """
@@ -42,26 +42,27 @@ _Spec = Annotated[SourceText, tyro.conf.Positional, tyro.conf.arg(metavar="SPEC"
 
 @dataclasses.dataclass
 class Inspect:
-    """Count what a source holds, measure its texts, and write a contact sheet."""
+    """Print statistics of a source and its texts, and write a contact sheet."""
 
     spec: _Spec
-    """For example manifest:examples/cxr; docs/data.md lists the kinds."""
+    """Source of the records, for example manifest:examples/cxr; docs/data.md lists the kinds."""
     split: str | None = None
-    """One split; all if absent or ""."""
+    """Split to inspect. The default is all records."""
     tokenizer: PathText | None = None
-    """Directory with tokenizer.json, to measure in tokens rather than words."""
+    """Directory with tokenizer.json, to measure lengths in tokens instead of words."""
     und_tokens: int | None = None
-    """Tell how many samples fit a row of this number of tokens (data.und_tokens of training);
-    needs --tokenizer. An image counts as that directory's config.json says, or as published."""
+    """Report how many samples fit a row of this number of tokens (data.und_tokens of training);
+    needs --tokenizer. The number of tokens per image follows that directory's config.json, or the
+    published size."""
     max_broken: float = 0.0
-    """Fraction of rows that may be broken, or whose image file may be missing; with more the exit
+    """Maximum fraction of rows that are broken or whose image file is missing; above it, the exit
     code is 1."""
     out: PathText | None = None
-    """PNG of the contact sheet."""
+    """PNG file for a contact sheet."""
     images: int = 24
     """Number of images on the sheet, chosen at random."""
     seed: int = 0
-    """Seed of that choice."""
+    """Random seed for that choice."""
     json: bool = False
     """Print JSON instead of tables."""
 
@@ -79,7 +80,9 @@ class Inspect:
         if self.und_tokens is not None:
             _require_positive("--und-tokens", self.und_tokens)
             if self.tokenizer is None:
-                raise UniXError("--und-tokens: expected --tokenizer DIR beside it, found none")
+                raise UniXError(
+                    "--und-tokens: expected --tokenizer DIR together with it, found none"
+                )
         tokenizer, config = (None, None) if self.tokenizer is None else _tokenizer(self.tokenizer)
         encode = None if tokenizer is None else tokenizer.encode
         source = open_source(self.spec, self.split)
@@ -115,21 +118,22 @@ class Write:
     """Write a source as ArrayRecord, atomically."""
 
     spec: _Spec
-    """For example mimic:DIR?views=PA,AP; docs/data.md lists the kinds."""
+    """Source of the records, for example mimic:DIR?views=PA,AP; docs/data.md lists the kinds."""
     out: Annotated[PathText, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-    """A new directory."""
+    """New directory for the records."""
     split: str | None = None
-    """One split; all if absent or ""."""
+    """Split to write. The default is all records."""
     max_side: int | None = None
-    """Shrink larger images to this longest side in pixels."""
+    """Downscale larger images to this longest side in pixels."""
     max_broken: float = 0.01
-    """Fraction of rows that may be broken; they are left out and named."""
+    """Maximum fraction of broken rows; they are skipped and named."""
     shard_megabytes: int = 256
-    """Size at which a shard is closed."""
+    """Size in MB at which a shard is closed."""
     workers: int = min(os.cpu_count() or 1, 16)
-    """Threads that read and shrink."""
+    """Number of threads that read and downscale images."""
     format: Literal["array_record", "tfds"] = "array_record"
-    """Our own ArrayRecord directory, or a tensorflow-datasets data set (OUT is its data_dir)."""
+    """This project's ArrayRecord directory, or a tensorflow-datasets data set (OUT is its
+    data_dir)."""
 
     def run(self) -> None:
         if self.max_side is not None and self.max_side < MIN_SIDE:
@@ -159,37 +163,37 @@ class Write:
                 count = write_array_records(records, self.out, self.shard_megabytes * 2**20)
                 broken = records.broken
         for error in broken:
-            say(f"left out: {error}", "yellow")
-        print(f"{self.out}: {count} records, {len(broken)} broken rows left out")
+            say(f"skipped: {error}", "yellow")
+        print(f"{self.out}: {count} records, {len(broken)} broken rows skipped")
 
 
 @dataclasses.dataclass
 class Moments:
-    """Run the autoencoder's encoder over a source once; training reads the result (data.moments).
+    """Run the autoencoder's encoder once over a source. Training reads the result (data.moments).
 
-    Source, split, size and padding must be those of the run that uses them.
+    Source, split, size and padding must be those of the training run.
     """
 
     spec: _Spec
-    """For example manifest:examples/cxr; docs/data.md lists the kinds."""
+    """Source of the images, for example manifest:examples/cxr; docs/data.md lists the kinds."""
     out: Annotated[PathText, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-    """A new directory."""
+    """New directory for the moments."""
     checkpoint: PathText
-    """Whose autoencoder: a converted checkpoint, or a directory in the published layout."""
+    """Checkpoint with the autoencoder: a converted one, or a directory in the published layout."""
     split: str = "train"
     """Split of the source; "" for all records."""
     height: int = 256
-    """Pixels."""
+    """Height of the padded images in pixels."""
     width: int = 256
-    """Pixels."""
+    """Width of the padded images in pixels."""
     padding: int = 0
     """Gray level of the padding, 0 to 255."""
     dtype: Literal["float32", "float16"] = "float16"
-    """Of the numbers on disk."""
+    """Dtype of the moments on disk."""
     batch_size: int = 8
-    """Images encoded together."""
+    """Number of images per batch of the encoder."""
     max_broken: float = 0.01
-    """Fraction of records whose image may be broken; training skips them."""
+    """Maximum fraction of records with a broken image; training skips them."""
 
     def run(self) -> None:
         from unix_jax.checkpoints.load import load_vae
@@ -225,14 +229,14 @@ class Moments:
             first = "; ".join(written.image_warnings[:3])
             more = ", ..." if len(written.image_warnings) > 3 else ""
             say(
-                f"warning: {len(written.image_warnings)} images show next to nothing: "
-                f"{first}{more}",
+                f"warning: {len(written.image_warnings)} images show almost nothing: {first}{more}",
                 "yellow",
             )
 
 
 def _tokenizer(directory: str) -> "tuple[Tokenizer, UniXConfig]":
-    """The tokenizer of a directory, and its model's sizes: as published without a config.json."""
+    """The tokenizer of a directory, and its model's sizes: the published ones without a
+    config.json."""
     from unix_jax.checkpoints.load import load_config
     from unix_jax.checkpoints.run_export import resolve_checkpoint
     from unix_jax.config import UniXConfig
@@ -258,7 +262,7 @@ def _require_positive(argument: str, value: int) -> None:
 
 
 class _Rate(ProgressColumn):
-    """Rows a second."""
+    """Rows per second."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
@@ -267,7 +271,7 @@ class _Rate(ProgressColumn):
 
 @contextlib.contextmanager
 def _progress(verb: str, total: int) -> Iterator[Callable[[], None]]:
-    """A bar on standard error with rate and time left; yields what advances it."""
+    """A bar on standard error with rate and remaining time; yields what advances it."""
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),

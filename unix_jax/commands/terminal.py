@@ -1,6 +1,7 @@
-"""What every command does with errors, warnings, Ctrl-C and standard output.
+"""Errors, warnings, Ctrl-C and standard output of every command.
 
-Errors that an input caused are one message on standard error and exit code 1; Ctrl-C is 130.
+Errors that an input caused are printed as one message on standard error with exit code 1; the exit
+code of Ctrl-C is 130.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ INTERRUPTED = 130
 
 
 def say(line: str, style: str | None = None) -> None:
-    """Prints a line on standard error as it is."""
+    """Prints a line on standard error unchanged."""
     ERRORS.print(line, style=style, highlight=False, soft_wrap=True, markup=False)
 
 
@@ -72,6 +73,6 @@ def _failed(message: str) -> int:
 
 
 def _close_output() -> None:
-    """What is left in the buffer of standard output cannot be written, and is not tried again."""
+    """The remaining buffer of standard output cannot be written, and is not tried again."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,10 +1,10 @@
-"""VAE moments computed once: the encoder's mean and log-variance of every picture of a source.
+"""VAE moments computed once: the encoder's mean and log-variance of every image of a source.
 
 A directory holds `moments.array_record`, one entry for each record of the source in its order, and
 `moments.json`, which says what they were computed from. An entry is the length of the record's key
-(4 bytes, little-endian), the key, and the numbers, row by row; none if the picture was broken.
+(4 bytes, little-endian), the key, and the numbers, row by row; none if the image was broken.
 
-h, w: latents of a picture; C: channels of the autoencoder's embedding.
+h, w: latents of an image; C: channels of the autoencoder's embedding.
 """
 
 import dataclasses
@@ -45,9 +45,9 @@ _LATENT_ONLY = ("scale_factor", "shift_factor")
 
 
 class Written(NamedTuple):
-    """How many entries `write_moments` wrote, and how many of them are of broken pictures.
+    """How many entries `write_moments` wrote, and how many of them are of broken images.
 
-    image_warnings: one for each picture that shows next to nothing, sorted; it has moments.
+    image_warnings: one for each image that shows almost nothing, sorted; it has moments.
     """
 
     records: int
@@ -76,20 +76,21 @@ def write_moments(
     dtype: str = "float32",
     on_record: Callable[[], None] = lambda: None,
 ) -> Written:
-    """Encodes every picture of a source, whole or not at all.
+    """Encodes every image of a source and writes the moments atomically.
 
     Args:
-      out: a new directory, later `data.moments`.
-      records: all of them, also those that training will skip.
+      out: a new directory, for `data.moments`.
+      records: all records, including those that training will skip.
       config: sizes of the autoencoder.
       vae_params: its weights.
-      data: size and padding of the pictures, threads, and how many may be broken.
-      batch_size: pictures encoded together.
+      data: size and padding of the images, threads, and how many may be broken.
+      batch_size: images encoded together.
       dtype: of the numbers on disk: float32, or float16 at half the size.
       on_record: called after each record, for a progress bar.
 
     Raises:
-      DataError: no records, too many broken pictures, an unknown dtype, or the disk refuses.
+      DataError: no records, too many broken images, an unknown dtype, or the moments cannot be
+        written.
       UniXError: `out` exists.
     """
     if dtype not in _DTYPES:
@@ -126,7 +127,7 @@ def write_moments(
 
 
 def _description(config: UniXConfig, data: DataConfig) -> dict[str, Any]:
-    """What moments depend on, besides the weights and the pictures; JSON."""
+    """What moments depend on, besides the weights and the images; JSON."""
     data.latent_grid(config)
     sizes = dataclasses.asdict(config.vae)
     return {
@@ -149,9 +150,9 @@ def _encoded(
     batch_size: int,
     warned: list[str],
 ) -> Iterator[tuple[str, np.ndarray | str]]:
-    """(key, moments, or why the picture is broken) of every record, in order.
+    """(key, moments, or why the image is broken) of every record, in order.
 
-    Pictures that show next to nothing are added to `warned`.
+    Images that show almost nothing are added to `warned`.
     """
     model = Autoencoder(config.vae)
 
@@ -198,7 +199,7 @@ def _entry(key: str, moments: np.ndarray | str, dtype: np.dtype) -> bytes:
 
 
 class Moments:
-    """Moments of a directory that `write_moments` wrote, by the place of the record."""
+    """Moments of a directory that `write_moments` wrote, by the index of the record."""
 
     def __init__(
         self,
@@ -217,7 +218,7 @@ class Moments:
           vae_params: the autoencoder's weights, if they are to be compared too.
 
         Raises:
-          DataError: no such directory, a broken file, or moments of other pictures, another
+          DataError: no such directory, a broken file, or moments of other images, another
             autoencoder or another source; it names every difference.
         """
         self._root = Path(directory)
@@ -258,7 +259,7 @@ class Moments:
         """The moments of a record, in float32.
 
         Raises:
-          DataError: the picture was broken, or the entry is another record's.
+          DataError: the image was broken, or the entry is another record's.
         """
         where = f"{self._root / FILE}: record {index}"
         try:

@@ -1,14 +1,14 @@
-"""Which samples share a row: planned on lengths, globally, from a state that is a little JSON.
+"""Plans which samples share a row, from lengths and a small JSON state, globally.
 
 A *stream* is the concatenation of epochs, each a permutation of the samples. Stream index s is
-place s % N of epoch s // N. Samples are taken from it in order and put into the first open row
-that holds them; a row is closed when it is full, or when it is the fullest of too many. Every
-process plans all rows of a step and makes its own share, so the plan depends neither on
-the number of processes nor on what images contain.
+position s % N of epoch s // N. Samples are taken from it in order and put into the first open row
+that has space for them; a row is closed when it is full, or when it is the fullest of too many.
+Every process plans all rows of a step and builds its own share, so the plan depends neither on the
+number of processes nor on the contents of images.
 
-A mixture of P sources has a stream for each: stream index s is index s // P in the stream of part
-s % P. Which part is due follows from the numbers of samples taken so far (`due`). What is left out
-does not count as taken.
+A mixture of P sources has a stream for each: stream index s is index s // P in the stream of part s
+% P. The numbers of samples taken so far determine which part comes next (`due`). Skipped samples do
+not count as taken.
 """
 
 import logging
@@ -31,16 +31,16 @@ SKIP_REASONS = ("too_long", "no_text", "no_image", "broken")
 
 
 class PlannedRow(NamedTuple):
-    """Stream indices of a row's samples, and what they take of it."""
+    """Stream indices of a row's samples, and the part of the row that they use."""
 
     indices: tuple[int, ...] = ()
     cost: Cost = _EMPTY
 
 
 class SourceCount(NamedTuple):
-    """What a run has had of one part of a mixture.
+    """Progress of a run in one part of a mixture.
 
-    samples: in rows so far. skipped: left out so far, once per epoch. epoch: taken from the part's
+    samples: in rows so far. skipped: number so far, once per epoch. epoch: taken from the part's
     stream so far, with fraction.
     """
 
@@ -52,8 +52,8 @@ class SourceCount(NamedTuple):
 def permutation(length: int, seed: int, epoch: int) -> np.ndarray:
     """The order of one epoch.
 
-    A sort of raw random bits, since numpy keeps those the same in all its versions. (grain's index
-    shuffle needs no table, but takes a millisecond an index on small sources.)
+    It sorts raw random bits, since numpy keeps these the same in all versions. (grain's index
+    shuffle needs no table, but takes a millisecond per index on small sources.)
     """
     bits = np.random.Philox(np.random.SeedSequence((seed, epoch), spawn_key=(1,)))
     return np.argsort(bits.random_raw(length), kind="stable")
@@ -133,7 +133,7 @@ class Planner:
         )
 
     def locate(self, stream_index: int) -> tuple[int, int]:
-        """(index of the sample, epoch) of a place in the stream; safe to call from threads.
+        """(index of the sample, epoch) of a position in the stream; thread-safe.
 
         In a mixture the index counts through all parts, and the epoch is that of the sample's.
         """
@@ -181,10 +181,10 @@ class Planner:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes on where `state` was taken.
+        """Resumes from `state`.
 
         Raises:
-          DataError: it is no such state, or one of another plan.
+          DataError: it is not such a state, or one of another plan.
         """
         try:
             plan, steps, digest = (state[name] for name in ("plan", "steps", "digest"))
@@ -246,7 +246,7 @@ class Planner:
         return self._open.pop(0) if self._open else None
 
     def _put(self, stream_index: int, cost: Cost) -> int:
-        """Puts a sample into the first open row that holds it, or a new one; the row's place."""
+        """Puts a sample into the first open row with space, or a new one; returns its index."""
         room = self._capacity.minus(cost)
         for place, row in enumerate(self._open):
             if row.cost.fits(room):
@@ -256,14 +256,14 @@ class Planner:
         return len(self._open) - 1
 
     def _filled(self, row: PlannedRow) -> float:
-        """The share of the scarcest thing in the row that is taken, for the samples that it suits
-        best: a row without room for one more ViT image may have room for latents.
+        """The used share of the row's scarcest capacity, for the best-fitting samples: a row
+        without room for one more ViT image may have room for latents.
         """
         used, held = row.cost, self._capacity
         return min(max(used[i] / held[i] for i in kind if held[i]) for kind in self._uses)
 
     def _take(self) -> tuple[int, Cost] | None:
-        """The next usable sample as (stream index, cost), of the part that is due."""
+        """The next usable sample as (stream index, cost), from the part that comes next."""
 
         def active(part: int) -> bool:
             return self._positions[part] != self._ends[part]
@@ -301,7 +301,7 @@ class Planner:
     def _too_long(self, cost: Cost) -> str:
         names = ("und tokens", "ViT images", "VAE images")
         return ", ".join(
-            f"{used} {name} where a row holds {held}"
+            f"{used} {name} but a row has at most {held}"
             for name, used, held in zip(names, cost, self._capacity, strict=True)
             if used > held
         )

@@ -1,4 +1,4 @@
-"""A record's picture as the model's inputs of one fixed size. H height, W width in pixels."""
+"""A record's image as the model's inputs of one fixed size. H height, W width in pixels."""
 
 from collections.abc import Callable
 
@@ -16,13 +16,13 @@ OnProblem = Callable[[str], object]
 
 
 def pad_to_fit(image: Image.Image, height: int, width: int, fill: int = 0) -> Image.Image:
-    """The whole picture inside a rectangle, aspect kept: scaled to touch two sides, centred.
+    """The complete image in a rectangle: scaled with its aspect ratio to touch two sides, centred.
 
-    Bicubic with antialias, as the original's VAE transform. Small pictures grow: otherwise a model
-    learns to draw small radiographs in wide frames.
+    Bicubic with antialias, as the original's VAE transform. Small images are enlarged: otherwise a
+    model learns to generate small radiographs in wide frames.
 
     Args:
-      image: of mode RGB or L; it stays as it is.
+      image: of mode RGB or L; it is not modified.
       height, width: of the rectangle in pixels.
       fill: gray level of the padding, 0 to 255.
     """
@@ -45,7 +45,7 @@ def vit_pixels(
     Args:
       record: with an image.
       config: the model's sizes.
-      on_problem: called with what `gray_level_problem` says of the image, if it says anything.
+      on_problem: called with the image's `gray_level_problem`, if there is one.
       number: index of the image in `record.images`.
 
     Raises:

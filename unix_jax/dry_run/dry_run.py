@@ -1,8 +1,7 @@
-"""Compiles the steps of a run without running them, and says what they ask of each device.
+"""Compiles the steps of a run without running them, and reports the memory and time they need.
 
-Nothing is allocated and nothing read but the sizes: neither data, tokenizer nor weights need be
-there, and with a topology the TPUs need not either.
-
+Nothing is allocated and only the sizes are read: the data, the tokenizer and the weights are not
+needed, and with a topology the TPUs are not needed either.
 Letters: B rows.
 """
 
@@ -131,7 +130,7 @@ class Report:
     def _bound_lines(self) -> list[str]:
         bounds, peak = self.bounds(), peak_flops(self.device)
         if peak is None:
-            return [f"no bounds: what a {self.device.device_kind} can do is not known"]
+            return [f"no bounds: the performance of a {self.device.device_kind} is unknown"]
         each = ", ".join(f"{name} {seconds * 1e3:.0f} ms" for name, seconds in bounds.items())
         longest = max(bounds.values())
         return [
@@ -261,8 +260,8 @@ def _compile(name: str, step: Any, state: Any, batch: TrainingBatch, mesh: Mesh)
             raise
         raise ConfigError(
             f"memory: expected at most {used.group(2)}, found {used.group(1)}: the {name} step "
-            "does not fit into a device; raise accumulation, lower data.rows, or take model.remat "
-            "full"
+            "does not fit into a device; raise accumulation, lower data.rows, or set "
+            "model.remat to full"
         ) from error
 
 

@@ -1,8 +1,8 @@
-"""What one device does in a compiled program, counted from the program's text.
+"""Work of one device in a compiled program, counted from the program's text.
 
-XLA's own cost analysis counts the body of a loop once, however often it runs; layers here are
-loops. So the computations are walked from the entry, and what a loop's body does is multiplied by
-the number of its iterations. Both branches of a conditional count.
+XLA's own cost analysis counts the body of a loop once, however often it runs, and the layers here
+are a loop. Therefore the computations are traversed from the entry, and the work of a loop's body
+is multiplied by its number of iterations. Both branches of a conditional count.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""TPU slices that need not be there, and what their chips can do."""
+"""TPU slices for ahead-of-time compilation, and the performance of their chips."""
 
 import dataclasses
 import importlib.util

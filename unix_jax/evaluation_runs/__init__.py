@@ -1,4 +1,4 @@
-"""Runs of a model over a data set, and what comes out: files, metrics, a page.
+"""Runs of a model over a data set, and their results: files, metrics, a page.
 
 Stands above `inference` and `evaluation`, which do not know each other.
 

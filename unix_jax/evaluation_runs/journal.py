@@ -1,7 +1,7 @@
-"""What an evaluation has done: one appended JSON line an item, so that a killed run goes on.
+"""Journal of an evaluation: one appended JSON line per item, so that a killed run can resume.
 
-Each process appends to a file of its own and holds it; a run reads the files of all. The last line
-is whole or it does not count: what a crash tore is cut off when its process starts again.
+Each process appends to its own file and locks it; a run reads the files of all processes. An
+incomplete last line is ignored, and removed when its process starts again.
 """
 
 import dataclasses
@@ -23,10 +23,10 @@ _PATTERN = "items-*.jsonl"
 class Entry:
     """One item's outcome.
 
-    index: its number in the source.
+    index: its index in the source.
     key: its name in the source.
     status: done, or failed for good, with the `error`.
-    values: what was made of it, JSON by name; stored beside the other fields.
+    values: its results, JSON by name; stored next to the other fields.
     """
 
     index: int
@@ -40,7 +40,7 @@ class Journal:
     """One process's file, open for appending; use as a context manager."""
 
     def __init__(self, directory: Path, process: int = 0) -> None:
-        """Opens or begins `items-PROCESS.jsonl`.
+        """Opens or creates `items-PROCESS.jsonl`.
 
         Raises:
           UniXError: it cannot be written, or another process writes it.
@@ -53,7 +53,7 @@ class Journal:
         """Adds outcomes in one write; they are on the disk when this returns.
 
         Raises:
-          UniXError: they cannot be written. What was there before stays whole.
+          UniXError: they cannot be written. Earlier lines stay intact.
         """
         self._file.append(b"".join(_line(entry) for entry in entries))
 
@@ -65,11 +65,10 @@ class Journal:
 
 
 def read_entries(directory: Path) -> dict[int, Entry]:
-    """What all processes have done so far, by index, in the order of the source.
+    """The outcomes of all processes so far, by index, in the order of the source.
 
     Raises:
-      UniXError: a file cannot be read, a line before the last is damaged, or an item is there
-        twice.
+      UniXError: a file cannot be read, a line before the last is damaged, or an item occurs twice.
     """
     found: dict[int, Entry] = {}
     for path in sorted(directory.glob(_PATTERN)):
@@ -79,10 +78,10 @@ def read_entries(directory: Path) -> dict[int, Entry]:
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 raise UniXError(
                     f"{path}: line {number}: expected an item's outcome in JSON; "
-                    "remove the line to do that item again"
+                    "remove the line to compute that item again"
                 ) from None
             if entry.index in found:
-                raise UniXError(f"{path}: line {number}: item {entry.index} is there twice")
+                raise UniXError(f"{path}: line {number}: item {entry.index} occurs twice")
             found[entry.index] = entry
     return dict(sorted(found.items()))
 
@@ -91,7 +90,7 @@ def remember(directory: Path, settings: Mapping[str, Any]) -> None:
     """Writes the settings of a new directory; compares them with those of one that exists.
 
     Raises:
-      UniXError: the directory was begun with others, is not one of this program, or cannot be
+      UniXError: the directory was started with others, is not one of this program, or cannot be
         written.
     """
     path = directory / SETTINGS
@@ -102,7 +101,9 @@ def remember(directory: Path, settings: Mapping[str, Any]) -> None:
             raise UniXError(f"{path}: {_difference(found, wanted)}")
         return
     if any(directory.glob(_PATTERN)):
-        raise UniXError(f"{path}: no such file beside {_PATTERN}; name another --out")
+        raise UniXError(
+            f"{path}: expected this file together with {_PATTERN}, found none; choose another --out"
+        )
     try:
         with atomic_write(path) as temporary:
             write_json(temporary, wanted)
@@ -112,13 +113,13 @@ def remember(directory: Path, settings: Mapping[str, Any]) -> None:
 
 def _difference(found: Any, wanted: dict[str, Any]) -> str:
     if not isinstance(found, dict):
-        return "expected settings of an evaluation; name another --out"
+        return "expected settings of an evaluation; choose another --out"
     names = [n for n in (*wanted, *found) if found.get(n) != wanted.get(n)]
     differing = ", ".join(
         f"{name} {json.dumps(found.get(name))} (now {json.dumps(wanted.get(name))})"
         for name in dict.fromkeys(names)
     )
-    return f"was begun with {differing}; use the same, or name another --out"
+    return f"was started with {differing}; use the same settings, or choose another --out"
 
 
 def _line(entry: Entry) -> bytes:

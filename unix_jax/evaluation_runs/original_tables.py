@@ -57,7 +57,7 @@ PRIVACY_COLUMNS = (
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes CSV atomically; what a row lacks, or None, is an empty cell.
+    """Writes CSV atomically; missing values and None are empty cells.
 
     Raises:
       UniXError: it cannot be written.

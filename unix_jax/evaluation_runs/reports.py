@@ -1,4 +1,4 @@
-"""Reports of a data set's X-rays, and how good they are."""
+"""Writes reports for the X-rays of a data set, and evaluates them."""
 
 import dataclasses
 import json
@@ -33,10 +33,10 @@ _CASES = 6
 
 @dataclasses.dataclass(frozen=True)
 class ReportSettings:
-    """How reports are written: greedily, at most so many tokens.
+    """Settings of reports: greedy decoding with a maximum number of tokens.
 
-    prompt: for every item; "" takes the record's own, or the first of the model's instructions for
-      the sections of the reference.
+    prompt: for every item; "" uses the record's own, or the first of the model's instructions for
+    the sections of the reference.
     """
 
     prompt: str = ""
@@ -61,12 +61,12 @@ def write_reports(
     share: Share | None = None,
     progress: Progress = lambda count: None,
 ) -> None:
-    """Writes a report for each record into the journals of `out`, beside the record's own.
+    """Writes a report for each record into the journals of `out`, together with the record's own.
 
-    A record without an image, or whose image is broken, is recorded as failed. One without a
-    report is described all the same; there is nothing to score. Of a conversation of several turns
-    the first question is asked, with its images. A record whose image shows next to
-    nothing (`gray_levels`) is described and scored, and its entry has a `warning`.
+    A record without an image, or with a broken one, is recorded as failed. For a record without a
+    report, a report is written but not scored. For a conversation of several turns the first
+    question is used, with its images. A record whose image shows almost nothing (`gray_levels`) is
+    processed and scored, and its entry has a `warning`.
 
     Raises:
       UniXError: a journal that cannot be used.
@@ -108,7 +108,7 @@ def write_reports(
 def summarise_reports(
     source: RecordSource, out: Path, settings: Mapping[str, Any], how: ReportMetrics
 ) -> Results:
-    """Scores what the journals have; writes predictions.jsonl, results.json and report.html.
+    """Scores the reports in the journals; writes predictions.jsonl, results.json and report.html.
 
     Raises:
       UniXError: a file cannot be written, or a metric cannot be computed.
@@ -143,7 +143,8 @@ def summarise_texts(
     settings: Mapping[str, Any],
     how: ReportMetrics,
 ) -> Results:
-    """Scores (key, prediction, reference) of reports made elsewhere; writes into `out`, if any.
+    """Scores (key, prediction, reference) of reports from other software; writes into `out`, if
+    any.
 
     Raises:
       UniXError: as `summarise_reports`.
@@ -191,7 +192,7 @@ def _cases(
     references: Sequence[str],
     picture: Callable[[int], Image.Image | None] = lambda index: None,
 ) -> tuple[list[Case], list[Case]]:
-    """(worst, best) reports with their pictures, the worst and the best first."""
+    """(worst, best) reports with their images, the worst and the best first."""
     if not scores.rows:
         return [], []
     values = scores.rows[scores.ranked_by]
@@ -208,7 +209,7 @@ def _cases(
 
 
 def write_predictions(path: Path, entries: Sequence[Entry]) -> None:
-    """One JSON object a report, in the order of the source; `evaluate score` reads it."""
+    """One JSON object per report, in the order of the source; `evaluate score` reads it."""
     with atomic_write(path) as temporary, temporary.open("w", encoding="ascii") as lines:
         for entry in entries:
             lines.write(json.dumps({"key": entry.key, **entry.values}) + "\n")

@@ -193,8 +193,8 @@ def patch_grid(
 def encoder_size(height: int, width: int, target: int, patch_size: int) -> tuple[int, int]:
     """(height, width) at which the encoder sees a whole image: the shorter side is `target`.
 
-    The longer one keeps the aspect but for rounding to whole patches. RAD-DINO's own processor
-    resizes likewise and then cuts out the centre, whose tokens would not cover the image.
+    The longer one keeps the aspect except for rounding to whole patches. RAD-DINO's own processor
+    resizes likewise and then crops the centre, whose tokens would not cover the image.
 
     Raises:
       ValueError: `target` is not a positive multiple of the patch.
@@ -218,7 +218,7 @@ def rad_dino_pixels(
 
     Args:
       pixels: images as the autoencoder takes or gives them; values outside [-1, 1] are clipped,
-        as a picture file would.
+        as an image file would.
       size: (height, width) to resize to, bicubic with antialias; None keeps the size.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What the backward pass of a layer keeps and what it computes again."""
+"""Rematerialisation: which activations of a layer the backward pass keeps or recomputes."""
 
 from typing import Any, Literal, get_args
 

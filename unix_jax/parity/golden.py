@@ -82,7 +82,7 @@ class Golden:
         return np.moveaxis(array if array.ndim == 4 else array[None], 1, -1)
 
     def tokens(self, latents: Any) -> Any:
-        """Latents [B, H, W, C] as tokens [B, G, p*p*C]; odd rows and columns are cut off."""
+        """Latents [B, H, W, C] as tokens [B, G, p*p*C]; odd rows and columns are cropped."""
         p = self.config.latent_patch_size
         height, width = (side // p * p for side in latents.shape[1:3])
         return patchify(latents[:, :height, :width], p)
@@ -238,7 +238,7 @@ def _prompt(golden: Golden) -> list[int]:
 
 
 def generation_tensors(golden: Golden) -> Tensors:
-    """`gen.*`: velocities and whole sampling runs from text."""
+    """`gen.*`: velocities and complete sampling runs from text."""
     height, width = golden.info["generation_image_hw"]
     grid = golden.grid(height, width)
     context = image_context(golden.model, golden.params, [_prompt(golden)], grid)
@@ -267,7 +267,7 @@ def generation_tensors(golden: Golden) -> Tensors:
 
 
 def edit_tensors(golden: Golden) -> Tensors:
-    """`edit.*`: generation conditioned on a clean image, its ViT view, and text."""
+    """`edit.*`: generation conditioned on a clean image, its ViT input, and text."""
     pixels = golden.pixels("edit.vae_pixels")
     clean = golden.tokens(golden.vae("encode", pixels))
     clean_grid = golden.grid(*pixels.shape[1:3])

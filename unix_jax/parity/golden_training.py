@@ -91,7 +91,7 @@ def training_tensors(golden: Golden) -> Tensors:
 
 @dataclasses.dataclass(frozen=True)
 class GoldenInputs:
-    """The packed samples as a training batch, and what training would draw for it.
+    """The packed samples as a training batch, and the random numbers that training would use.
 
     latents, noise [1, G, C] and timesteps [1, G] are those of the gen stream, None without one.
     """
@@ -143,7 +143,7 @@ class GoldenInputs:
 
 
 def loss_places(layout: Layout, tensors: Tensors) -> tuple[np.ndarray, np.ndarray]:
-    """Where in the (und, gen) streams the tokens with a loss stand, in packed order."""
+    """Indices of the tokens with a loss in the (und, gen) streams, in packed order."""
     return (
         _stream_places(layout.und_sequence[0], tensors["train.ce_loss_indexes"]),
         _stream_places(layout.gen_sequence[0], tensors["train.mse_loss_indexes"]),
@@ -197,7 +197,7 @@ def _latent_tokens(golden: Golden, latents: Any, images: Sequence[np.ndarray]) -
 
 
 def _stream_places(sequence: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Where in a stream the tokens at the packed places `wanted` stand."""
+    """Indices in a stream of the tokens at the packed indices `wanted`."""
     order = np.argsort(sequence)
     return order[np.searchsorted(sequence[order], wanted)]
 
@@ -205,7 +205,7 @@ def _stream_places(sequence: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 def _layout_tensors(
     golden: Golden, layout: Layout, samples: list[list[Split]], losses: list[list[int]]
 ) -> Tensors:
-    """Everything that follows from the plan alone: ids, places, positions, masks, labels."""
+    """Everything that follows from the plan alone: ids, indices, positions, masks, labels."""
     is_text = layout.vit_index[0] < 0
     order = np.argsort(layout.und_sequence[0][is_text])
     ce: list[int] = []

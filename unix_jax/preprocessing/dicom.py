@@ -1,4 +1,4 @@
-"""DICOM files as upright 8-bit pictures: rescale, VOI window, photometric interpretation.
+"""DICOM files as upright 8-bit images: rescale, VOI window, photometric interpretation.
 
 The order is that of DICOM PS3.3 C.11: stored values -> modality (LUT or slope and intercept) ->
 VOI (LUT, else the first window, else percentiles) -> MONOCHROME1 inverted. Reading is strict about
@@ -40,7 +40,7 @@ _ENCODINGS: dict[object, UID] = {
 
 
 def has_magic(data: bytes) -> bool:
-    """Whether a file's bytes carry DICOM's mark, "DICM" behind 128 bytes of preamble."""
+    """Whether a file has DICOM's mark, "DICM" after 128 bytes of preamble."""
     return data[128:132] == b"DICM"
 
 
@@ -51,12 +51,12 @@ def read(
     check_frames: Callable[[int], None],
     frame: int = 1,
 ) -> UInt8[np.ndarray, "H W"] | UInt8[np.ndarray, "H W 3"]:
-    """The picture of a DICOM file's bytes, 0 black and 255 white.
+    """The image of a DICOM file's bytes, 0 black and 255 white.
 
     Args:
       data: the whole file; the preamble may be missing.
-      name: what errors call it.
-      check_size: called with (width, height) before pixels are decoded; raises if it objects.
+      name: its name in errors.
+      check_size: called with (width, height) before pixels are decoded; may raise.
       check_frames: called with the number of frames, likewise.
       frame: the frame to read, counted from 1 as DICOM does.
 
@@ -243,7 +243,7 @@ def _voi(
 
 
 def _table(dataset: pydicom.Dataset, sequence: str) -> pydicom.Dataset | None:
-    """The sequence's first item that holds a table; items without one are common, and no table."""
+    """The sequence's first item that contains a table; items without one are common."""
     for item in dataset.get(sequence) or []:
         if item.get("LUTDescriptor") and item.get("LUTData"):
             return item
@@ -255,10 +255,9 @@ def _looked_up(
 ) -> tuple[Float[np.ndarray, "H W"], int]:
     """(values through a table, its largest possible entry); PS3.3 C.11.1.1.
 
-    Values off its ends take the entries there.
-
-    Not pydicom's functions: they have no modality table of 10, 12 or 14 bits, and reduce indices
-    modulo 256 in a VOI table of 8.
+    Values outside its range use the first or last entry. pydicom's functions are not used: they do
+    not support modality tables of 10, 12 or 14 bits, and reduce indices modulo 256 in an 8-bit VOI
+    table.
     """
     descriptor = [int(number) for number in table.LUTDescriptor]
     if len(descriptor) != 3 or not 1 <= descriptor[2] <= 16:

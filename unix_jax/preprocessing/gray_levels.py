@@ -1,10 +1,9 @@
-"""Whether an image shows anything: nearly black, nearly white, nearly constant, hardly any range.
+"""Detects images with almost no content: nearly black, nearly white or nearly constant.
 
-A model writes a fluent report of such an image, too. Stale DICOM windows and values of 12 bits in
-a 16-bit file are the usual causes. One rule for the terminal, the page, evaluation and training.
-
-The thresholds were set on 503 real X-rays from four sources (the three examples of this project
-among them), of which none is near one; the figures are printed by `benchmarks/gray_levels.py`.
+A model writes a fluent report even for such an image. The usual causes are outdated DICOM windows
+and 12-bit values in a 16-bit file. The same rule is used for the terminal, the page, evaluation and
+training. The thresholds were set on 503 real X-rays from four sources (including the three examples
+of this project), none of which is near a threshold; `benchmarks/gray_levels.py` prints the figures.
 """
 
 import warnings
@@ -29,10 +28,10 @@ _BETWEEN = 0.1
 
 
 def gray_level_problem(image: Image.Image) -> str:
-    """What is wrong with an image's gray levels ("nearly black (...)"); "" if nothing is.
+    """The problem of an image's gray levels ("nearly black (...)"); "" if there is none.
 
     Args:
-      image: of mode RGB or L, before any padding; it stays as it is.
+      image: of mode RGB or L, before any padding; it is not modified.
     """
     gray = image.convert("L")
     # Nearest: averages would fill a gap between black and white.

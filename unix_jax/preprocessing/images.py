@@ -1,13 +1,13 @@
-"""From a file, bytes, a PIL image or an array to an 8-bit RGB picture; every failure an ImageError.
+"""Reads a file, bytes, a PIL image or an array as an 8-bit RGB image; failures are ImageErrors.
 
-What a source becomes, whatever its kind:
+Conversion by pixel type:
 
 * 8-bit grayscale, RGB, palette, CMYK: Pillow's own `convert("RGB")`, as in the published
   evaluation.
 * An alpha channel is composited on white, the colour of the letterbox padding. For opaque pixels,
   that is for every ordinary file, this equals `convert("RGB")`, which drops the channel.
 * 16-bit grayscale and 32-bit integers within 16 bits: divided by 65535 (Pillow would clip at 255).
-  No range is guessed: 12-bit values in a 16-bit file come out dark, so stretch such files first.
+  No range is guessed: 12-bit values in a 16-bit file appear dark, so rescale such files first.
 * floats: must lie in [0, 1].
 * EXIF orientation is applied. DICOM: see `unix_jax.preprocessing.dicom`.
 
@@ -42,16 +42,16 @@ def load_image(
     max_pixels: int = MAX_PIXELS,
     min_side: int = MIN_SIDE,
 ) -> Image.Image:
-    """Reads one picture, upright, as a PIL image of mode RGB (grayscale has three equal channels).
+    """Reads an image, upright, as a PIL image of mode RGB (grayscale has three equal channels).
 
     Its path, if it has one, is its `filename`, as it is for a file that Pillow opened.
 
     Args:
-      source: a path; the bytes of a file; a PIL image (left as it is); or an array of uint8,
-        uint16, or floats in [0, 1], shaped [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] (RGBA).
-      frame: which frame of a file of several (DICOM, TIFF, GIF, ...) to read, counted from 1.
-      max_pixels: most pixels (width x height) that are decoded.
-      min_side: fewest pixels along either side.
+      source: a path; the bytes of a file; a PIL image (not modified); or an array of uint8, uint16,
+        or floats in [0, 1], shaped [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] (RGBA).
+      frame: the frame to read from a file with several (DICOM, TIFF, GIF, ...), counted from 1.
+      max_pixels: maximum number of pixels (width x height) that are decoded.
+      min_side: minimum number of pixels along either side.
 
     Raises:
       ImageError: the file is missing, unreadable, truncated, not an image, of several frames and
@@ -69,7 +69,7 @@ def load_image(
 
 
 def image_name(source: Any) -> str:
-    """What messages call a source: its path, or its kind where it has none."""
+    """The name of a source in messages: its path, or its kind if it has none."""
     if isinstance(source, str | Path):
         return str(source)
     if isinstance(source, bytes | bytearray | memoryview):
@@ -152,10 +152,10 @@ def _from_bytes(
 def _decode(
     image: Image.Image, name: str, frame: int | None, max_pixels: int, min_side: int
 ) -> Image.Image:
-    """Checks the size, then decodes, turns upright and converts; `image` itself stays as it is."""
+    """Checks the size, then decodes, turns upright and converts; `image` itself is not modified."""
     _check_size(image.width, image.height, name, max_pixels, min_side)
     try:
-        # MPO is a telephone's JPEG: its first frame is the picture, the rest previews.
+        # MPO is a telephone's JPEG: its first frame is the image, the rest previews.
         frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
         _check_frame(frame, frames, name)
         before = image.tell()

@@ -1,9 +1,9 @@
 """Samples, as ordered splits, laid out as two static streams with their metadata.
 
-Runs on the host in numpy. The same layout serves inference contexts (one sample a row) and
-packed training rows (several). Rotary positions and modes follow the original's rules: text
-counts up by one; all tokens of an image share one position and advance it by one, a noised image
-does not advance it; each sample starts at 0.
+Runs on the host in numpy. The same layout is used for inference contexts (one sample per row) and
+packed training rows (several). Rotary positions and modes follow the original's rules: the position
+of text increases by one per token; all tokens of an image share one position and advance it by one;
+a noised image does not advance it; each sample starts at 0.
 
 Letters: B rows, U und tokens, G latent tokens, P patches of a ViT image.
 """
@@ -35,7 +35,7 @@ class VitSplit:
 class VaeSplit:
     """An image of `height` x `width` latent tokens: [start, latents, end].
 
-    `noised` images are to be generated: nobody outside sees them.
+    `noised` images are to be generated: no token outside attends to them.
     """
 
     height: int
@@ -51,9 +51,9 @@ Sample = Sequence[Split]
 class Layout:
     """Two-stream rows on the host, int32; padding has segment 0.
 
-    und_sequence [B, U] and gen_sequence [B, G] give each token's place in the row's packed
-    sequence, in which an image's tokens stand between its boundaries. next_position [B] is the
-    rotary position after the row's last sample. und_split, gen_split are in the metadata.
+    und_sequence [B, U] and gen_sequence [B, G] are each token's index in the row's packed sequence,
+    in which an image's tokens are between its boundaries. next_position [B] is the rotary position
+    after the row's last sample. und_split, gen_split are in the metadata.
     """
 
     token_ids: Int[np.ndarray, "B U"]
@@ -67,7 +67,7 @@ class Layout:
 
 
 def stream_lengths(samples: Sequence[Sample], config: UniXConfig) -> tuple[int, int]:
-    """(und, gen) tokens that these samples take in one row."""
+    """Number of (und, gen) tokens of these samples in one row."""
     und = gen = 0
     for split in (s for sample in samples for s in sample):
         if isinstance(split, TextSplit):

@@ -32,9 +32,9 @@ def _path_type(kind: type, read: Callable[[str], Any], metavar: str) -> Any:
 LocalPath = Annotated[Path, _path_type(Path, local_path, "PATH")]
 """A local file or directory."""
 PathText = Annotated[str, _path_type(str, _text, "PATH")]
-"""As `LocalPath`, kept as a text; "" stands for none."""
+"""Like `LocalPath`, kept as a text; "" means none."""
 WeightsText = Annotated[str, _path_type(str, _text, "model|ema|NAME|FILE")]
-"""Which weights of a source: a name, or a local file."""
+"""Selects the weights of a source: a name, or a local file."""
 SourceText = Annotated[str, _path_type(str, source_text, "KIND:PATH")]
 """A source of data, see `unix_jax.data.sources`, without a URL in it."""
 

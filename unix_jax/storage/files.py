@@ -1,8 +1,8 @@
-"""Writing results so that a crash leaves either the whole result or nothing.
+"""Atomic writes: after a crash the target is either complete or absent.
 
-A killed process cannot remove its temporary directory. The next one that writes the same target
-does: a directory is abandoned when nobody holds its kernel lock, or, where there are no such locks
-or another machine wrote it, when nothing in it changed for a day.
+A killed process cannot remove its temporary directory, but the next process that writes the same
+target does. A directory is abandoned when nobody holds its kernel lock, or, if there are no such
+locks or another machine wrote it, when nothing in it has changed for a day.
 """
 
 import contextlib

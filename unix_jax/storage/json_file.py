@@ -1,4 +1,4 @@
-"""JSON files: written readably, read without trust."""
+"""JSON files: written with indentation, read as untrusted input."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A file of lines that only grows: what a crash tore is cut off, and one process holds it."""
+"""Append-only file of lines, locked by one process; incomplete lines after a crash are removed."""
 
 import fcntl
 import os

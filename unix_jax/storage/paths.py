@@ -1,7 +1,7 @@
-"""Where files lie: local paths only, checked at every place that takes a path.
+"""Checks that paths are local, wherever a user can give one.
 
 A URL that reaches `pathlib` becomes a relative path: `gs://bucket/run` would be written into a
-local folder named `gs:`. So whatever a user gives as a path passes `local_path` first.
+local folder named `gs:`. Therefore every path from a user passes `local_path` first.
 """
 
 import os

@@ -1,8 +1,8 @@
-"""The files of a checkpoint beside its arrays, listed in index.json with their size and CRC-32.
+"""Files of a checkpoint other than its arrays, listed in index.json with their size and CRC-32.
 
-That is config.json, the tokenizer files and those in `source/`. Each is verified before it is used.
-Checkpoints of earlier versions list none, and a file that was added later is not listed: such files
-are used as they are.
+These are config.json, the tokenizer files and those in `source/`. Each is verified before it is
+used. Checkpoints of earlier versions list none, and a file that was added later is not listed; such
+files are used without verification.
 """
 
 import os

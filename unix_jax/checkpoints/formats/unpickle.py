@@ -340,7 +340,7 @@ _ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
 
 
 def read_pickle(file: io.BytesIO, source: str) -> Any:
-    """The value of the pickle at the position of `file`, which then stands behind it.
+    """The value of the pickle at the position of `file`; afterwards `file` is positioned after it.
 
     Args:
       file: the bytes; torch's older format has several pickles in a row.

@@ -94,7 +94,7 @@ def decode_record(data: bytes, where: str) -> Record:
 
 
 def _images(row: dict[str, Any], data: bytes, where: str) -> list[bytes]:
-    """The images of a record, from what stands below its header."""
+    """The images of a record, from the bytes after its header."""
     sizes = row.get("sizes", [len(data)] if row.get("image") is True else [])
     if not isinstance(sizes, list) or not all(type(size) is int and size >= 0 for size in sizes):
         raise DataError(f"{where}: sizes: expected numbers of bytes, found {str(sizes)[:60]!r}")
@@ -153,7 +153,7 @@ def write_array_records(
     out: str | Path,
     shard_bytes: int = SHARD_BYTES,
 ) -> int:
-    """Writes a directory of records, whole or not at all; returns how many.
+    """Writes a directory of records atomically; returns the number of records.
 
     Args:
       records: in the order in which they are stored; of several splits, each gets its own shards.
@@ -161,7 +161,7 @@ def write_array_records(
       shard_bytes: a shard is closed when it has reached this size.
 
     Raises:
-      DataError: there are no records, or the disk refuses.
+      DataError: there are no records, or they cannot be written.
       UniXError: `out` exists.
     """
     written: dict[str, int] = {}

@@ -72,8 +72,8 @@ class CsvSource:
 
         Args:
           path: a file, or a directory with a metadata file.
-          split: keeps the rows of one split; see `rows_of_split`.
-          image_root: what image paths are relative to; the file's directory if absent.
+          split: selects the rows of one split; see `rows_of_split`.
+          image_root: the directory of relative image paths; by default the file's directory.
           columns: names of columns, by the keys of `COLUMNS`.
 
         Raises:
@@ -137,9 +137,8 @@ class CsvSource:
             return None
 
     def _warn_of_repeated_keys(self) -> None:
-        """Records are named by their keys; a row's image is its key where it has no other.
-
-        Rows that ask questions may share an image.
+        """Warns of repeated keys; without a column of keys, a row's image is its key. Rows with
+        questions may share an image.
         """
         column = self._column.get("key")
         if column is None and not {"prompt", "answer"} & set(self._column):
@@ -178,7 +177,7 @@ class CsvSource:
         if len(kept) < len(self._rows):
             warnings.warn(
                 f"{self._file}: {len(self._rows) - len(kept)} of {len(self._rows)} rows have an "
-                f"{_PROMPT} that an earlier row has; they are left out",
+                f"{_PROMPT} that an earlier row has; they are skipped",
                 stacklevel=3,
             )
         return np.array(kept, np.int64)

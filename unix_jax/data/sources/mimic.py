@@ -113,7 +113,7 @@ class MimicSource:
         self._before_studies = pa.array([row.study for row in before], pa.string())
 
     def _previous_images(self, rows: Sequence[_Row]) -> dict[int, _Row]:
-        """The condition of each row that has one, by its line; says how many have none."""
+        """The condition of each row that has one, by its line; warns of those without one."""
         columns = ("StudyDate", "StudyTime")
         times = {
             line: study_time(*row) for line, row in enumerate(_columns(self._metadata, columns), 2)
@@ -129,13 +129,13 @@ class MimicSource:
             why = f" ({unknown} have no valid StudyDate and StudyTime)" if unknown else ""
             warnings.warn(
                 f"{self._metadata}: pairs: {len(rows) - len(previous)} of {len(rows)} images have "
-                f"no image of a similar view in an earlier study and are left out{why}",
+                f"no image of a similar view in an earlier study and are skipped{why}",
                 stacklevel=4,
             )
         return previous
 
     def _with_reports(self, rows: list[_Row], studies: set[str]) -> list[_Row]:
-        """The rows whose study has a report; says how many rows and reports find no partner."""
+        """The rows whose study has a report; warns of unpaired rows and reports."""
         assert self._joined is not None
         texts, file = self._joined.texts, self._joined.file
         kept = [row for row in rows if row.study in texts]
@@ -146,7 +146,7 @@ class MimicSource:
             )
         alone = sum(study not in studies for study in texts)
         found = [
-            f"{len(rows) - len(kept)} of {len(rows)} images have no report in it and are left out"
+            f"{len(rows) - len(kept)} of {len(rows)} images have no report in it and are skipped"
             if len(kept) < len(rows) else "",
             f"{alone} of its {len(texts)} reports belong to no image of {self._metadata.name}"
             if alone else "",
@@ -211,8 +211,8 @@ class MimicSource:
 
 
 def study_time(date: str, time: str) -> tuple[int, float] | None:
-    """What orders studies, from the columns StudyDate (YYYYMMDD) and StudyTime (HHMMSS.fff, without
-    leading zeros); None where they are no such numbers.
+    """Sort key of studies, from the columns StudyDate (YYYYMMDD) and StudyTime (HHMMSS.fff, without
+    leading zeros); None if they are not such numbers.
     """
     try:
         found = int(date), float(time)

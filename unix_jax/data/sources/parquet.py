@@ -44,8 +44,8 @@ class ParquetSource:
 
         Args:
           pattern: a file, a directory of `*.parquet`, or a glob pattern.
-          split: keeps the rows whose column `split` is this; see `rows_of_split`.
-          image_root: what image paths are relative to; the file's directory if absent.
+          split: selects the rows with this value in the column `split`; see `rows_of_split`.
+            image_root: the directory of relative image paths; by default the file's directory.
 
         Raises:
           DataError: no such file, not Parquet, a missing column, or no rows.

@@ -1,4 +1,4 @@
-"""`tfds:NAME?data_dir=DIR`: what `tfds_builder` wrote, by `tfds.data_source`."""
+"""`tfds:NAME?data_dir=DIR`: the output of `tfds_builder`, through `tfds.data_source`."""
 
 import threading
 from typing import Any

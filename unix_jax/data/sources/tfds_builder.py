@@ -30,7 +30,7 @@ class UnixRecords(tfds.core.GeneratorBasedBuilder):
     """Chest X-rays with their reports, from any source of records.
 
     Features: `image`, the bytes of the image file (empty where there is none), and the other fields
-    of `Record` as texts and lists of texts. `broken` lists the rows that were left out.
+    of `Record` as texts and lists of texts. `broken` lists the rows that were skipped.
     """
 
     name = NAME
@@ -95,12 +95,12 @@ class UnixRecords(tfds.core.GeneratorBasedBuilder):
 
 
 def write_tfds(source: RecordSource, data_dir: str | Path, **options: Any) -> tuple[int, list[str]]:
-    """Prepares `UnixRecords` in a directory; returns how many records, and what was left out.
+    """Prepares `UnixRecords` in a directory; returns the number of records, and the skipped rows.
 
     Args:
       source: what is written.
-      data_dir: tfds's directory of data sets; `NAME` must not be there yet.
-      **options: `UnixRecords`'s.
+      data_dir: tfds's directory of data sets; `NAME` must not exist yet. **options:
+        `UnixRecords`'s.
 
     Raises:
       DataError: the data set exists, or cannot be written.

@@ -1,11 +1,11 @@
-"""Joint attention behind one entry.
+"""Joint attention with one entry point.
 
-The mask is never an input: every token carries O(N) metadata and the rule is evaluated where the
-logits are, densely (`xla`), densely for a block of queries at a time (`blocked`), or for blocks of
-queries and keys (`chunked`, and `pallas` on a TPU); `cudnn` alone has it written out.
+The mask is never an input: every token has O(N) metadata and the rule is evaluated where the logits
+are computed, densely (`xla`), densely for a block of queries at a time (`blocked`), or for blocks
+of queries and keys (`chunked`, and `pallas` on a TPU). Only `cudnn` materialises it.
 
-Letters: B batch, T queries, S keys, N query heads, K key-value heads, G = N / K queries that
-share a key head, H head_dim.
+Letters: B batch, T queries, S keys, N query heads, K key-value heads, G = N / K queries that share
+a key head, H head_dim.
 """
 
 import functools

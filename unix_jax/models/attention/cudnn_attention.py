@@ -46,7 +46,7 @@ def cudnn_attention(
 
     Raises:
       ValueError: queries that are not 16-bit floats. Whatever JAX raises where the kernel cannot
-        run: another device, or a head_dim that is no multiple of 8 or too large.
+        run: another device, or a head_dim that is not a multiple of 8 or too large.
     """
     if query.dtype not in (jnp.bfloat16, jnp.float16):
         raise ValueError(f"query: expected bfloat16 or float16 for cudnn, found {query.dtype}")

@@ -1,10 +1,10 @@
 """Exact attention in plain JAX: all logits at once, or those of blocks of queries and keys.
 
-The backward pass computes the weights a second time instead of keeping them, in one loop for every
-way of going through queries and keys.
+The backward pass recomputes the weights instead of saving them, in one loop for every order of
+queries and keys.
 
-Letters: B batch, T queries, S keys, N query heads, K key-value heads, G = N / K queries that
-share a key head, H head_dim.
+Letters: B batch, T queries, S keys, N query heads, K key-value heads, G = N / K queries that share
+a key head, H head_dim.
 """
 
 import dataclasses
@@ -233,7 +233,7 @@ attend.defvjp(_attend_forward, _attend_backward)
 
 
 def pad_axis(x: Array, axis: int, multiple: int) -> Array:
-    """Zeros behind x up to a multiple along an axis."""
+    """Zeros after x up to a multiple along an axis."""
     padding = [(0, 0)] * x.ndim
     padding[axis] = (0, -x.shape[axis] % multiple)
     return jnp.pad(x, padding)

@@ -1,9 +1,9 @@
 """Joint attention as TPU kernels: the online softmax over blocks, with the mask rule inside.
 
 Written in Pallas. Logits live in the chip's own memory, block by block; what reaches the main
-memory are the operands, the result and one number a query. The mask is the rule of `mask.visible`,
-evaluated from the tokens' metadata in each block; blocks in which nobody sees anybody are left out.
-On other devices the same kernels are interpreted, which is for tests.
+memory are the operands, the result and one number per query. The mask is the rule of
+`mask.visible`, evaluated from the tokens' metadata in each block; blocks in which nobody sees
+anybody are skipped. On other devices the same kernels are interpreted, which is for tests.
 
 Source: FlashAttention-2 (Dao, 2023), whose backward pass recomputes the weights from the logarithm
 of their sum.
@@ -261,7 +261,7 @@ def _cost(query: Array, key: Array, products: int, numbers: int) -> pl.CostEstim
 
 
 def _by_query(tiles: _Tiles, group: int, dim: int) -> tuple[Any, ...]:
-    """Blocks of queries, keys, columns, rows, and what is one number a query: grid B N i j."""
+    """Blocks of queries, keys, columns, rows, and what is one number per query: grid B N i j."""
     q, k = tiles.block_q, tiles.block_k
     return (
         pl.BlockSpec((1, 1, q, dim), lambda b, n, i, j, live: (b, n, i, 0)),

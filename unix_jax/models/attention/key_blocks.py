@@ -1,4 +1,4 @@
-"""Keys and values with who may see them: what attention reads.
+"""Blocks of keys and values with their visibility.
 
 Letters: B batch, S keys, K key-value heads, H head_dim.
 """

@@ -1,4 +1,4 @@
-"""Who sees whom: metadata of every token, and the mask as a rule over it.
+"""The attention mask as a rule over token metadata.
 
 Letters: B batch, N tokens, T queries, S keys.
 """
