@@ -116,6 +116,7 @@ class Clean:
             print(f"  {name:<12} changed {count}")
         if summary.emptied:
             print(f"  {summary.emptied} kept one section only: nothing was left of the other")
+        self._require_cleaned(summary)
 
     def _with_endpoint(self, source: "ReportSource") -> None:
         import asyncio
@@ -197,4 +198,16 @@ class Clean:
             raise UniXError(
                 f"{summary.failed} reports failed at the endpoint; "
                 "run the same command to try them again"
+            )
+        self._require_cleaned(summary)
+
+    def _require_cleaned(self, summary: "Summary") -> None:
+        """Raises UniXError where OUT holds no report at all."""
+        from unix_jax.cleaning.run import rejected_path
+
+        if not summary.done:
+            raise UniXError(
+                f"{self.out}: expected at least one cleaned report, found that all "
+                f"{summary.rejected} were set aside; the reasons are in "
+                f"{rejected_path(Path(self.out))}"
             )
