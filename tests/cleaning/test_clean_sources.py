@@ -36,7 +36,7 @@ def test_json_lines(tmp_path):
     for index in range(5, 9):
         with pytest.raises(DataError, match="line"):
             source[index]
-    assert open_reports(file, "other").name(0) == "a.jsonl:1"
+    assert open_reports(file, "other").name(1) == "a.jsonl:2"
     with pytest.raises(DataError, match="expected a field other"):
         open_reports(file, "other")[0]
 

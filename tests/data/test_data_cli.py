@@ -165,6 +165,18 @@ def test_moments(capsys, tmp_path, converted):
     arguments = ["--checkpoint", str(checkpoint), "--height", "32", "--width", "48"]
     assert main(["moments", source, str(tmp_path / "all"), *arguments, "--split", ""]) == 0
     assert "moments of 4 records" in capsys.readouterr().out
+    # Broken rows are named; more of them than allowed are an error, and nothing is written.
+    with (tmp_path / "source/manifest.jsonl").open("a") as opened:
+        opened.write(json.dumps({"image": "gone.png", "split": "train"}) + "\n")
+    strict = ["moments", source, str(tmp_path / "one"), *arguments]
+    line = error_of(capsys, strict)
+    assert "at most 1.00% of 4 records to be broken (--max-broken), found 1 so far" in line
+    assert "gone.png" in line
+    assert not (tmp_path / "one").exists()
+    assert main([*strict, "--max-broken", "0.25"]) == 0
+    captured = capsys.readouterr()
+    assert "moments of 4 records, 1 broken" in captured.out
+    assert "gone.png" in captured.err
     # The split's error comes first: no checkpoint is looked for.
     arguments = ["moments", source, "OUT", "--checkpoint", "/nowhere", "--split", "dev"]
     assert "expected rows of split 'dev'" in error_of(capsys, arguments)
@@ -196,6 +208,7 @@ def small_source(directory: Path, count: int) -> str:
         (["inspect", CXR, "--max-broken", "2"], "--max-broken: expected 0 to 1"),
         (["write", CXR, "OUT", "--max-side", "0"], "--max-side: expected at least"),
         (["write", CXR, "OUT", "--max-broken", "2"], "--max-broken: expected 0 to 1"),
+        (["moments", CXR, "OUT", "--checkpoint", "C", "--max-broken", "2"], "--max-broken: "),
         (["write", CXR, "OUT", "--workers", "0"], "--workers: expected at least 1"),
         (["write", "manifest:/nowhere", "OUT"], "/nowhere"),
         (["write", CXR, "FILE/out"], "cannot be created"),

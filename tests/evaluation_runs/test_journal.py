@@ -80,6 +80,26 @@ def test_other_settings_are_refused_and_named(tmp_path):
         remember(tmp_path, {})
 
 
+def test_more_items_of_the_same_records_are_accepted(tmp_path):
+    begun = {"data": "csv:a.csv", "records": 9, "items": 3}
+    remember(tmp_path, begun)
+    remember(tmp_path, begun | {"items": 5})
+    remember(tmp_path, begun | {"items": 5})
+    for other, message in (
+        ({"items": 3}, r"items 5 \(now 3\)"),
+        ({"items": 9, "records": 10}, r"records 9 \(now 10\), items 5 \(now 9\)"),
+        ({"items": 9, "data": "csv:b.csv"}, r"data \"csv:a.csv\""),
+        ({"items": "9"}, r"items 5 \(now \"9\"\)"),
+    ):
+        with pytest.raises(UniXError, match=message):
+            remember(tmp_path, begun | other)
+    # An earlier version did not store the number of records.
+    (tmp_path / "settings.json").write_text('{"data": "csv:a.csv", "items": 5}')
+    remember(tmp_path, begun | {"items": 5})
+    remember(tmp_path, begun | {"items": 6})
+    assert json.loads((tmp_path / "settings.json").read_text())["records"] == 9
+
+
 def test_a_killed_process_leaves_each_item_once(tmp_path):
     for _ in range(2):
         writer = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)])

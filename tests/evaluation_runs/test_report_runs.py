@@ -176,6 +176,33 @@ def test_other_settings_are_refused_and_metrics_may_change(data, whole, capsys, 
     assert json.loads((whole / "results.json").read_text()) == before
 
 
+def test_a_larger_limit_resumes_with_the_further_records(data, whole, tmp_path):
+    for limit in (2, 5):
+        command(data, tmp_path, limit=limit).run()
+        results = json.loads((tmp_path / "results.json").read_text())
+        assert results["counts"]["items"] == limit
+    lines = (tmp_path / "items-0.jsonl").read_text().splitlines()
+    assert [json.loads(line)["index"] for line in lines] == [0, 1, 3, 2, 4]  # 3 is broken
+    with pytest.raises(UniXError, match=r"items 5 \(now 4\)"):
+        command(data, tmp_path, limit=4).run()
+    command(data, tmp_path).run()
+    for name in ("results.json", "predictions.jsonl", "report.html"):
+        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_run_of_which_every_item_failed_is_an_error(tmp_path, capsys):
+    rows = [{"image": f"{name}.png", "findings": "Clear.", "split": "test"} for name in "ab"]
+    (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in "ab":
+        (tmp_path / f"{name}.png").write_bytes(b"no image")
+    # A second run has nothing left to do, and says the same.
+    for _ in range(2):
+        with pytest.raises(UniXError, match=r"all 2 failed; the first: .*a\.png"):
+            command(f"manifest:{tmp_path}", tmp_path / "out").run()
+    assert "2 failed" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out/results.json").read_text())["counts"]["failed"] == 2
+
+
 def test_arguments_are_checked_before_anything_runs(data, tmp_path):
     for options, message in (
         ({"batch_size": 0}, "--batch-size: expected at least 1, found 0"),

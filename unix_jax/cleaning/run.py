@@ -103,15 +103,13 @@ def _by_rules(source: ReportSource, index: int) -> tuple[Entry, tuple[str, ...],
         raw = source[index]
     except DataError as error:
         return Entry(index, "rejected", reason=str(error)), (), False
-    if not (raw.findings or raw.impression):
-        return Entry(index, "rejected", reason="no findings and no impression found"), (), False
     if raw.vanished:
         return Entry(index, "rejected", reason=raw.vanished), (), False
     cleaned = clean_sections(raw.findings, raw.impression)
     if cleaned.refused:
         return Entry(index, "rejected", reason="; ".join(cleaned.refused)), cleaned.applied, False
     findings, impression = cleaned.findings, cleaned.impression
-    report = report_text(Record(raw.key, findings=findings, impression=impression))
+    report = report_text(Record(str(raw.key), findings=findings, impression=impression))
     if not report:
         reason = f"nothing is left after the rules {', '.join(cleaned.applied)}"
         return Entry(index, "rejected", reason=reason), cleaned.applied, False
@@ -120,7 +118,9 @@ def _by_rules(source: ReportSource, index: int) -> tuple[Entry, tuple[str, ...],
         reason = "a section holds a heading of the other one"
         return Entry(index, "rejected", reason=reason), cleaned.applied, False
     kept = Record(
-        raw.key, findings=findings and raw.findings, impression=impression and raw.impression
+        str(raw.key),
+        findings=findings and raw.findings,
+        impression=impression and raw.impression,
     )
     wrong = problems(report_text(kept), report)
     if wrong:
@@ -252,7 +252,7 @@ def _write_outputs(
             if entry.status == "done":
                 row = output_row(source[index], entry.report, about)
             else:
-                row = {"id": _key(source, index), "index": index, "reason": entry.reason}
+                row = {"id": source.name(index), "index": index, "reason": entry.reason}
                 if entry.status == "failed":
                     row["again"] = True
             lines[entry.status != "done"] += 1
@@ -282,10 +282,3 @@ def output_row(raw: RawReport, report: str, about: dict[str, Any]) -> dict[str, 
     row = {**raw.row, "id": raw.key, "findings": findings, "impression": impression}
     row.update(dict.fromkeys(raw.text_fields, report))
     return {**row, "cleaned": about}
-
-
-def _key(source: ReportSource, index: int) -> str:
-    try:
-        return source[index].key
-    except DataError:
-        return source.name(index)

@@ -117,6 +117,7 @@ class Clean:
             print(f"  {name:<12} changed {count}")
         if summary.emptied:
             print(f"  {summary.emptied} kept only one section; the other became empty")
+        self._require_cleaned(summary)
 
     def _with_endpoint(self, source: "ReportSource") -> None:
         import asyncio
@@ -198,4 +199,16 @@ class Clean:
             raise UniXError(
                 f"{summary.failed} reports failed at the endpoint; "
                 "run the same command to try them again"
+            )
+        self._require_cleaned(summary)
+
+    def _require_cleaned(self, summary: "Summary") -> None:
+        """Raises UniXError where OUT holds no report at all."""
+        from unix_jax.cleaning.run import rejected_path
+
+        if not summary.done:
+            raise UniXError(
+                f"{self.out}: expected at least one cleaned report, found that all "
+                f"{summary.rejected} were set aside; the reasons are in "
+                f"{rejected_path(Path(self.out))}"
             )

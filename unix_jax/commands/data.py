@@ -193,7 +193,8 @@ class Moments:
     batch_size: int = 8
     """Number of images per batch of the encoder."""
     max_broken: float = 0.01
-    """Maximum fraction of records with a broken image; training skips them."""
+    """Maximum fraction of broken records; they are named, and training skips them. If more are
+    broken, nothing is written and the exit code is 1."""
 
     def run(self) -> None:
         from unix_jax.checkpoints.load import load_vae
@@ -201,6 +202,7 @@ class Moments:
         from unix_jax.data.moments import write_moments
 
         _require_positive("--batch-size", self.batch_size)
+        _require_fraction("--max-broken", self.max_broken)
         data = DataConfig(
             source=self.spec,
             split=self.split,
@@ -224,7 +226,9 @@ class Moments:
                 dtype=self.dtype,
                 on_record=advance,
             )
-        print(f"{self.out}: moments of {written.records} records, {written.broken} broken")
+        for error in written.broken:
+            say(f"broken, without moments: {error}", "yellow")
+        print(f"{self.out}: moments of {written.records} records, {len(written.broken)} broken")
         if written.image_warnings:
             first = "; ".join(written.image_warnings[:3])
             more = ", ..." if len(written.image_warnings) > 3 else ""

@@ -118,7 +118,8 @@ class _OverData(_Resampled):
     split: str = "test"
     """Split to evaluate; "" for all records."""
     limit: int | None = None
-    """Number of records to evaluate, from the first. The default is all."""
+    """Number of records to evaluate, from the first. The default is all. A directory that was
+    started with a smaller number is resumed with the further records."""
     batch_size: int = 16
     """Number of items per batch, over all devices of a process."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
@@ -148,13 +149,23 @@ class _OverData(_Resampled):
             "checkpoint": str(checkpoint.resolve()),
             "checkpoint_written": _written(checkpoint),
             "dtype": self.dtype,
-            "data": self.data,
-            "split": self.split,
-            "items": len(source),
+            **self._of_data(source),
             **own,
         }
         agree(lambda: remember(Path(self.out), settings))
         return settings
+
+    def _of_data(self, source: "RecordSource") -> dict[str, Any]:
+        """What the settings say of the records: all that the split has, and those to take."""
+        from unix_jax.data.records import Subset
+
+        records = len(source.source) if isinstance(source, Subset) else len(source)
+        return {
+            "data": self.data,
+            "split": self.split,
+            "records": records,
+            "items": len(source),
+        }
 
     def _load(self) -> Any:
         """The pipeline of the checkpoint's kind."""
@@ -383,9 +394,7 @@ class EvaluateImages(_OverData):
             "generated_root": None
             if self.generated_root is None
             else str(self.generated_root.resolve()),
-            "data": self.data,
-            "split": self.split,
-            "items": len(source),
+            **self._of_data(source),
         }
 
         def measure() -> None:
@@ -397,9 +406,10 @@ class EvaluateImages(_OverData):
                 steps=_with_progress,
             )
             remember(out, settings)
-            print_table(
-                summarise_images(images, out, "generated", settings, how, training, _with_progress)
+            results = summarise_images(
+                images, out, "generated", settings, how, training, _with_progress
             )
+            print_table(results)
             _print_pages(out)
 
         agree(measure)
@@ -532,7 +542,7 @@ def _finish(
 
     from unix_jax.evaluation_runs.items import Share, wait_for_all
     from unix_jax.evaluation_runs.journal import read_entries
-    from unix_jax.evaluation_runs.results import print_table
+    from unix_jax.evaluation_runs.results import print_table, require_result
     from unix_jax.training.distributed import agree
     from unix_jax.training.progress import ProgressLine
 
@@ -559,8 +569,10 @@ def _finish(
     wait_for_all(out, total)
 
     def measure() -> None:
-        print_table(summarise())
+        results = summarise()
+        print_table(results)
         _print_pages(out)
+        require_result(results)
 
     agree(measure)
 

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,6 @@ from jaxtyping import Array, Float
 
 from unix_jax.checkpoints.leaves import flatten
 from unix_jax.config import UniXConfig
-from unix_jax.data.broken import check_broken
 from unix_jax.data.config import DataConfig
 from unix_jax.data.pictures import vae_pixels
 from unix_jax.data.records import RecordSource
@@ -45,13 +44,14 @@ _LATENT_ONLY = ("scale_factor", "shift_factor")
 
 
 class Written(NamedTuple):
-    """How many entries `write_moments` wrote, and how many of them are of broken images.
+    """The number of entries that `write_moments` wrote.
 
+    broken: why an entry has no moments, one message for each broken row or image.
     image_warnings: one for each image that shows almost nothing, sorted; it has moments.
     """
 
     records: int
-    broken: int
+    broken: tuple[str, ...] = ()
     image_warnings: tuple[str, ...] = ()
 
 
@@ -83,7 +83,8 @@ def write_moments(
       records: all records, including those that training will skip.
       config: sizes of the autoencoder.
       vae_params: its weights.
-      data: size and padding of the images, threads, and how many may be broken.
+      data: size and padding of the images, threads, and the fraction of the records that may be
+        broken (`max_broken_fraction`; `broken_after` does not count here).
       batch_size: images encoded together.
       dtype: of the numbers on disk: float32, or float16 at half the size.
       on_record: called after each record, for a progress bar.
@@ -107,7 +108,7 @@ def write_moments(
                     seen += 1
                     if isinstance(moments, str):
                         broken.append(moments)
-                        check_broken(data, len(broken), seen, broken[-10:])
+                        _check_broken(broken, len(records), data.max_broken_fraction)
                     writer.write(_entry(key, moments, _DTYPES[dtype]))
                     on_record()
             finally:
@@ -123,7 +124,16 @@ def write_moments(
         except (OSError, RuntimeError) as error:  # the library's C++ errors are RuntimeError
             reason = " ".join(str(error).split())[:200]
             raise DataError(f"{out}: cannot be written: {reason}") from error
-    return Written(seen, len(broken), tuple(sorted(warned)))
+    return Written(seen, tuple(broken), tuple(sorted(warned)))
+
+
+def _check_broken(broken: Sequence[str], total: int, allowed: float) -> None:
+    """Of the whole source: its length is known, so a short source may not have more of them."""
+    if len(broken) > allowed * total:
+        raise DataError(
+            f"expected at most {allowed:.2%} of {total} records to be broken (--max-broken), "
+            f"found {len(broken)} so far; the last: {broken[-1]}"
+        )
 
 
 def _description(config: UniXConfig, data: DataConfig) -> dict[str, Any]:

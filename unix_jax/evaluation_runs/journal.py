@@ -89,6 +89,9 @@ def read_entries(directory: Path) -> dict[int, Entry]:
 def remember(directory: Path, settings: Mapping[str, Any]) -> None:
     """Writes the settings of a new directory; compares them with those of one that exists.
 
+    `items`, the number of records to take, may be larger than before: the first ones are done, and
+    the new number is stored. Every other setting must be the same.
+
     Raises:
       UniXError: the directory was started with others, is not one of this program, or cannot be
         written.
@@ -97,10 +100,11 @@ def remember(directory: Path, settings: Mapping[str, Any]) -> None:
     wanted = json.loads(json.dumps(dict(settings)))
     if path.exists():
         found = read_json(path, UniXError)
-        if found != wanted:
+        if not _continues(found, wanted):
             raise UniXError(f"{path}: {_difference(found, wanted)}")
-        return
-    if any(directory.glob(_PATTERN)):
+        if found == wanted:
+            return
+    elif any(directory.glob(_PATTERN)):
         raise UniXError(
             f"{path}: expected this file together with {_PATTERN}, found none; choose another --out"
         )
@@ -109,6 +113,17 @@ def remember(directory: Path, settings: Mapping[str, Any]) -> None:
             write_json(temporary, wanted)
     except OSError as error:
         raise unwritable(path, error) from None
+
+
+def _continues(found: Any, wanted: dict[str, Any]) -> bool:
+    """Whether a directory with the settings `found` holds the beginning of what is `wanted`."""
+    if not isinstance(found, dict):
+        return False
+    if "records" not in found:  # a directory of an earlier version
+        wanted = {name: value for name, value in wanted.items() if name != "records"}
+    before, now = found.get("items"), wanted.get("items")
+    grown = isinstance(before, int) and isinstance(now, int) and before < now
+    return found == wanted or (grown and found | {"items": now} == wanted)
 
 
 def _difference(found: Any, wanted: dict[str, Any]) -> str:

@@ -178,6 +178,19 @@ def counts(results: Results) -> str:
     return ", ".join(parts)
 
 
+def require_result(results: Results) -> None:
+    """Where every item failed there is no result, however complete the files are.
+
+    Raises:
+      UniXError: every item failed.
+    """
+    if results.items and len(results.failures) == results.items:
+        raise UniXError(
+            f"expected a result of at least one item, found that all {results.items} failed; "
+            f"the first: {results.failures[0].error}"
+        )
+
+
 def warned(results: Results) -> str:
     """How many images show almost nothing, and the first of them."""
     first = "; ".join(f"{one.key}: {one.values['warning']}" for one in results.warned[:3])
