@@ -135,7 +135,7 @@ class _OverData(_Resampled):
     def _begin(self, source: "RecordSource", own: dict[str, Any]) -> dict[str, Any]:
         """The settings, compared with those that the directory was begun with."""
         from unix_jax.checkpoints.run_export import resolve_checkpoint
-        from unix_jax.evaluation_runs.journal import remember
+        from unix_jax.evaluation_runs.evaluation_files import remember
         from unix_jax.training.distributed import agree
 
         checkpoint = resolve_checkpoint(self.checkpoint)
@@ -356,9 +356,9 @@ class EvaluateImages(_OverData):
         return checked_drawing(settings, config)
 
     def _measure(self) -> None:
+        from unix_jax.evaluation_runs.evaluation_files import remember
         from unix_jax.evaluation_runs.image_results import summarise_images
         from unix_jax.evaluation_runs.image_set import images_made_elsewhere
-        from unix_jax.evaluation_runs.journal import remember
         from unix_jax.evaluation_runs.results import print_table
         from unix_jax.training.distributed import agree
 
@@ -522,8 +522,8 @@ def _finish(
     """This process's share, then, when all have done theirs, the figures."""
     import jax
 
+    from unix_jax.evaluation_runs.evaluation_files import read_entries
     from unix_jax.evaluation_runs.items import Share, wait_for_all
-    from unix_jax.evaluation_runs.journal import read_entries
     from unix_jax.evaluation_runs.results import print_table
     from unix_jax.training.distributed import agree
     from unix_jax.training.progress import ProgressLine
