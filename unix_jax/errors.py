@@ -47,6 +47,10 @@ class StorageError(UniXError):
     """A path that cannot be used, such as a URL where only local files are supported."""
 
 
+class SourceNote(UserWarning):
+    """Says what was chosen, changed or left out of a source; nothing is wrong with it."""
+
+
 class ImageWarning(UserWarning):
     """An image that was read, but shows next to nothing; see `gray_levels`."""
 

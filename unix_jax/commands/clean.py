@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from unix_jax.cleaning.report_files import ReportSource
     from unix_jax.cleaning.rewriting import Rewriting
     from unix_jax.cleaning.run import Summary
-    from unix_jax.training.progress import ProgressLine
+    from unix_jax.commands.progress import ProgressLine
 
 _MILLION = 1_000_000
 _LEAST = {
@@ -103,7 +103,7 @@ class Clean:
 
     def _with_rules(self, source: "ReportSource") -> None:
         from unix_jax.cleaning.run import clean_with_rules, rejected_path
-        from unix_jax.training.progress import ProgressLine
+        from unix_jax.commands.progress import ProgressLine
 
         line = ProgressLine(unit="report")
         with line.over(0, len(source)):
@@ -123,7 +123,7 @@ class Clean:
         from unix_jax.cleaning.rewriting import Rewriting
         from unix_jax.cleaning.run import journal_path
         from unix_jax.cleaning.templates import load_prompts
-        from unix_jax.training.progress import ProgressLine
+        from unix_jax.commands.progress import ProgressLine
 
         assert self.model is not None
         prompts = load_prompts(self.rewrite_prompt, self.again_prompt, self.judge_prompt)

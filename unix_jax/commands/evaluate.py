@@ -79,8 +79,8 @@ class _OfReports(_Resampled):
             return model
 
         if not self.radgraph:
-            _refuse_changed(
-                self, ("radgraph_model", "radgraph_level", "radgraph_path"), "with --radgraph"
+            refuse_without_effect(
+                self, ("radgraph_model", "radgraph_level", "radgraph_path"), "without --radgraph"
             )
         _on_primary(lambda: text_scores(["a"], ["a"]))  # so are the packages
         chexbert = None if self.chexbert is None else _on_primary(load_chexbert)
@@ -287,7 +287,7 @@ class EvaluateImages(_OverData):
         if bool(self.radiomics_real) != bool(self.radiomics_generated):
             raise UniXError("expected --radiomics-real and --radiomics-generated together")
         if not self.train:
-            _refuse_changed(self, ("train_split", "reid"), "with --train SOURCE")
+            refuse_without_effect(self, ("train_split", "reid"), "without --train SOURCE")
         distributed.initialise()
         if self.checkpoint:
             self._generate()
@@ -299,7 +299,7 @@ class EvaluateImages(_OverData):
         from unix_jax.evaluation_runs.image_set import images_of_run
         from unix_jax.evaluation_runs.images import draw_images
 
-        _refuse_changed(self, ("generated_root",), "with --generated CSV")
+        refuse_without_effect(self, ("generated_root",), "without --generated CSV")
         asked = self._settings()
         source = self._open()
         training = self._training(source)
@@ -335,7 +335,8 @@ class EvaluateImages(_OverData):
 
         scale = self.guidance_scale
         if is_diffusers(self.checkpoint):
-            refuse_without_effect(self, ("timestep_shift",), "a diffusers checkpoint")
+            where = f"with a diffusers checkpoint, {self.checkpoint}"
+            refuse_without_effect(self, ("timestep_shift",), where)
             folder = open_diffusers(self.checkpoint)
             return DiffusionDrawingSettings(
                 self.size,
@@ -345,7 +346,8 @@ class EvaluateImages(_OverData):
                 self.sampler,
                 self.seed,
             ).checked(folder.vae_config, folder.native_size)
-        refuse_without_effect(self, ("guidance_rescale", "sampler"), "a checkpoint of UniX")
+        where = f"with a checkpoint of UniX, {self.checkpoint}"
+        refuse_without_effect(self, ("guidance_rescale", "sampler"), where)
         config, has_vae = load_config(self.checkpoint)
         if not has_vae:
             raise UniXError(
@@ -364,8 +366,9 @@ class EvaluateImages(_OverData):
 
         generated, out = self.generated, Path(self.out)
         assert generated is not None
-        _refuse_changed(self, _OF_GENERATION, "with --checkpoint: images made elsewhere stay as "
-                        "they are")  # fmt: skip
+        refuse_without_effect(
+            self, _OF_GENERATION, "without --checkpoint: images made elsewhere stay as they are"
+        )
         if out.resolve().is_relative_to(generated.resolve()):
             raise UniXError(f"--out {out}: expected a directory outside of --generated {generated}")
         source = self._open()
@@ -522,11 +525,11 @@ def _finish(
     """This process's share, then, when all have done theirs, the figures."""
     import jax
 
+    from unix_jax.commands.progress import ProgressLine
     from unix_jax.evaluation_runs.evaluation_files import read_entries
     from unix_jax.evaluation_runs.items import Share, wait_for_all
     from unix_jax.evaluation_runs.results import print_table
     from unix_jax.training.distributed import agree
-    from unix_jax.training.progress import ProgressLine
 
     share = Share(jax.process_index(), jax.process_count())
     items = share.items(total)
@@ -567,21 +570,13 @@ def _print_pages(out: Path) -> None:
 
 def _with_progress(items: Sequence[Any], unit: str) -> Iterator[Any]:
     """The items, with a line that says how far they are."""
-    from unix_jax.training.progress import ProgressLine
+    from unix_jax.commands.progress import ProgressLine
 
     line = ProgressLine(unit=unit)
     with line.over(0, len(items)):
         for done, item in enumerate(items, 1):
             yield item
             line.update(done, {})
-
-
-def _refuse_changed(command: Any, names: Sequence[str], expected: str) -> None:
-    """Raises UniXError for an option that is not at its default, where it would do nothing."""
-    defaults = {field.name: field.default for field in dataclasses.fields(command)}
-    for name in names:
-        if getattr(command, name) != defaults[name]:
-            raise UniXError(f"--{name.replace('_', '-')}: expected only {expected}")
 
 
 def _on_primary(load: Callable[[], T]) -> T | None:
