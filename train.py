@@ -22,7 +22,7 @@ input caused is one line on standard error, exit code 1.
 
 import sys
 
-from unix_jax.commands.train import main
+from unix_jax.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["train", *sys.argv[1:]]))

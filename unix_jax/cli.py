@@ -406,7 +406,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given and given[0] in _PROGRAMS:
         module, first = _PROGRAMS[given[0]]
-        return importlib.import_module(module).main([*first, *given[1:]])
+        # Importing it may find that an extra is not installed.
+        return run_command(lambda: importlib.import_module(module).main([*first, *given[1:]]))
 
     def run() -> None:
         if given == ["--version"]:

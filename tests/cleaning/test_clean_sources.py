@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from unix_jax.cleaning.clean_reports import Outcome
 from unix_jax.cleaning.endpoint import Tokens
 from unix_jax.cleaning.report_files import open_reports
 from unix_jax.cleaning.rewriting import plain_answer, verdict
-from unix_jax.cleaning.run import Outcome
 from unix_jax.cleaning.templates import filled, load_prompts
 from unix_jax.errors import DataError, UniXError
 from unix_jax.storage.journal import Entry, Journal

@@ -17,10 +17,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from chat_server import ChatServer, read_lines, rewrite_of, write_reports
 
+from unix_jax.cleaning.clean_reports import clean_with_endpoint, journal_path, rejected_path
 from unix_jax.cleaning.endpoint import ChatEndpoint, EndpointError, Retries, key_from_environment
 from unix_jax.cleaning.report_files import open_reports
 from unix_jax.cleaning.rewriting import Rewriting
-from unix_jax.cleaning.run import clean_with_endpoint, journal_path, rejected_path
 from unix_jax.cleaning.templates import load_prompts
 from unix_jax.errors import UniXError
 

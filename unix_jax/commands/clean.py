@@ -12,10 +12,10 @@ from unix_jax.storage.arguments import PathText, require_least
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from unix_jax.cleaning.clean_reports import Summary
     from unix_jax.cleaning.endpoint import ChatEndpoint, Tokens
     from unix_jax.cleaning.report_files import ReportSource
     from unix_jax.cleaning.rewriting import Rewriting
-    from unix_jax.cleaning.run import Summary
     from unix_jax.commands.progress import ProgressLine
 
 _MILLION = 1_000_000
@@ -102,7 +102,7 @@ class Clean:
             raise UniXError(f"OUT: expected another file than IN, found {self.out}")
 
     def _with_rules(self, source: "ReportSource") -> None:
-        from unix_jax.cleaning.run import clean_with_rules, rejected_path
+        from unix_jax.cleaning.clean_reports import clean_with_rules, rejected_path
         from unix_jax.commands.progress import ProgressLine
 
         line = ProgressLine(unit="report")
@@ -120,8 +120,8 @@ class Clean:
     def _with_endpoint(self, source: "ReportSource") -> None:
         import asyncio
 
+        from unix_jax.cleaning.clean_reports import journal_path
         from unix_jax.cleaning.rewriting import Rewriting
-        from unix_jax.cleaning.run import journal_path
         from unix_jax.cleaning.templates import load_prompts
         from unix_jax.commands.progress import ProgressLine
 
@@ -140,7 +140,7 @@ class Clean:
     async def _rewrite(
         self, source: "ReportSource", how: "Rewriting", line: "ProgressLine"
     ) -> "Summary":
-        from unix_jax.cleaning.run import clean_with_endpoint
+        from unix_jax.cleaning.clean_reports import clean_with_endpoint
 
         async with self._open_endpoint(line.say) as endpoint:
             with line.over(0, len(source)):
@@ -178,7 +178,7 @@ class Clean:
         return (sent + received) / _MILLION
 
     def _tell(self, summary: "Summary") -> None:
-        from unix_jax.cleaning.run import rejected_path
+        from unix_jax.cleaning.clean_reports import rejected_path
 
         cost = self._cost(summary.tokens)
         spent = f"{summary.tokens.sent:,} tokens sent, {summary.tokens.received:,} received"

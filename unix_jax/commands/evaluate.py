@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from unix_jax.data.records import RecordSource
+    from unix_jax.evaluation_runs.image_runs import DiffusionDrawingSettings, DrawingSettings
     from unix_jax.evaluation_runs.image_scores import ImageMetrics
-    from unix_jax.evaluation_runs.images import DiffusionDrawingSettings, DrawingSettings
     from unix_jax.evaluation_runs.items import Progress, Share
     from unix_jax.evaluation_runs.nearest_training import Training
     from unix_jax.evaluation_runs.radiomics_tables import RadiomicsTables
@@ -187,7 +187,7 @@ class EvaluateReports(_OfReports, _OverData):
 
     def run(self) -> None:
         from unix_jax.checkpoints.load import load_config
-        from unix_jax.evaluation_runs.reports import (
+        from unix_jax.evaluation_runs.report_runs import (
             ReportSettings,
             summarise_reports,
             write_reports,
@@ -296,8 +296,8 @@ class EvaluateImages(_OverData):
 
     def _generate(self) -> None:
         from unix_jax.evaluation_runs.image_results import summarise_images
+        from unix_jax.evaluation_runs.image_runs import draw_images
         from unix_jax.evaluation_runs.image_set import images_of_run
-        from unix_jax.evaluation_runs.images import draw_images
 
         refuse_without_effect(self, ("generated_root",), "without --generated CSV")
         asked = self._settings()
@@ -327,7 +327,7 @@ class EvaluateImages(_OverData):
         """How images are generated, checked before the weights are read."""
         from unix_jax.checkpoints.diffusers_checkpoint import is_diffusers, open_diffusers
         from unix_jax.checkpoints.load import load_config
-        from unix_jax.evaluation_runs.images import (
+        from unix_jax.evaluation_runs.image_runs import (
             DiffusionDrawingSettings,
             DrawingSettings,
             checked_drawing,
@@ -469,7 +469,7 @@ class EvaluateScore(_OfReports):
 
     def run(self) -> None:
         from unix_jax.evaluation_runs import texts
-        from unix_jax.evaluation_runs.reports import summarise_texts
+        from unix_jax.evaluation_runs.report_runs import summarise_texts
         from unix_jax.evaluation_runs.results import print_table
 
         require_least(self, resamples=1)
