@@ -20,11 +20,9 @@ SIGTERM and Ctrl-C finish the step and write a checkpoint (exit code 0 and 130).
 input caused is one line on standard error, exit code 1.
 """
 
-import logging
 import sys
 
-from unix_jax.commands.train import main
+from unix_jax.cli import main
 
 if __name__ == "__main__":
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, force=True)
-    sys.exit(main())
+    sys.exit(main(["train", *sys.argv[1:]]))

@@ -1,6 +1,6 @@
 """MFU of the published training steps on one accelerator: whole steps, as `train.py` runs them.
 
-    pip install '.[gpu,torch]'                  # PyTorch: for the rate of a matrix product alone
+    pip install '.[gpu,train,torch]'               # PyTorch: for the rate of a matrix product alone
     python benchmarks/accelerator_training.py
     python benchmarks/accelerator_training.py --steps stage1_understanding:dots:16:24 --profile
     JAX_PLATFORMS=cpu python benchmarks/accelerator_training.py --preset nano --rows 8 \\

@@ -25,7 +25,7 @@ import tyro
 
 from unix_jax.checkpoints import native
 from unix_jax.checkpoints.leaves import Leaf, flatten, place
-from unix_jax.checkpoints.orbax_tree import open_leaf, tensorstore_reader
+from unix_jax.checkpoints.zarr_arrays import open_leaf, tensorstore_reader
 from unix_jax.config import UniXConfig
 from unix_jax.models import unix
 

@@ -27,7 +27,7 @@ from PIL import Image
 
 from unix_jax import UniXPipeline
 from unix_jax.data.config import DataConfig
-from unix_jax.data.pictures import vae_pixels
+from unix_jax.data.model_images import vae_pixels
 from unix_jax.data.records import Record, captions_of, record_image
 from unix_jax.data.sources import open_source
 from unix_jax.evaluation.bootstrap import mean_interval

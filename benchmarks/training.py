@@ -1,6 +1,6 @@
 """Training steps against PyTorch, a frozen und stream against a full step, compile time by depth.
 
-    pip install '.[torch]'
+    pip install '.[train,torch]'
     python benchmarks/training.py
     python benchmarks/training.py --quick               # a quick look at small shapes
     python benchmarks/training.py --parts torch         # one part alone

@@ -18,20 +18,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from unix_jax import __version__
 from unix_jax.commands.app import App
 from unix_jax.commands.clean import Clean
 from unix_jax.commands.evaluate import Evaluate
 from unix_jax.commands.export import Export
+from unix_jax.commands.progress import ProgressLine, advancing
 from unix_jax.commands.terminal import ERRORS, run_command, say
 from unix_jax.errors import UniXError
 from unix_jax.storage.arguments import PathText, refuse_without_effect
@@ -135,10 +128,10 @@ class Report(_Model):
             print()
             return
         reports = [""] * len(pictures)
-        with _progress("tokens", self.max_new_tokens) as (progress, task):
+        with advancing("token", self.max_new_tokens) as advance:
             for pieces in pipe.stream_report(pictures, **options):
                 reports = [a + b for a, b in zip(reports, pieces, strict=True)]
-                progress.advance(task)
+                advance()
         if self.json:
             rows = [
                 {
@@ -216,11 +209,12 @@ class Generate(_Model):
         pipe = self.load()
         prompts = [p for p in self.prompts for _ in range(self.num_images)]
         seeds = [self.seed + i for i in range(len(prompts))]
-        with _progress("steps", evaluations) as (progress, task):
+        line = ProgressLine("step")
+        with line.over(0, evaluations):
             images = pipe.generate_image(
                 prompts,
                 seed=seeds,
-                progress=lambda done, total: progress.update(task, completed=done, total=total),
+                progress=lambda done, total: line.update(done, total=total),
                 **settings,
             )
         for i, (prompt, seed, image) in enumerate(zip(prompts, seeds, images, strict=True)):
@@ -255,7 +249,8 @@ class Generate(_Model):
         from unix_jax.inference.diffusion import DiffusionSettings
 
         others = ("timestep_shift", "image_guidance_scale", "guidance_interval", "renorm")
-        refuse_without_effect(self, (*others, "renorm_min"), "a diffusers checkpoint")
+        where = f"with a diffusers checkpoint, {self.directory}"
+        refuse_without_effect(self, (*others, "renorm_min"), where)
         folder = open_diffusers(self.directory)
         settings = DiffusionSettings(
             self.height,
@@ -272,7 +267,8 @@ class Generate(_Model):
         from unix_jax.checkpoints.load import load_config
         from unix_jax.inference.drawing import ImageSettings
 
-        refuse_without_effect(self, ("guidance_rescale", "sampler"), "a checkpoint of UniX")
+        where = f"with a checkpoint of UniX, {self.directory}"
+        refuse_without_effect(self, ("guidance_rescale", "sampler"), where)
         settings: dict[str, Any] = {
             "height": self.height,
             "width": self.width,
@@ -366,32 +362,6 @@ def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40].rstrip("-") or "image"
 
 
-class _progress:
-    """A progress bar on standard error with rate and remaining time; removed when done."""
-
-    def __init__(self, unit: str, total: int) -> None:
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[unit]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=ERRORS,
-            transient=True,
-            # In a log it would leave an empty line.
-            disable=not ERRORS.is_terminal,
-        )
-        self._unit, self._total = unit, total
-
-    def __enter__(self) -> tuple[Progress, Any]:
-        self._bar.start()
-        return self._bar, self._bar.add_task("Computing", total=self._total, unit=self._unit)
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.stop()
-
-
 # Programs with a command line of their own, by the word that calls them.
 _PROGRAMS = {
     "train": ("unix_jax.commands.train", []),
@@ -441,7 +411,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given and given[0] in _PROGRAMS:
         module, first = _PROGRAMS[given[0]]
-        return importlib.import_module(module).main([*first, *given[1:]])
+        # Importing it may find that an extra is not installed.
+        return run_command(lambda: importlib.import_module(module).main([*first, *given[1:]]))
 
     def run() -> None:
         if given == ["--version"]:

@@ -47,6 +47,10 @@ class StorageError(UniXError):
     """A path that cannot be used, such as a URL where only local files are supported."""
 
 
+class SourceNote(UserWarning):
+    """A note about what was selected, changed or omitted in a source; it is not a problem."""
+
+
 class ImageWarning(UserWarning):
     """A readable image with almost no content; see `gray_levels`."""
 

@@ -15,10 +15,10 @@ pytest.importorskip("openai")
 
 
 from support.chat_server import ChatServer, read_lines, rewrite_of, write_reports
+from unix_jax.cleaning.clean_reports import clean_with_endpoint, journal_path, rejected_path
 from unix_jax.cleaning.endpoint import ChatEndpoint, EndpointError, Retries, key_from_environment
 from unix_jax.cleaning.report_files import open_reports
 from unix_jax.cleaning.rewriting import Rewriting
-from unix_jax.cleaning.run import clean_with_endpoint, journal_path, rejected_path
 from unix_jax.cleaning.templates import load_prompts
 from unix_jax.errors import UniXError
 
@@ -448,7 +448,7 @@ def test_out_that_cannot_be_written(tmp_path):
         # With room again, what was done is not done again.
         done = journal_path(out).read_bytes().count(b"\n") - 1
         assert done > 0
-        with pytest.raises(UniXError, match="another model, judge model"):
+        with pytest.raises(UniXError, match=r'begun with model "m" \(now ".*"\), judge model'):
             run(server, reports, out)
         same = Rewriting(load_prompts(), "m", "m")
         assert run(server, reports, out, how=same).done == 30

@@ -18,11 +18,9 @@ from safetensors.numpy import load_file, save_file
 
 from support.published_folder import write_nested
 from unix_jax.checkpoints import native
-from unix_jax.checkpoints.bert import CHEXBERT_NAMES, load_chexbert
-from unix_jax.checkpoints.dinov2 import DINOV2_NAMES, load_dinov2
+from unix_jax.checkpoints.chexbert_files import CHEXBERT_NAMES, load_chexbert
 from unix_jax.checkpoints.formats.readers import open_tensors
 from unix_jax.checkpoints.formats.safetensors_file import MAX_HEADER_BYTES
-from unix_jax.checkpoints.formats.tensor_source import SourceNote
 from unix_jax.checkpoints.formats.weight_files import find_weights, weight_files
 from unix_jax.checkpoints.formats.writers import write_safetensors, write_torch_zip
 from unix_jax.checkpoints.formats.yaml_file import MAX_YAML_BYTES, read_yaml
@@ -35,8 +33,9 @@ from unix_jax.checkpoints.published import (
     import_published,
     load_published,
 )
+from unix_jax.checkpoints.rad_dino_files import DINOV2_NAMES, load_dinov2
 from unix_jax.commands.convert import main
-from unix_jax.errors import CheckpointError, ConfigError, UniXError, shortened
+from unix_jax.errors import CheckpointError, ConfigError, SourceNote, UniXError, shortened
 from unix_jax.models.embeddings import latent_position_ids, sincos_table_2d
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -17,8 +17,8 @@ from unix_jax.commands.convert import main as convert
 from unix_jax.commands.data import main
 from unix_jax.data.config import DataConfig
 from unix_jax.data.inspection import percentiles
+from unix_jax.data.model_images import vae_pixels
 from unix_jax.data.moments import Moments
-from unix_jax.data.pictures import vae_pixels
 from unix_jax.data.sources import open_source
 from unix_jax.models.autoencoder import Autoencoder
 

@@ -12,8 +12,8 @@ from PIL import Image
 from support.toy_data import CONFIG, GENERATION, records, tokenizer
 from unix_jax.data.loader import Loader
 from unix_jax.data.mixture import MixedRecords
+from unix_jax.data.model_images import vae_pixels
 from unix_jax.data.moments import FILE, INDEX, Moments, weights_fingerprint, write_moments
-from unix_jax.data.pictures import vae_pixels
 from unix_jax.data.samples import record_samples
 from unix_jax.errors import ConfigError, DataError, UniXError
 from unix_jax.models.autoencoder import Autoencoder

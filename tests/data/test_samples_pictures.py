@@ -10,7 +10,7 @@ from PIL import Image
 
 from support.toy_data import CONFIG, GENERATION
 from unix_jax.data.config import DataConfig
-from unix_jax.data.pictures import pad_to_fit, vae_pixels
+from unix_jax.data.model_images import pad_to_fit, vae_pixels
 from unix_jax.data.records import Record
 from unix_jax.errors import ConfigError
 

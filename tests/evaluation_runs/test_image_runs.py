@@ -16,8 +16,8 @@ from unix_jax.evaluation.features import RadDino
 from unix_jax.evaluation.finding_groups import shard_mean
 from unix_jax.evaluation.image import frechet_distance, prdc
 from unix_jax.evaluation_runs import image_scores
+from unix_jax.evaluation_runs.image_runs import item_seed
 from unix_jax.evaluation_runs.image_scores import DISTANCES
-from unix_jax.evaluation_runs.images import item_seed
 from unix_jax.preprocessing.transforms import save_png, to_pil
 
 RAD_DINO = Path(__file__).parents[1] / "golden" / "metrics_tiny" / "rad_dino"

@@ -11,9 +11,10 @@ from unix_jax.commands import evaluate
 from unix_jax.data.sources import open_source
 from unix_jax.errors import UniXError
 from unix_jax.evaluation_runs import items
-from unix_jax.evaluation_runs.journal import Journal, read_entries
-from unix_jax.evaluation_runs.reports import ReportSettings, write_reports
+from unix_jax.evaluation_runs.evaluation_files import read_entries
+from unix_jax.evaluation_runs.report_runs import ReportSettings, write_reports
 from unix_jax.preprocessing.transforms import save_png, to_pil
+from unix_jax.storage.journal import Journal
 
 SOME = 7
 BROKEN = 3

@@ -166,7 +166,7 @@ def test_radgraph_by_model_and_level(tmp_path, monkeypatch, level):
     expected = results["metrics"][f"radgraph_{shown}"]["value"]
     assert float(row["f1-radgraph"]) == pytest.approx(expected)
     assert row["uncertain_as_negative_micro_f1"] == ""
-    with pytest.raises(UniXError, match="--radgraph-level: expected only with --radgraph"):
+    with pytest.raises(UniXError, match="--radgraph-level: has no effect without --radgraph"):
         EvaluateScore(path, radgraph_level="simple").run()
 
 

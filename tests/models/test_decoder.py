@@ -12,7 +12,7 @@ import pytest
 from unix_jax.config import DecoderConfig
 from unix_jax.models.attention.cache import KVCache
 from unix_jax.models.attention.mask import CAUSAL, FULL, NOISE, TokenMetadata
-from unix_jax.models.decoder import Decoder, stack_layers, unstack_layers
+from unix_jax.models.decoder import Decoder, unstack_layers
 
 CONFIG = DecoderConfig(
     hidden_size=16,
@@ -125,11 +125,23 @@ def test_unrolled_equals_scanned(unstacked, streams, full):
     np.testing.assert_allclose(np.stack(values), full[1][1], atol=2e-5)
 
 
+def stacked(tree, num_layers):
+    """Inverse of `unstack_layers`: layers stacked, kernels [in, out] again."""
+    layers = [tree[f"layers_{i}"] for i in range(num_layers)]
+    rest = {name: value for name, value in tree.items() if not name.startswith("layers_")}
+
+    def stack(path, *leaves):
+        whole = np.stack(leaves)
+        return whole.swapaxes(-1, -2) if path[-1].key == "kernel" else whole
+
+    return {"layers": jax.tree.map_with_path(stack, *layers)} | rest
+
+
 def test_unstack_and_stack_are_inverse(params, unstacked):
     assert sorted(unstacked) == ["layers_0", "layers_1", "norm"]
     kernel = params["layers"]["gen"]["q_proj"]["kernel"]
     np.testing.assert_array_equal(unstacked["layers_1"]["gen"]["q_proj"]["kernel"], kernel[1].T)
-    back = stack_layers(unstacked, CONFIG.num_layers)
+    back = stacked(unstacked, CONFIG.num_layers)
     assert jax.tree.structure(back) == jax.tree.structure(params)
     jax.tree.map(np.testing.assert_array_equal, back, params)
 

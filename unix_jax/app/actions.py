@@ -18,7 +18,7 @@ from unix_jax.app.choices import (
     read_xray,
     report_choices,
 )
-from unix_jax.app.pictures import (
+from unix_jax.app.figures import (
     Drawing,
     complaint,
     drawing_figure,

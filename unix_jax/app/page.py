@@ -10,7 +10,7 @@ from typing import Any
 from unix_jax.app.actions import NO_DRAWING, NO_XRAY, Actions, Stop
 from unix_jax.app.bundled import Example, example_texts, example_xrays
 from unix_jax.app.choices import Limits, default_tokens, largest_side
-from unix_jax.app.pictures import data_address, empty_figure, said, session_figures
+from unix_jax.app.figures import data_address, empty_figure, said, session_figures
 from unix_jax.app.style import require_gradio
 from unix_jax.errors import UniXError
 from unix_jax.inference.drawing import ImageSettings

@@ -37,8 +37,8 @@ def serving(
         # Imported here: it reads the environment above.
         from starlette.middleware import Middleware
 
-        from unix_jax.app.guard import Guard
         from unix_jax.app.page import build_page
+        from unix_jax.app.request_limits import Guard
         from unix_jax.app.style import HEAD, theme
 
         page = build_page(pipe, limits)

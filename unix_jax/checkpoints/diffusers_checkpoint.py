@@ -35,7 +35,6 @@ from unix_jax.checkpoints.formats.tensor_source import note
 from unix_jax.checkpoints.formats.weight_files import INDEX_SUFFIX, WEIGHT_SUFFIXES
 from unix_jax.checkpoints.formats.writers import Entry as Written
 from unix_jax.checkpoints.leaves import FiniteCheck, Leaf, flatten, place_tree
-from unix_jax.checkpoints.orbax_tree import save_tree
 from unix_jax.checkpoints.published import file_layout, parse_dtype, write_index
 from unix_jax.checkpoints.source_files import MAX_COPIED_BYTES, refuse_links_out
 from unix_jax.errors import CheckpointError, shortened
@@ -118,6 +117,9 @@ def import_diffusers(
       UniXError: a part is missing, broken, not supported or does not fit another, `out` exists, or
         weights are not finite.
     """
+    # Orbax takes half a second to import, and writing alone needs it.
+    from unix_jax.checkpoints.orbax_tree import save_tree
+
     kind, folder, directory = parse_dtype(dtype), DiffusersFolder(source), Path(source)
     if not (directory / INDEX).is_file():
         raise CheckpointError(f"{directory / INDEX}: no such file; expected a diffusers folder")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import flax.linen as nn
 
-from unix_jax.checkpoints.bert import chexbert_table
+from unix_jax.checkpoints.chexbert_files import chexbert_table
 from unix_jax.checkpoints.leaves import flatten
 from unix_jax.checkpoints.table import (
     CONV,

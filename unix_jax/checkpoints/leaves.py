@@ -228,7 +228,6 @@ def place_tree(
     leaves: Mapping[str, Leaf],
     dtype: Any = None,
     shardings: Any = None,
-    progress: Callable[[int], None] | None = None,
     *,
     source: str = "weights",
     allow_non_finite: bool = False,
@@ -239,7 +238,6 @@ def place_tree(
       leaves: by path.
       dtype: floating-point dtype to cast to; None keeps each leaf's own.
       shardings: None, one `Sharding` for all leaves, or a nested tree of them.
-      progress: called with the bytes read of each leaf.
       source: where the leaves come from, for the error.
       allow_non_finite: accept NaN and infinite numbers.
 
@@ -254,8 +252,6 @@ def place_tree(
         placed[path] = place(watched, None, shardings if flat is None else flat.get(path))
         # One transfer at a time: the host buffer of a leaf is free before the next is read.
         placed[path].block_until_ready()
-        if progress:
-            progress(leaf.nbytes)
     if not allow_non_finite:
         check.require(source)
     return unflatten(placed)

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 from unix_jax.checkpoints import native
 from unix_jax.checkpoints.diffusers_checkpoint import is_diffusers
-from unix_jax.checkpoints.formats.tensor_source import SourceNote
 from unix_jax.checkpoints.leaves import place_tree
 from unix_jax.checkpoints.published import (
     PublishedSource,
@@ -21,7 +20,7 @@ from unix_jax.checkpoints.published import (
 from unix_jax.checkpoints.published_config import from_published
 from unix_jax.checkpoints.run_export import resolve_checkpoint
 from unix_jax.config import UniXConfig
-from unix_jax.errors import CheckpointError
+from unix_jax.errors import CheckpointError, SourceNote
 from unix_jax.storage.paths import local_path
 
 # Called with the configuration; gives the shardings of (parameters, autoencoder parameters).

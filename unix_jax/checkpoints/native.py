@@ -29,7 +29,7 @@ import numpy as np
 
 from unix_jax.checkpoints.fitting import check_leaves, check_unix_counts, check_vae_counts
 from unix_jax.checkpoints.leaves import FiniteCheck, Index, Leaf, array_leaf, flatten, place_tree
-from unix_jax.checkpoints.orbax_tree import Progress, open_leaf, save_tree
+from unix_jax.checkpoints.zarr_arrays import Progress, open_leaf
 from unix_jax.config import FORMAT as CONFIG_FORMAT
 from unix_jax.config import UniXConfig
 from unix_jax.errors import CheckpointError, ConfigError
@@ -89,6 +89,9 @@ def save(
       UniXError: `path` exists already or cannot be written; the trees are not those of `config`,
         with one list of what is missing, unexpected or of another shape; weights are not finite.
     """
+    # Orbax takes half a second to import, and writing alone needs it.
+    from unix_jax.checkpoints.orbax_tree import save_tree
+
     path = local_path(path)
     found = stacked_leaves(_leaves(params), config)
     _fit_config(config, "params", found, "params to save")
@@ -261,7 +264,6 @@ def load_params(
     dtype: Any = None,
     shardings: Any = None,
     allow_non_finite: bool = False,
-    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """The UniX parameters as a nested dictionary of `jax.Array`.
 
@@ -271,13 +273,12 @@ def load_params(
       shardings: None (the default device), one `jax.sharding.Sharding`, or a nested tree of them;
         a device reads only the chunks that overlap its own part.
       allow_non_finite: accept weights that are NaN or infinite.
-      progress: called with the number of bytes of each leaf read.
 
     Raises:
       CheckpointError: files are missing, truncated or changed; leaves do not fit config.json, and
         the message lists all of them; weights are not finite.
     """
-    return _load(path, "params", dtype, shardings, allow_non_finite, progress)
+    return _load(path, "params", dtype, shardings, allow_non_finite)
 
 
 def load_vae_params(
@@ -286,12 +287,11 @@ def load_vae_params(
     dtype: Any = None,
     shardings: Any = None,
     allow_non_finite: bool = False,
-    progress: Progress | None = None,
 ) -> dict[str, Any] | None:
     """The autoencoder's parameters, or None if the checkpoint has none; as `load_params`."""
     if not has_vae(path):
         return None
-    return _load(path, "vae", dtype, shardings, allow_non_finite, progress)
+    return _load(path, "vae", dtype, shardings, allow_non_finite)
 
 
 def _load(
@@ -300,7 +300,6 @@ def _load(
     dtype: Any,
     shardings: Any,
     allow_non_finite: bool,
-    progress: Progress | None,
 ) -> dict[str, Any]:
     leaves = open_leaves(path, part)
     _fit(path, part, leaves)
@@ -308,7 +307,6 @@ def _load(
         leaves,
         dtype,
         shardings,
-        progress,
         source=f"{path}/{part}",
         allow_non_finite=allow_non_finite,
     )

@@ -575,7 +575,6 @@ def load_published(
     vae_dtype: Any = None,
     vae_shardings: Any = None,
     allow_non_finite: bool = False,
-    progress: Progress | None = None,
 ) -> tuple[UniXConfig, dict[str, Any], dict[str, Any] | None]:
     """Reads a published directory onto the devices, leaf by leaf, without an intermediate file.
 
@@ -586,7 +585,6 @@ def load_published(
       vae_dtype: likewise for the autoencoder.
       vae_shardings: likewise for the autoencoder.
       allow_non_finite: accept weights that are NaN or infinite.
-      progress: called with (bytes since the last call, total bytes).
 
     Returns: The configuration, the UniX parameters, and the autoencoder's (None if it does not
       exist).
@@ -597,13 +595,10 @@ def load_published(
     with PublishedSource(source) as published:
         published.check()
         leaves, vae_leaves = published.leaves(), published.vae_leaves()
-        total = sum(x.nbytes for group in (leaves, vae_leaves or {}) for x in group.values())
-        step = None if progress is None else lambda done: progress(done, total)
         params = place_tree(
             leaves,
             dtype,
             shardings,
-            step,
             source=str(published.tensors.path),
             allow_non_finite=allow_non_finite,
         )
@@ -614,7 +609,6 @@ def load_published(
             vae_leaves,
             vae_dtype,
             vae_shardings,
-            step,
             source=str(published.vae.path),
             allow_non_finite=allow_non_finite,
         )

@@ -12,11 +12,11 @@ from unix_jax.storage.arguments import PathText, require_least
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from unix_jax.cleaning.clean_reports import Summary
     from unix_jax.cleaning.endpoint import ChatEndpoint, Tokens
     from unix_jax.cleaning.report_files import ReportSource
     from unix_jax.cleaning.rewriting import Rewriting
-    from unix_jax.cleaning.run import Summary
-    from unix_jax.training.progress import ProgressLine
+    from unix_jax.commands.progress import ProgressLine
 
 _MILLION = 1_000_000
 _LEAST = {
@@ -103,8 +103,8 @@ class Clean:
             raise UniXError(f"OUT: expected a file other than IN, found {self.out}")
 
     def _with_rules(self, source: "ReportSource") -> None:
-        from unix_jax.cleaning.run import clean_with_rules, rejected_path
-        from unix_jax.training.progress import ProgressLine
+        from unix_jax.cleaning.clean_reports import clean_with_rules, rejected_path
+        from unix_jax.commands.progress import ProgressLine
 
         line = ProgressLine(unit="report")
         with line.over(0, len(source)):
@@ -122,10 +122,10 @@ class Clean:
     def _with_endpoint(self, source: "ReportSource") -> None:
         import asyncio
 
+        from unix_jax.cleaning.clean_reports import journal_path
         from unix_jax.cleaning.rewriting import Rewriting
-        from unix_jax.cleaning.run import journal_path
         from unix_jax.cleaning.templates import load_prompts
-        from unix_jax.training.progress import ProgressLine
+        from unix_jax.commands.progress import ProgressLine
 
         assert self.model is not None
         prompts = load_prompts(self.rewrite_prompt, self.again_prompt, self.judge_prompt)
@@ -142,7 +142,7 @@ class Clean:
     async def _rewrite(
         self, source: "ReportSource", how: "Rewriting", line: "ProgressLine"
     ) -> "Summary":
-        from unix_jax.cleaning.run import clean_with_endpoint
+        from unix_jax.cleaning.clean_reports import clean_with_endpoint
 
         async with self._open_endpoint(line.say) as endpoint:
             with line.over(0, len(source)):
@@ -180,7 +180,7 @@ class Clean:
         return (sent + received) / _MILLION
 
     def _tell(self, summary: "Summary") -> None:
-        from unix_jax.cleaning.run import rejected_path
+        from unix_jax.cleaning.clean_reports import rejected_path
 
         cost = self._cost(summary.tokens)
         spent = f"{summary.tokens.sent:,} tokens sent, {summary.tokens.received:,} received"

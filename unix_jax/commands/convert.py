@@ -1,25 +1,13 @@
 """`unix-jax convert`: checkpoints between PyTorch and JAX."""
 
-import contextlib
 import dataclasses
 import signal
-import warnings
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
-from unix_jax.checkpoints.formats.tensor_source import SourceNote
+from unix_jax.commands.progress import advancing
 from unix_jax.commands.terminal import run_command, say
 from unix_jax.errors import UniXError
 from unix_jax.storage.arguments import LocalPath, WeightsText
@@ -54,7 +42,7 @@ class Import:
     def run(self) -> int:
         from unix_jax.checkpoints.published import import_published
 
-        with _progress("import") as report:
+        with advancing("import", in_bytes=True) as report:
             import_published(
                 self.source,
                 self.out,
@@ -98,7 +86,7 @@ class ImportJanus:
     def run(self) -> int:
         from unix_jax.checkpoints.janus import import_janus
 
-        with _progress("import-janus") as report:
+        with advancing("import-janus", in_bytes=True) as report:
             import_janus(
                 self.source,
                 self.out,
@@ -132,7 +120,7 @@ class ImportDiffusers:
     def run(self) -> int:
         from unix_jax.checkpoints.diffusers_checkpoint import import_diffusers
 
-        with _progress("import-diffusers") as report:
+        with advancing("import-diffusers", in_bytes=True) as report:
             import_diffusers(
                 self.source,
                 self.out,
@@ -167,7 +155,7 @@ class Export:
 
         diffusers = is_diffusers_checkpoint(self.checkpoint)
         export = export_diffusers if diffusers else export_published
-        with _progress("export") as report:
+        with advancing("export", in_bytes=True) as report:
             export(
                 self.checkpoint,
                 self.out,
@@ -199,7 +187,7 @@ class Cast:
     def run(self) -> int:
         from unix_jax.checkpoints.cast import cast
 
-        with _progress("cast") as report:
+        with advancing("cast", in_bytes=True) as report:
             cast(
                 self.checkpoint,
                 self.out,
@@ -287,8 +275,6 @@ def main(arguments: list[str] | None = None, prog: str = "unix-jax convert") -> 
 
     def run() -> int:
         nonlocal verbose
-        warnings.showwarning = _show_warning
-        warnings.simplefilter("always", SourceNote)
         command: Any = tyro.cli(
             Command, args=arguments, prog=prog, description="PyTorch <-> JAX checkpoints."
         )
@@ -303,28 +289,6 @@ def main(arguments: list[str] | None = None, prog: str = "unix-jax convert") -> 
     return run_command(run, on_error=text, interrupted="interrupted: nothing was written")
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    say(f"{'note' if issubclass(category, SourceNote) else 'warning'}: {message}")
-
-
 def _written(path: Path) -> int:
     say(f"wrote {path}")
     return 0
-
-
-@contextlib.contextmanager
-def _progress(name: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar in bytes with rate and remaining time on stderr, if that is a terminal."""
-    console = Console(stderr=True)
-    columns = (
-        TextColumn(name),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task(name, total=None)
-        yield lambda done, total: bar.update(task, advance=done, total=total)

@@ -9,25 +9,15 @@ import dataclasses
 import io
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
 
-from unix_jax.commands.terminal import ERRORS, run_command, say
+from unix_jax.commands.progress import advancing
+from unix_jax.commands.terminal import run_command, say, warn
 from unix_jax.data.sources import open_source
 from unix_jax.errors import UniXError
 from unix_jax.preprocessing.images import MIN_SIDE
@@ -86,7 +76,7 @@ class Inspect:
         tokenizer, config = (None, None) if self.tokenizer is None else _tokenizer(self.tokenizer)
         encode = None if tokenizer is None else tokenizer.encode
         source = open_source(self.spec, self.split)
-        with _progress("Reading", len(source)) as advance:
+        with advancing("read", len(source)) as advance:
             summary = inspect_source(source, encode, advance)
         fit = None
         if self.und_tokens is not None and tokenizer is not None and config is not None:
@@ -145,7 +135,7 @@ class Write:
         from unix_jax.data.sources.preparation import PreparedRecords
 
         source = open_source(self.spec, self.split)
-        with _progress("Writing", len(source)) as advance:
+        with advancing("write", len(source)) as advance:
             options: dict[str, Any] = {
                 "max_side": self.max_side,
                 "workers": self.workers,
@@ -215,7 +205,7 @@ class Moments:
         )
         source = open_source(self.spec, self.split)
         config, vae_params = load_vae(self.checkpoint)
-        with _progress("Encoding", len(source)) as advance:
+        with advancing("encode", len(source)) as advance:
             written = write_moments(
                 self.out,
                 source,
@@ -232,10 +222,7 @@ class Moments:
         if written.image_warnings:
             first = "; ".join(written.image_warnings[:3])
             more = ", ..." if len(written.image_warnings) > 3 else ""
-            say(
-                f"warning: {len(written.image_warnings)} images show almost nothing: {first}{more}",
-                "yellow",
-            )
+            warn(f"{len(written.image_warnings)} images show almost nothing: {first}{more}")
 
 
 def _tokenizer(directory: str) -> "tuple[Tokenizer, UniXConfig]":
@@ -263,34 +250,6 @@ def _require_fraction(argument: str, value: float) -> None:
 def _require_positive(argument: str, value: int) -> None:
     if value < 1:
         raise UniXError(f"{argument}: expected at least 1, found {value}")
-
-
-class _Rate(ProgressColumn):
-    """Rows per second."""
-
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:.0f}/s")
-
-
-@contextlib.contextmanager
-def _progress(verb: str, total: int) -> Iterator[Callable[[], None]]:
-    """A bar on standard error with rate and remaining time; yields what advances it."""
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _Rate(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=ERRORS,
-        transient=True,
-        # In a log it would leave an empty line.
-        disable=not ERRORS.is_terminal,
-    )
-    with bar:
-        task = bar.add_task(verb, total=total)
-        yield lambda: bar.advance(task)
 
 
 _Command: Any = tyro.conf.OmitSubcommandPrefixes[  # type: ignore[misc]

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from unix_jax.data.records import RecordSource
+    from unix_jax.evaluation_runs.image_runs import DiffusionDrawingSettings, DrawingSettings
     from unix_jax.evaluation_runs.image_scores import ImageMetrics
-    from unix_jax.evaluation_runs.images import DiffusionDrawingSettings, DrawingSettings
     from unix_jax.evaluation_runs.items import Progress, Share
     from unix_jax.evaluation_runs.nearest_training import Training
     from unix_jax.evaluation_runs.radiomics_tables import RadiomicsTables
@@ -83,8 +83,8 @@ class _OfReports(_Resampled):
             return model
 
         if not self.radgraph:
-            _refuse_changed(
-                self, ("radgraph_model", "radgraph_level", "radgraph_path"), "with --radgraph"
+            refuse_without_effect(
+                self, ("radgraph_model", "radgraph_level", "radgraph_path"), "without --radgraph"
             )
         _on_primary(lambda: text_scores(["a"], ["a"]))  # so are the packages
         chexbert = None if self.chexbert is None else _on_primary(load_chexbert)
@@ -141,7 +141,7 @@ class _OverData(_Resampled):
     def _begin(self, source: "RecordSource", own: dict[str, Any]) -> dict[str, Any]:
         """The settings, compared with those of the first run in the directory."""
         from unix_jax.checkpoints.run_export import resolve_checkpoint
-        from unix_jax.evaluation_runs.journal import remember
+        from unix_jax.evaluation_runs.evaluation_files import remember
         from unix_jax.training.distributed import agree
 
         checkpoint = resolve_checkpoint(self.checkpoint)
@@ -203,7 +203,7 @@ class EvaluateReports(_OfReports, _OverData):
 
     def run(self) -> None:
         from unix_jax.checkpoints.load import load_config
-        from unix_jax.evaluation_runs.reports import (
+        from unix_jax.evaluation_runs.report_runs import (
             ReportSettings,
             summarise_reports,
             write_reports,
@@ -305,7 +305,7 @@ class EvaluateImages(_OverData):
         if bool(self.radiomics_real) != bool(self.radiomics_generated):
             raise UniXError("expected --radiomics-real and --radiomics-generated together")
         if not self.train:
-            _refuse_changed(self, ("train_split", "reid"), "with --train SOURCE")
+            refuse_without_effect(self, ("train_split", "reid"), "without --train SOURCE")
         distributed.initialise()
         if self.checkpoint:
             self._generate()
@@ -314,10 +314,10 @@ class EvaluateImages(_OverData):
 
     def _generate(self) -> None:
         from unix_jax.evaluation_runs.image_results import summarise_images
+        from unix_jax.evaluation_runs.image_runs import draw_images
         from unix_jax.evaluation_runs.image_set import images_of_run
-        from unix_jax.evaluation_runs.images import draw_images
 
-        _refuse_changed(self, ("generated_root",), "with --generated CSV")
+        refuse_without_effect(self, ("generated_root",), "without --generated CSV")
         asked = self._settings()
         source = self._open()
         training = self._training(source)
@@ -345,7 +345,7 @@ class EvaluateImages(_OverData):
         """The settings for generating images, checked before the weights are read."""
         from unix_jax.checkpoints.diffusers_checkpoint import is_diffusers, open_diffusers
         from unix_jax.checkpoints.load import load_config
-        from unix_jax.evaluation_runs.images import (
+        from unix_jax.evaluation_runs.image_runs import (
             DiffusionDrawingSettings,
             DrawingSettings,
             checked_drawing,
@@ -353,7 +353,8 @@ class EvaluateImages(_OverData):
 
         scale = self.guidance_scale
         if is_diffusers(self.checkpoint):
-            refuse_without_effect(self, ("timestep_shift",), "a diffusers checkpoint")
+            where = f"with a diffusers checkpoint, {self.checkpoint}"
+            refuse_without_effect(self, ("timestep_shift",), where)
             folder = open_diffusers(self.checkpoint)
             return DiffusionDrawingSettings(
                 self.size,
@@ -363,7 +364,8 @@ class EvaluateImages(_OverData):
                 self.sampler,
                 self.seed,
             ).checked(folder.vae_config, folder.native_size)
-        refuse_without_effect(self, ("guidance_rescale", "sampler"), "a checkpoint of UniX")
+        where = f"with a checkpoint of UniX, {self.checkpoint}"
+        refuse_without_effect(self, ("guidance_rescale", "sampler"), where)
         config, has_vae = load_config(self.checkpoint)
         if not has_vae:
             raise UniXError(
@@ -374,15 +376,17 @@ class EvaluateImages(_OverData):
         return checked_drawing(settings, config)
 
     def _measure(self) -> None:
+        from unix_jax.evaluation_runs.evaluation_files import remember
         from unix_jax.evaluation_runs.image_results import summarise_images
         from unix_jax.evaluation_runs.image_set import images_made_elsewhere
-        from unix_jax.evaluation_runs.journal import remember
         from unix_jax.evaluation_runs.results import print_table
         from unix_jax.training.distributed import agree
 
         generated, out = self.generated, Path(self.out)
         assert generated is not None
-        _refuse_changed(self, _OF_GENERATION, "with --checkpoint, since it only affects generation")
+        refuse_without_effect(
+            self, _OF_GENERATION, "without --checkpoint: images made elsewhere stay as they are"
+        )
         if out.resolve().is_relative_to(generated.resolve()):
             raise UniXError(f"--out {out}: expected a directory outside of --generated {generated}")
         source = self._open()
@@ -484,7 +488,7 @@ class EvaluateScore(_OfReports):
 
     def run(self) -> None:
         from unix_jax.evaluation_runs import texts
-        from unix_jax.evaluation_runs.reports import summarise_texts
+        from unix_jax.evaluation_runs.report_runs import summarise_texts
         from unix_jax.evaluation_runs.results import print_table
 
         require_least(self, resamples=1)
@@ -540,11 +544,11 @@ def _finish(
     """Processes this process's share; the metrics follow when all processes have finished."""
     import jax
 
+    from unix_jax.commands.progress import ProgressLine
+    from unix_jax.evaluation_runs.evaluation_files import read_entries
     from unix_jax.evaluation_runs.items import Share, wait_for_all
-    from unix_jax.evaluation_runs.journal import read_entries
     from unix_jax.evaluation_runs.results import print_table, require_result
     from unix_jax.training.distributed import agree
-    from unix_jax.training.progress import ProgressLine
 
     share = Share(jax.process_index(), jax.process_count())
     items = share.items(total)
@@ -587,21 +591,13 @@ def _print_pages(out: Path) -> None:
 
 def _with_progress(items: Sequence[Any], unit: str) -> Iterator[Any]:
     """The items, with a progress line."""
-    from unix_jax.training.progress import ProgressLine
+    from unix_jax.commands.progress import ProgressLine
 
     line = ProgressLine(unit=unit)
     with line.over(0, len(items)):
         for done, item in enumerate(items, 1):
             yield item
             line.update(done, {})
-
-
-def _refuse_changed(command: Any, names: Sequence[str], expected: str) -> None:
-    """Raises UniXError for an option that is not at its default and would have no effect."""
-    defaults = {field.name: field.default for field in dataclasses.fields(command)}
-    for name in names:
-        if getattr(command, name) != defaults[name]:
-            raise UniXError(f"--{name.replace('_', '-')}: expected only {expected}")
 
 
 def _on_primary(load: Callable[[], T]) -> T | None:

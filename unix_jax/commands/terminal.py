@@ -6,6 +6,7 @@ code of Ctrl-C is 130.
 
 import contextlib
 import io
+import logging
 import os
 import sys
 import warnings
@@ -14,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from unix_jax.errors import ImageWarning, UniXError
+from unix_jax.errors import ImageWarning, SourceNote, UniXError
 
 ERRORS = Console(stderr=True)
 INTERRUPTED = 130
@@ -25,9 +26,32 @@ def say(line: str, style: str | None = None) -> None:
     ERRORS.print(line, style=style, highlight=False, soft_wrap=True, markup=False)
 
 
-def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    """`warnings.showwarning` without the line of code that the warning comes from."""
+def warn(message: Warning | str) -> None:
+    """Prints a warning as one line on standard error."""
     say(f"warning: {' '.join(str(message).split())}", "yellow")
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """`warnings.showwarning` without the line of code that the warning comes from."""
+    if issubclass(category, SourceNote):
+        say(f"note: {message}")
+    else:
+        warn(message)
+
+
+class _LogLines(logging.Handler):
+    """Prints records of the log as this project's own warnings look."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        style = "yellow" if record.levelno >= logging.WARNING else None
+        say(f"{record.levelname.lower()}: {self.format(record)}", style)
+
+
+def _print_log() -> None:
+    """Every command shows warnings of the log alike: those of the data loader among others."""
+    root = logging.getLogger()
+    if not any(isinstance(handler, _LogLines) for handler in root.handlers):
+        root.addHandler(_LogLines(logging.WARNING))
 
 
 def run_command(
@@ -43,8 +67,10 @@ def run_command(
       on_error: the text of an error of ours.
       interrupted: what Ctrl-C says.
     """
-    warnings.showwarning = show_warning
+    warnings.showwarning = _show_warning
     warnings.simplefilter("always", ImageWarning)
+    warnings.simplefilter("always", SourceNote)
+    _print_log()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A report may hold a character that the terminal's encoding lacks.
         sys.stdout.reconfigure(errors="replace")

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from unix_jax.checkpoints.run_files import listing
+from unix_jax.commands.progress import ProgressLine
 from unix_jax.commands.terminal import run_command
 from unix_jax.data.batch import TrainingBatch
 from unix_jax.data.mixture import Task
@@ -37,7 +38,6 @@ from unix_jax.training.feed import (
 from unix_jax.training.metrics import Metrics, Window, make_reporters
 from unix_jax.training.preemption import StopRequest
 from unix_jax.training.profiler import Profiler
-from unix_jax.training.progress import ProgressLine
 from unix_jax.training.resuming import Change
 from unix_jax.training.run_directory import is_resumable
 from unix_jax.training.skipped import SkippedSamples
@@ -78,7 +78,7 @@ def run_in(out: Path, config: TrainConfig, progress: ProgressLine, *, restart_da
     # ================================================================== sources of the data
     opened = open_records(config)
     if opened.warning:
-        progress.say(f"warning: {opened.warning}")
+        progress.warn(opened.warning)
 
     # ================================================= what the directory holds already
     resuming = distributed.agree(lambda: is_resumable(out))
@@ -93,7 +93,7 @@ def run_in(out: Path, config: TrainConfig, progress: ProgressLine, *, restart_da
         out, keep_last=config.checkpoints.keep_last, keep_best=config.checkpoints.keep_best
     )
     for line in checkpoints.skipped:
-        progress.say(f"warning: {line}")
+        progress.warn(line)
     model_config, tokenizer = origin.model_config, origin.load_tokenizer()
 
     # ============================================================================= mesh

@@ -14,9 +14,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-import grain
 import jax
-from grain.experimental import ThreadPrefetchDatasetIterator
 
 from unix_jax.config import UniXConfig
 from unix_jax.data.batch import TrainingBatch
@@ -26,6 +24,11 @@ from unix_jax.data.config import DataConfig
 from unix_jax.data.packing import PlannedRow, Planner, SourceCount
 from unix_jax.data.samples import SampleSource
 from unix_jax.errors import ConfigError, UniXError
+from unix_jax.extras import needed
+
+with needed("grain", "Training", "unix-jax[train]"):
+    import grain
+    from grain.experimental import ThreadPrefetchDatasetIterator
 
 _LOG = logging.getLogger(__name__)
 

@@ -18,15 +18,15 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from array_record.python import array_record_data_source, array_record_module
 from jaxtyping import Array, Float
 
 from unix_jax.checkpoints.leaves import flatten
 from unix_jax.config import UniXConfig
 from unix_jax.data.config import DataConfig
-from unix_jax.data.pictures import vae_pixels
+from unix_jax.data.model_images import vae_pixels
 from unix_jax.data.records import RecordSource
 from unix_jax.errors import DataError, UniXError
+from unix_jax.extras import require
 from unix_jax.models.autoencoder import Autoencoder
 from unix_jax.storage.files import atomic_directory
 from unix_jax.storage.json_file import read_json, write_json
@@ -41,6 +41,10 @@ _KEY_LENGTH = struct.Struct("<I")
 _DTYPES: dict[str, np.dtype] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
 # They turn moments into latents, and do not change the moments.
 _LATENT_ONLY = ("scale_factor", "shift_factor")
+
+
+def _array_record(part: str) -> Any:
+    return require(f"array_record.python.array_record_{part}", "data.moments", "unix-jax[data]")
 
 
 class Written(NamedTuple):
@@ -102,7 +106,9 @@ def write_moments(
     seen, broken, warned = 0, list[str](), list[str]()
     with atomic_directory(out) as directory:
         try:
-            writer = array_record_module.ArrayRecordWriter(str(directory / FILE), _WRITER_OPTIONS)
+            writer = _array_record("module").ArrayRecordWriter(
+                str(directory / FILE), _WRITER_OPTIONS
+            )
             try:
                 for key, moments in _encoded(records, config, vae_params, data, batch_size, warned):
                     seen += 1
@@ -257,7 +263,9 @@ class Moments:
         )
         try:
             # Reads each file's index at once, records when asked for.
-            self._reader = array_record_data_source.ArrayRecordDataSource(str(self._root / FILE))
+            self._reader = _array_record("data_source").ArrayRecordDataSource(
+                str(self._root / FILE)
+            )
             count = len(self._reader)
         except (OSError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]

@@ -16,8 +16,8 @@ import numpy as np
 from unix_jax.config import UniXConfig
 from unix_jax.data.config import DataConfig
 from unix_jax.data.mixture import MixedRecords, Part, located, part_seed
+from unix_jax.data.model_images import vae_pixels, vit_pixels
 from unix_jax.data.moments import Moments
-from unix_jax.data.pictures import vae_pixels, vit_pixels
 from unix_jax.data.records import (
     Record,
     RecordSource,

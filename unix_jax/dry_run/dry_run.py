@@ -16,8 +16,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from unix_jax.checkpoints.dinov2 import load_dinov2_config
 from unix_jax.checkpoints.load import load_config
+from unix_jax.checkpoints.rad_dino_files import load_dinov2_config
 from unix_jax.checkpoints.run_export import resolve_checkpoint
 from unix_jax.config import UniXConfig
 from unix_jax.data.batch import TrainingBatch

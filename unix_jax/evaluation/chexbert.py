@@ -47,7 +47,7 @@ class CheXbert:
         Raises:
           CheckpointError, ConfigError: a file is missing or broken, or they do not fit each other.
         """
-        from unix_jax.checkpoints.bert import find_chexbert, load_chexbert
+        from unix_jax.checkpoints.chexbert_files import find_chexbert, load_chexbert
 
         weights = find_chexbert(path)
         config, params = load_chexbert(weights, dtype=dtype)

@@ -71,7 +71,7 @@ class RadDino:
         Raises:
           CheckpointError, ConfigError: a file is missing or broken, or they do not fit each other.
         """
-        from unix_jax.checkpoints.dinov2 import load_dinov2
+        from unix_jax.checkpoints.rad_dino_files import load_dinov2
 
         config, params = load_dinov2(path, dtype=dtype)
         model = Dinov2(config, params["cls_token"].dtype)

@@ -16,10 +16,11 @@ from unix_jax.data.records import Record, RecordSource, captions_of, record_imag
 from unix_jax.data.sources.lines import JsonLines
 from unix_jax.data.sources.tables import is_table, read_header, row_of_cells, table_rows
 from unix_jax.errors import DataError, ImageError, UniXError
+from unix_jax.evaluation_runs.evaluation_files import read_entries
 from unix_jax.evaluation_runs.items import Steps, key_of, unseen
-from unix_jax.evaluation_runs.journal import Entry, read_entries
 from unix_jax.preprocessing.gray_levels import gray_level_problem
 from unix_jax.preprocessing.images import load_image
+from unix_jax.storage.journal import Entry
 
 FILES = ("synthetic_filename", "img_savename", "image", "file_name", "filename")
 """Columns that may contain the file of a generated image; the first existing one is used."""

@@ -12,7 +12,8 @@ from typing import Any, Generic, TypeVar
 
 from unix_jax.data.records import RecordSource
 from unix_jax.errors import DataError, ImageError, PromptError, UniXError
-from unix_jax.evaluation_runs.journal import Entry, Journal, read_entries
+from unix_jax.evaluation_runs.evaluation_files import journal_file, read_entries
+from unix_jax.storage.journal import Entry, Journal
 
 T = TypeVar("T")
 # Called with the number of this process's items done since the last call.
@@ -80,7 +81,7 @@ def run_items(
     if batch_size < 1:
         raise UniXError(f"batch_size: expected at least 1, found {batch_size}")
     share = share or Share()
-    with Journal(out, share.index) as journal:
+    with Journal(journal_file(out, share.index)) as journal:
         done = read_entries(out)
         items = share.items(total)
         for start in range(0, len(items), batch_size):

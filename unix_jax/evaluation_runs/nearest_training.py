@@ -24,9 +24,9 @@ from unix_jax.evaluation.reid import Reidentification
 from unix_jax.evaluation_runs.image_scores import ImageMetrics, mean_figure
 from unix_jax.evaluation_runs.image_set import ImageSet
 from unix_jax.evaluation_runs.items import Steps, key_of, unseen
-from unix_jax.evaluation_runs.journal import Entry
 from unix_jax.evaluation_runs.results import Figure
 from unix_jax.preprocessing.images import load_image
+from unix_jax.storage.journal import Entry
 
 PIXEL, LATENT, REID = "pixel distance", "latent distance", "re-identification score"
 # As the benchmark calls them.

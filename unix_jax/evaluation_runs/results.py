@@ -11,8 +11,8 @@ from rich.table import Table
 from unix_jax.errors import UniXError
 from unix_jax.evaluation.bootstrap import Interval
 from unix_jax.evaluation_runs import paper
-from unix_jax.evaluation_runs.journal import Entry
 from unix_jax.storage.files import atomic_write
+from unix_jax.storage.journal import Entry
 from unix_jax.storage.json_file import write_json
 
 CONFIDENCE = 0.95

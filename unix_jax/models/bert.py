@@ -2,7 +2,7 @@
 
 A frozen encoder for metrics. Post-norm blocks, learned positions, exact GELU.
 
-Letters: B batch, T tokens, D width, N heads, C the 14 conditions.
+Letters: B batch, T tokens, D width, C the 14 conditions.
 """
 
 import dataclasses
@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from unix_jax.models.attention import Implementation, attention
-from unix_jax.models.attention.key_blocks import KeyBlock
-from unix_jax.models.layers import Dtype, dense, gelu, layer_norm
+from unix_jax.models.attention import Implementation
+from unix_jax.models.encoder_block import BlockSizes, PostNormBlock, stacked
+from unix_jax.models.layers import Dtype, dense, layer_norm
 from unix_jax.models.shapes import traced_once
 
 # CheXbert: 13 conditions with four classes, and "no finding" with two.
@@ -36,37 +36,6 @@ class BertConfig:
     max_positions: int = 512
     token_types: int = 2
     layer_norm_eps: float = 1e-12
-
-
-class BertLayer(nn.Module):
-    """Attention and exact-GELU MLP, each followed by its residual and a norm."""
-
-    config: BertConfig
-    dtype: Dtype = jnp.float32
-    attention_implementation: Implementation = "auto"
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "B T D"], valid: Bool[Array, "B T"]
-    ) -> tuple[Float[Array, "B T D"], None]:
-        c = self.config
-        query, key, value = (
-            dense(c.hidden_size, ("embed", "heads"), dtype=self.dtype, name=name)(x).reshape(
-                *x.shape[:2], c.num_heads, -1
-            )
-            for name in ("query", "key", "value")
-        )
-        y = attention(
-            query,
-            [KeyBlock(key, value, valid=valid)],
-            implementation=self.attention_implementation,
-        ).reshape(x.shape)
-        y = dense(c.hidden_size, ("heads", "embed"), dtype=self.dtype, name="proj")(y)
-        x = layer_norm(c.layer_norm_eps, self.dtype, "norm1")(x + y)
-        y = dense(c.intermediate_size, ("embed", "mlp"), dtype=self.dtype, name="fc1")(x)
-        y = gelu(y)
-        y = dense(c.hidden_size, ("mlp", "embed"), dtype=self.dtype, name="fc2")(y)
-        return layer_norm(c.layer_norm_eps, self.dtype, "norm2")(x + y), None
 
 
 class Bert(nn.Module):
@@ -97,14 +66,10 @@ class Bert(nn.Module):
         types = self._table("token_type_embeddings", c.token_types)
         x = (words[ids] + types[0] + positions[: ids.shape[1]]).astype(self.dtype)
         x = layer_norm(c.layer_norm_eps, self.dtype, "norm")(x)
-        x, _ = nn.scan(
-            BertLayer,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=nn.broadcast,
-            length=c.num_layers,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )(c, self.dtype, self.attention_implementation, name="layers")(x, valid)
+        sizes = BlockSizes(c.num_heads, c.intermediate_size, c.layer_norm_eps)
+        x, _ = stacked(PostNormBlock, c.num_layers)(
+            sizes, self.dtype, self.attention_implementation, name="layers"
+        )(x, None, valid)
         return x
 
 

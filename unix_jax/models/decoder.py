@@ -28,8 +28,6 @@ from unix_jax.models.attention.rope import apply_rope, rope_angles
 from unix_jax.models.layers import Dtype, RMSNorm, dense
 from unix_jax.models.remat import RematPolicy, rematerialised
 
-STREAMS = ("und", "gen")
-
 # Keys and values of a frozen und stream: all that the backward pass of gen reads of it.
 _FROZEN = "frozen_und"
 
@@ -366,23 +364,3 @@ def unstack_layers(decoder_params: dict[str, Any], num_layers: int) -> dict[str,
     cut(decoder_params["layers"], layers)
     rest = {name: value for name, value in decoder_params.items() if name != "layers"}
     return {f"layers_{i}": layer for i, layer in enumerate(layers)} | rest
-
-
-def stack_layers(decoder_params: dict[str, Any], num_layers: int) -> dict[str, Any]:
-    """Inverse of `unstack_layers`."""
-    layers: Sequence[Any] = [decoder_params[f"layers_{i}"] for i in range(num_layers)]
-    rest = {k: v for k, v in decoder_params.items() if not k.startswith("layers_")}
-    stacked = jax.tree.map(lambda *x: jnp.stack(x), *layers)
-    return {"layers": _transpose_kernels(stacked)} | rest
-
-
-def _transpose_kernels(tree: dict[str, Any]) -> dict[str, Any]:
-    """Swaps the last two axes of every kernel."""
-    return {
-        name: _transpose_kernels(value)
-        if isinstance(value, dict)
-        else value.swapaxes(-1, -2)
-        if name == "kernel"
-        else value
-        for name, value in tree.items()
-    }

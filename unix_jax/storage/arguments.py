@@ -52,10 +52,15 @@ def require_least(command: object, **least: float) -> None:
             raise UniXError(f"{option}: expected at least {smallest}, found {value}")
 
 
-def refuse_without_effect(command: Any, names: Iterable[str], kind: str) -> None:
-    """Raises UniXError for options of a command that have no effect on its kind of checkpoint."""
+def refuse_without_effect(command: Any, names: Iterable[str], where: str) -> None:
+    """Raises UniXError for an option that is not at its default where it would do nothing.
+
+    Args:
+      command: an instance of the command's dataclass.
+      names: its fields without effect.
+      where: why they have none, such as "without --train SOURCE".
+    """
     defaults = {field.name: field.default for field in dataclasses.fields(command)}
     for name in names:
         if getattr(command, name) != defaults[name]:
-            option = f"--{name.replace('_', '-')}"
-            raise UniXError(f"{option}: has no effect with {kind}, {command.checkpoint}")
+            raise UniXError(f"--{name.replace('_', '-')}: has no effect {where}")

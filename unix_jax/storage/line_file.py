@@ -35,15 +35,20 @@ class LineFile:
             self._file.close()
             raise
 
+    @property
+    def size(self) -> int:
+        """Bytes of its whole lines."""
+        return self._end
+
     def append(self, lines: bytes) -> int:
-        """Adds whole lines; they are on the disk when this returns. Gives the place of the first.
+        """Adds whole lines; they are on the disk when this returns. Returns the first's offset.
 
         Raises:
           UniXError: they cannot be written. What was there before stays whole.
         """
-        place = self._end
+        offset = self._end
         try:
-            self._file.seek(place)
+            self._file.seek(offset)
             written = 0
             while written < len(lines):
                 written += self._file.write(lines[written:])
@@ -52,7 +57,7 @@ class LineFile:
             self.cut()
             raise unwritable(self.path, error) from None
         self._end += len(lines)
-        return place
+        return offset
 
     def cut(self) -> None:
         """Forgets what a crash or a full disk left behind the last whole line.

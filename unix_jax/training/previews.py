@@ -17,7 +17,7 @@ from PIL import Image
 from unix_jax.checkpoints.leaves import unflatten
 from unix_jax.config import UniXConfig
 from unix_jax.data.mixture import Task
-from unix_jax.data.pictures import pad_to_fit, vae_pixels
+from unix_jax.data.model_images import pad_to_fit, vae_pixels
 from unix_jax.data.records import (
     Record,
     captions_of,

@@ -19,9 +19,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from unix_jax.checkpoints import native
-from unix_jax.checkpoints.dinov2 import load_dinov2, load_dinov2_config
 from unix_jax.checkpoints.load import load_config, load_model
 from unix_jax.checkpoints.published import verbatim_files
+from unix_jax.checkpoints.rad_dino_files import load_dinov2, load_dinov2_config
 from unix_jax.checkpoints.run_export import RUN_FILE, resolve_checkpoint
 from unix_jax.config import UniXConfig
 from unix_jax.errors import CheckpointError, ConfigError

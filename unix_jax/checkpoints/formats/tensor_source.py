@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from unix_jax.errors import CheckpointError
+from unix_jax.errors import CheckpointError, SourceNote
 
 # numpy's own limits on an array's rank and byte size: beyond them it raises, so readers refuse.
 MAX_RANK = 32
@@ -199,10 +199,6 @@ class MappedFile:
         if self._mapping is None:
             raise ValueError(f"{self.path}: is closed")
         return self._mapping
-
-
-class SourceNote(UserWarning):
-    """A note about what was selected, changed or omitted in a source; it is not a problem."""
 
 
 def note(line: str) -> None:

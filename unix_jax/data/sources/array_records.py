@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from array_record.python import array_record_data_source, array_record_module
 from PIL import Image
 
 from unix_jax.data.records import (
@@ -31,8 +30,12 @@ from unix_jax.data.records import (
 )
 from unix_jax.data.sources.fields import parse_object, report_fields, text_field
 from unix_jax.errors import DataError
+from unix_jax.extras import needed
 from unix_jax.storage.files import atomic_directory
 from unix_jax.storage.json_file import read_json, write_json
+
+with needed("array_record", "ArrayRecord", "unix-jax[data]"):
+    from array_record.python import array_record_data_source, array_record_module
 
 INDEX = "records.json"
 FORMAT = 1

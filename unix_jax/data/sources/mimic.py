@@ -24,13 +24,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
 from unix_jax.data.records import Record, checked_index
 from unix_jax.data.report_sections import report_sections
 from unix_jax.data.sources.mimic_reports import StudyReports, is_report_file
 from unix_jax.data.sources.tables import read_header, table_columns, table_rows
 from unix_jax.errors import DataError
+from unix_jax.extras import needed
+
+with needed("pyarrow", "A mimic source", "unix-jax[data]"):
+    import pyarrow as pa
 
 _FRONTAL = {"PA", "AP"}
 

@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from unix_jax.data.records import Record, checked_index
 from unix_jax.data.sources.fields import (
@@ -28,6 +26,11 @@ from unix_jax.data.sources.fields import (
 )
 from unix_jax.data.sources.splits import rows_of_split
 from unix_jax.errors import DataError
+from unix_jax.extras import needed
+
+with needed("pyarrow", "A parquet source", "unix-jax[data]"):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 _REQUIRED = ("image", "captions")
 _OPTIONAL = ("key", "findings", "impression", "labels", "view", "patient", "split")

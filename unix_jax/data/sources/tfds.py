@@ -3,13 +3,15 @@
 import threading
 from typing import Any
 
-import tensorflow_datasets as tfds
-
 from unix_jax.data.records import Record, checked_index
 
 # Imported for its builder, by whose name `tfds.data_source` finds the data set.
 from unix_jax.data.sources import tfds_builder
 from unix_jax.errors import DataError
+from unix_jax.extras import needed
+
+with needed("tensorflow_datasets", "tfds", "unix-jax[data]"):
+    import tensorflow_datasets as tfds
 
 
 class TfdsSource:

@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from unix_jax.data.records import Record, RecordSource, Subset, image_bytes
 from unix_jax.data.sources import open_source
 from unix_jax.data.sources.preparation import PreparedRecords
 from unix_jax.errors import DataError
+from unix_jax.extras import needed
+
+with needed("tensorflow_datasets", "tfds", "unix-jax[data]"):
+    import tensorflow_datasets as tfds
 
 NAME = "unix_records"
 TEXTS = ("key", "findings", "impression", "view", "patient", "split", "prompt", "answer")

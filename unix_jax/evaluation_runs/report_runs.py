@@ -18,14 +18,15 @@ from unix_jax.data.records import (
 )
 from unix_jax.errors import ImageWarning, UniXError
 from unix_jax.evaluation_runs import original_tables, paper
+from unix_jax.evaluation_runs.evaluation_files import read_entries
 from unix_jax.evaluation_runs.html_report import Case, reports_page
 from unix_jax.evaluation_runs.items import Progress, Ready, Share, key_of, padded, run_items
-from unix_jax.evaluation_runs.journal import Entry, read_entries
 from unix_jax.evaluation_runs.results import Results, write_page, write_results
 from unix_jax.evaluation_runs.score import ReportMetrics, ReportScores, score_reports
 from unix_jax.inference.pipeline import UniXPipeline
 from unix_jax.preprocessing.gray_levels import gray_level_problem
 from unix_jax.storage.files import atomic_write
+from unix_jax.storage.journal import Entry
 
 # Shown on the page, of the worst and of the best.
 _CASES = 6

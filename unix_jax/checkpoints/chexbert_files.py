@@ -152,7 +152,7 @@ def check_chexbert(config: BertConfig, tensors: TensorSource) -> tuple[Entry, ..
 
 
 def load_chexbert(
-    path: str | os.PathLike[str], *, dtype: Any = None, shardings: Any = None
+    path: str | os.PathLike[str], *, dtype: Any = None
 ) -> tuple[BertConfig, dict[str, Any]]:
     """(sizes, parameters of `ReportLabeler`).
 
@@ -160,7 +160,6 @@ def load_chexbert(
       path: `chexbert.pth`, or its directory. A `config.json` in the same directory is read; without
         it the sizes are those of bert-base-uncased, as in the published file.
       dtype: floating-point dtype to cast to; None keeps that of the file.
-      shardings: None, one `Sharding`, or a nested tree of them.
 
     Raises:
       CheckpointError, ConfigError: files that are missing, broken, or do not fit each other.
@@ -175,6 +174,4 @@ def load_chexbert(
         usual=_PREFIX,
     ) as tensors:
         table = check_chexbert(config, tensors)
-        return config, place_tree(
-            table_leaves(table, tensors), dtype, shardings, source=str(tensors.path)
-        )
+        return config, place_tree(table_leaves(table, tensors), dtype, source=str(tensors.path))

@@ -126,14 +126,13 @@ def check_dinov2(config: Dinov2Config, tensors: TensorSource) -> None:
 
 
 def load_dinov2(
-    path: str | os.PathLike[str], *, dtype: Any = None, shardings: Any = None
+    path: str | os.PathLike[str], *, dtype: Any = None
 ) -> tuple[Dinov2Config, dict[str, Any]]:
     """(sizes, parameters of `Dinov2`) of a published directory such as `microsoft/rad-dino`'s.
 
     Args:
       path: the directory, with `config.json` and `model.safetensors`; or a weight file in it.
       dtype: floating-point dtype to cast to; None keeps that of the file.
-      shardings: None, one `Sharding`, or a nested tree of them.
 
     Raises:
       CheckpointError, ConfigError: files that are missing, broken, or do not fit each other.
@@ -144,5 +143,5 @@ def load_dinov2(
     ) as tensors:
         check_dinov2(config, tensors)
         return config, place_tree(
-            table_leaves(dinov2_table(config), tensors), dtype, shardings, source=str(tensors.path)
+            table_leaves(dinov2_table(config), tensors), dtype, source=str(tensors.path)
         )
