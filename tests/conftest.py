@@ -1,10 +1,12 @@
 """Eight virtual CPU devices for every test, and the golden model loaded once per worker."""
 
+import contextlib
 import gc
 import getpass
 import importlib.metadata
 import os
 import tempfile
+import time
 
 # Both are read when jax is first imported, which the test modules do.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -22,12 +24,13 @@ os.environ["XLA_FLAGS"] = " ".join(
     )
 )
 
-# Workers and the processes that tests start compile the same programs: once is enough.
+# Workers and the processes that tests start compile the same programs, today and tomorrow: once is
+# enough.
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR",
     os.path.join(tempfile.gettempdir(), f"unix-jax-tests-{getpass.getuser()}"),
 )
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import json
 from pathlib import Path
@@ -39,9 +42,33 @@ import pytest
 GOLDEN = Path(__file__).parent / "golden" / "tiny"
 
 
-def pytest_configure():
+def pytest_configure(config):
     # Traces are large graphs of objects that live: looking through them less saves a twentieth.
     gc.set_threshold(100_000, 50, 100)
+    if not hasattr(config, "workerinput"):
+        remove_old_programs(Path(os.environ["JAX_COMPILATION_CACHE_DIR"]))
+
+
+def remove_old_programs(directory, days=7):
+    """Programs change with the code, and JAX removes none."""
+    for file in directory.glob("*"):
+        with contextlib.suppress(OSError):
+            if file.stat().st_mtime < time.time() - days * 86400:
+                file.unlink()
+
+
+def pytest_collection_finish():
+    # What is imported by now stays: it need not be looked through again.
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item, nextitem):
+    """Models, traces and programs of a module are cycles, which only a whole collection ends."""
+    yield
+    if nextitem is None or nextitem.path != item.path:
+        gc.collect()
 
 
 def relative_difference(ours, expected):

@@ -446,7 +446,7 @@ sys.exit(main(sys.argv[1:]))
 def test_interruption_leaves_no_picture(tmp_path):
     out = tmp_path / "out"
     started = process(
-        ["generate", "x", *ON_TINY, "--height", "64", "--width", "64", "--steps", "100000",
+        ["generate", "x", *ON_TINY, "--height", "64", "--width", "64", "--steps", "10000",
          "--out", str(out)],
         program=["-c", _ANNOUNCED],
     )  # fmt: skip

@@ -152,8 +152,8 @@ def one_error(train, capsys, *arguments):
     return error
 
 
-def launch(arguments, cache, devices=1, **environment):
-    """Starts `python train.py ...`; compiled programs are shared through `cache`."""
+def launch(arguments, devices=1, **environment):
+    """Starts `python train.py ...`; compiled programs are shared as between the tests' workers."""
     return subprocess.Popen(
         [sys.executable, str(TRAIN), *map(str, arguments)],
         cwd=ROOT,
@@ -166,9 +166,6 @@ def launch(arguments, cache, devices=1, **environment):
             # Of a flag that comes twice, the last one holds.
             "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} "
             f"--xla_force_host_platform_device_count={devices}",
-            "JAX_COMPILATION_CACHE_DIR": str(cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
             **environment,
         },
     )

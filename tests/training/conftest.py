@@ -1,30 +1,10 @@
-"""Compiled programs are shared between the workers of a run: compiling is most of these tests.
-
-Runs of `train.py` that many tests look at are made once per worker.
-"""
+"""Runs of `train.py` that many tests look at, made once per worker."""
 
 import functools
 
-import jax
 import pytest
 
 from support import toy_run
-
-
-@pytest.fixture(scope="session", autouse=True)
-def shared_compilation_cache(tmp_path_factory):
-    settings = {
-        # The parent is common to all workers.
-        "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp().parent / "compiled"),
-        "jax_persistent_cache_min_compile_time_secs": 0.1,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 @pytest.fixture(scope="session")
