@@ -185,6 +185,7 @@ class AttentionAxes:
 
 def attention_axes(batch: int, heads: int, kv_heads: int) -> AttentionAxes | None:
     """How a kernel, which the compiler cannot partition, is distributed with `shard_map`.
+
     Dimensions that the mesh does not divide evenly are replicated. None: there is only one device,
     or the kernel is already distributed.
 

@@ -135,8 +135,7 @@ def _names(
 
 
 def _behind(key: str, prefix: str) -> str | None:
-    """The rest of the key after `prefix`, with DataParallel's segments anywhere in it; None without
-    it."""
+    """The rest of a key after `prefix`, which may contain DataParallel's segments; or None."""
     parts = key.split(".")
     start = 0
     for part in [*prefix.split(".")[:-1], None]:

@@ -1,5 +1,4 @@
-"""Reads the published layout: checks it against its configuration, imports it, or loads it
-directly.
+"""Reads the published layout: validation, import to a checkpoint, or direct loading.
 
     config.json, model.safetensors (or shards, or pytorch_model.bin), tokenizer files,
     vae/config.yaml, vae/kl-f16d16.ckpt

@@ -1,5 +1,4 @@
-"""Reads every file of a checkpoint and reports what has changed since it was written or is not
-finite."""
+"""Reads every file of a checkpoint and reports damaged files and numbers that are not finite."""
 
 import dataclasses
 import functools

@@ -43,7 +43,7 @@ _GIB = 2.0**30
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes of one device while the step runs. Outputs written over arguments are `aliased`."""
+    """Bytes of one device while the step runs; `aliased` outputs reuse the memory of arguments."""
 
     arguments: int
     outputs: int
@@ -60,9 +60,10 @@ class Memory:
 class Report:
     """Of one device and one step.
 
-    memory: of the training step. validation: of the evaluation step, during which the whole state
-      stays where it is; None where the run does not validate.
-    model_flops: what the model needs for a full batch (see `flops`), over the devices.
+    memory: of the training step. validation: of the evaluation step, during which the complete
+    state stays on the device; None if the run does not validate.
+    model_flops: FLOPs of the model
+    for a full batch (see `flops`), divided by the number of devices.
     compiler_flops: XLA's own figure, which counts the body of a loop once.
     """
 
@@ -78,7 +79,7 @@ class Report:
 
     @property
     def peak(self) -> int:
-        """Bytes of the step that takes more."""
+        """Bytes of the larger step."""
         steps = (self.memory, self.validation)
         return max(memory.total for memory in steps if memory is not None)
 
@@ -88,11 +89,11 @@ class Report:
 
     @property
     def fits(self) -> bool | None:
-        """None where the size of the memory is not known."""
+        """None if the size of the memory is unknown."""
         return None if self.chip is None else self.peak <= self.chip.hbm
 
     def bounds(self) -> dict[str, float]:
-        """Seconds that the step takes at the least, by what limits it."""
+        """Minimum seconds of the step, by the limiting resource."""
         peak, chip = peak_flops(self.device), self.chip
         bounds = {} if peak is None else {"compute": self.work.flops / peak}
         if chip is not None:
@@ -101,7 +102,7 @@ class Report:
         return bounds
 
     def lines(self) -> list[str]:
-        """For a reader."""
+        """The report as lines of text."""
         m, w = self.memory, self.work
         capacity = "" if self.chip is None else f" of {self.chip.hbm / _GIB:.2f} GiB"
         verdict = {None: "", True: ": fits", False: ": DOES NOT FIT"}[self.fits]
@@ -140,7 +141,7 @@ class Report:
 
 
 def dry_run(config: TrainConfig, topology: str | None) -> int:
-    """Prints the report; gives the exit code: 1 where the step does not fit into the memory.
+    """Prints the report; returns the exit code: 1 if the step does not fit into the memory.
 
     Args:
       topology: a TPU slice such as `v5e:4x4`; None: the devices of this machine.
@@ -161,7 +162,7 @@ def dry_run(config: TrainConfig, topology: str | None) -> int:
 
 
 def _sizes(config: TrainConfig) -> tuple[UniXConfig, Dinov2Config | None]:
-    """Sizes of the model and of REPA's encoder; RAD-DINO's own where its directory is absent."""
+    """Sizes of the model and of REPA's encoder; the published RAD-DINO's without its directory."""
     model_config = UniXConfig.preset(config.model.preset)
     if config.init is not None:
         model_config, _ = load_config(resolve_checkpoint(config.init))
@@ -279,11 +280,11 @@ def _device_bytes(batch: TrainingBatch) -> int:
 
 
 def full_row(data: DataConfig, config: UniXConfig) -> TrainingBatch:
-    """A batch of one row that is as full as a row can be: samples of all tasks in turn, as many as
-    their images allow, with equal texts.
+    """A batch of one row that is as full as possible: samples of all tasks in turn, up to the limit
+    of their images, with equal texts.
 
     Raises:
-      ConfigError: a row does not hold one sample.
+      ConfigError: a row is too short for a sample.
     """
     capacity = Cost(data.und_tokens, data.vit_images, data.vae_images)
     shapes = {task: _image_splits(task, data, config) for task in data.tasks}

@@ -149,7 +149,7 @@ class BioViLT:
     def text_embeddings(
         self, texts: Sequence[str], *, batch_size: int = 16
     ) -> Float[np.ndarray, "N E"]:
-        """The embedding of each text, not normalised; a trailing "!", "?" or "." is ignored."""
+        """The projected embedding of each text without final "!", "?", "."; not normalised."""
         torch = require("torch", _PURPOSE, _PACKAGE)
         check_reports(texts=texts)
         ids = self.tokenizer.encode([text.rstrip("!?.") for text in texts], self.max_tokens)

@@ -21,9 +21,9 @@ def shard_mean(metric: Metric, *rows: Any, shards: int = 1) -> Any:
     """The mean of a metric over contiguous shards of its rows.
 
     Args:
-      metric: a function of the arrays in `rows` that returns a number, or numbers by name. rows:
-        arrays, each divided independently into shards whose sizes differ by at most one, the longer
-        ones first.
+      metric: a function of the arrays in `rows` that returns a number, or numbers by name.
+      rows: arrays, each divided independently into shards whose sizes differ by at most one, the
+        longer ones first.
       shards: 1 is the metric of all rows; the published protocol has 4.
 
     Raises:

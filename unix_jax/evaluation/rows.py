@@ -1,4 +1,5 @@
 """Validation of metric inputs: arrays of rows, and pairs of texts.
+
 Letters: N rows, D columns."""
 
 from collections.abc import Iterator, Sequence

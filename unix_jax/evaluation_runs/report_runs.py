@@ -144,8 +144,7 @@ def summarise_texts(
     settings: Mapping[str, Any],
     how: ReportMetrics,
 ) -> Results:
-    """Scores (key, prediction, reference) of reports from other software; writes into `out`, if
-    any.
+    """Scores (key, prediction, reference) of external reports; writes into `out`, if any.
 
     Raises:
       UniXError: as `summarise_reports`.

@@ -38,7 +38,7 @@ class ResnetBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Single-head attention over all places of the feature map."""
+    """Single-head attention over all positions of the feature map."""
 
     norm_groups: int
     dtype: Dtype = jnp.float32

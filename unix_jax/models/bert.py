@@ -51,7 +51,7 @@ class Bert(nn.Module):
 
     @nn.compact
     def __call__(self, ids: Int[Array, "B T"], valid: Bool[Array, "B T"]) -> Float[Array, "B T D"]:
-        """Tokens that are not `valid` are padding: seen by none.
+        """Tokens that are not `valid` are padding and masked.
 
         Raises:
           ValueError: more tokens than the table of positions has rows.

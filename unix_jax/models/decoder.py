@@ -73,7 +73,7 @@ class Expert(nn.Module):
     def qkv(
         self, x: Float[Array, "B T D"], angles: tuple[Array, Array]
     ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
-        """Queries and keys, normed over head_dim and rotated, and values."""
+        """Queries and keys, normalised over head_dim and rotated, and values."""
         x = self.input_norm(x)
 
         def heads(y: Array) -> Array:
@@ -97,8 +97,8 @@ class Expert(nn.Module):
 class DecoderLayer(nn.Module):
     """One layer over both streams; returns the streams and the new keys and values.
 
-    `freeze_und`: the und stream carries no gradient, and gen reads its keys and values as
-    constants. Its queries are then attended apart, so that they have no backward pass at all.
+    `freeze_und`: the und stream has no gradient, and gen reads its keys and values as constants.
+    Attention of its queries is then computed separately, so that it has no backward pass.
     """
 
     config: DecoderConfig
@@ -118,7 +118,7 @@ class DecoderLayer(nn.Module):
         metadata: TokenMetadata | None,
         cached: KeyBlock | MergedKeyBlock | None,
     ) -> tuple[Streams, tuple[Array, Array]]:
-        """See `Decoder`; `metadata` None lets every new token see every other."""
+        """See `Decoder`; with `metadata` None, all new tokens attend to each other."""
         experts = (self.und, self.gen)
         if self.freeze_und and streams[0] is not None:
             streams = (jax.lax.stop_gradient(streams[0]), streams[1])
@@ -221,10 +221,10 @@ class Decoder(nn.Module):
         Args:
           streams: embedded (und, gen) tokens; None = not run.
           positions: rotary positions of each stream that runs.
-          metadata: of all new tokens, und then gen [B, U + G], for the mask rule; None where all
-            new tokens of a row see each other (one image split, one token).
-          cache: context that every new token of the row sees in full.
-          write: which of the N new tokens are no padding, to write them into the cache; needs
+          metadata: of all new tokens, und then gen [B, U + G], for the mask rule; None if all new
+            tokens of a row attend to each other (one image split, one token).
+          cache: context that every new token of the row attends to completely.
+          write: which of the N new tokens are not padding, to write them into the cache; needs
             `cache`, and no `metadata`.
 
         Returns:
@@ -346,8 +346,8 @@ class Decoder(nn.Module):
 def unstack_layers(decoder_params: dict[str, Any], num_layers: int) -> dict[str, Any]:
     """The decoder's parameters for `scan_layers=False`, from stacked ones: kernels are [out, in].
 
-    Takes `decoder_params["layers"]` over: each stacked leaf is dropped from it once it is cut up,
-    so that a model of which memory holds only one copy can be unstacked.
+    Consumes `decoder_params["layers"]`: each stacked leaf is dropped from it once it is split, so
+    that unstacking does not need memory for a second copy of the model.
     """
     layers: list[dict[str, Any]] = [{} for _ in range(num_layers)]
 

@@ -97,7 +97,8 @@ class Dinov2(nn.Module):
     def __call__(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B 1+P D"]:
         """The class token first, then the patches row-major; see `pooled` and `patch_grid`.
 
-        Pixels to the right and at the bottom that fill no patch are not seen, as in the original.
+        Pixels at the right and at the bottom that do not fill a patch are ignored, as in the
+        original.
 
         Raises:
           ValueError: an image smaller than a patch.
@@ -135,13 +136,13 @@ def pooled(tokens: Float[Array, "B 1+P D"]) -> Float[Array, "B D"]:
 def patch_grid(
     tokens: Float[Array, "B 1+P D"], config: Dinov2Config, height: int, width: int
 ) -> Float[Array, "B h w D"]:
-    """The patch tokens of images of `height` x `width` pixels, in their places."""
+    """The patch tokens of images of `height` x `width` pixels, as a grid."""
     rows, columns = height // config.patch_size, width // config.patch_size
     return tokens[:, 1:].reshape(tokens.shape[0], rows, columns, -1)
 
 
 def encoder_size(height: int, width: int, target: int, patch_size: int) -> tuple[int, int]:
-    """(height, width) at which the encoder sees a whole image: the shorter side is `target`.
+    """(height, width) of the encoder's input for a complete image: the shorter side is `target`.
 
     The longer one keeps the aspect except for rounding to whole patches. RAD-DINO's own processor
     resizes likewise and then crops the centre, whose tokens would not cover the image.
@@ -167,8 +168,8 @@ def rad_dino_pixels(
     """The encoder's inputs from images in [-1, 1] (the autoencoder's range).
 
     Args:
-      pixels: images as the autoencoder takes or gives them; values outside [-1, 1] are clipped,
-        as an image file would.
+      pixels: images as inputs or outputs of the autoencoder; values outside [-1, 1] are clipped, as
+        an image file would.
       size: (height, width) to resize to, bicubic with antialias; None keeps the size.
 
     Returns:

@@ -36,7 +36,7 @@ _STREAM = ("batch", "length", "embed_act")
 
 @struct.dataclass
 class JointContext:
-    """The und stream's cache of the prompt, and the rotary position that the image has in it."""
+    """The und stream's cache of the prompt, and the image's rotary position."""
 
     cache: KVCache
     position: Int[Array, " B"]
@@ -194,7 +194,7 @@ def _upsampled(x: Float[Array, "B h w C"], height: int, width: int) -> Float[Arr
 
 
 class UNet(nn.Module):
-    """Noisy latents, their time and a context to what the network was trained to predict.
+    """Maps noisy latents, their time and a context to the trained prediction.
 
     `dtype` is that of the computation; norms' statistics, softmax, the time sinusoid and the result
     are float32. `remat_policy` trades memory for recomputation in the backward pass.

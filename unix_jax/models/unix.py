@@ -28,12 +28,12 @@ _ACTIVATION = ("batch", "length", "embed_act")
 
 @struct.dataclass
 class TwoStreamBatch:
-    """Packed rows of fixed shape: what one training or scoring pass consumes.
+    """Packed rows of fixed shape: the input of a training or scoring pass.
 
-    token_ids [B, U]: ids of text and boundary tokens, anything at ViT places. und, gen: metadata
-    of the streams. vit_pixels [B, I, H, W, 3]: normalised images, or None. vit_index [B, U]:
-    image * P + patch at ViT places, -1 elsewhere. latents [B, G, C]: x_t. timesteps [B, G]: t in
-    [0, 1], 0 for clean images. latent_position_ids [B, G]. A stream may be absent (None).
+    token_ids [B, U]: ids of text and boundary tokens, arbitrary at ViT positions. und, gen:
+    metadata of the streams. vit_pixels [B, I, H, W, 3]: normalised images, or None. vit_index [B,
+    U]: image * P + patch at ViT positions, -1 elsewhere. latents [B, G, C]: x_t. timesteps [B, G]:
+    t in [0, 1], 0 for clean images. latent_position_ids [B, G]. A stream may be None.
     """
 
     token_ids: Int[Array, "B U"]
@@ -49,10 +49,10 @@ class TwoStreamBatch:
 class UniX(nn.Module):
     """The model without its (frozen, separate) autoencoder.
 
-    `dtype` is that of the computation; norms, RoPE, softmax, the time sinusoid and all outputs
-    are float32. `remat_policy` trades memory for recomputation in the backward pass.
-    `freeze_und` stops gradients on the whole und stream, and drops its backward pass. `unroll` is
-    how many layers are compiled as one iteration of the loop over them.
+    `dtype` is that of the computation; norms, RoPE, softmax, the time sinusoid and all outputs are
+    float32. `remat_policy` trades memory for recomputation in the backward pass. `freeze_und` stops
+    gradients on the whole und stream, and drops its backward pass. `unroll` is the number of layers
+    per iteration of the compiled loop.
     """
 
     config: UniXConfig

@@ -258,8 +258,9 @@ def _wrap(text: str, width: int, draw: ImageDraw.ImageDraw, font: object, lines:
 
 
 def png_bytes(image: Image.Image, metadata: Mapping[str, str] | None = None) -> bytes:
-    """The bytes of a PNG file with `metadata` as its text entries (prompt, seed, ...). Values
-    outside Latin-1 become international (iTXt) entries; readers treat both alike.
+    """The bytes of a PNG file with `metadata` as its text entries (prompt, seed, ...).
+
+    Values outside Latin-1 become international (iTXt) entries; readers treat both alike.
 
     Raises:
       ImageError: a key that PNG cannot hold (1 to 79 Latin-1 characters).

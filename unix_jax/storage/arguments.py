@@ -40,7 +40,7 @@ SourceText = Annotated[str, _path_type(str, source_text, "KIND:PATH")]
 
 
 def require_least(command: object, **least: float) -> None:
-    """Raises UniXError for a number below its least value; None is no number.
+    """Raises UniXError for a number below its minimum; None is allowed.
 
     `least` is by the name of the command's field, which is that of the option with underscores.
     """

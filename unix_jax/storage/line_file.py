@@ -11,12 +11,12 @@ from unix_jax.storage.paths import local_path
 
 
 class LineFile:
-    """Open for appending whole lines; use as a context manager."""
+    """A file that is open for appending lines; use as a context manager."""
 
     def __init__(self, path: Path) -> None:
-        """Opens or begins it.
+        """Opens or creates the file.
 
-        Nothing of it is changed before `cut` or `append`: it may turn out to be another's.
+        It is not changed before `cut` or `append`, since it may belong to another process.
 
         Raises:
           UniXError: it cannot be written, or another process holds it.
@@ -41,10 +41,10 @@ class LineFile:
         return self._end
 
     def append(self, lines: bytes) -> int:
-        """Adds whole lines; they are on the disk when this returns. Returns the first's offset.
+        """Appends lines; they are on disk when this returns. Returns the offset of the first.
 
         Raises:
-          UniXError: they cannot be written. What was there before stays whole.
+          UniXError: they cannot be written. Earlier lines stay intact.
         """
         offset = self._end
         try:
@@ -60,7 +60,7 @@ class LineFile:
         return offset
 
     def cut(self) -> None:
-        """Forgets what a crash or a full disk left behind the last whole line.
+        """Removes an incomplete line after a crash or a full disk.
 
         Raises:
           UniXError: it cannot be written.
@@ -77,7 +77,7 @@ class LineFile:
             raise UniXError(f"{self.path}: another run is writing it") from None
 
     def close(self) -> None:
-        """Lets another process have it."""
+        """Releases the lock."""
         self._file.close()
 
     def __enter__(self) -> Self:
@@ -88,7 +88,7 @@ class LineFile:
 
 
 def whole_lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file, each with its end; one without an end counts as not written yet.
+    """The lines of a file, each with its newline; a last line without one is ignored.
 
     Raises:
       UniXError: it cannot be read.
@@ -104,5 +104,5 @@ def whole_lines(path: Path) -> Iterator[bytes]:
 
 
 def unwritable(path: Path, error: OSError) -> UniXError:
-    """The error for a file that the system refuses to write."""
+    """The error for a file that cannot be written."""
     return UniXError(f"{path}: cannot be written: {error.strerror}")

@@ -33,10 +33,10 @@ def local_path(path: str | os.PathLike[str], argument: str | None = None) -> Pat
 
     Args:
       path: a text or a path. Colons may occur in names; `scheme://` may not.
-      argument: what errors call the path, such as `--out`; only its text if absent.
+      argument: the name of the path in errors, such as `--out`; by default only its text.
 
     Raises:
-      StorageError: a URL, an empty text, a NUL in it, or no path at all.
+      StorageError: a URL, an empty text, a text with NUL, or another type.
     """
     text = _text(path, argument)
     refuse_url(text, argument)

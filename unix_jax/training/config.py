@@ -318,15 +318,15 @@ class Invocation:
     """Directory of the run. If it holds checkpoints, the run resumes from the newest."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
     dry_run: bool = False
-    """Compile the step, print what it asks of each device, and train nothing; needs no --out."""
+    """Compile the step and print the memory and time that it needs, without training."""
     topology: str | None = None
-    """With --dry-run: a TPU slice, which need not be there, such as v5e:4x4 or v5p:2x2x2."""
+    """With --dry-run: a TPU slice to compile for, such as v5e:4x4 or v5p:2x2x2; none is needed."""
     break_lock: bool = False
     """Take the directory from a run that cannot be checked, on another machine. Use it only when
     that run has ended."""
     restart_data: bool = False
-    """If the data of a resumed run are not those it was started with: begin their order anew, and
-    keep the state and the optimiser. Without this option such data are refused."""
+    """Accept other data than those that the run was started with: their order starts from the
+    beginning, and the state and the optimiser are kept. By default other data are refused."""
 
 
 def load_config(path: str | os.PathLike[str]) -> tuple[TrainConfig, str]:

@@ -41,8 +41,9 @@ _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{1,6})-of-(?P<count>[0-9]{1,6
 
 
 def is_training_state(name: str) -> bool:
-    """Whether a file's stem or an entry's name denotes training state other than weights.  Examples
-    are the optimizer, the scheduler and the states of random generators.
+    """Whether a file's stem or an entry's name denotes training state other than weights.
+
+    Examples are the optimizer, the scheduler and the states of random generators.
     """
     return bool(_NOT_WEIGHTS.fullmatch(name) or _OPTIMIZER_SUMS.fullmatch(name))
 

@@ -15,8 +15,7 @@ _MAX_SCALAR = 1000
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """A safe loader that refuses aliases, which let a few lines expand to gigabytes, and deep
-    nesting."""
+    """Refuses aliases, which let a few lines expand to gigabytes, and deep nesting."""
 
     depth = 0
 

@@ -137,8 +137,9 @@ class CsvSource:
             return None
 
     def _warn_of_repeated_keys(self) -> None:
-        """Warns of repeated keys; without a column of keys, a row's image is its key. Rows with
-        questions may share an image.
+        """Warns of repeated keys; without a column of keys, a row's image is its key.
+
+        Rows with questions may share an image.
         """
         column = self._column.get("key")
         if column is None and not {"prompt", "answer"} & set(self._column):

@@ -34,12 +34,12 @@ def attention(
 ) -> Float[Array, "B T N H"]:
     """Softmax attention of `query` over all keys of `blocks` together, scaled by 1 / sqrt(H).
 
-    Logits and softmax are float32. A query that sees no key yields zeros.
+    Logits and softmax are float32. A fully masked query yields zeros.
 
     Args:
       query: rotated queries; N must be a multiple of the blocks' K.
       blocks: one or more sets of keys; they share one softmax.
-      query_metadata: needed when a block carries metadata.
+      query_metadata: required if a block has metadata.
       implementation: `xla` forms [B, N, T, S] logits; `blocked` forms them for `chunk_size`
         queries at a time, which stay in a CPU's caches; `chunked` is the exact online softmax
         over blocks of at most `chunk_size` queries and keys, with O(T + S) memory; `pallas` is the
