@@ -142,7 +142,7 @@ def test_history_of_steps_that_are_repeated():
     ("options", "expected"),
     [
         (["--seed", "6"], "seed: expected 0, found 6"),
-        (["--use-lora", "--lora.alpha", "512"], "lora.alpha: expected 32.0, found 512.0"),
+        (["--lora.rank", "4"], "lora.rank: expected 0, found 4"),
         (["--init", "elsewhere"], "found 'elsewhere'"),
         (["--model.preset", "nano"], "model.preset: expected 'published', found 'nano'"),
         (["--model.tokenizer", "elsewhere"], "model.tokenizer: expected None, found 'elsewhere'"),

@@ -65,9 +65,9 @@ class DataConfig:
     """Seed of order and random choices. No option: `train.py` takes --seed."""
     shuffle: bool = True
     """Take the records in a new random order in each epoch."""
-    epochs: int | None = None
-    """Number of passes over the data; endless if absent. A run whose data end, ends. Each part of a
-    mixture has its own epochs, and leaves its share to the others when it ends."""
+    epochs: Annotated[int | None, tyro.conf.Fixed, tyro.conf.Suppress] = None
+    """Number of passes over the data; endless if absent. Each part of a mixture has its own epochs,
+    and leaves its share to the others when it ends. No option: `train.py` takes --total-epochs."""
     open_rows: int = 32
     """Number of rows that wait for a sample that fits; more leave less padding."""
     max_broken_fraction: float = 0.1

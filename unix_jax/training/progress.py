@@ -50,7 +50,7 @@ class ProgressLine:
     def update(self, step: int, numbers: Mapping[str, float | None] | None = None) -> None:
         """Moves on to `step`; with `numbers`, shows them."""
         assert self._bar is not None
-        fields = {} if numbers is None else {"numbers": _text(numbers)}
+        fields = {} if numbers is None else {"numbers": describe_numbers(numbers)}
         self._bar.update(self._task, completed=step, **fields)  # type: ignore[arg-type]
         now = time.monotonic()
         if self._console.is_terminal or numbers is None:
@@ -62,14 +62,15 @@ class ProgressLine:
         left = _duration((self._total - step) / rate) if rate > 0 else "unknown"
         unit = self._unit
         speed = f"{rate:.3g} {unit}s/s, {left} left"
-        self.say(f"{unit} {step}/{self._total} {_text(numbers)} | {speed}")
+        self.say(f"{unit} {step}/{self._total} {describe_numbers(numbers)} | {speed}")
 
     def say(self, line: str) -> None:
         """Prints a line that stays."""
         self._console.print(line, markup=False)
 
 
-def _text(numbers: Mapping[str, float | None]) -> str:
+def describe_numbers(numbers: Mapping[str, float | None]) -> str:
+    """`name value` of each number that is there, except the step."""
     shown = {name: value for name, value in numbers.items() if value is not None and name != "step"}
     return " ".join(
         f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.4g}"
