@@ -144,7 +144,7 @@ def test_a_length_of_the_command_line_replaces_that_of_the_file():
     found = config("--total-epochs", "2")
     assert (found.total_steps, found.total_epochs) == (None, 2)
     assert config("--total-samples=50").total_samples == 50
-    with pytest.raises(ConfigError, match=r"length of the run: expected one of .*, found total_st"):
+    with pytest.raises(ConfigError, match=r"length of the run: expected one of .*, found .*epochs"):
         config("--total-steps", "9", "--total-epochs", "2")
     with pytest.raises(ConfigError, match="found none of them"):
         dataclasses.replace(config(), total_steps=None)
@@ -167,3 +167,45 @@ def test_training_needs_a_configuration_file(capsys):
     with pytest.raises(SystemExit) as stop:
         parse_arguments(["--help"])
     assert not stop.value.code
+
+
+def attributes_read():
+    """Names of the attributes that the package reads, outside of the checks of a configuration."""
+    names = set()
+    checks = {"__post_init__", "unread", "check_used", "_check_tasks"}
+
+    def visit(node):
+        if isinstance(node, ast.FunctionDef) and node.name in checks:
+            return
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            names.add(node.attr)
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    for file in (Path(__file__).parents[1] / "unix_jax").rglob("*.py"):
+        visit(ast.parse(file.read_text()))
+    return names
+
+
+def test_every_setting_of_training_is_read():
+    """What nothing reads has no effect."""
+    read = attributes_read()
+    unread = {name for name, _ in options(Invocation) if name.rpartition(".")[2] not in read}
+    assert not unread
+
+
+@pytest.mark.parametrize("file", sorted(Path(CONFIG).parent.glob("*.py")), ids=lambda f: f.stem)
+def test_configurations_of_the_project_have_no_setting_without_effect(file):
+    config = parse_arguments([str(file), "--out", "runs/x"]).config
+    assert config.unread() == []
+
+
+def test_the_help_begins_with_what_people_change(capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments([CONFIG, "--help"])
+    text = capsys.readouterr().out
+    first, _, rest = text.partition("╭")
+    assert "Most used options" in first
+    for option in ("--init", "--data.source", "--total-steps 300", "--optimizer.learning-rate"):
+        assert option in first
+        assert option.split()[0] in rest

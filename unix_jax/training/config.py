@@ -538,10 +538,16 @@ def _renamed_option(arguments: Sequence[str]) -> str | None:
 
 
 def _length_of(config: TrainConfig, arguments: Sequence[str]) -> TrainConfig:
-    """`config` with the kind of length that the command line gives, whose value stands there."""
+    """`config` with the kind of length that the command line gives, whose value stands there.
+
+    Raises:
+      ConfigError: it gives several.
+    """
     options = {a.partition("=")[0].replace("_", "-") for a in arguments}
     given = [name for name in LENGTHS if f"--{name.replace('_', '-')}" in options]
-    if len(given) != 1:
+    if len(given) > 1:
+        raise ConfigError(f"length of the run: expected one of {LENGTHS}, found {given}")
+    if not given:
         return config
     lengths: dict[str, Any] = {name: 1 if name in given else None for name in LENGTHS}
     return dataclasses.replace(config, **lengths)
