@@ -231,3 +231,14 @@ def use_mesh(mesh: Mesh | None, rules: ShardingRules | None = None) -> Iterator[
         return
     with jax.set_mesh(mesh), nn.logical_axis_rules((rules or ShardingRules()).linen()):
         yield
+
+
+@contextlib.contextmanager
+def traced_on(mesh: Mesh | None, rules: ShardingRules | None = None) -> Iterator[None]:
+    """As `use_mesh`, inside a function that is being traced, so that its callers need not care."""
+    if mesh is None:
+        yield
+        return
+    linen = (rules or ShardingRules()).linen()
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(linen):
+        yield

@@ -49,7 +49,8 @@ def apply(params, streams, info, cache=None, **options):
     positions = tuple(None if m is None else m.position for m in info)
     present = [m for m in info if m is not None]
     joined = jax.tree.map(lambda *x: jnp.concatenate(x, 1), *present)
-    return Decoder(CONFIG, **options).apply({"params": params}, streams, positions, joined, cache)
+    decoder = Decoder(CONFIG, **options)
+    return decoder.apply({"params": params}, streams, positions, joined, cache)[:2]
 
 
 @pytest.fixture(scope="module")
@@ -269,7 +270,7 @@ def test_prefill_and_decode_equal_the_full_pass(params, unstacked, streams, full
     step = jax.jit(
         lambda weights, x, position, cache: Decoder(CONFIG, **options).apply(
             {"params": weights}, (x, None), (position, None), None, cache
-        )
+        )[:2]
     )
     rows = np.arange(BATCH)
     for i in range(2):
@@ -281,7 +282,7 @@ def test_prefill_and_decode_equal_the_full_pass(params, unstacked, streams, full
     outputs, _ = jax.jit(
         lambda weights, x, position, cache: Decoder(CONFIG, **options).apply(
             {"params": weights}, (None, x), (None, position), None, cache
-        )
+        )[:2]
     )(weights, gen, IMAGE.position, cache)
     assert outputs[0] is None
     np.testing.assert_allclose(outputs[1][0], full[0][1][0], atol=2e-5)
@@ -291,7 +292,9 @@ def test_prefill_and_decode_equal_the_full_pass(params, unstacked, streams, full
 def test_no_metadata_means_everything_is_seen(params, streams):
     """The path without a mask equals one FULL split with the same positions."""
     positions = (TEXT.position, IMAGE.position)
-    free, _ = jax.jit(lambda p: Decoder(CONFIG).apply({"params": p}, streams, positions))(params)
+    free = jax.jit(lambda p: Decoder(CONFIG).apply({"params": p}, streams, positions))(
+        params
+    ).streams
     full_mode = [
         m.replace(mode=np.full_like(m.mode, FULL), split=m.split * 0) for m in (TEXT, IMAGE)
     ]

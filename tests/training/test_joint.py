@@ -22,6 +22,7 @@ from unix_jax.preprocessing.text import Tokenizer
 from unix_jax.training.config import TrainConfig, ValidationConfig
 from unix_jax.training.flops import count, step_flops
 from unix_jax.training.optimizer import OptimizerConfig, make_optimizer
+from unix_jax.training.parameter_groups import JOINT
 from unix_jax.training.state import create_state
 from unix_jax.training.step import StepConfig, make_eval_step
 
@@ -141,7 +142,7 @@ def test_each_loss_is_divided_by_its_own_tokens():
     tx, _ = make_optimizer(OptimizerConfig())
     params = toy_run.random_weights(unix.param_shapes(config))
     init = {"unix": lambda key: unix.init_params(config, key, boxed=True)}
-    state = create_state("all", tx, jax.random.key(0), given={"unix": params}, ema=False, init=init)
+    state = create_state(JOINT, tx, jax.random.key(0), given={"unix": params}, ema=False, init=init)
     evaluate = make_eval_step(unix.UniX(config), StepConfig())
     both = losses([und], [gen], [], [])
     only_und, only_gen = losses([und], [], [], []), losses([], [gen], [], [])

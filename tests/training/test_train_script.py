@@ -77,8 +77,8 @@ def test_autoencoder_and_the_stages_after_it(toy, train, tmp_path):
 def test_repa_and_its_continuation(toy, train, tmp_path):
     encoder = tmp_path / "encoder"
     shutil.copytree(toy_run.TOKENIZER.parents[1] / "metrics_tiny" / "rad_dino", encoder)
-    options = ["--rad-dino", str(encoder), "--losses.repa-weight", "0.5", "--losses.repa-layer",
-               "1", "--losses.ce-weight", "0", "--repa.image-size", "28"]  # fmt: skip
+    options = ["--repa.encoder", str(encoder), "--repa.weight", "0.5", "--repa.layer", "1",
+               "--losses.ce-weight", "0", "--repa.image-size", "28"]  # fmt: skip
     out = tmp_path / "run"
     run(train, toy("generation"), out, *options, "--total-steps", "4")
     # The run's directory holds the encoder.
@@ -92,7 +92,7 @@ def test_repa_and_its_continuation(toy, train, tmp_path):
 
 @pytest.mark.slow
 def test_lora_moves_only_the_adapted_kernels(toy, train, tmp_path):
-    run(train, toy("understanding"), tmp_path, "--use-lora", "--lora.rank", "2")
+    run(train, toy("understanding"), tmp_path, "--lora.rank", "2")
     assert changed(toy, tmp_path) == {
         f"decoder/layers/und/{name}_proj/kernel" for name in ("q", "k", "v", "o")
     }

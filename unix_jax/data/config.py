@@ -65,9 +65,10 @@ class DataConfig:
     """Seed of the order and of random choices. It is not an option: `train.py` has --seed."""
     shuffle: bool = True
     """Shuffle the records in each epoch."""
-    epochs: int | None = None
-    """Number of skips the data; by default unlimited. The run ends with the data. Each part
-    of a mixture has its own epochs; when it ends, its share is divided among the others."""
+    epochs: Annotated[int | None, tyro.conf.Fixed, tyro.conf.Suppress] = None
+    """Number of passes over the data; by default unlimited. Each part of a mixture has its own
+    epochs; when it ends, its share is divided among the others. It is not an option: `train.py`
+    has --total-epochs."""
     open_rows: int = 32
     """Maximum number of rows that wait for a fitting sample; more rows leave less padding."""
     max_broken_fraction: float = 0.1

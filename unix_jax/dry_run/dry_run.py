@@ -34,9 +34,8 @@ from unix_jax.sharding import ShardingRules
 from unix_jax.training.config import TrainConfig
 from unix_jax.training.feed import validation_data
 from unix_jax.training.flops import peak_flops
-from unix_jax.training.stages import make_run
+from unix_jax.training.stages import make_stage
 from unix_jax.training.start import make_run_mesh
-from unix_jax.training.step import CompiledStep
 
 _GIB = 2.0**30
 
@@ -168,9 +167,9 @@ def _sizes(config: TrainConfig) -> tuple[UniXConfig, Dinov2Config | None]:
         model_config, _ = load_config(resolve_checkpoint(config.init))
     if not config.uses_repa:
         return model_config, None
-    assert config.rad_dino is not None
-    present = Path(config.rad_dino).is_dir()
-    return model_config, load_dinov2_config(config.rad_dino) if present else Dinov2Config()
+    assert config.repa.encoder is not None
+    present = Path(config.repa.encoder).is_dir()
+    return model_config, load_dinov2_config(config.repa.encoder) if present else Dinov2Config()
 
 
 def compile_step(
@@ -185,10 +184,12 @@ def compile_step(
       ConfigError: settings that contradict each other, or a program that the compiler finds too
         large for the device.
     """
-    run = make_run(
+    stage = make_stage(
         config,
         model_config,
         mesh,
+        # The program holds the schedule; its length changes neither memory nor time.
+        config.total_steps or 1,
         # Validation encodes images also where the run reads moments.
         has_autoencoder=config.stage in ("generation", "joint")
         and (config.data.moments is None or config.validate_every > 0),
@@ -197,13 +198,14 @@ def compile_step(
     row = full_row(config.data, model_config)
     batch = _abstract_batch(row, config.data.rows, mesh)
     begin = time.monotonic()
-    compiled = _compile("training", run.step, run.target, batch, mesh)
+    last = stage.train_step(config.total_steps or 1)
+    compiled = _compile("training", last, stage.target, batch, mesh)
     memory, validation = _memory(compiled), None
     if config.validate_every:
         validated = _abstract_batch(
             full_row(validation_data(config), model_config), config.data.rows, mesh
         )
-        evaluation = _memory(_compile("validation", run.evaluate, run.target, validated, mesh))
+        evaluation = _memory(_compile("validation", stage.evaluate, stage.target, validated, mesh))
         # It reads a part of the state only; the rest stays on the device meanwhile.
         held = memory.arguments + _device_bytes(validated) - _device_bytes(batch)
         validation = dataclasses.replace(evaluation, arguments=max(held, evaluation.arguments))
@@ -216,7 +218,7 @@ def compile_step(
         seconds=seconds,
         memory=memory,
         work=hlo.analyse(compiled.as_text(), mesh.size),
-        model_flops=run.batch_flops(row) * config.data.rows / mesh.size,
+        model_flops=stage.batch_flops(row) * config.data.rows / mesh.size,
         compiler_flops=cost.get("flops", 0.0),
         validation=validation,
     )
@@ -245,11 +247,9 @@ def _validation_line(memory: Memory | None) -> str:
 def _compile(name: str, step: Any, state: Any, batch: TrainingBatch, mesh: Mesh) -> Any:
     key: Any = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=NamedSharding(mesh, PartitionSpec()))
-    if isinstance(step, CompiledStep):
-        lowered = step.lower(state, batch, key)
-    else:
-        donated = (0,) if name == "training" else ()
-        lowered = jax.jit(step, donate_argnums=donated).lower(state, batch, key)
+    # A training step is jitted, and donates its state; an evaluation is a method around one.
+    jitted = step if name == "training" else jax.jit(step)
+    lowered = jitted.lower(state, batch, key)
     try:
         return lowered.compile()
     except jax.errors.JaxRuntimeError as error:

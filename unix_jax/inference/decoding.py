@@ -105,7 +105,7 @@ def decode_until(
 
     def step(state: DecodeState) -> DecodeState:
         x = apply(UniX.embed_text, state.token[:, None])
-        (hidden, _), cache = apply(
+        (hidden, _), cache, _ = apply(
             UniX.decode, (x, None), (state.position[:, None], None), None, state.cache,
             jnp.ones_like(state.done)[:, None],
         )  # fmt: skip

@@ -71,8 +71,8 @@ def predict_velocity(
     und = apply(UniX.embed_text, jnp.broadcast_to(edges, (rows, 2)))
     gen = apply(UniX.embed_latents, latents, jnp.broadcast_to(t, (rows, count)), ids)
     positions = tuple(jnp.broadcast_to(context.positions[:, None], (rows, n)) for n in (2, count))
-    (_, gen), _ = apply(UniX.decode, (und, gen), positions, None, context.cache)
-    return apply(UniX.velocity, gen)
+    decoded = apply(UniX.decode, (und, gen), positions, None, context.cache)
+    return apply(UniX.velocity, decoded.streams[1])
 
 
 def guide(

@@ -11,7 +11,7 @@ D width, L layers.
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -32,6 +32,20 @@ from unix_jax.models.remat import RematPolicy, rematerialised
 _FROZEN = "frozen_und"
 
 Streams = tuple[Array | None, Array | None]
+
+
+class DecoderOutput(NamedTuple):
+    """What the decoder returns.
+
+    streams: (und [B, U, D], gen [B, G, D]) after the final norms; None where a stream did not run.
+    context: the cache with the new tokens if they were written; else the (keys, values) of the new
+      tokens, und then gen, as `KVCache.append` takes them; None where they were not kept.
+    hidden: the gen stream [B, G, D] after the layer that was asked for, else None.
+    """
+
+    streams: Streams
+    context: Any
+    hidden: Array | None
 
 
 @functools.partial(jax.checkpoint, prevent_cse=False)
@@ -208,6 +222,7 @@ class Decoder(nn.Module):
     freeze_und: bool = False
     unroll: int = 1
 
+    @nn.compact
     def __call__(
         self,
         streams: tuple[Float[Array, "B U D"] | None, Float[Array, "B G D"] | None],
@@ -215,7 +230,10 @@ class Decoder(nn.Module):
         metadata: TokenMetadata | None = None,
         cache: KVCache | None = None,
         write: Bool[Array, "B N"] | None = None,
-    ) -> tuple[Streams, Any]:
+        *,
+        hidden_after_layer: int | None = None,
+        keep_keys: bool = True,
+    ) -> DecoderOutput:
         """Runs the layers.
 
         Args:
@@ -226,71 +244,28 @@ class Decoder(nn.Module):
           cache: context that every new token of the row attends to completely.
           write: which of the N new tokens are not padding, to write them into the cache; needs
             `cache`, and no `metadata`.
-
-        Returns:
-          ((und, gen) after the final norms, the cache with the new tokens if `write` is given,
-          else (keys, values) of the new tokens, und then gen, as `KVCache.append` takes them).
+          hidden_after_layer: the layer, counted from 1, whose gen stream is returned as `hidden`.
+          keep_keys: return the keys and values of the new tokens where nothing is written.
 
         Raises:
-          ValueError: both streams are None, `remat_policy` is unknown, or `write` comes without
-            a cache or with metadata.
+          ValueError: both streams are None, `remat_policy` is unknown, `write` comes without a
+            cache or with metadata, or there is no such layer or no gen stream to return.
         """
-        if write is None:
-            return self.layers_and_norm(streams, positions, metadata, cache)[:2]
-        if cache is None or metadata is not None:
-            raise ValueError("write: expected with a cache and without metadata")
-        if not cache.merged:
-            final, new, _ = self.layers_and_norm(streams, positions, None, cache)
-            return final, cache.append(new[0], new[1], write)
-        # Written first, then read: in the other order XLA copies the cache for every token.
-        slot, reserved = cache.index, cache.reserve(write)
-        final, (keys, values), _ = self.layers_and_norm(
-            streams, positions, None, reserved, slot=slot
-        )
-        return final, reserved.replace(keys=keys, values=values)  # type: ignore[attr-defined]
-
-    def with_hidden(
-        self,
-        streams: Streams,
-        positions: tuple[Array | None, Array | None],
-        metadata: TokenMetadata | None,
-        hidden_after_layer: int | None,
-    ) -> tuple[Streams, Float[Array, "B G D"] | None]:
-        """As `__call__` without a cache; (final streams, gen stream after a layer, or None).
-
-        Args:
-          hidden_after_layer: 1 is the first layer; None asks for no hidden state.
-
-        Raises:
-          ValueError: there is no such layer, no gen stream, or as `__call__`.
-        """
-        layers = self.config.num_layers
-        if hidden_after_layer is not None and not 1 <= hidden_after_layer <= layers:
+        c = self.config
+        if hidden_after_layer is not None and not 1 <= hidden_after_layer <= c.num_layers:
             raise ValueError(
-                f"hidden_after_layer: expected 1 to {layers}, found {hidden_after_layer}"
+                f"hidden_after_layer: expected 1 to {c.num_layers}, found {hidden_after_layer}"
             )
         if hidden_after_layer is not None and streams[1] is None:
             raise ValueError("hidden_after_layer: expected a gen stream, found None")
-        final, _, hidden = self.layers_and_norm(
-            streams, positions, metadata, None, hidden_after_layer, keep_keys=False
-        )
-        return final, hidden
-
-    @nn.compact
-    def layers_and_norm(
-        self,
-        streams: Streams,
-        positions: tuple[Array | None, Array | None],
-        metadata: TokenMetadata | None,
-        cache: KVCache | None,
-        hidden_after_layer: int | None = None,
-        keep_keys: bool = True,
-        slot: Int[Array, ""] | None = None,
-    ) -> tuple[Streams, Any, Array | None]:
-        """(final streams, new keys and values, gen stream after a layer); see the callers."""
+        if write is not None and (cache is None or metadata is not None):
+            raise ValueError("write: expected with a cache and without metadata")
+        slot = None
+        if write is not None and cache is not None and cache.merged:
+            # Written first, then read: in the other order XLA copies the cache for every token.
+            slot, cache = cache.index, cache.reserve(write)
         if all(x is None for x in streams):
             raise ValueError("streams: expected at least one stream, found (None, None)")
-        c = self.config
         angles = tuple(
             None if p is None else rope_angles(p, c.head_dim, c.rope_theta) for p in positions
         )
@@ -340,7 +315,14 @@ class Decoder(nn.Module):
                 (streams, hidden), pair = run(module, (streams, hidden), i + 1, cached)
                 per_layer.append(pair)
             new = tuple(zip(*per_layer, strict=True)) if keep_keys else None
-        return FinalNorm(c, self.dtype, name="norm")(streams), new, hidden
+        final = FinalNorm(c, self.dtype, name="norm")(streams)
+        if write is None or cache is None:
+            return DecoderOutput(final, new, hidden)
+        keys, values = new
+        if slot is None:
+            return DecoderOutput(final, cache.append(keys, values, write), hidden)
+        written = cache.replace(keys=keys, values=values)  # type: ignore[attr-defined]
+        return DecoderOutput(final, written, hidden)
 
 
 def unstack_layers(decoder_params: dict[str, Any], num_layers: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from unix_jax.config import UniXConfig
 from unix_jax.models.attention import Implementation
 from unix_jax.models.attention.cache import KVCache
 from unix_jax.models.attention.mask import TokenMetadata
-from unix_jax.models.decoder import Decoder, Streams, unstack_layers
+from unix_jax.models.decoder import Decoder, DecoderOutput, Streams, unstack_layers
 from unix_jax.models.embeddings import sincos_table_2d, timestep_sinusoid
 from unix_jax.models.layers import Dtype, TwoLayerMLP, dense
 from unix_jax.models.remat import RematPolicy
@@ -133,7 +133,7 @@ class UniX(nn.Module):
         metadata: TokenMetadata | None = None,
         cache: KVCache | None = None,
         write: Bool[Array, "B N"] | None = None,
-    ) -> tuple[Streams, Any]:
+    ) -> DecoderOutput:
         """The decoder and its final norms; see `Decoder`."""
         return self.decoder(streams, positions, metadata, cache, write)
 
@@ -150,17 +150,19 @@ class UniX(nn.Module):
 
         The losses are taken from these with `logits` and `velocity` where they are asked for.
         """
-        return self.with_hidden(batch)[0]
+        return self.forward(batch, keep_keys=False).streams
 
-    def run(self, batch: TwoStreamBatch) -> tuple[Streams, tuple[Any, Any]]:
-        """As `__call__`, with the new keys and values besides (see `Decoder`)."""
-        return self.decode(*self._embed(batch))
-
-    def with_hidden(
-        self, batch: TwoStreamBatch, hidden_after_layer: int | None = None
-    ) -> tuple[Streams, Float[Array, "B G D"] | None]:
-        """As `__call__`, with the gen stream after a decoder layer (1 = the first) besides."""
-        return self.decoder.with_hidden(*self._embed(batch), hidden_after_layer)
+    def forward(
+        self,
+        batch: TwoStreamBatch,
+        hidden_after_layer: int | None = None,
+        *,
+        keep_keys: bool = True,
+    ) -> DecoderOutput:
+        """As `__call__`, with everything that the decoder returns; see `Decoder`."""
+        return self.decoder(
+            *self._embed(batch), hidden_after_layer=hidden_after_layer, keep_keys=keep_keys
+        )
 
     def _embed(
         self, batch: TwoStreamBatch

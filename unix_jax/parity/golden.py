@@ -187,7 +187,7 @@ def understanding_tensors(golden: Golden) -> Tensors:
         mode=jnp.full_like(steps, CAUSAL),
     )
     embedded = golden.apply("embed_text", forced[None])
-    (hidden, _), _ = golden.apply(
+    (hidden, _), *_ = golden.apply(
         "decode", (embedded, None), (metadata.position, None), metadata, cache
     )
     out["und.greedy_logits"] = golden.apply("logits", hidden)[0]

@@ -36,7 +36,7 @@ from unix_jax.training.config import TrainConfig
 from unix_jax.training.distributed import is_primary
 from unix_jax.training.export import gather
 from unix_jax.training.metrics import Metrics
-from unix_jax.training.stages import Run, compute_dtype
+from unix_jax.training.stages import Stage, compute_dtype
 
 FOLDER = "previews"
 
@@ -59,7 +59,7 @@ class Preview:
 
 
 def make(
-    run: Run,
+    run: Stage,
     config: TrainConfig,
     state: Any,
     tokenizer: Tokenizer,
@@ -75,15 +75,34 @@ def make(
     Raises:
       UniXError: a file that cannot be written.
     """
-    params, vae_params = local(run.weights(state, config.preferred))
-    if not is_primary():
-        return []
     directory = out / FOLDER
     if config.stage == "autoencoder":
+        _, vae_params = local(run.weights(state, config.preferred))
+        if not is_primary():
+            return []
         shown = records["generation"]
         return [_reconstructions(run.config, vae_params, config, directory, step, shown)]
+    pipe = run_pipeline(run, config, state, tokenizer, mesh)
+    if pipe is None:
+        return []
+    of_task: dict[Task, Callable[..., Preview]] = {
+        "understanding": _reports, "generation": _drawn, "edit": _edited,
+    }  # fmt: skip
+    return [of_task[task](pipe, config, directory, step, shown) for task, shown in records.items()]
+
+
+def run_pipeline(
+    run: Stage, config: TrainConfig, state: Any, tokenizer: Tokenizer, mesh: Mesh
+) -> UniXPipeline | None:
+    """The exported weights of a state, ready to generate; None in all but the first process.
+
+    All processes call it.
+    """
+    params, vae_params = local(run.weights(state, config.preferred))
+    if not is_primary():
+        return None
     one_device = mesh.size == 1 or jax.process_count() > 1
-    pipe = UniXPipeline(
+    return UniXPipeline(
         run.config,
         params,
         vae_params,
@@ -91,10 +110,6 @@ def make(
         dtype=compute_dtype(config.model.dtype, mesh),
         mesh=None if one_device else mesh,
     )
-    of_task: dict[Task, Callable[..., Preview]] = {
-        "understanding": _reports, "generation": _drawn, "edit": _edited,
-    }  # fmt: skip
-    return [of_task[task](pipe, config, directory, step, shown) for task, shown in records.items()]
 
 
 def local(trees: Sequence[Any]) -> list[Any]:
