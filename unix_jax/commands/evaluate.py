@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 # What decides how images are generated, and nothing else.
 _OF_GENERATION = (
-    "size", "steps", "timestep_shift", "guidance_scale", "guidance_rescale", "sampler", "seed",
+    "size", "num_inference_steps", "solver", "timestep_shift", "guidance_scale", "guidance_rescale", "sampler", "seed",
     "dtype", "mesh", "batch_size",
 )  # fmt: skip
 
@@ -158,8 +158,12 @@ class _OverData(_Resampled):
         from unix_jax.inference.pipeline import UniXPipeline
 
         if is_diffusers(self.checkpoint):
-            return DiffusionPipeline.from_pretrained(self.checkpoint, self.dtype, self._mesh())
-        return UniXPipeline.from_pretrained(self.checkpoint, self.dtype, self._mesh())
+            return DiffusionPipeline.from_pretrained(
+                self.checkpoint, dtype=self.dtype, mesh=self._mesh()
+            )
+        return UniXPipeline.from_pretrained(
+            self.checkpoint, dtype=self.dtype, mesh=self._mesh()
+        )
 
     def _mesh(self) -> "Mesh | None":
         import jax
@@ -237,9 +241,11 @@ class EvaluateImages(_OverData):
     """Items at a time, on all devices of a process together."""
     size: int | None = None
     """Both sides in pixels; 512, or the largest of a smaller model, if absent."""
-    steps: int = 50
-    """Points of the time grid: steps - 1 network evaluations. Of a diffusers checkpoint: network
-    evaluations."""
+    num_inference_steps: int | None = None
+    """Steps per image. If absent, 49, which are the 50 grid points of the original, and 50 for a
+    diffusers checkpoint."""
+    solver: Literal["euler", "ab2", "pec"] = "euler"
+    """How each step is made: euler as in the original; ab2 and pec need fewer steps."""
     timestep_shift: float = 3.0
     """Above 1 spends more steps near noise."""
     guidance_scale: float | None = None
@@ -335,11 +341,11 @@ class EvaluateImages(_OverData):
 
         scale = self.guidance_scale
         if is_diffusers(self.checkpoint):
-            refuse_without_effect(self, ("timestep_shift",), "a diffusers checkpoint")
+            refuse_without_effect(self, ("timestep_shift", "solver"), "a diffusers checkpoint")
             folder = open_diffusers(self.checkpoint)
             return DiffusionDrawingSettings(
                 self.size,
-                self.steps,
+                50 if self.num_inference_steps is None else self.num_inference_steps,
                 7.5 if scale is None else scale,
                 self.guidance_rescale or 0.0,
                 self.sampler,
@@ -352,7 +358,10 @@ class EvaluateImages(_OverData):
                 f"{self.checkpoint}: expected an autoencoder to generate with, found none"
             )
         scale = 2.0 if scale is None else scale
-        settings = DrawingSettings(self.size, self.steps, self.timestep_shift, scale, self.seed)
+        steps = 49 if self.num_inference_steps is None else self.num_inference_steps
+        settings = DrawingSettings(
+            self.size, steps, self.solver, self.timestep_shift, scale, self.seed
+        )
         return checked_drawing(settings, config)
 
     def _measure(self) -> None:
