@@ -20,7 +20,7 @@ GOLDEN = Path(__file__).parent / "golden" / "tiny"
 TINY = GOLDEN / "checkpoint"
 ON_TINY = ["--checkpoint", str(TINY), "--dtype", "float32"]
 QUICK_REPORT = ["--prompt", "Report:", "--max-new-tokens", "6"]
-QUICK_IMAGE = ["--height", "32", "--width", "32", "--steps", "3"]
+QUICK_IMAGE = ["--height", "32", "--width", "32", "--num-inference-steps", "3"]
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +66,7 @@ def test_report_text_and_json(capsys, xray, tmp_path):
     assert run(["report", xray, str(other), *ON_TINY, *QUICK_REPORT, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["image"] for row in rows] == [xray, str(other)]
-    assert all(set(row) == {"image", "report", "warning"} for row in rows)
+    assert all(set(row) == {"image", "report", "warning", "finish_reason"} for row in rows)
     assert [bool(row["warning"]) for row in rows] == [False, True]
     texts = [row["report"] for row in rows]
     assert any(texts)
@@ -160,7 +160,7 @@ def test_generate_writes_pictures_and_a_sheet(capsys, tmp_path):
             assert picture.size == (32, 32)
             assert picture.text["prompt"] == prompts[i // 2]
             assert picture.text["seed"] == str(3 + i)
-            assert picture.text["num_steps"] == "3"
+            assert picture.text["num_inference_steps"] == "3"
     with Image.open(printed[4]) as sheet:
         assert sheet.width > 64
 
@@ -323,7 +323,13 @@ def test_bad_pictures(capsys, tmp_path, xray):
         (["generate", "x" * 100000, "--height", "64", "--width", "64"], "prompt: expected at most"),
         (["generate", "x", "--height", "100"], "height: expected a positive multiple of 16"),
         (["generate", "x", "--height", "64", "--width", "0"], "width: expected a positive"),
-        (["generate", "x", "--steps", "1", "--height", "32", "--width", "32"], "num_steps"),
+        (
+            ["generate", "x", "--num-inference-steps", "0", "--height", "32", "--width", "32"],
+            "num_inference_steps",
+        ),
+        (["generate", "x", "--steps", "50"], "--steps: this option is now --num-inference-steps"),
+        (["generate", "x", "--steps=50"], "--steps=50: this option is now --num-inference-steps"),
+        (["report", "XRAY", "--batch-size", "0"], "--batch-size: expected at least 1"),
         (["generate", "x", "--seed", "-1", "--height", "32", "--width", "32"], "seed"),
         (["generate", "x", "--num-images", "0"], "--num-images"),
         (["generate", "x", "--out", "FILE/x"], "--out"),
@@ -432,12 +438,12 @@ def test_help_is_quick_and_loads_no_model():
 
 _ANNOUNCED = """
 import sys
-from unix_jax.inference import drawing
-plain = drawing.sample_latents
+from unix_jax.inference import image_latents
+plain = image_latents.sample_latents
 def announced(*arguments, **options):
     print("step", flush=True)
     return plain(*arguments, **options)
-drawing.sample_latents = announced
+image_latents.sample_latents = announced
 from unix_jax.cli import main
 sys.exit(main(sys.argv[1:]))
 """
@@ -446,8 +452,8 @@ sys.exit(main(sys.argv[1:]))
 def test_interruption_leaves_no_picture(tmp_path):
     out = tmp_path / "out"
     started = process(
-        ["generate", "x", *ON_TINY, "--height", "64", "--width", "64", "--steps", "100000",
-         "--out", str(out)],
+        ["generate", "x", *ON_TINY, "--height", "64", "--width", "64",
+         "--num-inference-steps", "100000", "--out", str(out)],
         program=["-c", _ANNOUNCED],
     )  # fmt: skip
     assert started.stdout is not None

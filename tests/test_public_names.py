@@ -40,8 +40,8 @@ def test_names_of_the_root():
     for public in unix_jax.__all__:
         assert getattr(unix_jax, public) is not None
     assert set(unix_jax.__all__) <= set(dir(unix_jax))
-    with pytest.raises(AttributeError, match="drawing"):
-        unix_jax.drawing  # noqa: B018
+    with pytest.raises(AttributeError, match="image_latents"):
+        unix_jax.image_latents  # noqa: B018
 
 
 def test_nothing_heavy_is_imported_before_it_is_used():

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 # What decides how images are generated, and nothing else.
 _OF_GENERATION = (
-    "size", "num_inference_steps", "solver", "timestep_shift", "guidance_scale", "guidance_rescale", "sampler", "seed",
-    "dtype", "mesh", "batch_size",
+    "size", "num_inference_steps", "solver", "timestep_shift", "guidance_scale",
+    "guidance_rescale", "sampler", "seed", "dtype", "mesh", "batch_size",
 )  # fmt: skip
 
 
@@ -153,7 +153,7 @@ class _OverData(_Resampled):
 
     def _load(self) -> Any:
         """The pipeline of the checkpoint's kind."""
-        from unix_jax.checkpoints.diffusers_checkpoint import is_diffusers
+        from unix_jax.checkpoints.configurations import is_diffusers
         from unix_jax.inference.diffusion import DiffusionPipeline
         from unix_jax.inference.pipeline import UniXPipeline
 
@@ -161,9 +161,7 @@ class _OverData(_Resampled):
             return DiffusionPipeline.from_pretrained(
                 self.checkpoint, dtype=self.dtype, mesh=self._mesh()
             )
-        return UniXPipeline.from_pretrained(
-            self.checkpoint, dtype=self.dtype, mesh=self._mesh()
-        )
+        return UniXPipeline.from_pretrained(self.checkpoint, dtype=self.dtype, mesh=self._mesh())
 
     def _mesh(self) -> "Mesh | None":
         import jax
@@ -331,7 +329,8 @@ class EvaluateImages(_OverData):
 
     def _settings(self) -> "DrawingSettings | DiffusionDrawingSettings":
         """How images are generated, checked before the weights are read."""
-        from unix_jax.checkpoints.diffusers_checkpoint import is_diffusers, open_diffusers
+        from unix_jax.checkpoints.configurations import is_diffusers
+        from unix_jax.checkpoints.diffusers_checkpoint import open_diffusers
         from unix_jax.checkpoints.load import load_config
         from unix_jax.evaluation_runs.images import (
             DiffusionDrawingSettings,

@@ -8,7 +8,7 @@ import io
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.console import Console
@@ -27,6 +27,38 @@ def say(line: str, style: str | None = None) -> None:
 def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     """`warnings.showwarning` without the line of code that the warning comes from."""
     say(f"warning: {' '.join(str(message).split())}", "yellow")
+
+
+@contextlib.contextmanager
+def progress_bar(unit: str, total: int) -> Iterator[Callable[[], None]]:
+    """A progress bar on standard error with rate and time left, which is removed at the end.
+
+    Yields:
+      A function that moves it on by one.
+    """
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn(unit))
+    bar = Progress(
+        TextColumn("{task.description}"),
+        *columns,
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=ERRORS,
+        transient=True,
+        # In a log it would leave an empty line.
+        disable=not ERRORS.is_terminal,
+    )
+    with bar:
+        task = bar.add_task("Computing", total=total)
+        yield lambda: bar.advance(task)
 
 
 def run_command(
@@ -48,8 +80,11 @@ def run_command(
         # A report may hold a character that the terminal's encoding lacks.
         sys.stdout.reconfigure(errors="replace")
     try:
-        code = command() or 0
-        sys.stdout.flush()
+        try:
+            code = command() or 0
+        finally:
+            # Also at the end of `--help`, which leaves by SystemExit.
+            sys.stdout.flush()
     except UniXError as error:
         return _failed(on_error(error))
     except KeyboardInterrupt:

@@ -279,7 +279,10 @@ class DiffusionSettings(_Settings):
         own.
     """
 
-    renamed: ClassVar[Mapping[str, str]] = {"num_steps": "num_inference_steps", "progress": _OLD_PROGRESS}
+    renamed: ClassVar[Mapping[str, str]] = {
+        "num_steps": "num_inference_steps",
+        "progress": _OLD_PROGRESS,
+    }
 
     height: int | None = None
     width: int | None = None
