@@ -426,6 +426,75 @@ def test_a_process_fails_in_one_line(tmp_path):
     assert errors.startswith("error: ")
 
 
+@pytest.mark.parametrize("size", ["1", "2", "16"])
+def test_reports_in_batches(capsys, xray, tmp_path, size, monkeypatch):
+    """Three reports, whatever the batch; no more images in memory than those of a batch."""
+    from unix_jax.preprocessing import images
+
+    paths = [xray]
+    for turn in (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180):
+        paths.append(str(tmp_path / f"{turn}.png"))
+        Image.open(xray).transpose(turn).save(paths[-1])
+    order, plain = [], images.load_image
+
+    def watched(source, **options):
+        if isinstance(source, str):
+            order.append(source)
+        return plain(source, **options)
+
+    monkeypatch.setattr(images, "load_image", watched)
+    report = ["report", *paths, *ON_TINY, *QUICK_REPORT, "--json", "--batch-size", size]
+    assert run(report) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["image"] for row in rows] == paths
+    assert {row["finish_reason"] for row in rows} <= {"eos", "length"}
+    assert order == paths
+    alone = []
+    for path in paths:
+        assert run(["report", path, *ON_TINY, *QUICK_REPORT]) == 0
+        alone.append(capsys.readouterr().out.removesuffix("\n"))
+    assert [row["report"] for row in rows] == alone
+
+
+def test_a_file_without_an_image_is_refused_before_the_model_loads(capsys, tmp_path, xray):
+    (tmp_path / "text.png").write_text("no image")
+    for name, expected in (("text.png", "expected an image"), ("nowhere.png", "no such file")):
+        arguments = ["report", xray, str(tmp_path / name), "--checkpoint", str(tmp_path / "none")]
+        assert expected in error_of(capsys, arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["report", "--help"], ["info", str(TINY)], ["info", str(TINY), "--json"]],
+    ids=" ".join,
+)
+def test_quick_commands_import_no_jax(arguments):
+    code = "import sys; from unix_jax.cli import main\n"
+    code += "try: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+    code += "sys.exit(3 if {'jax', 'pydicom'} & set(sys.modules) else 0)"
+    started = process(arguments, program=["-c", code])
+    out, errors = started.communicate(timeout=120)
+    assert started.returncode == 0, errors
+    assert out
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["report", "--help"], ["--version"]])
+def test_a_reader_of_help_that_goes_away(arguments):
+    started = process(arguments)
+    assert started.stdout is not None
+    started.stdout.close()
+    assert started.stderr is not None
+    assert started.stderr.read() == ""
+    assert started.wait(timeout=60) == 0
+
+
+def test_info_of_the_bundled_model(capsys):
+    assert run(["info"]) == 0
+    captured = capsys.readouterr()
+    assert "hidden_size 256" in " ".join(captured.out.split())
+    assert "examples/nano is used, a small demonstration" in captured.err
+
+
 def test_help_is_quick_and_loads_no_model():
     code = "import sys; from unix_jax.cli import main\n"
     code += "try: main(['--help'])\nexcept SystemExit: pass\n"

@@ -25,7 +25,8 @@ from unix_jax.errors import UniXError
 # Options of earlier versions, by command -> what replaced them.
 _RENAMED = {
     ("generate", "--steps"): "--num-inference-steps, the number of steps made. --steps counted the "
-    "points of the time grid: --steps 50 is --num-inference-steps 49",
+    "points of the time grid: --steps 50 is --num-inference-steps 49. For a diffusers checkpoint "
+    "the number stays the same",
 }
 _RENAMED["evaluate", "--steps"] = _RENAMED["generate", "--steps"]
 

@@ -12,8 +12,9 @@ from PIL import Image
 
 from unix_jax.checkpoints.diffusers_checkpoint import import_diffusers
 from unix_jax.cli import main
-from unix_jax.errors import NonFiniteError, PromptError
+from unix_jax.errors import ArgumentNameError, NonFiniteError, PromptError
 from unix_jax.inference.diffusion import DiffusionPipeline
+from unix_jax.inference.settings import DiffusionSettings
 from unix_jax.sharding import make_mesh
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -116,7 +117,15 @@ def test_numbers_that_are_not_finite(pipe):
 
 def test_generate(tmp_path, capsys):
     import_diffusers(CLIP, tmp_path / "jax")
-    arguments = ["generate", "left", "no", "--steps", "2", "--guidance-rescale", "0.5"]
+    arguments = [
+        "generate",
+        "left",
+        "no",
+        "--num-inference-steps",
+        "2",
+        "--guidance-rescale",
+        "0.5",
+    ]
     written = []
     for name, checkpoint in (("a", CLIP), ("b", tmp_path / "jax")):
         out = ["--checkpoint", str(checkpoint), "--out", str(tmp_path / name)]
@@ -148,6 +157,22 @@ def test_options_without_effect(checkpoint, option, words, tmp_path, capsys):
     assert main([*arguments, *option]) == 1
     assert words in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
+
+
+def test_details_settings_and_old_names(pipe):
+    seen = []
+    settings = DiffusionSettings(num_inference_steps=2)
+    (plain,) = pipe.generate_image("left", settings=settings, seed=3)
+    (result,) = pipe.generate_image(
+        "left", settings=settings, seed=3, return_details=True, callback=seen.append
+    )
+    assert np.array_equal(result.image, plain)
+    assert (result.seed, result.settings.num_inference_steps) == (3, 2)
+    assert [step.images[0].size for step in seen] == [(16, 16)] * 2
+    assert np.array_equal(seen[-1].images[0], plain)
+    with pytest.raises(ArgumentNameError, match=r"num_steps: .* now num_inference_steps"):
+        pipe.generate_image("left", num_steps=2)
+    assert "parameters" in repr(pipe)
 
 
 def test_a_folder_that_does_not_fit(tmp_path, capsys):
