@@ -3,9 +3,11 @@
 import copy
 import dataclasses
 import json
+import math
 import warnings
 from pathlib import Path
 
+import jax
 import pytest
 import yaml
 

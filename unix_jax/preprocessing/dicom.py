@@ -9,7 +9,6 @@ pixel. H height, W width in pixels.
 import io
 import warnings
 from collections.abc import Callable
-from typing import IO
 
 import numpy as np
 import pydicom
@@ -26,8 +25,6 @@ from pydicom.uid import (
 
 from unix_jax.errors import ImageError
 
-# The file meta group is some hundred bytes long.
-_MOST_META_BYTES = 2**16
 # Without a window the darkest and brightest half percent (markers, collimator, burnt edges) clip.
 PERCENTILES = (0.5, 99.5)
 EXTRA = "pip install 'unix-jax[dicom]'"
@@ -87,21 +84,24 @@ def read(
 
 
 def check(
-    file: IO[bytes],
+    data: bytes,
     name: str,
     check_size: Callable[[int, int], None],
     check_frames: Callable[[int], None],
 ) -> None:
-    """Refuses a file that `read` would refuse for its header; no pixels are read.
+    """Refuses a file that `read` would refuse for its header; no pixels are decoded.
+
+    Args:
+      data, name, check_size, check_frames: as in `read`.
 
     Raises:
       ImageError: as `read`.
     """
     try:
-        syntax = _declared_syntax(file.read(_MOST_META_BYTES))
+        syntax = _declared_syntax(data)
         _refuse_deflated(syntax, name)
-        file.seek(0)
-        dataset = pydicom.dcmread(file, force=True, stop_before_pixels=True)
+        # From memory: a file object takes the memory that a damaged length asks for.
+        dataset = pydicom.dcmread(io.BytesIO(data), force=True, stop_before_pixels=True)
         _check_header(dataset, name, with_pixels=False)
         check_frames(int(dataset.get("NumberOfFrames") or 1))
         check_size(int(dataset.Columns), int(dataset.Rows))

@@ -144,7 +144,7 @@ def check_image(
                 from unix_jax.preprocessing import dicom
 
                 dicom.check(
-                    opened, name, check_size, lambda count: _check_frame(frame, count, name)
+                    opened.read(), name, check_size, lambda count: _check_frame(frame, count, name)
                 )
                 return
             with _open_header(opened, name, max_pixels, start) as image:
