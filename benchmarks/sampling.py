@@ -22,15 +22,15 @@ class Arguments:
 
     checkpoint: str = "examples/nano"
     """A checkpoint of UniX with an autoencoder."""
-    images: int = 8
+    images: int = 4
     """Number of images, in one batch."""
     evaluations: tuple[int, ...] = (8, 12, 16, 20, 30, 49)
     """Steps per image; each evaluates the network once."""
-    reference: int = 1000
+    reference: int = 400
     """Steps of the reference, which `pec` makes."""
     guidance_scale: float = 2.0
     """Text guidance."""
-    repeats: int = 5
+    repeats: int = 3
     """Timed runs of each solver."""
 
 
