@@ -15,6 +15,8 @@ from unix_jax.instructions import DEFAULT as DEFAULT_INSTRUCTIONS
 from unix_jax.instructions import Instructions
 
 FORMAT = "unix-jax-1"
+# Sinusoids of a time; the original's frequency_embedding_size.
+TIME_FREQUENCIES = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +125,10 @@ class UniXConfig:
 
     def __post_init__(self) -> None:
         _validate(self)
+
+    def __repr__(self) -> str:
+        fields = [f"  {f.name}={getattr(self, f.name)!r},\n" for f in dataclasses.fields(self)]
+        return f"{type(self).__name__}(\n{''.join(fields)})"
 
     @property
     def latent_channels(self) -> int:

@@ -43,6 +43,10 @@ class PromptError(UniXError):
     """A prompt, token id or generation argument that the model does not support."""
 
 
+class ArgumentNameError(PromptError, TypeError):
+    """A keyword argument or setting that does not exist, or no longer under this name."""
+
+
 class StorageError(UniXError):
     """A path that cannot be used, such as a URL where only local files are supported."""
 

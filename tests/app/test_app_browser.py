@@ -80,7 +80,7 @@ def test_upload_report_draw_compare_download(open_page, address, xray_png):
     picture = Image.open(downloading.value.path())
     assert picture.size == (32, 32)
     assert picture.text["prompt"] == "Large <b>left</b> effusion"
-    assert picture.text["num_steps"] == "4"
+    assert picture.text["num_inference_steps"] == "4"
 
     quick(page, "Compare", "A: ", "B: ")
     page.get_by_role("button", name="Generate both").click()

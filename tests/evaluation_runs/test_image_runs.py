@@ -22,7 +22,7 @@ from unix_jax.preprocessing.transforms import save_png, to_pil
 
 RAD_DINO = Path(__file__).parents[1] / "golden" / "metrics_tiny" / "rad_dino"
 SOME = 14
-OPTIONS = {"batch_size": 4, "size": 16, "steps": 3, "resamples": 20}
+OPTIONS = {"batch_size": 4, "size": 16, "num_inference_steps": 2, "resamples": 20}
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,9 @@ def test_without_an_encoder_pictures_alone_are_made_and_it_is_said(drawn):
 def test_a_picture_depends_on_its_item_alone(drawn):
     prompts = ["Text 9.", "Text 6.", "Other.", "Text 1."]
     seeds = [1, item_seed(0, 6), 2, 3]
-    others = toy_pipelines.small_writing_pipe().generate_image(prompts, 16, 16, 3, seed=seeds)
+    others = toy_pipelines.small_writing_pipe().generate_image(
+        prompts, height=16, width=16, num_inference_steps=2, seed=seeds
+    )
     with Image.open(drawn / "images" / "000006.png") as picture:
         np.testing.assert_allclose(np.asarray(picture, int), np.asarray(others[1], int), atol=1)
     assert len({item_seed(seed, index) for seed in range(20) for index in range(20)}) == 400
@@ -165,7 +167,7 @@ def test_the_figures_of_shards(data, drawn, monkeypatch):
 def test_arguments_are_checked_before_anything_runs(data, tmp_path):
     for options, error, message in (
         ({"size": 17}, PromptError, "height: expected a positive multiple"),
-        ({"steps": 0}, UniXError, "steps"),
+        ({"num_inference_steps": 0}, UniXError, "num_inference_steps"),
         ({"by_pathology": True}, UniXError, "--by-pathology: expected --rad-dino, "),
         ({"rad_dino": "nowhere"}, UniXError, "nowhere"),
         ({"biovil_t": "nowhere"}, UniXError, "nowhere"),
@@ -195,7 +197,13 @@ DIFFUSERS = Path(__file__).parents[1] / "golden" / "unet_clip" / "checkpoint"
 
 def test_a_diffusers_checkpoint(data, tmp_path):
     def run(out, **options):
-        options = {"split": "", "batch_size": 4, "steps": 2, "resamples": 20, "limit": 6} | options
+        options = {
+            "split": "",
+            "batch_size": 4,
+            "num_inference_steps": 2,
+            "resamples": 20,
+            "limit": 6,
+        } | options
         evaluate.EvaluateImages(
             checkpoint=str(DIFFUSERS), data=data, out=str(tmp_path / out), **options
         ).run()

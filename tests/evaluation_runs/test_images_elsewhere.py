@@ -489,7 +489,10 @@ def test_what_is_refused(data, tmp_path):
     for options, message in (
         ({}, "expected either --checkpoint PATH or --generated PATH"),
         ({"generated": made, "checkpoint": "c"}, "expected either --checkpoint"),
-        ({"generated": made, "steps": 20}, "--steps: has no effect without --checkpoint"),
+        (
+            {"generated": made, "num_inference_steps": 20},
+            "--num-inference-steps: has no effect without --checkpoint",
+        ),
         ({"generated": made, "batch_size": 2}, "--batch-size: has no effect without --checkpoint"),
         ({"generated": made, "generated_root": data}, "expected --generated-root only"),
         ({"checkpoint": "c", "generated_root": data}, "--generated-root: has no effect without"),

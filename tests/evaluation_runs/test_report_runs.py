@@ -233,6 +233,6 @@ def test_a_conversation_is_asked_its_first_question_with_all_its_images(data, tm
     write_reports(pipe, source, tmp_path, ReportSettings(max_new_tokens=6))
     (entry,) = read_entries(tmp_path).values()
     images = [str(directory / f"{number}.png") for number in (0, 1)]
-    (expected,) = pipe.generate_report([images], "Both views?", 6)
+    (expected,) = pipe.generate_report([images], prompts="Both views?", max_new_tokens=6)
     assert entry.values["prediction"] == expected
     assert (entry.values["prompt"], entry.values["reference"]) == ("Both views?", "Clear.")

@@ -85,7 +85,7 @@ def small_writing_pipe() -> UniXPipeline:
 
 @functools.cache
 def tiny_pipe() -> UniXPipeline:
-    return UniXPipeline.from_pretrained(CHECKPOINT, "float32", compilation_cache=False)
+    return UniXPipeline.from_pretrained(CHECKPOINT, dtype="float32", compilation_cache=False)
 
 
 @functools.cache
@@ -101,7 +101,7 @@ def pictures(count: int, seed: int = 0) -> list[np.ndarray]:
 
 
 # 3 x 5 latent tokens; few steps.
-DRAW = {"height": 12, "width": 20, "num_steps": 4, "output_type": "latent"}
+DRAW = {"height": 12, "width": 20, "num_inference_steps": 3, "output_type": "latent"}
 
 
 def draw(prompts, pipe=None, **options):

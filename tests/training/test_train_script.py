@@ -29,7 +29,7 @@ def changed(toy, out):
 
 
 def open_export(out):
-    return UniXPipeline.from_pretrained(out / "export", "float32", compilation_cache=False)
+    return UniXPipeline.from_pretrained(out / "export", dtype="float32", compilation_cache=False)
 
 
 def test_understanding(toy, train, tmp_path):

@@ -110,7 +110,7 @@ class Actions:
             report = ""
             for (piece,) in self.pipe.stream_report(
                 [xray.picture],
-                chosen.prompt.strip() or None,
+                prompts=chosen.prompt.strip() or None,
                 max_new_tokens=chosen.max_new_tokens,
                 temperature=chosen.temperature,
                 top_p=chosen.top_p,
@@ -183,9 +183,9 @@ class Actions:
 
     def _drawn(self, chosen: ImageChoices) -> Iterator[tuple[str, Drawing | None]]:
         """(figure, the finished image or None) at every preview."""
-        every = max(1, (chosen.settings.num_steps - 1) // LOOKS)
+        every = max(1, chosen.settings.num_inference_steps // LOOKS)
         for at in self.pipe.stream_image(
-            chosen.prompt, chosen.settings, seed=chosen.seed, every=every
+            chosen.prompt, settings=chosen.settings, seed=chosen.seed, every=every
         ):
             if at.step < at.total:
                 yield progress_figure(at.images[0], chosen, at.step, at.total), None

@@ -12,7 +12,7 @@ from PIL import Image
 
 from unix_jax.config import UniXConfig
 from unix_jax.errors import ImageError, PromptError
-from unix_jax.inference.drawing import ImageSettings
+from unix_jax.inference.settings import ImageSettings
 from unix_jax.preprocessing.gray_levels import gray_level_problem, warning_text
 from unix_jax.preprocessing.images import load_image
 from unix_jax.preprocessing.transforms import letterbox
@@ -123,6 +123,7 @@ def image_choices(
     side: Any,
     shift: Any,
     renorm: Any,
+    solver: Any,
     *,
     config: UniXConfig,
     limits: Limits,
@@ -135,10 +136,11 @@ def image_choices(
     settings = ImageSettings(
         height=pixels,
         width=pixels,
-        num_steps=_whole("Steps", steps, 2, limits.steps),
+        num_inference_steps=_whole("Steps", steps, 1, limits.steps),
         timestep_shift=_number("Shift of the time grid", shift, 0.1, 10),
         guidance_scale=_number("Guidance", guidance, 1, 20),
         renorm=renorm,
+        solver=solver,
     )
     seed = _whole("Seed", seed, 0, LARGEST_SEED)
     return ImageChoices(text.strip(), seed, settings.checked(config))

@@ -51,7 +51,8 @@ def described(choices: ImageChoices) -> str:
     """The settings that visitors compare."""
     settings = choices.settings
     return (
-        f"seed {choices.seed}, {settings.num_steps} steps, guidance {settings.guidance_scale:g}, "
+        f"seed {choices.seed}, {settings.num_inference_steps} {settings.solver} steps, "
+        f"guidance {settings.guidance_scale:g}, "
         f"{settings.width} × {settings.height}"
     )
 

@@ -13,9 +13,9 @@ from unix_jax.app.choices import Limits, default_tokens, largest_side
 from unix_jax.app.figures import data_address, empty_figure, said, session_figures
 from unix_jax.app.style import require_gradio
 from unix_jax.errors import UniXError
-from unix_jax.inference.drawing import ImageSettings
 from unix_jax.inference.pipeline import UniXPipeline
-from unix_jax.inference.sampling import RENORMS
+from unix_jax.inference.sampling import RENORMS, SOLVERS
+from unix_jax.inference.settings import ImageSettings
 from unix_jax.preprocessing.images import FORMATS, load_image
 
 WARNING = (
@@ -212,7 +212,7 @@ def _setting_fields(gr: Any, actions: Actions, prefix: str, guidance: float = 2.
         gr.Number(
             0, label=f"{prefix}Seed", precision=0, info="The same seed generates the same image"
         ),
-        gr.Slider(2, actions.limits.steps, 50, step=1, label=f"{prefix}Steps"),
+        gr.Slider(1, actions.limits.steps, 49, step=1, label=f"{prefix}Steps"),
         gr.Slider(1, 8, guidance, step=0.1, label=f"{prefix}Guidance", info="1 turns it off"),
     ]
 
@@ -230,6 +230,10 @@ def _common_fields(gr: Any, actions: Actions) -> list[Any]:
             info="Values above 1 place more steps near the noise",
         ),
         gr.Dropdown(list(RENORMS), value="global", label="Renormalisation of guidance"),
+        gr.Dropdown(
+            list(SOLVERS), value="euler", label="Solver",
+            info="ab2 and pec need fewer steps for the same image",
+        ),
     ]  # fmt: skip
 
 

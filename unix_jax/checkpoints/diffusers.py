@@ -72,12 +72,6 @@ _TEXT_UNUSED = re.compile(
 )
 
 
-def is_diffusers_folder(path: str | os.PathLike[str]) -> bool:
-    """Whether a directory has `model_index.json` or `unet/config.json`."""
-    directory = Path(path)
-    return (directory / INDEX).is_file() or (directory / "unet" / "config.json").is_file()
-
-
 def is_unused(part: str) -> Callable[[str], Any]:
     """Whether a key of a part is unused."""
     return _TEXT_UNUSED.fullmatch if part == "text_encoder" else lambda key: False

@@ -20,12 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from unix_jax.checkpoints import native
+from unix_jax.checkpoints.configurations import is_diffusers_checkpoint
 from unix_jax.checkpoints.diffusers import (
     INDEX,
     PARTS,
     DiffusersFolder,
     OpenPart,
-    is_diffusers_folder,
     is_unused,
 )
 from unix_jax.checkpoints.export import FileTensor, ahead, check_layout, write_file
@@ -49,17 +49,6 @@ FORMAT = "unix-jax-diffusers-1"
 Progress = Callable[[int, int], None]
 _FOLDERS = ("", "unet", "vae", "text_encoder", "tokenizer", "scheduler", "feature_extractor")
 _WANTED = re.compile(r".*\.(json|txt)|(README|LICENSE|LICENCE|NOTICE)([._-].*)?", re.IGNORECASE)
-
-
-def is_diffusers_checkpoint(path: str | os.PathLike[str]) -> bool:
-    """Whether a directory was written by `import_diffusers`."""
-    directory = Path(path)
-    return native.is_checkpoint(directory) and (directory / "source" / "unet").is_dir()
-
-
-def is_diffusers(path: str | os.PathLike[str]) -> bool:
-    """Whether a directory is a diffusers folder, as published or imported."""
-    return is_diffusers_folder(path) or is_diffusers_checkpoint(path)
 
 
 class DiffusersCheckpoint(DiffusersFolder):

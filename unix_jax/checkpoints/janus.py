@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unix_jax.checkpoints import native
+from unix_jax.checkpoints.configurations import find_vae_weights, read_configurations
 from unix_jax.checkpoints.file_leaves import infos, raw_leaf, table_leaves
 from unix_jax.checkpoints.formats.readers import open_weights
 from unix_jax.checkpoints.formats.tensor_source import TensorSource
@@ -30,10 +31,8 @@ from unix_jax.checkpoints.published import (
     check_keys,
     check_vae,
     chosen_source,
-    find_vae_weights,
     open_vae,
     parse_dtype,
-    read_configurations,
     require_wanted,
     verbatim_files,
 )
@@ -48,9 +47,9 @@ from unix_jax.checkpoints.table import (
     unix_table,
     vae_table,
 )
-from unix_jax.config import SpecialTokens, UniXConfig
+from unix_jax.config import TIME_FREQUENCIES, SpecialTokens, UniXConfig
 from unix_jax.errors import CheckpointError
-from unix_jax.models.embeddings import TIME_FREQUENCIES, sincos_table_2d
+from unix_jax.models.embeddings import sincos_table_2d
 from unix_jax.models.layers import TwoLayerMLP, dense
 from unix_jax.storage.json_file import read_json
 

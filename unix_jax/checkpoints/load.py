@@ -3,24 +3,20 @@
 import os
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 
 from unix_jax.checkpoints import native
-from unix_jax.checkpoints.diffusers_checkpoint import is_diffusers
+from unix_jax.checkpoints.configurations import load_config, refuse_file
 from unix_jax.checkpoints.leaves import place_tree
 from unix_jax.checkpoints.published import (
     PublishedSource,
-    find_vae_weights,
     load_published,
-    read_configurations,
 )
-from unix_jax.checkpoints.published_config import from_published
 from unix_jax.checkpoints.run_export import resolve_checkpoint
 from unix_jax.config import UniXConfig
-from unix_jax.errors import CheckpointError, SourceNote
+from unix_jax.errors import CheckpointError
 from unix_jax.storage.paths import local_path
 
 # Called with the configuration; gives the shardings of (parameters, autoencoder parameters).
@@ -51,7 +47,7 @@ def load_model(
         weights that are not finite.
     """
     path = local_path(path)
-    _refuse_file(path)
+    refuse_file(path)
     path = resolve_checkpoint(path)
     converted = native.is_checkpoint(path)
     placed = vae_placed = None
@@ -86,7 +82,7 @@ def load_vae(path: str | os.PathLike[str]) -> tuple[UniXConfig, dict[str, Any]]:
       CheckpointError, ConfigError: as `load_model`, or there is no autoencoder.
     """
     path = local_path(path)
-    _refuse_file(path)
+    refuse_file(path)
     path, vae_params = resolve_checkpoint(path), None
     if native.is_checkpoint(path):
         config = native.load_config(path)
@@ -100,40 +96,3 @@ def load_vae(path: str | os.PathLike[str]) -> tuple[UniXConfig, dict[str, Any]]:
     if vae_params is None:
         raise CheckpointError(f"{path}: expected an autoencoder, found none")
     return config, vae_params
-
-
-def load_config(path: str | os.PathLike[str]) -> tuple[UniXConfig, bool]:
-    """(configuration, whether there is an autoencoder), without reading weights.
-
-    Raises:
-      CheckpointError, ConfigError: as `load_model`.
-    """
-    path = local_path(path)
-    _refuse_file(path)
-    path = resolve_checkpoint(path)
-    if native.is_checkpoint(path):
-        return native.load_config(path), native.has_vae(path)
-    directory = Path(path)
-    raw, raw_vae = read_configurations(directory)
-    config = from_published(raw, raw_vae, source=str(directory / "config.json"))
-    with warnings.catch_warnings():
-        # What is not taken is said once, when the weights are read.
-        warnings.simplefilter("ignore", SourceNote)
-        return config, find_vae_weights(directory / "vae") is not None
-
-
-def _refuse_file(path: str | os.PathLike[str]) -> None:
-    """Raises CheckpointError for a weight file, whose tokenizer would not be found.
-
-    Also for a checkpoint of another kind.
-    """
-    if Path(path).is_file():
-        raise CheckpointError(
-            f"{path}: expected a checkpoint directory, found a file; "
-            "`unix-jax convert import FILE OUT` creates a checkpoint from one weight file"
-        )
-    if is_diffusers(path):
-        raise CheckpointError(
-            f"{path}: expected a checkpoint of UniX, found a diffusers checkpoint, which "
-            "`unix-jax generate`, `evaluate images` and `info` take"
-        )

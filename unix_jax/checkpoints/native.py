@@ -28,19 +28,47 @@ import jax
 import numpy as np
 
 from unix_jax.checkpoints.fitting import check_leaves, check_unix_counts, check_vae_counts
+from unix_jax.checkpoints.index import (
+    FORMAT,
+    PARTS,
+    has_checksums,
+    has_vae,
+    is_checkpoint,
+    load_config,
+    read_config,
+    read_index,
+)
 from unix_jax.checkpoints.leaves import FiniteCheck, Index, Leaf, array_leaf, flatten, place_tree
 from unix_jax.checkpoints.zarr_arrays import Progress, open_leaf
-from unix_jax.config import FORMAT as CONFIG_FORMAT
 from unix_jax.config import UniXConfig
-from unix_jax.errors import CheckpointError, ConfigError
+from unix_jax.errors import CheckpointError
 from unix_jax.storage import recorded_files
 from unix_jax.storage.files import atomic_directory, atomic_write
 from unix_jax.storage.json_file import read_json, write_json
 from unix_jax.storage.paths import local_path
 from unix_jax.storage.recorded_files import TOKENIZER_FILES
 
-FORMAT = "unix-jax-checkpoint-1"
-PARTS = ("params", "vae", "text_encoder", "extras")
+__all__ = [
+    "FORMAT",
+    "PARTS",
+    "ArrayInfo",
+    "accept_files",
+    "array_names",
+    "carried_files",
+    "check_counts",
+    "has_checksums",
+    "has_vae",
+    "is_checkpoint",
+    "load_config",
+    "load_params",
+    "load_vae_params",
+    "open_array",
+    "open_leaves",
+    "read_index",
+    "save",
+    "stacked_leaves",
+    "tensor_infos",
+]
 
 
 class ArrayInfo(NamedTuple):
@@ -199,7 +227,7 @@ def accept_files(path: str | os.PathLike[str]) -> list[str]:
     directory = Path(path)
     index = read_index(directory)
     before = recorded_files.listed(index, directory / "index.json")
-    _read_config(directory)
+    read_config(directory)
     now = recorded_files.record(directory)
     for name in now:
         if name.endswith(".json"):
@@ -221,41 +249,6 @@ def accept_files(path: str | os.PathLike[str]) -> list[str]:
 
 
 # --- reading -----------------------------------------------------------------------------------
-
-
-def is_checkpoint(path: str | os.PathLike[str]) -> bool:
-    """Whether `path` looks like a directory written by `save`, also if a part of it is missing."""
-    directory = Path(path)
-    found = [(directory / "index.json").is_file(), (directory / "params").is_dir()]
-    return all(found) or (any(found) and _has_own_config(directory))
-
-
-def _has_own_config(directory: Path) -> bool:
-    try:
-        values = read_json(directory / "config.json")
-    except ConfigError:
-        return False
-    return isinstance(values, dict) and values.get("format") == CONFIG_FORMAT
-
-
-def load_config(path: str | os.PathLike[str]) -> UniXConfig:
-    """The configuration of a checkpoint directory.
-
-    Raises:
-      CheckpointError: not a directory of this kind, or config.json changed since it was written.
-      ConfigError: config.json is broken.
-    """
-    _require_directory(Path(path))
-    recorded_files.verified(path, recorded_files.CONFIG)
-    return _read_config(path)
-
-
-def _read_config(path: str | os.PathLike[str]) -> UniXConfig:
-    file = Path(path) / "config.json"
-    values = read_json(file)
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{file}: expected a JSON object, found {type(values).__name__}")
-    return UniXConfig.from_dict(values, str(file))
 
 
 def load_params(
@@ -312,69 +305,6 @@ def _load(
     )
 
 
-def has_vae(path: str | os.PathLike[str]) -> bool:
-    """Whether the checkpoint has an autoencoder."""
-    return "vae" in read_index(path)
-
-
-def read_index(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The checked content of index.json.
-
-    Raises:
-      CheckpointError: no such directory, or the file is missing or broken.
-    """
-    directory = Path(path)
-    _require_directory(directory)
-    file = directory / "index.json"
-    if not file.is_file():
-        raise CheckpointError(
-            f"{file}: expected this file, which lists the arrays of a checkpoint, found none"
-        )
-    index = read_json(file, CheckpointError)
-    if not isinstance(index, dict) or index.get("format") != FORMAT:
-        found = index.get("format") if isinstance(index, dict) else type(index).__name__
-        raise CheckpointError(f"{file}: format: expected {FORMAT!r}, found {found!r}")
-    entries = [(part, _entries(index, part, file)) for part in PARTS]
-    # Checkpoints of earlier versions have no checksums at all; one entry without is damage.
-    summed = any(isinstance(e, dict) and "crc32" in e for _, part in entries for e in part.values())
-    for part, listed in entries:
-        for name, entry in listed.items():
-            sizes = entry.get("shape") if isinstance(entry, dict) else None
-            whole = isinstance(sizes, list) and all(isinstance(n, int) and n >= 0 for n in sizes)
-            if not whole or not isinstance(entry.get("dtype"), str):
-                raise CheckpointError(f"{file}: {part}.{name}: expected shape and dtype")
-            sums = entry.get("crc32", {})
-            if (summed and "crc32" not in entry) or not _are_checksums(sums):
-                raise CheckpointError(f"{file}: {part}.{name}: crc32: expected file: number")
-    if "params" not in index:
-        raise CheckpointError(f"{file}: params: missing")
-    recorded_files.listed(index, file)
-    return index
-
-
-def _are_checksums(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(crc, int) and not isinstance(crc, bool) for crc in value.values()
-    )
-
-
-def has_checksums(path: str | os.PathLike[str]) -> bool:
-    """Whether index.json has the checksums of the arrays, as all except old checkpoints do."""
-    index = read_index(path)
-    return any("crc32" in entry for part in PARTS for entry in index.get(part, {}).values())
-
-
-def _entries(index: Mapping[str, Any], part: str, file: Path) -> dict[str, Any]:
-    entries = index.get(part, {})
-    if not isinstance(entries, dict):
-        raise CheckpointError(f"{file}: {part}: expected an object")
-    # Names become directories: only what `save` itself can have written is accepted.
-    for name in entries:
-        if not name or name.startswith(".") or "\0" in name or ".." in name:
-            raise CheckpointError(f"{file}: {part}: not the name of an array: {name!r}")
-    return entries
-
-
 def tensor_infos(path: str | os.PathLike[str]) -> dict[str, ArrayInfo]:
     """Shape and dtype of every array, keyed `params/...`, `vae/...` and `extras/...`."""
     index = read_index(path)
@@ -426,11 +356,6 @@ def _dtype(name: str, path: Path) -> np.dtype:
         return np.dtype(jax.numpy.dtype(name))
     except TypeError:
         raise CheckpointError(f"{path}/index.json: unknown dtype {name!r}") from None
-
-
-def _require_directory(path: Path) -> None:
-    if not path.is_dir():
-        raise CheckpointError(f"{path}: expected a checkpoint directory, found no such directory")
 
 
 def _fit(path: str | os.PathLike[str], part: str, leaves: Mapping[str, Leaf]) -> None:

@@ -19,20 +19,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from unix_jax.checkpoints import native
+from unix_jax.checkpoints.configurations import (
+    find_vae_weights,
+    read_configurations,
+)
 from unix_jax.checkpoints.export import export_published
 from unix_jax.checkpoints.file_leaves import inexact_keys, infos, raw_leaf, table_leaves
 from unix_jax.checkpoints.fitting import raise_listing
 from unix_jax.checkpoints.formats.readers import open_weights
 from unix_jax.checkpoints.formats.tensor_source import AVERAGE_WORDS, TensorSource, note, quoted
 from unix_jax.checkpoints.formats.weight_files import (
-    DIRECTORY_NAMES,
     WEIGHT_SUFFIXES,
     WeightFiles,
     find_weights,
     is_file_name,
-    weight_files,
 )
-from unix_jax.checkpoints.formats.yaml_file import read_yaml
 from unix_jax.checkpoints.leaves import Leaf, array_leaf, place_tree
 from unix_jax.checkpoints.prefixes import known_names, unwrapped
 from unix_jax.checkpoints.published_config import from_published
@@ -47,11 +48,8 @@ from unix_jax.storage.paths import refuse_url
 
 __all__ = ["PublishedSource", "export_published", "import_published", "load_published"]
 
-# The published one has some 2 KB.
-MAX_CONFIG_BYTES = 1 << 20
 # Images of 16,384 px; the table has the square of it in rows.
 MAX_LATENT_SIZE = 1024
-_VAE_NAMES = ("kl-f16d16.ckpt", *DIRECTORY_NAMES)
 _POSITIONS = "latent_pos_embed.pos_embed"
 # Every name of the tables, for any sizes.
 UNIX_NAMES = known_names(unix_table(UniXConfig()))
@@ -310,28 +308,6 @@ class PublishedSource:
         return [(path, name) for name, path in copies.items()]
 
 
-def read_configurations(directory: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """`config.json` and `vae/config.yaml` (None if absent) of a published directory.
-
-    Raises:
-      CheckpointError: no such directory.
-      ConfigError: a file is broken or config.json is missing.
-    """
-    if not directory.is_dir():
-        found = "a file" if directory.is_file() else "no such directory"
-        raise CheckpointError(f"{directory}: expected a checkpoint directory, found {found}")
-    if native.is_checkpoint(directory):
-        raise CheckpointError(
-            f"{directory}: expected the published layout, found a checkpoint of this project"
-        )
-    raw = read_json(directory / "config.json", max_bytes=MAX_CONFIG_BYTES)
-    if not isinstance(raw, dict):
-        raise ConfigError(
-            f"{directory / 'config.json'}: expected a JSON object, found {type(raw).__name__}"
-        )
-    return raw, read_yaml(directory / "vae" / "config.yaml")
-
-
 def chosen_source(source: Path, wanted: str | None = None) -> tuple[Path, str | None, str | None]:
     """(directory, weight file or None, any other name or None) of SOURCE and `--weights`.
 
@@ -364,17 +340,6 @@ def verbatim_files(directory: Path, keep: Sequence[str] = ()) -> list[tuple[Path
         (path, name if name in native.TOKENIZER_FILES else f"source/{name}")
         for path, name in wanted_files(directory, keep)
     ]
-
-
-def find_vae_weights(directory: Path, wanted: str | None = None) -> WeightFiles | None:
-    """The weights of a `vae` directory, or None.
-
-    Raises:
-      CheckpointError: there are several, and none has the published name.
-    """
-    if not directory.is_dir() or not weight_files(directory):
-        return None
-    return find_weights(directory, wanted, _VAE_NAMES)
 
 
 def open_vae(files: WeightFiles, wanted: str | None = None) -> TensorSource:

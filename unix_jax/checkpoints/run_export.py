@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from unix_jax.checkpoints import native
+from unix_jax.checkpoints import index
 from unix_jax.errors import CheckpointError
 
 RUN_FILE = "run.json"
@@ -17,9 +17,9 @@ def resolve_checkpoint(path: str | os.PathLike[str]) -> Path:
       CheckpointError: the run has not been exported.
     """
     directory = Path(path)
-    if native.is_checkpoint(directory) or not (directory / RUN_FILE).is_file():
+    if index.is_checkpoint(directory) or not (directory / RUN_FILE).is_file():
         return directory
-    if native.is_checkpoint(directory / EXPORT):
+    if index.is_checkpoint(directory / EXPORT):
         return directory / EXPORT
     folder = directory / "checkpoints"
     steps = sorted(int(p.name) for p in folder.glob("[0-9]*") if p.name.isdecimal())

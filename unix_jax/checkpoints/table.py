@@ -14,8 +14,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from unix_jax.config import AutoencoderConfig, UniXConfig, VisionConfig
-from unix_jax.models.embeddings import TIME_FREQUENCIES
+from unix_jax.config import TIME_FREQUENCIES, AutoencoderConfig, UniXConfig, VisionConfig
 
 
 @dataclasses.dataclass(frozen=True)

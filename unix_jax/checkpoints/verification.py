@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from unix_jax.checkpoints import native, run_files
+from unix_jax.checkpoints.configurations import is_diffusers, is_diffusers_checkpoint
 from unix_jax.checkpoints.leaves import FiniteCheck, Leaf
 from unix_jax.checkpoints.published import PublishedSource
 from unix_jax.errors import CheckpointError
@@ -43,7 +44,6 @@ def verify(path: str | os.PathLike[str]) -> Iterator[Verified]:
       CheckpointError, ConfigError: there is no checkpoint, or its index is unreadable.
     """
     # The tables of published keys live in `convert`, which stands above this package.
-    from unix_jax.checkpoints.diffusers_checkpoint import is_diffusers
 
     directory = Path(path)
     if is_diffusers(directory):
@@ -58,7 +58,7 @@ def verify(path: str | os.PathLike[str]) -> Iterator[Verified]:
 
 def _diffusers(directory: Path) -> Iterator[Verified]:
     from unix_jax.checkpoints.diffusers import PARTS
-    from unix_jax.checkpoints.diffusers_checkpoint import is_diffusers_checkpoint, open_diffusers
+    from unix_jax.checkpoints.diffusers_checkpoint import open_diffusers
     from unix_jax.checkpoints.file_leaves import table_leaves
 
     folder = open_diffusers(directory)

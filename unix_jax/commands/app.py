@@ -48,7 +48,7 @@ class App:
         path = checkpoint_path(self.checkpoint)
         print(f"Loading {path} ...", flush=True)
         mesh = None if self.mesh is None else parse_mesh(self.mesh)
-        pipe = UniXPipeline.from_pretrained(path, self.dtype, mesh)
+        pipe = UniXPipeline.from_pretrained(path, dtype=self.dtype, mesh=mesh)
         limits = Limits(
             upload_bytes=self.max_upload_mb * 2**20,
             pixels=self.max_megapixels * 1_000_000,

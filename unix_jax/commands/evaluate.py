@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 # What decides how images are generated, and nothing else.
 _OF_GENERATION = (
-    "size", "steps", "timestep_shift", "guidance_scale", "guidance_rescale", "sampler", "seed",
-    "dtype", "mesh", "batch_size",
+    "size", "num_inference_steps", "solver", "timestep_shift", "guidance_scale",
+    "guidance_rescale", "sampler", "seed", "dtype", "mesh", "batch_size",
 )  # fmt: skip
 
 
@@ -169,13 +169,15 @@ class _OverData(_Resampled):
 
     def _load(self) -> Any:
         """The pipeline of the checkpoint's kind."""
-        from unix_jax.checkpoints.diffusers_checkpoint import is_diffusers
+        from unix_jax.checkpoints.configurations import is_diffusers
         from unix_jax.inference.diffusion import DiffusionPipeline
         from unix_jax.inference.pipeline import UniXPipeline
 
         if is_diffusers(self.checkpoint):
-            return DiffusionPipeline.from_pretrained(self.checkpoint, self.dtype, self._mesh())
-        return UniXPipeline.from_pretrained(self.checkpoint, self.dtype, self._mesh())
+            return DiffusionPipeline.from_pretrained(
+                self.checkpoint, dtype=self.dtype, mesh=self._mesh()
+            )
+        return UniXPipeline.from_pretrained(self.checkpoint, dtype=self.dtype, mesh=self._mesh())
 
     def _mesh(self) -> "Mesh | None":
         import jax
@@ -253,9 +255,11 @@ class EvaluateImages(_OverData):
     """Number of items per batch, over all devices of a process."""
     size: int | None = None
     """Height and width in pixels. The default is 512, or the maximum of a smaller model."""
-    steps: int = 50
-    """Number of points of the time grid, which makes steps - 1 network evaluations. With a
-    diffusers checkpoint, the number of network evaluations."""
+    num_inference_steps: int | None = None
+    """Number of steps per image. The default is 49, the original's 50 grid points, or 50 for a
+    diffusers checkpoint."""
+    solver: Literal["euler", "ab2", "pec"] = "euler"
+    """Solver of the steps: euler as in the original; ab2 and pec need fewer steps."""
     timestep_shift: float = 3.0
     """Shift of the time grid; values above 1 place more steps near the noise."""
     guidance_scale: float | None = None
@@ -343,7 +347,8 @@ class EvaluateImages(_OverData):
 
     def _settings(self) -> "DrawingSettings | DiffusionDrawingSettings":
         """The settings for generating images, checked before the weights are read."""
-        from unix_jax.checkpoints.diffusers_checkpoint import is_diffusers, open_diffusers
+        from unix_jax.checkpoints.configurations import is_diffusers
+        from unix_jax.checkpoints.diffusers_checkpoint import open_diffusers
         from unix_jax.checkpoints.load import load_config
         from unix_jax.evaluation_runs.image_runs import (
             DiffusionDrawingSettings,
@@ -354,11 +359,11 @@ class EvaluateImages(_OverData):
         scale = self.guidance_scale
         if is_diffusers(self.checkpoint):
             where = f"with a diffusers checkpoint, {self.checkpoint}"
-            refuse_without_effect(self, ("timestep_shift",), where)
+            refuse_without_effect(self, ("timestep_shift", "solver"), where)
             folder = open_diffusers(self.checkpoint)
             return DiffusionDrawingSettings(
                 self.size,
-                self.steps,
+                50 if self.num_inference_steps is None else self.num_inference_steps,
                 7.5 if scale is None else scale,
                 self.guidance_rescale or 0.0,
                 self.sampler,
@@ -372,7 +377,10 @@ class EvaluateImages(_OverData):
                 f"{self.checkpoint}: expected an autoencoder to generate with, found none"
             )
         scale = 2.0 if scale is None else scale
-        settings = DrawingSettings(self.size, self.steps, self.timestep_shift, scale, self.seed)
+        steps = 49 if self.num_inference_steps is None else self.num_inference_steps
+        settings = DrawingSettings(
+            self.size, steps, self.solver, self.timestep_shift, scale, self.seed
+        )
         return checked_drawing(settings, config)
 
     def _measure(self) -> None:

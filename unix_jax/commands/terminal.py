@@ -75,8 +75,11 @@ def run_command(
         # A report may hold a character that the terminal's encoding lacks.
         sys.stdout.reconfigure(errors="replace")
     try:
-        code = command() or 0
-        sys.stdout.flush()
+        try:
+            code = command() or 0
+        finally:
+            # Also at the end of `--help`, which leaves by SystemExit.
+            sys.stdout.flush()
     except UniXError as error:
         return _failed(on_error(error))
     except KeyboardInterrupt:

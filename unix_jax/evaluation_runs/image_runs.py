@@ -10,9 +10,10 @@ from unix_jax.config import AutoencoderConfig, UniXConfig
 from unix_jax.data.records import RecordSource, captions_of, record_image
 from unix_jax.errors import DataError
 from unix_jax.evaluation_runs.items import Progress, Ready, Share, key_of, padded, run_items
-from unix_jax.inference.diffusion import DiffusionPipeline, DiffusionSettings
-from unix_jax.inference.drawing import ImageSettings
+from unix_jax.inference.diffusion import DiffusionPipeline
 from unix_jax.inference.pipeline import UniXPipeline
+from unix_jax.inference.sampling import Solver
+from unix_jax.inference.settings import DiffusionSettings, ImageSettings
 from unix_jax.preprocessing.gray_levels import gray_level_problem
 from unix_jax.preprocessing.noise_schedule import Sampler
 from unix_jax.preprocessing.transforms import save_png
@@ -29,7 +30,8 @@ class DrawingSettings:
     """
 
     size: int | None = None
-    steps: int = 50
+    num_inference_steps: int = 49
+    solver: Solver = "euler"
     timestep_shift: float = 3.0
     guidance_scale: float = 2.0
     seed: int = 0
@@ -39,7 +41,8 @@ class DrawingSettings:
         return {
             "height": self.size,
             "width": self.size,
-            "num_steps": self.steps,
+            "num_inference_steps": self.num_inference_steps,
+            "solver": self.solver,
             "timestep_shift": self.timestep_shift,
             "guidance_scale": self.guidance_scale,
         }
@@ -54,7 +57,7 @@ class DiffusionDrawingSettings:
     """
 
     size: int | None = None
-    steps: int = 50
+    num_inference_steps: int = 50
     guidance_scale: float = 7.5
     guidance_rescale: float = 0.0
     sampler: Sampler | None = None
@@ -65,7 +68,7 @@ class DiffusionDrawingSettings:
         return {
             "height": self.size,
             "width": self.size,
-            "num_steps": self.steps,
+            "num_inference_steps": self.num_inference_steps,
             "guidance_scale": self.guidance_scale,
             "guidance_rescale": self.guidance_rescale,
             "sampler": self.sampler,
@@ -86,13 +89,7 @@ def checked_drawing(settings: DrawingSettings, config: UniXConfig) -> DrawingSet
     Raises:
       PromptError: a setting that this model does not support.
     """
-    asked = ImageSettings(
-        settings.size,
-        settings.size,
-        settings.steps,
-        settings.timestep_shift,
-        settings.guidance_scale,
-    ).checked(config)
+    asked = ImageSettings(**settings.arguments()).checked(config)
     return dataclasses.replace(settings, size=asked.height)
 
 

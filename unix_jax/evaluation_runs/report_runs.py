@@ -87,8 +87,8 @@ def write_reports(
             warnings.simplefilter("ignore", ImageWarning)
             reports = pipe.generate_report(
                 [question.images for question in questions],
-                [question.prompt for question in questions],
-                settings.max_new_tokens,
+                prompts=[question.prompt for question in questions],
+                max_new_tokens=settings.max_new_tokens,
             )
         return [
             {

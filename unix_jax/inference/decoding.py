@@ -61,7 +61,7 @@ def sample_token(
 ) -> Int[Array, " B"]:
     """One token a row from softmax(logits / temperature), restricted to the nucleus of mass top_p.
 
-    `keys`: one random key a row, so that a row's draw does not depend on its neighbours.
+    `keys`: one random key per row, so that a row's token does not depend on its neighbours.
     """
     # Against the largest, and by a normal number: the smallest temperatures are greedy, not NaN.
     logits = logits - jnp.max(logits, axis=-1, keepdims=True)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-TIME_FREQUENCIES = 256
+from unix_jax.config import TIME_FREQUENCIES
 
 
 def timestep_sinusoid(

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from unix_jax.checkpoints.diffusers_checkpoint import is_diffusers
+from unix_jax.checkpoints.configurations import is_diffusers
 from unix_jax.checkpoints.formats.readers import open_tensors
 from unix_jax.checkpoints.load import load_model
 from unix_jax.errors import CheckpointError

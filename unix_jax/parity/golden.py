@@ -21,6 +21,7 @@ from unix_jax.inference.context import as_batch, image_context, prefill
 from unix_jax.inference.sampling import (
     Guidance,
     ImageContext,
+    initial_state,
     predict_velocity,
     sample_latents,
 )
@@ -223,13 +224,13 @@ def _run(golden: Golden, context: ImageContext, run: Mapping[str, Any], branch: 
         )
     )
     grid = timestep_grid(run["num_timesteps"], run["timestep_shift"])
+    state = initial_state(jnp.asarray(golden["gen.init_noise"])[None])
     return sample_latents(
-        golden.model, golden.params, context, jnp.asarray(golden["gen.init_noise"])[None],
-        jnp.asarray(grid), jnp.int32(0), jnp.int32(len(grid) - 1), guidance,
-        guided=run["cfg_text_scale"] > 1,
+        golden.model, golden.params, context, state, jnp.asarray(grid), jnp.int32(0),
+        jnp.int32(len(grid) - 1), guidance, guided=run["cfg_text_scale"] > 1,
         image_branch=branch if run["cfg_img_scale"] > 1 else "none",
         renorm=run["cfg_renorm_type"],
-    )[0]  # fmt: skip
+    ).latents[0]  # fmt: skip
 
 
 def _prompt(golden: Golden) -> list[int]:

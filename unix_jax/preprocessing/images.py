@@ -16,13 +16,12 @@ Sizes are read from the header and refused before anything is decoded. H height,
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from unix_jax.errors import ImageError
-from unix_jax.preprocessing import dicom
 
 MAX_PIXELS = 100_000_000
 MIN_SIDE = 16
@@ -84,10 +83,10 @@ def _open(source: Any, name: str, frame: int | None, max_pixels: int, min_side: 
         return _decode(source, name, frame, max_pixels, min_side)
     if isinstance(source, str | Path):
         data = _read_file(Path(source), name, max_pixels)
-        is_dicom = dicom.has_magic(data) or Path(source).suffix.lower() in (".dcm", ".dicom")
+        is_dicom = _is_dicom(data, source)
     elif isinstance(source, bytes | bytearray | memoryview):
         data = bytes(source)
-        is_dicom = dicom.has_magic(data)
+        is_dicom = _is_dicom(data)
     elif hasattr(source, "__array__"):
         _check_frame(frame, 1, name)
         return _from_array(np.asarray(source), name, max_pixels, min_side)
@@ -98,6 +97,9 @@ def _open(source: Any, name: str, frame: int | None, max_pixels: int, min_side: 
     if not data:
         raise ImageError(f"{name}: expected an image, found an empty file")
     if is_dicom:
+        # pydicom is imported when a DICOM file comes.
+        from unix_jax.preprocessing import dicom
+
         pixels = dicom.read(
             data,
             name,
@@ -109,28 +111,85 @@ def _open(source: Any, name: str, frame: int | None, max_pixels: int, min_side: 
     return _from_bytes(data, name, frame, max_pixels, min_side)
 
 
-def _read_file(path: Path, name: str, max_pixels: int) -> bytes:
-    # No format stores more than 8 bytes a pixel uncompressed; the rest is room for headers.
-    limit = 8 * max_pixels + 2**26
+def check_image(
+    path: str | Path,
+    *,
+    frame: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+    min_side: int = MIN_SIDE,
+) -> None:
+    """Refuses a file that `load_image` would refuse for its header, without decoding it.
+
+    A file that passes may still be truncated or broken after its header.
+
+    Args:
+      path, frame, max_pixels, min_side: as in `load_image`.
+
+    Raises:
+      ImageError: as `load_image`.
+    """
+    file, name = Path(path), image_name(path)
+
+    def check_size(width: int, height: int) -> None:
+        _check_size(width, height, name, max_pixels, min_side)
+
     try:
-        if not path.exists():
-            raise ImageError(f"{name}: no such file")
-        if not path.is_file():
-            kind = "a directory" if path.is_dir() else "a special file"
-            raise ImageError(f"{name}: expected an image file, found {kind}")
-        size = path.stat().st_size
-        if size > limit:
-            raise ImageError(f"{name}: expected at most {limit} bytes, found {size}")
+        _check_file(file, name, max_pixels)
+        with file.open("rb") as opened:
+            start = opened.read(132)
+            if not start:
+                raise ImageError(f"{name}: expected an image, found an empty file")
+            opened.seek(0)
+            if _is_dicom(start, path):
+                from unix_jax.preprocessing import dicom
+
+                dicom.check(
+                    opened.read(), name, check_size, lambda count: _check_frame(frame, count, name)
+                )
+                return
+            with _open_header(opened, name, max_pixels, start) as image:
+                check_size(image.width, image.height)
+                _check_frame(frame, _frames(image, name), name)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise ImageError(f"{name}: cannot be read: {_one_line(error)}") from error
+
+
+def _is_dicom(data: bytes, path: str | Path = "") -> bool:
+    """Whether a file has DICOM's mark, "DICM" after 128 bytes of preamble, or its suffix."""
+    return data[128:132] == b"DICM" or Path(path).suffix.lower() in (".dcm", ".dicom")
+
+
+def _read_file(path: Path, name: str, max_pixels: int) -> bytes:
+    try:
+        _check_file(path, name, max_pixels)
         return path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise ImageError(f"{name}: cannot be read: {_one_line(error)}") from error
 
 
+def _check_file(path: Path, name: str, max_pixels: int) -> None:
+    # No format stores more than 8 bytes a pixel uncompressed; the rest is room for headers.
+    limit = 8 * max_pixels + 2**26
+    if not path.exists():
+        raise ImageError(f"{name}: no such file")
+    if not path.is_file():
+        kind = "a directory" if path.is_dir() else "a special file"
+        raise ImageError(f"{name}: expected an image file, found {kind}")
+    size = path.stat().st_size
+    if size > limit:
+        raise ImageError(f"{name}: expected at most {limit} bytes, found {size}")
+
+
 def _from_bytes(
     data: bytes, name: str, frame: int | None, max_pixels: int, min_side: int
 ) -> Image.Image:
+    with _open_header(io.BytesIO(data), name, max_pixels, data[:12]) as opened:
+        return _decode(opened, name, frame, max_pixels, min_side)
+
+
+def _open_header(file: IO[bytes], name: str, max_pixels: int, start: bytes) -> Image.Image:
     try:
-        opened = Image.open(io.BytesIO(data), formats=FORMATS)
+        return Image.open(file, formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise ImageError(
             f"{name}: expected at most {max_pixels} pixels, found more than Pillow's own limit "
@@ -139,14 +198,12 @@ def _from_bytes(
     except Image.UnidentifiedImageError:
         raise ImageError(
             f"{name}: expected an image with a sound header ({', '.join(FORMATS)} or DICOM), "
-            f"found a file that begins with {data[:12]!r}"
+            f"found a file that begins with {start[:12]!r}"
         ) from None
     except MemoryError:
         raise
     except Exception as error:
         raise ImageError(f"{name}: broken image header: {_one_line(error)}") from error
-    with opened:
-        return _decode(opened, name, frame, max_pixels, min_side)
 
 
 def _decode(
@@ -155,8 +212,7 @@ def _decode(
     """Checks the size, then decodes, turns upright and converts; `image` itself is not modified."""
     _check_size(image.width, image.height, name, max_pixels, min_side)
     try:
-        # MPO is a telephone's JPEG: its first frame is the image, the rest previews.
-        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        frames = _frames(image, name)
         _check_frame(frame, frames, name)
         before = image.tell()
         if frames > 1 and frame is not None:
@@ -173,6 +229,19 @@ def _decode(
         raise
     except Exception as error:
         # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error, ... on bad files.
+        raise ImageError(
+            f"{name}: broken or truncated {image.format or 'image'}: {_one_line(error)}"
+        ) from error
+
+
+def _frames(image: Image.Image, name: str) -> int:
+    """The number of frames that may be chosen from."""
+    try:
+        # MPO is a telephone's JPEG: its first frame is the image, the rest previews.
+        return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+    except MemoryError:
+        raise
+    except Exception as error:
         raise ImageError(
             f"{name}: broken or truncated {image.format or 'image'}: {_one_line(error)}"
         ) from error

@@ -7,7 +7,7 @@ a prompt. Control tokens are only added by id (`prompt_split`).
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import tokenizers
 from unix_jax.config import SpecialTokens
 from unix_jax.errors import CheckpointError, PromptError
 from unix_jax.storage import recorded_files
+from unix_jax.storage.recorded_files import TOKENIZER_FILES
 
 Prompt = str | Sequence[int] | np.ndarray
 
@@ -34,13 +35,14 @@ class Tokenizer:
     """A `tokenizer.json` and the ids of this model's control tokens.
 
     Build it by `from_directory`. `source` is the file, for errors; `control_ids` are all ids that
-    are not text.
+    are not text; `files` are the tokenizer's files by name, as they were read.
     """
 
     special_tokens: SpecialTokens
     source: str
     control_ids: frozenset[int] = dataclasses.field(repr=False)
     backend: tokenizers.Tokenizer = dataclasses.field(repr=False)
+    files: Mapping[str, bytes] = dataclasses.field(default_factory=dict, repr=False)
 
     @classmethod
     def from_directory(
@@ -81,7 +83,18 @@ class Tokenizer:
                 )
         marked = {i for i, t in backend.get_added_tokens_decoder().items() if t.special}
         control_ids = frozenset(marked | set(dataclasses.astuple(special_tokens)))
-        return cls(special_tokens, str(file), control_ids, backend)
+        files = {"tokenizer.json": file.read_bytes()}
+        if Path(path).is_dir():
+            others = [name for name in TOKENIZER_FILES if recorded_files.has_file(path, name)]
+            files |= {name: recorded_files.verified(path, name).read_bytes() for name in others}
+        return cls(special_tokens, str(file), control_ids, backend, files)
+
+    def write_files(self, directory: str | Path) -> list[tuple[Path, str]]:
+        """Writes the tokenizer's files as they were read; returns (file, name) of each."""
+        files = self.files or {"tokenizer.json": self.backend.to_str().encode()}
+        for name, content in files.items():
+            (Path(directory) / name).write_bytes(content)
+        return [(Path(directory) / name, name) for name in files]
 
     @property
     def vocab_size(self) -> int:

@@ -133,7 +133,7 @@ def _reports(
     """Greedy reports beside the true ones."""
     reports = pipe.generate_report(
         [question_images(record) for record in records],
-        [instructions_for(record, pipe.config.asked)[0] for record in records],
+        prompts=[instructions_for(record, pipe.config.asked)[0] for record in records],
         max_new_tokens=config.previews.max_new_tokens,
     )
     text = "\n\n".join(
@@ -162,7 +162,7 @@ def _drawn(
         prompts,
         height=config.data.vae_height,
         width=config.data.vae_width,
-        num_steps=config.previews.num_steps,
+        num_inference_steps=config.previews.num_steps - 1,
         seed=list(range(len(prompts))),
     )
     return _write_sheet(directory / f"{step:08d}_images.png", contact_sheet(images, prompts))
@@ -186,7 +186,7 @@ def _edited(
         prompts,
         height=config.data.vae_height,
         width=config.data.vae_width,
-        num_steps=config.previews.num_steps,
+        num_inference_steps=config.previews.num_steps - 1,
         images=before,
         seed=list(range(len(prompts))),
     )
