@@ -10,8 +10,8 @@ import typing
 from pathlib import Path
 
 import pytest
-from documentation import NAMES, PAGES, ROOT
 
+from support.documentation import NAMES, PAGES, ROOT
 from unix_jax import cli
 from unix_jax.commands import convert, data
 from unix_jax.training.config import parse_arguments

@@ -448,7 +448,7 @@ def test_out_that_cannot_be_written(tmp_path):
         # With room again, what was done is not done again.
         done = journal_path(out).read_bytes().count(b"\n") - 1
         assert done > 0
-        with pytest.raises(UniXError, match=r'begun with model "m" \(now ".*"\), judge model'):
+        with pytest.raises(UniXError, match=r'started with model "m" \(now ".*"\), judge model'):
             run(server, reports, out)
         same = Rewriting(load_prompts(), "m", "m")
         assert run(server, reports, out, how=same).done == 30

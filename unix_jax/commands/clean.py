@@ -204,7 +204,7 @@ class Clean:
 
     def _require_cleaned(self, summary: "Summary") -> None:
         """Raises UniXError where OUT holds no report at all."""
-        from unix_jax.cleaning.run import rejected_path
+        from unix_jax.cleaning.clean_reports import rejected_path
 
         if not summary.done:
             raise UniXError(

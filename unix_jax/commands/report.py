@@ -52,7 +52,7 @@ class Report(Model):
     evaluation; squash does not, as in its web demo."""
     json: bool = False
     """Print a JSON list of {image, report, warning, finish_reason} instead of text. warning is
-    null, or says that the image shows next to nothing. finish_reason is eos where the model ended
+    null, or says that the image shows almost nothing. finish_reason is eos where the model ended
     the report, and length where it was cut at --max-new-tokens. With several images per report,
     image and warning are lists."""
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from unix_jax.data.mixture import Task
-from unix_jax.data.pictures import pad_to_fit
+from unix_jax.data.model_images import pad_to_fit
 from unix_jax.data.records import (
     Record,
     RecordSource,
