@@ -67,7 +67,7 @@ class _Model:
 
         path = checkpoint_path(self.checkpoint)
         if self.checkpoint is None:
-            say(f"no --checkpoint given: {path} is used, a small demonstration")
+            say(f"no --checkpoint given: using {path}, a small demonstration")
         return path
 
 

@@ -272,7 +272,7 @@ class Moments:
         end = _KEY_LENGTH.size + _KEY_LENGTH.unpack_from(entry)[0]
         name = entry[_KEY_LENGTH.size : end].decode("utf-8", "replace")
         if end == len(entry):
-            raise DataError(f"{where}: {key}: its picture was broken when the moments were made")
+            raise DataError(f"{where}: {key}: its image was broken when the moments were made")
         if name != key:
             raise DataError(f"{where}: expected the moments of {key}, found those of {name}")
         numbers = entry[end:]

@@ -73,7 +73,7 @@ class _Machine:
 
     def _refused(self, what: str) -> CheckpointError:
         return CheckpointError(
-            f"{self._source}: refused, nothing of it was run: the pickle contains {what}, "
+            f"{self._source}: refused, nothing in it was executed: the pickle contains {what}, "
             "which weights do not need. If you trust the file, save its state dict alone"
         )
 
