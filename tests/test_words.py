@@ -41,7 +41,8 @@ WORDINGS = [
     Wording(
         r"\b(?:draws?|drew|drawn|drawing|drawings)\b",
         "generate (an image), sample (a random number)",
-        r"\b(?:normal|random) draws?\b|\bdrawn (?:at random|with|without|from)\b",
+        r"\b(?:normal|random) draws?\b|\bdrawn (?:at random|with|without|from)\b"
+        r"|\bdraw\w* (?:attention|conclusions?)\b",
     ),
     Wording(r"\bpictures?\b", "image"),
     Wording(
@@ -58,7 +59,9 @@ WORDINGS = [
     Wording(r"\bbut for\b", "except for", r"\bnot\b[^.]{1,80}\bbut for\b"),
     Wording(r"\bso many\b", "the number of, at most N", r"\bso many \w+ that\b"),
     Wording(r"\b(?:go|goes|going|went|gone) on\b", "resume, continue", r"\bgo(?:es)? on to\b"),
-    Wording(r"\bcontinu\w+ (?:a|the|to the|from the|where)\b", "resume"),
+    Wording(
+        r"\bcontinu\w+ (?:(?:a|the|any) run|from the (?:last|newest)|to the bit|where)\b", "resume"
+    ),
     Wording(r"\bgiv\w+ back\b|\bgave back\b|\bhand(?:s|ed)? (?:out|in|back)\b", "return, restore"),
     Wording(r"\bto the bit\b", "bitwise identical"),
     Wording(
