@@ -47,7 +47,7 @@ WORDINGS = [
     Wording(r"\bpictures?\b", "image"),
     Wording(
         r"\b(?:its|the|this|that|which|same|each|every|fewer|of|all) places?\b"
-        r"|\b(?:\d+|[A-Z]\w+) places\b",
+        r"|\b(?:\d+|(?-i:[A-Z]\w+)) places\b",
         "position, index",
         r"\bplaces (?:a|an|the|it|them|arrays|every|each|more|no)\b",
     ),
@@ -72,7 +72,7 @@ WORDINGS = [
         r"\b(?:is|are|be|was|were) (?:not )?(?:yet )?there\b(?! (?:is|are|was|were|a|an|any|no)\b)",
         "supported, installed, exist",
     ),
-    Wording(r"[.!?|] Of (?:the|an?) \w+", "a sentence that begins with its subject"),
+    Wording(r"[.!?|] (?-i:Of) (?:the|an?) \w+", "a sentence that begins with its subject"),
     Wording(r"\bwhich is said\b|\b(?:is|are) told\b", "a note says so, a warning states it"),
     Wording(r"\bmade elsewhere\b", "from other software"),
     Wording(r"\bnext to nothing\b", "almost nothing"),
@@ -95,7 +95,7 @@ def complaints(name, text):
     for wording in WORDINGS:
         # A line's end is a space between two words.
         pattern = wording.wrong.replace(" ", r"\s+")
-        for match in re.finditer(pattern, text):
+        for match in re.finditer(pattern, text, re.IGNORECASE):
             around = text[max(match.start() - 90, 0) : match.end() + 40]
             at = match.start() - max(match.start() - 90, 0)
             uses = re.finditer(wording.except_for.replace(" ", r"\s+"), around)
@@ -110,11 +110,12 @@ def complaints(name, text):
     ("text", "right"),
     [
         ("It draws a chest X-ray for a text.", "generate"),
+        ("Pictures that can be read", "image"),
         ("in rows of 512 places", "position"),
         ("128 samples a\nstep", "per"),
         ("keys behind a prefix", "after"),
         ("equal but for rounding", "except for"),
-        ("So many of the newest; at most so many.", "the number of"),
+        ("So many of the newest.", "the number of"),
         ("The run goes on where it was.", "resume"),
         ("which continues to the bit", "bitwise"),
         ("QLoRA is not there.", "supported"),
