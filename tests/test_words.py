@@ -47,7 +47,7 @@ WORDINGS = [
     Wording(r"\bpictures?\b", "image"),
     Wording(
         r"\b(?:its|the|this|that|which|same|each|every|fewer|of|all) places?\b"
-        r"|\b(?:\d+|(?-i:[A-Z]\w+)) places\b",
+        r"|\b(?:\d+|ViT|VAE|token|packed|free) places\b",
         "position, index",
         r"\bplaces (?:a|an|the|it|them|arrays|every|each|more|no)\b",
     ),
