@@ -41,12 +41,13 @@ WORDINGS = [
     Wording(
         r"\b(?:draws?|drew|drawn|drawing|drawings)\b",
         "generate (an image), sample (a random number)",
-        r"\b(?:normal|random) draws?\b|\bdrawn (?:at random|with|without|from)\b",
+        r"\b(?:normal|random) draws?\b|\bdrawn (?:at random|with|without|from)\b"
+        r"|\bdraw\w* (?:attention|conclusions?)\b",
     ),
     Wording(r"\bpictures?\b", "image"),
     Wording(
         r"\b(?:its|the|this|that|which|same|each|every|fewer|of|all) places?\b"
-        r"|\b(?:\d+|[A-Z]\w+) places\b",
+        r"|\b(?:\d+|ViT|VAE|token|packed|free) places\b",
         "position, index",
         r"\bplaces (?:a|an|the|it|them|arrays|every|each|more|no)\b",
     ),
@@ -58,7 +59,9 @@ WORDINGS = [
     Wording(r"\bbut for\b", "except for", r"\bnot\b[^.]{1,80}\bbut for\b"),
     Wording(r"\bso many\b", "the number of, at most N", r"\bso many \w+ that\b"),
     Wording(r"\b(?:go|goes|going|went|gone) on\b", "resume, continue", r"\bgo(?:es)? on to\b"),
-    Wording(r"\bcontinu\w+ (?:a|the|to the|from the|where)\b", "resume"),
+    Wording(
+        r"\bcontinu\w+ (?:(?:a|the|any) run|from the (?:last|newest)|to the bit|where)\b", "resume"
+    ),
     Wording(r"\bgiv\w+ back\b|\bgave back\b|\bhand(?:s|ed)? (?:out|in|back)\b", "return, restore"),
     Wording(r"\bto the bit\b", "bitwise identical"),
     Wording(
@@ -69,7 +72,7 @@ WORDINGS = [
         r"\b(?:is|are|be|was|were) (?:not )?(?:yet )?there\b(?! (?:is|are|was|were|a|an|any|no)\b)",
         "supported, installed, exist",
     ),
-    Wording(r"[.!?|] Of (?:the|an?) \w+", "a sentence that begins with its subject"),
+    Wording(r"[.!?|] (?-i:Of) (?:the|an?) \w+", "a sentence that begins with its subject"),
     Wording(r"\bwhich is said\b|\b(?:is|are) told\b", "a note says so, a warning states it"),
     Wording(r"\bmade elsewhere\b", "from other software"),
     Wording(r"\bnext to nothing\b", "almost nothing"),
@@ -92,7 +95,7 @@ def complaints(name, text):
     for wording in WORDINGS:
         # A line's end is a space between two words.
         pattern = wording.wrong.replace(" ", r"\s+")
-        for match in re.finditer(pattern, text):
+        for match in re.finditer(pattern, text, re.IGNORECASE):
             around = text[max(match.start() - 90, 0) : match.end() + 40]
             at = match.start() - max(match.start() - 90, 0)
             uses = re.finditer(wording.except_for.replace(" ", r"\s+"), around)
@@ -107,11 +110,12 @@ def complaints(name, text):
     ("text", "right"),
     [
         ("It draws a chest X-ray for a text.", "generate"),
+        ("Pictures that can be read", "image"),
         ("in rows of 512 places", "position"),
         ("128 samples a\nstep", "per"),
         ("keys behind a prefix", "after"),
         ("equal but for rounding", "except for"),
-        ("So many of the newest; at most so many.", "the number of"),
+        ("So many of the newest.", "the number of"),
         ("The run goes on where it was.", "resume"),
         ("which continues to the bit", "bitwise"),
         ("QLoRA is not there.", "supported"),

@@ -1,8 +1,8 @@
 """Sizes of every part of the model: frozen dataclasses, presets, and the published `config.json`.
 
-`UniXConfig` is the one object that describes a model. It is read from this project's own
-`config.json` (`from_dict`), from one of the three published forms (`from_published`), or from a
-preset (`UniXConfig.preset("published")`).
+`UniXConfig` describes a model completely. It is read from this project's own `config.json`
+(`from_dict`), from one of the three published forms (`from_published`), or from a preset
+(`UniXConfig.preset("published")`).
 """
 
 import dataclasses

@@ -107,7 +107,7 @@ def test_good_choices():
         ({"prompt": "x" * 4001}, "Findings: expected at most 4000 characters"),
         ({"seed": None}, "Seed: expected a number from 0 to 4,294,967,295, found nothing"),
         ({"seed": -1}, "Seed"),
-        ({"seed": 1.5}, "Seed: expected a whole number"),
+        ({"seed": 1.5}, "Seed: expected an integer"),
         ({"seed": "0"}, "Seed"),
         ({"seed": True}, "Seed"),
         ({"steps": 0}, "Steps"),

@@ -93,7 +93,7 @@ def test_float16(params, tmp_path, written):
 def test_broken_and_foreign_entries(written):
     moments = Moments(written[0], COUNT, CONFIG, GENERATION)
     for index in (2, 4):
-        with pytest.raises(DataError, match=f"record {index}: r{index}: its picture was broken"):
+        with pytest.raises(DataError, match=f"record {index}: r{index}: its image was broken"):
             moments(index, f"r{index}")
     with pytest.raises(DataError, match=r"record 3: expected the moments of r1, found those of r3"):
         moments(3, "r1")

@@ -186,7 +186,7 @@ def test_radgraph_by_any_annotator():
 def test_without_reports_there_are_no_figures():
     scores = score_reports([], [], ReportMetrics())
     assert scores.metrics == {}
-    assert set(scores.not_computed.values()) == {"there is no report to score"}
+    assert set(scores.not_computed.values()) == {"no report to score"}
 
 
 def test_the_command_line_takes_all_three(capsys):

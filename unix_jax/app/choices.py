@@ -178,5 +178,5 @@ def _number(name: str, value: Any, low: float, high: float) -> float:
 def _whole(name: str, value: Any, low: int, high: int) -> int:
     number = _number(name, value, low, high)
     if not number.is_integer():
-        raise PromptError(f"{name}: expected a whole number, found {value}")
+        raise PromptError(f"{name}: expected an integer, found {value}")
     return int(number)

@@ -1,8 +1,8 @@
 """Lazy arrays: a shape, a dtype, and a function that reads any box of it.
 
-A checkpoint on disk and a published weight file both offer their parameters as a flat
-`dict[path, Leaf]`, so that saving, sharded loading and export never hold more than one of them.
-Paths are `/`-joined names of the parameter tree, as in `decoder/layers/und/q_proj/kernel`.
+A checkpoint on disk and a published weight file both provide their parameters as a flat `dict[path,
+Leaf]`, so that saving, sharded loading and export never hold more than one of them. Paths are
+`/`-joined names of the parameter tree, as in `decoder/layers/und/q_proj/kernel`.
 """
 
 import concurrent.futures

@@ -12,10 +12,10 @@
     tokenizer files   verbatim
 
 Plain Orbax reads the array directories: `ocp.StandardCheckpointer().restore(OUT / "params")`.
-Arrays are uncompressed zarr chunks of at most 4 MiB, one layer each at most, so that a device
-reads little more than its own part, and so that a file's size tells whether it is whole. The
-CRC-32 of each file of each array is in index.json and is verified as the file is read; so is that
-of each other file, see `unix_jax.storage.recorded_files`.
+Arrays are uncompressed zarr chunks of at most 4 MiB, one layer each at most, so that a device reads
+little more than its own part, and a file's size shows whether it is complete. The CRC-32 of each
+file of each array is in index.json and is verified as the file is read; so is that of each other
+file, see `unix_jax.storage.recorded_files`.
 """
 
 import os

@@ -1,8 +1,8 @@
-"""The one table between this project's parameters and the keys of the published files.
+"""The table between this project's parameters and the keys of the published files.
 
-Each `Entry` says: this path of our tree is that key of the file (or, for stacked layers, those
-keys, one for each layer), with this shape, after this transform. Import reads the table from
-right to left, export from left to right; nothing else knows any key.
+Each `Entry` maps a path of our tree to a key of the file (or, for stacked layers, to one key per
+layer), with the shape and the transform. Import reads the table from right to left, export from
+left to right. Keys are defined nowhere else.
 
 Letters: L layers, D width, F MLP width, V vocabulary, N heads, K kv heads, H head dim, W ViT
 width, P patch size, O output and I input channels.

@@ -188,8 +188,8 @@ class Clean:
         if summary.left:
             raise UniXError(
                 f"--budget-tokens: {self.budget_tokens} are used ({spent}); {summary.left} "
-                "reports are left, what is done is kept: raise the budget and run the same command "
-                "to go on"
+                "reports are left. Finished work is kept: raise the budget and run the same "
+                "command to resume"
             )
         print(f"{summary.done} reports -> {self.out}")
         aside = summary.rejected + summary.failed

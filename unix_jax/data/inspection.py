@@ -173,7 +173,7 @@ def sheet_pictures(
         if len(pictures) == count:
             break
     if not pictures:
-        raise DataError(f"contact sheet: expected a picture that can be read, found none: {last}")
+        raise DataError(f"contact sheet: expected a readable image, found none: {last}")
     return pictures, texts
 
 

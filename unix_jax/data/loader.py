@@ -1,7 +1,7 @@
-"""The loader: planned rows, read and decoded by threads, as batches with a state that resumes.
+"""The data loader: planned rows, decoded by threads, as batches with a resumable state.
 
 `Loader` is a grain `IterDataset`; its iterators have grain's `get_state` and `set_state`. A state
-is that of the last batch handed out, whatever was made ahead, and holds for any number of
+belongs to the last returned batch, independent of prefetching, and is valid for any number of
 processes.
 """
 

@@ -1,4 +1,4 @@
-"""Mixtures of sources: the text that names one, its records, and how often each part is due.
+"""Mixtures of sources: parsing, records, and the order of the parts.
 
     0.7*mimic:DIR?views=PA,AP + 0.3*csv:FILE
     0.5*understanding:mimic:DIR + 0.5*generation:manifest:DIR

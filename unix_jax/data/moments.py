@@ -1,8 +1,8 @@
 """VAE moments computed once: the encoder's mean and log-variance of every image of a source.
 
 A directory holds `moments.array_record`, one entry for each record of the source in its order, and
-`moments.json`, which says what they were computed from. An entry is the length of the record's key
-(4 bytes, little-endian), the key, and the numbers, row by row; none if the image was broken.
+`moments.json`, which records what they were computed from. An entry is the length of the record's
+key (4 bytes, little-endian), the key, and the numbers, row by row; none if the image was broken.
 
 h, w: latents of an image; C: channels of the autoencoder's embedding.
 """
@@ -290,7 +290,7 @@ class Moments:
         end = _KEY_LENGTH.size + _KEY_LENGTH.unpack_from(entry)[0]
         name = entry[_KEY_LENGTH.size : end].decode("utf-8", "replace")
         if end == len(entry):
-            raise DataError(f"{where}: {key}: its picture was broken when the moments were made")
+            raise DataError(f"{where}: {key}: its image was broken when the moments were made")
         if name != key:
             raise DataError(f"{where}: expected the moments of {key}, found those of {name}")
         numbers = entry[end:]

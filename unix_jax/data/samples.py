@@ -1,4 +1,4 @@
-"""Training samples: ordered splits with their losses, and what they cost, known without decoding.
+"""Training samples: ordered splits with their losses, and their cost, known without decoding.
 
 Every choice (prompt, caption, dropped text) is a function of (seed, epoch, index) alone, so that
 all processes plan the same rows from lengths and each builds its own rows later.

@@ -180,7 +180,7 @@ def _entities(name: str, annotation: Any) -> Mapping[str, Mapping[str, Any]]:
             if not isinstance(relation[1], Hashable) or relation[1] not in entities:
                 raise MetricError(
                     f"{name}: entity {key!r}: its relation points to {relation[1]!r}, "
-                    "which is no entity"
+                    "which is not an entity"
                 )
     return entities
 

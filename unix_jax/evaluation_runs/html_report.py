@@ -32,8 +32,8 @@ _SPACES = {
     "pixel distance": "<p>Root mean square of the differences of gray levels from 0 to 255, of "
     "both images at 64 x 64.</p>",
     "latent distance": "<p>Root mean square of the differences of RAD-DINO features.</p>",
-    "re-identification score": "<p>From 0 to 1; near 1 where the siamese network takes both for "
-    "one patient.</p>",
+    "re-identification score": "<p>From 0 to 1; near 1 if the siamese network attributes both "
+    "to one patient.</p>",
 }
 _TEXTS = (
     *(f"BLEU{n}" for n in range(1, 5)),
@@ -144,7 +144,7 @@ def nearest_page(results: Results, cases: Mapping[str, Sequence[Case]], total: i
     figures = {name: one for name, one in results.metrics.items() if name.startswith(tuple(cases))}
     parts = [
         "<p>Is a training image repeated? Each row has a generated image and the training image "
-        "that it is nearest to, the nearest pairs first. A distance says nothing by itself: "
+        "that it is nearest to, the nearest pairs first. A distance has little meaning by itself: "
         "compare it with that of real images that were not trained on, and look at the pairs. "
         "Research software, not a medical device.</p>",
         _list(results.notes),

@@ -66,7 +66,7 @@ def summarise_images(
     if training is None:
         missing[NEAREST] = "the training images were not given (--train SOURCE)"
     elif not images.images:
-        missing[NEAREST] = "there is no generated image"
+        missing[NEAREST] = "no generated images"
     else:
         nearest = find_nearest(images, training, how, steps)
         metrics |= nearest.figures(how)

@@ -222,7 +222,7 @@ def _alignment(
         raise _Missing("its networks were not given (--biovil-t PATH)")
     positions = [i for i, image in enumerate(images.images) if image.prompt]
     if not positions:
-        raise _Missing("there is no generated image whose text is known")
+        raise _Missing("no generated image has a known text")
     chosen = [images.images[i] for i in positions]
     paths = [one.path for one in chosen]
     scores = how.biovil_t.scores(steps(paths, "image"), [one.prompt for one in chosen])

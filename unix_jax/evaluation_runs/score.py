@@ -77,7 +77,7 @@ def score_reports(
     """
     missing = _missing(how)
     if not predictions and not references:
-        reason = "there is no report to score"
+        reason = "no report to score"
         return ReportScores({}, {}, {}, "", dict.fromkeys((TEXT, CLINICAL, RADGRAPH), reason))
     draws = {"confidence": CONFIDENCE, "resamples": how.resamples, "seed": how.seed}
     rows: dict[str, Sequence[float]] = dict(text_scores(predictions, references))
@@ -108,7 +108,7 @@ def _missing(how: ReportMetrics) -> dict[str, str]:
     if how.chexbert is None:
         missing[CLINICAL] = "its weights were not given (--chexbert PATH)"
     if how.annotate is None:
-        missing[RADGRAPH] = "not asked for (--radgraph)"
+        missing[RADGRAPH] = "not requested (--radgraph)"
     return missing
 
 

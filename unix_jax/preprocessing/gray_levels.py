@@ -68,6 +68,6 @@ def warn_of_gray_levels(image: Image.Image, name: str) -> None:
 def warning_text(name: str, problem: str) -> str:
     """The sentence about a problem, wherever it is shown."""
     return (
-        f"{name}: the image is {problem}. What a model writes about it means nothing; "
+        f"{name}: the image is {problem}. A report about it has no meaning; "
         "check its DICOM window or its bit depth"
     )

@@ -1,9 +1,9 @@
 """Directory lock: one process writes a directory at a time.
 
-`DIRECTORY/run.lock` is created only if it is absent, and names its owner. Where the file system has
-kernel locks, the owner also holds one on this file until it ends, however it ends, so that a dead
-owner on the same machine is recognised with certainty. Elsewhere the process number and the start
-time of the process decide. An owner on another machine cannot be checked.
+`DIRECTORY/run.lock` is created only if it is absent, and contains its owner. If the file system has
+kernel locks, the owner also holds one on this file until the process ends, so that a dead owner on
+the same machine is detected reliably. Otherwise the process number and the start time of the
+process are compared. An owner on another machine cannot be checked.
 
 Not covered: NFS before version 3 (creation is not atomic there), and two processes that take over
 the same stale lock at the same moment on a file system without kernel locks.

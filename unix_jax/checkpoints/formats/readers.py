@@ -188,6 +188,6 @@ def _not_as_listed(path: Path, index: str, expected: set[str], found: set[str]) 
             for what, keys in groups
             if keys
         )
-        return f"{path}: does not hold what {index} says: {'; '.join(lists)}"
+        return f"{path}: does not contain what {index} lists: {'; '.join(lists)}"
 
     return CheckpointError(text(shortened), text(list))

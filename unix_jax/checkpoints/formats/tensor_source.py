@@ -236,4 +236,4 @@ def quoted(value: object, limit: int = 120) -> str:
 
 def missing_key(path: Path, key: str, keys: Sequence[str]) -> CheckpointError:
     """The error for a tensor that a file does not contain."""
-    return CheckpointError(f"{path}: has no tensor {quoted(key)} (it holds {len(keys)} tensors)")
+    return CheckpointError(f"{path}: has no tensor {quoted(key)} (it contains {len(keys)} tensors)")

@@ -462,7 +462,7 @@ def _view(path: Path, key: str, tensor: Tensor, storages: dict[str, ByteRange]) 
     stride = tuple(tensor.stride)
     if len(stride) != len(info.shape) or not fits_in_numpy(info):
         raise CheckpointError(
-            f"{name}: shape {list(info.shape)} and strides {list(stride)} are no tensor"
+            f"{name}: shape {list(info.shape)} and strides {list(stride)} are not a valid tensor"
         )
     place = storages.get(storage.key)
     if place is None:

@@ -1,4 +1,4 @@
-"""Sources of records, one module per format, and `open_source`, the way in by a short text.
+"""Sources of records, one module per format, and `open_source`, which opens them by a spec.
 
     manifest:DIR                        DIR/manifest.jsonl and images
     csv:FILE?images=DIR&image=COLUMN    CSV or JSON lines, and image folders of Hugging Face

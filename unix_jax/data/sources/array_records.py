@@ -1,9 +1,9 @@
-"""Records in ArrayRecord files: what training reads, since any record is one short read away.
+"""Records in ArrayRecord files, the recommended format for training because of fast random access.
 
 A directory holds shards of one split each, `train-00000.array_record`, and `records.json`, which
 lists them. A record is the length of a JSON header (4 bytes, little-endian), the header (every
-field but the images), and the image files' bytes, which are stored as they came: the image, then
-the other images of a conversation, then the condition. Of several the header has the `sizes`.
+field except the images), and the unchanged bytes of the image files: the image, then the other
+images of a conversation, then the condition. If there are several, the header has their `sizes`.
 """
 
 import dataclasses

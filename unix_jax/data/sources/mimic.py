@@ -4,17 +4,15 @@ In DIR (each CSV plain or gzipped):
 
 * mimic-cxr-2.0.0-metadata.csv: dicom_id, subject_id, study_id, ViewPosition; for pairs also
   StudyDate and StudyTime
-* mimic-cxr-2.0.0-split.csv: dicom_id, split
-* mimic-cxr-2.0.0-chexpert.csv or -negbio.csv, if there: labels of a study, where 1.0
+* mimic-cxr-2.0.0-split.csv: dicom_id, split * mimic-cxr-2.0.0-chexpert.csv or -negbio.csv, if
+present: labels of a study with the value 1.0
 * files/p10/p10000032/s50414267/DICOM_ID.jpg
 
 WHERE is a directory with files/p10/p10000032/s50414267.txt, from MIMIC-CXR (DIR unless given); one
-file with all reports (see `mimic_reports`), whose studies are joined with the images'; or `none`,
-which leaves the texts empty.
-
-`views` keeps the images of these views. `pairs=previous` keeps the images whose patient has an
-earlier study; the condition of a record is an image of that study (`previous_images`).
-Versions other than 2.0.0 are found as well.
+file with all reports (see `mimic_reports`), whose studies are joined with the images'; or `none`
+for empty texts. `views` selects the images of these views. `pairs=previous` selects the images
+whose patient has an earlier study; the condition of a record is an image of that study
+(`previous_images`). Other versions than 2.0.0 are supported as well.
 """
 
 import collections

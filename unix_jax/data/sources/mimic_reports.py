@@ -1,7 +1,7 @@
 """Reports of MIMIC-CXR's studies: one text file per study, or one file with all of them.
 
-Of the latter two are known: the section parser's `mimic_cxr_sectioned.csv` (also `.gz`; columns
-study, findings, impression, last_paragraph), and what `unix-jax clean` wrote (JSON lines).
+Two of the latter are supported: the section parser's `mimic_cxr_sectioned.csv` (also `.gz`; columns
+study, findings, impression, last_paragraph), and the output of `unix-jax clean` (JSON lines).
 """
 
 import re

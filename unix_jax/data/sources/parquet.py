@@ -4,8 +4,8 @@ Columns: `image` (the file's bytes, {bytes, path}, or a path) and `captions` (JS
 strings, an object whose values are strings, or one string; or a native list). `key`, `findings`,
 `impression`, `labels`, `view`, `patient`, `split` are read where they are there.
 
-Parquet is read a row group at a time, and a few stay in memory: neighbours are cheap, a shuffled
-order is not. Write ArrayRecord once (`unix-jax data write`) to train on it.
+Parquet is read one row group at a time, and a few stay in memory: sequential access is fast, a
+shuffled order is not. Write ArrayRecord once (`unix-jax data write`) to train on it.
 """
 
 import functools
