@@ -120,7 +120,9 @@ def test_a_letterboxed_image_can_be_cut_out_again(width, height, mode, seed):
     assert np.array_equal(np.rint(levels).astype(np.uint8), np.asarray(image.convert("RGB")))
 
 
-@given(st.integers(16, 60), st.integers(16, 60), st.sampled_from(["L", "RGB"]), st.integers(0, 2**32))
+@given(
+    st.integers(16, 60), st.integers(16, 60), st.sampled_from(["L", "RGB"]), st.integers(0, 2**32)
+)
 @settings(max_examples=40, deadline=None, derandomize=True)
 def test_a_saved_image_is_read_as_it_was(width, height, mode, seed):
     shape = (height, width) if mode == "L" else (height, width, 3)
