@@ -449,14 +449,11 @@ def published_with(directory, value, key="language_model.lm_head.weight"):
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_weights_that_are_not_finite_are_refused(tmp_path, value):
     source = published_with(tmp_path / "source", value)
-    names = r"language_model\.lm_head\.weight: 1 numbers$"
-    for read in (
-        lambda: import_published(source, tmp_path / "refused"),
-        lambda: load_model(source),
-    ):
+    names, refused = r"language_model\.lm_head\.weight: 1 numbers$", tmp_path / "refused"
+    for read in (lambda: import_published(source, refused), lambda: load_model(source)):
         with pytest.raises(CheckpointError, match=names):
             read()
-    assert not (tmp_path / "refused").exists()
+    assert not refused.exists()
 
 
 @pytest.mark.parametrize(
