@@ -447,6 +447,18 @@ def published_with(directory, value, key="language_model.lm_head.weight"):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite_are_refused(tmp_path, value):
+    source = published_with(tmp_path / "source", value)
+    names, refused = r"language_model\.lm_head\.weight: 1 numbers$", tmp_path / "refused"
+    for read in (lambda: import_published(source, refused), lambda: load_model(source)):
+        with pytest.raises(CheckpointError, match=names):
+            read()
+    assert not refused.exists()
+
+
+@pytest.mark.parametrize(
+    "value", [np.nan, *(pytest.param(x, marks=pytest.mark.slow) for x in (np.inf, -np.inf))]
+)
 def test_every_way_in_names_weights_that_are_not_finite(tmp_path, value):
     source = published_with(tmp_path / "source", value)
     names = rf"(?s)^{source}/model\.safetensors: .*\n  language_model\.lm_head\.weight: 1 numbers$"

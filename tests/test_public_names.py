@@ -58,13 +58,14 @@ def test_a_convert_module_of_the_users_own_is_no_matter(tmp_path):
     (tmp_path / "convert.py").write_text("raise SystemExit('the wrong module')\n")
     program = (
         "from unix_jax import UniXPipeline; "
-        f"UniXPipeline.from_pretrained({str(ROOT / 'tests/golden/tiny/checkpoint')!r})"
+        f"pipe = UniXPipeline.from_pretrained({str(ROOT / 'tests/golden/tiny/checkpoint')!r}); "
+        "print(pipe.config.decoder.num_layers)"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path,
         env={"PYTHONPATH": f"{tmp_path}:{ROOT}", "JAX_PLATFORMS": "cpu", "PATH": "/usr/bin:/bin"},
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert done.stdout == "3\n", done.stderr
 
 
 _USERS_FILE = """

@@ -267,15 +267,14 @@ def test_an_average_in_a_file_of_its_own(source, capsys, suffix):
 
 
 @pytest.mark.parametrize(
-    ("names", "kept"),
+    ("names", "kept", "prefix"),
     [
-        (("model", "ema"), "`ema`"),
-        (("model_state_dict", "ema_state_dict"), "`ema_state_dict`"),
-        (("module", "model_ema"), "`model_ema`"),
-        (("state_dict", "ema_model"), "`ema_model`"),
+        (("model", "ema"), "`ema`", ""),
+        (("model_state_dict", "ema_state_dict"), "`ema_state_dict`", "module."),
+        (("module", "model_ema"), "`model_ema`", "module."),
+        (("state_dict", "ema_model"), "`ema_model`", ""),
     ],
 )
-@pytest.mark.parametrize("prefix", ["", "module."])
 def test_an_average_in_the_same_pickle(source, capsys, names, kept, prefix):
     (source / "model.safetensors").unlink()
     plain = {prefix + key: value for key, value in TENSORS.items()}

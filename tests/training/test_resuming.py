@@ -215,13 +215,14 @@ def test_said_and_recorded(toy, train, run, capsys):
     assert json.loads((run / "run.json").read_text())["history"] == record["history"]
 
 
-def test_a_run_of_an_older_version_resumes(toy, train, run):
+def test_a_run_of_an_older_version_resumes(toy, train, run, whole):
     record = json.loads((run / "run.json").read_text())
     for name in ("history", "started", "working_directory"):
         del record[name]
     del record["config"]["previews"]
     (run / "run.json").write_text(json.dumps(record))
     assert train.main([str(toy("understanding")), "--out", str(run)]) == 0
+    toy_run.assert_same_run(run, whole("understanding"))
 
 
 # --- the data ----------------------------------------------------------------------------------
@@ -285,6 +286,10 @@ def test_another_plan(toy, train, run, capsys):
     error = refused(train, capsys, run, *config)
     assert "data.und_tokens: expected 128, found 140" in error
     assert train.main([*config, "--restart-data"]) == 0
+    said = capsys.readouterr().err
+    assert "the order of the data begins anew: " in said
+    assert "data.und_tokens: expected 128, found 140" in said
+    assert [line["step"] for line in toy_run.metrics(run)] == [2, 4, 6, 8]
 
 
 def test_data_of_an_older_version(toy, train, run, capsys):
