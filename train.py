@@ -21,8 +21,15 @@ input caused is one line on standard error, exit code 1.
 """
 
 import sys
+from collections.abc import Sequence
 
-from unix_jax.cli import main
+from unix_jax import cli
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit code of `unix-jax train`."""
+    return cli.main(["train", *(sys.argv[1:] if arguments is None else arguments)])
+
 
 if __name__ == "__main__":
-    sys.exit(main(["train", *sys.argv[1:]]))
+    sys.exit(main())

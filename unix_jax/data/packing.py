@@ -60,7 +60,13 @@ def permutation(length: int, seed: int, epoch: int) -> np.ndarray:
 
 
 class Planner:
-    """An endless (or `data.epochs` long) sequence of steps, each of `data.rows` planned rows."""
+    """An endless (or `data.epochs` long) sequence of steps, each of `data.rows` planned rows.
+
+    steps: planned so far.
+    digest: a checksum of all rows so far; processes whose digests differ planned differently.
+    skipped: number of samples skipped so far, by reason.
+    first_skipped: the first of them by reason: which, and why; of this planner alone.
+    """
 
     def __init__(self, samples: SampleSource, data: DataConfig) -> None:
         """Raises DataError when there are no samples."""
@@ -88,31 +94,11 @@ class Planner:
         self._positions = [0] * len(self._lengths)
         self._taken = [0] * len(self._lengths)
         self._open: list[PlannedRow] = []
-        self._steps = 0
-        self._digest = 0
-        self._skipped = dict.fromkeys(SKIP_REASONS, 0)
-        self._first_skipped: dict[str, str] = {}
+        self.steps = 0
+        self.digest = 0
+        self.skipped = dict.fromkeys(SKIP_REASONS, 0)
+        self.first_skipped: dict[str, str] = {}
         self._broken_details: list[str] = []
-
-    @property
-    def first_skipped(self) -> dict[str, str]:
-        """The first sample that this planner skipped, by reason: which, and why."""
-        return dict(self._first_skipped)
-
-    @property
-    def skipped(self) -> dict[str, int]:
-        """How many samples were skipped so far, by reason."""
-        return dict(self._skipped)
-
-    @property
-    def digest(self) -> int:
-        """A checksum of all rows so far: processes whose digests differ planned differently."""
-        return self._digest
-
-    @property
-    def steps(self) -> int:
-        """Steps planned so far."""
-        return self._steps
 
     @property
     def epoch(self) -> float:
@@ -164,20 +150,20 @@ class Planner:
             return None
         rows += [PlannedRow()] * (self._data.rows - len(rows))
         for row in rows:
-            self._digest = zlib.crc32(np.array((*row.indices, -1), "<i8").tobytes(), self._digest)
-        self._steps += 1
+            self.digest = zlib.crc32(np.array((*row.indices, -1), "<i8").tobytes(), self.digest)
+        self.steps += 1
         return rows
 
     def state(self) -> dict[str, Any]:
         """JSON, independent of the number of processes."""
         return {
             "plan": self._signature(),
-            "steps": self._steps,
+            "steps": self.steps,
             "positions": list(self._positions),
             "taken": list(self._taken),
             "open_rows": [list(row.indices) for row in self._open],
-            "skipped": dict(self._skipped),
-            "digest": self._digest,
+            "skipped": dict(self.skipped),
+            "digest": self.digest,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -206,8 +192,8 @@ class Planner:
             )
             raise DataError(f"data state: of another plan: {differing or plan}")
         self._positions, self._taken = positions, taken
-        self._steps, self._digest = int(steps), int(digest)
-        self._skipped = skipped
+        self.steps, self.digest = int(steps), int(digest)
+        self.skipped = skipped
         self._open = [PlannedRow(indices, self._row_cost(indices)) for indices in open_rows]
 
     def _signature(self) -> dict[str, Any]:
@@ -264,16 +250,14 @@ class Planner:
 
     def _take(self) -> tuple[int, Cost] | None:
         """The next usable sample as (stream index, cost), from the part that comes next."""
-
-        def active(part: int) -> bool:
-            return self._positions[part] != self._ends[part]
-
-        parts = range(len(self._lengths))
-        while (part := due(self._taken, self._weights, [active(p) for p in parts])) is not None:
+        while True:
+            active = [at != end for at, end in zip(self._positions, self._ends, strict=True)]
+            part = due(self._taken, self._weights, active)
+            if part is None:
+                return None
             found = self._take_from(part)
             if found is not None:
                 return found
-        return None
 
     def _take_from(self, part: int) -> tuple[int, Cost] | None:
         """The next usable sample of a part, None if it has ended."""
@@ -295,7 +279,7 @@ class Planner:
         raise DataError(
             f"data: expected samples that fit a row of {self._capacity.und} und tokens, "
             f"{self._capacity.vit} ViT and {self._capacity.vae} VAE images, found none in a whole "
-            f"epoch of {self._name(part)} (skipped: {self._skipped})"
+            f"epoch of {self._name(part)} (skipped: {self.skipped})"
         )
 
     def _too_long(self, cost: Cost) -> str:
@@ -307,14 +291,14 @@ class Planner:
         )
 
     def _count(self, skip: Skip, index: int) -> None:
-        self._skipped[skip.reason] += 1
-        if skip.reason not in self._first_skipped:
+        self.skipped[skip.reason] += 1
+        if skip.reason not in self.first_skipped:
             key = self._samples.key(index)
             detail = f": {skip.detail}" if skip.detail else ""
-            self._first_skipped[skip.reason] = f"{key}: {skip.reason}{detail}"
+            self.first_skipped[skip.reason] = f"{key}: {skip.reason}{detail}"
         if skip.reason != "broken":
             return
-        count = self._skipped["broken"]
+        count = self.skipped["broken"]
         if is_logged(count):
             _LOG.warning("broken record skipped (%d so far): %s", count, skip.detail)
         self._broken_details = [*self._broken_details[1 - _MAX_KEPT :], skip.detail]

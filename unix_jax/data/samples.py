@@ -131,10 +131,6 @@ def draw(seed: int, epoch: int, index: int) -> Draw:
     return Draw(*(float(word >> np.uint64(11)) * 2.0**-53 for word in words))
 
 
-def _choose(number: float, count: int) -> int:
-    return int(number * count)
-
-
 class RecordSamples(abc.ABC):
     """Samples of a source of records, one from each.
 
@@ -235,7 +231,7 @@ class UnderstandingSamples(RecordSamples):
     def _cost(self, lengths: tuple[int, ...], numbers: Draw) -> Cost:
         """Of (number of images, tokens of what is always there, those of each possible prompt)."""
         images, fixed, *prompts = lengths
-        prompt = prompts[_choose(numbers.prompt, len(prompts))] if prompts else 0
+        prompt = prompts[int(numbers.prompt * len(prompts))] if prompts else 0
         image = self._config.vision.num_patches + _BOUNDARIES
         return Cost(images * image + fixed + prompt, images, 0)
 
@@ -243,7 +239,7 @@ class UnderstandingSamples(RecordSamples):
         turns = record.turns or (Turn((0,), report_text(record)),)
         if not _asks(record):
             prompts = instructions_for(record, self._instructions)
-            prompt = prompts[_choose(numbers.prompt, len(prompts))]
+            prompt = prompts[int(numbers.prompt * len(prompts))]
             turns = (Turn((*turns[0].question, prompt), turns[0].answer),)
         problems: list[str] = []
         splits, losses, images = list[Split](), list[bool](), list[LoadImage]()
@@ -303,7 +299,7 @@ class EditSamples(RecordSamples):
             vit = self._config.vision.num_patches + _BOUNDARIES
             total = total.plus(Cost(vit + _BOUNDARIES, 1, 1))
         if not _drops_caption(numbers, self._data):
-            text = lengths[_choose(numbers.caption, len(lengths))] + _BOS_EOS
+            text = lengths[int(numbers.caption * len(lengths))] + _BOS_EOS
             total = total.plus(Cost(text, 0, 0))
         return total
 
@@ -314,7 +310,7 @@ class EditSamples(RecordSamples):
         warn = problems.append
         images: list[LoadImage] = [lambda: vae_pixels(record, self._data, warn)]
         if not _drops_caption(numbers, self._data):
-            splits = [self._split(captions[_choose(numbers.caption, len(captions))]), *splits]
+            splits = [self._split(captions[int(numbers.caption * len(captions))]), *splits]
         if not self._drops_condition(numbers):
             shown = dataclasses.replace(record, image=record.condition)
             splits = [self._clean, VitSplit(), *splits]
@@ -364,12 +360,12 @@ class GenerationSamples(RecordSamples):
         return tuple(self._length(caption) for caption in captions)
 
     def _cost(self, lengths: tuple[int, ...], numbers: Draw) -> Cost:
-        text = lengths[_choose(numbers.caption, len(lengths))] + _BOS_EOS
+        text = lengths[int(numbers.caption * len(lengths))] + _BOS_EOS
         return Cost(_BOUNDARIES + (0 if _drops_caption(numbers, self._data) else text), 0, 1)
 
     def _build(self, index: int, record: Record, numbers: Draw) -> TrainingSample:
         captions = _captions(record)
-        caption = captions[_choose(numbers.caption, len(captions))]
+        caption = captions[int(numbers.caption * len(captions))]
         texts = () if _drops_caption(numbers, self._data) else (self._split(caption),)
         problems: list[str] = []
         return TrainingSample(

@@ -56,36 +56,33 @@ class EncoderBlock(nn.Module):
           tokens: by whose rule they see each other; None: each sees all.
           valid: those that are seen at all; None: all.
         """
-        x = x + self._scaled("layer_scale1", self._attend(self._norm("norm1", x), tokens, valid))
-        x = x + self._scaled("layer_scale2", self._mlp(self._norm("norm2", x)))
+        eps = self.sizes.layer_norm_eps
+        y = self._attend(layer_norm(eps, self.dtype, "norm1")(x), tokens, valid)
+        x = x + self._scaled("layer_scale1", y)
+        y = self._mlp(layer_norm(eps, self.dtype, "norm2")(x))
+        x = x + self._scaled("layer_scale2", y)
         return nn.with_logical_constraint(x, ("batch", "length", "embed_act")), None
-
-    def _norm(self, name: str, x: Array) -> Array:
-        return layer_norm(self.sizes.layer_norm_eps, self.dtype, name)(x)
 
     def _attend(
         self, x: Float[Array, "B T D"], tokens: TokenMetadata | None, valid: Array | None
     ) -> Float[Array, "B T D"]:
-        query, key, value = (
-            part.reshape(*x.shape[:2], self.sizes.num_heads, -1) for part in self._project(x)
-        )
+        width, axes, sizes = x.shape[-1], ("embed", "heads"), self.sizes
+        if sizes.fused_qkv:
+            projected = dense(3 * width, axes, dtype=self.dtype, name="qkv")(x)
+            parts = jnp.split(projected, 3, axis=-1)
+        else:
+            parts = [
+                dense(width, axes, use_bias=sizes.qkv_bias, dtype=self.dtype, name=name)(x)
+                for name in ("query", "key", "value")
+            ]
+        query, key, value = (part.reshape(*x.shape[:2], sizes.num_heads, -1) for part in parts)
         y = attention(
             query,
             [KeyBlock(key, value, tokens, valid)],
             tokens,
             implementation=self.attention_implementation,
         ).reshape(x.shape)
-        return dense(x.shape[-1], ("heads", "embed"), dtype=self.dtype, name="proj")(y)
-
-    def _project(self, x: Float[Array, "B T D"]) -> list[Float[Array, "B T D"]]:
-        width, axes = x.shape[-1], ("embed", "heads")
-        if self.sizes.fused_qkv:
-            return jnp.split(dense(3 * width, axes, dtype=self.dtype, name="qkv")(x), 3, axis=-1)
-        bias = self.sizes.qkv_bias
-        return [
-            dense(width, axes, use_bias=bias, dtype=self.dtype, name=name)(x)
-            for name in ("query", "key", "value")
-        ]
+        return dense(width, ("heads", "embed"), dtype=self.dtype, name="proj")(y)
 
     def _mlp(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         y = dense(self.sizes.mlp_size, ("embed", "mlp"), dtype=self.dtype, name="fc1")(x)
@@ -111,8 +108,9 @@ class PostNormBlock(EncoderBlock):
         valid: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], None]:
         """As `EncoderBlock`."""
-        x = self._norm("norm1", x + self._attend(x, tokens, valid))
-        return self._norm("norm2", x + self._mlp(x)), None
+        eps = self.sizes.layer_norm_eps
+        x = layer_norm(eps, self.dtype, "norm1")(x + self._attend(x, tokens, valid))
+        return layer_norm(eps, self.dtype, "norm2")(x + self._mlp(x)), None
 
 
 def stacked(block: Any, num_layers: int, unroll: int = 1) -> Any:

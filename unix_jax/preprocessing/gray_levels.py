@@ -38,18 +38,17 @@ def gray_level_problem(image: Image.Image) -> str:
     gray.thumbnail((_SIDE, _SIDE), Image.Resampling.NEAREST)
     counts = np.bincount(np.asarray(gray).ravel(), minlength=256)
     share = np.cumsum(counts) / counts.sum()  # of pixels at or below a level
-
-    def level(percent: float) -> int:
-        return int(np.searchsorted(share, percent / 100))
-
-    low, high = level(0.5), level(99.5)
+    percents = (0.5, 5, 20, 80, 95, 99.5)
+    low, p5, p20, p80, p95, high = (
+        int(level) for level in np.searchsorted(share, np.array(percents) / 100)
+    )
     span = f"(99 % of its pixels are from {low} to {high} of 255)"
     if high - low < _CONSTANT and low > _BLACK and high < _WHITE:
         return f"nearly constant {span}"
-    if level(95) < _DARK or share[_BLACK] >= _FILLED:
-        return f"nearly black (80 % of its pixels are at most {level(80)} of 255)"
-    if level(5) > _BRIGHT or 1 - share[_WHITE - 1] >= _FILLED:
-        return f"nearly white (80 % of its pixels are at least {level(20)} of 255)"
+    if p95 < _DARK or share[_BLACK] >= _FILLED:
+        return f"nearly black (80 % of its pixels are at most {p80} of 255)"
+    if p5 > _BRIGHT or 1 - share[_WHITE - 1] >= _FILLED:
+        return f"nearly white (80 % of its pixels are at least {p20} of 255)"
     if high - low < _NARROW:
         return f"within a tenth of its range {span}"
     between = share[254 - _BLACK // 2] - share[_BLACK // 2]

@@ -8,7 +8,6 @@ import os
 import re
 import urllib.parse
 from pathlib import Path
-from typing import Any
 
 from unix_jax.errors import StorageError
 
@@ -38,7 +37,17 @@ def local_path(path: str | os.PathLike[str], argument: str | None = None) -> Pat
     Raises:
       StorageError: a URL, an empty text, a text with NUL, or another type.
     """
-    text = _text(path, argument)
+    front = f"{argument}: " if argument else ""
+    try:
+        text = os.fspath(path)
+    except TypeError:
+        raise StorageError(
+            f"{front}expected a path (str or os.PathLike), found {type(path).__name__}"
+        ) from None
+    if isinstance(text, bytes):
+        text = os.fsdecode(text)
+    if not text or "\0" in text:
+        raise StorageError(f"{front}expected a path, found {text!r}")
     refuse_url(text, argument)
     return Path(text)
 
@@ -61,25 +70,5 @@ def refuse_url(text: str, argument: str | None = None) -> None:
             if re.match(r"\s*file:/", text, re.IGNORECASE)
             else "copy it to a local directory, or mount it, and name that"
         )
-        raise StorageError(
-            f"{_front(argument)}{text}: remote paths are not supported yet; {advice}"
-        )
-
-
-def _text(path: Any, argument: str | None) -> str:
-    front = _front(argument)
-    try:
-        text = os.fspath(path)
-    except TypeError:
-        raise StorageError(
-            f"{front}expected a path (str or os.PathLike), found {type(path).__name__}"
-        ) from None
-    if isinstance(text, bytes):
-        text = os.fsdecode(text)
-    if not text or "\0" in text:
-        raise StorageError(f"{front}expected a path, found {text!r}")
-    return text
-
-
-def _front(argument: str | None) -> str:
-    return "" if argument is None else f"{argument}: "
+        front = f"{argument}: " if argument else ""
+        raise StorageError(f"{front}{text}: remote paths are not supported yet; {advice}")

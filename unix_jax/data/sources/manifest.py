@@ -57,7 +57,7 @@ class ManifestSource:
     def _key(self, index: int, row: dict[str, Any], where: str) -> str:
         # Indiana's reports are known by `id`.
         names = (text_field(row, name, where) for name in ("key", "image", "id"))
-        return next((name for name in names if name), self._lines.key(index))
+        return next((name for name in names if name), "") or self._lines.key(index)
 
     def __getitem__(self, index: int) -> Record:
         row, where = self._lines.row(index)
