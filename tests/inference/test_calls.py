@@ -255,6 +255,7 @@ def test_saved_and_loaded_again(tmp_path, assert_close):
 @pytest.mark.parametrize("layout", ["native", "published"])
 def test_saving_refuses(tmp_path, layout):
     (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "notes.txt").touch()
     with pytest.raises(CheckpointError, match="there"):
         tiny_pipe().save_pretrained(tmp_path / "there", layout=layout)
     (tmp_path / "file").touch()
