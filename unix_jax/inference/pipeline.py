@@ -201,7 +201,7 @@ class UniXPipeline:
 
         Raises:
           PromptError: another layout.
-          CheckpointError: `path` has content or cannot be written, or several processes hold the
+          UniXError: `path` has content or cannot be written, or several processes hold the
             weights.
         """
         choice("layout", layout, ("native", "published"))
