@@ -20,7 +20,7 @@ from toy import (
 )
 
 from unix_jax import UniXPipeline
-from unix_jax.errors import ArgumentNameError, CheckpointError, PromptError
+from unix_jax.errors import ArgumentNameError, PromptError, UniXError
 from unix_jax.inference import image_latents
 from unix_jax.inference.results import ImageStep, ReportStep
 from unix_jax.inference.settings import DiffusionSettings, ImageSettings, ReportSettings
@@ -255,10 +255,11 @@ def test_saved_and_loaded_again(tmp_path, assert_close):
 @pytest.mark.parametrize("layout", ["native", "published"])
 def test_saving_refuses(tmp_path, layout):
     (tmp_path / "there").mkdir()
-    with pytest.raises(CheckpointError, match="there"):
+    (tmp_path / "there" / "notes.txt").touch()
+    with pytest.raises(UniXError, match="there"):
         tiny_pipe().save_pretrained(tmp_path / "there", layout=layout)
     (tmp_path / "file").touch()
-    with pytest.raises(CheckpointError, match="file"):
+    with pytest.raises(UniXError, match="file"):
         tiny_pipe().save_pretrained(tmp_path / "file" / "below", layout=layout)
     with pytest.raises(PromptError, match="layout: expected one of"):
         tiny_pipe().save_pretrained(tmp_path / "new", layout="torch")

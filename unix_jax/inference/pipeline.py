@@ -195,13 +195,13 @@ class UniXPipeline:
         the model does not use are not written.
 
         Args:
-          path: a new directory.
+          path: a new or empty directory.
           layout: `native`, this project's checkpoint, or `published`, which the original's PyTorch
             code loads.
 
         Raises:
           PromptError: another layout.
-          CheckpointError: `path` exists or cannot be written, or several processes hold the
+          UniXError: `path` has content or cannot be written, or several processes hold the
             weights.
         """
         choice("layout", layout, ("native", "published"))
@@ -211,6 +211,8 @@ class UniXPipeline:
                 f"{path}: expected one process, found {jax.process_count()}: each of them holds a "
                 "part of the weights; load and save the checkpoint in one process"
             )
+        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            raise CheckpointError(f"{path}: expected a new or empty directory, found another path")
         with tempfile.TemporaryDirectory() as temporary:
             copies = []
             if self.tokenizer is not None:
@@ -218,8 +220,6 @@ class UniXPipeline:
             if layout == "native":
                 native.save(path, self.config, self.params, self.vae_params, copies=copies)
                 return
-            if path.exists():
-                raise CheckpointError(f"{path}: expected a new directory, found an existing path")
             # The export reads a checkpoint: it is written beside the target, where there is room.
             with _directory_beside(path) as beside:
                 checkpoint = beside / "checkpoint"
