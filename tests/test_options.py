@@ -204,7 +204,7 @@ def test_the_help_begins_with_what_people_change(capsys):
     with pytest.raises(SystemExit):
         parse_arguments([CONFIG, "--help"])
     text = capsys.readouterr().out
-    first, _, rest = text.partition("╭")
+    first, _, rest = text.partition("show this help message")
     assert "Most used options" in first
     for option in ("--init", "--data.source", "--total-steps 300", "--optimizer.learning-rate"):
         assert option in first
