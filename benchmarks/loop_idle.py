@@ -4,11 +4,13 @@
 
 Everything is the real loop of `train.py`, its data and its files; only the step is another: it sums
 over the batch, which waits for the batch of every process, holds the device for `--milliseconds`
-without using the processor, and notes when it begins and ends. Idle is the time from the end of a
-step to the beginning of the next one. Two processes of one device each find each other over the
-loopback. The first steps, which compile, do not count.
+without using the processor, and notes when it begins and ends. That is a custom call in C++, which
+g++ compiles first: in Python it would wait for the interpreter, which the loop holds. Idle is the
+time from the end of a step to the beginning of the next one. Two processes of one device each find
+each other over the loopback. The first steps, which compile, do not count.
 """
 
+import ctypes
 import dataclasses
 import json
 import os
@@ -16,7 +18,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -64,20 +65,51 @@ config = TrainConfig(
 """
 
 
+SOURCE = r"""
+#include <chrono>
+#include <cstdint>
+#include <thread>
+#include <vector>
+#include "xla/ffi/api/ffi.h"
+namespace ffi = xla::ffi;
+static std::vector<double> times;
+static double now() {
+  auto since = std::chrono::steady_clock::now().time_since_epoch();
+  return std::chrono::duration<double>(since).count();
+}
+static ffi::Error Hold(int64_t nanoseconds, ffi::Buffer<ffi::S32> step,
+                       ffi::ResultBuffer<ffi::S32> out) {
+  times.push_back(now());
+  std::this_thread::sleep_for(std::chrono::nanoseconds(nanoseconds));
+  out->typed_data()[0] = step.typed_data()[0];
+  times.push_back(now());
+  return ffi::Error::Success();
+}
+XLA_FFI_DEFINE_HANDLER_SYMBOL(hold, Hold, ffi::Ffi::Bind()
+    .Attr<int64_t>("nanoseconds").Arg<ffi::Buffer<ffi::S32>>().Ret<ffi::Buffer<ffi::S32>>());
+extern "C" int64_t count() { return times.size(); }
+extern "C" double at(int64_t i) { return times[i]; }
+"""
+
+
+def compile_hold(directory: Path) -> None:
+    """Compiles the custom call of the step."""
+    (directory / "hold.cc").write_text(SOURCE)
+    command = ["g++", "-std=c++17", "-O1", "-w", "-fPIC", "-shared", f"-I{jax.ffi.include_dir()}"]
+    paths = [str(directory / "hold.cc"), "-o", str(directory / "hold.so")]
+    subprocess.run([*command, *paths], check=True)
+
+
 class Held:
     """A stage whose step holds the device instead of training."""
 
     def __init__(self, stage: Stage, mesh: Mesh, seconds: float) -> None:
-        self._stage, self.times = stage, []
+        self._stage = stage
 
-        def hold(step: Any) -> Any:
-            begin = time.perf_counter()
-            time.sleep(seconds)
-            self.times.append((begin, time.perf_counter()))
-            return np.asarray(step)
+        call = jax.ffi.ffi_call("hold", jax.ShapeDtypeStruct((), jnp.int32), has_side_effect=True)
 
         def on_device(step: Any) -> Any:
-            return jax.pure_callback(hold, jax.ShapeDtypeStruct((), jnp.int32), step)
+            return call(step, nanoseconds=np.int64(seconds * 1e9))
 
         on_each = jax.shard_map(
             on_device, mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec(),
@@ -106,6 +138,9 @@ class Held:
 def run_worker(arguments: Arguments) -> None:
     """One process of a run; prints its times."""
     directory, rank, count, port = str(arguments.worker).rsplit(":", 3)
+    library = ctypes.CDLL(f"{directory}/hold.so")
+    library.at.restype = ctypes.c_double
+    jax.ffi.register_ffi_target("hold", jax.ffi.pycapsule(library.hold), platform="cpu")
     held: list[Held] = []
     original = train.make_stage
 
@@ -122,7 +157,8 @@ def run_worker(arguments: Arguments) -> None:
     code = train.main([f"{directory}/config.py", *options])
     if code:
         raise SystemExit(code)
-    print("TIMES", json.dumps(held[0].times))
+    times = [library.at(ctypes.c_int64(i)) for i in range(library.count())]
+    print("TIMES", json.dumps([times[::2], times[1::2]]))
 
 
 def prepare(directory: Path, steps: int) -> None:
@@ -168,7 +204,7 @@ def measure(arguments: Arguments, directory: Path, count: int) -> list[list[str]
         if worker.returncode:
             raise SystemExit(f"process {rank}: {errors[-2000:]}")
         line = next(line for line in output.splitlines() if line.startswith("TIMES"))
-        times = np.array(json.loads(line.removeprefix("TIMES ")))[_SKIPPED:]
+        times = np.array(json.loads(line.removeprefix("TIMES "))).T[_SKIPPED:]
         idle = times[1:, 0] - times[:-1, 1]
         period = np.diff(times[:, 0])
         rows.append(
@@ -188,6 +224,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         prepare(Path(folder), arguments.steps)
+        compile_hold(Path(folder))
         rows = [
             row for count in arguments.processes for row in measure(arguments, Path(folder), count)
         ]

@@ -100,7 +100,7 @@ def test_a_frozen_stream_is_one_that_nothing_trained_feeds(params):
         ("lm_head2/.*", r"at least one of \d+ parameters \(such as unix/.*, which matches none"),
         ("gen", "which matches none"),
         ("(autoencoder|rad_dino|latent_pos_embed).*", "which matches none"),
-        ("(gen", "expected a regular expression over parameter names, found '\\(gen'"),
+        ("(gen", "a regular expression over parameter names, found"),
     ],
 )
 def test_patterns_that_match_nothing_are_refused(params, trainable, message):

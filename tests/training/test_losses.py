@@ -319,7 +319,9 @@ def test_counts(batch):
 def test_positions_without_a_loss_may_hold_anything(batch):
     ce = np.where(batch.ce_weights > 0, 1.0, np.inf).astype(np.float32)
     total = count_totals(batch).ce
-    np.testing.assert_allclose(_weighted_mean(ce, batch.ce_weights, total), 1.0, rtol=1e-6)
+    np.testing.assert_allclose(
+        _weighted_mean(jnp.asarray(ce), batch.ce_weights, total), 1.0, rtol=1e-6
+    )
 
 
 def test_no_tokens_give_no_loss(batch):

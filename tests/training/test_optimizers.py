@@ -99,8 +99,8 @@ def test_muon_makes_updates_of_stacked_kernels_orthogonal():
     for layer in kernel:
         singular = np.linalg.svd(layer, compute_uv=False)
         assert singular.max() / singular.min() < 2.5
-    # The rest is AdamW's, whose first step has one size.
-    np.testing.assert_allclose(np.abs(found["unix/lm_head/kernel"]), 0.1, rtol=0.2)
+    # The rest is AdamW's, with Nesterov's momentum: its first step has one size.
+    np.testing.assert_allclose(np.abs(found["unix/lm_head/kernel"]), 0.14737, rtol=1e-3)
 
 
 def test_lion_takes_signs():

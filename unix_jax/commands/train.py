@@ -149,17 +149,16 @@ def run_in(out: Path, config: TrainConfig, progress: ProgressLine, *, restart_da
         changed.append(Change("order of the data", "as it was", f"anew: {feed.restarted}"))
     validation: Iterable[TrainingBatch] = ()
     shown: Mapping[Task, Sequence[Record]] = {}
-    if opened.held_out is not None:
+    if opened.held_out is not None and config.validate_every:
         held_out = Feed(
             validation_data(config), model_config, tokenizer, mesh, records=opened.held_out
         )
-        validation = validation_batches(held_out, config) if config.validate_every else ()
-        if config.preview_every:
-            shown = shown_records(held_out.records, config, config.previews.count)
+        validation = validation_batches(held_out, config)
         held_out.close()
         for line in held_out.notes:
             progress.say(line)
-
+    if opened.held_out is not None and config.preview_every:
+        shown = shown_records(opened.held_out, config, config.previews.count)
     evaluators = make_evaluators(config, opened.held_out)
 
     if resuming:

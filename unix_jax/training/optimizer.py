@@ -57,7 +57,8 @@ class OptimizerConfig:
     clip_norm: float = 1.0
     """Largest norm of all gradients together; 0 does not clip."""
     name: Optimizer = "adamw"
-    """Optimiser, from optax. muon trains the kernels of stacked layers, and adamw the rest."""
+    """Optimiser, from optax. muon trains the kernels of stacked layers, and AdamW with Nesterov's
+    momentum the rest."""
     weight_decay_on: str = "(kernel|embedding|a|b)"
     """Pattern over the names of trained parameters that weight decay applies to, as trainable."""
     learning_rate_factors: tuple[tuple[str, float], ...] = ()

@@ -70,16 +70,16 @@ def _trees(stage: Stage) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _module(path: str) -> str:
-    parts = path.split("/")[:-1] or [path]
+    parts = path.split("/")
+    parts = parts[:-1] if len(parts) > 2 else parts
     return "/".join(parts[: 4 if parts[1:2] == ["decoder"] else 2])
 
 
 def _array(leaf: Any) -> str:
     """Type, shape, and how it is split over the mesh."""
-    spec = getattr(leaf.sharding, "spec", ())
-    names = [axis for axis in spec if axis is not None]
-    split = f" split {tuple(spec)}" if names else " replicated"
-    return f"{leaf.dtype}{list(leaf.shape)}{split}"
+    own = leaf.sharding.shard_shape(leaf.shape)
+    split = "replicated" if own == leaf.shape else f"{list(own)} on each device"
+    return f"{leaf.dtype}{list(leaf.shape)} {split}"
 
 
 def _batch_lines(fed: Fed) -> list[str]:
