@@ -26,10 +26,8 @@ os.environ["XLA_FLAGS"] = " ".join(
 
 # Workers and the processes that tests start compile the same programs, today and tomorrow: once is
 # enough.
-os.environ.setdefault(
-    "JAX_COMPILATION_CACHE_DIR",
-    os.path.join(tempfile.gettempdir(), f"unix-jax-tests-{getpass.getuser()}"),
-)
+PROGRAMS = os.path.join(tempfile.gettempdir(), f"unix-jax-tests-{getpass.getuser()}")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", PROGRAMS)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import json
@@ -47,12 +45,12 @@ def pytest_configure(config):
     # Traces are large graphs of objects that live: looking through them less saves a twentieth.
     gc.set_threshold(100_000, 50, 100)
     if not hasattr(config, "workerinput"):
-        remove_old_programs(Path(os.environ["JAX_COMPILATION_CACHE_DIR"]))
+        remove_old_programs()
 
 
-def remove_old_programs(directory, days=7):
-    """Programs change with the code, and JAX removes none."""
-    for file in directory.glob("*"):
+def remove_old_programs(days=7):
+    """Programs change with the code, and JAX removes none. Only the tests' own folder is touched."""
+    for file in Path(PROGRAMS).glob("*-cache"):
         with contextlib.suppress(OSError):
             if file.stat().st_mtime < time.time() - days * 86400:
                 file.unlink()
