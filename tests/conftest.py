@@ -26,8 +26,10 @@ os.environ["XLA_FLAGS"] = " ".join(
 
 # Workers and the processes that tests start compile the same programs, today and tomorrow: once is
 # enough.
-PROGRAMS = os.path.join(tempfile.gettempdir(), f"unix-jax-tests-{getpass.getuser()}")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", PROGRAMS)
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR",
+    os.path.join(tempfile.gettempdir(), f"unix-jax-tests-{getpass.getuser()}"),
+)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import json
@@ -38,6 +40,7 @@ import numpy as np
 import pytest
 
 GOLDEN = Path(__file__).parent / "golden" / "tiny"
+PROGRAMS = Path(tempfile.gettempdir()) / f"unix-jax-tests-{getpass.getuser()}"
 MOST_RESIDENT = 3 * 2**30  # two workers and what they start fit into 8 GiB
 
 
@@ -50,7 +53,7 @@ def pytest_configure(config):
 
 def remove_old_programs(days=7):
     """Programs change with the code, and JAX removes none. Only the tests' own folder is touched."""
-    for file in Path(PROGRAMS).glob("*-cache"):
+    for file in PROGRAMS.glob("*-cache"):
         with contextlib.suppress(OSError):
             if file.stat().st_mtime < time.time() - days * 86400:
                 file.unlink()
