@@ -1,6 +1,7 @@
 """Eight virtual CPU devices for every test, and the golden model loaded once per worker."""
 
 import contextlib
+import ctypes
 import gc
 import getpass
 import importlib.metadata
@@ -52,7 +53,7 @@ def pytest_configure(config):
 
 
 def remove_old_programs(days=7):
-    """Programs change with the code, and JAX removes none. Only the tests' own folder is touched."""
+    """Programs change with the code, and JAX removes none; in the tests' own folder alone."""
     for file in PROGRAMS.glob("*-cache"):
         with contextlib.suppress(OSError):
             if file.stat().st_mtime < time.time() - days * 86400:
@@ -68,6 +69,9 @@ def pytest_runtest_teardown(item, nextitem):
 
         jax.clear_caches()
         gc.collect()
+        # glibc keeps what is freed.
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def resident_bytes():
