@@ -7,8 +7,9 @@ process plans all rows of a step and makes its own share, so the plan depends ne
 the number of processes nor on what images contain.
 
 A mixture of P sources has a stream for each: stream index s is index s // P in the stream of part
-s % P. Which part is due follows from the numbers of samples taken so far (`due`). What is left out
-does not count as taken.
+s % P. Which part is due follows from the numbers of samples taken so far (`due`), and which row is
+closed from those in closed rows, so that every step has the weights' shares to within a sample or
+two. What is left out does not count as taken.
 """
 
 import logging
@@ -238,12 +239,40 @@ class Planner:
         while (taken := self._take()) is not None:
             place = self._put(*taken)
             if self._filled(self._open[place]) >= 1:
-                return self._open.pop(place)
+                return self._open.pop(self._balanced(place))
             if len(self._open) > self._data.open_rows:
                 # The newest is not among the candidates: it would give one sample a row.
                 fullest = max(range(len(self._open) - 1), key=lambda i: self._filled(self._open[i]))
-                return self._open.pop(fullest)
+                return self._open.pop(self._balanced(fullest))
         return self._open.pop(0) if self._open else None
+
+    def _balanced(self, place: int) -> int:
+        """The row to close: the one at `place`, if the samples of each part in closed rows are then
+        within one of their share; else the row that brings them nearest to it.
+
+        Without this, the rows that wait would hold more of one part than of another for good.
+        """
+        if len(self._lengths) == 1 or any(map(self._has_ended, range(len(self._lengths)))):
+            return place
+        closed = [count.samples for count in self.sources]
+
+        def distance(row: PlannedRow) -> float:
+            after = list(closed)
+            for index in row.indices:
+                after[index % len(after)] += 1
+            total = sum(after)
+            pairs = zip(after, self._weights, strict=True)
+            return max(abs(count - weight * total) for count, weight in pairs)
+
+        if distance(self._open[place]) <= 1:
+            return place
+        return min(
+            {place, *range(len(self._open) - 1)},
+            key=lambda i: (distance(self._open[i]), -self._filled(self._open[i]), i),
+        )
+
+    def _has_ended(self, part: int) -> bool:
+        return self._positions[part] == self._ends[part]
 
     def _put(self, stream_index: int, cost: Cost) -> int:
         """Puts a sample into the first open row that holds it, or a new one; the row's place."""
@@ -265,11 +294,10 @@ class Planner:
     def _take(self) -> tuple[int, Cost] | None:
         """The next usable sample as (stream index, cost), of the part that is due."""
 
-        def active(part: int) -> bool:
-            return self._positions[part] != self._ends[part]
-
         parts = range(len(self._lengths))
-        while (part := due(self._taken, self._weights, [active(p) for p in parts])) is not None:
+        while (
+            part := due(self._taken, self._weights, [not self._has_ended(p) for p in parts])
+        ) is not None:
             found = self._take_from(part)
             if found is not None:
                 return found

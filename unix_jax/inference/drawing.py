@@ -34,7 +34,7 @@ from unix_jax.inference.loaded import LoadedModel
 from unix_jax.inference.sampling import RENORMS, Guidance, Renorm, sample_latents
 from unix_jax.models.embeddings import patchify, unpatchify
 from unix_jax.preprocessing import flow
-from unix_jax.preprocessing.transforms import to_model_image, to_vae_image
+from unix_jax.preprocessing.transforms import to_model_image, to_padded_vae_image
 
 # Numbers of steps up to 63, up to 127 and so on share a compiled program.
 _GRID_MULTIPLE = 64
@@ -127,9 +127,8 @@ class ImageSettings:
 
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-    """Rows that run together: shapes are static, so their condition images have one grid."""
+    """Prompts, and their condition images as the ViT and the autoencoder see them."""
 
-    members: list[int]
     texts: list[list[int]]
     vit_pixels: np.ndarray | None = None
     clean_latents: np.ndarray | None = None
@@ -158,10 +157,7 @@ def draw_latents(
     seed: int | Sequence[int],
     stride: int | None,
 ) -> Iterator[LatentStep]:
-    """Yields every `stride` steps and at the end; None only at the end of each group of rows.
-
-    Rows whose condition images differ in their grid run one group after the other; `total`
-    counts the steps of all groups. Rows that wait still hold noise.
+    """Yields every `stride` steps and at the end; None only at the end.
 
     Arguments are checked by the call itself, before the first item is asked for.
 
@@ -179,34 +175,25 @@ def draw_latents(
     texts = loaded.encode_prompts(found, rows, config.decoder.max_position_embeddings - 2)
     size = latent_size(config, settings)
     latents = np.array(_noise(config, initial_noise, row_keys(seed, rows), rows, size))
-    groups = (
-        [_Rows(list(range(rows)), texts)]
-        if images is None
-        else _conditioned(loaded, texts, images, max(height, width))
-    )
-    return _run(loaded, groups, latents, times, settings, size, stride)
+    batch = _Rows(texts) if images is None else _conditioned(loaded, texts, images, (height, width))
+    return _run(loaded, batch, latents, times, settings, size, stride)
 
 
 def _run(
     loaded: LoadedModel,
-    groups: Sequence[_Rows],
+    batch: _Rows,
     latents: np.ndarray,
     times: np.ndarray,
     settings: ImageSettings,
     size: tuple[int, int],
     stride: int | None,
 ) -> Iterator[LatentStep]:
-    """The steps of all groups, from the noise in `latents`."""
-    estimate = latents.copy()
-    evaluations = len(times) - 1
-    total = evaluations * len(groups)
-    for i, group in enumerate(groups):
-        at = np.array(group.members)
-        for done, x, denoised in _sample(
-            loaded, group, latents[at], times, settings, size, stride or evaluations
-        ):
-            latents[at], estimate[at] = x, denoised
-            yield LatentStep(i * evaluations + done, total, latents.copy(), estimate.copy())
+    """The steps, from the noise in `latents`."""
+    total = len(times) - 1
+    for done, x, estimate in _sample(
+        loaded, batch, latents, times, settings, size, stride or total
+    ):
+        yield LatentStep(done, total, np.array(x), np.array(estimate))
 
 
 def latent_size(config: UniXConfig, settings: ImageSettings) -> tuple[int, int]:
@@ -231,38 +218,29 @@ def decode_latents(
 
 
 def _conditioned(
-    loaded: LoadedModel, texts: list[list[int]], images: Images, max_size: int
-) -> list[_Rows]:
-    """Rows with their condition images, seen by the autoencoder and the ViT, by latent grid."""
+    loaded: LoadedModel, texts: list[list[int]], images: Images, size: tuple[int, int]
+) -> _Rows:
+    """Rows with their condition images, prepared as in training: padded to the image's `size`."""
     pictures, rows = image_list(images), len(texts)
     require(len(pictures) in (1, rows), "images", f"one, or {rows} (one a prompt)", len(pictures))
-    pictures = pictures * rows if len(pictures) == 1 else pictures
     config = loaded.config
-    side, patch = config.latent_downsample, config.latent_patch_size
-    clean = [to_vae_image(p, max_size=max_size, min_size=side, stride=side) for p in pictures]
-    vit = [to_model_image(p, config.vision.image_size) for p in pictures]
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for i, x in enumerate(clean):
-        groups.setdefault(x.shape, []).append(i)
-    found = []
-    for members in groups.values():
-        encoded = loaded.autoencode(np.stack([clean[i] for i in members]), "encode")
-        height, width = encoded.shape[1:3]
-        found.append(
-            _Rows(
-                members,
-                [texts[i] for i in members],
-                np.stack([vit[i] for i in members]),
-                np.asarray(patchify(jnp.asarray(encoded), patch)),
-                (height // patch, width // patch),
-            )
-        )
-    return found
+    clean = np.stack([to_padded_vae_image(picture, *size) for picture in pictures])
+    vit = np.stack([to_model_image(p, config.vision.image_size) for p in pictures])
+    encoded = loaded.autoencode(clean, "encode")
+    patch = config.latent_patch_size
+    latents = np.asarray(patchify(jnp.asarray(encoded), patch))
+    repeats = rows // len(pictures)
+    return _Rows(
+        texts,
+        np.repeat(vit, repeats, axis=0),
+        np.repeat(latents, repeats, axis=0),
+        (encoded.shape[1] // patch, encoded.shape[2] // patch),
+    )
 
 
 def _sample(
     loaded: LoadedModel,
-    group: _Rows,
+    batch: _Rows,
     noise: np.ndarray,
     times: np.ndarray,
     settings: ImageSettings,
@@ -270,11 +248,11 @@ def _sample(
     stride: int,
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """(steps done, x, estimate of the image) every `stride` steps; one program for any stride."""
-    rows = len(group.texts)
+    rows = len(batch.texts)
     # Without a condition image the empty-image branch is the conditional one.
-    own_rows = settings.image_guided and group.clean_grid is not None
+    own_rows = settings.image_guided and batch.clean_grid is not None
     texts, x, vit_pixels, clean_latents = loaded.whole_shards(
-        group.texts, noise, group.vit_pixels, group.clean_latents
+        batch.texts, noise, batch.vit_pixels, batch.clean_latents
     )
     with sharding.use_mesh(loaded.mesh):
         context = image_context(
@@ -284,7 +262,7 @@ def _sample(
             size,
             vit_pixels=vit_pixels,
             clean_latents=clean_latents,
-            clean_grid=group.clean_grid,
+            clean_grid=batch.clean_grid,
             guided=settings.guided,
             image_rows=own_rows,
         )
@@ -324,12 +302,10 @@ def _sample(
         done = last
         state, seen = np.asarray(x)[:rows], np.asarray(estimate)[:rows]
         branches = np.asarray(context_finite).reshape(-1, x.shape[0])[:, :rows]
-        require_finite(
-            branches.all(axis=0), "prompts", "keys or values of the context", group.members
-        )
+        require_finite(branches.all(axis=0), "prompts", "keys or values of the context")
         finite = np.isfinite(state).all(axis=(1, 2)) & np.isfinite(seen).all(axis=(1, 2))
         numbers = f"latents of the image, by step {done} of {total},"
-        require_finite(finite, "prompts", numbers, group.members)
+        require_finite(finite, "prompts", numbers)
         yield done, state, seen
 
 

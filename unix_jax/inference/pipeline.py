@@ -294,7 +294,8 @@ class UniXPipeline:
             after the text step only).
           renorm_min: lower bound of the renormalisation factor, in [0, 1].
           images: condition images, one a prompt or one for all, in any form that
-            `generate_report` takes; seen by the autoencoder and the ViT.
+            `generate_report` takes; seen by the autoencoder, padded with black to height x width as
+            in training, and by the ViT.
           initial_noise: x at t = 1, [B, G, C] or [G, C] for one row; overrides `seed`.
           seed: an int for all rows (equal prompts give equal images), or one for each.
           output_type: `pil` (list of PIL pictures of mode L: the mean of the decoded channels),
