@@ -94,7 +94,7 @@ class ProgressLine:
         self._bar.update(self._task, completed=done, total=self._total)
         if numbers is None:
             return
-        self._bar.update(self._task, numbers=_text(numbers))
+        self._bar.update(self._task, numbers=describe_numbers(numbers))
         now = time.monotonic()
         if terminal.ERRORS.is_terminal:
             return
@@ -107,7 +107,7 @@ class ProgressLine:
             left = _duration((self._total - done) / rate)
         unit = self._unit
         speed = f"{rate:.3g} {unit}s/s, {left} left"
-        self.say(f"{unit} {done}/{self._total} {_text(numbers)} | {speed}")
+        self.say(f"{unit} {done}/{self._total} {describe_numbers(numbers)} | {speed}")
 
     def say(self, line: str) -> None:
         """Prints a line that stays."""
@@ -135,7 +135,8 @@ def advancing(unit: str, total: int | None = None, *, in_bytes: bool = False) ->
         yield advance
 
 
-def _text(numbers: Mapping[str, float | None]) -> str:
+def describe_numbers(numbers: Mapping[str, float | None]) -> str:
+    """`name value` of each number that is there, except the step."""
     shown = {name: value for name, value in numbers.items() if value is not None and name != "step"}
     return " ".join(
         f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.4g}"
