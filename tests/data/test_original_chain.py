@@ -75,7 +75,9 @@ def test_the_chain(files, monkeypatch):
          "--data", "conversations:test_data.json", "--out", "reports",
          "--max-new-tokens", "8", "--resamples", "10"]
     ) == 0  # fmt: skip
-    predictions = [json.loads(line) for line in Path("reports/predictions.jsonl").open()]
+    predictions = [
+        json.loads(line) for line in Path("reports/predictions.jsonl").read_text().splitlines()
+    ]
     assert len(predictions) == COUNT
     assert {row["prompt"] for row in predictions} == {QUESTION.removeprefix("<image>").strip()}
     assert data(
