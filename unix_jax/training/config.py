@@ -432,9 +432,10 @@ class TrainConfig:
         }
 
 
-def default_pattern(stage: str) -> str:
-    """The pattern over the names of the parameters that a stage trains by default."""
-    return next(pattern for name, pattern in _STAGE_TRAINABLE.items() if name == stage)
+def default_pattern(stage: Any) -> str | None:
+    """The pattern over the names of the parameters that a stage trains by default; None where there
+    is no such stage."""
+    return _STAGE_TRAINABLE.get(stage)
 
 
 def settings(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
