@@ -140,7 +140,6 @@ _HIDDEN_HEDGES = (
         rf"(stent [^.;]*),\s*{_MARKS} (?=[\w-]+ stent{_END})",
         r"\1, possibly ",
     ),
-    _rule(rf"^((?:the )?heart(?: size)? is) {_MARKS} (?=within normal limits\b)", r"\1 possibly "),
     _rule(
         rf"(accentuated by technical factors, heart size) {_MARKS} (?=mildly enlarged\b)",
         r"\1 is possibly ",
