@@ -286,8 +286,8 @@ def test_hidden_hedges_stay_doubt(before, after):
         ("The central airway is midline and is XXXX.", "The central airway is midline."),
         ("Inferior sternotomy XXXX is disrupted.", "Inferior sternotomy changes are disrupted."),
         (
-            "There is XXXX visualization of the hemidiaphragms, which may be due to atelectasis.",
-            "There is limited visualization of the hemidiaphragms, which may be due to atelectasis.",
+            "There is XXXX visualization of the diaphragms, which may be due to atelectasis.",
+            "There is limited visualization of the diaphragms, which may be due to atelectasis.",
         ),
     ],
 )

@@ -208,7 +208,7 @@ _EMPTY = re.compile(
     r"|nonemergent|already|appropriate|treatment|side|area|determine\w*|alternatively"
     r"|concern|elsewhere|presence|workup|establish|versus|additional|like|case|through|expected"
     r"|suited|options?"
-    r"|choice|best|reference|possible|possibly|follow|ordered|desired?|needed|repeat|lumbar"
+    r"|choice|best|reference|possible|possibly|follow(?:ed)?|ordered|desired?|needed|repeat|lumbar"
     r"|cervical|through|mid"
     r"|recommend\w*|consider\w*|correlat\w+|suggest\w*|follow-?\s?up|clinical\w*|helpful"
     r"|informative|needed"

@@ -67,6 +67,7 @@ _AFFIRMED = r"^(?!.*\b(?:no|not|without|nor|neither|negative|free of|clear of)\b
 _HARMLESS = r"(?:an? )?(?:atelecta\w+|scar\w*|hiatal hernia|granulomas?|artifact\w*)"
 # A hidden word between a finding and what it is taken for was a word of doubt, or might have been.
 _HIDDEN_HEDGES = (
+    _rule(rf"^((?:the )?appearance of [^,.;]+?) {_MARKS} (?={_DIAGNOSIS})", r"\1 may represent "),
     _rule(rf"\blymph {MARK}", "lymph nodes"),
     _rule(
         rf"\b(costophrenic) {MARK}(?=\s+(?:unchanged\s+)?{MARK}|\s+(?:consistent|compatible)\b)",
@@ -147,6 +148,7 @@ _HIDDEN_HEDGES = (
 )
 # What is hidden is a noun of which one kind fits, or words that the sentence can do without.
 _HIDDEN_NOUNS = (
+    _rule(rf"\bsternotomy {MARK} (?=mediastinal\b)", "sternotomy changes and "),
     _rule(rf"\bhigh {MARK} (?=for\b)", "high risk "),
     _rule(rf"\brotator {MARK}", "rotator cuff"),
     _rule(rf"\b((?:in|within|level of) (?:the )?AP) {MARK}(?=\s*[.,;]|\s+could\b)", r"\1 window"),
@@ -787,7 +789,8 @@ _BROKEN = re.compile(
     rf"\b(?:is|are|was|were)\s+(?:an?\s+)?{_MARKS}\s+(?:evidence|signs?|of)\b"
     rf"|\bnot\s+{_MARKS}\s+(?:and|or)\b|\bsuggesting\s+{MARK}\s+physiology|{MARK}\s+cell\b"
     rf"|\b(?:do|does|did)\s+not\s+{MARK}\s+the\b|^{MARK}\s+correlated\b"
-    rf"|^{MARK}\s+(?:left|right)\s+costophrenic\s+{MARK},"
+    rf"|^please\s+{_MARKS}\s+to\b"
+    rf"|^{MARK}\s+(?:left|right)\s+costophrenic\s+angles?,"
     rf"|^\s*{_MARKS}\s+evidence of\b|\bthere\s+{_MARKS}|\bto\s+{_MARKS}\s+(?:within|in"
     r"|on|at|over|above|below|the)\b"
     rf"|\b(?:may|might|could|would|should|will)\s+{_MARKS}(?!\s+(?:be|represent|reflect|have)\b)"

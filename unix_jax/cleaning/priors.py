@@ -238,6 +238,7 @@ _PHRASES = (
     ),
     _rule(r"\b(?:stable|unchanged)/(?=\w)", ""),
     _rule(rf",\s*(?:small|mild|slight|minimal) interval changes? (?:from|since) {_PRIOR}", ""),
+    _rule(r"\b(?:stable|unchanged) ((?:\w+ )?cardiomegaly) and mediastinal contours?\b", r"\1"),
     _rule(r"\b(is|are) likewise (?:stable|unchanged)(?=\s*(?:[.,;]|$))", r"\1 present"),
     _rule(r"\bremain (?=which\b)", "are present "),
     _rule(
