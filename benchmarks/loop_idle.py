@@ -121,8 +121,10 @@ class Held:
 
         def train_step(state: Any, batch: Any, key: Any) -> tuple[Any, dict[str, Any]]:
             tokens = batch.ce_weights.sum()
+            # XLA runs a program of few operations within the call that enqueues it.
+            square = jnp.full((64, 64), tokens)
             # A value that the sum decides, so that the step begins after it.
-            done = on_each(state.step + jnp.where(tokens < 0, 1, 0))
+            done = on_each(state.step + jnp.where((square @ square).sum() < 0, 1, 0))
             one = jnp.float32(1)
             metrics = dict.fromkeys(("loss", "ce", "grad_norm", "learning_rate"), one)
             metrics |= {"mse": 0 * one, "repa": 0 * one}
@@ -135,9 +137,8 @@ class Held:
         return self._enqueue
 
     def _enqueue(self, state: Any, batch: Any, key: Any) -> Any:
-        made = self._step(state, batch, key)
         self.enqueued.append(time.perf_counter())
-        return made
+        return self._step(state, batch, key)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stage, name)
