@@ -120,8 +120,8 @@ class ImageEvalConfig:
     """Number of steps between evaluations; 0: none."""
     count: int = 32
     """Number of held-out records."""
-    num_steps: int = 50
-    """Points of the time grid of generated images."""
+    num_inference_steps: int = 49
+    """Number of steps of generated images."""
     rad_dino: str | None = None
     """Directory of microsoft/rad-dino."""
 
@@ -259,6 +259,8 @@ class TrainConfig:
         for name, path in (
             ("init", self.init), ("repa.encoder", self.repa.encoder),
             ("model.tokenizer", self.model.tokenizer),
+            ("evals.reports.chexbert", self.evals.reports.chexbert),
+            ("evals.images.rad_dino", self.evals.images.rad_dino),
         ):  # fmt: skip
             if path is not None:
                 local_path(path, name)
