@@ -259,6 +259,8 @@ class TrainConfig:
         for name, path in (
             ("init", self.init), ("repa.encoder", self.repa.encoder),
             ("model.tokenizer", self.model.tokenizer),
+            ("evals.reports.chexbert", self.evals.reports.chexbert),
+            ("evals.images.rad_dino", self.evals.images.rad_dino),
         ):  # fmt: skip
             if path is not None:
                 local_path(path, name)
@@ -372,8 +374,12 @@ class TrainConfig:
             add_all("repa", RepaConfig(), "in a run without REPA (no repa.encoder)")
         if self.stage in ("generation", "autoencoder"):
             add_all("evals.reports", ReportEvalConfig(), stage)
+        elif not self.evals.reports.every:
+            add_all("evals.reports", ReportEvalConfig(), "while evals.reports.every is 0")
         if self.stage in ("understanding", "autoencoder"):
             add_all("evals.images", ImageEvalConfig(), stage)
+        elif not self.evals.images.every:
+            add_all("evals.images", ImageEvalConfig(), "while evals.images.every is 0")
         for field, why in self.optimizer.unread():
             add(f"optimizer.{field}", getattr(OptimizerConfig(), field), why)
         return found
