@@ -218,7 +218,9 @@ def run_in(out: Path, config: TrainConfig, progress: ProgressLine, *, restart_da
         )
 
     if first < total:
-        for line in average.describe(config.export, config.average_decay, share, first, total):
+        for line in average.describe(
+            config.export, config.average_decay, share, first, total, compared=bool(validation)
+        ):
             progress.say(line)
 
     with checkpoints, metrics, progress.over(first, total), profiler, stop:

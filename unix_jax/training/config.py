@@ -372,8 +372,12 @@ class TrainConfig:
             add_all("repa", RepaConfig(), "in a run without REPA (no repa.encoder)")
         if self.stage in ("generation", "autoencoder"):
             add_all("evals.reports", ReportEvalConfig(), stage)
+        elif not self.evals.reports.every:
+            add_all("evals.reports", ReportEvalConfig(), "while evals.reports.every is 0")
         if self.stage in ("understanding", "autoencoder"):
             add_all("evals.images", ImageEvalConfig(), stage)
+        elif not self.evals.images.every:
+            add_all("evals.images", ImageEvalConfig(), "while evals.images.every is 0")
         for field, why in self.optimizer.unread():
             add(f"optimizer.{field}", getattr(OptimizerConfig(), field), why)
         return found
