@@ -6,7 +6,7 @@
         --data.moments runs/nano_moments --out runs/nano_generation_unet
 
 The understanding branch, the data, the loss and the length are those of nano_generation.py. The
-U-Net has UNET_PARAMETERS parameters, the gen stream that it replaces 3.4 M (docs/backbones.md).
+U-Net has 3,409,464 parameters, the gen stream that it replaces 3,448,736 (docs/backbones.md).
 
 Time and score: no run of this length has been made yet.
 """

@@ -5,7 +5,8 @@
 
 The understanding branch, the data, the loss and the optimiser are those of stage2_generation.py.
 REPA reads the gen stream, so there is none here. The U-Net has Stable Diffusion 1's widths and
-868,281,232 parameters; the gen stream that it replaces has 1,240,266,768. For stage 3 the same file
+868,281,232 parameters; the gen stream that it replaces has 1,240,266,768 and needs 12 times as many
+FLOPs. For stage 3 the same file
 takes --init runs/stage2_unet, --data.vae-height 512 and --data.vae-width 512.
 
 Time and score: no run has been made with this configuration yet.

@@ -45,7 +45,11 @@ Trained = Literal["understanding", "generation", "all"]
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """What a batch holds, padding excluded. Pairs are (query, key) within one sample."""
+    """What a batch holds, padding excluded. Pairs are (query, key) within one sample.
+
+    vae_images, vae_size: what the autoencoder encodes in the step. latent_images: all images of
+    latents, those encoded before the run too.
+    """
 
     und_tokens: int
     gen_tokens: int
@@ -56,6 +60,7 @@ class Counts:
     vae_images: int
     vae_size: tuple[int, int]
     text_losses: int
+    latent_images: int = 0
 
     @property
     def tokens(self) -> int:
@@ -74,6 +79,10 @@ def count(batch: TrainingBatch, config: UniXConfig) -> Counts:
         size = (batch.vae_pixels.shape[2], batch.vae_pixels.shape[3])
         tokens = size[0] * size[1] // config.latent_downsample**2
         vae_images = int((np.asarray(batch.latent_index) >= 0).sum()) // tokens
+    latent_images = 0
+    if batch.latent_index is not None and batch.noised is not None:
+        index = np.asarray(batch.latent_index)
+        latent_images = int((index >= 0).sum()) // (index.shape[1] // batch.noised.shape[1])
     return Counts(
         und_tokens=int((und > 0).sum()),
         gen_tokens=int((gen > 0).sum()),
@@ -84,6 +93,7 @@ def count(batch: TrainingBatch, config: UniXConfig) -> Counts:
         vae_images=vae_images,
         vae_size=size,
         text_losses=int((np.asarray(batch.ce_weights) > 0).sum()),
+        latent_images=latent_images,
     )
 
 
@@ -138,24 +148,24 @@ def _layer_flops(config: UniXConfig) -> tuple[int, int]:
 def unet_flops(config: UniXConfig, counts: Counts) -> float:
     """Forward FLOPs of the U-Net over all images of latents, each of which it reads once."""
     c, d = backbone_config(config), config.decoder
-    if not counts.vae_images:
+    if not counts.latent_images:
         return 0.0
-    tokens = counts.gen_tokens // counts.vae_images
+    tokens = counts.gen_tokens // counts.latent_images
     # und tokens of the sample that an image is in.
     seen = counts.gen_und_pairs / counts.gen_tokens
-    places, total = tokens * config.latent_patch_size**2, 0.0
+    places = tokens * config.latent_patch_size**2
 
     def layer(inner: int, outer: int, depth: int) -> float:
         resnet = _resnet_flops(places, inner, outer) + 2 * c.time_width * outer
         heads = (2 * d.num_heads + 2 * d.num_kv_heads) * d.head_dim
         # to_q, to_k, to_v and to_out; the GEGLU's two layers.
-        block = 2 * places * outer * (heads + 12 * outer)
+        block: float = 2 * places * outer * (heads + 12 * outer)
         block += 4 * places * (places + seen) * d.num_heads * d.head_dim
         ends = 2 * places * 2 * outer**2 if depth else 0
         return resnet + depth * block + ends
 
     width = c.widths[0]
-    total += 2 * places * 9 * width * (c.in_channels + c.out_channels)
+    total: float = 2 * places * 9 * width * (c.in_channels + c.out_channels)
     total += 2 * c.time_width * (width + c.time_width)
     skips, sizes = [width], [places]
     for i, outer in enumerate(c.widths):
@@ -177,7 +187,7 @@ def unet_flops(config: UniXConfig, counts: Counts) -> float:
             width = outer
         if level:
             total += 2 * sizes[level - 1] * 9 * width**2
-    return counts.vae_images * total
+    return counts.latent_images * total
 
 
 def _vit_flops(config: UniXConfig) -> int:
