@@ -60,7 +60,7 @@ def run(*axes):
 
 def test_the_unet_learns_and_nothing_else_changes():
     losses, frozen, state = run()
-    assert losses[-1] < 0.7 * losses[0]
+    assert losses[-1] < 0.8 * losses[0]
     assert {path.split("/")[1] for path in named(state.trained)} == {"unet"}
     after = named(state.frozen)
     for path, value in named(frozen).items():
