@@ -488,6 +488,13 @@ def test_a_reader_of_help_that_goes_away(arguments):
     assert started.wait(timeout=60) == 0
 
 
+@pytest.mark.parametrize(("word", "meant"), [("generte", "generate"), ("reports", "report")])
+def test_a_mistyped_subcommand(capsys, word, meant):
+    line = error_of(capsys, [word, "x"])
+    assert f"{word}: expected one of report, generate, info" in line
+    assert line.endswith(f"did you mean {meant}?")
+
+
 def test_info_of_the_bundled_model(capsys):
     assert run(["info"]) == 0
     captured = capsys.readouterr()

@@ -5,8 +5,10 @@ code of Ctrl-C is 130.
 """
 
 import dataclasses
+import difflib
 import importlib
 import sys
+import typing
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -87,6 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given == ["--version"]:
             print(f"unix-jax {__version__}")
             return
+        _require_subcommand(given)
         for option in given[1:]:
             if replaced := _RENAMED.get((given[0], option.partition("=")[0])):
                 raise UniXError(f"{option}: this option is now {replaced}")
@@ -100,6 +103,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.run()
 
     return run_command(run)
+
+
+def _require_subcommand(given: Sequence[str]) -> None:
+    """Raises UniXError for a first word that is no subcommand, with the nearest one."""
+    annotated = typing.get_args(typing.get_args(_Command)[0])
+    names = [typing.get_args(one)[1].name for one in annotated]
+    if not given or given[0].startswith("-") or given[0] in names:
+        return
+    near = difflib.get_close_matches(given[0], names, 1)
+    meant = f"; did you mean {near[0]}?" if near else ""
+    raise UniXError(f"{given[0]}: expected one of {', '.join(names)}{meant}")
 
 
 if __name__ == "__main__":

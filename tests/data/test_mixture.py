@@ -236,6 +236,27 @@ def test_a_row_takes_both_tasks():
     assert costs == [Cost(8, 2, 2)] * 4
 
 
+@pytest.mark.parametrize(
+    ("weights", "vit", "vae"), [([0.6, 0.4], 4, 8), ([0.3, 0.7], 8, 8), ([0.6, 0.4], 8, 8)]
+)
+def test_every_step_has_the_shares_of_the_weights(weights, vit, vae):
+    """Also while rows wait, and where one part fills rows sooner than the other."""
+    rng = np.random.default_rng(0)
+    listed = [
+        ("understanding", [Cost(int(n), 1, 0) for n in rng.integers(60, 160, 50)]),
+        ("generation", [Cost(int(n), 0, 1) for n in rng.integers(20, 80, 50)]),
+    ]
+    data = dataclasses.replace(
+        PLAN, rows=4, und_tokens=1024, vit_images=vit, vae_images=vae, open_rows=32
+    )
+    planner = Planner(mixture(listed, weights), data)
+    for _ in range(20):
+        planner.next_step()
+        counts = [count.samples for count in planner.sources]
+        shares = [weight * sum(counts) for weight in weights]
+        assert np.abs(np.subtract(counts, shares)).max() <= 2
+
+
 def test_a_part_without_usable_samples_is_named():
     listed = [("understanding", [Cost(2, 1, 0)]), ("understanding", [Skip("no_text")])]
     planner = Planner(mixture(listed), PLAN)

@@ -94,7 +94,7 @@ def test_golden_picture():
 def test_golden_edit(monkeypatch):
     pipe, tensors = tiny_pipe(), golden()
     monkeypatch.setattr(
-        image_latents, "to_vae_image",
+        image_latents, "to_padded_vae_image",
         lambda *_, **__: np.moveaxis(tensors["edit.vae_pixels"][0], 0, -1),
     )  # fmt: skip
     monkeypatch.setattr(

@@ -1,15 +1,20 @@
 """Images by the pipeline: rows that ignore their neighbours, settings, looks on the way."""
 
 import dataclasses
+import io
 import typing
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from support.toy_pipelines import PROMPTS, SMALL, draw, pictures, small_pipe, tiny_pipe
 from unix_jax.cli import Generate, Report
 from unix_jax.config import UniXConfig
+from unix_jax.data.config import DataConfig
+from unix_jax.data.model_images import vae_pixels, vit_pixels
+from unix_jax.data.records import Record
 from unix_jax.errors import PromptError
 from unix_jax.inference import image_latents
 from unix_jax.inference.sampling import SamplingState, sample_latents
@@ -120,7 +125,7 @@ def test_one_step():
 
 
 def test_conditioned_rows_equal_rows_alone():
-    """Pictures of several shapes: they are grouped inside, and come back in their order."""
+    """Images of several shapes are padded to one, and come back in their order."""
     shapes = [(40, 40), (40, 20), (44, 44)]
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, s, dtype=np.uint8) for s in shapes]
@@ -131,6 +136,33 @@ def test_conditioned_rows_equal_rows_alone():
     for i in range(3):
         alone = draw([PROMPTS[i]], images=images[i], seed=seeds[i], **options)
         np.testing.assert_allclose(alone[0], together[i], atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(40, 20), (20, 31), (24, 40)])
+def test_a_condition_image_is_prepared_as_in_training(shape):
+    """Both encoders see the same pixels in training and here, whatever the image's shape."""
+    image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    record = Record("a", file.getvalue())
+    data = DataConfig(task="edit", vae_images=2, vae_height=12, vae_width=20)
+    loaded = small_pipe().loaded
+    seen = []
+
+    class Seeing:
+        config = loaded.config
+
+        def autoencode(self, pixels, way):
+            seen.append((way, pixels))
+            return loaded.autoencode(pixels, way)
+
+    batch = drawing._conditioned(Seeing(), [[1], [2]], image, (12, 20))
+    ((way, pixels),) = seen
+    assert way == "encode"
+    np.testing.assert_array_equal(pixels[0], vae_pixels(record, data))
+    np.testing.assert_array_equal(batch.vit_pixels[1], vit_pixels(record, loaded.config))
+    assert batch.clean_grid == drawing.latent_size(loaded.config, drawing.ImageSettings(12, 20))
+    assert len(batch.vit_pixels) == len(batch.clean_latents) == 2
 
 
 def test_one_condition_image_serves_all_prompts():

@@ -228,7 +228,7 @@ def test_two_step_solvers_as_stated(solver):
 
     def velocity(x, t):
         x = jnp.asarray(x, jnp.float32)
-        if t <= 0.4:
+        if t <= np.float32(0.4):
             return compiled(pipe.model, pipe.params, plain, x, jnp.float32(t))
         v = compiled(pipe.model, pipe.params, used, jnp.tile(x, (2, 1, 1)), jnp.float32(t))
         return guide(v[:B], v[B:], None, guidance(3.0), "global")

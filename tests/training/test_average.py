@@ -21,7 +21,7 @@ from unix_jax.training import average
 from unix_jax.training.config import TrainConfig, load_config
 from unix_jax.training.kept import export_step, find_step
 from unix_jax.training.lora import LoraConfig
-from unix_jax.training.stages import describe_validation
+from unix_jax.training.stages import Stage
 from unix_jax.training.start import keep_average, recorded_share
 
 DATA = DataConfig(source="nowhere")
@@ -134,7 +134,7 @@ def test_a_run_keeps_its_average(tmp_path):
 
 def test_the_losses_are_said_with_their_weights():
     run = types.SimpleNamespace(validated=("average", "raw"))
-    assert describe_validation(run, 30, {"loss": 0.4947, "raw/loss": 0.2587}) == (
+    assert Stage.describe_validation(run, 30, {"loss": 0.4947, "raw/loss": 0.2587}) == (
         "step 30: validation loss 0.4947 (average weights), 0.2587 (raw)"
     )
 

@@ -7,12 +7,12 @@ import pytest
 import toy_run
 from PIL import Image
 from test_train_script import one_error
-from unix_jax.data.pictures import pad_to_fit
 
 from unix_jax.data.config import DataConfig
 from unix_jax.data.records import record_image
 from unix_jax.data.sources import open_source
 from unix_jax.errors import ConfigError, DataError
+from unix_jax.preprocessing.transforms import pad_to_fit
 from unix_jax.training.config import (
     EvalsConfig,
     ImageEvalConfig,

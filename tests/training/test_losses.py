@@ -137,8 +137,11 @@ def batch():
     return make_batch(8)
 
 
+compiled_draw = jax.jit(draw_flow, static_argnums=0)
+
+
 def draw(batch, row_ids, seed=0, params=None):
-    return draw_flow(MODEL, params or {}, batch, jax.random.key(seed), jnp.asarray(row_ids))
+    return compiled_draw(MODEL, params or {}, batch, jax.random.key(seed), jnp.asarray(row_ids))
 
 
 def rows_of(tree, rows):

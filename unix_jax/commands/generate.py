@@ -21,7 +21,7 @@ class Generate(Model):
 
     For example:
         unix-jax generate "Large right pleural effusion."
-        unix-jax generate "Edema." --num-images 4 --solver ab2 --num-inference-steps 20 --out edema
+        unix-jax generate "Edema." --num-images 4 --solver pec --num-inference-steps 16 --out edema
     """
 
     prompts: Annotated[list[str], tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT ...")] = (
@@ -38,7 +38,7 @@ class Generate(Model):
     """Steps per image, each of which evaluates the network once. If absent, 49, which are the 50
     grid points of the original, and 50 for a diffusers checkpoint."""
     solver: Literal["euler", "ab2", "pec"] = "euler"
-    """How each step is made: euler as in the original; ab2 and pec come as close with 20 steps."""
+    """How each step is made: euler as in the original; ab2 and pec come as close with 16 steps."""
     timestep_shift: float = 3.0
     """Above 1 spends more steps near noise."""
     guidance_scale: float | None = None

@@ -29,7 +29,7 @@ class _Rate(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:.3g}/s")
+        return Text("" if speed is None else f"{_rate(speed)}/s")
 
 
 class ProgressLine:
@@ -106,7 +106,7 @@ class ProgressLine:
         if rate > 0 and self._total is not None:
             left = _duration((self._total - done) / rate)
         unit = self._unit
-        speed = f"{rate:.3g} {unit}s/s, {left} left"
+        speed = f"{_rate(rate)} {unit}s/s, {left} left"
         self.say(f"{unit} {done}/{self._total} {describe_numbers(numbers)} | {speed}")
 
     def say(self, line: str) -> None:
@@ -142,6 +142,10 @@ def describe_numbers(numbers: Mapping[str, float | None]) -> str:
         f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.4g}"
         for name, value in shown.items()
     )
+
+
+def _rate(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def _duration(seconds: float) -> str:

@@ -7,8 +7,9 @@ Every process plans all rows of a step and builds its own share, so the plan dep
 number of processes nor on the contents of images.
 
 A mixture of P sources has a stream for each: stream index s is index s // P in the stream of part s
-% P. The numbers of samples taken so far determine which part comes next (`due`). Skipped samples do
-not count as taken.
+% P. The numbers of samples taken so far determine which part comes next (`due`), and the samples in
+closed rows determine which row is closed, so that every step has the weights' shares to within a
+sample or two. Skipped samples do not count as taken.
 """
 
 import logging
@@ -224,12 +225,40 @@ class Planner:
         while (taken := self._take()) is not None:
             place = self._put(*taken)
             if self._filled(self._open[place]) >= 1:
-                return self._open.pop(place)
+                return self._open.pop(self._balanced(place))
             if len(self._open) > self._data.open_rows:
                 # The newest is not among the candidates: it would give one sample a row.
                 fullest = max(range(len(self._open) - 1), key=lambda i: self._filled(self._open[i]))
-                return self._open.pop(fullest)
+                return self._open.pop(self._balanced(fullest))
         return self._open.pop(0) if self._open else None
+
+    def _balanced(self, place: int) -> int:
+        """The row to close: the one at `place`, if the samples of each part in closed rows are then
+        within one of their share; else the row that brings them nearest to it.
+
+        Without this, the rows that wait would hold more of one part than of another for good.
+        """
+        if len(self._lengths) == 1 or any(map(self._has_ended, range(len(self._lengths)))):
+            return place
+        closed = [count.samples for count in self.sources]
+
+        def distance(row: PlannedRow) -> float:
+            after = list(closed)
+            for index in row.indices:
+                after[index % len(after)] += 1
+            total = sum(after)
+            pairs = zip(after, self._weights, strict=True)
+            return max(abs(count - weight * total) for count, weight in pairs)
+
+        if distance(self._open[place]) <= 1:
+            return place
+        return min(
+            {place, *range(len(self._open) - 1)},
+            key=lambda i: (distance(self._open[i]), -self._filled(self._open[i]), i),
+        )
+
+    def _has_ended(self, part: int) -> bool:
+        return self._positions[part] == self._ends[part]
 
     def _put(self, stream_index: int, cost: Cost) -> int:
         """Puts a sample into the first open row with space, or a new one; returns its index."""
@@ -251,7 +280,7 @@ class Planner:
     def _take(self) -> tuple[int, Cost] | None:
         """The next usable sample as (stream index, cost), from the part that comes next."""
         while True:
-            active = [at != end for at, end in zip(self._positions, self._ends, strict=True)]
+            active = [not self._has_ended(part) for part in range(len(self._lengths))]
             part = due(self._taken, self._weights, active)
             if part is None:
                 return None

@@ -32,7 +32,7 @@ from unix_jax.inference.sampling import SamplingState, initial_state, sample_lat
 from unix_jax.inference.settings import ImageSettings
 from unix_jax.models.embeddings import patchify, unpatchify
 from unix_jax.preprocessing import flow
-from unix_jax.preprocessing.transforms import to_model_image, to_vae_image
+from unix_jax.preprocessing.transforms import to_model_image, to_padded_vae_image
 
 # Numbers of steps up to 63, up to 127 and so on share a compiled program.
 _GRID_MULTIPLE = 64
@@ -40,14 +40,10 @@ _GRID_MULTIPLE = 64
 
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-    """Rows that run together: shapes are static, so their condition images have one grid.
+    """The distinct rows of a call, with their indices among the caller's prompts (`named`)."""
 
-    `members` are their indices among the distinct rows, `named` those among the caller's prompts.
-    """
-
-    members: list[int]
-    named: list[int]
     texts: list[list[int]]
+    named: list[int]
     vit_pixels: np.ndarray | None = None
     clean_latents: np.ndarray | None = None
     clean_grid: tuple[int, int] | None = None
@@ -77,10 +73,8 @@ def generate_latents(
 ) -> tuple[list[int], Iterator[LatentStep]]:
     """Returns (the seed of each row, steps).
 
-    A `LatentStep` comes every `stride` steps and at the end; None only at the end of each group of
-    rows. Rows of the same prompt, noise and condition image are computed once. Rows whose
-    condition images differ in their grid run one group after the other; `total` counts the steps
-    of all groups. Rows that wait still hold noise.
+    A `LatentStep` comes every `stride` steps and at the end; None only at the end. Rows of the same
+    prompt, noise and condition image are computed once.
 
     Arguments are checked by the call itself, before the first step is asked for.
 
@@ -90,7 +84,6 @@ def generate_latents(
     """
     config = loaded.config
     settings = settings.checked(config)
-    height, width = settings.size(config)
     if images is not None:
         if isinstance(config.generation, UNetBackbone):
             raise PromptError(
@@ -115,13 +108,16 @@ def generate_latents(
     )
     texts = [texts[i] for i in distinct]
     if conditions is None:
-        groups = [_Rows(list(range(len(distinct))), distinct, texts)]
+        batch = _Rows(texts, distinct)
     else:
         chosen = [chosen[i] for i in distinct]
-        groups = _conditioned(loaded, texts, distinct, conditions, chosen, max(height, width))
-    run = _run(loaded, groups, noise[distinct], time_grid(settings), settings, size, stride)
+        batch = _conditioned(loaded, texts, distinct, conditions, chosen, settings.size(config))
+    times = time_grid(settings)
+    total = len(times) - 1
+    run = _sample(loaded, batch, noise[distinct], times, settings, size, stride or total)
     return seeds, (
-        LatentStep(at.step, at.total, at.latents[of_row], at.estimate[of_row]) for at in run
+        LatentStep(done, total, latents[of_row], estimate[of_row])
+        for done, latents, estimate in run
     )
 
 
@@ -142,28 +138,6 @@ def _distinct(keys: Sequence[Any]) -> tuple[list[int], list[int]]:
         first.setdefault(key, i)
     numbers = {key: number for number, key in enumerate(first)}
     return list(first.values()), [numbers[key] for key in keys]
-
-
-def _run(
-    loaded: LoadedModel,
-    groups: Sequence[_Rows],
-    latents: np.ndarray,
-    times: np.ndarray,
-    settings: ImageSettings,
-    size: tuple[int, int],
-    stride: int | None,
-) -> Iterator[LatentStep]:
-    """The steps of all groups, from the noise in `latents`."""
-    estimate = latents.copy()
-    evaluations = len(times) - 1
-    total = evaluations * len(groups)
-    for i, group in enumerate(groups):
-        at = np.array(group.members)
-        for done, x, denoised in _sample(
-            loaded, group, latents[at], times, settings, size, stride or evaluations
-        ):
-            latents[at], estimate[at] = x, denoised
-            yield LatentStep(i * evaluations + done, total, latents.copy(), estimate.copy())
 
 
 def latent_size(config: UniXConfig, settings: ImageSettings) -> tuple[int, int]:
@@ -193,41 +167,32 @@ def _conditioned(
     named: list[int],
     images: Sequence[Image.Image],
     chosen: list[int],
-    max_size: int,
-) -> list[_Rows]:
-    """Rows with their condition images, seen by the autoencoder and the ViT, by latent grid.
+    size: tuple[int, int],
+) -> _Rows:
+    """Rows with their condition images, prepared as in training: padded to the image's `size`.
 
     chosen: the index in `images` of each row's condition image. Each is encoded once.
     """
     config = loaded.config
-    side, patch = config.latent_downsample, config.latent_patch_size
-    clean = [to_vae_image(x, max_size=max_size, min_size=side, stride=side) for x in images]
-    vit = [to_model_image(x, config.vision.image_size) for x in images]
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for row, image in enumerate(chosen):
-        groups.setdefault(clean[image].shape, []).append(row)
-    found = []
-    for members in groups.values():
-        used, of_member = _distinct([chosen[row] for row in members])
-        used = [chosen[members[i]] for i in used]
-        encoded = loaded.autoencode(np.stack([clean[i] for i in used]), "encode")
-        height, width = encoded.shape[1:3]
-        found.append(
-            _Rows(
-                members,
-                [named[row] for row in members],
-                [texts[row] for row in members],
-                np.stack([vit[i] for i in used])[of_member],
-                np.asarray(patchify(jnp.asarray(encoded), patch))[of_member],
-                (height // patch, width // patch),
-            )
-        )
-    return found
+    used, of_row = _distinct(chosen)
+    seen = [images[chosen[i]] for i in used]
+    clean = np.stack([to_padded_vae_image(image, *size) for image in seen])
+    vit = np.stack([to_model_image(image, config.vision.image_size) for image in seen])
+    encoded = loaded.autoencode(clean, "encode")
+    patch = config.latent_patch_size
+    height, width = encoded.shape[1:3]
+    return _Rows(
+        texts,
+        named,
+        vit[of_row],
+        np.asarray(patchify(jnp.asarray(encoded), patch))[of_row],
+        (height // patch, width // patch),
+    )
 
 
 def _sample(
     loaded: LoadedModel,
-    group: _Rows,
+    batch: _Rows,
     noise: np.ndarray,
     times: np.ndarray,
     settings: ImageSettings,
@@ -235,11 +200,11 @@ def _sample(
     stride: int,
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """(steps done, x, estimate of the image) every `stride` steps; one program for any stride."""
-    rows = len(group.texts)
+    rows = len(batch.texts)
     # Without a condition image the empty-image branch is the conditional one.
-    own_rows = settings.image_guided and group.clean_grid is not None
+    own_rows = settings.image_guided and batch.clean_grid is not None
     texts, x, vit_pixels, clean_latents = loaded.whole_shards(
-        group.texts, noise, group.vit_pixels, group.clean_latents
+        batch.texts, noise, batch.vit_pixels, batch.clean_latents
     )
     with sharding.use_mesh(loaded.mesh):
         context = image_context(
@@ -249,7 +214,7 @@ def _sample(
             size,
             vit_pixels=vit_pixels,
             clean_latents=clean_latents,
-            clean_grid=group.clean_grid,
+            clean_grid=batch.clean_grid,
             guided=settings.guided,
             image_rows=own_rows,
         )
@@ -286,11 +251,11 @@ def _sample(
         latents, estimate = latents[:rows], estimate[:rows]
         branches = np.asarray(context_finite).reshape(-1, len(state.latents))[:, :rows]
         require_finite(
-            branches.all(axis=0), "prompts", "keys or values of the context", group.named
+            branches.all(axis=0), "prompts", "keys or values of the context", batch.named
         )
         finite = np.isfinite(latents).all(axis=(1, 2)) & np.isfinite(estimate).all(axis=(1, 2))
         numbers = f"latents of the image, by step {done} of {total},"
-        require_finite(finite, "prompts", numbers, group.named)
+        require_finite(finite, "prompts", numbers, batch.named)
         yield done, latents, estimate
 
 

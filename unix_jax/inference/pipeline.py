@@ -468,7 +468,8 @@ class UniXPipeline:
           prompts: one or several; strings or token ids.
           settings: how images are generated; None makes it of `options`.
           images: condition images, one per prompt or one for all, in any form that
-            `generate_report` takes; seen by the autoencoder and the ViT.
+            `generate_report` takes; seen by the autoencoder, padded with
+            black to height x width as in training, and by the ViT.
           initial_noise: x at t = 1, [B, G, C] or [G, C] for one row; overrides `seed`.
           seed: an int for all rows (equal prompts generate equal images), or one for each.
           output_type: `pil` (list of PIL images of mode L: the mean of the decoded channels),

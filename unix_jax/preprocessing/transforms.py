@@ -2,8 +2,9 @@
 
 * Reports: `to_model_image`: letterbox (Lanczos thumbnail, centred, white) or squash (bicubic),
   SigLIP statistics.
-* Training and editing: `to_vit_image`, `to_vae_image`: bicubic, aspect kept, sides to multiples of
-  a stride.
+* Training and editing: `to_padded_vae_image`: bicubic, aspect kept, padded to one size.
+* The original's own: `to_vit_image`, `to_vae_image`: bicubic, aspect kept, sides to multiples of a
+  stride.
 * Outputs: `to_pil`, `to_gray_pil`, `contact_sheet`, `png_bytes`, `save_png`.
 
 All are pinned to the original's outputs in `tests/golden/metrics_tiny`. H height, W width.
@@ -101,6 +102,25 @@ def resize_to_stride(
     return image.resize(size, Image.Resampling.BICUBIC)
 
 
+def pad_to_fit(image: Image.Image, height: int, width: int, fill: int = 0) -> Image.Image:
+    """The whole picture inside a rectangle, aspect kept: scaled to touch two sides, centred.
+
+    Bicubic with antialias, as the original's VAE transform. Small pictures grow: otherwise a model
+    learns to draw small radiographs in wide frames.
+
+    Args:
+      image: of mode RGB or L; it stays as it is.
+      height, width: of the rectangle in pixels.
+      fill: gray level of the padding, 0 to 255.
+    """
+    scale = min(height / image.height, width / image.width)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    canvas = Image.new(image.mode, (width, height), (fill,) * len(image.getbands()))
+    scaled = image.resize(size, Image.Resampling.BICUBIC)
+    canvas.paste(scaled, ((width - size[0]) // 2, (height - size[1]) // 2))
+    return canvas
+
+
 def normalize(image: Image.Image, mean: float, std: float) -> Float[np.ndarray, "H W 3"]:
     """(pixels / 255 - mean) / std in float32, channels last; grayscale becomes three channels."""
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
@@ -140,6 +160,16 @@ def to_vae_image(
 ) -> Float[np.ndarray, "H W 3"]:
     """The input of the autoencoder in [-1, 1]: aspect kept, sides multiples of `stride`."""
     return normalize(resize_to_stride(image, max_size, min_size, stride), VAE_MEAN, VAE_STD)
+
+
+def to_padded_vae_image(
+    image: Image.Image, height: int, width: int, fill: int = 0
+) -> Float[np.ndarray, "H W 3"]:
+    """The input of the autoencoder in [-1, 1], the same in training and for a condition image.
+
+    Args: as of `pad_to_fit`.
+    """
+    return normalize(pad_to_fit(image, height, width, fill), VAE_MEAN, VAE_STD)
 
 
 def to_pil(pixels: np.ndarray) -> Image.Image:

@@ -304,10 +304,6 @@ class TrainConfig:
             )
         if self.stage == "generation" and isinstance(self.model.generation, UNetBackbone):
             self._check_unet()
-        if self.lora.rank and self.stage == "autoencoder":
-            raise ConfigError(
-                f"lora.rank: expected 0 for the stage autoencoder, found {self.lora.rank}"
-            )
 
     def _check_unet(self) -> None:
         """Raises ConfigError for what the U-Net does not support."""
@@ -387,7 +383,9 @@ class TrainConfig:
             add("losses.mse_weight", LossConfig().mse_weight, stage)
         if self.stage == "generation" and self.losses.ce_weight:
             add("losses.ce_weight", LossConfig().ce_weight, stage)
-        if not self.lora.rank:
+        if self.stage == "autoencoder":
+            add_all("lora", LoraConfig(), stage)
+        elif not self.lora.rank:
             add_all("lora", LoraConfig(), "in a run without adapters (lora.rank 0)")
         elif self.pattern != self._default_pattern:
             add("trainable", None, "in a run with adapters, which are trained instead of the model")
@@ -465,9 +463,10 @@ class TrainConfig:
         return values | {"ema_decay": self.average_decay, "trainable": self.pattern}
 
 
-def default_pattern(stage: str) -> str:
-    """The pattern over the names of the parameters that a stage trains by default."""
-    return next(pattern for name, pattern in _STAGE_TRAINABLE.items() if name == stage)
+def default_pattern(stage: Any) -> str | None:
+    """The pattern over the names of the parameters that a stage trains by default; None where there
+    is no such stage."""
+    return _STAGE_TRAINABLE.get(stage)
 
 
 def settings(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from unix_jax.data.mixture import Task
-from unix_jax.data.model_images import pad_to_fit
 from unix_jax.data.records import (
     Record,
     RecordSource,
@@ -23,6 +22,7 @@ from unix_jax.evaluation.clinical import clinical_f1
 from unix_jax.evaluation.features import RadDino
 from unix_jax.evaluation.image import frechet_distance, kernel_distance
 from unix_jax.evaluation.text import text_scores
+from unix_jax.preprocessing.transforms import pad_to_fit
 from unix_jax.training.config import EVALUATIONS, TrainConfig
 from unix_jax.training.feed import shown_records
 

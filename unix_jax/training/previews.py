@@ -17,7 +17,7 @@ from PIL import Image
 from unix_jax.checkpoints.leaves import unflatten
 from unix_jax.config import UniXConfig
 from unix_jax.data.mixture import Task
-from unix_jax.data.model_images import pad_to_fit, vae_pixels
+from unix_jax.data.model_images import vae_pixels
 from unix_jax.data.records import (
     Record,
     captions_of,
@@ -30,7 +30,7 @@ from unix_jax.errors import CheckpointError
 from unix_jax.inference.pipeline import UniXPipeline
 from unix_jax.models.autoencoder import Autoencoder
 from unix_jax.preprocessing.text import Tokenizer
-from unix_jax.preprocessing.transforms import contact_sheet, save_png, to_gray_pil
+from unix_jax.preprocessing.transforms import contact_sheet, pad_to_fit, save_png, to_gray_pil
 from unix_jax.storage.files import atomic_write
 from unix_jax.training.config import TrainConfig
 from unix_jax.training.distributed import is_primary

@@ -101,8 +101,8 @@ def upgraded(recorded: Mapping[str, Any]) -> dict[str, Any]:
         default = json.loads(json.dumps(getattr(OptimizerConfig(), name)))
         optimizer.setdefault(name, default)
     optimizer.pop("total_steps", None)
-    if "stage" in config:
-        config.setdefault("trainable", default_pattern(config["stage"]))
+    if (pattern := default_pattern(config.get("stage"))) is not None:
+        config.setdefault("trainable", pattern)
     if not config.pop("use_lora", True):
         config["lora"] = json.loads(json.dumps(dataclasses.asdict(LoraConfig())))
     losses, encoder = config.get("losses", {}), config.pop("rad_dino", None)
