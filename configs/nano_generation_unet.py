@@ -1,4 +1,4 @@
-"""Generation at 128 pixels with a U-Net in the place of the nano model's gen stream: an ablation.
+"""Generation at 128 pixels with a U-Net instead of the nano model's gen stream: an ablation.
 
     unix-jax data moments manifest:examples/cxr runs/nano_moments \\
         --height 128 --width 128 --checkpoint runs/nano_understanding/export

@@ -1,4 +1,4 @@
-"""Stage 2 with a U-Net in the place of the gen stream, at published size: an ablation.
+"""Stage 2 with a U-Net instead of the gen stream, at published size: an ablation.
 
     python train.py configs/stage2_generation_unet.py --init runs/stage1 --out runs/stage2_unet \\
         --data.source "mimic:MIMIC_CXR_JPG?reports=clean.jsonl&views=PA,AP"

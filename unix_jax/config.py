@@ -111,7 +111,7 @@ class TransformerStream:
 
 @dataclasses.dataclass(frozen=True)
 class UNetBackbone:
-    """A diffusion U-Net as the generation backbone, in the place of the gen stream.
+    """A diffusion U-Net as the generation backbone, instead of the gen stream.
 
     Its transformer blocks use UniX's cross-modal attention, with heads as the decoder has them. It
     reads the latents as they are, not grouped into tokens. See docs/backbones.md.
