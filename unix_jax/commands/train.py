@@ -129,6 +129,8 @@ def run_in(out: Path, config: TrainConfig, progress: ProgressLine, *, restart_da
             )
     else:
         first, data_state, window, share = 0, None, Window(), 1.0
+        for line in start.backbone_note(origin):
+            progress.say(line)
         start.remember(out, config, origin)
         given = start.load_parts(origin, config, mesh)
         state = stage.fresh(given)
