@@ -53,7 +53,10 @@ def test_all_checkpoints_damaged(toy, train, run, capsys):
         (["checkpoints"], "the weights of a finished run in"),
         (["checkpoints", "export"], "metrics.jsonl of 8 steps"),
         (["run.json"], "expected run.json beside its checkpoints"),
-        (["run.json", "checkpoints"], "found export, metrics.jsonl, frozen, tokenizer without"),
+        (
+            ["run.json", "checkpoints"],
+            "found export, metrics.jsonl, frozen, tokenizer, parameters.txt without",
+        ),
     ],
 )
 def test_no_checkpoint_is_not_a_new_run(toy, train, run, capsys, lost, expected):
@@ -187,6 +190,10 @@ def test_commands_take_the_directory_of_a_run(run, tmp_path, capsys):
     assert ends(main, "info", run, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found == json.loads((run / "export" / "config.json").read_text())
+    assert ends(main, "info", run) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "CRC-32 of every file" in printed
+    assert "weights of step 8" in printed
     assert ends(convert, "cast", run, tmp_path / "cast") == 0
     assert native.is_checkpoint(tmp_path / "cast")
     assert ends(convert, "export", run, tmp_path / "published") == 0
