@@ -250,6 +250,14 @@ def test_what_is_stated_is_not_denied_by_a_hidden_word():
             "Bibasilar opacities seen on lateral view may be atelectasis.",
         ),
         (
+            "Retrocardiac opacity XXXX due at XXXX in part to atelectasis.",
+            "Retrocardiac opacity possibly due at least in part to atelectasis.",
+        ),
+        (
+            "Round opacity is XXXX on lateral view to represent atelectasis.",
+            "Round opacity is thought on lateral view to represent atelectasis.",
+        ),
+        (
             "Rib deformity, also XXXX chronic.",
             "Rib deformity, also possibly chronic.",
         ),

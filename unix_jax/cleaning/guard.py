@@ -250,7 +250,7 @@ _CHANGE_OR_GONE = re.compile(
     r"|nearly|almost"
     r"|partial\w*|mostly|largely|incomplete\w*|virtually|complete\w*|described|now|once"
     r"|appreciated"
-    r"|becom\w+|somewhat|having|during|demonstrated|before|readily|best|note[ds]?"
+    r"|onset|becom\w+|somewhat|having|during|demonstrated|before|readily|best|note[ds]?"
     r"|worse|prominent"
     r"|dense|known|additional|known|known|entirely|fully|subsequent\w*|formerly|undergone"
     r"|resum\w+|re-?accum\w+"

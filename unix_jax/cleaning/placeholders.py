@@ -67,6 +67,16 @@ _AFFIRMED = r"^(?!.*\b(?:no|not|without|nor|neither|negative|free of|clear of)\b
 _HARMLESS = r"(?:an? )?(?:atelecta\w+|scar\w*|hiatal hernia|granulomas?|artifact\w*)"
 # A hidden word between a finding and what it is taken for was a word of doubt, or might have been.
 _HIDDEN_HEDGES = (
+    _rule(
+        rf"\b(is|are) {_MARKS} (on (?:the )?(?:lateral|frontal|PA|AP)(?: view)?) to"
+        r" (?=(?:represent|reflect)\b)",
+        r"\1 thought \2 to ",
+    ),
+    _rule(
+        rf"{MARK} ((?:due )?)at {MARK} (?=in part\b|partially\b|partly\b|mildly enlarged\b)",
+        r"possibly \1at least ",
+    ),
+    _rule(rf"^{MARK} onset (?=\w)", ""),
     _rule(rf"^((?:the )?appearance of [^,.;]+?) {_MARKS} (?={_DIAGNOSIS})", r"\1 may represent "),
     _rule(rf"\blymph {MARK}", "lymph nodes"),
     _rule(
