@@ -22,7 +22,7 @@ from unix_jax.evaluation.inception import Inception, softmax
 from unix_jax.evaluation.nearest import gray_pixels, pair_image
 from unix_jax.evaluation.radiomics import radiomics_distance
 from unix_jax.evaluation.reid import Reidentification
-from unix_jax.evaluation_runs.image_set import images_made_elsewhere
+from unix_jax.evaluation_runs.image_set import images_of_files
 from unix_jax.preprocessing.transforms import save_png, to_pil
 
 COUNT = 12
@@ -185,7 +185,7 @@ def write_repeats(folder, captions, keys=None):
 def paired(folder, table):
     write_jsonl(folder / "made.jsonl", table)
     source = open_source(f"manifest:{folder}")
-    found = images_made_elsewhere(folder / "made.jsonl", source)
+    found = images_of_files(folder / "made.jsonl", source)
     return [image.record for image in found.images], found.notes
 
 

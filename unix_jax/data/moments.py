@@ -190,14 +190,14 @@ def _encoded(
         ahead = submit(0)
         for start in range(0, len(records), batch_size):
             futures, ahead = ahead, submit(start + batch_size)
-            pictures = [future.result() for future in futures]
+            images = [future.result() for future in futures]
             pixels = np.zeros((batch_size, data.vae_height, data.vae_width, 3), np.float32)
-            for place, (_, picture) in enumerate(pictures):
-                if not isinstance(picture, str):
-                    pixels[place] = picture
+            for index, (_, image) in enumerate(images):
+                if not isinstance(image, str):
+                    pixels[index] = image
             moments = np.asarray(_encode(model, vae_params, pixels))
-            for (key, picture), values in zip(pictures, moments, strict=False):
-                yield key, picture if isinstance(picture, str) else values
+            for (key, image), values in zip(images, moments, strict=False):
+                yield key, image if isinstance(image, str) else values
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -71,7 +71,7 @@ class Case:
 
     key: str
     score: float | None
-    pictures: Sequence[tuple[str, Image.Image | None]]
+    images: Sequence[tuple[str, Image.Image | None]]
     texts: Mapping[str, str]
 
 
@@ -291,22 +291,22 @@ def _flat(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _case(case: Case) -> str:
-    pictures = "".join(
-        f"<figure>{_picture(image, caption or case.key)}"
+    images = "".join(
+        f"<figure>{_figure(image, caption or case.key)}"
         f"<figcaption>{_text(caption)}</figcaption></figure>"
-        for caption, image in case.pictures
+        for caption, image in case.images
     )
     texts = "".join(
         f"<b>{_text(name)}</b><p>{_text(text)}</p>" for name, text in case.texts.items()
     )
     score = "" if case.score is None else f", {number(case.score)}"
     return (
-        f'<div class="case">{pictures}<div><p class="note">{_text(case.key)}{score}</p>'
+        f'<div class="case">{images}<div><p class="note">{_text(case.key)}{score}</p>'
         f"{texts}</div></div>"
     )
 
 
-def _picture(image: Image.Image | None, caption: str) -> str:
+def _figure(image: Image.Image | None, caption: str) -> str:
     if image is None:
         return ""
     small = image.convert("RGB")

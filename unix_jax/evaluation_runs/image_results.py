@@ -147,12 +147,12 @@ def _write_nearest(
     def case(space: str, position: int) -> Case:
         image = images.images[position]
         index = int(nearest.indices[space][position])
-        pictures: list[tuple[str, Image.Image | None]] = [
+        shown: list[tuple[str, Image.Image | None]] = [
             ("generated", load_image(image.path)),
             (f"training: {keys[index]}", record_image(training.source[index])),
         ]
         texts = {"text": image.prompt} if image.prompt else {}
-        return Case(image.key, float(nearest.values[space][position]), pictures, texts)
+        return Case(image.key, float(nearest.values[space][position]), shown, texts)
 
     cases = {
         space: [case(space, int(position)) for position in _order(space, values)[:_PAIRS]]
@@ -171,10 +171,10 @@ def _order(space: str, values: np.ndarray) -> np.ndarray:
 
 def _sheet(images: ImageSet) -> Image.Image:
     shown = images.images[:_ON_SHEET]
-    pictures = [load_image(image.path) for image in shown]
-    for picture in pictures:
-        picture.thumbnail((256, 256))
-    return contact_sheet(pictures, [image.prompt or image.key for image in shown])
+    thumbnails = [load_image(image.path) for image in shown]
+    for thumbnail in thumbnails:
+        thumbnail.thumbnail((256, 256))
+    return contact_sheet(thumbnails, [image.prompt or image.key for image in shown])
 
 
 def _cases(images: ImageSet, scores: ImageScores) -> tuple[str, list[Case], list[Case]]:
@@ -189,17 +189,17 @@ def _cases(images: ImageSet, scores: ImageScores) -> tuple[str, list[Case], list
 
     def case(position: int) -> Case:
         image = images.images[position]
-        pictures: list[tuple[str, Image.Image | None]] = []
+        shown: list[tuple[str, Image.Image | None]] = []
         if image.record is not None:
             try:
                 record = images.source[image.record]
                 if record.image is not None:
-                    pictures.append(("real", record_image(record)))
+                    shown.append(("real", record_image(record)))
             except UniXError:  # named among the unreadable ones
-                pictures.append(("real", None))
-        pictures.append(("generated", load_image(image.path)))
+                shown.append(("real", None))
+        shown.append(("generated", load_image(image.path)))
         texts = {"text": image.prompt} if image.prompt else {}
-        return Case(image.key, values.get(position), pictures, texts)
+        return Case(image.key, values.get(position), shown, texts)
 
     if not values:
         return ranked_by, [], [case(i) for i in range(min(len(images.images), 2 * _CASES))]

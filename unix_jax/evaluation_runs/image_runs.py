@@ -22,7 +22,7 @@ FOLDER = "images"
 
 
 @dataclasses.dataclass(frozen=True)
-class DrawingSettings:
+class GenerationSettings:
     """Settings of generated images; see `UniXPipeline.generate_image`.
 
     size: both sides in pixels; None is the model's own.
@@ -49,7 +49,7 @@ class DrawingSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class DiffusionDrawingSettings:
+class DiffusionGenerationSettings:
     """How a diffusers checkpoint generates images; as `DiffusionPipeline.generate_image`.
 
     size: both sides in pixels; None is the model's own.
@@ -76,14 +76,14 @@ class DiffusionDrawingSettings:
 
     def checked(
         self, vae: AutoencoderConfig, native: tuple[int, int]
-    ) -> "DiffusionDrawingSettings":
-        """As `checked_drawing`, for the sizes of a diffusers checkpoint."""
+    ) -> "DiffusionGenerationSettings":
+        """As `checked_generation`, for the sizes of a diffusers checkpoint."""
         values = self.arguments()
         asked = DiffusionSettings(**values).checked(vae, (min(native), min(native)))
         return dataclasses.replace(self, size=asked.height)
 
 
-def checked_drawing(settings: DrawingSettings, config: UniXConfig) -> DrawingSettings:
+def checked_generation(settings: GenerationSettings, config: UniXConfig) -> GenerationSettings:
     """The settings with their size filled in, checked before any item is processed.
 
     Raises:
@@ -99,16 +99,16 @@ def item_seed(seed: int, index: int) -> int:
     return int.from_bytes(digest, "little")
 
 
-def picture_name(index: int) -> str:
+def image_name(index: int) -> str:
     """The path of an item's image, relative to the directory of the run."""
     return f"{FOLDER}/{index:06d}.png"
 
 
-def draw_images(
+def generate_images(
     pipe: UniXPipeline | DiffusionPipeline,
     source: RecordSource,
     out: Path,
-    settings: DrawingSettings | DiffusionDrawingSettings,
+    settings: GenerationSettings | DiffusionGenerationSettings,
     *,
     batch_size: int = 4,
     share: Share | None = None,
@@ -135,16 +135,16 @@ def draw_images(
 
     def compute(ready: Sequence[Ready[str]], rows: int) -> list[dict[str, Any]]:
         seeds = [item_seed(settings.seed, item.index) for item in ready]
-        pictures = pipe.generate_image(
+        images = pipe.generate_image(
             padded([item.input for item in ready], rows),
             seed=padded(seeds, rows),
             **settings.arguments(),
         )
         values = []
-        for item, seed, picture in zip(ready, seeds, pictures, strict=False):  # less the padding
-            name = picture_name(item.index)
-            save_png(out / name, picture, {"prompt": item.input, "seed": str(seed)})
-            problem = gray_level_problem(picture)
+        for item, seed, image in zip(ready, seeds, images, strict=False):  # less the padding
+            name = image_name(item.index)
+            save_png(out / name, image, {"prompt": item.input, "seed": str(seed)})
+            problem = gray_level_problem(image)
             values.append(
                 {"prompt": item.input, "seed": seed, "image": name}
                 | ({"warning": problem} if problem else {})

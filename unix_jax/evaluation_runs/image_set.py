@@ -149,7 +149,7 @@ def images_of_run(source: RecordSource, out: Path, side: int) -> ImageSet:
 # --- images made elsewhere ---------------------------------------------------------------------
 
 
-def images_made_elsewhere(
+def images_of_files(
     generated: Path,
     source: RecordSource,
     root: Path | None = None,
@@ -189,12 +189,12 @@ def images_made_elsewhere(
         record = records.find(row)
         prompt = row.prompt or (records.prompts.get(record, "") if record is not None else "")
         try:
-            picture = load_image(row.path)
+            image = load_image(row.path)
         except ImageError as error:
             failures.append(Entry(number, row.name, "failed", str(error)))
             continue
-        sizes.add(picture.size)
-        warning = gray_level_problem(picture)
+        sizes.add(image.size)
+        warning = gray_level_problem(image)
         images.append(Generated(row.name, row.path, prompt, record, warning))
     if not images:
         raise DataError(

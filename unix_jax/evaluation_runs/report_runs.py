@@ -126,14 +126,14 @@ def summarise_reports(
     write_results(out, results)
     original_tables.write_summary(out / original_tables.SUMMARY, results)
 
-    def picture(index: int) -> Image.Image | None:
+    def image_of(index: int) -> Image.Image | None:
         try:
             return record_image(source[done[index].index])
         except UniXError:  # it was there when the report was written
             return None
 
     keys = [entry.key for entry in done]
-    worst, best = _cases(scores, keys, predictions, references, picture)
+    worst, best = _cases(scores, keys, predictions, references, image_of)
     write_page(out / "report.html", reports_page(results, scores.ranked_by, worst, best))
     return results
 
@@ -190,7 +190,7 @@ def _cases(
     keys: Sequence[str],
     predictions: Sequence[str],
     references: Sequence[str],
-    picture: Callable[[int], Image.Image | None] = lambda index: None,
+    image_of: Callable[[int], Image.Image | None] = lambda index: None,
 ) -> tuple[list[Case], list[Case]]:
     """(worst, best) reports with their images, the worst and the best first."""
     if not scores.rows:
@@ -201,7 +201,7 @@ def _cases(
 
     def case(index: int) -> Case:
         texts = {"reference": references[index], "model": predictions[index]}
-        return Case(keys[index], values[index], [("", picture(index))], texts)
+        return Case(keys[index], values[index], [("", image_of(index))], texts)
 
     return [case(index) for index in order[:count]], [
         case(index) for index in order[count:][::-1][:_CASES]
