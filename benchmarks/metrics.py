@@ -1,4 +1,4 @@
-"""Fréchet distance, kernel distance and PRDC against the libraries that others use.
+"""Fréchet distance, kernel distance and PRDC, compared with widely used libraries.
 
     pip install torchmetrics prdc scipy     # the other side, with the extra [torch]
     python benchmarks/metrics.py            # 5,000 x 768 features, and PRDC of 10,000 x 768

@@ -1,4 +1,4 @@
-"""What the bundled nano model is worth, on its held-out X-rays.
+"""Quality of the bundled nano model on its held-out X-rays.
 
     python benchmarks/nano_quality.py --out benchmarks/results/nano_quality.txt
 

@@ -1,4 +1,4 @@
-"""How much of packed rows is padding, and how fast they are planned and laid out.
+"""Padding of packed rows, and the speed of their planning and layout.
 
     python benchmarks/packing.py REPORTS.jsonl --tokenizer CHECKPOINT
 

@@ -1,4 +1,4 @@
-"""The published size on this machine: does it fit, and how long does it take?
+"""Memory and time of the model at its published size on this machine.
 
     python benchmarks/published_size.py
 

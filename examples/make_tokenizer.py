@@ -1,4 +1,4 @@
-"""Makes the nano model's tokenizer: a byte-level BPE over the texts of the bundled sample set.
+"""Creates the nano model's tokenizer: a byte-level BPE over the texts of the bundled sample set.
 
     python examples/make_tokenizer.py examples/cxr examples/nano_tokenizer
 

@@ -1,7 +1,7 @@
 """Actions of the page's buttons: generators over one pipeline that yield the page's next state.
 
-The last value of every item is a message. Every failure becomes a message too: an input error with
-its own text, any other error as a line that refers to the server's log.
+The last value of every item is a message. Errors become messages too: an input error with its own
+text, and any other error as a reference to the server's log.
 """
 
 import dataclasses
@@ -21,8 +21,8 @@ from unix_jax.app.choices import (
 from unix_jax.app.figures import (
     GeneratedImage,
     complaint,
-    generated_figure,
     empty_figure,
+    generated_figure,
     progress_figure,
     said,
     session_figures,
@@ -44,8 +44,8 @@ State = tuple[Any, ...]
 class Stop:
     """State of a tab's request: whether it is running, and whether its visitor asked to stop it.
 
-    It is checked between two steps. Gradio's own way, closing a generator from outside, loses the
-    visitor's requests in the meantime.
+    It is checked between two steps. Gradio's own mechanism, which closes a generator from outside,
+    loses requests that the visitor sends in the meantime.
     """
 
     asked: bool = False
@@ -142,9 +142,7 @@ class Actions:
 
         yield from _told(self._until(stop, steps()), self._blank(1))
 
-    def compare(
-        self, stop: Stop, session: Session, prompt: Any, *choices: Any
-    ) -> Iterator[State]:
+    def compare(self, stop: Stop, session: Session, prompt: Any, *choices: Any) -> Iterator[State]:
         """Generates images of the same text with two settings, one after the other.
 
         `choices` are seed, steps and guidance of A, those of B, then the common ones.
@@ -156,7 +154,7 @@ class Actions:
             )
             yield self._waiting(2, "Generating A …")
             done = []
-            waiting = empty_figure("Waits for A.")
+            waiting = empty_figure("Waiting for A …")
             for figure, finished in self._previews(first):
                 done = [finished]
                 kept = self._kept(session, done)

@@ -28,14 +28,14 @@ class GeneratedImage:
 
     @classmethod
     def of(cls, image: Image.Image, choices: ImageChoices) -> "GeneratedImage":
-        """Writes the settings into the file."""
+        """The image and its settings, which are written into the PNG file."""
         small = image.convert("RGB")
         small.thumbnail((THUMBNAIL, THUMBNAIL))
         return cls(choices, png_bytes(image, metadata(choices)), _jpeg(small))
 
     @property
     def file_name(self) -> str:
-        """For the download."""
+        """The file name of the download."""
         words = re.sub(r"[^a-z0-9]+", "-", self.choices.prompt.lower()).strip("-")[:40]
         return f"{words.rstrip('-') or 'image'}_seed{self.choices.seed}.png"
 

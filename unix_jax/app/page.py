@@ -22,12 +22,15 @@ WARNING = (
     "Research software, not a medical device. Not for diagnosis or treatment; "
     "do not upload images of patients who can be identified."
 )
-SWEEP_SECONDS, FILE_SECONDS = 60, 600  # how often, and how old, uploaded files are deleted
+SWEEP_SECONDS, FILE_SECONDS = (
+    60,
+    600,
+)  # interval between deletions of uploaded files, and their maximum age
 SESSION_SECONDS = 3600
 MODEL: dict[str, Any] = {
     "concurrency_id": "model", "concurrency_limit": 1, "show_progress": "minimal"
 }  # fmt: skip
-# Past the queue: a full one must not keep a visitor from stopping.
+# Outside of the queue: visitors must be able to stop a request while the queue is full.
 AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 
@@ -238,7 +241,7 @@ def _common_fields(gr: Any, actions: Actions) -> list[Any]:
 
 
 def _stops(button: Any, actions: Actions, stopped: Any, message: Any) -> None:
-    # Said by the browser: an answer of the server could come after the request's own last word.
+    # Set by the browser: a response of the server could arrive after the request's last message.
     stopping = f"() => {json.dumps(said('Stopping …'))}"
     button.click(None, None, message, js=stopping, api_visibility="private")
     button.click(actions.end, stopped, message, **AT_ONCE)

@@ -1,4 +1,4 @@
-"""What a report states, counted: finding words and devices with their polarity, sides,
+"""Counts of the statements in a report: finding words and devices with their polarity, sides,
 measurements, negations, doubts and statements that something is normal.
 
 It knows nothing of the rules. `guard` compares these counts before and after a change. Where the

@@ -1,4 +1,4 @@
-"""Sentences of report text: split, rejoined, and put in order after words were taken out."""
+"""Sentences of report text: splitting, joining, and repair after the removal of words."""
 
 import re
 from collections.abc import Callable, Iterable

@@ -114,8 +114,8 @@ class DataConfig:
         generating = [part for part in self.parts if part.task == "generation"]
         if self.moments is not None and len(generating) > 1:
             raise ConfigError(
-                "data.moments: expected one part of data.source for generation, whose moments they "
-                f"are, found {len(generating)}: {', '.join(part.spec for part in generating)}"
+                "data.moments: expected one part of data.source for generation, to which they "
+                f"belong, found {len(generating)}: {', '.join(part.spec for part in generating)}"
             )
 
     @property

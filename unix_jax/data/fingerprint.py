@@ -15,7 +15,7 @@ _SAMPLED = 256
 
 @typing.runtime_checkable
 class KeyedSource(typing.Protocol):
-    """A source that knows its keys without reading images."""
+    """A source whose keys are available without reading images."""
 
     def keys(self) -> Iterator[str]:
         """The keys of all records, in their order."""

@@ -61,7 +61,7 @@ class Summary:
         return self.broken + self.missing_files
 
     def to_dict(self) -> dict[str, Any]:
-        """What JSON can hold; of the lengths, the percentiles."""
+        """The counts as JSON, with percentiles of the lengths."""
         values = dataclasses.asdict(self)
         values["views"] = [
             {"split": split, "view": view, "records": count}
@@ -181,9 +181,9 @@ def sheet_images(
 class RowFit:
     """How the reports of a source fill rows of `und_tokens`.
 
-    samples: that fit. rows: that hold all of them, packed as training packs them; by tokens alone,
-    whatever `data.vit_images` allows. too_long: samples that no row holds. without: records without
-    a report or an image.
+    samples: number of samples that fit. rows: number of rows for all of them, packed as in training
+    but by tokens alone, without the limit of `data.vit_images`. too_long: samples that no row can
+    hold. without: records without a report or an image.
     """
 
     und_tokens: int

@@ -143,7 +143,7 @@ def _check_broken(broken: Sequence[str], total: int, allowed: float) -> None:
 
 
 def _description(config: UniXConfig, data: DataConfig) -> dict[str, Any]:
-    """What moments depend on, besides the weights and the images; JSON."""
+    """The settings that moments depend on, besides the weights and the images; JSON."""
     data.latent_grid(config)
     sizes = dataclasses.asdict(config.vae)
     return {

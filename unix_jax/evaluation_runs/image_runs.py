@@ -1,4 +1,4 @@
-"""Generates X-rays from the texts of a data set, item by item, with a journal."""
+"""Generation of X-rays from the texts of a data set, item by item, with a journal."""
 
 import dataclasses
 import hashlib
@@ -37,7 +37,7 @@ class GenerationSettings:
     seed: int = 0
 
     def arguments(self) -> dict[str, Any]:
-        """Of `UniXPipeline.generate_image`."""
+        """The keywords of `UniXPipeline.generate_image`."""
         return {
             "height": self.size,
             "width": self.size,
@@ -50,10 +50,10 @@ class GenerationSettings:
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionGenerationSettings:
-    """How a diffusers checkpoint generates images; as `DiffusionPipeline.generate_image`.
+    """Settings of images of a diffusers checkpoint; see `DiffusionPipeline.generate_image`.
 
     size: both sides in pixels; None is the model's own.
-    seed: with an item's number, gives the seed of its noise.
+    seed: together with an item's index, determines its noise.
     """
 
     size: int | None = None
@@ -64,7 +64,7 @@ class DiffusionGenerationSettings:
     seed: int = 0
 
     def arguments(self) -> dict[str, Any]:
-        """Of `DiffusionPipeline.generate_image`."""
+        """The keywords of `DiffusionPipeline.generate_image`."""
         return {
             "height": self.size,
             "width": self.size,
@@ -77,7 +77,7 @@ class DiffusionGenerationSettings:
     def checked(
         self, vae: AutoencoderConfig, native: tuple[int, int]
     ) -> "DiffusionGenerationSettings":
-        """As `checked_generation`, for the sizes of a diffusers checkpoint."""
+        """Like `checked_generation`, for the sizes of a diffusers checkpoint."""
         values = self.arguments()
         asked = DiffusionSettings(**values).checked(vae, (min(native), min(native)))
         return dataclasses.replace(self, size=asked.height)
@@ -116,8 +116,8 @@ def generate_images(
 ) -> None:
     """Generates an image from each record's first caption into `out`, with journals.
 
-    A record without a text, or whose own image is broken, is recorded as failed; one without an
-    image is generated nevertheless. The entry of an image that shows almost nothing (`gray_levels`)
+    A record without a text, or with a broken image, is recorded as failed. For a record without an
+    image, an image is generated. The entry of an image that shows almost nothing (`gray_levels`)
     has a `warning`.
 
     Raises:

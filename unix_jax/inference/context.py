@@ -31,7 +31,7 @@ from unix_jax.preprocessing.layout import (
 
 _NAMED_ROWS = 10
 
-# Few capacities mean few compilations; steps of about a third bound what is read in vain.
+# Few capacities mean few compilations; steps of about a third limit the reads of unused slots.
 _BUCKETS = (64, 128, 192, 256, 384, 512, 640, 768, 1024, 1280, 1536, 2048, 2560, 3072, 4096)
 
 

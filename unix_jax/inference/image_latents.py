@@ -33,7 +33,7 @@ from unix_jax.models.embeddings import patchify, unpatchify
 from unix_jax.preprocessing import flow
 from unix_jax.preprocessing.transforms import to_model_image, to_padded_vae_image
 
-# Numbers of steps up to 63, up to 127 and so on share a compiled program.
+# Step numbers up to 63, up to 127 and so on share a compiled program.
 _GRID_MULTIPLE = 64
 
 
@@ -193,7 +193,7 @@ def _sample(
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """(number of steps, x, estimate) every `stride` steps, with one program for any stride."""
     rows = len(batch.texts)
-    # Without a condition image the empty-image branch is the conditional one.
+    # Without a condition image the empty-image branch equals the conditional one.
     own_rows = settings.image_guided and batch.clean_grid is not None
     texts, x, vit_pixels, clean_latents = loaded.whole_shards(
         batch.texts, noise, batch.vit_pixels, batch.clean_latents

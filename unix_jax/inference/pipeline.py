@@ -219,7 +219,7 @@ class UniXPipeline:
             if layout == "native":
                 native.save(path, self.config, self.params, self.vae_params, copies=copies)
                 return
-            # The export reads a checkpoint, which is written next to the target, on its file system.
+            # The export reads a checkpoint: it is written next to the target, on its file system.
             with _directory_beside(path) as beside:
                 checkpoint = beside / "checkpoint"
                 native.save(checkpoint, self.config, self.params, self.vae_params, copies=copies)

@@ -46,7 +46,7 @@ def decode_reports(
     found = image_rows(images)
     rows = len(found)
     most_images = max(len(row) for row in found)
-    # An image takes one position, and the report's bos another.
+    # An image occupies one position, and the report's bos another.
     positions = config.decoder.max_position_embeddings
     longest = positions - settings.max_new_tokens - 1 - most_images
     texts = loaded.encode_prompts(

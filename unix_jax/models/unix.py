@@ -1,4 +1,4 @@
-"""UniX: embeds the streams, runs the decoder, reads text logits and velocities.
+"""UniX: embeds the streams, runs the decoder, returns text logits and velocities.
 
 Letters: B batch, U und tokens, G latent tokens, I images of a row, P patches of an image,
 D width, V vocabulary, C numbers in a latent token.
