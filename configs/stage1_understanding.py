@@ -4,8 +4,8 @@
     python train.py configs/stage1_understanding.py --init janus --out runs/stage1 \\
         --data.source "mimic:MIMIC_CXR_JPG?reports=clean.jsonl&views=PA,AP"
 
-The published recipe: 256 samples per step, learning rate 1e-4 after 80 steps of warm-up, 3,840 steps,
-AdamW(0.9, 0.95, eps 1e-15) without decay, clipping at 1.0. 128 rows of 1,376 tokens hold about 254
+The published recipe: 256 samples per step, learning rate 1e-4 after 80 steps of warm-up, 3,840
+steps, AdamW(0.9, 0.95, eps 1e-15) without decay, clipping at 1.0. 128 rows of 1,376 tokens hold about 254
 reports of usual length with their images. Longer rows require more attention and save little
 padding.
 

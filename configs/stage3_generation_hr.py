@@ -1,4 +1,4 @@
-"""Stage 3: generation at 512 pixels, at published size. Trains the weights of stage 2, without REPA.
+"""Stage 3: generation at 512 pixels, at published size. Trains stage 2's weights, without REPA.
 
     python train.py configs/stage3_generation_hr.py --init runs/stage2 --out runs/stage3 \\
         --data.source "mimic:MIMIC_CXR_JPG?reports=clean.jsonl&views=PA,AP"

@@ -128,7 +128,8 @@ def test_examples_of_the_help_parse(name, monkeypatch, capsys):
         show(arguments)
     _, found, text = capsys.readouterr().out.partition("For example:\n")
     lines = re.findall(r"^ {4}(unix-jax .*)$", text, re.MULTILINE)
-    assert found and lines
+    assert found
+    assert lines
     for line in lines:
         words = shlex.split(line.partition(" > ")[0])
         try:
