@@ -31,21 +31,7 @@ from unix_jax.data.samples import record_samples
 from unix_jax.models import autoencoder, unix
 from unix_jax.preprocessing.text import Tokenizer
 from unix_jax.training import load_config as load_run_config
-
-try:
-    from unix_jax.training.losses import unix_loss
-except ImportError:  # until the loss is one function
-
-    def unix_loss(model: Any, params: Any, batch: Any, key: Any, config: Any) -> Any:  # type: ignore[misc]
-        from unix_jax.training.draws import draw_flow
-        from unix_jax.training.losses import count_totals, loss_terms, reduce_losses
-
-        drawn = draw_flow(model, params, batch, key, jax.numpy.arange(batch.rows))
-        terms = loss_terms(
-            model, params, batch, drawn.latents, drawn.noise, drawn.timesteps, config
-        )
-        return reduce_losses(terms, batch, count_totals(batch), config)
-
+from unix_jax.training import unix_loss
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = str(Path(unix_jax.__file__).parent)

@@ -75,9 +75,8 @@ def test_the_chain(files, monkeypatch):
          "--data", "conversations:test_data.json", "--out", "reports",
          "--max-new-tokens", "8", "--resamples", "10"]
     ) == 0  # fmt: skip
-    predictions = [
-        json.loads(line) for line in Path("reports/predictions.jsonl").read_text().splitlines()
-    ]
+    lines = Path("reports/predictions.jsonl").read_text().splitlines()
+    predictions = [json.loads(line) for line in lines]
     assert len(predictions) == COUNT
     assert {row["prompt"] for row in predictions} == {QUESTION.removeprefix("<image>").strip()}
     assert data(
@@ -87,8 +86,8 @@ def test_the_chain(files, monkeypatch):
     assert train(
         [str(ROOT / "configs/stage2_generation.py"), "--init", nano, "--out", "stage2",
          "--data.source", "parquet:pairs.parquet", "--data.moments", "moments",
-         "--data.vae-height", "128", "--data.vae-width", "128", "--losses.repa-weight", "0",
-         *shorter]
+         "--data.vae-height", "128", "--data.vae-width", "128",
+         "--repa.encoder", "None", *shorter]
     ) == 0  # fmt: skip
     assert unix_jax(
         ["evaluate", "images", "--checkpoint", nano, "--data", "csv:prompts.csv",

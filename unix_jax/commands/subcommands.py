@@ -27,5 +27,5 @@ def with_short_descriptions(command: Any, given: Sequence[str]) -> Any:
         text = (inspect.getdoc(kind) or "").partition("\n\n")[0]
         short = tyro.conf.subcommand(subcommand.name, description=text)
         shortened.append(Annotated[kind, short])
-    whole = typing.Union[tuple(shortened)]  # noqa: UP007
+    whole: Any = typing.Union[tuple(shortened)]  # noqa: UP007
     return Annotated[(whole, *markers)] if markers else whole
