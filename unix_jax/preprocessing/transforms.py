@@ -103,9 +103,9 @@ def resize_to_stride(
 
 
 def pad_to_fit(image: Image.Image, height: int, width: int, fill: int = 0) -> Image.Image:
-    """The whole picture inside a rectangle, aspect kept: scaled to touch two sides, centred.
+    """The complete image within a rectangle: scaled to touch two sides, centred, aspect ratio kept.
 
-    Bicubic with antialias, as the original's VAE transform. Small pictures grow: otherwise a model
+    Bicubic with antialias, as the original's VAE transform. Small images are enlarged: otherwise a model
     learns to draw small radiographs in wide frames.
 
     Args:
