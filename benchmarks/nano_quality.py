@@ -6,7 +6,7 @@ Reports: how often the findings, and their kind (nothing, COVID-19, other), are 
 beside the answer that is commonest in training, and beside the one that is commonest among the
 training images of the same hospital: whoever tells the two hospitals apart can give it.
 
-Images: Fréchet distances to the held-out X-rays of images drawn for their captions, beside those of
+Images: Fréchet distances to the held-out X-rays of images generated for their captions, beside those of
 real X-rays of the training split, of the same held-out ones through the autoencoder, and of noise;
 always of equally many images, since the distance falls with their number. Features are the nano
 model's own ViT's, mean over patches, and gray levels at 8 x 8: RAD-DINO, which the field compares
@@ -184,7 +184,7 @@ def main() -> None:
     parser.add_argument("--source", default=f"manifest:{ROOT / 'examples' / 'cxr'}")
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--sheet", type=Path, help="PNG of the first 16 drawn images")
+    parser.add_argument("--sheet", type=Path, help="PNG of the first 16 generated images")
     arguments = parser.parse_args()
     pipe = UniXPipeline.from_pretrained(arguments.checkpoint)
     train = records(arguments.source, "train")

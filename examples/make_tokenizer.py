@@ -38,7 +38,7 @@ class Arguments:
     out: tyro.conf.Positional[Path]
     """Directory of the new tokenizer.json."""
     words: int = 1024
-    """At most so many entries, the 256 bytes included."""
+    """Maximum number of entries, including the 256 bytes."""
 
 
 def main(a: Arguments) -> None:

@@ -145,9 +145,9 @@ def run_in(out: Path, config: TrainConfig, progress: ProgressLine, *, restart_da
     for line in [*describe_sources(feed.records, config.data), *feed.notes]:
         progress.say(line)
     if feed.restarted:
-        progress.say(f"the order of the data begins anew: {feed.restarted}")
+        progress.say(f"the order of the data restarts: {feed.restarted}")
         data_state = None
-        changed.append(Change("order of the data", "as it was", f"anew: {feed.restarted}"))
+        changed.append(Change("order of the data", "as it was", f"restarted: {feed.restarted}"))
     validation: Iterable[TrainingBatch] = ()
     shown: Mapping[Task, Sequence[Record]] = {}
     if opened.held_out is not None and config.validate_every:

@@ -35,7 +35,7 @@ FORMAT = "unix-jax-moments-1"
 INDEX = "moments.json"
 FILE = "moments.array_record"
 
-# One entry a group: a read decompresses nothing but the entry.
+# One entry per group, so that a read only decompresses the entry.
 _WRITER_OPTIONS = "group_size:1"
 _KEY_LENGTH = struct.Struct("<I")
 _DTYPES: dict[str, np.dtype] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}

@@ -227,7 +227,7 @@ class Planner:
             if self._filled(self._open[place]) >= 1:
                 return self._open.pop(self._balanced(place))
             if len(self._open) > self._data.open_rows:
-                # The newest is not among the candidates: it would give one sample a row.
+                # The newest row is not a candidate: otherwise it would contain a single sample.
                 fullest = max(range(len(self._open) - 1), key=lambda i: self._filled(self._open[i]))
                 return self._open.pop(self._balanced(fullest))
         return self._open.pop(0) if self._open else None

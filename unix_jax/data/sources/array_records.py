@@ -42,7 +42,7 @@ FORMAT = 1
 SHARD_BYTES = 2**28
 JPEG_QUALITY = 95
 
-# One record a group: a read decompresses nothing but the record.
+# One record per group, so that a read only decompresses the record.
 _WRITER_OPTIONS = "group_size:1"
 _HEADER_LENGTH = struct.Struct("<I")
 
