@@ -107,7 +107,7 @@ def random_params(config: UniXConfig) -> dict[str, Any]:
 
 
 def make_batch(a: Arguments, config: UniXConfig, reports: int, images: int) -> TrainingBatch:
-    """Rows that all hold `reports` reports and `images` generated images, packed without padding."""
+    """Rows of `reports` reports and `images` generated images each, packed without padding."""
     rng = np.random.default_rng(0)
 
     def text(length: int) -> TextSplit:

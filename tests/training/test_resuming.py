@@ -250,7 +250,7 @@ def test_a_manifest_in_reverse_order(toy, train, run, tmp_path, capsys):
     options = manifest(toy, tmp_path, lambda lines: lines[::-1])
     error = refused(train, capsys, run, *config, *options)
     assert "data.source: not the records that the run stopped in" in error
-    assert "the 10 records are others, or in another order" in error
+    assert "the 10 records differ, or are in another order" in error
     assert "the first was 'images/000.png' and is 'images/009.png'" in error
     assert "--restart-data" in error
     assert train.main([*config, *options, "--restart-data"]) == 0

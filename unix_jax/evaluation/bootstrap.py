@@ -133,7 +133,7 @@ def _bounds(
     resamples: int,
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The limits [V] of a statistic of resampled row indices, one array [R, N] per sample, to [V, R].
+    """The limits [V] of a statistic of row indices, one array [R, N] per sample, to [V, R].
 
     scipy resamples the indices and not the rows, so that columns, and paired arrays, stay together.
     """
