@@ -314,7 +314,7 @@ def test_copies_of_training_images_come_first(data, tmp_path):
     assert value["pixel distance: share nearer than 95 % of real images"] == pytest.approx(
         2 / 12, abs=0.1
     )
-    assert "training images that were compared: 8" in results["notes"]
+    assert "number of compared training images: 8" in results["notes"]
     assert "generated images that are equal to a training image: 2" in results["notes"]
     assert not any(note.startswith("real images that are equal") for note in results["notes"])
     page = (tmp_path / "nearest.html").read_text()

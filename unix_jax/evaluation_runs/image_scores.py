@@ -277,7 +277,7 @@ def _radiomics(images: ImageSet, how: ImageMetrics) -> tuple[dict[str, Figure], 
 
 
 def _check_numbers(images: ImageSet, how: ImageMetrics, fewest: int) -> None:
-    """Raises _Missing unless each shard has at least `fewest` images of either kind."""
+    """Raises _Missing unless each shard has at least `fewest` images of each kind."""
     real, fake = len(images.real), len(images.images)
     if min(real, fake) // how.shards < fewest:
         shards = f"--shards {how.shards}: " if how.shards > 1 else ""
