@@ -33,7 +33,7 @@ _COMMA_BEFORE_END = re.compile(r"[\s,;:(-]+(?=[.!?]$)|[\s,;:(-]+$")
 _EMPTY_BRACKETS = re.compile(r"\(\s*[.,;/]?\s*\)|\[\s*\]|<\s*>|\"\s*\"")
 _SPACED_SLASH = re.compile(r"(?<=[a-z])\s+/(?=[a-z])")
 _DOUBLE_STOP = re.compile(r"[.;](?:\s*\.)+")
-_AN_CONSONANT = re.compile(r"\b([Aa])n(?=\s+[bcdfgjklmnpqrstvwyz])")
+_AN_CONSONANT = re.compile(r"\b([Aa])n(?=\s+(?:[bcdfgjklmnpqrstvwyz]|h(?!our|onest|eir)))")
 _A_VOWEL = re.compile(r"\b([Aa])(?=\s+(?:[aeiAEI]|o(?!ne\b)|un(?!i|it)))")
 
 # A sentence of these words alone names a place or a study, and says nothing of it.
@@ -263,7 +263,8 @@ def mended(sentence: str) -> str:
 
 
 _SINGULAR_SUBJECT = re.compile(
-    r"^((?:the )?(?:heart|mediastinum|aorta|(?:heart|cardiac) size|spine|thorax)) (are|appear)\b",
+    r"^((?:the )?(?:soft tissue|heart|mediastinum|aorta"
+    r"|(?:heart|cardiac) size|spine|thorax)) (are|appear)\b",
     re.IGNORECASE,
 )
 
