@@ -1,4 +1,4 @@
-"""Whether a report may be changed as proposed: nothing lost, nothing new, still sentences.
+"""Guard against unsafe changes of a report: nothing lost, nothing added, complete sentences.
 
 The guard is independent of the rules. It is asked after each of them; a refusal sets the report
 aside with the reason.

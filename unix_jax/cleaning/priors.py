@@ -1,4 +1,4 @@
-"""Comparison with earlier examinations, taken out so that the finding itself stays.
+"""Removal of comparisons with earlier examinations, which keeps the finding itself.
 
 One X-ray cannot show that something is unchanged: a model trained to say so invents it. History
 that the film does show ("prior sternotomy", "old fracture") is no comparison and stays.

@@ -1,9 +1,9 @@
-"""Sentences of report text: split, rejoined, and put in order after words were taken out."""
+"""Sentences of report text: splitting, joining, and repair after the removal of words."""
 
 import re
 from collections.abc import Callable, Iterable
 
-# A sentence ends at a full stop before a space, but not behind a title or a list number.
+# A sentence ends at a full stop before a space, but not after a title or a list number.
 _END = re.compile(
     r"(?<!\bDr\.)(?<!\bDrs\.)(?<!\bMr\.)(?<!\bMrs\.)(?<!\bMs\.)(?<!\bvs\.)(?<!\bapprox\.)"
     r"(?<!^\d\.)(?<!\s\d\.)(?<!\s\d\d\.)(?<!\bno\.)(?<=[.!?])"
@@ -199,7 +199,7 @@ def list_number(sentence: str) -> tuple[str, str]:
 
 
 def renumbered(sentences: Iterable[str]) -> list[str]:
-    """The sentences that say something, their list numbers counted anew from 1.
+    """The sentences that say something, with their list numbers counted again from 1.
 
     A list of one item loses its number. Numbers that do not count up are no list, and stay.
     """
