@@ -261,6 +261,14 @@ def test_what_is_stated_is_not_denied_by_a_hidden_word():
             "Rib deformity, also XXXX chronic.",
             "Rib deformity, also possibly chronic.",
         ),
+        (
+            "Heart size XXXX borderline enlarged.",
+            "Heart size possibly borderline enlarged.",
+        ),
+        (
+            "The cardiac silhouette is XXXX borderline in size.",
+            "The cardiac silhouette is possibly borderline in size.",
+        ),
     ],
 )
 def test_hidden_hedges_stay_doubt(before, after):
@@ -297,6 +305,54 @@ def test_hidden_hedges_stay_doubt(before, after):
             "There is XXXX visualization of the diaphragms, which may be due to atelectasis.",
             "There is limited visualization of the diaphragms, which may be due to atelectasis.",
         ),
+        (
+            "The lungs are relatively clear with XXXX sulci.",
+            "The lungs are relatively clear.",
+        ),
+        (
+            "The lungs are clear with granulomas and XXXX sulci.",
+            "The lungs are clear with granulomas.",
+        ),
+        (
+            "Slightly XXXX inspiratory effort is noted.",
+            "Slightly limited inspiratory effort is noted.",
+        ),
+        (
+            "There is XXXX inspiration. No effusion.",
+            "No effusion.",
+        ),
+        (
+            "XXXX, XXXX spaces, and soft tissues are normal.",
+            "Soft tissues are normal.",
+        ),
+        (
+            "Bones, XXXX spaces, and soft tissues are normal.",
+            "Bones and soft tissues are normal.",
+        ),
+        (
+            "AICD with intact XXXX replacement.",
+            "AICD with intact replacement device.",
+        ),
+        (
+            "Left lower lobe XXXX segment pneumonia.",
+            "Left lower lobe pneumonia.",
+        ),
+        (
+            "Opacity in the XXXX segment of the left lower lobe.",
+            "Opacity in a segment of the left lower lobe.",
+        ),
+        (
+            "Opacity in the superior segment XXXX the left lower lobe.",
+            "Opacity in the superior segment of the left lower lobe.",
+        ),
+        (
+            "Fracture is possible, if high energy XXXX was localized here.",
+            "Fracture is possible, if high energy injury was localized here.",
+        ),
+        (
+            "Hyperinflated lungs. This may be secondary to XXXX voluntary",
+            "Hyperinflated lungs.",
+        ),
     ],
 )
 def test_hidden_nouns_leave_no_gap(before, after):
@@ -328,7 +384,45 @@ def test_hidden_nouns_leave_no_gap(before, after):
             "This may represent pneumonia.",
         ),
         ("Note is made of an unchanged hiatal hernia.", "Note is made of a hiatal hernia."),
+        (
+            "Density in the left lower lobe, consistent worsening of known tumor.",
+            "Density in the left lower lobe, consistent with known tumor.",
+        ),
+        (
+            "COPD. There does appear to be progression of changes since XXXX.",
+            "COPD.",
+        ),
+        (
+            "There appears to be worsening of the effusion.",
+            "There appears to be effusion.",
+        ),
+        (
+            "Right XXXX-a-XXXX has been inserted since the previous study.",
+            "Right device is in place.",
+        ),
+        (
+            "Two chest tubes have been placed in the interval.",
+            "Two chest tubes are in place.",
+        ),
+        (
+            "A stent has been inserted in the aorta.",
+            "A stent is present in the aorta.",
+        ),
     ],
 )
 def test_change_leaves_no_gap(before, after):
     assert clean_sections(before, "").findings == after
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "No stable cardiomegaly, without effusion.",
+        "There is no unchanged effusion.",
+        "Without evidence of a stable nodule.",
+        "No effusion and stable cardiomegaly.",
+        "There does not appear to be progression of the effusion.",
+    ],
+)
+def test_a_denied_change_does_not_deny_the_finding(sentence):
+    assert clean_sections(sentence, "").refused

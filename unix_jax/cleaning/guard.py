@@ -119,7 +119,8 @@ _SPEAKS_OF_PRIOR = re.compile(
     r"|\bdating back\b|\bpriors\b|\byesterday\b"
     r"|, (?:increased|decreased|larger|smaller|improved|worsened)[.]?$"
     r"|\b(?:has|have) been "
-    r"(?:removed|replaced|exchanged)\b|^(?:increase|decrease)d? in\b|\bas before\b"
+    r"(?:removed|replaced|exchanged|inserted)\b|\bappears? to be (?:\w+ )?progression\b"
+    r"|^(?:increase|decrease)d? in\b|\bas before\b"
     r"|\bin the interim\b|\bcontinued\b|\bcontinues? to\b"
     rf"|\b(?:has|have) (?:\w+ ){{0,3}}(?:shrunk|grown|doubled|tripled|(?:re-?)?accumulated"
     r"|re-?expanded|returned|recurred|reappeared)\b|\bre-?(?:accumulated|expanded)\b"
@@ -154,6 +155,7 @@ _ANATOMY = (
     r"|aerat\w+"
     r"|inferior|superior|quadrant|extremity|[a-z]+-sided|extent|inflat\w+|bronchovascular"
     r"|basilar|cortical|venous|pelvis|nasopharynx|skin|neck|parenchyma|surfaces?|lumbar|cervical"
+    r"|segments?|spaces?"
 )
 # Words that say nothing of the film by themselves: a sentence of these alone may go as a whole.
 _IS_ANATOMY = re.compile(_ANATOMY, re.IGNORECASE)
@@ -201,7 +203,7 @@ _EMPTY = re.compile(
     r"|rotat\w+|oblique|decubitus|magnification|bedside|cassettes?|addend\w*|reading|read|wet"
     r"|preliminary"
     # advice, and who was told what
-    r"|exact|suboptimal|raise|around|entered|surgical|trauma|nursing|agree\w*"
+    r"|exact|voluntary|suboptimal|raise|around|entered|surgical|trauma|nursing|agree\w*"
     r"|concur\w*|including|little|longer|end|cardio|region|tenderness|discordant"
     r"|high|dyspnea|superimposed|top|artifact\w*"
     r"|term|enhanced|near|after|following|upon|icu|urgently|promptly|define|benefit|orientation"
@@ -273,7 +275,7 @@ _SETS_IN = (
     "reflect represent representing right-sided seen signs silhouette structure structures "
     "suggest swelling system telemetry the there thought tube tubes vena vessels view views was "
     "with x-ray "
-    "barrel cuff device limited low materials more risk such window "
+    "barrel cuff device injury limited low materials more risk such window "
 )
 _SET_IN = frozenset(_SETS_IN.split())
 
@@ -306,7 +308,12 @@ _HIDDEN_DEVICE = re.compile(
 # "No enlarging effusion" denies no effusion.
 _DENIES_GROWTH = re.compile(
     r"\b(?:no|not|without)\s+(?:[\w-]+\s+){0,3}?(?:enlarging|growing|expanding|evolving|developing"
-    r"|larger|smaller|progressive|recurrent|increasing|worsening|improving)\b",
+    r"|larger|smaller|progressive|recurrent|increasing|worsening|improving)\b"
+    # What is stable is there, whatever "no" before it was meant to say.
+    r"|\b(?:no|without)\s+(?:evidence of\s+)?(?:an?\s+)?(?:stable|unchanged)\b"
+    r"|\b(?:no|without)\s+[^.;,]*?\w\s+and\s+(?:stable|unchanged)\b"
+    r"(?!\s+(?:heart|card\w+ (?:size|sil|cont|med)|cardiomed|mediast|hil|lung|appear|bon|oss"
+    r"|aort))",
     re.IGNORECASE,
 )
 

@@ -77,6 +77,11 @@ _HIDDEN_HEDGES = (
         r"possibly \1at least ",
     ),
     _rule(rf"^{MARK} onset (?=\w)", ""),
+    _rule(
+        rf"\b((?:heart|cardiac|silhouette)(?: size)?(?: (?:is|appears))?) {_MARKS}"
+        r" (?=borderline\b)",
+        r"\1 possibly ",
+    ),
     _rule(rf"^((?:the )?appearance of [^,.;]+?) {_MARKS} (?={_DIAGNOSIS})", r"\1 may represent "),
     _rule(rf"\blymph {MARK}", "lymph nodes"),
     _rule(
@@ -240,6 +245,27 @@ _HIDDEN_NOUNS = (
     _rule(rf",?\s*with the {_MARKS} (?:otherwise )?(?:grossly )?intact{_END}", ""),
     _rule(rf"\s+and (?:is|are) {_MARKS}{_END}", ""),
     _rule(rf"\bfrom {MARK} (?=as well\b)", ""),
+    # What is said of the sulci, spaces or breath is hidden, and nothing else is said of them.
+    _rule(rf"\s+(?:with|and) {_MARKS} (?:costophrenic )?sulci{_END}", ""),
+    _rule(rf"\b(slightly|mildly|somewhat) {MARK} (?=inspirat(?:ory|ion)\b)", r"\1 limited "),
+    _rule(rf"^there is (?:an? )?{_MARKS} (?:inspiration|inspiratory effort){_END}", ""),
+    _rule(rf"^{_MARKS} spaces,? and (?=\w)", ""),
+    _rule(rf"(?:,|\s+and) {MARK} spaces,? and (?=\w)", " and "),
+    _rule(rf"\s+and {MARK} spaces (?=are\b)", " "),
+    _rule(rf"^{_MARKS} spaces are {_NORMAL}{_END}", ""),
+    _rule(
+        rf"(^|\b(?:intact|stable|aortic|mitral|tricuspid|cardiac) ){MARK} replacement\b",
+        r"\1replacement device",
+    ),
+    _rule(rf"\b(lobe) {MARK} segment\b", r"\1"),
+    _rule(rf"\bthe {MARK} segment (?=of\b)", "a segment "),
+    _rule(rf"\b(segment) {MARK} (?=the (?:left|right)\b)", r"\1 of "),
+    _rule(rf"\b((?:high|low)[ -]energy) {MARK}", r"\1 injury"),
+    _rule(
+        rf"^(?:this|these|it|they|findings?) (?:may|might|could) be (?:due|secondary|related) to"
+        rf" {_MARKS} (?:voluntary|underlying|chronic|known){_END}",
+        "",
+    ),
     _rule(rf"\bin (?:the )?bilateral {MARK} and (?=overlying\b)", "bilaterally and "),
 )
 _PART_ADJECTIVE = r"(?:(?:cortical|vascular|pulmonary|bony|osseous|pleural)\s+)?"

@@ -94,6 +94,8 @@ _DROPPED = re.compile(
     r"|appearance|radiograph))?(?: of the chest)?"
     rf"|no (?:prior |previous |available )?comparisons?(?:\s+(?:{_STUDY}|available"
     r"|for review|are|is|at this time))*"
+    r"|there (?:does )?appears? to (?:be|have been) (?:interval )?(?:progression|worsening"
+    r"|improvement|change) (?:of|in) (?:the )?(?:changes|findings?|appearance)\b[^,;]*"
     r"|comparison is made[^.]*|none available"
     r"|(?:the )?heart and mediastinum (?:is|are) (?:stable|unchanged) given (?:the )?lung volumes"
     rf"|(?:overall,? )?this is not {_MARK} to represent a (?:significant )?change\b.*"
@@ -226,6 +228,16 @@ _PHRASES = (
         "",
     ),
     _rule(r"\blower (?=lung volumes (?:as )?compared\b)", "low "),
+    _rule(
+        r"\b(consistent|compatible)(?: with)? (?:interval )?(?:worsening|progression|improvement)"
+        r" of (?=\w)",
+        r"\1 with ",
+    ),
+    _rule(
+        r"\b(there) (?:does )?(appears?) to be (?:interval )?(?:progression|worsening|improvement)"
+        r" (?:of|in) (?:the )?(?=\w)",
+        r"\1 appears to be ",
+    ),
     _rule(r"\bthere(?:'s| has| have) been (?:interval )?(?:placement|insertion) of ", "there is "),
     _rule(r"^there(?:'s| has| have) been (?:interval )?development of ", ""),
     _rule(r"\b(?:there is )?persistence of (?=an?\b)", "there is "),
@@ -407,6 +419,18 @@ _PHRASES = (
         r"(?:of|in|at)\s+(?:the\s+|both\s+)?(?:\w+\s+){0,2}(?:lungs?|bases?|lobes?))?\s*(?:,"
         r"|\bwith\b|\band\b)\s+"
     ),
+    _rule(
+        rf"(?<!patient )\bhas been (?:placed|inserted)(?: in the interval)?(?: since {_PRIOR})?"
+        r"(?=\s*(?:[.,;]|$)|\s+(?:in|into|with|over|at)\b)",
+        "is in place",
+    ),
+    _rule(
+        rf"\bhave been (?:placed|inserted)(?: in the interval)?(?: since {_PRIOR})?"
+        r"(?=\s*(?:[.,;]|$)|\s+(?:in|into|with|over|at)\b)",
+        "are in place",
+    ),
+    _rule(r"\b(is|are) in place (?=(?:in|into|over|at)\b)", r"\1 present "),
+    _rule(r"\b(is|are) present into\b", r"\1 present in"),
     _rule(
         r",?\s*\bboth\s+(?:(?:of which\s+)?(?:are|appear|remain)\s+)?(?:stable|unchanged)(?=\s*"
         r"(?:[.,;]|$))"
@@ -820,7 +844,8 @@ _TRIGGER = re.compile(
     r"|develop|cleared|clear|recurred|evolv|advanced|withdrawn|retract|reposition|conspicuous"
     r"|aerat|pulled|insert|yesterday|better|greater|diminish|occurred|more (?:prom|dens|ext|app"
     r"|pron|conf)|less "
-    r"(?:prom|dens|ext|app|pron|conf)|larger|smaller|absence|than (?:the|on|prev)|from (?:the"
+    r"(?:prom|dens|ext|app|pron|conf)|larger|smaller|been placed|absence"
+    r"|than (?:the|on|prev)|from (?:the"
     r"|X{3}|_{2})|extubat",
     re.IGNORECASE,
 )
