@@ -13,6 +13,7 @@ docs/nano.md shows what it draws.
 """
 
 from unix_jax.data.config import DataConfig
+from unix_jax.storage.bundled import example
 from unix_jax.training.config import ModelConfig, PreviewConfig, TrainConfig
 from unix_jax.training.losses import LossConfig
 from unix_jax.training.optimizer import OptimizerConfig
@@ -21,7 +22,7 @@ config = TrainConfig(
     stage="generation",
     total_steps=2000,
     data=DataConfig(
-        source="manifest:examples/cxr",
+        source=f"manifest:{example('cxr')}",
         task="generation",
         caption_dropout=0.1,
         rows=4,

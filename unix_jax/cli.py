@@ -33,7 +33,7 @@ from unix_jax.commands.evaluate import Evaluate
 from unix_jax.commands.export import Export
 from unix_jax.commands.terminal import ERRORS, run_command, say
 from unix_jax.errors import UniXError
-from unix_jax.storage.arguments import PathText, refuse_without_effect
+from unix_jax.storage.arguments import CheckpointText, PathText, refuse_without_effect
 
 if TYPE_CHECKING:
     from unix_jax.inference.pipeline import UniXPipeline
@@ -43,9 +43,10 @@ if TYPE_CHECKING:
 class _Model:
     """Where the model comes from and where it runs."""
 
-    checkpoint: PathText | None = None
-    """Converted checkpoint, directory in the published layout, or directory of a training run. If
-    absent: examples/nano of the clone, a demonstration, where the package runs from a clone."""
+    checkpoint: CheckpointText | None = None
+    """Converted checkpoint, directory in the published layout, or directory of a training run; or a
+    name on the Hugging Face hub, OWNER/NAME or OWNER/NAME@REVISION, which is downloaded. If absent:
+    the bundled nano model, a demonstration."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Of parameters and computation; a CPU uses float32 either way."""
     mesh: str | None = None
@@ -55,19 +56,24 @@ class _Model:
         from unix_jax.inference.pipeline import UniXPipeline
         from unix_jax.sharding import parse_mesh
 
-        with ERRORS.status(f"Loading {escape(self.directory)} ..."):
+        directory = self.directory  # before the line below: a download has its own progress
+        with ERRORS.status(f"Loading {escape(directory)} ..."):
             mesh = None if self.mesh is None else parse_mesh(self.mesh)
             return UniXPipeline.from_pretrained(self.directory, self.dtype, mesh)
 
     @functools.cached_property
     def directory(self) -> str:
-        """The directory given, or that of the clone's nano model, which is said once."""
+        """The directory given, or that of the bundled nano model, which is said once.
+
+        A name on the hub is downloaded.
+        """
         from unix_jax.app.bundled import checkpoint_path
+        from unix_jax.checkpoints.run_export import resolve_checkpoint
 
         path = checkpoint_path(self.checkpoint)
         if self.checkpoint is None:
             say(f"no --checkpoint given: {path} is used, a small demonstration")
-        return path
+        return str(resolve_checkpoint(path))
 
 
 @dataclasses.dataclass
@@ -288,9 +294,9 @@ class Generate(_Model):
 class Info:
     """Print the sizes and contents of a checkpoint."""
 
-    checkpoint: Annotated[PathText, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
+    checkpoint: Annotated[CheckpointText, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     """Converted checkpoint, directory in the published layout, that of a training run, or a
-    diffusers folder."""
+    diffusers folder; or a name on the Hugging Face hub, which is downloaded."""
     json: bool = False
     """Print the configuration as JSON instead of a table."""
     verify: bool = False
@@ -299,10 +305,13 @@ class Info:
 
     def run(self) -> None:
         from unix_jax.checkpoints.diffusers_checkpoint import is_diffusers
+        from unix_jax.checkpoints.hub_files import checkpoint_files
         from unix_jax.checkpoints.load import load_config
+        from unix_jax.storage.hub import located
 
         if self.verify and self.json:
             raise UniXError("--json: cannot be combined with --verify")
+        self.checkpoint = str(located(self.checkpoint, checkpoint_files))
         if self.verify:
             self._verify()
             return

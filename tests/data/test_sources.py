@@ -46,7 +46,7 @@ def test_specs(spec, expected):
     ("spec", "expected"),
     [
         ("", "expected KIND:PATH"),
-        ("examples/cxr", "manifest, csv, conversations, parquet, mimic, array_record, tfds"),
+        ("examples/cxr", "manifest, csv, conversations, parquet, hf, mimic, array_record, tfds"),
         ("tsv:x", "found 'tsv:x'"),
         ("manifest:x?images=a&images=b", "expected images=... once"),
         ("manifest:", "expected KIND:PATH"),

@@ -1,4 +1,4 @@
-"""The model and the example X-rays that lie in the repository; an installed package lacks them."""
+"""The model and the example X-rays that come with the package."""
 
 import dataclasses
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 from unix_jax.data.records import Record, captions_of, image_bytes
 from unix_jax.data.sources import open_source
 from unix_jax.errors import UniXError
+from unix_jax.storage.bundled import ROOT
 
-ROOT = Path(__file__).parent.parent.parent
 SPLIT = "test"  # no patient of it is in the model's training
 
 

@@ -22,7 +22,6 @@ from unix_jax.checkpoints.published_config import from_published
 from unix_jax.checkpoints.run_export import resolve_checkpoint
 from unix_jax.config import UniXConfig
 from unix_jax.errors import CheckpointError
-from unix_jax.storage.paths import local_path
 
 # Called with the configuration; gives the shardings of (parameters, autoencoder parameters).
 Shardings = Callable[[UniXConfig], tuple[Any, Any]]
@@ -40,7 +39,7 @@ def load_model(
 
     Args:
       path: a converted checkpoint, a directory in the published layout, or that of a training run,
-        whose export is meant.
+        whose export is meant; or a name on the hub.
       dtype: floating type to cast to; None keeps that of the files.
       vae_dtype: that of the autoencoder, float32 unless said otherwise: it is small, always
         frozen, and bfloat16 shows in its pictures.
@@ -51,9 +50,7 @@ def load_model(
       CheckpointError, ConfigError: files that are missing, broken, or do not fit each other;
         weights that are not finite.
     """
-    path = local_path(path)
-    _refuse_file(path)
-    path = resolve_checkpoint(path)
+    path = _checkpoint(path)
     converted = native.is_checkpoint(path)
     placed = vae_placed = None
     if shardings is not None:
@@ -86,9 +83,7 @@ def load_vae(path: str | os.PathLike[str]) -> tuple[UniXConfig, dict[str, Any]]:
     Raises:
       CheckpointError, ConfigError: as `load_model`, or there is no autoencoder.
     """
-    path = local_path(path)
-    _refuse_file(path)
-    path, vae_params = resolve_checkpoint(path), None
+    path, vae_params = _checkpoint(path), None
     if native.is_checkpoint(path):
         config = native.load_config(path)
         vae_params = native.load_vae_params(path, dtype=jnp.float32)
@@ -109,9 +104,7 @@ def load_config(path: str | os.PathLike[str]) -> tuple[UniXConfig, bool]:
     Raises:
       CheckpointError, ConfigError: as `load_model`.
     """
-    path = local_path(path)
-    _refuse_file(path)
-    path = resolve_checkpoint(path)
+    path = _checkpoint(path)
     if native.is_checkpoint(path):
         return native.load_config(path), native.has_vae(path)
     directory = Path(path)
@@ -123,18 +116,22 @@ def load_config(path: str | os.PathLike[str]) -> tuple[UniXConfig, bool]:
         return config, find_vae_weights(directory / "vae") is not None
 
 
-def _refuse_file(path: str | os.PathLike[str]) -> None:
-    """Raises CheckpointError for a weight file, whose tokenizer would not be found.
+def _checkpoint(path: str | os.PathLike[str]) -> Path:
+    """The local directory of a checkpoint of UniX; of a run, that of its export.
 
-    Also for a checkpoint of another kind.
+    Raises:
+      CheckpointError: a weight file, whose tokenizer would not be found, or a checkpoint of another
+        kind; or as `resolve_checkpoint`.
     """
-    if Path(path).is_file():
+    directory = resolve_checkpoint(path)
+    if directory.is_file():
         raise CheckpointError(
-            f"{path}: expected a checkpoint directory, found a file; "
+            f"{directory}: expected a checkpoint directory, found a file; "
             "`unix-jax convert import FILE OUT` makes a checkpoint of one weight file"
         )
-    if is_diffusers(path):
+    if is_diffusers(directory):
         raise CheckpointError(
-            f"{path}: expected a checkpoint of UniX, found a diffusers checkpoint, which "
+            f"{directory}: expected a checkpoint of UniX, found a diffusers checkpoint, which "
             "`unix-jax generate`, `evaluate images` and `info` take"
         )
+    return directory

@@ -7,6 +7,7 @@
 """
 
 import dataclasses
+import functools
 import os
 import shutil
 import tempfile
@@ -25,7 +26,7 @@ from unix_jax.checkpoints.fitting import raise_listing
 from unix_jax.checkpoints.formats.readers import open_weights
 from unix_jax.checkpoints.formats.tensor_source import AVERAGE_WORDS, TensorSource, note, quoted
 from unix_jax.checkpoints.formats.weight_files import (
-    DIRECTORY_NAMES,
+    PUBLISHED_VAE_NAMES,
     WEIGHT_SUFFIXES,
     WeightFiles,
     find_weights,
@@ -33,6 +34,7 @@ from unix_jax.checkpoints.formats.weight_files import (
     weight_files,
 )
 from unix_jax.checkpoints.formats.yaml_file import read_yaml
+from unix_jax.checkpoints.hub_files import checkpoint_files
 from unix_jax.checkpoints.leaves import Leaf, array_leaf, place_tree
 from unix_jax.checkpoints.prefixes import known_names, unwrapped
 from unix_jax.checkpoints.published_config import from_published
@@ -42,6 +44,7 @@ from unix_jax.checkpoints.table import UNUSED, VAE_DROPPED, Entry, unix_table, v
 from unix_jax.config import AutoencoderConfig, UniXConfig
 from unix_jax.errors import CheckpointError, ConfigError, shortened
 from unix_jax.models.embeddings import sincos_table_2d
+from unix_jax.storage.hub import located
 from unix_jax.storage.json_file import read_json, write_json
 from unix_jax.storage.paths import refuse_url
 
@@ -51,7 +54,6 @@ __all__ = ["PublishedSource", "export_published", "import_published", "load_publ
 MAX_CONFIG_BYTES = 1 << 20
 # Images of 16,384 px; the table has the square of it in rows.
 MAX_LATENT_SIZE = 1024
-_VAE_NAMES = ("kl-f16d16.ckpt", *DIRECTORY_NAMES)
 _POSITIONS = "latent_pos_embed.pos_embed"
 # Every name of the tables, for any sizes.
 UNIX_NAMES = known_names(unix_table(UniXConfig()))
@@ -373,7 +375,7 @@ def find_vae_weights(directory: Path, wanted: str | None = None) -> WeightFiles 
     """
     if not directory.is_dir() or not weight_files(directory):
         return None
-    return find_weights(directory, wanted, _VAE_NAMES)
+    return find_weights(directory, wanted, PUBLISHED_VAE_NAMES)
 
 
 def open_vae(files: WeightFiles, wanted: str | None = None) -> TensorSource:
@@ -510,7 +512,7 @@ def import_published(
     """Converts a published directory to this project's checkpoint.
 
     Args:
-      source: the published directory, or a weight file in it.
+      source: the published directory, or a weight file in it; or a name on the hub.
       out: a new directory.
       dtype: `keep`, with which `export_published` gives back every bit, or the floating type of
         the model's parameters. The autoencoder and the unused tensors keep their types.
@@ -526,6 +528,7 @@ def import_published(
         are not finite.
     """
     kind = parse_dtype(dtype)
+    source = located(source, functools.partial(checkpoint_files, wanted=weights))
     with (
         PublishedSource(source, weights, max_latent_size) as published,
         tempfile.TemporaryDirectory() as temporary,

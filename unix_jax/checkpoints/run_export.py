@@ -1,10 +1,12 @@
-"""The directory of a run where a checkpoint is expected: its export is meant."""
+"""The local directory of a checkpoint: a name on the hub is downloaded, a run's export is meant."""
 
 import os
 from pathlib import Path
 
 from unix_jax.checkpoints import native
+from unix_jax.checkpoints.hub_files import checkpoint_files
 from unix_jax.errors import CheckpointError
+from unix_jax.storage.hub import located
 
 RUN_FILE = "run.json"
 EXPORT = "export"
@@ -13,10 +15,13 @@ EXPORT = "export"
 def resolve_checkpoint(path: str | os.PathLike[str]) -> Path:
     """`path`/export where `path` is the directory of a training run, else `path` as it is.
 
+    What a name on the hub means is downloaded, see `unix_jax.storage.hub`.
+
     Raises:
       CheckpointError: the run has not been exported.
+      StorageError: a URL, or a name on the hub that cannot be downloaded.
     """
-    directory = Path(path)
+    directory = located(path, checkpoint_files)
     if native.is_checkpoint(directory) or not (directory / RUN_FILE).is_file():
         return directory
     if native.is_checkpoint(directory / EXPORT):

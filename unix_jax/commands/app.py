@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Literal
 
-from unix_jax.storage.arguments import PathText, require_least
+from unix_jax.storage.arguments import CheckpointText, require_least
 
 
 @dataclasses.dataclass
@@ -17,9 +17,9 @@ class App:
     that has them in front before others can reach it.
     """
 
-    checkpoint: PathText | None = None
-    """Converted checkpoint, or a directory in the published layout; the bundled nano model if
-    absent."""
+    checkpoint: CheckpointText | None = None
+    """Converted checkpoint, or a directory in the published layout, or a name on the Hugging Face
+    hub; the bundled nano model if absent."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Of parameters and computation; a CPU uses float32 either way."""
     mesh: str | None = None

@@ -6,7 +6,7 @@ import signal
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -20,9 +20,12 @@ from rich.progress import (
 )
 
 from unix_jax.checkpoints.formats.tensor_source import SourceNote
-from unix_jax.commands.terminal import run_command, say
+from unix_jax.commands.terminal import ERRORS, run_command, say
 from unix_jax.errors import UniXError
-from unix_jax.storage.arguments import LocalPath, WeightsText
+from unix_jax.storage.arguments import CheckpointText, LocalPath, WeightsText
+
+if TYPE_CHECKING:
+    from unix_jax.storage.hub import HubName
 
 Dtype = Literal["keep", "bfloat16", "float32"]
 
@@ -31,8 +34,9 @@ Dtype = Literal["keep", "bfloat16", "float32"]
 class Import:
     """Published layout -> this project's checkpoint (Orbax, config, tokenizer files)."""
 
-    source: tyro.conf.Positional[LocalPath]
-    """Directory with config.json, model.safetensors and vae/; or a weight file in it."""
+    source: tyro.conf.Positional[CheckpointText]
+    """Directory with config.json, model.safetensors and vae/; or a weight file in it; or a name on
+    the Hugging Face hub, such as ZrH42/UniX or ZrH42/UniX@REVISION, which is downloaded."""
     out: tyro.conf.Positional[LocalPath]
     """A new directory."""
     dtype: Dtype = "keep"
@@ -67,14 +71,16 @@ class Import:
 class ImportJanus:
     """Janus-Pro layout -> start of stage 1 (und = Janus-Pro, gen = a copy of und)."""
 
-    source: tyro.conf.Positional[LocalPath]
-    """Directory with config.json and the weights; or a weight file in it."""
+    source: tyro.conf.Positional[CheckpointText]
+    """Directory with config.json and the weights; or a weight file in it; or a name on the Hugging
+    Face hub, such as deepseek-ai/Janus-Pro-1B, which is downloaded."""
     out: tyro.conf.Positional[LocalPath]
     """A new directory."""
     dtype: Dtype = "keep"
     """Type of the model's parameters."""
-    vae: LocalPath | None = None
-    """The autoencoder: its weight file, or the directory of it and its config.yaml."""
+    vae: CheckpointText | None = None
+    """The autoencoder: its weight file, or the directory of it and its config.yaml; or a name on
+    the Hugging Face hub, such as ZrH42/UniX."""
     max_latent_size: int | None = None
     """Side of the latent position table in tokens (published: 32)."""
     latent_patch_size: int | None = None
@@ -112,8 +118,9 @@ class ImportJanus:
 class ImportDiffusers:
     """Folder of diffusers' StableDiffusionPipeline -> this project's checkpoint."""
 
-    source: tyro.conf.Positional[LocalPath]
-    """Directory with model_index.json, unet/, vae/, text_encoder/, tokenizer/ and scheduler/."""
+    source: tyro.conf.Positional[CheckpointText]
+    """Directory with model_index.json, unet/, vae/, text_encoder/, tokenizer/ and scheduler/; or a
+    name on the Hugging Face hub, which is downloaded."""
     out: tyro.conf.Positional[LocalPath]
     """A new directory."""
     dtype: Dtype = "keep"
@@ -141,12 +148,23 @@ class ImportDiffusers:
 class Export:
     """This project's checkpoint -> published layout, or the diffusers folder that it came from."""
 
-    checkpoint: tyro.conf.Positional[LocalPath]
-    """A directory written by an import, or that of a training run, whose export is meant."""
+    checkpoint: tyro.conf.Positional[CheckpointText]
+    """A directory written by an import, or that of a training run, whose export is meant; or a name
+    on the Hugging Face hub."""
     out: tyro.conf.Positional[LocalPath]
     """A new directory."""
     allow_non_finite: bool = False
     """Write weights that are NaN or infinite instead of stopping."""
+    push: str | None = None
+    """Also publish OUT as a model repository on the Hugging Face hub, OWNER/NAME, with a generated
+    model card. Needs --license and a token that may write (`hf auth login`, or HF_TOKEN)."""
+    license: str | None = None
+    """With --push: the licence of the weights, such as mit or cc-by-nc-4.0."""
+    training_data: str | None = None
+    """With --push: what the weights were trained on, in words; if absent, the source that the run
+    recorded."""
+    private: bool = False
+    """With --push: a new repository is private."""
     verbose: bool = False
     """Print lists of keys in an error in full."""
 
@@ -156,25 +174,63 @@ class Export:
             is_diffusers_checkpoint,
         )
         from unix_jax.checkpoints.export import export_published
+        from unix_jax.checkpoints.run_export import resolve_checkpoint
 
-        diffusers = is_diffusers_checkpoint(self.checkpoint)
-        export = export_diffusers if diffusers else export_published
+        name = self._checked_push()
+        checkpoint = resolve_checkpoint(self.checkpoint)
+        export = export_diffusers if is_diffusers_checkpoint(checkpoint) else export_published
         with _progress("export") as report:
             export(
-                self.checkpoint,
+                checkpoint,
                 self.out,
                 allow_non_finite=self.allow_non_finite,
                 progress=report,
             )
-        return _written(self.out)
+        code = _written(self.out)
+        if name is not None:
+            self._push(checkpoint, name)
+        return code
+
+    def _checked_push(self) -> "HubName | None":
+        """The repository, before anything is written; None without --push."""
+        from unix_jax.checkpoints.model_card import check_license
+        from unix_jax.storage.hub import check_push
+
+        if self.push is None:
+            for option in ("license", "training_data", "private"):
+                if getattr(self, option):
+                    raise UniXError(
+                        f"--{option.replace('_', '-')}: has no effect without --push OWNER/NAME"
+                    )
+            return None
+        check_license(self.license)
+        return check_push(self.push)
+
+    def _push(self, checkpoint: Path, name: "HubName") -> None:
+        from unix_jax.checkpoints.model_card import CARD, model_card
+        from unix_jax.storage.files import atomic_write
+        from unix_jax.storage.hub import push
+
+        file = self.out / CARD
+        source = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else None
+        card = model_card(
+            checkpoint, name.repository, self.license or "", self.training_data, source
+        )
+        with atomic_write(file) as temporary:
+            temporary.write_text(card, encoding="utf-8")
+        with ERRORS.status(f"Pushing {self.out} to {name.repository} ..."):
+            address, replaced = push(self.out, name, "Export of unix-jax", private=self.private)
+        earlier = f"; {replaced} earlier files are in its history" if replaced else ""
+        say(f"pushed {address}{earlier}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Cast:
     """A copy of a checkpoint in another floating type, such as a training's export in bfloat16."""
 
-    checkpoint: tyro.conf.Positional[LocalPath]
-    """A directory written by `import`, or that of a training run, whose export is meant."""
+    checkpoint: tyro.conf.Positional[CheckpointText]
+    """A directory written by `import`, or that of a training run, whose export is meant; or a name
+    on the Hugging Face hub."""
     out: tyro.conf.Positional[LocalPath]
     """A new directory."""
     dtype: Dtype = "bfloat16"
@@ -224,7 +280,8 @@ class Accept:
 class Inspect:
     """Prints keys, shapes, types and parameter counts of a file or directory of either layout."""
 
-    path: tyro.conf.Positional[LocalPath]
+    path: tyro.conf.Positional[CheckpointText]
+    """A file or directory, or a name on the Hugging Face hub."""
     verbose: bool = False
     """Print lists of keys in an error in full."""
 
@@ -239,20 +296,34 @@ class Inspect:
 class Check:
     """Runs the model on golden inputs and compares every golden tensor."""
 
-    path: tyro.conf.Positional[LocalPath]
+    path: tyro.conf.Positional[CheckpointText | None] = None
     """A checkpoint of this project, a directory in the published layout, that of a run, or a
-    diffusers folder."""
-    golden_dir: tyro.conf.Positional[LocalPath]
-    """Directory with golden.safetensors and golden.json."""
+    diffusers folder; or a name on the Hugging Face hub. If absent: the bundled one of toy size."""
+    golden_dir: tyro.conf.Positional[LocalPath | None] = None
+    """Directory with golden.safetensors and golden.json; needed with a checkpoint."""
     json: LocalPath | None = None
     """Also write the results here."""
     verbose: bool = False
     """Print lists of keys in an error in full."""
 
     def run(self) -> int:
+        from unix_jax.checkpoints.run_export import resolve_checkpoint
         from unix_jax.parity.check import check
+        from unix_jax.storage import bundled
 
-        return check(self.path, self.golden_dir, self.json)
+        path, golden_dir = self.path, self.golden_dir
+        if path is None:
+            found = bundled.golden()
+            if found is None:
+                raise UniXError("CHECKPOINT: expected a checkpoint, found none, nor a bundled one")
+            say(f"no checkpoint given: {found[0]} is checked, a bundled one of toy size")
+            path, golden_dir = str(found[0]), found[1]
+        if golden_dir is None:
+            raise UniXError(
+                "GOLDEN-DIR: expected a directory with golden.safetensors and golden.json, of the "
+                f"model in {path}; found none"
+            )
+        return check(resolve_checkpoint(path), golden_dir, self.json)
 
 
 Command = (

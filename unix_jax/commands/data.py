@@ -31,7 +31,7 @@ from unix_jax.commands.terminal import ERRORS, run_command, say
 from unix_jax.data.sources import open_source
 from unix_jax.errors import UniXError
 from unix_jax.preprocessing.images import MIN_SIDE
-from unix_jax.storage.arguments import PathText, SourceText
+from unix_jax.storage.arguments import CheckpointText, PathText, SourceText
 
 if TYPE_CHECKING:
     from unix_jax.config import UniXConfig
@@ -174,8 +174,9 @@ class Moments:
     """For example manifest:examples/cxr; docs/data.md lists the kinds."""
     out: Annotated[PathText, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """A new directory."""
-    checkpoint: PathText
-    """Whose autoencoder: a converted checkpoint, or a directory in the published layout."""
+    checkpoint: CheckpointText
+    """Whose autoencoder: a converted checkpoint, a directory in the published layout, or a name on
+    the Hugging Face hub."""
     split: str = "train"
     """Split of the source; "" for all records."""
     height: int = 256

@@ -1,6 +1,7 @@
 """`unix-jax evaluate`: reports and X-rays of a model, or those made elsewhere, measured."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -9,6 +10,7 @@ import tyro
 
 from unix_jax.errors import UniXError
 from unix_jax.storage.arguments import (
+    CheckpointText,
     LocalPath,
     PathText,
     SourceText,
@@ -50,8 +52,9 @@ class _Resampled:
 class _OfReports(_Resampled):
     """What measures reports."""
 
-    chexbert: PathText | None = None
-    """chexbert.pth or its directory, with the vocabulary of bert-base-uncased beside it."""
+    chexbert: CheckpointText | None = None
+    """chexbert.pth or its directory, with the vocabulary of bert-base-uncased beside it; or a name
+    on the Hugging Face hub."""
     chexbert_cut: Literal["tokens", "characters"] = "tokens"
     """What CheXbert reads of a long report: 512 tokens, or 512 characters as the original."""
     radgraph: bool = False
@@ -104,8 +107,9 @@ class _OfReports(_Resampled):
 class _OverData(_Resampled):
     """A model over a data set. A run that was stopped resumes when the command is repeated."""
 
-    checkpoint: PathText
-    """Converted checkpoint, directory in the published layout, or directory of a training run."""
+    checkpoint: CheckpointText
+    """Converted checkpoint, directory in the published layout, or directory of a training run; or a
+    name on the Hugging Face hub."""
     data: SourceText
     """KIND:PATH, for example manifest:DIR or mimic:DIR?reports=clean.jsonl&views=PA,AP."""
     out: PathText
@@ -122,6 +126,13 @@ class _OverData(_Resampled):
     """Devices of each process that share its work, for example data=2,tensor=4; all of its
     accelerators if absent, a part of the batch each."""
 
+    @functools.cached_property
+    def _directory(self) -> Path:
+        """The checkpoint's local directory; a name on the hub is downloaded, once per machine."""
+        from unix_jax.checkpoints.run_export import resolve_checkpoint
+
+        return resolve_checkpoint(self.checkpoint)
+
     def _open(self) -> "RecordSource":
         """The records; opened before a model is loaded, since opening may find a mistake."""
         from unix_jax.data.records import Subset
@@ -134,14 +145,12 @@ class _OverData(_Resampled):
 
     def _begin(self, source: "RecordSource", own: dict[str, Any]) -> dict[str, Any]:
         """The settings, compared with those that the directory was begun with."""
-        from unix_jax.checkpoints.run_export import resolve_checkpoint
         from unix_jax.evaluation_runs.journal import remember
         from unix_jax.training.distributed import agree
 
-        checkpoint = resolve_checkpoint(self.checkpoint)
         settings = {
-            "checkpoint": str(checkpoint.resolve()),
-            "checkpoint_written": _written(checkpoint),
+            "checkpoint": str(self._directory.resolve()),
+            "checkpoint_written": _written(self._directory),
             "dtype": self.dtype,
             "data": self.data,
             "split": self.split,
@@ -157,9 +166,9 @@ class _OverData(_Resampled):
         from unix_jax.inference.diffusion import DiffusionPipeline
         from unix_jax.inference.pipeline import UniXPipeline
 
-        if is_diffusers(self.checkpoint):
-            return DiffusionPipeline.from_pretrained(self.checkpoint, self.dtype, self._mesh())
-        return UniXPipeline.from_pretrained(self.checkpoint, self.dtype, self._mesh())
+        if is_diffusers(self._directory):
+            return DiffusionPipeline.from_pretrained(self._directory, self.dtype, self._mesh())
+        return UniXPipeline.from_pretrained(self._directory, self.dtype, self._mesh())
 
     def _mesh(self) -> "Mesh | None":
         import jax
@@ -196,7 +205,7 @@ class EvaluateReports(_OfReports, _OverData):
 
         require_least(self, batch_size=1, resamples=1, limit=1, max_new_tokens=1)
         distributed.initialise()
-        config, _ = load_config(self.checkpoint)
+        config, _ = load_config(self._directory)
         largest = config.decoder.max_position_embeddings - 4
         if self.max_new_tokens > largest:
             raise UniXError(
@@ -225,9 +234,9 @@ class EvaluateImages(_OverData):
     """Generate an X-ray from each text of a data set, or take those made elsewhere, and compare all
     of them with the data set's own."""
 
-    checkpoint: PathText = ""
-    """The model that generates, needed without --generated: a converted checkpoint, or a directory
-    in the published layout."""
+    checkpoint: CheckpointText = ""
+    """The model that generates, needed without --generated: a converted checkpoint, a directory in
+    the published layout, or a name on the Hugging Face hub."""
     generated: LocalPath | None = None
     """In place of a checkpoint: images made elsewhere. A folder, or a CSV such as the original's,
     with annotated_prompt and synthetic_filename."""
@@ -250,10 +259,12 @@ class EvaluateImages(_OverData):
     """For a diffusers checkpoint: the sampler; the checkpoint's own if absent."""
     seed: int = 0
     """With an item's number, gives the seed of its noise."""
-    rad_dino: PathText | None = None
-    """Directory of RAD-DINO, for FD, KD, precision, recall, density and coverage."""
-    biovil_t: PathText | None = None
-    """Directory of BioViL-T, for the alignment of image and text."""
+    rad_dino: CheckpointText | None = None
+    """Directory of RAD-DINO, or microsoft/rad-dino to download it, for FD, KD, precision, recall,
+    density and coverage."""
+    biovil_t: CheckpointText | None = None
+    """Directory of BioViL-T, or microsoft/BiomedVLP-BioViL-T to download it, for the alignment of
+    image and text."""
     inception: LocalPath | None = None
     """Weights of torch-fidelity's Inception-v3, for FID, KID and the Inception score."""
     radiomics_real: LocalPath | None = None
@@ -334,9 +345,9 @@ class EvaluateImages(_OverData):
         )
 
         scale = self.guidance_scale
-        if is_diffusers(self.checkpoint):
+        if is_diffusers(self._directory):
             refuse_without_effect(self, ("timestep_shift",), "a diffusers checkpoint")
-            folder = open_diffusers(self.checkpoint)
+            folder = open_diffusers(self._directory)
             return DiffusionDrawingSettings(
                 self.size,
                 self.steps,
@@ -346,7 +357,7 @@ class EvaluateImages(_OverData):
                 self.seed,
             ).checked(folder.vae_config, folder.native_size)
         refuse_without_effect(self, ("guidance_rescale", "sampler"), "a checkpoint of UniX")
-        config, has_vae = load_config(self.checkpoint)
+        config, has_vae = load_config(self._directory)
         if not has_vae:
             raise UniXError(
                 f"{self.checkpoint}: expected an autoencoder to generate with, found none"

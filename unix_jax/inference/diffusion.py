@@ -40,7 +40,6 @@ from unix_jax.models.unet_config import UNetConfig
 from unix_jax.preprocessing.noise_schedule import NoiseSchedule, Sampler
 from unix_jax.preprocessing.prompt_tokenizer import PromptTokenizer
 from unix_jax.preprocessing.transforms import to_gray_pil
-from unix_jax.storage.paths import local_path
 
 OutputType = Literal["pil", "np", "latent"]
 Progress = Callable[[int, int], None]
@@ -107,22 +106,23 @@ class DiffusionPipeline:
         """Loads a folder of `StableDiffusionPipeline` as it is, or an imported one.
 
         Args:
-          path: the directory.
+          path: the directory, or a name on the hub.
           dtype: `bfloat16` or `float32`; a CPU uses float32 either way.
           mesh: devices to share the work, see `unix_jax.sharding.make_mesh`; None uses one.
 
         Raises:
           CheckpointError, ConfigError: files that are missing, broken or not supported, or that do
             not fit each other; weights that are not finite.
-          StorageError: a URL, or no path.
+          StorageError: a URL, no path, or a name on the hub that cannot be downloaded.
           PromptError: another dtype.
         """
         # The table of published keys lives in `convert`, which stands above this package.
         from unix_jax.checkpoints.diffusers_checkpoint import open_diffusers
+        from unix_jax.checkpoints.run_export import resolve_checkpoint
 
         choice("dtype", str(dtype), ("bfloat16", "float32"))
         enable_compilation_cache()
-        folder = open_diffusers(local_path(path))
+        folder = open_diffusers(resolve_checkpoint(path))
         folder.check()
         used = jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else dtype)
         config, text = folder.unet_config[0], folder.text_config

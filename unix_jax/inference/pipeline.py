@@ -32,7 +32,6 @@ from unix_jax.models.unix import UniX, param_shapes, unroll_params
 from unix_jax.preprocessing.text import Tokenizer
 from unix_jax.preprocessing.transforms import Resize, to_gray_pil
 from unix_jax.storage import recorded_files
-from unix_jax.storage.paths import local_path
 
 OutputType = Literal["pil", "np", "latent"]
 Progress = Callable[[int, int], None]
@@ -127,7 +126,8 @@ class UniXPipeline:
         """Loads a converted checkpoint, or a directory in the published layout as it is.
 
         Args:
-          path: the directory; of a training run, its export is meant.
+          path: the directory; of a training run, its export is meant. Or a name on the hub, such as
+            `ZrH42/UniX` or `ZrH42/UniX@REVISION`, which is downloaded into the hub's cache.
           dtype: `bfloat16` or `float32`, of the parameters and of the computation, as a text, a
             NumPy dtype or a type such as `jnp.bfloat16`. A CPU uses
             float32 whatever is asked: XLA would keep a float32 copy beside bfloat16 weights.
@@ -140,11 +140,10 @@ class UniXPipeline:
         Raises:
           CheckpointError, ConfigError: files that are missing, broken, changed since they were
             written, or do not fit each other; weights that are not finite.
-          StorageError: a URL, or no path.
+          StorageError: a URL, no path, or a name on the hub that cannot be downloaded.
           PromptError: another dtype.
         """
         used = _dtype(dtype)
-        path = local_path(path)
         require(
             double_bos is None or isinstance(double_bos, bool), "double_bos", "a bool", double_bos
         )
