@@ -122,7 +122,7 @@ TEXTS = frozenset(
     {"mesh", "dtype", "prompt", "prompts", "host", "split", "renorm", "endpoint", "model"}
     | {"judge_model", "key_variable", "text_field", "chexbert_cut", "prediction_field"}
     | {"reference_field", "key_field", "format", "vae_dtype", "resize", "weights", "step"}
-    | {"train_split", "radgraph_model", "radgraph_level"}
+    | {"train_split", "radgraph_model", "radgraph_level", "push", "license", "training_data"}
 )
 
 
@@ -163,7 +163,7 @@ def command_cases():
             found = strings_of(hints[field.name])
             assert found in (set(), {True}, {False}), field.name
             assert found != {False} or field.name in TEXTS, (
-                f"{kind.__name__}.{field.name}: a path? then LocalPath, PathText or SourceText"
+                f"{kind.__name__}.{field.name}: a path? then a type of storage.arguments"
             )
             if found == {True}:
                 paths.append(field.name)

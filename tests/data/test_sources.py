@@ -341,7 +341,9 @@ def test_broken_parquet(tmp_path):
     numbers = parquet_file(tmp_path / "n.parquet", {"image": [7], "captions": [[1.5]]})
     assert "row 0: " in error_of(ParquetSource(numbers), 0)
     other = parquet_file(tmp_path / "other.parquet", {"image": [b"x"], "text": ["a"]})
-    with pytest.raises(DataError, match=r"other\.parquet: expected columns .*'captions'.* found"):
+    with pytest.raises(
+        DataError, match=r"other\.parquet: expected the columns .*'captions'.* found"
+    ):
         ParquetSource(other)
     text = tmp_path / "text.parquet"
     text.write_text("no parquet")
