@@ -44,8 +44,12 @@ def test_a_configuration_that_is_not_there(name, tmp_path, monkeypatch):
         load_config(name)
 
 
-def test_check_without_arguments(capsys):
+def test_check_without_arguments(capsys, monkeypatch):
+    checked = []
+    monkeypatch.setattr("unix_jax.parity.check.check", lambda *given: checked.append(given) or 0)
     assert convert.main(["check"], "unix-jax") == 0
+    golden = ROOT / "tests" / "golden" / "tiny"
+    assert checked == [(golden / "checkpoint", golden, None)]
     captured = capsys.readouterr()
     assert "tests/golden/tiny/checkpoint is checked, a bundled one of toy size" in captured.err
     assert convert.main(["check", "somewhere"], "unix-jax") == 1

@@ -233,9 +233,13 @@ def test_encoders(hub, tmp_path):
     (folder / "model.safetensors").write_bytes(b"x" * 8)
     hub_server.hub_cache_clear()
     assert load_dinov2_config("o/dino").num_layers == 12
-    (folder / "chexbert.pth").write_bytes(b"x")
-    hub_server.hub_cache_clear()
-    assert find_chexbert("o/dino").name == "chexbert.pth"
+    labeller = tmp_path / "hub" / "o" / "labeller"
+    labeller.mkdir()
+    for name in ("chexbert.pth", "model.safetensors", "vocab.txt"):
+        (labeller / name).write_bytes(b"x")
+    weights = find_chexbert("o/labeller")
+    assert {file.name for file in weights.parent.iterdir()} == {"chexbert.pth", "vocab.txt"}
+    assert find_chexbert("hf://o/labeller/model.safetensors").name == "model.safetensors"
 
 
 # --- one line for each thing that goes wrong -----------------------------------------------------
