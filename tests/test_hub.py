@@ -313,6 +313,25 @@ def test_a_dry_run_downloads_no_weights(hub):
     assert not [path for _, path in hub.requests if path.endswith((".safetensors", ".ckpt"))]
 
 
+def test_edits_are_not_accepted_on_the_hub(hub, capsys):
+    from unix_jax.commands import convert
+
+    assert convert.main(["accept", "o/tiny"]) == 1
+    assert "o/tiny: expected a local directory, found none" in capsys.readouterr().err
+    assert not hub.requests
+
+
+def test_the_tokenizer_of_a_name_comes_without_weights(hub):
+    from unix_jax.commands.data import _tokenizer
+
+    tokenizer, config = _tokenizer("o/tiny")
+    assert (tokenizer.encode("x"), config) == (
+        _tokenizer(str(TINY))[0].encode("x"),
+        load_config(TINY)[0],
+    )
+    assert not [path for _, path in hub.requests if path.endswith((".safetensors", ".ckpt"))]
+
+
 def test_names_are_not_looked_up_before_they_are_used(hub, capsys):
     from unix_jax import cli
 

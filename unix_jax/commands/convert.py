@@ -270,6 +270,8 @@ class Accept:
         from unix_jax.checkpoints.native import accept_files
         from unix_jax.checkpoints.run_export import resolve_checkpoint
 
+        if not self.checkpoint.is_dir():  # a name on the hub has no place for edits
+            raise UniXError(f"{self.checkpoint}: expected a local directory, found none")
         path = resolve_checkpoint(self.checkpoint)
         for line in accept_files(path) or [f"{path}: no file changed since it was recorded"]:
             say(line)

@@ -48,8 +48,9 @@ class Inspect:
     """For example manifest:examples/cxr; docs/data.md lists the kinds."""
     split: str | None = None
     """One split; all if absent or ""."""
-    tokenizer: PathText | None = None
-    """Directory with tokenizer.json, to measure in tokens rather than words."""
+    tokenizer: CheckpointText | None = None
+    """Directory with tokenizer.json, or a name on the Hugging Face hub, to measure in tokens rather
+    than words."""
     und_tokens: int | None = None
     """Tell how many samples fit a row of this number of tokens (data.und_tokens of training);
     needs --tokenizer. An image counts as that directory's config.json says, or as published."""
@@ -234,12 +235,14 @@ class Moments:
 
 def _tokenizer(directory: str) -> "tuple[Tokenizer, UniXConfig]":
     """The tokenizer of a directory, and its model's sizes: as published without a config.json."""
+    from unix_jax.checkpoints.hub_files import configuration_files
     from unix_jax.checkpoints.load import load_config
     from unix_jax.checkpoints.run_export import resolve_checkpoint
     from unix_jax.config import UniXConfig
     from unix_jax.preprocessing.text import Tokenizer
+    from unix_jax.storage.hub import located
 
-    directory = str(resolve_checkpoint(directory))
+    directory = str(resolve_checkpoint(located(directory, configuration_files, "--tokenizer")))
     configured = (Path(directory) / "config.json").is_file()
     if not configured:
         return Tokenizer.from_directory(directory), UniXConfig.preset("published")
