@@ -27,7 +27,7 @@ from PIL import Image
 
 from unix_jax import UniXPipeline
 from unix_jax.data.config import DataConfig
-from unix_jax.data.pictures import vae_pixels
+from unix_jax.data.model_images import vae_pixels
 from unix_jax.data.records import Record, captions_of, record_image
 from unix_jax.data.sources import open_source
 from unix_jax.evaluation.bootstrap import mean_interval
@@ -143,7 +143,9 @@ def judge_images(
     drawn: list[Image.Image] = []
     for start in range(0, count, 8):
         seeds = list(range(start, min(start + 8, count)))
-        drawn += pipe.generate_image(prompts[start : start + 8], size, size, seed=seeds)
+        drawn += pipe.generate_image(
+            prompts[start : start + 8], height=size, width=size, seed=seeds
+        )
     real = shown(held_out)
     pixels = np.stack([vae_pixels(record, data) for record in held_out])
     passed = pipe.loaded.autoencode(pipe.loaded.autoencode(pixels, "encode"), "decode")

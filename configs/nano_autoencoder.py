@@ -34,7 +34,6 @@ config = TrainConfig(
         learning_rate=2e-3,
         warmup_steps=40,
         schedule="cosine",
-        total_steps=3800,
         final_fraction=0.05,
         b2=0.99,
         eps=1e-8,

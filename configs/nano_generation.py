@@ -21,6 +21,7 @@ from unix_jax.training.optimizer import OptimizerConfig
 config = TrainConfig(
     stage="generation",
     total_steps=2000,
+    trainable="(gen|time_embedder|vae2llm|llm2vae|repa)/.*",
     data=DataConfig(
         source=f"manifest:{example('cxr')}",
         task="generation",
@@ -37,7 +38,6 @@ config = TrainConfig(
         learning_rate=1e-3,
         warmup_steps=50,
         schedule="cosine",
-        total_steps=2000,
         final_fraction=0.1,
         eps=1e-8,
     ),

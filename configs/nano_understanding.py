@@ -16,6 +16,7 @@ from unix_jax.training.optimizer import OptimizerConfig
 config = TrainConfig(
     stage="understanding",
     total_steps=300,
+    trainable="(und|embed_tokens|lm_head|vision|connector)/.*",
     data=DataConfig(
         source=f"manifest:{example('cxr')}",
         task="understanding",
@@ -29,7 +30,6 @@ config = TrainConfig(
         learning_rate=1e-3,
         warmup_steps=50,
         schedule="cosine",
-        total_steps=300,
         final_fraction=0.1,
         eps=1e-8,
         weight_decay=0.05,

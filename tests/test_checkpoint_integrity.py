@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from unix_jax import cli
-from unix_jax.checkpoints import native, orbax_tree
+from unix_jax.checkpoints import native, orbax_tree, zarr_arrays
 from unix_jax.checkpoints.cast import cast
 from unix_jax.checkpoints.export import export_published
 from unix_jax.checkpoints.leaves import FiniteCheck, array_leaf, flatten, non_finite_count
@@ -376,7 +376,7 @@ def test_any_box_of_any_array_is_read_as_it_was_written(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(orbax_tree, "CHUNK_BYTES", chunk * dtype.itemsize)
         (entry,) = orbax_tree.save_tree(directory, {name: array_leaf(array)}, None).values()
-    leaf = orbax_tree.open_leaf(directory, name, array.shape, dtype, entry["crc32"])
+    leaf = zarr_arrays.open_leaf(directory, name, array.shape, dtype, entry["crc32"])
     index = []
     for size in shape:
         start = data.draw(st.integers(0, size))
@@ -447,6 +447,18 @@ def published_with(directory, value, key="language_model.lm_head.weight"):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite_are_refused(tmp_path, value):
+    source = published_with(tmp_path / "source", value)
+    names, refused = r"language_model\.lm_head\.weight: 1 numbers$", tmp_path / "refused"
+    for read in (lambda: import_published(source, refused), lambda: load_model(source)):
+        with pytest.raises(CheckpointError, match=names):
+            read()
+    assert not refused.exists()
+
+
+@pytest.mark.parametrize(
+    "value", [np.nan, *(pytest.param(x, marks=pytest.mark.slow) for x in (np.inf, -np.inf))]
+)
 def test_every_way_in_names_weights_that_are_not_finite(tmp_path, value):
     source = published_with(tmp_path / "source", value)
     names = rf"(?s)^{source}/model\.safetensors: .*\n  language_model\.lm_head\.weight: 1 numbers$"

@@ -5,16 +5,15 @@ import shutil
 import socket
 from pathlib import Path
 
-import hub_server
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from support import hub_server
 from unix_jax import UniXPipeline
 from unix_jax.checkpoints import native
-from unix_jax.checkpoints.bert import find_chexbert
-from unix_jax.checkpoints.dinov2 import load_dinov2_config
+from unix_jax.checkpoints.chexbert_files import find_chexbert
 from unix_jax.checkpoints.hub_files import (
     autoencoder_files,
     checkpoint_files,
@@ -26,6 +25,7 @@ from unix_jax.checkpoints.janus import import_janus
 from unix_jax.checkpoints.load import load_config
 from unix_jax.checkpoints.model_card import model_card
 from unix_jax.checkpoints.published import import_published
+from unix_jax.checkpoints.rad_dino_files import load_dinov2_config
 from unix_jax.errors import CheckpointError, StorageError, UniXError
 from unix_jax.storage.hub import HubName, located, parse_name
 

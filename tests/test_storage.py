@@ -123,6 +123,8 @@ TEXTS = frozenset(
     | {"judge_model", "key_variable", "text_field", "chexbert_cut", "prediction_field"}
     | {"reference_field", "key_field", "format", "vae_dtype", "resize", "weights", "step"}
     | {"train_split", "radgraph_model", "radgraph_level", "push", "license", "training_data"}
+    # The name of a file in the source of an import.
+    | {"keep_file"}
 )
 
 

@@ -1,8 +1,8 @@
 """Sizes of every part of the model: frozen dataclasses, presets, and the published `config.json`.
 
-`UniXConfig` is the one object that describes a model. It is read from this project's own
-`config.json` (`from_dict`), from one of the three published forms (`from_published`), or from a
-preset (`UniXConfig.preset("published")`).
+`UniXConfig` describes a model completely. It is read from this project's own `config.json`
+(`from_dict`), from one of the three published forms (`from_published`), or from a preset
+(`UniXConfig.preset("published")`).
 """
 
 import dataclasses
@@ -15,6 +15,8 @@ from unix_jax.instructions import DEFAULT as DEFAULT_INSTRUCTIONS
 from unix_jax.instructions import Instructions
 
 FORMAT = "unix-jax-1"
+# Sinusoids of a time; the original's frequency_embedding_size.
+TIME_FREQUENCIES = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +65,8 @@ class VisionConfig:
 class AutoencoderConfig:
     """CompVis KL autoencoder; latent = scale_factor * (z - shift_factor).
 
-    norm_groups: of the group norms; CompVis has 32. With ch = 32 that is one channel a group, whose
-    own mean and spread over the image are then lost in every norm.
+    norm_groups: number of groups of the group norms; CompVis uses 32. With ch = 32 each group has
+    one channel, whose own mean and standard deviation over the image are lost in every norm.
     """
 
     ch: int = 128
@@ -103,9 +105,9 @@ class UniXConfig:
 
     `latent_patch_size` p groups p x p latents of the autoencoder into one token; `max_latent_size`
     is the side of the position table in tokens; `timestep_shift` is the shift used in training.
-    `double_bos` reproduces the published inference code, whose prompt carries the tokenizer's own
-    bos behind the split's bos; it is on for converted published weights only.
-    `instructions` are those that the model was trained with; None stands for the project's.
+    `double_bos` reproduces the published inference code, whose prompt has the tokenizer's own bos
+    after the split's bos; it is on only for converted published weights. `instructions` are those
+    that the model was trained with; None means the project's.
     """
 
     decoder: DecoderConfig = DecoderConfig()
@@ -124,6 +126,10 @@ class UniXConfig:
     def __post_init__(self) -> None:
         _validate(self)
 
+    def __repr__(self) -> str:
+        fields = [f"  {f.name}={getattr(self, f.name)!r},\n" for f in dataclasses.fields(self)]
+        return f"{type(self).__name__}(\n{''.join(fields)})"
+
     @property
     def latent_channels(self) -> int:
         """Numbers in one latent token."""
@@ -140,7 +146,7 @@ class UniXConfig:
         return self.instructions or DEFAULT_INSTRUCTIONS
 
     def check_special_tokens(self) -> None:
-        """Raises ConfigError when a control token lies outside the vocabulary."""
+        """Raises ConfigError if a control token is outside the vocabulary."""
         for name, value in dataclasses.asdict(self.special_tokens).items():
             # The pad token is never fed to the model, so an absent one does no harm.
             if name != "pad" and not 0 <= value < self.decoder.vocab_size:
@@ -154,7 +160,7 @@ class UniXConfig:
         """`published` (3.2 B parameters), `nano` (9 M, a laptop), `tiny` (the golden files).
 
         Raises:
-          ConfigError: another name.
+          ConfigError: the name is unknown.
         """
         if name not in PRESETS:
             raise ConfigError(f"preset: expected one of {sorted(PRESETS)}, found {name!r}")

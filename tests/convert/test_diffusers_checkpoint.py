@@ -17,9 +17,8 @@ from unix_jax.checkpoints.diffusers_checkpoint import (
     import_diffusers,
 )
 from unix_jax.checkpoints.formats.readers import open_tensors
-from unix_jax.checkpoints.formats.tensor_source import SourceNote
 from unix_jax.commands.convert import main
-from unix_jax.errors import CheckpointError, ConfigError, UniXError
+from unix_jax.errors import CheckpointError, ConfigError, SourceNote, UniXError
 from unix_jax.preprocessing.prompt_tokenizer import PromptTokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden"

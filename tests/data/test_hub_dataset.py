@@ -3,13 +3,13 @@
 import io
 import json
 
-import hub_server
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from support import hub_server
 from unix_jax.data.sources import open_source, overlap, parse_spec
 from unix_jax.data.sources.hub_dataset import parquet_files, split_of
 from unix_jax.errors import DataError, StorageError

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toy import SMALL, golden, small_pipe, tiny_pipe
 
+from support.toy_pipelines import SMALL, golden, small_pipe, tiny_pipe
 from unix_jax.inference import context as context_module
 from unix_jax.inference.context import as_batch, bucket, image_context, prefill
 from unix_jax.inference.sampling import ImageContext, predict_velocity

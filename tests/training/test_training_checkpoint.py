@@ -196,14 +196,6 @@ def test_files_that_are_not_needed(tmp_path):
     assert CheckpointStore(tmp_path).restore(make_state()).step == 1
 
 
-def content(directory):
-    """Every path below a directory, and the bytes of files."""
-    return {
-        str(p.relative_to(directory)): p.read_bytes() if p.is_file() else None
-        for p in directory.rglob("*")
-    }
-
-
 def test_all_damaged(tmp_path):
     store = fill(tmp_path, [1, 2])
     truncate(store.path(1))

@@ -20,12 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from unix_jax.checkpoints import native
+from unix_jax.checkpoints.configurations import is_diffusers_checkpoint
 from unix_jax.checkpoints.diffusers import (
     INDEX,
     PARTS,
     DiffusersFolder,
     OpenPart,
-    is_diffusers_folder,
     is_unused,
 )
 from unix_jax.checkpoints.export import FileTensor, ahead, check_layout, write_file
@@ -36,7 +36,6 @@ from unix_jax.checkpoints.formats.weight_files import INDEX_SUFFIX, WEIGHT_SUFFI
 from unix_jax.checkpoints.formats.writers import Entry as Written
 from unix_jax.checkpoints.hub_files import checkpoint_files
 from unix_jax.checkpoints.leaves import FiniteCheck, Leaf, flatten, place_tree
-from unix_jax.checkpoints.orbax_tree import save_tree
 from unix_jax.checkpoints.published import file_layout, parse_dtype, write_index
 from unix_jax.checkpoints.source_files import MAX_COPIED_BYTES, refuse_links_out
 from unix_jax.errors import CheckpointError, shortened
@@ -52,17 +51,6 @@ FORMAT = "unix-jax-diffusers-1"
 Progress = Callable[[int, int], None]
 _FOLDERS = ("", "unet", "vae", "text_encoder", "tokenizer", "scheduler", "feature_extractor")
 _WANTED = re.compile(r".*\.(json|txt)|(README|LICENSE|LICENCE|NOTICE)([._-].*)?", re.IGNORECASE)
-
-
-def is_diffusers_checkpoint(path: str | os.PathLike[str]) -> bool:
-    """Whether a directory was written by `import_diffusers`."""
-    directory = Path(path)
-    return native.is_checkpoint(directory) and (directory / "source" / "unet").is_dir()
-
-
-def is_diffusers(path: str | os.PathLike[str]) -> bool:
-    """Whether a directory is a diffusers folder, as published or imported."""
-    return is_diffusers_folder(path) or is_diffusers_checkpoint(path)
 
 
 class DiffusersCheckpoint(DiffusersFolder):
@@ -111,15 +99,18 @@ def import_diffusers(
     Args:
       source: the folder, with `model_index.json`; or a name on the hub.
       out: a new directory.
-      dtype: `keep`, with which `export_diffusers` returns every bit, or the floating type of the
-        U-Net and the text encoder. The autoencoder and the unused tensors keep their types.
+      dtype: `keep`, with which `export_diffusers` returns every bit, or the floating-point dtype of
+        the U-Net and the text encoder. The autoencoder and the unused tensors keep their types.
       allow_non_finite: write weights that are NaN or infinite.
-      progress: called with (bytes since the last call, bytes in all).
+      progress: called with (bytes since the last call, total bytes).
 
     Raises:
       UniXError: a part is missing, broken, not supported or does not fit another, `out` exists, or
         weights are not finite.
     """
+    # Orbax takes half a second to import, and writing alone needs it.
+    from unix_jax.checkpoints.orbax_tree import save_tree
+
     kind, directory = parse_dtype(dtype), located(source, checkpoint_files)
     folder = DiffusersFolder(directory)
     if not (directory / INDEX).is_file():
@@ -173,7 +164,7 @@ def import_diffusers(
 
 
 def _kept(name: str, part: OpenPart, cast: np.dtype | None) -> list[str]:
-    """Keys of tensors that are kept as they are: not used, or not exact in a stack's type."""
+    """Keys of tensors that are kept unchanged: not used, or not exact in a stack's dtype."""
     inexact = [] if cast is not None else list(inexact_keys(part.table, part.tensors))
     return [key for key in part.tensors if is_unused(name)(key)] + inexact
 
@@ -187,7 +178,7 @@ def _layout(name: str, part: OpenPart, cast: np.dtype | None) -> list[dict[str, 
 
 
 def _verbatim(directory: Path) -> dict[str, Path]:
-    """Name in the folder -> file of what is not weights; a note names what is left out."""
+    """Name in the folder -> file, for all files except weights; a note names the skipped ones."""
     kept: dict[str, Path] = {}
     left: list[str] = []
     for folder in _FOLDERS:
@@ -216,13 +207,13 @@ def export_diffusers(
     """Writes the diffusers folder that a checkpoint was imported from.
 
     The files of weights have the same names, keys in the same order and types; everything else is
-    copied, except that parts which the import left out are null in `model_index.json`.
+    copied, except that parts which were not imported are null in `model_index.json`.
 
     Args:
       path: a checkpoint that `import_diffusers` wrote.
       out: a new directory.
       allow_non_finite: write weights that are NaN or infinite.
-      progress: called with (bytes since the last call, bytes in all).
+      progress: called with (bytes since the last call, total bytes).
 
     Raises:
       UniXError: the checkpoint is broken, its weights are not finite, or `out` exists or cannot

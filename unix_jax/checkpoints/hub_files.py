@@ -26,13 +26,18 @@ _SMALL = re.compile(r".*\.(json|txt)|(README|LICENSE|LICENCE|NOTICE)([._-].*)?",
 
 
 def checkpoint_files(
-    names: Sequence[str], file: str | None = None, *, wanted: str | None = None
+    names: Sequence[str],
+    file: str | None = None,
+    *,
+    wanted: str | None = None,
+    keep: Sequence[str] = (),
 ) -> list[str]:
     """A checkpoint of this project, the published layout, Janus-Pro's, or a diffusers folder.
 
     Args:
       names, file: as of the module.
       wanted: `--weights`, which may name a file.
+      keep: `--keep-file`, names of further files.
 
     Raises:
       CheckpointError: it is none of them, or there are no weights or several.
@@ -52,7 +57,7 @@ def checkpoint_files(
             f"expected one of {', '.join(DIRECTORY_NAMES)}, or one weight file, in the repository; "
             f"found {_listed(names)}"
         )
-    kept_names = [n for n in names if is_wanted(n) and not n.endswith(INDEX_SUFFIX)]
+    kept_names = [n for n in names if n in keep or (is_wanted(n) and not n.endswith(INDEX_SUFFIX))]
     return sorted({*kept_names, *root, *_weights(names, "vae", wanted, PUBLISHED_VAE_NAMES)})
 
 

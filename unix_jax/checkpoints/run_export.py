@@ -1,9 +1,12 @@
-"""The local directory of a checkpoint: a name on the hub is downloaded, a run's export is meant."""
+"""Resolves a checkpoint to a local directory: a name on the hub is downloaded.
+
+Of the directory of a training run, the export is used.
+"""
 
 import os
 from pathlib import Path
 
-from unix_jax.checkpoints import native
+from unix_jax.checkpoints import index
 from unix_jax.checkpoints.hub_files import checkpoint_files
 from unix_jax.errors import CheckpointError
 from unix_jax.storage.hub import located
@@ -13,18 +16,18 @@ EXPORT = "export"
 
 
 def resolve_checkpoint(path: str | os.PathLike[str]) -> Path:
-    """`path`/export where `path` is the directory of a training run, else `path` as it is.
+    """`path`/export if `path` is the directory of a training run, else `path` unchanged.
 
-    What a name on the hub means is downloaded, see `unix_jax.storage.hub`.
+    A name on the hub is downloaded, see `unix_jax.storage.hub`.
 
     Raises:
       CheckpointError: the run has not been exported.
       StorageError: a URL, or a name on the hub that cannot be downloaded.
     """
     directory = located(path, checkpoint_files)
-    if native.is_checkpoint(directory) or not (directory / RUN_FILE).is_file():
+    if index.is_checkpoint(directory) or not (directory / RUN_FILE).is_file():
         return directory
-    if native.is_checkpoint(directory / EXPORT):
+    if index.is_checkpoint(directory / EXPORT):
         return directory / EXPORT
     folder = directory / "checkpoints"
     steps = sorted(int(p.name) for p in folder.glob("[0-9]*") if p.name.isdecimal())

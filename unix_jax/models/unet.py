@@ -25,6 +25,7 @@ from unix_jax.models.attention.rope import apply_rope, rope_angles
 from unix_jax.models.embeddings import timestep_sinusoid
 from unix_jax.models.layers import Dtype, RMSNorm, dense, gelu, group_norm, layer_norm
 from unix_jax.models.remat import RematPolicy, rematerialised
+from unix_jax.models.shapes import traced_once
 from unix_jax.models.unet_config import JointAttention, TextAttention, UNetConfig
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -35,7 +36,7 @@ _STREAM = ("batch", "length", "embed_act")
 
 @struct.dataclass
 class JointContext:
-    """The und stream's cache of the prompt, and the rotary position that the image has in it."""
+    """The und stream's cache of the prompt, and the image's rotary position."""
 
     cache: KVCache
     position: Int[Array, " B"]
@@ -193,7 +194,7 @@ def _upsampled(x: Float[Array, "B h w C"], height: int, width: int) -> Float[Arr
 
 
 class UNet(nn.Module):
-    """Noisy latents, their time and a context to what the network was trained to predict.
+    """Maps noisy latents, their time and a context to the trained prediction.
 
     `dtype` is that of the computation; norms' statistics, softmax, the time sinusoid and the result
     are float32. `remat_policy` trades memory for recomputation in the backward pass.
@@ -259,6 +260,7 @@ class UNet(nn.Module):
         return x.astype(jnp.float32)
 
 
+@traced_once
 def param_shapes(config: UNetConfig) -> dict[str, Any]:
     """The parameter tree as `jax.ShapeDtypeStruct` leaves, boxed with their logical axes."""
 

@@ -1,4 +1,4 @@
-"""Sizes of the diffusion U-Net, and the two kinds of context that it may have."""
+"""Sizes of the diffusion U-Net, and its two kinds of context."""
 
 import dataclasses
 

@@ -4,7 +4,6 @@ Letters: B batch, U und tokens, G latent tokens, I images of a row, P patches of
 D width, V vocabulary, C numbers in a latent token.
 """
 
-import functools
 from typing import Any
 
 import flax.linen as nn
@@ -17,10 +16,11 @@ from unix_jax.config import UniXConfig
 from unix_jax.models.attention import Implementation
 from unix_jax.models.attention.cache import KVCache
 from unix_jax.models.attention.mask import TokenMetadata
-from unix_jax.models.decoder import Decoder, Streams, unstack_layers
+from unix_jax.models.decoder import Decoder, DecoderOutput, Streams, unstack_layers
 from unix_jax.models.embeddings import sincos_table_2d, timestep_sinusoid
 from unix_jax.models.layers import Dtype, TwoLayerMLP, dense
 from unix_jax.models.remat import RematPolicy
+from unix_jax.models.shapes import traced_once
 from unix_jax.models.vision import VisionTransformer
 
 _ACTIVATION = ("batch", "length", "embed_act")
@@ -28,12 +28,12 @@ _ACTIVATION = ("batch", "length", "embed_act")
 
 @struct.dataclass
 class TwoStreamBatch:
-    """Packed rows of fixed shape: what one training or scoring pass consumes.
+    """Packed rows of fixed shape: the input of a training or scoring pass.
 
-    token_ids [B, U]: ids of text and boundary tokens, anything at ViT places. und, gen: metadata
-    of the streams. vit_pixels [B, I, H, W, 3]: normalised images, or None. vit_index [B, U]:
-    image * P + patch at ViT places, -1 elsewhere. latents [B, G, C]: x_t. timesteps [B, G]: t in
-    [0, 1], 0 for clean images. latent_position_ids [B, G]. A stream may be absent (None).
+    token_ids [B, U]: ids of text and boundary tokens, arbitrary at ViT positions. und, gen:
+    metadata of the streams. vit_pixels [B, I, H, W, 3]: normalised images, or None. vit_index [B,
+    U]: image * P + patch at ViT positions, -1 elsewhere. latents [B, G, C]: x_t. timesteps [B, G]:
+    t in [0, 1], 0 for clean images. latent_position_ids [B, G]. A stream may be None.
     """
 
     token_ids: Int[Array, "B U"]
@@ -49,10 +49,10 @@ class TwoStreamBatch:
 class UniX(nn.Module):
     """The model without its (frozen, separate) autoencoder.
 
-    `dtype` is that of the computation; norms, RoPE, softmax, the time sinusoid and all outputs
-    are float32. `remat_policy` trades memory for recomputation in the backward pass.
-    `freeze_und` stops gradients on the whole und stream, and drops its backward pass. `unroll` is
-    how many layers are compiled as one iteration of the loop over them.
+    `dtype` is that of the computation; norms, RoPE, softmax, the time sinusoid and all outputs are
+    float32. `remat_policy` trades memory for recomputation in the backward pass. `freeze_und` stops
+    gradients on the whole und stream, and drops its backward pass. `unroll` is the number of layers
+    per iteration of the compiled loop.
     """
 
     config: UniXConfig
@@ -133,7 +133,7 @@ class UniX(nn.Module):
         metadata: TokenMetadata | None = None,
         cache: KVCache | None = None,
         write: Bool[Array, "B N"] | None = None,
-    ) -> tuple[Streams, Any]:
+    ) -> DecoderOutput:
         """The decoder and its final norms; see `Decoder`."""
         return self.decoder(streams, positions, metadata, cache, write)
 
@@ -150,17 +150,19 @@ class UniX(nn.Module):
 
         The losses are taken from these with `logits` and `velocity` where they are asked for.
         """
-        return self.with_hidden(batch)[0]
+        return self.forward(batch, keep_keys=False).streams
 
-    def run(self, batch: TwoStreamBatch) -> tuple[Streams, tuple[Any, Any]]:
-        """As `__call__`, with the new keys and values besides (see `Decoder`)."""
-        return self.decode(*self._embed(batch))
-
-    def with_hidden(
-        self, batch: TwoStreamBatch, hidden_after_layer: int | None = None
-    ) -> tuple[Streams, Float[Array, "B G D"] | None]:
-        """As `__call__`, with the gen stream after a decoder layer (1 = the first) besides."""
-        return self.decoder.with_hidden(*self._embed(batch), hidden_after_layer)
+    def forward(
+        self,
+        batch: TwoStreamBatch,
+        hidden_after_layer: int | None = None,
+        *,
+        keep_keys: bool = True,
+    ) -> DecoderOutput:
+        """As `__call__`, with everything that the decoder returns; see `Decoder`."""
+        return self.decoder(
+            *self._embed(batch), hidden_after_layer=hidden_after_layer, keep_keys=keep_keys
+        )
 
     def _embed(
         self, batch: TwoStreamBatch
@@ -236,12 +238,7 @@ def init_params(config: UniXConfig, key: Array, *, boxed: bool = False) -> dict[
     return variables["params"] if boxed else nn.unbox(variables["params"])
 
 
+@traced_once
 def param_shapes(config: UniXConfig, *, boxed: bool = False) -> dict[str, Any]:
     """The parameter tree as `jax.ShapeDtypeStruct` leaves (layers stacked); see `init_params`."""
-    # A copy of the dictionaries, which the caller may change.
-    return jax.tree.map(lambda x: x, _param_shapes(config, boxed))
-
-
-@functools.lru_cache(maxsize=32)
-def _param_shapes(config: UniXConfig, boxed: bool) -> dict[str, Any]:
     return jax.eval_shape(lambda key: init_params(config, key, boxed=boxed), jax.random.key(0))

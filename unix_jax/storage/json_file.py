@@ -1,4 +1,4 @@
-"""JSON files: written readably, read without trust."""
+"""JSON files: written with indentation, read as untrusted input."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from unix_jax.errors import ConfigError, UniXError
 def read_json(
     path: Path, error: type[UniXError] = ConfigError, *, max_bytes: int | None = None
 ) -> Any:
-    """The parsed file; every way in which it can be broken is an `error` that names it.
+    """The parsed file; any defect raises an `error` that names the file.
 
     `max_bytes` is the largest size that is parsed.
     """

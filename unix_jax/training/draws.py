@@ -20,7 +20,8 @@ from unix_jax.models.autoencoder import Autoencoder
 from unix_jax.models.embeddings import patchify
 from unix_jax.models.unix import UniX
 from unix_jax.preprocessing.flow import shift_timestep
-from unix_jax.training.losses import Params
+
+Params = dict[str, Any]
 
 
 @struct.dataclass

@@ -19,11 +19,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from unix_jax.checkpoints import native
-from unix_jax.checkpoints.dinov2 import load_dinov2, load_dinov2_config
 from unix_jax.checkpoints.load import load_config, load_model
 from unix_jax.checkpoints.published import verbatim_files
+from unix_jax.checkpoints.rad_dino_files import load_dinov2, load_dinov2_config
 from unix_jax.checkpoints.run_export import RUN_FILE, resolve_checkpoint
 from unix_jax.config import UniXConfig
+from unix_jax.data.records import RecordSource
 from unix_jax.errors import CheckpointError, ConfigError
 from unix_jax.instructions import Instructions
 from unix_jax.models.dinov2 import Dinov2Config
@@ -35,10 +36,11 @@ from unix_jax.storage.files import atomic_directory, atomic_write
 from unix_jax.storage.json_file import read_json, write_json
 from unix_jax.training.average import start_share
 from unix_jax.training.checkpoint_store import CheckpointStore
-from unix_jax.training.config import TrainConfig
+from unix_jax.training.config import TrainConfig, settings
 from unix_jax.training.distributed import agree, is_primary
 from unix_jax.training.export import recover as recover_export
-from unix_jax.training.resuming import RULES, Change, Rule, changes, extended_history, settings
+from unix_jax.training.length import Length, run_length
+from unix_jax.training.resuming import RULES, Change, Rule, changes, extended_history, upgraded
 from unix_jax.training.run_directory import sweep
 
 TOKENIZER = "tokenizer"
@@ -90,8 +92,8 @@ def find_origin(config: TrainConfig) -> Origin:
     model_config = with_instructions(model_config, config.stage, config.data.prompts)
     encoder_config = None
     if config.uses_repa:
-        assert config.rad_dino is not None
-        encoder_config = load_dinov2_config(config.rad_dino)
+        assert config.repa.encoder is not None
+        encoder_config = load_dinov2_config(config.repa.encoder)
     tokenizer = Path(config.model.tokenizer) if config.model.tokenizer else init
     if tokenizer is None:
         raise ConfigError(
@@ -131,7 +133,7 @@ def load_parts(origin: Origin, config: TrainConfig, mesh: Mesh) -> dict[str, Any
         if autoencoder is not None:
             parts["autoencoder"] = autoencoder
     if origin.encoder_config is not None:
-        parts["rad_dino"] = load_dinov2(str(config.rad_dino))[1]
+        parts["rad_dino"] = load_dinov2(str(config.repa.encoder))[1]
     return parts
 
 
@@ -153,6 +155,16 @@ def make_run_mesh(
         mesh = parse_mesh(text, partial=jax.process_count() == 1, devices=devices)
     check_mesh(mesh, model_config)
     return mesh
+
+
+def agreed_length(
+    config: TrainConfig, records: RecordSource, tokenizer: Tokenizer, model_config: UniXConfig
+) -> Length:
+    """The length of a run, counted by the primary process for all of them; see `run_length`."""
+    counted = agree(
+        lambda: dataclasses.asdict(run_length(config, records, tokenizer, model_config))
+    )
+    return Length(**counted)
 
 
 # --- the run's directory -----------------------------------------------------------------------
@@ -250,10 +262,10 @@ def recall(out: Path, config: TrainConfig) -> tuple[Origin, list[Change]]:
 
 
 def resumption(
-    checkpoint_path: Path, config: TrainConfig, step: int, found: Sequence[Change]
+    checkpoint_path: Path, total_steps: int, step: int, found: Sequence[Change]
 ) -> list[str]:
     """Lines about a run that resumes after `step`: from where, and with what other settings."""
-    if step < config.total_steps:
+    if step < total_steps:
         changed = [f"changed from step {step + 1}: {change}" for change in found]
         return [f"resuming from {checkpoint_path}", *changed]
     unused = [str(change) for change in found if change.option != "export"]
@@ -274,9 +286,9 @@ def update_record(out: Path, config: TrainConfig, step: int, found: Sequence[Cha
     file = out / RUN_FILE
     saved = read_json(file)
     current = config.to_dict()
-    before = dict(settings(saved["config"]))
+    before = dict(settings(upgraded(saved["config"])))
     for name, rule in RULES.items():
-        if rule is Rule.ORIGIN and name in before:
+        if rule in (Rule.ORIGIN, Rule.ENCODER) and name in before:
             _set(current, name, before[name])
     history = extended_history(saved.get("history", []), step, list(found), _now())
     _write_record(out, saved | {"config": current, "history": history})
@@ -347,7 +359,9 @@ def recorded_share(progress: Mapping[str, Any], step: int) -> float:
 
 
 def without_frozen(state: Any) -> Any:
-    """The state as checkpoints have it: what a run does not change is not written again."""
+    """The state as checkpoints have it: what a run does not change is not written again, and a
+    state that was halted is that of the last step that was finite."""
+    state = state.replace(halted=None)
     return state.replace(frozen=None) if hasattr(state, "frozen") else state
 
 
@@ -363,6 +377,12 @@ def save_frozen(out: str | os.PathLike[str], state: Any) -> None:
     shutil.rmtree(Path(out) / FROZEN, ignore_errors=True)
     with CheckpointStore(Path(out) / FROZEN) as store:
         store.save(0, frozen, {})
+
+
+def resumed(state: Any, target: Any) -> Any:
+    """A state of a checkpoint with what checkpoints do not have except frozen weights."""
+    going = jax.jit(lambda: jnp.zeros((), jnp.bool_), out_shardings=target.halted.sharding)()
+    return state.replace(halted=going)
 
 
 def restore_frozen(out: str | os.PathLike[str], target: Any, state: Any) -> Any:

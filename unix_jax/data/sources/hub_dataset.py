@@ -1,14 +1,14 @@
 """`hf:OWNER/NAME@REVISION?split=NAME&config=NAME&image=COLUMN&...`: Parquet files on the hub.
 
 A data set of the Hugging Face hub, in the form that the package `datasets` publishes: Parquet files
-whose names tell their split, such as `data/train-00000-of-00002.parquet` or
+whose names contain their split, such as `data/train-00000-of-00002.parquet` or
 `CONFIG/validation/0000.parquet`. The files of the split that is asked for are downloaded into the
-hub's cache and read as `parquet:` reads them, with the same options for columns. Where no name
-tells a split, the column `split` does, or the files belong to every split. Patterns that a README
-states for its files are not read.
+hub's cache and read as `parquet:` reads them, with the same options for columns. If no name
+contains a split, the column `split` is used, or the files belong to every split. Patterns that a
+README states for its files are not read.
 
-`split` names a split in the place of the one that a command asks for; `config` is one of several
-folders of a data set. See `unix_jax.storage.hub` for the cache, and for use offline.
+`split` overrides the split that a command asks for; `config` is one of several folders of a data
+set. See `unix_jax.storage.hub` for the cache, and for use offline.
 """
 
 import re

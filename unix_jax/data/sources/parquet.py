@@ -6,8 +6,8 @@ of strings, an object whose values are strings, or one string; or a native list)
 `view`, `patient`, `split` are read where they are there. An option of each of these names says what
 the column is called in the file.
 
-Parquet is read a row group at a time, and a few stay in memory: neighbours are cheap, a shuffled
-order is not. Write ArrayRecord once (`unix-jax data write`) to train on it.
+Parquet is read one row group at a time, and a few stay in memory: sequential access is fast, a
+shuffled order is not. Write ArrayRecord once (`unix-jax data write`) to train on it.
 """
 
 import functools
@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from unix_jax.data.records import Record, checked_index
 from unix_jax.data.report_sections import report_sections
@@ -31,6 +29,11 @@ from unix_jax.data.sources.fields import (
 )
 from unix_jax.data.sources.splits import rows_of_split
 from unix_jax.errors import DataError
+from unix_jax.extras import needed
+
+with needed("pyarrow", "A parquet source", "unix-jax[data]"):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 _TEXTS = ("captions", "findings", "impression", "report")
 COLUMNS = ("image", *_TEXTS, "key", "labels", "view", "patient", "split")
@@ -52,9 +55,9 @@ class ParquetSource:
 
         Args:
           pattern: a file, a directory of `*.parquet`, a glob pattern, or several files.
-          split: keeps the rows whose column `split` is this; see `rows_of_split`.
-          image_root: what image paths are relative to; the file's directory if absent.
-          columns: the columns' names in the files, by those of `COLUMNS`.
+          split: selects the rows with this value in the column `split`; see `rows_of_split`.
+          image_root: the directory of relative image paths; by default the file's directory.
+          columns: the names of the columns in the files, by those of `COLUMNS`.
 
         Raises:
           DataError: no such file, not Parquet, a missing column, or no rows.

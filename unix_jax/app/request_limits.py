@@ -1,8 +1,8 @@
-"""What stands before the page's library: few routes, small requests, strict headers.
+"""ASGI middleware in front of Gradio: few routes, small requests, strict headers.
 
-Gradio answers many more routes than this page needs, among them those that read files, fetch
-addresses and keep states on disk. Here everything is refused that is not on a short list, so no
-path of the server can be read, and no address be fetched, through it.
+Gradio answers many more routes than this page needs, including some that read files, fetch
+addresses and keep states on disk. Only the routes on a short list are allowed here, so no path of
+the server can be read, and no address be fetched, through it.
 """
 
 import json
@@ -89,7 +89,7 @@ def names_an_address(value: Any) -> bool:
 
 
 async def _checked_message(receive: Receive) -> tuple[Receive, tuple[int, str] | None]:
-    """The message as it was, to be received again, and why it is refused."""
+    """The message, to be received again, and the reason for a refusal."""
     body = b""
     while True:
         part = await receive()

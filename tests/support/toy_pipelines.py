@@ -2,13 +2,13 @@
 
 import functools
 import math
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from safetensors.numpy import load_file
 
+from support.paths import GOLDEN
 from unix_jax.config import (
     AutoencoderConfig,
     DecoderConfig,
@@ -23,8 +23,7 @@ from unix_jax.preprocessing.text import Tokenizer
 # Of five rows: short, one token, long, the first one again, empty.
 PROMPTS = [[5, 6, 7], [8], list(range(40)), [5, 6, 7], []]
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "tiny"
-CHECKPOINT = GOLDEN / "checkpoint"
+CHECKPOINT = GOLDEN / "tiny" / "checkpoint"
 
 # GQA, 2 x 2 latents a token, interpolated positions; one layer of each kind, so that it compiles
 # quickly (several layers: the golden model). Its tokens are those of the golden tokenizer.
@@ -86,12 +85,12 @@ def small_writing_pipe() -> UniXPipeline:
 
 @functools.cache
 def tiny_pipe() -> UniXPipeline:
-    return UniXPipeline.from_pretrained(CHECKPOINT, "float32", compilation_cache=False)
+    return UniXPipeline.from_pretrained(CHECKPOINT, dtype="float32", compilation_cache=False)
 
 
 @functools.cache
 def golden() -> dict[str, np.ndarray]:
-    return load_file(GOLDEN / "golden.safetensors")
+    return load_file(GOLDEN / "tiny" / "golden.safetensors")
 
 
 def pictures(count: int, seed: int = 0) -> list[np.ndarray]:
@@ -102,7 +101,7 @@ def pictures(count: int, seed: int = 0) -> list[np.ndarray]:
 
 
 # 3 x 5 latent tokens; few steps.
-DRAW = {"height": 12, "width": 20, "num_steps": 4, "output_type": "latent"}
+DRAW = {"height": 12, "width": 20, "num_inference_steps": 3, "output_type": "latent"}
 
 
 def draw(prompts, pipe=None, **options):

@@ -1,7 +1,7 @@
-"""Reads CheXbert: the weights of BERT and its 14 heads, with BERT's `config.json` if there is one.
+"""Reads CheXbert: the weights of BERT and its 14 heads, with BERT's `config.json` if it exists.
 
-The published file is one pickle of torch, `chexbert.pth`, whose `model_state_dict` has names that
-begin with `module.`; a `.safetensors` of the same names does as well. Nothing is executed.
+The published file is a torch pickle, `chexbert.pth`, whose `model_state_dict` has names that begin
+with `module.`. A `.safetensors` file with the same names is also supported. Nothing is executed.
 """
 
 import dataclasses
@@ -89,7 +89,7 @@ def read_bert_config(raw: Any, source: str = "config.json") -> BertConfig:
     """Sizes from the hub's `config.json`; missing fields are those of bert-base-uncased.
 
     Raises:
-      ConfigError: a value of the wrong kind, or a variant that this model is not.
+      ConfigError: a value of the wrong kind, or an unsupported variant.
     """
     if not isinstance(raw, Mapping):
         raise ConfigError(f"{source}: expected a JSON object, found {type(raw).__name__}")
@@ -138,7 +138,7 @@ def check_chexbert(config: BertConfig, tensors: TensorSource) -> tuple[Entry, ..
     """The table that fits the file, compared with its tensors before any is read.
 
     Raises:
-      CheckpointError: all keys that are missing, unexpected or mis-shaped, in one listing.
+      CheckpointError: all keys that are missing, unexpected or wrongly shaped, in one listing.
     """
     keys = tensors.keys()
     prefix = _PREFIX if any(key.startswith(_PREFIX) for key in keys) else ""
@@ -156,15 +156,14 @@ def check_chexbert(config: BertConfig, tensors: TensorSource) -> tuple[Entry, ..
 
 
 def load_chexbert(
-    path: str | os.PathLike[str], *, dtype: Any = None, shardings: Any = None
+    path: str | os.PathLike[str], *, dtype: Any = None
 ) -> tuple[BertConfig, dict[str, Any]]:
     """(sizes, parameters of `ReportLabeler`).
 
     Args:
-      path: `chexbert.pth`, or its directory. A `config.json` beside it is read; without one the
-        sizes are those of bert-base-uncased, as the published file's are.
-      dtype: floating type to cast to; None keeps that of the file.
-      shardings: None, one `Sharding`, or a nested tree of them.
+      path: `chexbert.pth`, or its directory. A `config.json` in the same directory is read; without
+        it the sizes are those of bert-base-uncased, as in the published file.
+      dtype: floating-point dtype to cast to; None keeps that of the file.
 
     Raises:
       CheckpointError, ConfigError: files that are missing, broken, or do not fit each other.
@@ -179,6 +178,4 @@ def load_chexbert(
         usual=_PREFIX,
     ) as tensors:
         table = check_chexbert(config, tensors)
-        return config, place_tree(
-            table_leaves(table, tensors), dtype, shardings, source=str(tensors.path)
-        )
+        return config, place_tree(table_leaves(table, tensors), dtype, source=str(tensors.path))

@@ -5,7 +5,9 @@ import json
 import shutil
 from pathlib import Path
 
-CXR = Path(__file__).parents[1] / "examples" / "cxr"
+from support.paths import ROOT
+
+CXR = ROOT / "examples" / "cxr"
 
 # Forms of the dataset's reports; each names what `clean` has to find.
 _FORMS = (

@@ -15,7 +15,6 @@ from typing import Any, TextIO
 
 from unix_jax.cleaning.checks import problems
 from unix_jax.cleaning.endpoint import ChatEndpoint, EndpointError, RequestError, Tokens
-from unix_jax.cleaning.journal import Entry, Journal, Status
 from unix_jax.cleaning.report_files import RawReport, ReportSource
 from unix_jax.cleaning.rewriting import Chat, Rewriting, rewrite_report
 from unix_jax.cleaning.rules import RULES, clean_sections
@@ -23,12 +22,52 @@ from unix_jax.data.records import Record, report_text
 from unix_jax.data.report_sections import split_written
 from unix_jax.errors import DataError, UniXError
 from unix_jax.storage.files import atomic_write
+from unix_jax.storage.journal import Entry, Journal, Status
 
 Progress = Callable[[int, Tokens], None]
 """Called with the number of reports settled and the tokens spent so far."""
 
 # So many reports failing one after the other mean that the endpoint is down.
 _FAILURES_IN_A_ROW = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of one report.
+
+    index: its number in the input.
+    status: done; rejected for good; or failed, to be tried again by a later run.
+    report, reason: the cleaned report, or why there is none.
+    tries, tokens: what it took.
+    """
+
+    index: int
+    status: Status
+    report: str = ""
+    reason: str = ""
+    tries: int = 0
+    tokens: Tokens = dataclasses.field(default_factory=Tokens)
+
+    def entry(self) -> Entry:
+        """As the journal keeps it."""
+        values = dataclasses.asdict(self)
+        return Entry(values.pop("index"), status=values.pop("status"), values=values)
+
+    @classmethod
+    def read(cls, journal: Journal, entry: Entry) -> "Outcome":
+        """As `entry` made it.
+
+        Raises:
+          UniXError: the entry is not of a cleaning.
+        """
+        try:
+            values = {**entry.values, "tokens": Tokens(**entry.values["tokens"])}
+            return cls(entry.index, entry.status, **values)
+        except (KeyError, TypeError):
+            raise UniXError(
+                f"{journal.path}: item {entry.index}: expected the outcome of a cleaned report; "
+                "remove the file to start anew"
+            ) from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,13 +122,13 @@ def clean_with_rules(
     changed: Counter[str] = Counter()
     emptied = 0
 
-    def outcomes() -> Iterator[tuple[int, Entry, dict[str, Any]]]:
+    def outcomes() -> Iterator[tuple[int, Outcome, dict[str, Any]]]:
         nonlocal emptied
         for index in range(len(source)):
-            entry, rules, lost = _by_rules(source, index)
+            outcome, rules, lost = _by_rules(source, index)
             changed.update(rules)
             emptied += lost
-            yield index, entry, {"by": "rules", "rules": list(rules)}
+            yield index, outcome, {"by": "rules", "rules": list(rules)}
             progress(index + 1, Tokens())
 
     done, rejected = _write_outputs(source, out, outcomes())
@@ -97,36 +136,36 @@ def clean_with_rules(
     return Summary(done, rejected, changed=in_order, emptied=emptied)
 
 
-def _by_rules(source: ReportSource, index: int) -> tuple[Entry, tuple[str, ...], bool]:
+def _by_rules(source: ReportSource, index: int) -> tuple[Outcome, tuple[str, ...], bool]:
     """(outcome, the rules that changed something, whether one of two sections was lost)."""
     try:
         raw = source[index]
     except DataError as error:
-        return Entry(index, "rejected", reason=str(error)), (), False
-    if not (raw.findings or raw.impression):
-        return Entry(index, "rejected", reason="no findings and no impression found"), (), False
+        return Outcome(index, "rejected", reason=str(error)), (), False
     if raw.vanished:
-        return Entry(index, "rejected", reason=raw.vanished), (), False
+        return Outcome(index, "rejected", reason=raw.vanished), (), False
     cleaned = clean_sections(raw.findings, raw.impression)
     if cleaned.refused:
-        return Entry(index, "rejected", reason="; ".join(cleaned.refused)), cleaned.applied, False
+        return Outcome(index, "rejected", reason="; ".join(cleaned.refused)), cleaned.applied, False
     findings, impression = cleaned.findings, cleaned.impression
-    report = report_text(Record(raw.key, findings=findings, impression=impression))
+    report = report_text(Record(str(raw.key), findings=findings, impression=impression))
     if not report:
         reason = f"nothing is left after the rules {', '.join(cleaned.applied)}"
-        return Entry(index, "rejected", reason=reason), cleaned.applied, False
+        return Outcome(index, "rejected", reason=reason), cleaned.applied, False
     if split_written(report) != (findings, impression):
         # The output is read from the report: what is written must be what was guarded.
         reason = "a section holds a heading of the other one"
-        return Entry(index, "rejected", reason=reason), cleaned.applied, False
+        return Outcome(index, "rejected", reason=reason), cleaned.applied, False
     kept = Record(
-        raw.key, findings=findings and raw.findings, impression=impression and raw.impression
+        str(raw.key),
+        findings=findings and raw.findings,
+        impression=impression and raw.impression,
     )
     wrong = problems(report_text(kept), report)
     if wrong:
-        return Entry(index, "rejected", reason=" ".join(wrong)), cleaned.applied, False
+        return Outcome(index, "rejected", reason=" ".join(wrong)), cleaned.applied, False
     lost = bool(raw.findings) != bool(findings) or bool(raw.impression) != bool(impression)
-    return Entry(index, "done", report), cleaned.applied, lost
+    return Outcome(index, "done", report), cleaned.applied, lost
 
 
 async def clean_with_endpoint(
@@ -165,11 +204,12 @@ async def clean_with_endpoint(
         counts = (journal.count("done"), journal.count("rejected"), journal.count("failed"))
         if not left:
             about = {"by": how.model}
-            entries = ((e.index, e, {**about, "tries": e.tries}) for e in journal.entries())
-            _write_outputs(source, out, entries)
+            outcomes = (Outcome.read(journal, entry) for entry in journal.entries())
+            rows = ((o.index, o, {**about, "tries": o.tries}) for o in outcomes)
+            _write_outputs(source, out, rows)
             if not counts[2]:
                 journal.remove()
-        return Summary(*counts, left, journal.tokens)
+        return Summary(*counts, left, work.tokens)
 
 
 class _Work:
@@ -186,6 +226,9 @@ class _Work:
     ) -> None:
         self._source, self._journal, self._chat, self._how = source, journal, chat, how
         self._budget, self._progress = budget, progress
+        # Of all runs of this journal, those of requests that failed included.
+        spent = (Outcome.read(journal, entry).tokens for entry in journal.history())
+        self.tokens = sum(spent, Tokens())
         self._begun: set[int] = set()
         self._failures = 0
 
@@ -204,34 +247,35 @@ class _Work:
         return sum(index not in self._begun for index in todo)
 
     async def _worker(self, queue: Iterator[int]) -> None:
-        while self._budget is None or self._journal.tokens.total < self._budget:
+        while self._budget is None or self.tokens.total < self._budget:
             index = next(queue, None)
             if index is None:
                 return
             self._begun.add(index)
-            entry = await self._outcome(index)
-            self._journal.append(entry)
+            outcome = await self._outcome(index)
+            self._journal.append([outcome.entry()])
+            self.tokens += outcome.tokens
             settled = self._journal.count("done") + self._journal.count("rejected")
-            self._progress(settled, self._journal.tokens)
-            self._failures = self._failures + 1 if entry.status == "failed" else 0
+            self._progress(settled, self.tokens)
+            self._failures = self._failures + 1 if outcome.status == "failed" else 0
             if self._failures >= self._allowed_failures:
                 raise EndpointError(
                     f"--endpoint: {self._failures} reports failed one after the other: "
-                    f"{entry.reason}; run the same command to go on"
+                    f"{outcome.reason}; run the same command to resume"
                 )
 
-    async def _outcome(self, index: int) -> Entry:
+    async def _outcome(self, index: int) -> Outcome:
         try:
             raw = self._source[index]
             if raw.vanished:
-                return Entry(index, "rejected", reason=raw.vanished)
+                return Outcome(index, "rejected", reason=raw.vanished)
             result = await rewrite_report(self._chat, raw.text, self._how)
         except DataError as error:
-            return Entry(index, "rejected", reason=str(error))
+            return Outcome(index, "rejected", reason=str(error))
         except RequestError as error:
             status: Status = "failed" if error.again else "rejected"
-            return Entry(index, status, reason=error.reason, tokens=error.tokens)
-        return Entry(
+            return Outcome(index, status, reason=error.reason, tokens=error.tokens)
+        return Outcome(
             index,
             "done" if result.report else "rejected",
             result.report,
@@ -242,21 +286,21 @@ class _Work:
 
 
 def _write_outputs(
-    source: ReportSource, out: Path, outcomes: Iterable[tuple[int, Entry, dict[str, Any]]]
+    source: ReportSource, out: Path, outcomes: Iterable[tuple[int, Outcome, dict[str, Any]]]
 ) -> tuple[int, int]:
     """Writes OUT and the rejected file; (lines of the first, lines of the second)."""
     lines = [0, 0]
     # OUT appears last: where it is, the other is too.
     with _written(out) as accepted, _written(rejected_path(out)) as aside:
-        for index, entry, about in outcomes:
-            if entry.status == "done":
-                row = output_row(source[index], entry.report, about)
+        for index, outcome, about in outcomes:
+            if outcome.status == "done":
+                row = output_row(source[index], outcome.report, about)
             else:
-                row = {"id": _key(source, index), "index": index, "reason": entry.reason}
-                if entry.status == "failed":
+                row = {"id": source.name(index), "index": index, "reason": outcome.reason}
+                if outcome.status == "failed":
                     row["again"] = True
-            lines[entry.status != "done"] += 1
-            (accepted if entry.status == "done" else aside).write(
+            lines[outcome.status != "done"] += 1
+            (accepted if outcome.status == "done" else aside).write(
                 json.dumps(row, ensure_ascii=False) + "\n"
             )
     return lines[0], lines[1]
@@ -282,10 +326,3 @@ def output_row(raw: RawReport, report: str, about: dict[str, Any]) -> dict[str, 
     row = {**raw.row, "id": raw.key, "findings": findings, "impression": impression}
     row.update(dict.fromkeys(raw.text_fields, report))
     return {**row, "cleaned": about}
-
-
-def _key(source: ReportSource, index: int) -> str:
-    try:
-        return source[index].key
-    except DataError:
-        return source.name(index)

@@ -1,4 +1,4 @@
-"""Reports of a data set's X-rays, and how good they are."""
+"""Writes reports for the X-rays of a data set, and evaluates them."""
 
 import dataclasses
 import json
@@ -18,14 +18,15 @@ from unix_jax.data.records import (
 )
 from unix_jax.errors import ImageWarning, UniXError
 from unix_jax.evaluation_runs import original_tables, paper
+from unix_jax.evaluation_runs.evaluation_files import read_entries
 from unix_jax.evaluation_runs.html_report import Case, reports_page
 from unix_jax.evaluation_runs.items import Progress, Ready, Share, key_of, padded, run_items
-from unix_jax.evaluation_runs.journal import Entry, read_entries
 from unix_jax.evaluation_runs.results import Results, write_page, write_results
 from unix_jax.evaluation_runs.score import ReportMetrics, ReportScores, score_reports
 from unix_jax.inference.pipeline import UniXPipeline
 from unix_jax.preprocessing.gray_levels import gray_level_problem
 from unix_jax.storage.files import atomic_write
+from unix_jax.storage.journal import Entry
 
 # Shown on the page, of the worst and of the best.
 _CASES = 6
@@ -33,10 +34,10 @@ _CASES = 6
 
 @dataclasses.dataclass(frozen=True)
 class ReportSettings:
-    """How reports are written: greedily, at most so many tokens.
+    """Settings of reports: greedy decoding with a maximum number of tokens.
 
-    prompt: for every item; "" takes the record's own, or the first of the model's instructions for
-      the sections of the reference.
+    prompt: for every item; "" uses the record's own, or the first of the model's instructions for
+    the sections of the reference.
     """
 
     prompt: str = ""
@@ -61,12 +62,12 @@ def write_reports(
     share: Share | None = None,
     progress: Progress = lambda count: None,
 ) -> None:
-    """Writes a report for each record into the journals of `out`, beside the record's own.
+    """Writes a report for each record into the journals of `out`, together with the record's own.
 
-    A record without an image, or whose image is broken, is recorded as failed. One without a
-    report is described all the same; there is nothing to score. Of a conversation of several turns
-    the first question is asked, with its images. A record whose image shows next to
-    nothing (`gray_levels`) is described and scored, and its entry has a `warning`.
+    A record without an image, or with a broken one, is recorded as failed. For a record without a
+    report, a report is written but not scored. For a conversation of several turns the first
+    question is used, with its images. A record whose image shows almost nothing (`gray_levels`) is
+    processed and scored, and its entry has a `warning`.
 
     Raises:
       UniXError: a journal that cannot be used.
@@ -86,8 +87,8 @@ def write_reports(
             warnings.simplefilter("ignore", ImageWarning)
             reports = pipe.generate_report(
                 [question.images for question in questions],
-                [question.prompt for question in questions],
-                settings.max_new_tokens,
+                prompts=[question.prompt for question in questions],
+                max_new_tokens=settings.max_new_tokens,
             )
         return [
             {
@@ -108,7 +109,7 @@ def write_reports(
 def summarise_reports(
     source: RecordSource, out: Path, settings: Mapping[str, Any], how: ReportMetrics
 ) -> Results:
-    """Scores what the journals have; writes predictions.jsonl, results.json and report.html.
+    """Scores the reports in the journals; writes predictions.jsonl, results.json and report.html.
 
     Raises:
       UniXError: a file cannot be written, or a metric cannot be computed.
@@ -143,7 +144,7 @@ def summarise_texts(
     settings: Mapping[str, Any],
     how: ReportMetrics,
 ) -> Results:
-    """Scores (key, prediction, reference) of reports made elsewhere; writes into `out`, if any.
+    """Scores (key, prediction, reference) of external reports; writes into `out`, if any.
 
     Raises:
       UniXError: as `summarise_reports`.
@@ -191,7 +192,7 @@ def _cases(
     references: Sequence[str],
     picture: Callable[[int], Image.Image | None] = lambda index: None,
 ) -> tuple[list[Case], list[Case]]:
-    """(worst, best) reports with their pictures, the worst and the best first."""
+    """(worst, best) reports with their images, the worst and the best first."""
     if not scores.rows:
         return [], []
     values = scores.rows[scores.ranked_by]
@@ -208,7 +209,7 @@ def _cases(
 
 
 def write_predictions(path: Path, entries: Sequence[Entry]) -> None:
-    """One JSON object a report, in the order of the source; `evaluate score` reads it."""
+    """One JSON object per report, in the order of the source; `evaluate score` reads it."""
     with atomic_write(path) as temporary, temporary.open("w", encoding="ascii") as lines:
         for entry in entries:
             lines.write(json.dumps({"key": entry.key, **entry.values}) + "\n")

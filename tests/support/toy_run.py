@@ -5,12 +5,12 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 from PIL import Image
 
+from support.paths import GOLDEN, ROOT
 from unix_jax.checkpoints import native
 from unix_jax.config import (
     AutoencoderConfig,
@@ -22,9 +22,8 @@ from unix_jax.config import (
 from unix_jax.models import autoencoder, unix
 from unix_jax.training.metrics import METRICS_FILE, TIMING_FIELDS
 
-ROOT = Path(__file__).parents[2]
 TRAIN = ROOT / "train.py"
-TOKENIZER = ROOT / "tests" / "golden" / "tiny" / "checkpoint"
+TOKENIZER = GOLDEN / "tiny" / "checkpoint"
 
 MODEL = UniXConfig(
     decoder=DecoderConfig(16, 24, 1, 2, 2, 8, 640, 512),
@@ -142,8 +141,19 @@ def load_train():
     return module
 
 
-def launch(arguments, cache, devices=1, **environment):
-    """Starts `python train.py ...`; compiled programs are shared through `cache`."""
+def one_error(train, capsys, *arguments):
+    """The one line that a run which cannot go ahead ends with."""
+    assert train.main([str(argument) for argument in arguments]) == 1
+    lines = capsys.readouterr().err.splitlines(keepends=True)
+    # A run that fails in its loop has said before what it will export.
+    *started, error = lines
+    assert all(line.startswith("the export will hold") for line in started), lines
+    assert error.startswith("error: ")
+    return error
+
+
+def launch(arguments, devices=1, **environment):
+    """Starts `python train.py ...`; compiled programs are shared as between the tests' workers."""
     return subprocess.Popen(
         [sys.executable, str(TRAIN), *map(str, arguments)],
         cwd=ROOT,
@@ -156,9 +166,6 @@ def launch(arguments, cache, devices=1, **environment):
             # Of a flag that comes twice, the last one holds.
             "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} "
             f"--xla_force_host_platform_device_count={devices}",
-            "JAX_COMPILATION_CACHE_DIR": str(cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
             **environment,
         },
     )

@@ -3,18 +3,18 @@
 import dataclasses
 import functools
 import io
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from support.paths import GOLDEN
 from unix_jax.config import AutoencoderConfig, UniXConfig, VisionConfig
 from unix_jax.data.config import DataConfig
 from unix_jax.data.records import Record
 from unix_jax.errors import DataError
 from unix_jax.preprocessing.text import Tokenizer
 
-CHECKPOINT = Path(__file__).parents[1] / "golden" / "tiny" / "checkpoint"
+CHECKPOINT = GOLDEN / "tiny" / "checkpoint"
 
 # 4 patches an image; 2 x 2 latents of 2 x 2 pixels a token: 4 pixels along each side.
 CONFIG = dataclasses.replace(

@@ -1,6 +1,7 @@
 """Reads RAD-DINO, or another DINOv2 ViT, from the directory that the hub publishes.
 
-`config.json` and `model.safetensors`, in the layout of `Dinov2Model`; nothing in them is executed.
+The files are `config.json` and `model.safetensors`, in the layout of `Dinov2Model`; nothing in them
+is executed.
 """
 
 import dataclasses
@@ -115,7 +116,7 @@ def check_dinov2(config: Dinov2Config, tensors: TensorSource) -> None:
     """Compares the stated sizes with the tensors, before any is read.
 
     Raises:
-      CheckpointError: all keys that are missing, unexpected or mis-shaped, in one listing.
+      CheckpointError: all keys that are missing, unexpected or wrongly shaped, in one listing.
     """
     lines: list[str] = []
     layers = count_layers(tensors.keys(), "encoder.layer")
@@ -127,15 +128,14 @@ def check_dinov2(config: Dinov2Config, tensors: TensorSource) -> None:
 
 
 def load_dinov2(
-    path: str | os.PathLike[str], *, dtype: Any = None, shardings: Any = None
+    path: str | os.PathLike[str], *, dtype: Any = None
 ) -> tuple[Dinov2Config, dict[str, Any]]:
     """(sizes, parameters of `Dinov2`) of a published directory such as `microsoft/rad-dino`'s.
 
     Args:
       path: the directory, with `config.json` and `model.safetensors`; or a weight file in it; or a
         name on the hub.
-      dtype: floating type to cast to; None keeps that of the file.
-      shardings: None, one `Sharding`, or a nested tree of them.
+      dtype: floating-point dtype to cast to; None keeps that of the file.
 
     Raises:
       CheckpointError, ConfigError: files that are missing, broken, or do not fit each other.
@@ -147,5 +147,5 @@ def load_dinov2(
     ) as tensors:
         check_dinov2(config, tensors)
         return config, place_tree(
-            table_leaves(dinov2_table(config), tensors), dtype, shardings, source=str(tensors.path)
+            table_leaves(dinov2_table(config), tensors), dtype, source=str(tensors.path)
         )

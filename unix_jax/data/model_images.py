@@ -1,4 +1,4 @@
-"""A record's picture as the model's inputs of one fixed size. H height, W width in pixels."""
+"""A record's image as the model's inputs of one fixed size. H height, W width in pixels."""
 
 from collections.abc import Callable
 
@@ -10,28 +10,9 @@ from unix_jax.config import UniXConfig
 from unix_jax.data.config import DataConfig
 from unix_jax.data.records import Record, record_image
 from unix_jax.preprocessing.gray_levels import gray_level_problem
-from unix_jax.preprocessing.transforms import VAE_MEAN, VAE_STD, normalize, to_model_image
+from unix_jax.preprocessing.transforms import to_model_image, to_padded_vae_image
 
 OnProblem = Callable[[str], object]
-
-
-def pad_to_fit(image: Image.Image, height: int, width: int, fill: int = 0) -> Image.Image:
-    """The whole picture inside a rectangle, aspect kept: scaled to touch two sides, centred.
-
-    Bicubic with antialias, as the original's VAE transform. Small pictures grow: otherwise a model
-    learns to draw small radiographs in wide frames.
-
-    Args:
-      image: of mode RGB or L; it stays as it is.
-      height, width: of the rectangle in pixels.
-      fill: gray level of the padding, 0 to 255.
-    """
-    scale = min(height / image.height, width / image.width)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    canvas = Image.new(image.mode, (width, height), (fill,) * len(image.getbands()))
-    scaled = image.resize(size, Image.Resampling.BICUBIC)
-    canvas.paste(scaled, ((width - size[0]) // 2, (height - size[1]) // 2))
-    return canvas
 
 
 def vit_pixels(
@@ -45,7 +26,7 @@ def vit_pixels(
     Args:
       record: with an image.
       config: the model's sizes.
-      on_problem: called with what `gray_level_problem` says of the image, if it says anything.
+      on_problem: called with the image's `gray_level_problem`, if there is one.
       number: index of the image in `record.images`.
 
     Raises:
@@ -66,10 +47,9 @@ def vae_pixels(
     Raises:
       DataError: as `vit_pixels`.
     """
-    image = pad_to_fit(
+    return to_padded_vae_image(
         _image(record, on_problem), data.vae_height, data.vae_width, data.vae_padding
     )
-    return normalize(image, VAE_MEAN, VAE_STD)
 
 
 def _image(record: Record, on_problem: OnProblem, number: int = 0) -> Image.Image:

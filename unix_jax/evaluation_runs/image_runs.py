@@ -1,4 +1,4 @@
-"""X-rays generated from the texts of a data set, item by item into journals."""
+"""Generates X-rays from the texts of a data set, item by item, with a journal."""
 
 import dataclasses
 import hashlib
@@ -10,9 +10,10 @@ from unix_jax.config import AutoencoderConfig, UniXConfig
 from unix_jax.data.records import RecordSource, captions_of, record_image
 from unix_jax.errors import DataError
 from unix_jax.evaluation_runs.items import Progress, Ready, Share, key_of, padded, run_items
-from unix_jax.inference.diffusion import DiffusionPipeline, DiffusionSettings
-from unix_jax.inference.drawing import ImageSettings
+from unix_jax.inference.diffusion import DiffusionPipeline
 from unix_jax.inference.pipeline import UniXPipeline
+from unix_jax.inference.sampling import Solver
+from unix_jax.inference.settings import DiffusionSettings, ImageSettings
 from unix_jax.preprocessing.gray_levels import gray_level_problem
 from unix_jax.preprocessing.noise_schedule import Sampler
 from unix_jax.preprocessing.transforms import save_png
@@ -22,14 +23,15 @@ FOLDER = "images"
 
 @dataclasses.dataclass(frozen=True)
 class DrawingSettings:
-    """How pictures are drawn; as `UniXPipeline.generate_image`.
+    """Settings of generated images; see `UniXPipeline.generate_image`.
 
     size: both sides in pixels; None is the model's own.
-    seed: with an item's number, gives the seed of its noise.
+    seed: together with an item's index, determines its noise.
     """
 
     size: int | None = None
-    steps: int = 50
+    num_inference_steps: int = 49
+    solver: Solver = "euler"
     timestep_shift: float = 3.0
     guidance_scale: float = 2.0
     seed: int = 0
@@ -39,7 +41,8 @@ class DrawingSettings:
         return {
             "height": self.size,
             "width": self.size,
-            "num_steps": self.steps,
+            "num_inference_steps": self.num_inference_steps,
+            "solver": self.solver,
             "timestep_shift": self.timestep_shift,
             "guidance_scale": self.guidance_scale,
         }
@@ -54,7 +57,7 @@ class DiffusionDrawingSettings:
     """
 
     size: int | None = None
-    steps: int = 50
+    num_inference_steps: int = 50
     guidance_scale: float = 7.5
     guidance_rescale: float = 0.0
     sampler: Sampler | None = None
@@ -65,7 +68,7 @@ class DiffusionDrawingSettings:
         return {
             "height": self.size,
             "width": self.size,
-            "num_steps": self.steps,
+            "num_inference_steps": self.num_inference_steps,
             "guidance_scale": self.guidance_scale,
             "guidance_rescale": self.guidance_rescale,
             "sampler": self.sampler,
@@ -81,29 +84,23 @@ class DiffusionDrawingSettings:
 
 
 def checked_drawing(settings: DrawingSettings, config: UniXConfig) -> DrawingSettings:
-    """The settings with their size filled in: a wrong one would fail at every single item.
+    """The settings with their size filled in, checked before any item is processed.
 
     Raises:
-      PromptError: a setting that this model cannot draw with.
+      PromptError: a setting that this model does not support.
     """
-    asked = ImageSettings(
-        settings.size,
-        settings.size,
-        settings.steps,
-        settings.timestep_shift,
-        settings.guidance_scale,
-    ).checked(config)
+    asked = ImageSettings(**settings.arguments()).checked(config)
     return dataclasses.replace(settings, size=asked.height)
 
 
 def item_seed(seed: int, index: int) -> int:
-    """The seed of an item's noise: of its number in the source alone, whatever the batch."""
+    """The seed of an item's noise: depends only on its index in the source, not on the batch."""
     digest = hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "little")
 
 
 def picture_name(index: int) -> str:
-    """Where an item's picture is, below the directory of the run."""
+    """The path of an item's image, relative to the directory of the run."""
     return f"{FOLDER}/{index:06d}.png"
 
 
@@ -117,21 +114,21 @@ def draw_images(
     share: Share | None = None,
     progress: Progress = lambda count: None,
 ) -> None:
-    """Draws a picture from each record's first caption into `out`, and notes it in the journals.
+    """Generates an image from each record's first caption into `out`, with journals.
 
     A record without a text, or whose own image is broken, is recorded as failed; one without an
-    image is drawn all the same. The entry of a picture that shows next to nothing (`gray_levels`)
+    image is generated nevertheless. The entry of an image that shows almost nothing (`gray_levels`)
     has a `warning`.
 
     Raises:
-      UniXError: a journal that cannot be used, or a model that cannot draw.
+      UniXError: a journal that cannot be used, or a model that cannot generate images.
     """
 
     def prepare(index: int) -> tuple[str, str]:
         record = source[index]
         captions = captions_of(record)
         if not captions:
-            raise DataError(f"{record.key}: expected a text to draw from, found none")
+            raise DataError(f"{record.key}: expected a text to generate from, found none")
         if record.image is not None:
             record_image(record)
         return record.key, captions[0]

@@ -1,7 +1,7 @@
-"""X-rays, drawn pictures and messages as HTML, the pixels inside it as data addresses.
+"""X-rays, generated images and messages as HTML with the pixels as data URLs.
 
-Nothing is written to disk, and there is no address at which another visitor could find a picture.
-All text of visitors is escaped.
+Nothing is written to disk, and no address exists at which another visitor could find an image. All
+text from visitors is escaped.
 """
 
 import base64
@@ -20,7 +20,7 @@ THUMBNAIL = 256
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """A finished picture: its PNG file, a small JPEG of it, and what it was made of."""
+    """A finished image: its PNG file, a small JPEG of it, and its settings."""
 
     choices: ImageChoices
     png: bytes = dataclasses.field(repr=False)
@@ -48,21 +48,22 @@ def metadata(choices: ImageChoices) -> dict[str, str]:
 
 
 def described(choices: ImageChoices) -> str:
-    """The settings that a reader compares."""
+    """The settings that visitors compare."""
     settings = choices.settings
     return (
-        f"seed {choices.seed}, {settings.num_steps} steps, guidance {settings.guidance_scale:g}, "
+        f"seed {choices.seed}, {settings.num_inference_steps} {settings.solver} steps, "
+        f"guidance {settings.guidance_scale:g}, "
         f"{settings.width} × {settings.height}"
     )
 
 
 def empty_figure(text: str) -> str:
-    """Where a picture will be."""
+    """A placeholder for an image."""
     return f'<div class="xray empty">{html.escape(text)}</div>'
 
 
 def xray_figure(xray: Xray) -> str:
-    """An uploaded X-ray, below it what is wrong with it."""
+    """An uploaded X-ray, with a warning if it has one."""
     return _figure(
         _address("jpeg", _jpeg(xray.preview)),
         f"Chest X-ray {xray.name}",
@@ -72,30 +73,32 @@ def xray_figure(xray: Xray) -> str:
 
 
 def progress_figure(image: Image.Image, choices: ImageChoices, step: int, total: int) -> str:
-    """A picture in the making."""
+    """An unfinished image with a progress bar."""
     return _figure(
         _address("jpeg", _jpeg(image)),
-        f"Chest X-ray in the making for: {choices.prompt}",
-        f'<progress max="{total}" value="{step}" aria-label="Drawing"></progress>'
+        f"Chest X-ray being generated for: {choices.prompt}",
+        f'<progress max="{total}" value="{step}" aria-label="Generating"></progress>'
         f"<figcaption>Step {step} of {total}</figcaption>",
     )
 
 
 def drawing_figure(drawing: Drawing) -> str:
-    """A finished picture with its download."""
+    """A finished image with its download."""
     png = _address("png", drawing.png)
-    return _figure(png, f"Drawn chest X-ray for: {drawing.choices.prompt}", _below(drawing, png))
+    return _figure(
+        png, f"Generated chest X-ray for: {drawing.choices.prompt}", _below(drawing, png)
+    )
 
 
 def session_figures(drawings: list[Drawing]) -> str:
-    """All drawn pictures, the last one first."""
+    """All generated images, the last one first."""
     if not drawings:
-        return empty_figure("Pictures that you draw appear here.")
+        return empty_figure("Generated images appear here.")
     items = (
         "<li>"
         + _figure(
             _address("jpeg", drawing.thumbnail),
-            f"Drawn chest X-ray for: {drawing.choices.prompt}",
+            f"Generated chest X-ray for: {drawing.choices.prompt}",
             f"<p>{html.escape(drawing.choices.prompt)}</p>"
             + _below(drawing, _address("png", drawing.png)),
         )
@@ -106,12 +109,12 @@ def session_figures(drawings: list[Drawing]) -> str:
 
 
 def said(text: str) -> str:
-    """How things stand; read out by screen readers when they get to it."""
+    """A status message, which screen readers announce when idle."""
     return f'<p class="said" role="status">{html.escape(text)}</p>'
 
 
 def complaint(text: str) -> str:
-    """What is wrong; read out at once."""
+    """An error message, which screen readers announce immediately."""
     return f'<p class="complaint" role="alert">{html.escape(text)}</p>'
 
 

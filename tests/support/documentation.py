@@ -8,9 +8,9 @@ import itertools
 import re
 import shlex
 import typing
-from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from support.paths import ROOT
+
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
