@@ -53,7 +53,10 @@ def test_all_checkpoints_damaged(toy, train, run, capsys):
         (["checkpoints"], "the weights of a finished run in"),
         (["checkpoints", "export"], "metrics.jsonl of 8 steps"),
         (["run.json"], "expected run.json beside its checkpoints"),
-        (["run.json", "checkpoints"], "found export, metrics.jsonl, frozen, tokenizer without"),
+        (
+            ["run.json", "checkpoints"],
+            "found export, metrics.jsonl, frozen, tokenizer, parameters.txt without",
+        ),
     ],
 )
 def test_no_checkpoint_is_not_a_new_run(toy, train, run, capsys, lost, expected):

@@ -301,10 +301,6 @@ class TrainConfig:
                 "data.vae_images: expected 1 for the stage autoencoder, whose rows are images, "
                 f"found {self.data.vae_images}"
             )
-        if self.lora.rank and self.stage == "autoencoder":
-            raise ConfigError(
-                f"lora.rank: expected 0 for the stage autoencoder, found {self.lora.rank}"
-            )
 
     def _check_tasks(self) -> None:
         """Raises ConfigError for data that the stage does not train on."""
@@ -364,7 +360,9 @@ class TrainConfig:
             add("losses.mse_weight", LossConfig().mse_weight, stage)
         if self.stage == "generation" and self.losses.ce_weight:
             add("losses.ce_weight", LossConfig().ce_weight, stage)
-        if not self.lora.rank:
+        if self.stage == "autoencoder":
+            add_all("lora", LoraConfig(), stage)
+        elif not self.lora.rank:
             add_all("lora", LoraConfig(), "in a run without adapters (lora.rank 0)")
         elif self.pattern != _STAGE_TRAINABLE[self.stage]:
             add("trainable", None, "in a run with adapters, which are trained instead of the model")
