@@ -224,6 +224,19 @@ def test_imports(hub, tmp_path):
     assert native.is_checkpoint(tmp_path / "start")
 
 
+def test_kept_files_of_an_import_are_downloaded(hub, tmp_path):
+    for name in ("notes.txt", "other.txt", "vae/notes.txt"):
+        (tmp_path / "hub" / "o" / "tiny" / name).write_text(name)
+    import_published("o/tiny", tmp_path / "out", keep_file=("notes.txt", "vae/notes.txt"))
+    found = {
+        file.relative_to(tmp_path / "out") for file in (tmp_path / "out" / "source").rglob("*.txt")
+    }
+    assert found == {Path("source/notes.txt"), Path("source/vae/notes.txt")}
+    assert not [path for _, path in hub.requests if path.endswith("other.txt")]
+    with pytest.raises(CheckpointError, match=r"--keep-file: expected .*, found absent\.txt"):
+        import_published("o/tiny", tmp_path / "other", keep_file=("absent.txt",))
+
+
 def test_encoders(hub, tmp_path):
     folder = tmp_path / "hub" / "o" / "dino"
     folder.mkdir()
