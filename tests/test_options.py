@@ -13,7 +13,7 @@ import pytest
 
 from unix_jax import cli
 from unix_jax.commands import convert, data
-from unix_jax.errors import ConfigError
+from unix_jax.errors import ConfigError, UniXError
 from unix_jax.training.config import Invocation, load_config, parse_arguments
 
 CONFIG = str(Path(__file__).parents[1] / "configs" / "nano_understanding.py")
@@ -81,6 +81,10 @@ def test_every_option_has_a_sentence(kind):
         (["--repa.encoder", "x"], "repa.encoder: is not read in the stage understanding"),
         (["--losses.mse-weight", "2"], "losses.mse_weight: is not read in the stage under"),
         (["--evals.images.count", "9"], "evals.images.count: is not read in the stage under"),
+        (
+            ["--evals.reports.count", "9"],
+            "evals.reports.count: is not read while evals.reports.every",
+        ),
         (["--optimizer.decay-fraction", "0.5"], "decay_fraction: is not read by the schedule cos"),
         (["--optimizer.name", "lion", "--optimizer.eps", "1e-6"], "eps: is not read by the optim"),
         (["--optimizer.weight-decay", "0", "--optimizer.weight-decay-on", "a"], "without weight_d"),
@@ -93,6 +97,12 @@ def test_every_option_has_a_sentence(kind):
 def test_settings_without_effect_are_refused(arguments, message):
     with pytest.raises(ConfigError, match=message):
         parse_arguments([CONFIG, "--out", "runs/x", *arguments])
+
+
+@pytest.mark.parametrize("option", ["evals.reports.chexbert", "evals.images.rad-dino"])
+def test_urls_of_evaluations_are_refused(option):
+    with pytest.raises(UniXError, match=f"{option.replace('-', '_')}: gs://bucket/x: remote paths"):
+        parse_arguments([CONFIG, "--out", "runs/x", f"--{option}", "gs://bucket/x"])
 
 
 @pytest.mark.parametrize(

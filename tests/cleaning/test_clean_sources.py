@@ -151,7 +151,7 @@ def test_journals_that_are_not_ours(tmp_path):
     for text, found in (
         ("x\n", "line 1: expected the settings of a run"),
         ("{}\n", "line 1: expected the settings of a run"),
-        ('{"journal": {"model": "n"}}\n', r'begun with model "n" \(now "m"\)'),
+        ('{"journal": {"model": "n"}}\n', r'started with model "n" \(now "m"\)'),
         (damaged, "line 2: expected an item's outcome"),
     ):
         path.write_text(text)

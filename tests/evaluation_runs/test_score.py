@@ -90,7 +90,7 @@ def test_files_are_paired_by_key(tmp_path):
     [
         ([{"key": "a", "text": "x"}], "1 missing and 0 more, such as 'b'"),
         ([{"key": k, "text": "x"} for k in "abc"], "0 missing and 1 more, such as 'c'"),
-        ([{"key": "a", "text": "x"}] * 2, "key 'a' is there twice"),
+        ([{"key": "a", "text": "x"}] * 2, "key 'a' occurs twice"),
         ([{"text": "x"}], "expected 2 reports as in .*p.jsonl, found 1"),
         ([{"text": 1}, {"text": "x"}], "line 1: text: expected a text, found int"),
         ([{"words": "x"}], "expected a field reference or .*, found words"),

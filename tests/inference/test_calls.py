@@ -7,7 +7,8 @@ import pickle
 import jax
 import numpy as np
 import pytest
-from toy import (
+
+from support.toy_pipelines import (
     DRAW,
     PROMPTS,
     SMALL,
@@ -18,7 +19,6 @@ from toy import (
     small_writing_pipe,
     tiny_pipe,
 )
-
 from unix_jax import UniXPipeline
 from unix_jax.errors import ArgumentNameError, PromptError, UniXError
 from unix_jax.inference import image_latents

@@ -99,6 +99,10 @@ def test_what_is_said_at_the_start():
     assert "4.87e-08 % of the average will be the initial weights" in line
     (line,) = average.describe("raw", 0.9999, 1.0, 0, 40)
     assert line == "the export will hold the weights of step 40"
+    (line,) = average.describe("auto", 0.9999, 1.0, 0, 40)
+    assert "or the raw weights if they validate better" in line
+    (line,) = average.describe("auto", 0.9999, 1.0, 0, 40, compared=False)
+    assert "validate" not in line
     line, warning = average.describe("average", 0.9999, 1.0, 0, 1)
     assert warning.startswith("warning: 10 % of the average will be the initial weights")
     # A run of an earlier version that ends soon after it continues.

@@ -4,10 +4,10 @@ import dataclasses
 import json
 
 import pytest
-import toy_run
 from PIL import Image
-from test_train_script import one_error
 
+from support import toy_run
+from support.toy_run import one_error
 from unix_jax.data.config import DataConfig
 from unix_jax.data.records import record_image
 from unix_jax.data.sources import open_source
@@ -68,8 +68,8 @@ class Copies:
     def __init__(self, images):
         self.images, self.asked = images, []
 
-    def generate_image(self, prompts, *, height, width, num_steps, seed):
-        assert (height, width, num_steps) == (16, 16, 3)
+    def generate_image(self, prompts, *, height, width, num_inference_steps, seed):
+        assert (height, width, num_inference_steps) == (16, 16, 3)
         self.asked += zip(prompts, seed, strict=True)
         return [self.images[i] for i in seed]
 
@@ -85,7 +85,7 @@ def test_distances_of_images(tmp_path):
         ),
         total_steps=1,
         evals=EvalsConfig(
-            images=ImageEvalConfig(every=3, count=9, num_steps=3, rad_dino=str(RAD_DINO))
+            images=ImageEvalConfig(every=3, count=9, num_inference_steps=3, rad_dino=str(RAD_DINO))
         ),
     )  # fmt: skip
     held_out = open_source(config.data.source, "validate")

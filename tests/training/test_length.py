@@ -3,8 +3,8 @@
 import dataclasses
 
 import pytest
-import toy_run
 
+from support import toy_run
 from unix_jax.data.config import DataConfig
 from unix_jax.data.sources import open_source
 from unix_jax.preprocessing.text import Tokenizer

@@ -12,9 +12,10 @@ from unix_jax.errors import ConfigError
 from unix_jax.models import autoencoder
 from unix_jax.models.autoencoder import Autoencoder
 from unix_jax.models.embeddings import patchify
+from unix_jax.models.packed_images import to_images, to_stream
 from unix_jax.models.unix import UniX
 from unix_jax.training.cross_entropy import chunked_cross_entropy
-from unix_jax.training.draws import draw_flow, to_images, to_stream
+from unix_jax.training.draws import draw_flow
 from unix_jax.training.losses import (
     LossConfig,
     _weighted_mean,

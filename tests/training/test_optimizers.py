@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from training_toy import CONFIG, init_unix, make_batch, named, unix_params
 
+from support.toy_batches import CONFIG, init_unix, make_batch, named, unix_params
 from unix_jax.errors import ConfigError
 from unix_jax.models.unix import UniX
 from unix_jax.sharding import make_mesh, shard_batch

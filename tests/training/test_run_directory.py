@@ -190,6 +190,10 @@ def test_commands_take_the_directory_of_a_run(run, tmp_path, capsys):
     assert ends(main, "info", run, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found == json.loads((run / "export" / "config.json").read_text())
+    assert ends(main, "info", run) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "CRC-32 of every file" in printed
+    assert "weights of step 8" in printed
     assert ends(convert, "cast", run, tmp_path / "cast") == 0
     assert native.is_checkpoint(tmp_path / "cast")
     assert ends(convert, "export", run, tmp_path / "published") == 0

@@ -12,9 +12,10 @@ import pytest
 from support.toy_batches import CONFIG, init_unix, make_batch, named, unix_params
 from unix_jax.errors import CheckpointError, ConfigError
 from unix_jax.models.attention.mask import TokenMetadata
+from unix_jax.models.packed_images import to_images
 from unix_jax.models.unix import TwoStreamBatch, UniX, param_shapes, unroll_params
 from unix_jax.training import step as step_module
-from unix_jax.training.draws import FlowDraw, to_images
+from unix_jax.training.draws import FlowDraw
 from unix_jax.training.losses import Alignment, LossConfig, count_totals, loss_and_terms
 from unix_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from unix_jax.training.parameter_groups import (

@@ -35,13 +35,16 @@ from unix_jax.checkpoints.formats.tensor_source import note
 from unix_jax.checkpoints.formats.weight_files import INDEX_SUFFIX, WEIGHT_SUFFIXES
 from unix_jax.checkpoints.formats.writers import Entry as Written
 from unix_jax.checkpoints.hub_files import checkpoint_files
+from unix_jax.checkpoints.index import write_index
 from unix_jax.checkpoints.leaves import FiniteCheck, Leaf, flatten, place_tree
-from unix_jax.checkpoints.published import file_layout, parse_dtype, write_index
+from unix_jax.checkpoints.published import file_layout, parse_dtype
+from unix_jax.checkpoints.published import write_index as write_shard_index
 from unix_jax.checkpoints.source_files import MAX_COPIED_BYTES, refuse_links_out
 from unix_jax.errors import CheckpointError, shortened
 from unix_jax.models import autoencoder, bert, clip, unet
 from unix_jax.models.clip import ClipTextConfig
 from unix_jax.models.unet_config import JointAttention
+from unix_jax.storage import recorded_files
 from unix_jax.storage.files import atomic_directory
 from unix_jax.storage.hub import located
 from unix_jax.storage.json_file import read_json, write_json
@@ -57,8 +60,10 @@ class DiffusersCheckpoint(DiffusersFolder):
     """An imported folder: the configurations of `source/`, the weights of the Orbax directories."""
 
     def __init__(self, path: str | os.PathLike[str], joint: JointAttention | None = None):
-        super().__init__(Path(path) / "source", joint)
         self.directory = Path(path)
+        entries = recorded_files.read_listed(self.directory)
+        recorded_files.require(self.directory, entries, entries)
+        super().__init__(self.directory / "source", joint)
 
     def _load(self, part: str) -> dict[str, Any]:
         leaves = native.open_leaves(self.directory, PARTS[part])
@@ -155,10 +160,10 @@ def import_diffusers(
             for name, part in parts.items():
                 if part.weights.is_index:
                     copy = target / "source" / name / part.weights.name
-                    write_index(copy, part.weights.paths[0], part.tensors)
+                    write_shard_index(copy, part.weights.paths[0], part.tensors)
             index["layout"] = {"kept": kind is None, "files": files}
             write_json(target / "config.json", {"format": FORMAT})
-            write_json(target / "index.json", index)
+            write_index(target, index)
         except OSError as error:
             raise CheckpointError(f"{out}: cannot be written: {error.strerror or error}") from error
 

@@ -12,10 +12,11 @@ from unix_jax.config import FORMAT as CONFIG_FORMAT
 from unix_jax.config import UniXConfig
 from unix_jax.errors import CheckpointError, ConfigError
 from unix_jax.storage import recorded_files
-from unix_jax.storage.json_file import read_json
+from unix_jax.storage.json_file import read_json, seal_problem, sealed, write_json
 
 FORMAT = "unix-jax-checkpoint-1"
 PARTS = ("params", "vae", "text_encoder", "extras")
+_FIELDS = frozenset({"format", "layout", "training", recorded_files.FIELD, *PARTS})
 
 
 def is_checkpoint(path: str | os.PathLike[str]) -> bool:
@@ -75,6 +76,8 @@ def read_index(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(index, dict) or index.get("format") != FORMAT:
         found = index.get("format") if isinstance(index, dict) else type(index).__name__
         raise CheckpointError(f"{file}: format: expected {FORMAT!r}, found {found!r}")
+    if problem := seal_problem(index, _FIELDS):
+        raise CheckpointError(f"{file}: {problem}")
     entries = [(part, _entries(index, part, file)) for part in PARTS]
     # Checkpoints of earlier versions have no checksums at all; one entry without is damage.
     summed = any(isinstance(e, dict) and "crc32" in e for _, part in entries for e in part.values())
@@ -91,6 +94,12 @@ def read_index(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise CheckpointError(f"{file}: params: missing")
     recorded_files.listed(index, file)
     return index
+
+
+def write_index(directory: Path, index: Mapping[str, Any]) -> None:
+    """Writes index.json with the checksums of the files other than arrays, and its own."""
+    files = {recorded_files.FIELD: recorded_files.record(directory)}
+    write_json(directory / "index.json", sealed({**index, **files}))
 
 
 def has_vae(path: str | os.PathLike[str]) -> bool:

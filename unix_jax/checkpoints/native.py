@@ -2,8 +2,8 @@
 
     config.json       UniXConfig.to_dict()
     index.json        shape, dtype, chunk and checksums of every array; size and checksum of every
-                      other file (`files`); how the source files were laid out; of a training run's
-                      export, which weights they are (`training`)
+                      other file (`files`); its own checksum (`crc32`); how the source files were
+                      laid out; of a training run's export, which weights they are (`training`)
     params/           Orbax: the UniX tree, layers stacked on L
     vae/              Orbax: the autoencoder tree (absent when the checkpoint has none)
     text_encoder/     Orbax: that of an imported diffusers folder, whose U-Net is in params/ then
@@ -28,6 +28,7 @@ import jax
 import numpy as np
 
 from unix_jax.checkpoints import tokenizer_files
+from unix_jax.checkpoints.configurations import is_diffusers_checkpoint
 from unix_jax.checkpoints.fitting import check_leaves, check_unix_counts, check_vae_counts
 from unix_jax.checkpoints.index import (
     FORMAT,
@@ -38,6 +39,7 @@ from unix_jax.checkpoints.index import (
     load_config,
     read_config,
     read_index,
+    write_index,
 )
 from unix_jax.checkpoints.leaves import FiniteCheck, Index, Leaf, array_leaf, flatten, place_tree
 from unix_jax.checkpoints.zarr_arrays import Progress, open_leaf
@@ -45,7 +47,7 @@ from unix_jax.config import UniXConfig
 from unix_jax.errors import CheckpointError
 from unix_jax.storage import recorded_files
 from unix_jax.storage.files import atomic_directory, atomic_write
-from unix_jax.storage.json_file import read_json, write_json
+from unix_jax.storage.json_file import read_json, sealed, write_json
 from unix_jax.storage.paths import local_path
 from unix_jax.storage.recorded_files import TOKENIZER_FILES
 
@@ -152,8 +154,7 @@ def save(
             if training is not None:
                 # What an import came with goes back as it came; a training makes a new model.
                 tokenizer_files.complete(directory, config)
-            index[recorded_files.FIELD] = recorded_files.record(directory)
-            write_json(directory / "index.json", index)
+            write_index(directory, index)
         except OSError as error:
             raise CheckpointError(
                 f"{path}: cannot be written: {error.strerror or error}"
@@ -231,7 +232,8 @@ def accept_files(path: str | os.PathLike[str]) -> list[str]:
     directory = Path(path)
     index = read_index(directory)
     before = recorded_files.listed(index, directory / "index.json")
-    read_config(directory)
+    if not is_diffusers_checkpoint(directory):
+        read_config(directory)
     now = recorded_files.record(directory)
     for name in now:
         if name.endswith(".json"):
@@ -244,7 +246,7 @@ def accept_files(path: str | os.PathLike[str]) -> list[str]:
     lines += [f"{directory / name}: recorded as removed" for name in before if name not in now]
     try:
         with atomic_write(directory / "index.json") as file:
-            write_json(file, index | {recorded_files.FIELD: now})
+            write_json(file, sealed(index | {recorded_files.FIELD: now}))
     except OSError as error:
         raise CheckpointError(
             f"{directory / 'index.json'}: cannot be written: {error.strerror or error}"

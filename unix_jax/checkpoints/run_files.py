@@ -12,12 +12,13 @@ from zlib_ng import zlib_ng
 
 from unix_jax.errors import CheckpointError
 from unix_jax.storage.files import atomic_write
-from unix_jax.storage.json_file import read_json
+from unix_jax.storage.json_file import read_json, seal_problem, sealed
 
 LISTING = "files.json"
 DAMAGED = "damaged"
 ITEMS = ("state", "progress")
 _BLOCK = 1 << 22
+_FIELDS = frozenset({"metrics", "files"})
 
 
 def require_writable(directory: Path) -> None:
@@ -121,7 +122,7 @@ def write_listing(path: Path, metrics: Mapping[str, float]) -> None:
         for file in _relative_files(path)
     }
     with atomic_write(path / LISTING) as temporary:
-        temporary.write_text(json.dumps({"metrics": dict(metrics), "files": files}))
+        temporary.write_text(json.dumps(sealed({"metrics": dict(metrics), "files": files})))
 
 
 def listing(path: Path) -> dict[str, Any]:
@@ -130,7 +131,8 @@ def listing(path: Path) -> dict[str, Any]:
         value = read_json(path / LISTING, CheckpointError)
     except CheckpointError:
         return {}
-    return value if isinstance(value, dict) and isinstance(value.get("metrics"), dict) else {}
+    whole = isinstance(value, dict) and isinstance(value.get("metrics"), dict)
+    return value if whole and not seal_problem(value, _FIELDS) else {}
 
 
 def listed_files(path: Path) -> dict[str, int]:
@@ -160,10 +162,12 @@ def _verify(path: Path) -> None:
     except (FileNotFoundError, NotADirectoryError):
         raise _DamageError(f"{path / LISTING}: no such file") from None
     try:
-        files = json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise _DamageError(f"{path / LISTING}: expected JSON, found: {error}") from None
-    files = files.get("files") if isinstance(files, dict) else None
+    if isinstance(value, dict) and (problem := seal_problem(value, _FIELDS)):
+        raise _DamageError(f"{path / LISTING}: {problem}")
+    files = value.get("files") if isinstance(value, dict) else None
     if not isinstance(files, dict) or not files:
         raise _DamageError(f"{path / LISTING}: files: expected an object")
     for name, entry in files.items():

@@ -14,7 +14,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from unix_jax.config import TIME_FREQUENCIES, AutoencoderConfig, UniXConfig, VisionConfig
+from unix_jax.config import (
+    TIME_FREQUENCIES,
+    AutoencoderConfig,
+    TransformerStream,
+    UniXConfig,
+    VisionConfig,
+)
+from unix_jax.errors import CheckpointError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,7 +193,16 @@ def _unix(config: UniXConfig) -> Iterator[Entry]:
 
 
 def unix_table(config: UniXConfig) -> tuple[Entry, ...]:
-    """The table of `model.safetensors` for these sizes."""
+    """The table of `model.safetensors` for these sizes.
+
+    Raises:
+      CheckpointError: the generation backbone is a U-Net, for which that file has no names.
+    """
+    if not isinstance(config.generation, TransformerStream):
+        raise CheckpointError(
+            "generation: expected UniX's own backbone, since the published layout has no other, "
+            "found a U-Net: such a model is kept as a checkpoint of this project"
+        )
     return tuple(_unix(config))
 
 

@@ -10,8 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from unix_jax.checkpoints import index
-from unix_jax.checkpoints.table import Entry, unix_table, vae_table
-from unix_jax.config import UniXConfig
+from unix_jax.checkpoints.table import unix_table, vae_table
+from unix_jax.config import TransformerStream, UniXConfig
 from unix_jax.storage.recorded_files import read_listed
 
 if TYPE_CHECKING:
@@ -24,23 +24,32 @@ _PARTS = {
     "embeddings and lm_head": ("embed_tokens/", "lm_head/"),
     "vision tower": ("vision/",),
     "connector": ("connector/",),
+    "U-Net": ("unet/",),
     "time and latent projections": ("time_embedder/", "vae2llm/", "llm2vae/", "latent_pos_embed"),
 }
 
 
 def parameter_counts(config: UniXConfig) -> dict[str, int]:
     """Number of parameters of each part, of the model and of the autoencoder."""
-    entries = unix_table(config)
+    shapes = _unix_shapes(config)
     counts = {
-        name: _count(entry for entry in entries if entry.path.startswith(starts))
+        name: sum(math.prod(shape) for path, shape in shapes.items() if path.startswith(starts))
         for name, starts in _PARTS.items()
+        if any(path.startswith(starts) for path in shapes)
     }
-    counts["model"] = _count(entries)
-    return counts | {"autoencoder": _count(vae_table(config.vae))}
+    counts["model"] = sum(map(math.prod, shapes.values()))
+    autoencoder = sum(math.prod(entry.stacked_shape) for entry in vae_table(config.vae))
+    return counts | {"autoencoder": autoencoder}
 
 
-def _count(entries: Iterable[Entry]) -> int:
-    return sum(math.prod(entry.stacked_shape) for entry in entries)
+def _unix_shapes(config: UniXConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter, by path; JAX is imported for a U-Net alone."""
+    if isinstance(config.generation, TransformerStream):
+        return {entry.path: entry.stacked_shape for entry in unix_table(config)}
+    from unix_jax.checkpoints.leaves import flatten
+    from unix_jax.models.unix import param_shapes
+
+    return {path: leaf.shape for path, leaf in flatten(param_shapes(config)).items()}
 
 
 def summary(path: str | os.PathLike[str], config: UniXConfig, has_vae: bool) -> Table:
@@ -51,6 +60,10 @@ def summary(path: str | os.PathLike[str], config: UniXConfig, has_vae: bool) -> 
     for name in ("decoder", "vision", "vae", "special_tokens"):
         values = dataclasses.asdict(getattr(config, name))
         table.add_row(name, ", ".join(f"{key} {value}" for key, value in values.items()))
+    if not isinstance(config.generation, TransformerStream):
+        values = dataclasses.asdict(config.generation)
+        listed = ", ".join(f"{key} {value}" for key, value in values.items())
+        table.add_row("generation", f"U-Net: {listed}")
     side = config.latent_downsample
     table.add_row(
         "images",

@@ -37,6 +37,7 @@ class Info:
 
     def run(self) -> None:
         from unix_jax.checkpoints.configurations import is_diffusers, load_config
+        from unix_jax.checkpoints.run_export import resolve_checkpoint
 
         if self.verify and self.json:
             raise UniXError("--json: cannot be combined with --verify")
@@ -47,6 +48,7 @@ class Info:
         if is_diffusers(path):
             self._print_diffusers(path)
             return
+        path = str(resolve_checkpoint(path))
         config, has_vae = load_config(path)
         if self.json:
             print(json.dumps(config.to_dict(), indent=1))

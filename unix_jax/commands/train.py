@@ -129,6 +129,8 @@ def run_in(out: Path, config: TrainConfig, progress: ProgressLine, *, restart_da
             )
     else:
         first, data_state, window, share = 0, None, Window(), 1.0
+        for line in start.backbone_note(origin):
+            progress.say(line)
         start.remember(out, config, origin)
         given = start.load_parts(origin, config, mesh)
         state = stage.fresh(given)
@@ -218,7 +220,9 @@ def run_in(out: Path, config: TrainConfig, progress: ProgressLine, *, restart_da
         )
 
     if first < total:
-        for line in average.describe(config.export, config.average_decay, share, first, total):
+        for line in average.describe(
+            config.export, config.average_decay, share, first, total, compared=bool(validation)
+        ):
             progress.say(line)
 
     with checkpoints, metrics, progress.over(first, total), profiler, stop:

@@ -36,7 +36,7 @@ from unix_jax.training.config import TrainConfig
 from unix_jax.training.feed import validation_data
 from unix_jax.training.flops import peak_flops
 from unix_jax.training.stages import make_stage
-from unix_jax.training.start import make_run_mesh
+from unix_jax.training.start import make_run_mesh, with_backbone
 
 _GIB = 2.0**30
 
@@ -166,6 +166,8 @@ def _sizes(config: TrainConfig) -> tuple[UniXConfig, Dinov2Config | None]:
     model_config = UniXConfig.preset(config.model.preset)
     if config.init is not None:
         model_config, _ = load_config(located(config.init, configuration_files))
+    if config.stage == "generation":
+        model_config = with_backbone(model_config, config, config.init or "the preset")
     if not config.uses_repa:
         return model_config, None
     assert config.repa.encoder is not None

@@ -173,6 +173,7 @@ def image_context(
         cache=cache,
         positions=jnp.asarray(np.concatenate(positions)),
         latent_position_ids=jnp.asarray(ids)[None],
+        grid=grid,
     )
 
 

@@ -14,7 +14,8 @@ from jaxtyping import Float
 from PIL import Image
 
 from unix_jax import sharding
-from unix_jax.config import UniXConfig
+from unix_jax.config import UNetBackbone, UniXConfig
+from unix_jax.errors import PromptError
 from unix_jax.inference.context import finite_rows, image_context, require_finite
 from unix_jax.inference.inputs import (
     Images,
@@ -78,11 +79,17 @@ def generate_latents(
     Arguments are checked by the call itself, before the first step is asked for.
 
     Raises:
+      PromptError: condition images for a model with a U-Net.
       NonFiniteError: contexts or latents that are NaN or infinite.
     """
     config = loaded.config
     settings = settings.checked(config)
     if images is not None:
+        if isinstance(config.generation, UNetBackbone):
+            raise PromptError(
+                "images: expected None for a model with a U-Net as its generation backbone, which "
+                "reads texts and no condition images"
+            )
         loaded.require_vae()
     found = prompt_list(prompts)
     rows = len(found)

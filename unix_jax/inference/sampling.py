@@ -57,11 +57,13 @@ class ImageContext:
     """What a noised image sees: rows [conditional | empty text | empty image], B each.
 
     positions: rotary position of the image in each row. latent_position_ids: the same for all rows.
+    grid: (rows, columns) of the image in latent tokens.
     """
 
     cache: KVCache
     positions: Int[Array, " R"]
     latent_position_ids: Int[Array, "1 G"]
+    grid: tuple[int, int] = struct.field(pytree_node=False)
 
 
 @struct.dataclass
@@ -91,23 +93,17 @@ def predict_velocity(
     latents: Float[Array, "R G C"],
     t: Float[Array, ""],
 ) -> Float[Array, "R G C"]:
-    """Velocity of [start, latents, end] against the cached context, which is not extended.
-
-    No mask is formed: the tokens of the image see each other and every valid slot.
-    """
-    rows, count = latents.shape[:2]
-    special = model.config.special_tokens
-    edges = jnp.array([special.start_of_image, special.end_of_image])
-    ids = jnp.broadcast_to(context.latent_position_ids, (rows, count))
-
-    def apply(method: Any, *args: Any) -> Any:
-        return model.apply({"params": params}, *args, method=method)
-
-    und = apply(UniX.embed_text, jnp.broadcast_to(edges, (rows, 2)))
-    gen = apply(UniX.embed_latents, latents, jnp.broadcast_to(t, (rows, count)), ids)
-    positions = tuple(jnp.broadcast_to(context.positions[:, None], (rows, n)) for n in (2, count))
-    decoded = apply(UniX.decode, (und, gen), positions, None, context.cache)
-    return apply(UniX.velocity, decoded.streams[1])
+    """Velocity of the rows' images against the cached context, see `UniX.denoise`."""
+    return model.apply(  # type: ignore[return-value]
+        {"params": params},
+        latents,
+        t,
+        context.cache,
+        context.positions,
+        context.latent_position_ids,
+        context.grid,
+        method=UniX.denoise,
+    )
 
 
 def guide(
@@ -168,6 +164,7 @@ def sample_latents(
         cache=context.cache.first_rows(batch),
         positions=context.positions[:batch],
         latent_position_ids=context.latent_position_ids,
+        grid=context.grid,
     )
 
     def plain(x: Array, t: Array) -> Array:

@@ -47,7 +47,8 @@ Context = Any
 
 
 def _conv(features: int, kernel: int, dtype: Dtype, name: str, axes: Any, **options: Any) -> Any:
-    init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), (None, None, *axes))
+    init = options.pop("kernel_init", nn.initializers.lecun_normal())
+    init = nn.with_logical_partitioning(init, (None, None, *axes))
     bias = nn.with_logical_partitioning(nn.initializers.zeros, axes[1:])
     options = {"padding": kernel // 2, "dtype": dtype, "name": name} | options
     return nn.Conv(features, (kernel, kernel), kernel_init=init, bias_init=bias, **options)
@@ -256,7 +257,9 @@ class UNet(nn.Module):
                 x = _upsampled(x, *skips[-1].shape[1:3])
                 x = _conv(c.widths[level], 3, dtype, f"{name}_upsamplers_0_conv", wide)(x)
         x = act(group_norm(c.norm_groups, dtype, "conv_norm_out", c.norm_eps)(x))
-        x = _conv(c.out_channels, c.conv_out_kernel, dtype, "conv_out", wide)(x)
+        # Fresh weights predict 0, as those of UniX's own backbone do.
+        zeros = {"kernel_init": nn.initializers.zeros}
+        x = _conv(c.out_channels, c.conv_out_kernel, dtype, "conv_out", wide, **zeros)(x)
         return x.astype(jnp.float32)
 
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from unix_jax.config import PRESETS
+from unix_jax.config import PRESETS, Backbone, TransformerStream, UNetBackbone
 from unix_jax.data.config import DataConfig
 from unix_jax.data.mixture import TASKS, Task, parse_mixture
 from unix_jax.errors import ConfigError
@@ -72,6 +72,9 @@ class ModelConfig:
     unroll: int = 1
     """Layers in one iteration of the loop over them. With all of them there is no loop: no copies
     into and out of its stacks, and a longer compilation."""
+    generation: Backbone = dataclasses.field(default_factory=TransformerStream)
+    """Backbone that the stage generation trains: UniX's own, or a U-Net with these sizes. A U-Net
+    replaces the gen stream of the checkpoint that the run starts from."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +114,8 @@ class ReportEvalConfig:
     max_new_tokens: int = 128
     """Largest length of reports in tokens."""
     chexbert: str | None = None
-    """CheXbert's weights or their directory, for the F1 of findings; left out if absent."""
+    """CheXbert's weights or their directory, or a name on the Hugging Face hub, for the F1 of
+    findings; left out if absent."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,10 +126,10 @@ class ImageEvalConfig:
     """Number of steps between evaluations; 0: none."""
     count: int = 32
     """Number of held-out records."""
-    num_steps: int = 50
-    """Points of the time grid of generated images."""
+    num_inference_steps: int = 49
+    """Number of steps of generated images."""
     rad_dino: str | None = None
-    """Directory of microsoft/rad-dino."""
+    """Directory of RAD-DINO, or microsoft/rad-dino to download it."""
 
 
 EVALUATIONS = ("reports", "images")
@@ -259,7 +263,11 @@ class TrainConfig:
             if not holds:
                 raise ConfigError(f"{field}: expected {expected}, found {getattr(self, field)!r}")
 
-        for name, path in (("init", self.init), ("repa.encoder", self.repa.encoder)):
+        for name, path in (
+            ("init", self.init), ("repa.encoder", self.repa.encoder),
+            ("evals.reports.chexbert", self.evals.reports.chexbert),
+            ("evals.images.rad_dino", self.evals.images.rad_dino),
+        ):  # fmt: skip
             if path is not None:
                 path_or_name(path, name)
         if self.model.tokenizer is not None:
@@ -300,6 +308,26 @@ class TrainConfig:
             raise ConfigError(
                 "data.vae_images: expected 1 for the stage autoencoder, whose rows are images, "
                 f"found {self.data.vae_images}"
+            )
+        if self.stage == "generation" and isinstance(self.model.generation, UNetBackbone):
+            self._check_unet()
+
+    def _check_unet(self) -> None:
+        """Raises ConfigError for what the U-Net does not support."""
+        unsupported = (
+            ("lora.rank", self.lora.rank, 0, "adapters are of the decoder's projections"),
+            ("repa.encoder", self.repa.encoder, None, "REPA reads a layer of the gen stream"),
+        )
+        for name, value, expected, why in unsupported:
+            if value != expected:
+                raise ConfigError(
+                    f"{name}: expected {expected!r} with a U-Net as model.generation, since {why}, "
+                    f"found {value!r}"
+                )
+        if "edit" in self.data.tasks:
+            raise ConfigError(
+                "data.task: expected 'generation' with a U-Net as model.generation, which reads "
+                "texts and no condition images, found 'edit'"
             )
 
     def _check_tasks(self) -> None:
@@ -355,6 +383,8 @@ class TrainConfig:
             for name in ("attention", "unroll", "frozen_dtype"):
                 add(f"model.{name}", getattr(ModelConfig(), name), stage)
             add_all("losses", LossConfig(), stage)
+        if self.stage != "generation":
+            add("model.generation", TransformerStream(), stage)
         # A weight of 0 says the same.
         if self.stage == "understanding" and self.losses.mse_weight:
             add("losses.mse_weight", LossConfig().mse_weight, stage)
@@ -364,7 +394,7 @@ class TrainConfig:
             add_all("lora", LoraConfig(), stage)
         elif not self.lora.rank:
             add_all("lora", LoraConfig(), "in a run without adapters (lora.rank 0)")
-        elif self.pattern != _STAGE_TRAINABLE[self.stage]:
+        elif self.pattern != self._default_pattern:
             add("trainable", None, "in a run with adapters, which are trained instead of the model")
         if self.stage in ("understanding", "autoencoder"):
             add_all("repa", RepaConfig(), stage)
@@ -372,8 +402,12 @@ class TrainConfig:
             add_all("repa", RepaConfig(), "in a run without REPA (no repa.encoder)")
         if self.stage in ("generation", "autoencoder"):
             add_all("evals.reports", ReportEvalConfig(), stage)
+        elif not self.evals.reports.every:
+            add_all("evals.reports", ReportEvalConfig(), "while evals.reports.every is 0")
         if self.stage in ("understanding", "autoencoder"):
             add_all("evals.images", ImageEvalConfig(), stage)
+        elif not self.evals.images.every:
+            add_all("evals.images", ImageEvalConfig(), "while evals.images.every is 0")
         for field, why in self.optimizer.unread():
             add(f"optimizer.{field}", getattr(OptimizerConfig(), field), why)
         return found
@@ -402,7 +436,13 @@ class TrainConfig:
     @property
     def pattern(self) -> str:
         """The pattern over the names of trained parameters."""
-        return _STAGE_TRAINABLE[self.stage] if self.trainable is None else self.trainable
+        return self._default_pattern if self.trainable is None else self.trainable
+
+    @property
+    def _default_pattern(self) -> str:
+        if self.stage == "generation" and isinstance(self.model.generation, UNetBackbone):
+            return parameter_groups.GENERATION_UNET
+        return _STAGE_TRAINABLE[self.stage]
 
     @property
     def uses_repa(self) -> bool:
@@ -425,11 +465,13 @@ class TrainConfig:
         return self.export
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON, for the record: what `auto` and the stage stand for is spelled out."""
-        return dataclasses.asdict(self) | {
-            "ema_decay": self.average_decay,
-            "trainable": self.pattern,
-        }
+        """JSON, for the record: what `auto` and the stage stand for is spelled out.
+
+        The backbone is recorded, and compared, with the sizes of the model.
+        """
+        values = dataclasses.asdict(self)
+        del values["model"]["generation"]
+        return values | {"ema_decay": self.average_decay, "trainable": self.pattern}
 
 
 def default_pattern(stage: Any) -> str | None:

@@ -83,7 +83,7 @@ def _reports(config: TrainConfig, records: Sequence[Record]) -> Callable[[Any], 
             some = records[start : start + _BATCH]
             reports += pipe.generate_report(
                 [question_images(record) for record in some],
-                [instructions_for(record, pipe.config.asked)[0] for record in some],
+                prompts=[instructions_for(record, pipe.config.asked)[0] for record in some],
                 max_new_tokens=settings.max_new_tokens,
             )
         found = {k: float(np.mean(v)) for k, v in text_scores(reports, references).items()}
@@ -110,7 +110,7 @@ def _images(config: TrainConfig, records: Sequence[Record]) -> Callable[[Any], d
                 some,
                 height=data.vae_height,
                 width=data.vae_width,
-                num_steps=settings.num_steps,
+                num_inference_steps=settings.num_inference_steps,
                 seed=list(range(start, start + len(some))),
             )
         fake = encoder.features(images)

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from unix_jax.data.batch import TrainingBatch
 from unix_jax.errors import ConfigError
+from unix_jax.models.packed_images import PackedImages
 from unix_jax.models.unix import TwoStreamBatch, UniX
 from unix_jax.preprocessing.flow import interpolate
 from unix_jax.training.cross_entropy import chunked_cross_entropy
@@ -154,23 +155,21 @@ def loss_and_terms(
         token_ids=batch.token_ids, und=batch.und,
         vit_pixels=batch.vit_pixels, vit_index=batch.vit_index,
         gen=batch.gen, latents=x_t, timesteps=t, latent_position_ids=batch.latent_position_ids,
+        images=_packed_images(batch, drawn),
     )  # fmt: skip
-    unix = {"params": params["unix"]}
     layer = None if repa is None else repa.layer
-    output: Any = model.apply(unix, streams, layer, keep_keys=False, method=UniX.forward)
-    und, gen = output.streams
+    output: Any = model.apply({"params": params["unix"]}, streams, layer, method=UniX.predict)
 
     # -log softmax(und @ head)[label] of each token of text that has a weight.
     if config.ce_weight > 0:
         ce = chunked_cross_entropy(
-            und, params["unix"]["lm_head"]["kernel"], batch.labels, batch.ce_weights > 0,
+            output.und, params["unix"]["lm_head"]["kernel"], batch.labels, batch.ce_weights > 0,
             chunk=config.ce_chunk, dtype=model.dtype,
         )  # fmt: skip
 
     # |velocity - (noise - x_0)|^2 of each latent token, a mean over its numbers.
     if config.mse_weight > 0 and x_0 is not None and noise is not None:
-        velocity: Any = model.apply(unix, gen, method=UniX.velocity)
-        squared_error = jnp.square(velocity - (noise - x_0))
+        squared_error = jnp.square(output.velocity - (noise - x_0))
         error = squared_error.mean(axis=-1)
 
     # -cos(projected gen stream, features of the frozen encoder) of each noised image.
@@ -187,7 +186,13 @@ def loss_and_terms(
     if repa is not None:
         loss += repa.weight * metrics["repa"]
     metrics = jax.tree.map(jax.lax.stop_gradient, metrics)
-    return loss, metrics, LossTerms(ce, squared_error, alignment, und, gen)
+    return loss, metrics, LossTerms(ce, squared_error, alignment, output.und, output.gen)
+
+
+def _packed_images(batch: TrainingBatch, drawn: FlowDraw) -> PackedImages | None:
+    if batch.latent_index is None or batch.noised is None or drawn.grid is None:
+        return None
+    return PackedImages(batch.latent_index, batch.noised.shape[1], drawn.grid)
 
 
 def _weighted_mean(

@@ -26,8 +26,14 @@ def overview(
     """Lines about a run that has made `done` steps and is about to train on `fed`."""
     axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
     device = mesh.devices.flat[0].device_kind
+    trained = (
+        f"trainable adapters of rank {config.lora.rank} on {', '.join(config.lora.targets)} "
+        f"({', '.join(config.lora.streams)})"
+        if config.lora.rank
+        else f"trainable {config.pattern!r}"
+    )
     lines = [
-        f"stage {config.stage}, trainable {config.pattern!r}",
+        f"stage {config.stage}, {trained}",
         f"mesh {axes}: {mesh.size} x {device}, {jax.process_count()} process(es)",
         f"length {length}" + (f", of which {done:,} steps are done" if done else ""),
         f"optimizer {config.optimizer.name}, learning rate {config.optimizer.learning_rate:g}, "

@@ -18,6 +18,8 @@ from unix_jax.errors import ConfigError
 # What the stages train by default.
 UNDERSTANDING = "(und|embed_tokens|lm_head|vision|connector)/.*"
 GENERATION = "(gen|time_embedder|vae2llm|llm2vae|repa)/.*"
+# With a U-Net as the generation backbone.
+GENERATION_UNET = "unet/.*"
 JOINT = (
     "(und|embed_tokens|lm_head|vision|connector|gen|time_embedder|vae2llm|llm2vae|repa)/.*"
 )  # fmt: skip

@@ -30,7 +30,8 @@ from unix_jax.models.dinov2 import (
     rad_dino_pixels,
 )
 from unix_jax.models.layers import Dtype, dense
-from unix_jax.training.draws import Params, to_images
+from unix_jax.models.packed_images import to_images
+from unix_jax.training.draws import Params
 
 # (all parts, gen stream after a layer [B, G, D], batch) -> loss of each VAE image [B, J].
 RepaLoss = Callable[[Params, Float[Array, "B G D"], TrainingBatch], Float[Array, "B J"]]

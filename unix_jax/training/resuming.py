@@ -69,7 +69,7 @@ _FIELDS: dict[Rule, tuple[str, ...]] = {
         "previews.count", "previews.prompts", "previews.num_steps", "previews.max_new_tokens",
         "evals.reports.every", "evals.reports.count", "evals.reports.max_new_tokens",
         "evals.reports.chexbert", "evals.images.every", "evals.images.count",
-        "evals.images.num_steps", "evals.images.rad_dino",
+        "evals.images.num_inference_steps", "evals.images.rad_dino",
         "logging.tensorboard", "logging.wandb_project", "logging.profile_start",
         "logging.profile_steps",
     ),

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from unix_jax.checkpoints.leaves import flatten
-from unix_jax.config import UniXConfig
+from unix_jax.config import UNetBackbone, UniXConfig
 from unix_jax.data.batch import TrainingBatch
 from unix_jax.errors import ConfigError
 from unix_jax.models import autoencoder as vae
@@ -204,6 +204,8 @@ class UniXStage(Stage):
     ) -> None:
         super().__init__(config, model_config, mesh)
         dtype = compute_dtype(config.model.dtype, mesh)
+        if isinstance(model_config.generation, UNetBackbone):
+            _check_unet(config)
         _check_attention(config.model.attention, model_config, mesh, dtype)
         self._run, self._encoder = config, encoder_config
         init: dict[str, Callable[[Array], Any]] = {
@@ -290,6 +292,20 @@ class UniXStage(Stage):
         if self._run.lora.rank:
             unix = merge_lora(unix, merged["lora"], self._run.lora)
         return unix, merged.get("autoencoder")
+
+
+def _check_unet(config: TrainConfig) -> None:
+    """Raises ConfigError for what needs the gen stream, which a model with a U-Net lacks."""
+    if config.stage == "joint":
+        raise ConfigError(
+            "stage: expected understanding or generation for a model with a U-Net as its "
+            "generation backbone, found 'joint'"
+        )
+    if config.lora.rank and "gen" in config.lora.streams:
+        raise ConfigError(
+            "lora.streams: expected ('und',) for a model with a U-Net as its generation backbone, "
+            f"found {config.lora.streams}"
+        )
 
 
 def _check_attention(name: str, model_config: UniXConfig, mesh: Mesh, dtype: Any) -> None:

@@ -8,6 +8,7 @@ DIR/frozen/      weights that the run does not change
 import contextlib
 import dataclasses
 import datetime
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,16 +20,17 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from unix_jax.checkpoints import native
+from unix_jax.checkpoints.leaves import flatten, unflatten
 from unix_jax.checkpoints.load import load_config, load_model
 from unix_jax.checkpoints.published import verbatim_files
 from unix_jax.checkpoints.rad_dino_files import load_dinov2, load_dinov2_config
 from unix_jax.checkpoints.run_export import RUN_FILE, resolve_checkpoint
-from unix_jax.config import UniXConfig
+from unix_jax.config import UNetBackbone, UniXConfig
 from unix_jax.data.records import RecordSource
 from unix_jax.errors import CheckpointError, ConfigError
 from unix_jax.instructions import Instructions
 from unix_jax.models.dinov2 import Dinov2Config
-from unix_jax.models.unix import param_shapes
+from unix_jax.models.unix import init_params, param_shapes
 from unix_jax.preprocessing.text import Tokenizer
 from unix_jax.sharding import check_mesh, make_mesh, param_shardings, parse_mesh
 from unix_jax.storage.directory_lock import DirectoryLock
@@ -45,6 +47,8 @@ from unix_jax.training.run_directory import sweep
 
 TOKENIZER = "tokenizer"
 FROZEN = "frozen"
+# Folded into the run's key for the fresh weights of a U-Net.
+_UNET_KEY = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +93,8 @@ def find_origin(config: TrainConfig) -> Origin:
             f"found {config.init or 'none'}; train one with configs/nano_autoencoder.py, or set "
             "data.moments"
         )
+    if config.stage == "generation":
+        model_config = with_backbone(model_config, config, config.init or "the preset")
     model_config = with_instructions(model_config, config.stage, config.data.prompts)
     encoder_config = None
     if config.uses_repa:
@@ -101,6 +107,26 @@ def find_origin(config: TrainConfig) -> Origin:
             "found none"
         )
     return Origin(model_config, has_autoencoder, encoder_config, init, tokenizer)
+
+
+def with_backbone(model_config: UniXConfig, config: TrainConfig, source: str) -> UniXConfig:
+    """The model with the generation backbone that a run trains.
+
+    A U-Net replaces UniX's own backbone. A U-Net that has been trained is not replaced.
+
+    Args:
+      source: where `model_config` comes from, for the error.
+
+    Raises:
+      ConfigError: the model has another U-Net than `model.generation` asks for.
+    """
+    found, asked = model_config.generation, config.model.generation
+    if isinstance(found, UNetBackbone) and found != asked:
+        raise ConfigError(
+            f"model.generation: expected the backbone of {source}, {found}, found {asked}; "
+            "configs/stage2_generation_unet.py shows how a U-Net is configured"
+        )
+    return dataclasses.replace(model_config, generation=asked)
 
 
 def with_instructions(model_config: UniXConfig, stage: str, prompts: tuple[str, ...]) -> UniXConfig:
@@ -127,14 +153,48 @@ def load_parts(origin: Origin, config: TrainConfig, mesh: Mesh) -> dict[str, Any
             boxed = param_shapes(config, boxed=True)
             return param_shardings(boxed, mesh), NamedSharding(mesh, PartitionSpec())
 
-        _, parts["unix"], autoencoder = load_model(
+        loaded, parts["unix"], autoencoder = load_model(
             origin.init, dtype=jnp.float32, shardings=shardings
         )
+        if loaded.generation != origin.model_config.generation:
+            parts["unix"] = _replaced_backbone(parts["unix"], origin.model_config, config, mesh)
         if autoencoder is not None:
             parts["autoencoder"] = autoencoder
     if origin.encoder_config is not None:
         parts["rad_dino"] = load_dinov2(str(config.repa.encoder))[1]
     return parts
+
+
+def _replaced_backbone(
+    params: dict[str, Any], model_config: UniXConfig, config: TrainConfig, mesh: Mesh
+) -> dict[str, Any]:
+    """The loaded parameters without their gen stream, and with a fresh U-Net."""
+    shapes = param_shapes(model_config, boxed=True)["unet"]
+    key = jax.random.fold_in(jax.random.key(config.seed), _UNET_KEY)
+
+    def fresh(key: Any) -> Any:
+        return init_params(model_config, key)["unet"]
+
+    unet = jax.jit(fresh, out_shardings=param_shardings(shapes, mesh))(key)
+    wanted = flatten(param_shapes(model_config))
+    kept = {path: x for path, x in flatten(params).items() if path in wanted}
+    return unflatten(kept) | {"unet": unet}
+
+
+def backbone_note(origin: Origin) -> list[str]:
+    """A line about a backbone that is not the checkpoint's."""
+    if origin.init is None:
+        return []
+    loaded, _ = load_config(origin.init)
+    if loaded.generation == origin.model_config.generation:
+        return []
+    own, other = (flatten(param_shapes(c)) for c in (loaded, origin.model_config))
+    left = sum(math.prod(own[path].shape) for path in own.keys() - other.keys())
+    fresh = sum(math.prod(other[path].shape) for path in other.keys() - own.keys())
+    return [
+        f"generation backbone: a U-Net with {fresh:,} fresh parameters replaces the gen stream of "
+        f"{origin.init}, of which {left:,} parameters are left out"
+    ]
 
 
 def make_run_mesh(
@@ -247,6 +307,12 @@ def recall(out: Path, config: TrainConfig) -> tuple[Origin, list[Change]]:
     saved = agree(lambda: read_json(file))
     try:
         model_config = UniXConfig.from_dict(saved["model"], str(file))
+        generation = model_config.generation
+        if config.stage == "generation" and generation != config.model.generation:
+            raise ConfigError(
+                f"model.generation: expected {generation}, with which the run in {out} was "
+                f"started, found {config.model.generation}; for another name another --out"
+            )
         if model_config.instructions is None:
             # A run of before models carried their instructions.
             prompts = tuple(saved["config"]["data"]["prompts"])
