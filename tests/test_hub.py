@@ -21,6 +21,7 @@ from unix_jax.checkpoints.hub_files import (
     encoder_files,
     labeller_files,
 )
+from unix_jax.checkpoints.index import write_index
 from unix_jax.checkpoints.janus import import_janus
 from unix_jax.checkpoints.load import load_config
 from unix_jax.checkpoints.model_card import model_card
@@ -442,7 +443,7 @@ def test_the_card_of_a_run(imported, tmp_path):
     shutil.copytree(imported, run / "export")
     index = json.loads((run / "export" / "index.json").read_text())
     index["training"] = {"step": 20, "weights": "average"}
-    (run / "export" / "index.json").write_text(json.dumps(index))
+    write_index(run / "export", index)
     source = "0.5*mimic:/home/ann/mimic-cxr-jpg?views=PA + 0.5*csv:../x/own.csv?images=/home/i"
     settings = {"stage": "joint", "total_steps": 30, "data": {"source": source, "rows": 4}}
     (run / "run.json").write_text(json.dumps({"config": settings}))
