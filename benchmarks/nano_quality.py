@@ -1,4 +1,4 @@
-"""What the bundled nano model is worth, on its held-out X-rays.
+"""Quality of the bundled nano model on its held-out X-rays.
 
     python benchmarks/nano_quality.py --out benchmarks/results/nano_quality.txt
 
@@ -6,13 +6,13 @@ Reports: how often the findings, and their kind (nothing, COVID-19, other), are 
 beside the answer that is commonest in training, and beside the one that is commonest among the
 training images of the same hospital: whoever tells the two hospitals apart can give it.
 
-Images: Fréchet distances to the held-out X-rays of images drawn for their captions, beside those of
-real X-rays of the training split, of the same held-out ones through the autoencoder, and of noise;
-always of equally many images, since the distance falls with their number. Features are the nano
-model's own ViT's, mean over patches, and gray levels at 8 x 8: RAD-DINO, which the field compares
-with, cannot be bundled. So these distances can be compared with each other only.
+Images: Fréchet distances to the held-out X-rays of images generated for their captions, next to
+those of real X-rays of the training split, of the same held-out ones through the autoencoder, and
+of noise; always of equally many images, since the distance falls with their number. Features are
+the nano model's own ViT's, mean over patches, and gray levels at 8 x 8: RAD-DINO, which the field
+compares with, cannot be bundled. So these distances can be compared with each other only.
 
-Memory: the correlation of each drawn X-ray with the training image that is most like it, beside
+Memory: the correlation of each generated X-ray with the training image that is most like it, beside
 that of the held-out ones, at 16 x 16 gray levels. A model that copies is above them.
 """
 
@@ -184,7 +184,7 @@ def main() -> None:
     parser.add_argument("--source", default=f"manifest:{ROOT / 'examples' / 'cxr'}")
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--sheet", type=Path, help="PNG of the first 16 drawn images")
+    parser.add_argument("--sheet", type=Path, help="PNG of the first 16 generated images")
     arguments = parser.parse_args()
     pipe = UniXPipeline.from_pretrained(arguments.checkpoint)
     train = records(arguments.source, "train")

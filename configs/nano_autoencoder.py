@@ -1,9 +1,9 @@
-"""The autoencoder of the nano model, from nothing, on the bundled X-rays.
+"""The autoencoder of the nano model, trained from scratch on the bundled X-rays.
 
     python train.py configs/nano_autoencoder.py --out runs/nano_autoencoder
 
-Trains on squares of 64 pixels cut from images of 128, and at the end on whole ones; the export is
-a whole checkpoint, whose model is still untrained: the next stage starts from it.
+Trains on crops of 64 x 64 pixels from images of 128 x 128, and at the end on complete images. The
+export is a complete checkpoint with an untrained model, from which the next stage starts.
 
 Time: about 40 minutes on 2 busy cores. Score: 29.7 dB (PSNR) on the validation split.
 """

@@ -5,11 +5,11 @@
     python train.py configs/nano_generation.py --init runs/nano_understanding \\
         --data.moments runs/nano_moments --out runs/nano_generation
 
-The first command is for speed alone: it encodes the images once instead of at every step.
+The first command only saves time: it encodes the images once instead of at every step.
 
 Time: about 50 minutes on 2 busy cores. Score: squared error of the velocity 0.890 on the validation
-split, and 0.820 at step 1200: pictures go on getting clearer while it learns some by heart.
-docs/nano.md shows what it draws.
+split, and 0.820 at step 1200. After that step images still become clearer, but the model memorises
+some of them. docs/nano.md shows generated images.
 """
 
 from unix_jax.data.config import DataConfig

@@ -3,8 +3,8 @@
     python train.py configs/nano_understanding.py --init runs/nano_autoencoder \\
         --out runs/nano_understanding
 
-Time: about 12 minutes on 2 busy cores. Score: cross-entropy 0.260 on the validation split; of the
-held-out X-rays, docs/nano.md tells how many are read right.
+Time: about 12 minutes on 2 busy cores. Score: cross-entropy 0.260 on the validation split.
+docs/nano.md states how many of the held-out X-rays are reported correctly.
 """
 
 from unix_jax.data.config import DataConfig

@@ -1,4 +1,4 @@
-"""Makes the nano model's tokenizer: a byte-level BPE over the texts of the bundled sample set.
+"""Creates the nano model's tokenizer: a byte-level BPE over the texts of the bundled sample set.
 
     python examples/make_tokenizer.py examples/cxr examples/nano_tokenizer
 
@@ -38,7 +38,7 @@ class Arguments:
     out: tyro.conf.Positional[Path]
     """Directory of the new tokenizer.json."""
     words: int = 1024
-    """At most so many entries, the 256 bytes included."""
+    """Maximum number of entries, including the 256 bytes."""
 
 
 def main(a: Arguments) -> None:

@@ -1,4 +1,4 @@
-"""Options and loading of the model that several commands share."""
+"""Model options and model loading, shared by several commands."""
 
 import dataclasses
 import functools
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass
 class Model:
-    """Where the model comes from and where it runs."""
+    """Options that select the model and its devices."""
 
     checkpoint: CheckpointText | None = None
     """Converted checkpoint, directory in the published layout, or directory of a training run; or a
-    name on the Hugging Face hub, OWNER/NAME or OWNER/NAME@REVISION, which is downloaded. If absent:
-    the bundled nano model, a demonstration."""
+    name on the Hugging Face hub, OWNER/NAME or OWNER/NAME@REVISION, which is downloaded. The
+    default is the bundled nano model, a demonstration."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Of parameters and computation; a CPU uses float32 either way."""
+    """Dtype of parameters and computation; a CPU always uses float32."""
     mesh: str | None = None
-    """Devices to share the work, for example data=2,tensor=4; one device if absent."""
+    """Devices that share the work, for example data=2,tensor=4. The default is one device."""
 
     def load(self) -> "UniXPipeline":
         """The pipeline."""
@@ -33,7 +33,7 @@ class Model:
         return self.load_as(UniXPipeline)
 
     def load_as(self, kind: Any) -> Any:
-        """A pipeline of `kind`, while a line says what is loaded."""
+        """A pipeline of `kind`; a status line names the directory while it is loaded."""
         from unix_jax.sharding import parse_mesh
 
         with ERRORS.status(f"Loading {escape(self.directory)} ..."):
@@ -47,7 +47,8 @@ class Model:
 
 
 def default_checkpoint(given: str | None) -> str:
-    """The local directory of a checkpoint; without one, of the bundled nano model, with a note.
+    """The local directory of a checkpoint; without one, that of the bundled nano model, which a
+    message names.
 
     A name on the hub is downloaded.
 
@@ -61,5 +62,5 @@ def default_checkpoint(given: str | None) -> str:
 
     path = checkpoint_path(given)
     if given is None:
-        say(f"no checkpoint given: {path} is used, a small demonstration")
+        say(f"no --checkpoint: using {path}, a small demonstration model")
     return str(located(path, checkpoint_files))

@@ -111,11 +111,11 @@ class DataConfig:
                 "data.moments: expected none with the task edit, whose samples have two VAE "
                 f"images, found {self.moments!r}"
             )
-        drawn = [part for part in self.parts if part.task == "generation"]
-        if self.moments is not None and len(drawn) > 1:
+        generating = [part for part in self.parts if part.task == "generation"]
+        if self.moments is not None and len(generating) > 1:
             raise ConfigError(
-                "data.moments: expected one part of data.source for generation, whose moments they "
-                f"are, found {len(drawn)}: {', '.join(part.spec for part in drawn)}"
+                "data.moments: expected one part of data.source for generation, to which they "
+                f"belong, found {len(generating)}: {', '.join(part.spec for part in generating)}"
             )
 
     @property

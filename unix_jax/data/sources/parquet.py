@@ -1,10 +1,10 @@
 """`parquet:DIR_OR_FILE_OR_GLOB?image=COLUMN&...`: the original's files for generation, and others.
 
-Columns: `image` (the file's bytes, {bytes, path}, or a path), and one of `captions` (JSON: a list
-of strings, an object whose values are strings, or one string; or a native list), `findings`,
+Columns: `image` (the file's bytes, {bytes, path}, or a path), and at least one of `captions` (JSON:
+a list of strings, an object whose values are strings, or one string; or a native list), `findings`,
 `impression` and `report` (a text with or without headings, see `report_sections`). `key`, `labels`,
-`view`, `patient`, `split` are read where they are there. An option of each of these names says what
-the column is called in the file.
+`view`, `patient`, `split` are read if they exist. An option with the name of a field names its
+column in the file.
 
 Parquet is read one row group at a time, and a few stay in memory: sequential access is fast, a
 shuffled order is not. Write ArrayRecord once (`unix-jax data write`) to train on it.
