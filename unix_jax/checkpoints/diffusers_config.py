@@ -131,7 +131,7 @@ class Fields:
         value = self.take(name, default)
         if levels is not None and not isinstance(value, Sequence | None):
             value = [value] * levels
-        numbers = typed(value, tuple, f"{self.source}: {name}")
+        numbers = typed(value, tuple[int, ...], f"{self.source}: {name}")
         if not numbers or min(numbers) <= 0 or (levels is not None and len(numbers) != levels):
             many = "at least 1" if levels is None else str(levels)
             raise self.error(name, f"{many} positive integers", value)
