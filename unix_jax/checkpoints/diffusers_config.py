@@ -188,7 +188,7 @@ def read_unet_config(fields: Fields) -> tuple[UNetConfig, bool]:
     up_depths = fields.take("reverse_transformer_layers_per_block")
     if up_depths is not None:
         up_depths = typed(
-            up_depths, tuple, f"{fields.source}: reverse_transformer_layers_per_block"
+            up_depths, tuple[int, ...], f"{fields.source}: reverse_transformer_layers_per_block"
         )
         if len(up_depths) != levels or not 0 < min(up_depths) <= max(up_depths) <= _MOST_LAYERS:
             raise fields.error(
