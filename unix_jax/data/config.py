@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import tyro
 
 from unix_jax.config import UniXConfig
+from unix_jax.data.augmentation import AugmentationConfig
 from unix_jax.data.mixture import TASKS, Part, Task, parse_mixture
 from unix_jax.errors import ConfigError
 from unix_jax.storage.paths import local_path, source_text
@@ -38,6 +39,8 @@ class DataConfig:
     """Fraction of generation and edit samples that lose their text, for guidance."""
     condition_dropout: float = 0.1
     """Fraction of edit samples that lose both images of their condition, for guidance."""
+    augmentation: AugmentationConfig = dataclasses.field(default_factory=AugmentationConfig)
+    """Random changes of the images of training samples."""
 
     rows: int = 8
     """Packed rows of a step over all devices; the processes share them evenly."""
@@ -109,6 +112,11 @@ class DataConfig:
             raise ConfigError(
                 "data.moments: expected none with the task edit, whose samples have two VAE "
                 f"images, found {self.moments!r}"
+            )
+        if self.moments is not None and self.augmentation:
+            raise ConfigError(
+                "data.augmentation: expected none with data.moments, which are of images as they "
+                f"are, found {self.augmentation}"
             )
         drawn = [part for part in self.parts if part.task == "generation"]
         if self.moments is not None and len(drawn) > 1:

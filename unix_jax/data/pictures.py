@@ -13,6 +13,12 @@ from unix_jax.preprocessing.gray_levels import gray_level_problem
 from unix_jax.preprocessing.transforms import VAE_MEAN, VAE_STD, normalize, to_model_image
 
 OnProblem = Callable[[str], object]
+Change = Callable[[Image.Image], Image.Image]
+
+
+def unchanged(image: Image.Image) -> Image.Image:
+    """The image itself: no augmentation."""
+    return image
 
 
 def pad_to_fit(image: Image.Image, height: int, width: int, fill: int = 0) -> Image.Image:
@@ -39,6 +45,7 @@ def vit_pixels(
     config: UniXConfig,
     on_problem: OnProblem = lambda problem: None,
     number: int = 0,
+    change: Change = unchanged,
 ) -> Float[np.ndarray, "H W 3"]:
     """Letterboxed on white and normalised, as in the evaluation.
 
@@ -47,28 +54,32 @@ def vit_pixels(
       config: the model's sizes.
       on_problem: called with what `gray_level_problem` says of the image, if it says anything.
       number: index of the image in `record.images`.
+      change: of the decoded image, such as an augmentation.
 
     Raises:
       DataError: the record has no image, or one that cannot be read.
     """
-    return to_model_image(_image(record, on_problem, number), config.vision.image_size)
+    image = change(_image(record, on_problem, number))
+    return to_model_image(image, config.vision.image_size)
 
 
 def vae_pixels(
-    record: Record, data: DataConfig, on_problem: OnProblem = lambda problem: None
+    record: Record,
+    data: DataConfig,
+    on_problem: OnProblem = lambda problem: None,
+    change: Change = unchanged,
 ) -> Float[np.ndarray, "H W 3"]:
     """In [-1, 1], padded to `data.vae_height` x `data.vae_width`.
 
     Args:
-      record, on_problem: as in `vit_pixels`.
+      record, on_problem, change: as in `vit_pixels`.
       data: has the size, and the gray level of the padding.
 
     Raises:
       DataError: as `vit_pixels`.
     """
-    image = pad_to_fit(
-        _image(record, on_problem), data.vae_height, data.vae_width, data.vae_padding
-    )
+    image = change(_image(record, on_problem))
+    image = pad_to_fit(image, data.vae_height, data.vae_width, data.vae_padding)
     return normalize(image, VAE_MEAN, VAE_STD)
 
 

@@ -286,7 +286,7 @@ def _autoencoder_run(config: TrainConfig, model_config: UniXConfig, mesh: Mesh) 
         step=step,
         evaluate=evaluate,
         validated=_validated(config),
-        loss_weights={"l1": 1.0, "kl": objective.kl_weight},
+        loss_weights={"l1": 1.0, "mse": objective.mse_weight, "kl": objective.kl_weight},
         batch_flops=batch_flops,
         # A whole checkpoint, so that the next stage starts from it: the model is still untrained.
         weights=lambda state, which: (init_params(model_config, key), trained(state, which)),
