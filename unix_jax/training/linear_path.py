@@ -89,9 +89,8 @@ def fit_linear_path(
 
     def error(params: Any, images: Array) -> Array:
         latents = encoder.apply({"params": params["linear_encoder"]}, images)
-        return jnp.mean(
-            jnp.square(decoder.apply({"params": params["linear_decoder"]}, latents) - images)
-        )
+        decoded: Any = decoder.apply({"params": params["linear_decoder"]}, latents)
+        return jnp.mean(jnp.square(decoded - images))
 
     tx = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, max(steps, 1)))
 
