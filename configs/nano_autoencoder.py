@@ -30,7 +30,7 @@ config = TrainConfig(
         vae_height=128,
         vae_width=128,
     ),
-    model=ModelConfig(preset="nano"),
+    model=ModelConfig(preset="nano", tokenizer="examples/nano_tokenizer"),
     optimizer=OptimizerConfig(
         learning_rate=1e-3,
         warmup_steps=100,

@@ -1,4 +1,4 @@
-"""KL-f16 variational autoencoder (CompVis layout), always frozen.
+"""KL variational autoencoder (CompVis layout), frozen except in its own stage.
 
 Letters: B batch, H W pixels, h w latents (H / downsample), C z_channels.
 """
