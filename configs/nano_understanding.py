@@ -23,7 +23,7 @@ config = TrainConfig(
         source="manifest:runs/nano_reports",
         task="understanding",
         augmentation=AugmentationConfig(
-            shift=0.04, scale=0.06, rotation=4.0, contrast=0.15, noise=0.02
+            shift=0.03, scale=0.04, rotation=3.0, contrast=0.1, noise=0.01
         ),
         rows=2,
         und_tokens=512,
