@@ -33,9 +33,9 @@ from unix_jax.preprocessing.transforms import to_model_image
 from unix_jax.training.linear_path import block_components
 from unix_jax.training.optimizer import OptimizerConfig, make_optimizer
 
-AUGMENTATION = AugmentationConfig(shift=0.03, scale=0.04, rotation=3.0, contrast=0.1, noise=0.01)
-# Twice the ViT's side: changes are cheaper on it than on the file's pixels.
-SIDE = 256
+AUGMENTATION = AugmentationConfig(shift=0.015, scale=0.02, rotation=1.5, contrast=0.1, noise=0.01)
+# A little more than the ViT sees: changes are cheaper on it than on the pixels of the file.
+SIDE = 144
 
 
 def load(source: str, split: str) -> tuple[list[Image.Image], list[tuple[str, ...]]]:
