@@ -118,6 +118,7 @@ def train(config: Any, params: Any, source: str, steps: int, rows: int, seed: in
         return f"{interval.value:.1%} ({interval.low:.1%} to {interval.high:.1%})"
 
     rng, began, order = np.random.default_rng(seed), time.monotonic(), list[int]()
+    losses = list[Array]()
     for number in range(steps):
         while len(order) < rows:
             order += rng.permutation(len(images)).tolist()
@@ -127,9 +128,10 @@ def train(config: Any, params: Any, source: str, steps: int, rows: int, seed: in
             for i in chosen
         ]
         state, optimizer, value = step(state, optimizer, np.stack(pixels), truth[chosen])
+        losses.append(value)
         if (number + 1) % 100 == 0 or number + 1 == steps:
             print(
-                f"step {number + 1}/{steps} loss {float(value):.4f} "
+                f"step {number + 1}/{steps} loss {np.mean(losses[-100:]):.4f} "
                 f"{time.monotonic() - began:.0f} s",
                 flush=True,
             )
