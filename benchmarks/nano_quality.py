@@ -55,6 +55,7 @@ from nano_texts import NORMAL, NOUNS, findings_of  # noqa: E402  (beside the tra
 
 BATCH = 8
 GENERATED_PER_CAPTION = 20
+SUBSETS = 10
 
 
 def records(source: str, *splits: str) -> list[Record]:
@@ -275,7 +276,29 @@ def judge_reports(pipe: UniXPipeline, held_out: list[Record], train: list[Record
         lines.append(share(f"  {name}, {len(given)} images", [found == {name} for found in said]))
     unreadable = [bool(found & set(odd)) for found in answers]
     lines.append(share("  held-out X-rays of which it is said, wrongly", unreadable))
-    return lines
+    return lines + learning_curve(held_out, train)
+
+
+def learning_curve(held_out: list[Record], train: list[Record]) -> list[str]:
+    """How the kind of held-out X-rays is told from gray levels, by the number of training images.
+
+    No model of ours: what more images of this set bring, whoever learns from them.
+    """
+    kinds = ["nothing", "COVID-19", "other"]
+
+    def table(chosen: list[Record]) -> tuple[np.ndarray, np.ndarray]:
+        levels = gray_levels([record_image(record) for record in chosen], 16)
+        return levels, np.array([kinds.index(kind(frozenset(r.labels))) for r in chosen])
+
+    (rows, classes), (new, truth) = table(train), table(held_out)
+    rng, lines = np.random.default_rng(0), list[str]()
+    for count in (31, 62, 124, 248):
+        right = np.zeros(len(held_out))
+        for _ in range(SUBSETS):
+            chosen = rng.permutation(len(train))[:count]
+            right += ridge_classifier(rows[chosen], classes[chosen])(new) == truth
+        lines.append(line(f"  {count} training images", list(right / SUBSETS)))
+    return ["", f"kind right by a linear classifier of gray levels, {SUBSETS} subsets each", *lines]
 
 
 # --- images ------------------------------------------------------------------------------------

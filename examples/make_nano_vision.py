@@ -146,7 +146,7 @@ def main() -> None:
     parser.add_argument("init", help="checkpoint, or directory of a run")
     parser.add_argument("reports", type=Path, help="what make_nano_reports.py wrote")
     parser.add_argument("out", type=Path, help="a new directory")
-    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--rows", type=int, default=16, help="number of images in a step")
     parser.add_argument("--seed", type=int, default=0)
     a = parser.parse_args()
