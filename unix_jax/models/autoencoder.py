@@ -1,6 +1,6 @@
 """KL variational autoencoder (CompVis layout), frozen except in its own stage.
 
-Letters: B batch, H W pixels, h w latents (H / downsample), C z_channels.
+Letters: B batch, H W pixels, h w latents (H / downsample), C z_channels, I O channels of a layer.
 """
 
 from typing import Any
@@ -76,7 +76,7 @@ class Encoder(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B H W 3"]) -> Float[Array, "B h w 2C"]:
+    def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B h w 2C"]:
         c = self.config
         x = _conv(c.ch, 3, self.dtype, "conv_in")(x)
         for i, (multiplier, resolution) in enumerate(
@@ -108,7 +108,7 @@ class Decoder(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, z: Float[Array, "B h w C"]) -> Float[Array, "B H W 3"]:
+    def __call__(self, z: Float[Array, "B h w C"]) -> Float[Array, "B H W O"]:
         c = self.config
         x = _middle(
             _conv(c.ch * c.ch_mult[-1], 3, self.dtype, "conv_in")(z), c.norm_groups, self.dtype
