@@ -42,7 +42,6 @@ config = TrainConfig(
         eps=1e-8,
     ),
     autoencoder=AutoencoderObjective(kl_weight=1e-6, mse_weight=30.0, crop=64, crop_steps=2350),
-    ema_decay=0.998,
     mesh="data=1",
     checkpoint_every=250,
     log_every=10,

@@ -39,7 +39,6 @@ config = TrainConfig(
         eps=1e-8,
     ),
     losses=LossConfig(ce_weight=0.0),
-    ema_decay=0.998,
     mesh="data=1",
     checkpoint_every=200,
     log_every=10,

@@ -41,7 +41,6 @@ config = TrainConfig(
         weight_decay=0.05,
     ),
     losses=LossConfig(mse_weight=0.0),
-    ema_decay=0.99,
     mesh="data=1",
     checkpoint_every=100,
     log_every=10,
