@@ -66,8 +66,10 @@ def whitened_patches(vision: Any, params: Any, images: list[Image.Image]) -> Any
     return dict(params) | {"patch_embed": patch, "pos_embed": 10 * params["pos_embed"]}
 
 
-def train(config: Any, params: Any, source: str, steps: int, rows: int, seed: int) -> Any:
-    """The ViT's parameters after `steps` steps of `rows` images."""
+def train(
+    config: Any, params: Any, source: str, steps: int, rows: int, seed: int, trained: bool
+) -> Any:
+    """The ViT's parameters after `steps` steps of `rows` images; `trained`: not from fresh ones."""
     images, labels = load(source, "train")
     held_images, held_labels = load(source, "validate")
     names = sorted({name for found in labels for name in found})
@@ -75,7 +77,8 @@ def train(config: Any, params: Any, source: str, steps: int, rows: int, seed: in
     def targets(labels: list[tuple[str, ...]]) -> np.ndarray:
         return np.array([[name in found for name in names] for found in labels], np.float32)
 
-    params = whitened_patches(config.vision, params, images[:: len(images) // 200 or 1])
+    if not trained:
+        params = whitened_patches(config.vision, params, images[:: len(images) // 200 or 1])
     truth, held_truth = targets(labels), targets(held_labels)
     model = VisionTransformer(config.vision)
     tx, _ = make_optimizer(
@@ -149,9 +152,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--rows", type=int, default=16, help="number of images in a step")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--trained", action="store_true",
+        help="start from the ViT of the checkpoint, which this script has trained before",
+    )  # fmt: skip
     a = parser.parse_args()
     config, params, vae = load_model(a.init)
-    vision = train(config, params["vision"], f"manifest:{a.reports}", a.steps, a.rows, a.seed)
+    source = f"manifest:{a.reports}"
+    vision = train(config, params["vision"], source, a.steps, a.rows, a.seed, a.trained)
     copies = native.carried_files(resolve_checkpoint(a.init))
     native.save(a.out, config, params | {"vision": vision}, vae, copies=copies)
 
