@@ -18,7 +18,7 @@ from unix_jax.training.optimizer import OptimizerConfig
 
 config = TrainConfig(
     stage="understanding",
-    total_steps=800,
+    total_steps=1500,
     data=DataConfig(
         source="manifest:runs/nano_reports",
         task="understanding",
@@ -35,7 +35,7 @@ config = TrainConfig(
         learning_rate=1e-3,
         warmup_steps=40,
         schedule="cosine",
-        total_steps=800,
+        total_steps=1500,
         final_fraction=0.05,
         eps=1e-8,
         weight_decay=0.05,
