@@ -20,11 +20,16 @@ SIGTERM and Ctrl-C finish the step and write a checkpoint (exit code 0 and 130).
 input caused is one line on standard error, exit code 1.
 """
 
-import logging
 import sys
+from collections.abc import Sequence
 
-from unix_jax.commands.train import main
+from unix_jax import cli
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit code of `unix-jax train`."""
+    return cli.main(["train", *(sys.argv[1:] if arguments is None else arguments)])
+
 
 if __name__ == "__main__":
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, force=True)
     sys.exit(main())

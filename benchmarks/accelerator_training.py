@@ -1,6 +1,6 @@
 """MFU of the published training steps on one accelerator: whole steps, as `train.py` runs them.
 
-    pip install '.[gpu,torch]'                  # PyTorch: for the rate of a matrix product alone
+    pip install '.[gpu,train,torch]'               # PyTorch: for the rate of a matrix product alone
     python benchmarks/accelerator_training.py
     python benchmarks/accelerator_training.py --steps stage1_understanding:dots:16:24 --profile
     JAX_PLATFORMS=cpu python benchmarks/accelerator_training.py --preset nano --rows 8 \\
@@ -38,9 +38,8 @@ from unix_jax.models.dinov2 import Dinov2Config
 from unix_jax.models.remat import RematPolicy
 from unix_jax.training.config import TrainConfig, load_config
 from unix_jax.training.flops import count, utilisation
-from unix_jax.training.stages import Run, make_run
+from unix_jax.training.stages import Stage, make_stage
 from unix_jax.training.start import make_run_mesh
-from unix_jax.training.step import TrainStep
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -124,9 +123,9 @@ def random_batch(config: TrainConfig, model_config: UniXConfig) -> TrainingBatch
     return dataclasses.replace(batch, **filled)
 
 
-def fresh_state(run: Run) -> Any:
+def fresh_state(stage: Stage) -> Any:
     """Random weights; llm2vae is not left at its zero start, which would make gradients zero."""
-    state = run.fresh({})
+    state = stage.fresh({})
     head = state.trained["unix"].get("llm2vae")
     if head is not None:
         drawn = 0.02 * jax.random.normal(jax.random.key(1), head["kernel"].shape)
@@ -141,8 +140,8 @@ class Prepared:
         self.step, self.config = step, step.config(a)
         model_config = UniXConfig.preset(self.config.model.preset)
         self.mesh = make_run_mesh(None, model_config, jax.devices()[:1])
-        self.run = make_run(
-            self.config, model_config, self.mesh,
+        self.run = make_stage(
+            self.config, model_config, self.mesh, 1_000,
             has_autoencoder=self.config.stage == "generation",
             encoder_config=Dinov2Config() if self.config.uses_repa else None,
         )  # fmt: skip
@@ -153,9 +152,9 @@ class Prepared:
         self.key = jax.device_put(jax.random.key(0), replicated)
 
     def compile(self) -> "Prepared":
-        assert isinstance(self.run.step, TrainStep)
         begin = time.perf_counter()
-        self.compiled = self.run.step.lower(self.run.target, self.batch, self.key).compile()
+        step = self.run.train_step(1)
+        self.compiled = step.lower(self.run.target, self.batch, self.key).compile()
         self.compile_seconds = time.perf_counter() - begin
         return self
 
@@ -165,9 +164,7 @@ class Prepared:
 
         def update() -> None:
             nonlocal state
-            frozen = state.frozen
-            new, metrics = self.compiled(state.replace(frozen=None), frozen, self.batch, self.key)
-            state = new.replace(frozen=frozen)
+            state, metrics = self.compiled(state, self.batch, self.key)
             assert np.isfinite(float(metrics["loss"])), metrics
 
         timing = interleaved({"step": update}, a.repeats)["step"]

@@ -4,10 +4,11 @@
     python benchmarks/checkpoint_loading.py --layers 6     # a smaller one
 
 Writes a random checkpoint of the published shapes and reads all of it in bfloat16 in three ways,
-one after the other, several times over: with checksums and the search for NaN as
+one after the other, several times: with checksums and the search for NaN as
 `native.load_params` does it, with neither, and through TensorStore as versions before checksums
-did. Other work on a machine falls on all three alike; what counts is the ratio within a round.
-The files are in the page cache, where reading is fastest and verification weighs most.
+did. Other work on a machine falls on all three alike; what counts is the ratio within a
+round. CPU time, summed over threads, is printed too: other work changes it less. The files are in
+the page cache, where reading is fastest and verification weighs most.
 """
 
 import dataclasses
@@ -24,7 +25,7 @@ import tyro
 
 from unix_jax.checkpoints import native
 from unix_jax.checkpoints.leaves import Leaf, flatten, place
-from unix_jax.checkpoints.orbax_tree import open_leaf, tensorstore_reader
+from unix_jax.checkpoints.zarr_arrays import open_leaf, tensorstore_reader
 from unix_jax.config import UniXConfig
 from unix_jax.models import unix
 
@@ -85,13 +86,15 @@ def infos(path: Path) -> dict[str, native.ArrayInfo]:
 def measure(path: Path, repeats: int) -> None:
     """Prints seconds and ratios."""
     ways = {"verified": load_verified, "unverified": load_unverified, "before": load_tensorstore}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    wall: dict[str, list[float]] = {name: [] for name in ways}
+    cpu: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(repeats + 1):
         for name, load in ways.items():
-            start = time.perf_counter()
+            start, used = time.perf_counter(), time.process_time()
             loaded = load(path)
             if number:  # the first round fills the page cache
-                seconds[name].append(time.perf_counter() - start)
+                wall[name].append(time.perf_counter() - start)
+                cpu[name].append(time.process_time() - used)
             del loaded
 
     def spread(values: list[float]) -> str:
@@ -99,12 +102,13 @@ def measure(path: Path, repeats: int) -> None:
 
     size = sum(leaf.nbytes for leaf in native.open_leaves(path, "params").values())
     print(f"{size / 1e9:.2f} GB, {repeats} rounds: median (least to most)")
-    for name, values in seconds.items():
-        rate = size / 1e9 / statistics.median(values)
-        print(f"  {name:10} seconds {spread(values)}, {rate:.2f} GB/s")
+    for name in ways:
+        rate = size / 1e9 / statistics.median(wall[name])
+        print(f"  {name:10} {spread(wall[name])} s, {rate:.2f} GB/s, CPU {spread(cpu[name])} s")
     for other in ("unverified", "before"):
-        pairs = zip(seconds["verified"], seconds[other], strict=True)
-        print(f"  verified / {other:10} {spread([a / b for a, b in pairs])}")
+        for said, times in (("time", wall), ("CPU time", cpu)):
+            pairs = zip(times["verified"], times[other], strict=True)
+            print(f"  verified / {other:10} {said:8} {spread([a / b for a, b in pairs])}")
 
 
 def main() -> None:

@@ -18,8 +18,8 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+from unix_jax.cleaning.clean_reports import clean_with_rules, rejected_path
 from unix_jax.cleaning.report_files import open_reports
-from unix_jax.cleaning.run import clean_with_rules, rejected_path
 
 
 def word_set(text):

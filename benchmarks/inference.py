@@ -40,7 +40,7 @@ from torch_reference import TorchUniX
 from unix_jax.config import DecoderConfig, SpecialTokens, UniXConfig, VisionConfig
 from unix_jax.inference import decoding
 from unix_jax.inference.context import as_batch, bucket, image_context, prefill
-from unix_jax.inference.sampling import Guidance, sample_latents
+from unix_jax.inference.sampling import Guidance, initial_state, sample_latents
 from unix_jax.models.unix import UniX, init_params, unroll_params
 from unix_jax.preprocessing.layout import TextSplit, lay_out
 
@@ -208,9 +208,9 @@ def benchmark_sampling(
 
         def ours(context: Any = context, noise: Any = noise, guidance: Any = guidance) -> Any:
             return sample_latents(
-                model, params, context, noise, jnp.asarray(grid), jnp.int32(0),
+                model, params, context, initial_state(noise), jnp.asarray(grid), jnp.int32(0),
                 jnp.int32(a.steps), guidance, guided=True, image_branch="none", renorm="global",
-            ).block_until_ready()  # fmt: skip
+            ).latents.block_until_ready()  # fmt: skip
 
         position_ids, start = to_torch(context.latent_position_ids)[0], to_torch(noise)[0]
 

@@ -38,7 +38,7 @@ from scipy.ndimage import uniform_filter
 
 from unix_jax import UniXPipeline
 from unix_jax.data.config import DataConfig
-from unix_jax.data.pictures import vae_pixels
+from unix_jax.data.model_images import vae_pixels
 from unix_jax.data.records import Record, captions_of, record_image
 from unix_jax.data.sources import open_source
 from unix_jax.evaluation.bootstrap import intervals, mean_interval
@@ -394,7 +394,7 @@ def generate(
     for start in range(0, len(prompts), BATCH):
         part = prompts[start : start + BATCH]
         seeds = list(range(first_seed + start, first_seed + start + len(part)))
-        made += pipe.generate_image(part, size, size, seed=seeds)
+        made += pipe.generate_image(part, height=size, width=size, seed=seeds)
     return made
 
 

@@ -55,11 +55,11 @@ def measure(a: Arguments) -> None:
     lap("load")
     prompt = [5, 6, 7, 8, 9, 10, 11, 12]
     for attempt in ("compile and run", "run"):
-        ids = pipe.generate_report_ids([str(EXAMPLE)], prompt, max_new_tokens=a.new_tokens)
+        ids = pipe.generate_report_ids([str(EXAMPLE)], prompts=prompt, max_new_tokens=a.new_tokens)
         lap(f"report, {len(ids[0])} tokens, {attempt}")
     for attempt in ("compile and run", "run"):
         image = pipe.generate_image(
-            prompt, height=a.size, width=a.size, num_steps=a.steps + 1, output_type="np"
+            prompt, height=a.size, width=a.size, num_inference_steps=a.steps, output_type="np"
         )
         lap(f"image, {a.steps} steps, {attempt}")
     print(f"image {image.shape}, values {image.min():.2f} to {image.max():.2f}")

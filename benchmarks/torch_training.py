@@ -11,7 +11,7 @@ and gradient norm. No padding. `bfloat16` is PyTorch's autocast over float32 wei
 Letters: B rows, N tokens of a row (und, then gen), D width, G latent tokens.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,8 +26,12 @@ from unix_jax.models.embeddings import TIME_FREQUENCIES
 from unix_jax.training.draws import FlowDraw
 from unix_jax.training.losses import LossConfig
 from unix_jax.training.optimizer import OptimizerConfig
-from unix_jax.training.parameter_groups import Stage, is_trained
+from unix_jax.training.parameter_groups import GENERATION, JOINT, UNDERSTANDING, split_params
 
+Stage = Literal["understanding", "generation", "all"]
+TRAINABLE: dict[Stage, str] = {
+    "understanding": UNDERSTANDING, "generation": GENERATION, "all": JOINT,
+}  # fmt: skip
 _STACKED = ("decoder/layers/", "vision/blocks/")
 
 
@@ -58,9 +62,10 @@ class TorchTrainer:
         self.ema_decay, self.clip_norm, self.dtype = ema_decay, optimizer.clip_norm, dtype
         self.frozen_und = stage == "generation"
         self.weights: dict[str, list[torch.Tensor]] = {}
+        trainable = flatten(split_params({"unix": params}, TRAINABLE[stage])[0])
         for path, leaf in flatten(params).items():
             layers = tensor(leaf) if path.startswith(_STACKED) else tensor(leaf)[None]
-            trained = is_trained(f"unix/{path}", stage)
+            trained = f"unix/{path}" in trainable
             self.weights[path] = [parameter(path, x).requires_grad_(trained) for x in layers]
         self.trained = [x for xs in self.weights.values() for x in xs if x.requires_grad]
         self.ema = [x.detach().clone() for x in self.trained]

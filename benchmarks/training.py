@@ -1,6 +1,6 @@
 """Training steps against PyTorch, a frozen und stream against a full step, compile time by depth.
 
-    pip install '.[torch]'
+    pip install '.[train,torch]'
     python benchmarks/training.py
     python benchmarks/training.py --quick               # a quick look at small shapes
     python benchmarks/training.py --parts torch         # one part alone
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 import tyro
 from common import interleaved, machine, matmul_rate, print_table, ratio, use_torch_device
-from torch_training import TorchTrainer
+from torch_training import TRAINABLE, Stage, TorchTrainer
 
 from unix_jax.config import DecoderConfig, SpecialTokens, UniXConfig, VisionConfig
 from unix_jax.data.batch import TrainingBatch
@@ -34,9 +34,8 @@ from unix_jax.training.draws import draw_flow
 from unix_jax.training.flops import count, step_flops
 from unix_jax.training.losses import LossConfig
 from unix_jax.training.optimizer import OptimizerConfig, make_optimizer
-from unix_jax.training.parameter_groups import Stage
 from unix_jax.training.state import abstract_state, create_state
-from unix_jax.training.step import StepConfig, TrainStep, make_train_step
+from unix_jax.training.step import StepConfig, make_train_step
 
 Part = Literal["torch", "frozen", "depth"]
 OPTIMIZER = OptimizerConfig()
@@ -157,7 +156,7 @@ def step_config(stage: Stage) -> StepConfig:
     return StepConfig(LossConfig(ce_weight=0.0 if stage == "generation" else 1.0))
 
 
-def make_step(config: UniXConfig, stage: Stage, dtype: str = "float32") -> tuple[TrainStep, Any]:
+def make_step(config: UniXConfig, stage: Stage, dtype: str = "float32") -> tuple[Any, Any]:
     """(the step, its optimiser), as `train.py` would make them."""
     tx, schedule = make_optimizer(OPTIMIZER)
     model = UniX(config, jnp.dtype(dtype), freeze_und=stage == "generation")
@@ -174,7 +173,7 @@ class Ours:
         self.step, tx = make_step(config, stage, dtype)
         self.batch = batch.map(jnp.asarray)
         self.state = create_state(
-            stage, tx, jax.random.key(0),
+            TRAINABLE[stage], tx, jax.random.key(0),
             init={"unix": lambda key: init_params(config, key, boxed=True)},
             given={"unix": params},
         )  # fmt: skip
@@ -290,7 +289,7 @@ def benchmark_depth(a: Arguments) -> list[list[str]]:
         config = configure(a, depth)
         step, tx = make_step(config, "all")
         state = abstract_state(
-            "all", tx, init={"unix": lambda key: init_params(config, key, boxed=True)}
+            TRAINABLE["all"], tx, init={"unix": lambda key: init_params(config, key, boxed=True)}
         )
         begin = time.perf_counter()
         lowered = step.lower(state, batch, jax.random.key(0))

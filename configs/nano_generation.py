@@ -1,14 +1,18 @@
 """Generation at 128 pixels with the nano model (9 M parameters) on the bundled X-rays.
 
+    unix-jax data moments manifest:examples/cxr runs/nano_moments \\
+        --height 128 --width 128 --checkpoint runs/nano_understanding/export
     python train.py configs/nano_generation.py --init runs/nano_understanding \\
-        --out runs/nano_generation
+        --data.moments runs/nano_moments --out runs/nano_generation
 
-The images are augmented, so that they are encoded at every step: fewer are learned by heart.
+The first command only saves time: it encodes the images once instead of at every step.
 
-Score: none, since no run of this configuration has been made to its end.
+Time: about 50 minutes on 2 busy cores. Score: squared error of the velocity 0.890 on the validation
+split, and 0.820 at step 1200, for the bundled model, whose autoencoder was an earlier one: images
+still become clearer while it memorises some. docs/nano.md shows what it generates, and has the
+options of a longer recipe.
 """
 
-from unix_jax.data.augmentation import AugmentationConfig
 from unix_jax.data.config import DataConfig
 from unix_jax.training.config import ModelConfig, PreviewConfig, TrainConfig
 from unix_jax.training.losses import LossConfig
@@ -16,14 +20,14 @@ from unix_jax.training.optimizer import OptimizerConfig
 
 config = TrainConfig(
     stage="generation",
-    total_steps=3000,
+    total_steps=2000,
+    trainable="(gen|time_embedder|vae2llm|llm2vae|repa)/.*",
     data=DataConfig(
         source="manifest:examples/cxr",
         task="generation",
         caption_dropout=0.1,
-        augmentation=AugmentationConfig(shift=0.03, scale=0.05, rotation=2.0, contrast=0.1),
-        rows=2,
-        und_tokens=160,
+        rows=4,
+        und_tokens=256,
         vit_images=0,
         vae_images=8,
         vae_height=128,
@@ -34,8 +38,7 @@ config = TrainConfig(
         learning_rate=1e-3,
         warmup_steps=50,
         schedule="cosine",
-        total_steps=3000,
-        final_fraction=0.05,
+        final_fraction=0.1,
         eps=1e-8,
     ),
     losses=LossConfig(ce_weight=0.0),

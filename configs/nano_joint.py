@@ -30,7 +30,6 @@ config = TrainConfig(
         learning_rate=3e-4,
         warmup_steps=50,
         schedule="cosine",
-        total_steps=500,
         final_fraction=0.1,
         eps=1e-8,
     ),

@@ -22,6 +22,7 @@ from unix_jax.training.optimizer import OptimizerConfig
 config = TrainConfig(
     stage="understanding",
     total_steps=3840,
+    trainable="(und|embed_tokens|lm_head|vision|connector)/.*",
     data=DataConfig(
         source="mimic:mimic-cxr-jpg?views=PA,AP",
         task="understanding",

@@ -1,6 +1,6 @@
 """Stage 2: generation at 256 pixels, at published size. Trains the gen stream, its in- and outputs.
 
-    python train.py configs/stage2_generation.py --init runs/stage1 --rad-dino RAD_DINO \\
+    python train.py configs/stage2_generation.py --init runs/stage1 --repa.encoder RAD_DINO \\
         --out runs/stage2 --data.source "mimic:MIMIC_CXR_JPG?reports=clean.jsonl&views=PA,AP"
 
 The published recipe: 256 images a step, learning rate 2e-4 after 2,000 steps of warm-up, 75,000
@@ -17,10 +17,12 @@ from unix_jax.data.config import DataConfig
 from unix_jax.training.config import ModelConfig, PreviewConfig, TrainConfig
 from unix_jax.training.losses import LossConfig
 from unix_jax.training.optimizer import OptimizerConfig
+from unix_jax.training.repa import RepaConfig
 
 config = TrainConfig(
     stage="generation",
     total_steps=75_000,
+    trainable="(gen|time_embedder|vae2llm|llm2vae|repa)/.*",
     data=DataConfig(
         source="mimic:mimic-cxr-jpg?views=PA,AP",
         task="generation",
@@ -34,8 +36,8 @@ config = TrainConfig(
     ),
     model=ModelConfig(preset="published", remat="full"),
     optimizer=OptimizerConfig(learning_rate=2e-4, warmup_steps=2000),
-    losses=LossConfig(ce_weight=0.0, repa_weight=0.5, repa_layer=8),
-    rad_dino="rad-dino",
+    losses=LossConfig(ce_weight=0.0),
+    repa=RepaConfig(encoder="rad-dino", weight=0.5, layer=8),
     accumulation=4,
     checkpoint_every=1000,
     log_every=10,

@@ -18,6 +18,7 @@ from unix_jax.training.optimizer import OptimizerConfig
 config = TrainConfig(
     stage="generation",
     total_steps=5000,
+    trainable="(gen|time_embedder|vae2llm|llm2vae|repa)/.*",
     data=DataConfig(
         source="mimic:mimic-cxr-jpg?views=PA,AP",
         task="generation",

@@ -15,7 +15,7 @@ import numpy as np
 from unix_jax.checkpoints import native
 from unix_jax.config import UniXConfig
 from unix_jax.data.config import DataConfig
-from unix_jax.data.pictures import vae_pixels
+from unix_jax.data.model_images import vae_pixels
 from unix_jax.data.sources import open_source
 from unix_jax.models.autoencoder import Autoencoder
 from unix_jax.models.unix import init_params

@@ -4,8 +4,8 @@
 
 A linear layer reads every finding off the mean of the ViT's features; ViT and layer are trained
 together, at a tenth of the cost per image of training on reports. The layer is then dropped: the
-checkpoint is that of the start with another ViT. Images are augmented as in
-configs/nano_understanding.py.
+checkpoint is the initial one with another ViT. Images are augmented as in the longer recipe of
+docs/nano.md.
 """
 
 import argparse
@@ -84,8 +84,9 @@ def train(
     tx, _ = make_optimizer(
         OptimizerConfig(
             learning_rate=1e-3, warmup_steps=min(50, steps // 2), schedule="cosine",
-            total_steps=steps, final_fraction=0.02, b2=0.99, eps=1e-8, weight_decay=0.02,
-        )
+            final_fraction=0.02, b2=0.99, eps=1e-8, weight_decay=0.02,
+        ),
+        steps,
     )  # fmt: skip
     width = config.vision.width
     state: Any = {

@@ -1,10 +1,13 @@
 """Eight virtual CPU devices for every test, and the golden model loaded once per worker."""
 
+import contextlib
+import ctypes
 import gc
 import getpass
 import importlib.metadata
 import os
 import tempfile
+import time
 
 # Both are read when jax is first imported, which the test modules do.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -22,12 +25,13 @@ os.environ["XLA_FLAGS"] = " ".join(
     )
 )
 
-# Workers and the processes that tests start compile the same programs: once is enough.
+# Workers and the processes that tests start compile the same programs, today and tomorrow: once is
+# enough.
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR",
     os.path.join(tempfile.gettempdir(), f"unix-jax-tests-{getpass.getuser()}"),
 )
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import json
 from pathlib import Path
@@ -37,11 +41,43 @@ import numpy as np
 import pytest
 
 GOLDEN = Path(__file__).parent / "golden" / "tiny"
+PROGRAMS = Path(tempfile.gettempdir()) / f"unix-jax-tests-{getpass.getuser()}"
+MOST_RESIDENT = 3 * 2**30  # two workers and what they start fit into 8 GiB
 
 
-def pytest_configure():
+def pytest_configure(config):
     # Traces are large graphs of objects that live: looking through them less saves a twentieth.
     gc.set_threshold(100_000, 50, 100)
+    if not hasattr(config, "workerinput"):
+        remove_old_programs()
+
+
+def remove_old_programs(days=7):
+    """Programs change with the code, and JAX removes none; in the tests' own folder alone."""
+    for file in PROGRAMS.glob("*-cache"):
+        with contextlib.suppress(OSError):
+            if file.stat().st_mtime < time.time() - days * 86400:
+                file.unlink()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item, nextitem):
+    """JAX keeps every program it compiled, 1.5 to 3 MB each: thousands of them are dropped."""
+    yield
+    if nextitem is not None and nextitem.path != item.path and resident_bytes() > MOST_RESIDENT:
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
+        # glibc keeps what is freed.
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def resident_bytes():
+    """Of this process; 0 where the system does not tell."""
+    status = Path("/proc/self/statm")
+    return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if status.exists() else 0
 
 
 def relative_difference(ours, expected):

@@ -253,7 +253,7 @@ def test_config_at_odds_with_the_arrays(copied, section, field, value):
     with pytest.raises(CheckpointError, match=r"config\.json: content changed"):
         native.load_config(copied)
     index = json.loads((copied / "index.json").read_text())
-    del index["files"]
+    del index["files"], index["crc32"]
     (copied / "index.json").write_text(json.dumps(index))
     with pytest.raises(UniXError, match=r"^(?!.*content changed)"):
         native.load_vae_params(copied) if section == "vae" else native.load_params(copied)

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from unix_jax import cli
-from unix_jax.checkpoints import native, orbax_tree
+from unix_jax.checkpoints import native, orbax_tree, zarr_arrays
 from unix_jax.checkpoints.cast import cast
 from unix_jax.checkpoints.export import export_published
 from unix_jax.checkpoints.leaves import FiniteCheck, array_leaf, flatten, non_finite_count
@@ -241,6 +241,31 @@ def test_a_damaged_file_is_named_wherever_it_is_used(written, tmp_path, name, da
     assert not any(part.problems for part in others)
 
 
+@pytest.mark.parametrize("field", ["vae", "files", "layout", "crc32"])
+def test_a_field_of_the_index_that_lost_its_name_is_named(written, tmp_path, field):
+    path = Path(shutil.copytree(written / "import", tmp_path / "c"))
+    text = (path / "index.json").read_text()
+    # The last one of this name is that of the index itself.
+    head, tail = text.rsplit(f'"{field}":', 1)
+    for start in ("x", chr(ord(field[0]) ^ 1)):
+        (path / "index.json").write_text(f'{head}"{start}{field[1:]}":{tail}')
+        for load in (native.load_params, native.load_vae_params, lambda p: list(verify(p))):
+            with pytest.raises(CheckpointError, match=r"index\.json: (content|unknown field)"):
+                load(path)
+
+
+def test_a_changed_value_of_the_index_is_named(written, tmp_path):
+    path = Path(shutil.copytree(written / "import", tmp_path / "c"))
+    index = json.loads((path / "index.json").read_text())
+    # Another order and indentation is the same content.
+    (path / "index.json").write_text(json.dumps(dict(reversed(index.items())), indent=3))
+    assert native.read_index(path) == index
+    index["layout"]["kept"] = not index["layout"]["kept"]
+    (path / "index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"index\.json: content changed"):
+        native.read_index(path)
+
+
 def test_an_edit_is_accepted_by_a_command(written, tmp_path, capsys):
     from unix_jax.commands.convert import main
 
@@ -279,6 +304,7 @@ def test_an_edit_is_accepted_by_a_command(written, tmp_path, capsys):
 def test_a_broken_list_of_files_is_named(written, tmp_path, files):
     path = Path(shutil.copytree(written / "save", tmp_path / "c"))
     index = json.loads((path / "index.json").read_text())
+    del index["crc32"]
     (path / "index.json").write_text(json.dumps(index | {"files": files}))
     for load in (native.load_config, native.load_params, native.carried_files):
         with pytest.raises(CheckpointError, match=r"index\.json: files: "):
@@ -291,6 +317,7 @@ def test_a_broken_file_of_an_old_checkpoint_is_named_on_export(written, tmp_path
     without_checksums(path)
     index = json.loads((path / "index.json").read_text())
     index["layout"]["kept"] = False
+    index.pop("crc32", None)
     (path / "index.json").write_text(json.dumps(index))
     (path / "source" / name).write_text("{ [")
     match = re.escape(f"{path}/source/{name}: ")
@@ -319,7 +346,7 @@ def test_a_part_of_a_checkpoint_that_is_missing_is_named(written, tmp_path, name
 
 def without_checksums(path, keep=()):
     index = json.loads((path / "index.json").read_text())
-    del index["files"]
+    del index["files"], index["crc32"]
     for part in native.PARTS:
         for name, entry in index.get(part, {}).items():
             if name not in keep:
@@ -376,7 +403,7 @@ def test_any_box_of_any_array_is_read_as_it_was_written(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(orbax_tree, "CHUNK_BYTES", chunk * dtype.itemsize)
         (entry,) = orbax_tree.save_tree(directory, {name: array_leaf(array)}, None).values()
-    leaf = orbax_tree.open_leaf(directory, name, array.shape, dtype, entry["crc32"])
+    leaf = zarr_arrays.open_leaf(directory, name, array.shape, dtype, entry["crc32"])
     index = []
     for size in shape:
         start = data.draw(st.integers(0, size))
@@ -447,6 +474,18 @@ def published_with(directory, value, key="language_model.lm_head.weight"):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite_are_refused(tmp_path, value):
+    source = published_with(tmp_path / "source", value)
+    names, refused = r"language_model\.lm_head\.weight: 1 numbers$", tmp_path / "refused"
+    for read in (lambda: import_published(source, refused), lambda: load_model(source)):
+        with pytest.raises(CheckpointError, match=names):
+            read()
+    assert not refused.exists()
+
+
+@pytest.mark.parametrize(
+    "value", [np.nan, *(pytest.param(x, marks=pytest.mark.slow) for x in (np.inf, -np.inf))]
+)
 def test_every_way_in_names_weights_that_are_not_finite(tmp_path, value):
     source = published_with(tmp_path / "source", value)
     names = rf"(?s)^{source}/model\.safetensors: .*\n  language_model\.lm_head\.weight: 1 numbers$"

@@ -20,7 +20,7 @@ GOLDEN = Path(__file__).parent / "golden" / "tiny"
 TINY = GOLDEN / "checkpoint"
 ON_TINY = ["--checkpoint", str(TINY), "--dtype", "float32"]
 QUICK_REPORT = ["--prompt", "Report:", "--max-new-tokens", "6"]
-QUICK_IMAGE = ["--height", "32", "--width", "32", "--steps", "3"]
+QUICK_IMAGE = ["--height", "32", "--width", "32", "--num-inference-steps", "3"]
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +66,7 @@ def test_report_text_and_json(capsys, xray, tmp_path):
     assert run(["report", xray, str(other), *ON_TINY, *QUICK_REPORT, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["image"] for row in rows] == [xray, str(other)]
-    assert all(set(row) == {"image", "report", "warning"} for row in rows)
+    assert all(set(row) == {"image", "report", "warning", "finish_reason"} for row in rows)
     assert [bool(row["warning"]) for row in rows] == [False, True]
     texts = [row["report"] for row in rows]
     assert any(texts)
@@ -160,7 +160,7 @@ def test_generate_writes_pictures_and_a_sheet(capsys, tmp_path):
             assert picture.size == (32, 32)
             assert picture.text["prompt"] == prompts[i // 2]
             assert picture.text["seed"] == str(3 + i)
-            assert picture.text["num_steps"] == "3"
+            assert picture.text["num_inference_steps"] == "3"
     with Image.open(printed[4]) as sheet:
         assert sheet.width > 64
 
@@ -205,7 +205,7 @@ def test_info(capsys, tmp_path):
     copied = copy_of(tmp_path)
     shutil.rmtree(copied / "vae")
     assert run(["info", str(copied)]) == 0
-    assert "absent: reports only" in capsys.readouterr().out
+    assert "absent: only reports are supported" in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------------- errors
@@ -323,7 +323,13 @@ def test_bad_pictures(capsys, tmp_path, xray):
         (["generate", "x" * 100000, "--height", "64", "--width", "64"], "prompt: expected at most"),
         (["generate", "x", "--height", "100"], "height: expected a positive multiple of 16"),
         (["generate", "x", "--height", "64", "--width", "0"], "width: expected a positive"),
-        (["generate", "x", "--steps", "1", "--height", "32", "--width", "32"], "num_steps"),
+        (
+            ["generate", "x", "--num-inference-steps", "0", "--height", "32", "--width", "32"],
+            "num_inference_steps",
+        ),
+        (["generate", "x", "--steps", "50"], "--steps: this option is now --num-inference-steps"),
+        (["generate", "x", "--steps=50"], "--steps=50: this option is now --num-inference-steps"),
+        (["report", "XRAY", "--batch-size", "0"], "--batch-size: expected at least 1"),
         (["generate", "x", "--seed", "-1", "--height", "32", "--width", "32"], "seed"),
         (["generate", "x", "--num-images", "0"], "--num-images"),
         (["generate", "x", "--out", "FILE/x"], "--out"),
@@ -420,6 +426,82 @@ def test_a_process_fails_in_one_line(tmp_path):
     assert errors.startswith("error: ")
 
 
+@pytest.mark.parametrize("size", ["1", "2", "16"])
+def test_reports_in_batches(capsys, xray, tmp_path, size, monkeypatch):
+    """Three reports, whatever the batch; no more images in memory than those of a batch."""
+    from unix_jax.preprocessing import images
+
+    paths = [xray]
+    for turn in (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180):
+        paths.append(str(tmp_path / f"{turn}.png"))
+        Image.open(xray).transpose(turn).save(paths[-1])
+    order, plain = [], images.load_image
+
+    def watched(source, **options):
+        if isinstance(source, str):
+            order.append(source)
+        return plain(source, **options)
+
+    monkeypatch.setattr(images, "load_image", watched)
+    report = ["report", *paths, *ON_TINY, *QUICK_REPORT, "--json", "--batch-size", size]
+    assert run(report) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["image"] for row in rows] == paths
+    assert {row["finish_reason"] for row in rows} <= {"eos", "length"}
+    assert order == paths
+    alone = []
+    for path in paths:
+        assert run(["report", path, *ON_TINY, *QUICK_REPORT]) == 0
+        alone.append(capsys.readouterr().out.removesuffix("\n"))
+    assert [row["report"] for row in rows] == alone
+
+
+def test_a_file_without_an_image_is_refused_before_the_model_loads(capsys, tmp_path, xray):
+    (tmp_path / "text.png").write_text("no image")
+    for name, expected in (("text.png", "expected an image"), ("nowhere.png", "no such file")):
+        arguments = ["report", xray, str(tmp_path / name), "--checkpoint", str(tmp_path / "none")]
+        assert expected in error_of(capsys, arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["report", "--help"], ["info", str(TINY)], ["info", str(TINY), "--json"]],
+    ids=" ".join,
+)
+def test_quick_commands_import_no_jax(arguments):
+    code = "import sys; from unix_jax.cli import main\n"
+    code += "try: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+    code += "sys.exit(3 if {'jax', 'pydicom'} & set(sys.modules) else 0)"
+    started = process(arguments, program=["-c", code])
+    out, errors = started.communicate(timeout=120)
+    assert started.returncode == 0, errors
+    assert out
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["report", "--help"], ["--version"]])
+def test_a_reader_of_help_that_goes_away(arguments):
+    started = process(arguments)
+    assert started.stdout is not None
+    started.stdout.close()
+    assert started.stderr is not None
+    assert started.stderr.read() == ""
+    assert started.wait(timeout=60) == 0
+
+
+@pytest.mark.parametrize(("word", "meant"), [("generte", "generate"), ("reports", "report")])
+def test_a_mistyped_subcommand(capsys, word, meant):
+    line = error_of(capsys, [word, "x"])
+    assert f"{word}: expected one of report, generate, info" in line
+    assert line.endswith(f"did you mean {meant}?")
+
+
+def test_info_of_the_bundled_model(capsys):
+    assert run(["info"]) == 0
+    captured = capsys.readouterr()
+    assert "hidden_size 256" in " ".join(captured.out.split())
+    assert "examples/nano is used, a small demonstration" in captured.err
+
+
 def test_help_is_quick_and_loads_no_model():
     code = "import sys; from unix_jax.cli import main\n"
     code += "try: main(['--help'])\nexcept SystemExit: pass\n"
@@ -432,12 +514,12 @@ def test_help_is_quick_and_loads_no_model():
 
 _ANNOUNCED = """
 import sys
-from unix_jax.inference import drawing
-plain = drawing.sample_latents
+from unix_jax.inference import image_latents
+plain = image_latents.sample_latents
 def announced(*arguments, **options):
     print("step", flush=True)
     return plain(*arguments, **options)
-drawing.sample_latents = announced
+image_latents.sample_latents = announced
 from unix_jax.cli import main
 sys.exit(main(sys.argv[1:]))
 """
@@ -446,8 +528,8 @@ sys.exit(main(sys.argv[1:]))
 def test_interruption_leaves_no_picture(tmp_path):
     out = tmp_path / "out"
     started = process(
-        ["generate", "x", *ON_TINY, "--height", "64", "--width", "64", "--steps", "100000",
-         "--out", str(out)],
+        ["generate", "x", *ON_TINY, "--height", "64", "--width", "64",
+         "--num-inference-steps", "100000", "--out", str(out)],
         program=["-c", _ANNOUNCED],
     )  # fmt: skip
     assert started.stdout is not None

@@ -10,7 +10,6 @@ import pydicom
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from picture_toy import FULL, RAMP, TWELVE, dicom_file, gray
 from pydicom.pixels import apply_modality_lut, apply_voi_lut, get_decoder
 from pydicom.uid import (
     UID,
@@ -22,6 +21,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from support.toy_images import FULL, RAMP, TWELVE, dicom_file, gray
 from unix_jax.errors import ImageError
 from unix_jax.preprocessing.images import load_image
 

@@ -22,7 +22,10 @@ from types import SimpleNamespace
 
 import pytest
 import tyro
-from documentation import (
+
+import unix_jax.commands.convert as convert_cli
+import unix_jax.commands.data as data_cli
+from support.documentation import (
     FOREIGN,
     NAMES,
     PAGES,
@@ -34,9 +37,6 @@ from documentation import (
     program,
     prose,
 )
-
-import unix_jax.commands.convert as convert_cli
-import unix_jax.commands.data as data_cli
 from unix_jax import cli
 from unix_jax.training.config import Invocation, TrainConfig, parse_arguments
 

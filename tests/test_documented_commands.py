@@ -22,7 +22,8 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from documentation import FOREIGN, PAGES, ROOT, commands, name_of, program, scripts
+
+from support.documentation import FOREIGN, PAGES, ROOT, commands, name_of, program, scripts
 
 # Installs, starts a shell, or is a test of its own: what `.ci/run` and test_docs.py do.
 ELSEWHERE = FOREIGN - {"pip"}

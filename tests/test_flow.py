@@ -6,7 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unix_jax.errors import PromptError
-from unix_jax.preprocessing.flow import interpolate, shift_timestep, timestep_grid
+from unix_jax.preprocessing.flow import (
+    interpolate,
+    shift_timestep,
+    timestep_grid,
+    timestep_grid_through,
+)
 
 
 def test_grid_matches_torch_bit_for_bit():
@@ -36,6 +41,32 @@ def test_grid_runs_from_noise_to_data(points, shift):
     assert (np.diff(grid) < 0).all()
     exact = np.linspace(1, 0, points)
     np.testing.assert_allclose(grid, shift * exact / (1 + (shift - 1) * exact), atol=2e-6)
+
+
+@given(st.integers(1, 300), st.floats(0.05, 20), st.lists(st.floats(0, 1), max_size=3))
+@settings(max_examples=200, deadline=None, derandomize=True)
+def test_grid_through_times(steps, shift, times):
+    grid = timestep_grid_through(steps, shift, times)
+    assert (grid.dtype, len(grid), grid[0], grid[-1]) == (np.float32, steps + 1, 1, 0)
+    assert (np.diff(grid) <= 0).all()
+    inner = sorted({float(np.float32(t)) for t in times if 0 < np.float32(t) < 1})
+    # The latest ones where there are more stretches than steps.
+    assert set(inner[: steps - 1]) <= {float(t) for t in grid}
+
+
+def test_grid_through_nothing_is_the_grid():
+    for steps, shift in ((1, 1.0), (7, 3.0), (49, 3.0)):
+        plain = timestep_grid(steps + 1, shift)
+        np.testing.assert_allclose(timestep_grid_through(steps, shift, ()), plain, atol=2e-7)
+
+
+def test_steps_are_shared_by_length_before_the_shift():
+    # 0.4 after a shift of 3 is 2/11 before it: 3.6 of 20 steps.
+    grid = timestep_grid_through(20, 3.0, (0.4, 1.0))
+    assert np.flatnonzero(grid == np.float32(0.4)).tolist() == [16]
+    np.testing.assert_allclose(
+        shift_timestep(grid, 1 / 3)[:17], np.linspace(1, 2 / 11, 17), atol=1e-6
+    )
 
 
 def test_shift():

@@ -1,4 +1,4 @@
-"""Images that show next to nothing: which are warned of, and where it is said."""
+"""Images with almost no content: which are warned of, and where it is said."""
 
 import warnings
 from pathlib import Path
@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from picture_toy import NOISE, RAMP
 from PIL import Image
 
+from support.toy_images import NOISE, RAMP
 from unix_jax.errors import ImageWarning
 from unix_jax.inference.inputs import image_list
 from unix_jax.preprocessing.gray_levels import gray_level_problem

@@ -4,11 +4,43 @@ import io
 
 import numpy as np
 import pytest
-from picture_toy import NOISE, RAMP, gray, picture_file
 from PIL import Image
 
+from support.toy_images import NOISE, RAMP, gray, picture_file
 from unix_jax.errors import ImageError
-from unix_jax.preprocessing.images import load_image
+from unix_jax.preprocessing.images import check_image, load_image
+
+# ---- headers
+
+
+def test_what_a_header_shows_is_refused_without_decoding(tmp_path):
+    """In the words of `load_image`."""
+    frames = [Image.fromarray(RAMP), Image.fromarray(RAMP[::-1])]
+    files = {
+        "empty.png": b"",
+        "text.png": b"no image at all",
+        "small.png": picture_file(Image.new("L", (8, 40)), "PNG"),
+        "large.png": picture_file(Image.new("1", (2000, 600)), "PNG"),
+        "film.tiff": picture_file(frames[0], "TIFF", save_all=True, append_images=frames[1:]),
+        "none.dcm": b"no DICOM",
+    }
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    for name in (*files, "nowhere.png", "", "nul\0.png"):
+        with pytest.raises(ImageError) as expected:
+            load_image(tmp_path / name, max_pixels=1_000_000)
+        with pytest.raises(ImageError) as found:
+            check_image(tmp_path / name, max_pixels=1_000_000)
+        assert name == "none.dcm" or str(found.value) == str(expected.value)
+    check_image(tmp_path / "film.tiff", frame=2)
+    with pytest.raises(ImageError, match="frame: expected 1 to 2, found 3"):
+        check_image(tmp_path / "film.tiff", frame=3)
+    # What comes after the header is not read.
+    (tmp_path / "cut.png").write_bytes(picture_file(Image.fromarray(NOISE), "PNG")[:200])
+    check_image(tmp_path / "cut.png")
+    with pytest.raises(ImageError, match="truncated"):
+        load_image(tmp_path / "cut.png")
+
 
 # ---- decoding
 

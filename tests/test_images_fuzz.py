@@ -1,5 +1,6 @@
 """Seeded damage to image files: an ImageError or a picture, in bounded time and memory."""
 
+import contextlib
 import io
 import random
 import struct
@@ -10,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from picture_toy import FULL, RAMP, TWELVE, dicom_file
 from PIL import Image, PngImagePlugin
 from pydicom.uid import RLELossless
 
+from support.toy_images import FULL, RAMP, TWELVE, dicom_file
 from unix_jax.errors import ImageError
 from unix_jax.preprocessing import transforms
-from unix_jax.preprocessing.images import load_image
+from unix_jax.preprocessing.images import check_image, load_image
 
 LIMIT = 1_000_000  # pixels
 CASES_PER_SEED_FILE = 120
@@ -100,7 +101,10 @@ def test_damaged_files(name, tmp_path: Path):
             except ImageError as error:
                 outcomes["refused"] += 1
                 messages.append(str(error))
+                with contextlib.suppress(ImageError):
+                    check_image(path, max_pixels=LIMIT)
             else:
+                check_image(path, max_pixels=LIMIT)
                 outcomes["read"] += 1
                 assert image.mode == "RGB"
                 assert 16 * 16 <= image.width * image.height <= LIMIT

@@ -9,8 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from unix_jax.checkpoints.diffusers_config import read_schedule
-from unix_jax.checkpoints.formats.tensor_source import SourceNote
-from unix_jax.errors import ConfigError, PromptError
+from unix_jax.errors import ConfigError, PromptError, SourceNote
 from unix_jax.preprocessing.noise_schedule import NoiseSchedule, rescaled
 
 GOLDEN = Path(__file__).parent / "golden" / "unet_schedulers"

@@ -122,7 +122,7 @@ TEXTS = frozenset(
     {"mesh", "dtype", "prompt", "prompts", "host", "split", "renorm", "endpoint", "model"}
     | {"judge_model", "key_variable", "text_field", "chexbert_cut", "prediction_field"}
     | {"reference_field", "key_field", "format", "vae_dtype", "resize", "weights", "step"}
-    | {"train_split", "radgraph_model", "radgraph_level"}
+    | {"train_split", "radgraph_model", "radgraph_level", "keep_file"}
 )
 
 
@@ -224,7 +224,8 @@ def training_paths(kind=TrainConfig, prefix=""):
 
 TRAINING_TEXTS = frozenset(
     {"data.split", "data.prompts", "mesh", "model.preset", "validation.split", "previews.prompts"}
-    | {"logging.wandb_project", "distributed.coordinator"}
+    | {"logging.wandb_project", "distributed.coordinator", "trainable"}
+    | {"optimizer.learning_rate_factors", "optimizer.weight_decay_on"}
 )
 
 

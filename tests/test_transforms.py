@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from picture_toy import RAMP, gray
 from PIL import Image
 from safetensors.numpy import load_file
 
+from support.toy_images import RAMP, gray
 from unix_jax.errors import ImageError, UniXError
 from unix_jax.preprocessing import transforms
 from unix_jax.preprocessing.images import load_image
@@ -93,6 +93,42 @@ def test_letterbox_is_centred_and_never_enlarges(width, height, size, fill):
         before, after = found[0], size - 1 - found[-1]
         assert after - before in (0, 1)
         assert len(found) == found[-1] - found[0] + 1
+
+
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 2**32 - 1))
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_an_image_of_the_right_size_comes_back(rows, columns, seed):
+    """Through the autoencoder's range and back: exact but for the cut to 8 bits, never brighter."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (16 * rows, 16 * columns), np.uint8)
+    longest, shortest = max(pixels.shape), min(pixels.shape)
+    ranged = transforms.to_vae_image(Image.fromarray(pixels), longest, shortest)
+    assert ranged.shape == (*pixels.shape, 3)
+    assert -1 <= ranged.min() <= ranged.max() <= 1
+    back = np.asarray(transforms.to_gray_pil(ranged / 2 + 0.5)).astype(int)
+    assert set(np.unique(pixels - back)) <= {0, 1}
+
+
+@given(st.integers(1, 48), st.integers(1, 48), st.sampled_from(["L", "RGB"]), st.integers(0, 2**32))
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_a_letterboxed_image_can_be_cut_out_again(width, height, mode, seed):
+    shape = (height, width) if mode == "L" else (height, width, 3)
+    image = Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, np.uint8))
+    pixels = transforms.to_model_image(image, 48)
+    top, left = (48 - height) // 2, (48 - width) // 2
+    inside = pixels[top : top + height, left : left + width]
+    levels = (inside * transforms.SIGLIP_STD + transforms.SIGLIP_MEAN) * 255
+    assert np.array_equal(np.rint(levels).astype(np.uint8), np.asarray(image.convert("RGB")))
+
+
+@given(
+    st.integers(16, 60), st.integers(16, 60), st.sampled_from(["L", "RGB"]), st.integers(0, 2**32)
+)
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_a_saved_image_is_read_as_it_was(width, height, mode, seed):
+    shape = (height, width) if mode == "L" else (height, width, 3)
+    pixels = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+    read = load_image(transforms.png_bytes(transforms.to_pil(pixels)))
+    assert np.array_equal(np.asarray(read), np.asarray(Image.fromarray(pixels).convert("RGB")))
 
 
 def test_transforms_leave_their_input_alone():

@@ -23,9 +23,15 @@ from .errors import (
 from .errors import (
     UniXError as UniXError,
 )
-from .inference.drawing import ImageSettings as ImageSettings
-from .inference.pipeline import ImageStep as ImageStep
+from .inference.diffusion import DiffusionPipeline as DiffusionPipeline
 from .inference.pipeline import UniXPipeline as UniXPipeline
+from .inference.results import ImageResult as ImageResult
+from .inference.results import ImageStep as ImageStep
+from .inference.results import ReportResult as ReportResult
+from .inference.results import ReportStep as ReportStep
+from .inference.settings import DiffusionSettings as DiffusionSettings
+from .inference.settings import ImageSettings as ImageSettings
+from .inference.settings import ReportSettings as ReportSettings
 from .preprocessing.images import load_image as load_image
 from .sharding import make_mesh as make_mesh
 
@@ -34,11 +40,17 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "DiffusionPipeline",
+    "DiffusionSettings",
     "ImageError",
+    "ImageResult",
     "ImageSettings",
     "ImageStep",
     "ImageWarning",
     "PromptError",
+    "ReportResult",
+    "ReportSettings",
+    "ReportStep",
     "UniXConfig",
     "UniXError",
     "UniXPipeline",

@@ -1,12 +1,13 @@
 """Sizes of every part of the model: frozen dataclasses, presets, and the published `config.json`.
 
-`UniXConfig` is the one object that describes a model. It is read from this project's own
-`config.json` (`from_dict`), from one of the three published forms (`from_published`), or from a
-preset (`UniXConfig.preset("published")`).
+`UniXConfig` describes a model completely. It is read from this project's own `config.json`
+(`from_dict`), from one of the three published forms (`from_published`), or from a preset
+(`UniXConfig.preset("published")`).
 """
 
 import dataclasses
 import math
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,9 @@ from unix_jax.instructions import DEFAULT as DEFAULT_INSTRUCTIONS
 from unix_jax.instructions import Instructions
 
 FORMAT = "unix-jax-1"
+# Sinusoids of a time; the original's frequency_embedding_size.
+TIME_FREQUENCIES = 256
+_UNET_TYPE = "unet"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,13 +67,13 @@ class VisionConfig:
 class AutoencoderConfig:
     """CompVis KL autoencoder; latent = scale_factor * (z - shift_factor).
 
-    norm_groups: of the group norms; CompVis has 32. With ch = 32 that is one channel a group, whose
-    own mean and spread over the image are then lost in every norm.
-    in_channels, out_ch: 1 is one gray channel: the mean of the image's channels is encoded, and
-      what is decoded is repeated for each of them.
+    norm_groups: number of groups of the group norms; CompVis uses 32. With ch = 32 each group has
+      one channel, whose own mean and standard deviation over the image are lost in every norm.
+    in_channels, out_ch: number of channels. With 1, the mean of the image's channels is encoded,
+      and the decoded gray channel is repeated for each of them.
     linear_window: odd side, in blocks of downsample x downsample pixels, of a linear encoder and a
-      linear decoder beside the networks, which then learn what these leave; 0: none. CompVis'
-      layout has none.
+      linear decoder whose outputs are added to those of the networks; 0 for none. CompVis' layout
+      has none.
     """
 
     ch: int = 128
@@ -104,14 +108,49 @@ class SpecialTokens:
 
 
 @dataclasses.dataclass(frozen=True)
+class TransformerStream:
+    """UniX's own generation backbone: the gen stream of the decoder, which is of the DiT type.
+
+    Its sizes are those of the decoder. See docs/backbones.md.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetBackbone:
+    """A diffusion U-Net as the generation backbone, instead of the gen stream.
+
+    Its transformer blocks use UniX's cross-modal attention, with heads as the decoder has them. It
+    reads the latents as they are, not grouped into tokens. See docs/backbones.md.
+    """
+
+    widths: tuple[int, ...] = (320, 640, 1280, 1280)
+    """Channels of each level, from the finest to the coarsest."""
+    attention: tuple[bool, ...] = (True, True, True, False)
+    """Whether a level has transformer blocks; the middle block always has them."""
+    layers: tuple[int, ...] = (2, 2, 2, 2)
+    """ResNet blocks of a level on the way down; there is one more on the way up."""
+    depths: tuple[int, ...] = (1, 1, 1, 1)
+    """Transformer blocks after each ResNet block."""
+    norm_groups: int = 32
+    """Groups of the group norms."""
+
+    def __post_init__(self) -> None:
+        _validate_unet(self)
+
+
+Backbone = TransformerStream | UNetBackbone
+
+
+@dataclasses.dataclass(frozen=True)
 class UniXConfig:
     """The whole model. Defaults are the published size.
 
     `latent_patch_size` p groups p x p latents of the autoencoder into one token; `max_latent_size`
     is the side of the position table in tokens; `timestep_shift` is the shift used in training.
-    `double_bos` reproduces the published inference code, whose prompt carries the tokenizer's own
-    bos behind the split's bos; it is on for converted published weights only.
-    `instructions` are those that the model was trained with; None stands for the project's.
+    `double_bos` reproduces the published inference code, whose prompt has the tokenizer's own bos
+    after the split's bos; it is on only for converted published weights. `instructions` are those
+    that the model was trained with; None means the project's. `generation` is the backbone that
+    predicts the velocity of latents.
     """
 
     decoder: DecoderConfig = DecoderConfig()
@@ -126,9 +165,14 @@ class UniXConfig:
     timestep_shift: float = 1.0
     double_bos: bool = False
     instructions: Instructions | None = None
+    generation: Backbone = TransformerStream()
 
     def __post_init__(self) -> None:
         _validate(self)
+
+    def __repr__(self) -> str:
+        fields = [f"  {f.name}={getattr(self, f.name)!r},\n" for f in dataclasses.fields(self)]
+        return f"{type(self).__name__}(\n{''.join(fields)})"
 
     @property
     def latent_channels(self) -> int:
@@ -146,7 +190,7 @@ class UniXConfig:
         return self.instructions or DEFAULT_INSTRUCTIONS
 
     def check_special_tokens(self) -> None:
-        """Raises ConfigError when a control token lies outside the vocabulary."""
+        """Raises ConfigError if a control token is outside the vocabulary."""
         for name, value in dataclasses.asdict(self.special_tokens).items():
             # The pad token is never fed to the model, so an absent one does no harm.
             if name != "pad" and not 0 <= value < self.decoder.vocab_size:
@@ -160,7 +204,7 @@ class UniXConfig:
         """`published` (3.2 B parameters), `nano` (9 M, a laptop), `tiny` (the golden files).
 
         Raises:
-          ConfigError: another name.
+          ConfigError: the name is unknown.
         """
         if name not in PRESETS:
             raise ConfigError(f"preset: expected one of {sorted(PRESETS)}, found {name!r}")
@@ -171,6 +215,11 @@ class UniXConfig:
         values = {"format": FORMAT} | dataclasses.asdict(self)
         if self.instructions is None:
             del values["instructions"]
+        if isinstance(self.generation, UNetBackbone):
+            values["generation"] = {"type": _UNET_TYPE} | values["generation"]
+        else:
+            # Absent, as in the files of before there was another backbone.
+            del values["generation"]
         return values
 
     @classmethod
@@ -184,9 +233,13 @@ class UniXConfig:
             raise ConfigError(
                 f"{source}: format: expected {FORMAT!r}, found {values.get('format')!r}"
             )
-        fields = {k: v for k, v in values.items() if k not in ("format", "instructions")}
-        built = build(fields, cls, source)
-        return dataclasses.replace(built, instructions=read_instructions(values, source))
+        apart = ("format", "instructions", "generation")
+        built = build({k: v for k, v in values.items() if k not in apart}, cls, source)
+        return dataclasses.replace(
+            built,
+            instructions=read_instructions(values, source),
+            generation=_read_generation(values, source),
+        )
 
 
 def read_instructions(values: Mapping[str, Any], source: str) -> Instructions | None:
@@ -199,6 +252,22 @@ def read_instructions(values: Mapping[str, Any], source: str) -> Instructions | 
     if given is None:
         return None
     return Instructions.from_dict(given, f"{source}: instructions")
+
+
+def _read_generation(values: Mapping[str, Any], source: str) -> Backbone:
+    """The field `generation` of a configuration file; UniX's own backbone where it is absent.
+
+    Raises:
+      ConfigError: it is no object, or of another type than `unet`.
+    """
+    if "generation" not in values:
+        return TransformerStream()
+    given, where = values["generation"], f"{source}: generation"
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"{where}: expected a JSON object, found {given!r}")
+    if given.get("type") != _UNET_TYPE:
+        raise ConfigError(f"{where}: type: expected {_UNET_TYPE!r}, found {given.get('type')!r}")
+    return build({k: v for k, v in given.items() if k != "type"}, UNetBackbone, where)
 
 
 def typed(value: Any, kind: Any, where: str) -> Any:
@@ -227,10 +296,11 @@ def typed(value: Any, kind: Any, where: str) -> Any:
         if not isinstance(value, str):
             raise wrong
         return value
-    # The one compound kind: a tuple of ints.
+    # The one compound kind: a tuple of any length.
     if not isinstance(value, list | tuple):
         raise wrong
-    return tuple(typed(item, int, f"{where}[{i}]") for i, item in enumerate(value))
+    of_items = typing.get_args(kind)[0]
+    return tuple(typed(item, of_items, f"{where}[{i}]") for i, item in enumerate(value))
 
 
 def build(values: Any, kind: Any, where: str) -> Any:
@@ -310,6 +380,31 @@ def _validate(config: UniXConfig) -> None:
         "connector_act",
         f"one of {sorted(CONNECTOR_ACTIVATIONS)}",
         config.connector_act,
+    )
+
+
+def _validate_unet(unet: UNetBackbone) -> None:
+    levels = len(unet.widths)
+    _require(levels >= 1, "generation.widths", "at least one level", unet.widths)
+    for name in ("attention", "layers", "depths"):
+        values = getattr(unet, name)
+        _require(len(values) == levels, f"generation.{name}", f"{levels} values", values)
+    for name in ("layers", "depths"):
+        values = getattr(unet, name)
+        _require(min(values) >= 1, f"generation.{name}", "values of at least 1", values)
+    _require(unet.norm_groups >= 1, "generation.norm_groups", "at least 1", unet.norm_groups)
+    for width in unet.widths:
+        _require(
+            width > 0 and width % unet.norm_groups == 0,
+            "generation.widths",
+            f"multiples of norm_groups {unet.norm_groups}",
+            width,
+        )
+    _require(
+        unet.widths[0] % 2 == 0,
+        "generation.widths",
+        "an even first width (sines and cosines of the time)",
+        unet.widths[0],
     )
 
 

@@ -1,4 +1,4 @@
-"""Errors caused by what the user gave us; the command line prints them as one line."""
+"""Errors caused by a user's input; the command line prints each as one message."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ class UniXError(Exception):
     """Base of every error whose cause is an input: a file, a key, an argument.
 
     Attributes:
-      details: the message with every list in full; equal to the message where none is shortened.
+      details: the message with complete lists; equal to the message if no list is shortened.
     """
 
     def __init__(self, message: str = "", details: str | None = None):
@@ -32,7 +32,7 @@ class ImageError(UniXError):
 
 
 class MetricError(UniXError):
-    """Inputs of a metric for which it has no value: their shapes, rows or numbers."""
+    """Invalid inputs of a metric: their shapes, rows or values."""
 
 
 class NonFiniteError(UniXError):
@@ -40,15 +40,23 @@ class NonFiniteError(UniXError):
 
 
 class PromptError(UniXError):
-    """A prompt, token id or generation argument outside what the model can take."""
+    """A prompt, token id or generation argument that the model does not support."""
+
+
+class ArgumentNameError(PromptError, TypeError):
+    """A keyword argument or setting that does not exist, or no longer under this name."""
 
 
 class StorageError(UniXError):
     """A path that cannot be used, such as a URL where only local files are supported."""
 
 
+class SourceNote(UserWarning):
+    """A note about what was selected, changed or omitted in a source; it is not a problem."""
+
+
 class ImageWarning(UserWarning):
-    """An image that was read, but shows next to nothing; see `gray_levels`."""
+    """A readable image with almost no content; see `gray_levels`."""
 
 
 def shortened(lines: Sequence[str], ends: int = 10) -> list[str]:

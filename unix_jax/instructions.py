@@ -1,10 +1,9 @@
-"""What a model is asked when it writes a report: the project's sentences, or a checkpoint's own.
+"""Instructions for reports: the project's sentences, or a checkpoint's own.
 
-Every instruction of the original names in capitals the sections that the answer has, FINDINGS and
-IMPRESSION, or FINDINGS alone, as the answers have them. These are of our own wording in that form.
-
-Training draws one of the fitting list for each sample and epoch; everything else (reports,
-evaluation, previews, the page) asks the first one.
+Every instruction of the original names in capitals the sections of the answer, FINDINGS and
+IMPRESSION, or FINDINGS alone. The sentences here have that form in the project's own wording.
+Training selects one of the matching list at random for each sample and epoch; everything else
+(reports, evaluation, previews, the page) uses the first one.
 """
 
 import dataclasses
@@ -16,13 +15,13 @@ from unix_jax.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class Instructions:
-    """Sentences by the sections that the report has, each list with at least one.
+    """Instructions by the sections of the report; each list has at least one sentence.
 
-    findings_and_impression: for reports with both sections. Its first sentence is the default of a
-      report. It also serves a reference without headings, whose sections are not known.
+    findings_and_impression: for reports with both sections. Its first sentence is the default for
+      reports. The list is also used for references without headings, whose sections are unknown.
     findings: for reports with FINDINGS alone.
-    impression: for reports with IMPRESSION alone. The original's evaluation has no such item; a
-      sentence that asks for both would teach a model to leave out half of what it is asked for.
+    impression: for reports with IMPRESSION alone. The original's evaluation has no such item; an
+      instruction that asks for both sections would teach a model to omit one of them.
     """
 
     findings_and_impression: tuple[str, ...] = (
@@ -58,7 +57,7 @@ class Instructions:
 
     @property
     def default(self) -> str:
-        """What is asked where nothing is known of the report."""
+        """The instruction to use if nothing is known about the report."""
         return self.findings_and_impression[0]
 
     def fitting(self, findings: str, impression: str) -> tuple[str, ...]:
@@ -72,12 +71,12 @@ class Instructions:
 
     @classmethod
     def same(cls, sentences: tuple[str, ...]) -> "Instructions":
-        """These sentences whatever sections the report has."""
+        """Uses these sentences for reports with any sections."""
         return cls(sentences, sentences, sentences)
 
     @classmethod
     def from_dict(cls, values: Any, where: str) -> "Instructions":
-        """Reads a JSON object of lists; a list that is absent is the project's.
+        """Reads a JSON object of lists; the project's lists replace missing ones.
 
         Raises:
           ConfigError: an unknown list, or one that is not made of texts.

@@ -28,7 +28,8 @@ class ShardingRules:
 
     Parameters use `embed`, `heads`, `kv_heads`, `mlp`, `vocab`, `layers`, `norm`; activations use
     `batch`, `length`, `embed_act`, `heads_act`, `kv_heads_act`, `mlp`, and while tokens are looked
-    up in a table split along `embed`, `lookup_batch`: the axes of `batch` that `embed` leaves.
+    up in a table split along `embed`, `lookup_batch`: the axes of `batch` that `embed` does not
+    use.
 
     Raises:
       ConfigError: a rule names an axis that no mesh has.
@@ -105,7 +106,7 @@ def make_mesh(
 def parse_mesh(text: str, *, partial: bool = False, devices: Sequence[Any] | None = None) -> Mesh:
     """`make_mesh` from text such as `data=1,fsdp=4,tensor=2`; absent axes have size 1.
 
-    With `partial`, a mesh of fewer devices than there are takes the first ones.
+    With `partial`, a mesh with fewer devices than available uses the first ones.
 
     Raises:
       ConfigError: another form, or as `make_mesh`.
@@ -124,10 +125,9 @@ def parse_mesh(text: str, *, partial: bool = False, devices: Sequence[Any] | Non
 
 
 def check_mesh(mesh: Mesh, config: UniXConfig) -> None:
-    """Refuses a mesh that is not this module's, or whose tensor axis cannot split the heads.
+    """Refuses a mesh without this module's axes, or whose tensor axis does not divide the heads.
 
-    Raises:
-      ConfigError: either.
+    Raises: ConfigError: the mesh is refused.
     """
     if tuple(mesh.axis_names) != MESH_AXES or any(t != AxisType.Auto for t in mesh.axis_types):
         raise ConfigError(
@@ -184,9 +184,10 @@ class AttentionAxes:
 
 
 def attention_axes(batch: int, heads: int, kv_heads: int) -> AttentionAxes | None:
-    """How a kernel, which the compiler cannot split, is handed to the devices with `shard_map`.
+    """How a kernel, which the compiler cannot partition, is distributed with `shard_map`.
 
-    Whatever a mesh does not divide is left whole. None: there is one device, or it has been done.
+    Dimensions that the mesh does not divide evenly are replicated. None: there is only one device,
+    or the kernel is already distributed.
 
     Args:
       batch, heads, kv_heads: rows, query heads and key heads of the whole batch.
@@ -209,7 +210,7 @@ def attention_axes(batch: int, heads: int, kv_heads: int) -> AttentionAxes | Non
 
 
 def batch_shards(mesh: Mesh, rules: ShardingRules | None = None) -> int:
-    """Into how many parts the batch is split: its size must be a multiple of this."""
+    """Number of parts of the batch; its size must be a multiple of it."""
     return math.prod(mesh.shape[axis] for axis in _as_tuple((rules or ShardingRules()).batch))
 
 
@@ -229,4 +230,15 @@ def use_mesh(mesh: Mesh | None, rules: ShardingRules | None = None) -> Iterator[
         yield
         return
     with jax.set_mesh(mesh), nn.logical_axis_rules((rules or ShardingRules()).linen()):
+        yield
+
+
+@contextlib.contextmanager
+def traced_on(mesh: Mesh | None, rules: ShardingRules | None = None) -> Iterator[None]:
+    """As `use_mesh`, inside a function that is being traced, so that its callers need not care."""
+    if mesh is None:
+        yield
+        return
+    linen = (rules or ShardingRules()).linen()
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(linen):
         yield

@@ -17,7 +17,7 @@ from unix_jax.preprocessing.transforms import to_gray_pil
 
 SAME = "unchanged"
 SETTINGS = (0, 4, 2.0)
-COMMON = (32, 3.0, "global")
+COMMON = (32, 3.0, "global", "euler")
 REPORT = ("Report:", 6, 0.0, 1.0, 0)
 HOSTILE = "<script>alert(1)</script>\"' ${value} {{value}}"
 
@@ -40,7 +40,7 @@ def test_an_upload_and_its_report(actions, pipe, xray_png):
     assert len(items) > 3
     texts = [item[0] for item in items]
     assert all(b.startswith(a) for a, b in itertools.pairwise(texts))
-    (expected,) = pipe.generate_report([xray_png], "Report:", max_new_tokens=6)
+    (expected,) = pipe.generate_report([xray_png], prompts="Report:", max_new_tokens=6)
     assert texts[-1] == expected
     assert "Done" in items[-1][1]
 
@@ -81,9 +81,11 @@ def test_a_drawing(actions, pipe):
     file = Image.open(io.BytesIO(drawing.png))
     assert file.text["prompt"] == "effusion"
     assert file.text["seed"] == "0"
-    assert file.text["num_steps"] == "4"
+    assert file.text["num_inference_steps"] == "4"
     assert file.text["guidance_scale"] == "2.0"
-    (expected,) = pipe.generate_image("effusion", 32, 32, num_steps=4, output_type="np")
+    (expected,) = pipe.generate_image(
+        "effusion", height=32, width=32, num_inference_steps=4, output_type="np"
+    )
     assert np.array_equal(file, to_gray_pil(expected))
 
 
@@ -91,7 +93,7 @@ def test_a_comparison(actions):
     *_, item = actions.compare(Stop(), (), "effusion", 0, 4, 1.5, 1, 4, 2.0, *COMMON)
     first, second, kept, _, message = item
     assert first == SAME
-    assert "seed 1, 4 steps, guidance 2" in second
+    assert "seed 1, 4 euler steps, guidance 2" in second
     assert [d.choices.seed for d in kept] == [0, 1]
     assert "Done" in message
 

@@ -62,15 +62,15 @@ def test_upload_report_draw_compare_download(open_page, address, xray_png):
     assert page.get_by_text("Research software, not a medical device").is_visible()
 
     page.get_by_role("button", name="Settings").click()
-    settle(page, "number input for Longest report", 6)
+    settle(page, "number input for Maximum length", 6)
     upload(page, "xray.png", xray_png)
     page.locator("#report-message").get_by_text("Done.").wait_for()
     assert page.locator("#report textarea").input_value()
     assert page.locator("#xray img").get_attribute("alt") == "Chest X-ray Uploaded X-ray"
 
-    quick(page, "Draw", "")
+    quick(page, "Generate", "")
     page.get_by_label("Findings").locator("visible=true").fill("Large <b>left</b> effusion")
-    page.get_by_role("button", name="Draw", exact=True).click()
+    page.get_by_role("button", name="Generate", exact=True).click()
     link = page.locator("#drawing a.download")
     link.wait_for()
     with page.expect_download() as downloading:
@@ -80,10 +80,10 @@ def test_upload_report_draw_compare_download(open_page, address, xray_png):
     picture = Image.open(downloading.value.path())
     assert picture.size == (32, 32)
     assert picture.text["prompt"] == "Large <b>left</b> effusion"
-    assert picture.text["num_steps"] == "4"
+    assert picture.text["num_inference_steps"] == "4"
 
     quick(page, "Compare", "A: ", "B: ")
-    page.get_by_role("button", name="Draw both").click()
+    page.get_by_role("button", name="Generate both").click()
     page.locator("#compared-b a.download").wait_for()
     assert page.locator("#compared-a a.download").is_visible()
 
@@ -92,7 +92,7 @@ def test_upload_report_draw_compare_download(open_page, address, xray_png):
     assert figures.count() == 3
     assert figures.nth(2).get_by_text("Large <b>left</b> effusion").is_visible()
     page.get_by_role("button", name="Clear this session").click()
-    page.get_by_text("Pictures that you draw appear here.").wait_for()
+    page.get_by_text("Generated images appear here.").wait_for()
 
     # Nothing came from elsewhere: no fonts, no analytics.
     hosts = {urllib.parse.urlsplit(url).netloc for url in asked if url.startswith("http")}
@@ -121,7 +121,7 @@ def test_what_is_no_xray_is_refused_with_a_message(open_page, bomb_png, xray_png
 
 def test_a_narrow_screen_and_a_keyboard(open_page):
     page, _ = open_page(390, 844)
-    for tab in ("Report", "Draw", "Compare", "Session"):
+    for tab in ("Report", "Generate", "Compare", "Session"):
         page.get_by_role("tab", name=tab).click()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.get_by_role("tab", name="Report").click()
@@ -154,7 +154,7 @@ def test_an_example_is_chosen(open_page):
     if examples.count() == 0:
         pytest.skip("no examples: they lie in the repository only")
     page.get_by_role("button", name="Settings").click()
-    settle(page, "number input for Longest report", 4)
+    settle(page, "number input for Maximum length", 4)
     examples.first.click()
     page.locator("#report-message").get_by_text("Done.").wait_for()
     assert "Example: X-ray 1" in page.locator("#xray img").get_attribute("alt")
@@ -171,11 +171,11 @@ def test_stopping(open_page, pipe, monkeypatch):
     monkeypatch.setattr(pipe, "stream_image", waiting)
     page, _ = open_page()
     message = page.locator("#draw-message")
-    quick(page, "Draw", "")
+    quick(page, "Generate", "")
     stop = page.get_by_role("button", name="Stop").locator("visible=true")
     stop.click()
     message.get_by_text("Nothing is running.").wait_for()
-    page.get_by_role("button", name="Draw", exact=True).click()
+    page.get_by_role("button", name="Generate", exact=True).click()
     page.locator("#drawing figcaption").get_by_text("Step 1 of 3").wait_for()
     with page.expect_response(re.compile("/run/")):
         stop.click()
@@ -183,7 +183,7 @@ def test_stopping(open_page, pipe, monkeypatch):
     clicked.set()
     message.get_by_text("Stopped.").wait_for()
     # The model is free for the next one.
-    page.get_by_role("button", name="Draw", exact=True).click()
+    page.get_by_role("button", name="Generate", exact=True).click()
     page.locator("#drawing a.download").wait_for()
 
 
@@ -195,9 +195,9 @@ def test_a_picture_appears_step_by_step(open_page):
         if (found) window.seen.push(found.innerText)
         }).observe(document.body, {subtree: true, childList: true, characterData: true}) }"""
     )
-    quick(page, "Draw", "")
+    quick(page, "Generate", "")
     settle(page, "number input for Steps", 12)
-    page.get_by_role("button", name="Draw", exact=True).click()
+    page.get_by_role("button", name="Generate", exact=True).click()
     page.locator("#drawing a.download").wait_for()
     seen = dict.fromkeys(page.evaluate("window.seen"))
     assert sum(text.startswith("Step ") for text in seen) >= 3, seen

@@ -80,9 +80,11 @@ def test_defaults_of_a_model():
     assert default_tokens(TINY, LIMITS) == 256
 
 
-def image(prompt="a", seed=0, steps=5, guidance=2.0, side=64, shift=3.0, renorm="global"):
+def image(
+    prompt="a", seed=0, steps=5, guidance=2.0, side=64, shift=3.0, renorm="global", solver="euler"
+):
     return image_choices(
-        prompt, seed, steps, guidance, side, shift, renorm, config=TINY, limits=LIMITS
+        prompt, seed, steps, guidance, side, shift, renorm, solver, config=TINY, limits=LIMITS
     )
 
 
@@ -92,7 +94,7 @@ def report(prompt="", tokens=10, temperature=0, top_p=1, seed=0):
 
 def test_good_choices():
     found = image("  effusion ", 7, 5.0)
-    assert (found.prompt, found.seed, found.settings.num_steps) == ("effusion", 7, 5)
+    assert (found.prompt, found.seed, found.settings.num_inference_steps) == ("effusion", 7, 5)
     assert (found.settings.height, found.settings.width) == (64, 64)
     assert report(None).prompt == ""
 
@@ -102,13 +104,13 @@ def test_good_choices():
     [
         ({"prompt": "   "}, "Findings"),
         ({"prompt": 5}, "Findings"),
-        ({"prompt": "x" * 4001}, "Findings: expected at most 4000 letters"),
+        ({"prompt": "x" * 4001}, "Findings: expected at most 4000 characters"),
         ({"seed": None}, "Seed: expected a number from 0 to 4,294,967,295, found nothing"),
         ({"seed": -1}, "Seed"),
-        ({"seed": 1.5}, "Seed: expected a whole number"),
+        ({"seed": 1.5}, "Seed: expected an integer"),
         ({"seed": "0"}, "Seed"),
         ({"seed": True}, "Seed"),
-        ({"steps": 1}, "Steps"),
+        ({"steps": 0}, "Steps"),
         ({"steps": 10**9}, "Steps"),
         ({"guidance": math.nan}, "Guidance"),
         ({"guidance": math.inf}, "Guidance"),
@@ -116,6 +118,7 @@ def test_good_choices():
         ({"side": 4096}, "Side"),
         ({"shift": 0}, "Shift"),
         ({"renorm": "none"}, "renorm"),
+        ({"solver": "heun"}, "solver"),
     ],
 )
 def test_bad_image_choices(arguments, expected):
@@ -126,8 +129,8 @@ def test_bad_image_choices(arguments, expected):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ({"tokens": 0}, "Longest report"),
-        ({"tokens": 501}, "Longest report"),
+        ({"tokens": 0}, "Maximum length"),
+        ({"tokens": 501}, "Maximum length"),
         ({"temperature": -1}, "Temperature"),
         ({"top_p": 0}, "Nucleus"),
         ({"seed": None}, "Seed"),

@@ -18,7 +18,7 @@ def test_a_checkpoint_given(tmp_path):
 
 
 def test_the_bundled_model(tmp_path):
-    with pytest.raises(UniXError, match=r"--checkpoint: expected a directory; no bundled"):
+    with pytest.raises(UniXError, match=r"--checkpoint: expected a directory; found no bundled"):
         bundled.checkpoint_path(None, tmp_path)
     (tmp_path / "examples" / "nano").mkdir(parents=True)
     assert bundled.checkpoint_path(None, tmp_path) == str(tmp_path / "examples" / "nano")

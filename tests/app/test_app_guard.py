@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from unix_jax.app.guard import MESSAGE_BYTES, Guard, allowed, names_an_address
+from unix_jax.app.request_limits import MESSAGE_BYTES, Guard, allowed, names_an_address
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ import pytest
 pytest.importorskip("gradio", reason="the extra [app] is not installed")
 
 CHECKPOINT = Path(__file__).parent.parent / "golden" / "tiny" / "checkpoint"
-IMAGE = {"seed": 0, "steps": 4, "guidance": 2.0, "side": 32, "shift": 3.0, "renorm": "global"}
+IMAGE = {"seed": 0, "steps": 4, "guidance": 2.0, "side": 32, "shift": 3.0, "renorm": "global",
+         "solver": "euler"}  # fmt: skip
 
 
 def request(address, method, path, body=None, headers=None):

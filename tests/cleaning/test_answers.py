@@ -234,6 +234,8 @@ YES = [
     "Yes, it is accurate.", "Yes. Prior examinations and dates are removed.",
     "Yes. The meaning is unchanged.", "Yes. No negative findings are lost.",
     '{"answer": "yes", "reason": "All findings are kept."}',
+    "Let me compare the rewrite with the original. All findings are kept. Answer: yes",
+    "The rewrite keeps all findings. Verdict: yes", "Nothing is missing or added.\nyes",
 ]  # fmt: skip
 NO = [
     "No", "NO.", "no: a tip is missing", "No - lost", "No\nThe effusion is lost", "**No.** x",
@@ -264,6 +266,13 @@ NEITHER = [
     "Yes. The doubt is certainty.", "Yes. No longer accurate.", "Answer: yes. The tube moved.",
     '{"answer": "yes", "reason": "It adds an effusion."}', '{"answer": "yes, side differs"}',
     "The tip moved.\nAnswer: yes. It is a different tip.",
+    "Effusion added. Answer: yes", "The effusion was moved to the right. Answer: yes",
+    "The rewrite drops the effusion. Verdict: yes", "Something is missing.\nyes",
+    "Left effusion became right. The answer is yes.", "The tip is missing, answer: yes",
+    "The rewrite says no effusion while the original says effusion. Final answer: yes",
+    "Fault: the side.\n\nFinal answer: yes", "Missing: tip\n**Answer:** yes",
+    "The tip is missing. <answer>yes</answer>", "One finding was lost. \\boxed{yes}",
+    'The tip is missing. {"answer": "yes"}', "The side differs; verdict: yes\nyes",
 ]  # fmt: skip
 
 

@@ -6,11 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unix_jax.cleaning.journal import Entry, Journal
+from unix_jax.cleaning.clean_reports import Outcome
+from unix_jax.cleaning.endpoint import Tokens
 from unix_jax.cleaning.report_files import open_reports
 from unix_jax.cleaning.rewriting import plain_answer, verdict
 from unix_jax.cleaning.templates import filled, load_prompts
 from unix_jax.errors import DataError, UniXError
+from unix_jax.storage.journal import Entry, Journal
 
 
 def test_json_lines(tmp_path):
@@ -36,7 +38,7 @@ def test_json_lines(tmp_path):
     for index in range(5, 9):
         with pytest.raises(DataError, match="line"):
             source[index]
-    assert open_reports(file, "other").name(0) == "a.jsonl:1"
+    assert open_reports(file, "other").name(1) == "a.jsonl:2"
     with pytest.raises(DataError, match="expected a field other"):
         open_reports(file, "other")[0]
 
@@ -118,13 +120,13 @@ def test_a_journal_torn_anywhere_in_its_last_line_keeps_the_others(tmp_path_fact
     path = tmp_path_factory.mktemp("journal") / "j.jsonl"
     with Journal(path, HEADER) as journal:
         for index in (2, 0, 1):
-            journal.append(Entry(index, "done", f"Ünïcode {index}", tries=1))
+            journal.append([Outcome(index, "done", f"Ünïcode {index}", tries=1).entry()])
     whole = path.read_bytes()
     path.write_bytes(whole[: max(len(whole) - cut, 0)])
     kept = path.read_bytes().count(b"\n")
     with Journal(path, HEADER) as journal:
         assert [journal.settled(i) for i in (2, 0, 1)] == [kept > 1, kept > 2, kept > 3]
-        journal.append(Entry(5, "done", "new"))
+        journal.append([Outcome(5, "done", "new").entry()])
         assert [e.index for e in journal.entries()] == sorted([*[2, 0, 1][: max(kept - 1, 0)], 5])
     assert path.read_bytes().endswith(b"\n")
 
@@ -132,24 +134,35 @@ def test_a_journal_torn_anywhere_in_its_last_line_keeps_the_others(tmp_path_fact
 def test_a_failed_report_can_be_done_later(tmp_path):
     path = tmp_path / "j.jsonl"
     with Journal(path, HEADER) as journal:
-        journal.append(Entry(0, "failed", reason="HTTP 500"))
+        failed = Outcome(0, "failed", reason="HTTP 500", tokens=Tokens(2, 1))
+        journal.append([failed.entry()])
         assert not journal.settled(0)
-        journal.append(Entry(0, "done", "x"))
+        journal.append([Outcome(0, "done", "x", tokens=Tokens(3, 1)).entry()])
     with Journal(path, HEADER) as journal:
         assert (journal.count("done"), journal.count("failed")) == (1, 0)
-        assert [e.report for e in journal.entries()] == ["x"]
+        assert [Outcome.read(journal, e).report for e in journal.entries()] == ["x"]
+        spent = [Outcome.read(journal, e).tokens for e in journal.history()]
+        assert spent == [Tokens(2, 1), Tokens(3, 1)]
 
 
 def test_journals_that_are_not_ours(tmp_path):
     path = tmp_path / "j.jsonl"
     damaged = '{"journal": {"model": "m"}}\n{"index": 1}\n'
     for text, found in (
-        ("x\n", "line 1 is damaged"),
-        ("{}\n", "not a journal"),
-        ('{"journal": {"model": "n"}}\n', "another model"),
-        (damaged, "line 2 is damaged"),
+        ("x\n", "line 1: expected the settings of a run"),
+        ("{}\n", "line 1: expected the settings of a run"),
+        ('{"journal": {"model": "n"}}\n', r'started with model "n" \(now "m"\)'),
+        (damaged, "line 2: expected an item's outcome"),
     ):
         path.write_text(text)
         with pytest.raises(UniXError, match=found):
             Journal(path, HEADER)
         assert path.read_text() == text
+
+
+def test_an_entry_of_another_program_is_named(tmp_path):
+    with Journal(tmp_path / "j.jsonl", HEADER) as journal:
+        journal.append([Entry(3, values={"prediction": "x"})])
+        (entry,) = journal.entries()
+        with pytest.raises(UniXError, match=r"j\.jsonl: item 3: expected the outcome of a cleaned"):
+            Outcome.read(journal, entry)

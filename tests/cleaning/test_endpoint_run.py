@@ -13,14 +13,12 @@ import pytest
 
 pytest.importorskip("openai")
 
-sys.path.insert(0, str(Path(__file__).parent))
 
-from chat_server import ChatServer, read_lines, rewrite_of, write_reports
-
+from support.chat_server import ChatServer, read_lines, rewrite_of, write_reports
+from unix_jax.cleaning.clean_reports import clean_with_endpoint, journal_path, rejected_path
 from unix_jax.cleaning.endpoint import ChatEndpoint, EndpointError, Retries, key_from_environment
 from unix_jax.cleaning.report_files import open_reports
 from unix_jax.cleaning.rewriting import Rewriting
-from unix_jax.cleaning.run import clean_with_endpoint, journal_path, rejected_path
 from unix_jax.cleaning.templates import load_prompts
 from unix_jax.errors import UniXError
 
@@ -417,7 +415,7 @@ def test_stopped_in_the_middle_and_resumed(tmp_path, sent):
     assert "60 reports" in second
     assert f"cost {60 * 200 * 2 / 1e6:.4g}" in second
     assert KEY not in first + second
-    assert sent == signal.SIGKILL or "run the same command to go on" in first
+    assert sent == signal.SIGKILL or "run the same command to resume" in first
 
 
 def test_the_command_shows_waits_and_stops_at_the_patience(tmp_path):
@@ -450,7 +448,7 @@ def test_out_that_cannot_be_written(tmp_path):
         # With room again, what was done is not done again.
         done = journal_path(out).read_bytes().count(b"\n") - 1
         assert done > 0
-        with pytest.raises(UniXError, match="another model, judge model"):
+        with pytest.raises(UniXError, match=r'started with model "m" \(now ".*"\), judge model'):
             run(server, reports, out)
         same = Rewriting(load_prompts(), "m", "m")
         assert run(server, reports, out, how=same).done == 30

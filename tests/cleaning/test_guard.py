@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from unix_jax.cleaning.clean_reports import clean_with_rules, rejected_path
 from unix_jax.cleaning.endpoint import Completion, Tokens
 from unix_jax.cleaning.guard import broken, refusal, rewriting_problems
 from unix_jax.cleaning.report_files import open_reports
 from unix_jax.cleaning.rewriting import Rewriting, rewrite_report
 from unix_jax.cleaning.rules import clean_sections
-from unix_jax.cleaning.run import clean_with_rules, rejected_path
 from unix_jax.cleaning.templates import load_prompts
 
 FINDINGS = st.sampled_from([

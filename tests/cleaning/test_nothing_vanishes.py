@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from unix_jax.cleaning.clean_reports import clean_with_rules, rejected_path
 from unix_jax.cleaning.guard import rewriting_problems
 from unix_jax.cleaning.report_files import open_reports
-from unix_jax.cleaning.run import clean_with_rules, rejected_path
 
 HEADED = [
     ("Heart normal. Addendum: there is a left apical pneumothorax.", "pneumothorax"),

@@ -43,10 +43,10 @@ def test_rules_only(tmp_path, reports, capsys):
     aside = [
         json.loads(line) for line in (out.parent / "out.rejected.jsonl").read_text().splitlines()
     ]
-    assert [row["id"] for row in aside] == ["b", "in.jsonl:4"]
+    assert [row["id"] for row in aside] == ["b", "d"]
     assert "nothing is left after the rules priors" in aside[0]["reason"]
     printed = capsys.readouterr()
-    for line in ("2 reports", "2 set aside", "priors       changed 2", "1 kept one section only"):
+    for line in ("2 reports", "2 set aside", "priors       changed 2", "1 kept only one section"):
         assert line in printed.out
     # The output is a source of the training data.
     assert open_source(f"manifest:{out}")[0].findings == "Mild cardiomegaly."
@@ -78,7 +78,8 @@ def test_text_files_and_csv_become_json_lines(tmp_path):
 def test_errors(tmp_path, reports, options, found):
     out = tmp_path / "out.jsonl"
     if found is None:
-        run(reports, out, *options)
+        with pytest.raises(UniXError, match=r"all 4 were set aside; the .*out\.rejected"):
+            run(reports, out, *options)
         assert out.read_text() == ""
         return
     with pytest.raises(UniXError, match=found) as caught:
@@ -87,12 +88,56 @@ def test_errors(tmp_path, reports, options, found):
     assert not out.exists()
 
 
+def test_ids_are_those_of_the_input(tmp_path):
+    rows = [
+        {"id": 7, "findings": "Stable edema."},
+        {"id": 0, "findings": ""},
+        {"study_id": 50414267, "findings": "Clear lungs."},
+        {"findings": "Clear lungs."},
+        {"findings": 3.5},
+    ]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "[]\n")
+    run(tmp_path / "in.jsonl", tmp_path / "out.jsonl")
+    ids = [
+        [json.loads(line)["id"] for line in (tmp_path / name).read_text().splitlines()]
+        for name in ("out.jsonl", "out.rejected.jsonl")
+    ]
+    assert ids == [[7, 50414267, "in.jsonl:4"], [0, "in.jsonl:5", "in.jsonl:6"]]
+    assert open_source(f"manifest:{tmp_path / 'out.jsonl'}")[0].findings == "Edema."
+
+
+def test_text_files_that_hold_no_final_reading_are_set_aside(tmp_path):
+    folder = tmp_path / "in" / "p10"
+    folder.mkdir(parents=True)
+    wet = " WET READ: ___ ___ 5:10 PM\n  {}\n" + "_" * 70 + "\n"
+    texts = {
+        "a": "IMPRESSION: Stable edema.",
+        "b": wet.format("Left pneumothorax."),
+        "c": wet.format("Normal.") + wet.format("Normal.") + " " * 30 + "FINAL REPORT\n",
+        "d": "",
+    }
+    for name, text in texts.items():
+        (folder / f"{name}.txt").write_text(text)
+    (folder / "e.txt").write_bytes(b"\xff\xfe")
+    run(tmp_path / "in", tmp_path / "out.jsonl")
+    (row,) = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
+    assert row["id"] == "p10/a"
+    aside = [
+        json.loads(line) for line in (tmp_path / "out.rejected.jsonl").read_text().splitlines()
+    ]
+    assert [row["id"] for row in aside] == ["p10/b", "p10/c", "p10/d", "p10/e"]
+    for row, reason in zip(
+        aside, ("Left pneumothorax", "no findings and no", "no text", "UTF-8"), strict=True
+    ):
+        assert reason in row["reason"]
+
+
 def test_out_is_never_overwritten(tmp_path, reports):
     out = tmp_path / "out.jsonl"
     out.write_text("mine")
     for target in (out, reports):
         before = target.read_text()
-        with pytest.raises(UniXError, match=r"out\.jsonl: exists already|another file than IN"):
+        with pytest.raises(UniXError, match=r"out\.jsonl: exists already|a file other than IN"):
             run(reports, target)
         assert target.read_text() == before
     with pytest.raises(UniXError, match="cannot be"):

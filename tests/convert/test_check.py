@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from synthetic import write_configurations
 
+from support.published_folder import write_configurations
 from unix_jax.checkpoints.formats.writers import write_safetensors, write_torch_zip
 from unix_jax.checkpoints.load import load_model
 from unix_jax.checkpoints.table import unix_table, vae_table

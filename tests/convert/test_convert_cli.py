@@ -4,7 +4,6 @@ import signal
 import subprocess
 import sys
 import time
-import types
 from pathlib import Path
 
 import jax
@@ -59,21 +58,6 @@ def test_inspect(tmp_path, capsys):
     assert "embed_tokens" in printed
     with open_tensors(TINY) as tensors:
         assert "connector.layers.0.bias" in tensors.keys()  # noqa: SIM118
-
-
-def test_check_is_given_its_arguments(monkeypatch):
-    calls = []
-
-    def check(*arguments):
-        calls.append(arguments)
-        return 1
-
-    module = types.ModuleType("unix_jax.parity.check")
-    module.check = check  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "unix_jax.parity.check", module)
-    assert main(["check", "a", "b", "--json", "c"]) == 1
-    assert main(["check", "a", "b"]) == 1
-    assert calls == [(Path("a"), Path("b"), Path("c")), (Path("a"), Path("b"), None)]
 
 
 @pytest.mark.parametrize("command", ["import", "import-janus", "export"])

@@ -17,9 +17,8 @@ from unix_jax.checkpoints.diffusers_checkpoint import (
     import_diffusers,
 )
 from unix_jax.checkpoints.formats.readers import open_tensors
-from unix_jax.checkpoints.formats.tensor_source import SourceNote
 from unix_jax.commands.convert import main
-from unix_jax.errors import CheckpointError, ConfigError, UniXError
+from unix_jax.errors import CheckpointError, ConfigError, SourceNote, UniXError
 from unix_jax.preprocessing.prompt_tokenizer import PromptTokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -185,13 +184,26 @@ def test_another_command_says_what_it_found(tmp_path):
 def test_a_damaged_checkpoint(tmp_path):
     import_diffusers(CLIP, tmp_path / "jax")
     index = json.loads((tmp_path / "jax" / "index.json").read_text())
-    del index["params"]["conv_in/bias"]
+    del index["params"]["conv_in/bias"], index["crc32"]
     (tmp_path / "jax" / "index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match="conv_in/bias"):
         DiffusersCheckpoint(tmp_path / "jax").unet  # noqa: B018
     with pytest.raises(CheckpointError, match="conv_in/bias"):
         export_diffusers(tmp_path / "jax", tmp_path / "back")
     assert not (tmp_path / "back").exists()
+
+
+@pytest.mark.parametrize("name", ["scheduler/scheduler_config.json", "tokenizer/vocab.json"])
+def test_a_changed_file_of_a_checkpoint_is_named_and_can_be_accepted(tmp_path, capsys, name):
+    import_diffusers(CLIP, tmp_path / "jax")
+    file = tmp_path / "jax" / "source" / name
+    file.write_text(file.read_text() + "\n")
+    with pytest.raises(CheckpointError, match="content changed since it was written") as error:
+        DiffusersCheckpoint(tmp_path / "jax")
+    assert str(file) in str(error.value)
+    assert main(["accept", str(tmp_path / "jax")]) == 0
+    assert f"{file}: recorded as changed" in capsys.readouterr().err
+    DiffusersCheckpoint(tmp_path / "jax").check()
 
 
 def test_prompts_become_ids_of_one_length():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from unix_jax.checkpoints.dinov2 import (
+from unix_jax.checkpoints.rad_dino_files import (
     dinov2_table,
     load_dinov2,
     load_dinov2_config,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from unix_jax.checkpoints.bert import read_bert_config
-from unix_jax.checkpoints.dinov2 import read_dinov2_config
+from unix_jax.checkpoints.chexbert_files import read_bert_config
+from unix_jax.checkpoints.rad_dino_files import read_dinov2_config
 from unix_jax.errors import UniXError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "metrics_tiny"

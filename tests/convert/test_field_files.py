@@ -15,14 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
-from synthetic import write_nested
 
+from support.published_folder import write_nested
 from unix_jax.checkpoints import native
-from unix_jax.checkpoints.bert import CHEXBERT_NAMES, load_chexbert
-from unix_jax.checkpoints.dinov2 import DINOV2_NAMES, load_dinov2
+from unix_jax.checkpoints.chexbert_files import CHEXBERT_NAMES, load_chexbert
 from unix_jax.checkpoints.formats.readers import open_tensors
 from unix_jax.checkpoints.formats.safetensors_file import MAX_HEADER_BYTES
-from unix_jax.checkpoints.formats.tensor_source import SourceNote
 from unix_jax.checkpoints.formats.weight_files import find_weights, weight_files
 from unix_jax.checkpoints.formats.writers import write_safetensors, write_torch_zip
 from unix_jax.checkpoints.formats.yaml_file import MAX_YAML_BYTES, read_yaml
@@ -35,8 +33,9 @@ from unix_jax.checkpoints.published import (
     import_published,
     load_published,
 )
+from unix_jax.checkpoints.rad_dino_files import DINOV2_NAMES, load_dinov2
 from unix_jax.commands.convert import main
-from unix_jax.errors import CheckpointError, ConfigError, UniXError, shortened
+from unix_jax.errors import CheckpointError, ConfigError, SourceNote, UniXError, shortened
 from unix_jax.models.embeddings import latent_position_ids, sincos_table_2d
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -264,19 +263,18 @@ def test_an_average_in_a_file_of_its_own(source, capsys, suffix):
     (source / "model.safetensors").unlink()
     np.testing.assert_array_equal(import_head(source), HEAD + 1)
     assert main(["import", str(source), str(source.parent / "x"), "--weights", "model"]) == 1
-    assert "expected weights that are no average" in capsys.readouterr().err
+    assert "expected weights that are not an average" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("names", "kept"),
+    ("names", "kept", "prefix"),
     [
-        (("model", "ema"), "`ema`"),
-        (("model_state_dict", "ema_state_dict"), "`ema_state_dict`"),
-        (("module", "model_ema"), "`model_ema`"),
-        (("state_dict", "ema_model"), "`ema_model`"),
+        (("model", "ema"), "`ema`", ""),
+        (("model_state_dict", "ema_state_dict"), "`ema_state_dict`", "module."),
+        (("module", "model_ema"), "`model_ema`", "module."),
+        (("state_dict", "ema_model"), "`ema_model`", ""),
     ],
 )
-@pytest.mark.parametrize("prefix", ["", "module."])
 def test_an_average_in_the_same_pickle(source, capsys, names, kept, prefix):
     (source / "model.safetensors").unlink()
     plain = {prefix + key: value for key, value in TENSORS.items()}
@@ -399,7 +397,7 @@ def test_an_average_alone_is_said(source, capsys):
     used = f"used `swa` ({len(TENSORS)} tensors), an average; found no other state dict"
     assert used in capsys.readouterr().err
     assert main(["import", str(source), str(source.parent / "x"), "--weights", "model"]) == 1
-    assert "expected weights that are no average" in capsys.readouterr().err
+    assert "expected weights that are not an average" in capsys.readouterr().err
 
 
 def test_sets_that_fit_equally_are_named_and_chosen_by_name(source, capsys):
@@ -415,13 +413,13 @@ def test_sets_that_fit_equally_are_named_and_chosen_by_name(source, capsys):
         assert main(["import", str(source), str(source.parent / "x"), *arguments]) == 1
         said = capsys.readouterr().err
         count = len(TENSORS)
-        assert f"found 2 that fit equally: `student` ({count} tensors), `teacher`" in said
+        assert f"found 2 that match equally well: `student` ({count} tensors), `teacher`" in said
         assert "--weights NAME" in said
         assert "discriminator" not in said
     np.testing.assert_array_equal(import_head(source, "--weights", "teacher"), HEAD + 1)
     assert f"used `teacher` ({count} tensors), not `student`" in capsys.readouterr().err
     assert main(["import", str(source), str(source.parent / "x"), "--weights", "other"]) == 1
-    assert "fit equally" in capsys.readouterr().err
+    assert "match equally well" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("known", [frozenset(), UNIX_NAMES])
@@ -447,7 +445,7 @@ def test_several_averages_are_chosen_by_name(source, capsys):
     )
     np.testing.assert_array_equal(import_head(source), HEAD)
     assert main(["import", str(source), str(source.parent / "x"), "--weights", "ema"]) == 1
-    assert "found 2 that fit equally: `ema_1`" in capsys.readouterr().err
+    assert "found 2 that match equally well: `ema_1`" in capsys.readouterr().err
     np.testing.assert_array_equal(import_head(source, "--weights", "ema_2"), HEAD + 1)
 
 
@@ -669,6 +667,35 @@ def test_only_wanted_files_are_copied(source, capsys):
         "config.json", "preprocessor_config.json", "processor_config.json",
         "generation_config.json", "README.md", "LICENSE", "vae/config.yaml",
     }  # fmt: skip
+
+
+def test_any_file_is_kept_on_request(source, capsys):
+    (source / "notes.txt").write_text("made by hand")
+    (source / "vae" / "notes.txt").write_text("more")
+    import_head(source, "--keep-file", "notes.txt", "--keep-file", "vae/notes.txt")
+    assert "not copied" not in capsys.readouterr().err
+    out = source.parent / "out"
+    assert main(["export", str(out), str(source.parent / "back")]) == 0
+    assert (source.parent / "back" / "notes.txt").read_text() == "made by hand"
+    assert (source.parent / "back" / "vae" / "notes.txt").read_text() == "more"
+
+
+@pytest.mark.parametrize("name", ["missing.txt", "model.safetensors", "../other.txt", "vae"])
+def test_what_cannot_be_kept_is_named(source, capsys, name):
+    (source.parent / "other.txt").write_text("x")
+    out = source.parent / "out"
+    assert main(["import", str(source), str(out), "--keep-file", name]) == 1
+    assert "--keep-file: expected names of files in this folder" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_kept_file_does_not_leave_the_source(source, capsys):
+    (source.parent / "private.txt").write_text("secret")
+    (source / "notes.txt").symlink_to(source.parent / "private.txt")
+    out = source.parent / "out"
+    assert main(["import", str(source), str(out), "--keep-file", "notes.txt"]) == 1
+    assert "leave" in capsys.readouterr().err
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(

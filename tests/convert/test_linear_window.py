@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from synthetic import SMALL_VAE
 
+from support.published_folder import SMALL_VAE
 from unix_jax.checkpoints.table import vae_table
 from unix_jax.models.autoencoder import Autoencoder, param_shapes
 

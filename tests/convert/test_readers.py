@@ -132,7 +132,7 @@ BAD_HEADERS = {
     "nested too deep": (b'{"k":' + b"[" * 200_000, 0, "not valid JSON"),
     "huge number": (b'{"k":' + b"9" * 10_000 + b"}", 0, "not valid JSON"),
     "NaN": (b'{"k":NaN}', 0, "not valid JSON"),
-    "not an object": (b"[1]", 0, "no JSON object"),
+    "not an object": (b"[1]", 0, "not a JSON object"),
     "cut": (b'{"k":', 0, "not valid JSON"),
 }
 
@@ -218,11 +218,11 @@ def test_shards(tmp_path):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"c.count": "../secret"}, "a shard beside the index"),
-        ({"c.count": "/etc/passwd"}, "a shard beside the index"),
-        ({"c.count": "..\\secret"}, "a shard beside the index"),
-        ({"c.count": ".."}, "a shard beside the index"),
-        ({"c.count": 3}, "a shard beside the index"),
+        ({"c.count": "../secret"}, "a shard in the index's directory"),
+        ({"c.count": "/etc/passwd"}, "a shard in the index's directory"),
+        ({"c.count": "..\\secret"}, "a shard in the index's directory"),
+        ({"c.count": ".."}, "a shard in the index's directory"),
+        ({"c.count": 3}, "a shard in the index's directory"),
         ({"c.count": "absent.safetensors"}, "does not exist"),
         ({"e.new": "part1.safetensors"}, "missing: 'e.new'"),
         ({"c.count": "model.safetensors.index.json"}, "model.safetensors.index.json"),

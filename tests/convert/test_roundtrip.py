@@ -12,8 +12,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 import yaml
-from synthetic import GQA, write_published
 
+from support.published_folder import GQA, write_published
 from unix_jax.checkpoints import native
 from unix_jax.checkpoints.formats.readers import open_tensors
 from unix_jax.checkpoints.formats.writers import write_safetensors, write_torch_zip

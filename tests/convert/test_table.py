@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic import GQA
 
+from support.published_folder import GQA
 from unix_jax.checkpoints.formats.readers import open_tensors
 from unix_jax.checkpoints.leaves import flatten
 from unix_jax.checkpoints.table import (

@@ -96,7 +96,7 @@ def test_a_call_is_refused_and_not_made(tmp_path, name, protocol):
     pickled = pickle.dumps({"state_dict": {"w": 1}, "callbacks": payload}, protocol)
     path = _zip(tmp_path / "x.ckpt", pickled, {})
     with pytest.raises(
-        CheckpointError, match=r"refused, nothing of it was run.*a call of "
+        CheckpointError, match=r"refused, nothing in it was executed.*a call of "
     ) as error:
         open_tensors(path)
     called = payload.call[0] if name != "nested" else os.system

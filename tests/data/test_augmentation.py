@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from toy_data import CONFIG, GENERATION, UNDERSTANDING, ListSource, picture, tokenizer
 
+from support.toy_data import CONFIG, GENERATION, UNDERSTANDING, ListSource, picture, tokenizer
 from unix_jax.data.augmentation import AugmentationConfig, augment
 from unix_jax.data.records import Record
 from unix_jax.data.samples import record_samples

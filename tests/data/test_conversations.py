@@ -5,11 +5,11 @@ import json
 
 import numpy as np
 import pytest
-from toy_data import CONFIG, UNDERSTANDING, ListSource, picture, tokenizer
 
+from support.toy_data import CONFIG, UNDERSTANDING, ListSource, picture, tokenizer
 from unix_jax.data.collate import collate, load
 from unix_jax.data.inspection import inspect_source
-from unix_jax.data.pictures import vit_pixels
+from unix_jax.data.model_images import vit_pixels
 from unix_jax.data.records import Record, Turn, question_images, record_image, report_text
 from unix_jax.data.samples import Cost, Skip, record_samples
 from unix_jax.data.sources import open_source

@@ -17,8 +17,8 @@ from unix_jax.commands.convert import main as convert
 from unix_jax.commands.data import main
 from unix_jax.data.config import DataConfig
 from unix_jax.data.inspection import percentiles
+from unix_jax.data.model_images import vae_pixels
 from unix_jax.data.moments import Moments
-from unix_jax.data.pictures import vae_pixels
 from unix_jax.data.sources import open_source
 from unix_jax.models.autoencoder import Autoencoder
 
@@ -113,7 +113,7 @@ def test_write(capsys, tmp_path, kind):
     out = tmp_path / "out"
     assert main(["write", CXR, str(out), "--split", "test", "--max-side", "64", "--workers", "2",
                  "--format", kind]) == 0  # fmt: skip
-    assert capsys.readouterr().out == f"{out}: 34 records, 0 broken rows left out\n"
+    assert capsys.readouterr().out == f"{out}: 34 records, 0 broken rows skipped\n"
     written = (
         f"array_record:{out}" if kind == "array_record" else f"tfds:unix_records?data_dir={out}"
     )
@@ -132,8 +132,8 @@ def test_write_leaves_broken_rows_out(capsys, tmp_path):
     assert not (tmp_path / "out").exists()
     assert main([*arguments, "--max-broken", "0.1"]) == 0
     captured = capsys.readouterr()
-    assert "9 records, 1 broken rows left out" in captured.out
-    assert "left out: gone.png" in captured.err
+    assert "9 records, 1 broken rows skipped" in captured.out
+    assert "skipped: gone.png" in captured.err
 
 
 @pytest.mark.parametrize("converted", [False, True])
@@ -165,6 +165,18 @@ def test_moments(capsys, tmp_path, converted):
     arguments = ["--checkpoint", str(checkpoint), "--height", "32", "--width", "48"]
     assert main(["moments", source, str(tmp_path / "all"), *arguments, "--split", ""]) == 0
     assert "moments of 4 records" in capsys.readouterr().out
+    # Broken rows are named; more of them than allowed are an error, and nothing is written.
+    with (tmp_path / "source/manifest.jsonl").open("a") as opened:
+        opened.write(json.dumps({"image": "gone.png", "split": "train"}) + "\n")
+    strict = ["moments", source, str(tmp_path / "one"), *arguments]
+    line = error_of(capsys, strict)
+    assert "at most 1.00% of 4 records to be broken (--max-broken), found 1 so far" in line
+    assert "gone.png" in line
+    assert not (tmp_path / "one").exists()
+    assert main([*strict, "--max-broken", "0.25"]) == 0
+    captured = capsys.readouterr()
+    assert "moments of 4 records, 1 broken" in captured.out
+    assert "gone.png" in captured.err
     # The split's error comes first: no checkpoint is looked for.
     arguments = ["moments", source, "OUT", "--checkpoint", "/nowhere", "--split", "dev"]
     assert "expected rows of split 'dev'" in error_of(capsys, arguments)
@@ -189,10 +201,14 @@ def small_source(directory: Path, count: int) -> str:
         (["inspect", CXR, "--split", "dev"], "expected rows of split 'dev'"),
         (["inspect", CXR, "--images", "0"], "--images: expected at least 1"),
         (["inspect", CXR, "--tokenizer", "/nowhere"], "/nowhere"),
-        (["inspect", CXR, "--und-tokens", "9"], "--und-tokens: expected --tokenizer DIR beside it"),
+        (
+            ["inspect", CXR, "--und-tokens", "9"],
+            "--und-tokens: expected --tokenizer DIR together with it",
+        ),
         (["inspect", CXR, "--max-broken", "2"], "--max-broken: expected 0 to 1"),
         (["write", CXR, "OUT", "--max-side", "0"], "--max-side: expected at least"),
         (["write", CXR, "OUT", "--max-broken", "2"], "--max-broken: expected 0 to 1"),
+        (["moments", CXR, "OUT", "--checkpoint", "C", "--max-broken", "2"], "--max-broken: "),
         (["write", CXR, "OUT", "--workers", "0"], "--workers: expected at least 1"),
         (["write", "manifest:/nowhere", "OUT"], "/nowhere"),
         (["write", CXR, "FILE/out"], "cannot be created"),

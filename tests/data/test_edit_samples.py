@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_data import CONFIG, GENERATION, ListSource, picture, tokenizer
 
+from support.toy_data import CONFIG, GENERATION, ListSource, picture, tokenizer
 from unix_jax.data.collate import collate, load
 from unix_jax.data.config import DataConfig
 from unix_jax.data.fingerprint import fingerprint
-from unix_jax.data.pictures import vae_pixels, vit_pixels
+from unix_jax.data.model_images import vae_pixels, vit_pixels
 from unix_jax.data.records import Record, with_image_bytes
 from unix_jax.data.samples import Cost, Skip, record_samples
 from unix_jax.data.sources import open_source

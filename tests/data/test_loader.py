@@ -18,8 +18,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from toy_data import CONFIG, GENERATION, UNDERSTANDING, records, tokenizer
 
+from support.paths import ROOT
+from support.toy_data import CONFIG, GENERATION, UNDERSTANDING, records, tokenizer
 from unix_jax.data.loader import Loader
 from unix_jax.data.samples import record_samples
 from unix_jax.errors import ConfigError, DataError
@@ -278,7 +279,7 @@ next(iterator)
     ended = subprocess.run(
         [sys.executable, "-c", script],
         cwd=Path(__file__).parent,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))},
         capture_output=True,
         text=True,
         timeout=120,

@@ -7,8 +7,8 @@ import runpy
 from pathlib import Path
 
 import pytest
-from mimic_folder import make_mimic
 
+from support.mimic_folder import make_mimic
 from unix_jax.cli import main as unix_jax
 from unix_jax.commands.data import main as data
 from unix_jax.data.sources import open_source
@@ -45,7 +45,7 @@ def test_cleaned_reports_find_their_images(folders, tmp_path, capsys):
         assert len(open_source(spec)) == 10
     (message,) = {str(w.message) for w in warned}
     for part in (
-        "2 of 12 images have no report in it and are left out",
+        "2 of 12 images have no report in it and are skipped",
         "1 of its 11 reports belong to no image of mimic-cxr-2.0.0-metadata.csv",
         "1 rows that name no study, 1 rows that repeat a study (the first row counts)",
     ):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_data import CONFIG, GENERATION, ListSource, records, tokenizer
 
+from support.toy_data import CONFIG, GENERATION, ListSource, records, tokenizer
 from unix_jax.data.config import DataConfig
 from unix_jax.data.fingerprint import difference, fingerprint
 from unix_jax.data.loader import Loader
@@ -234,6 +234,27 @@ def test_a_row_takes_both_tasks():
     planner = Planner(mixture(listed), dataclasses.replace(PLAN, rows=1, epochs=1))
     costs = [step[0].cost for step in steps_of(planner)]
     assert costs == [Cost(8, 2, 2)] * 4
+
+
+@pytest.mark.parametrize(
+    ("weights", "vit", "vae"), [([0.6, 0.4], 4, 8), ([0.3, 0.7], 8, 8), ([0.6, 0.4], 8, 8)]
+)
+def test_every_step_has_the_shares_of_the_weights(weights, vit, vae):
+    """Also while rows wait, and where one part fills rows sooner than the other."""
+    rng = np.random.default_rng(0)
+    listed = [
+        ("understanding", [Cost(int(n), 1, 0) for n in rng.integers(60, 160, 50)]),
+        ("generation", [Cost(int(n), 0, 1) for n in rng.integers(20, 80, 50)]),
+    ]
+    data = dataclasses.replace(
+        PLAN, rows=4, und_tokens=1024, vit_images=vit, vae_images=vae, open_rows=32
+    )
+    planner = Planner(mixture(listed, weights), data)
+    for _ in range(20):
+        planner.next_step()
+        counts = [count.samples for count in planner.sources]
+        shares = [weight * sum(counts) for weight in weights]
+        assert np.abs(np.subtract(counts, shares)).max() <= 2
 
 
 def test_a_part_without_usable_samples_is_named():

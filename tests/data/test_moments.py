@@ -8,18 +8,19 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from toy_data import CONFIG, GENERATION, records, tokenizer
 
+from support.toy_data import CONFIG, GENERATION, records, tokenizer
 from unix_jax.data.loader import Loader
 from unix_jax.data.mixture import MixedRecords
-from unix_jax.data.moments import FILE, INDEX, Moments, Written, weights_fingerprint, write_moments
-from unix_jax.data.pictures import vae_pixels
+from unix_jax.data.model_images import vae_pixels
+from unix_jax.data.moments import FILE, INDEX, Moments, weights_fingerprint, write_moments
 from unix_jax.data.samples import record_samples
 from unix_jax.errors import ConfigError, DataError, UniXError
 from unix_jax.models.autoencoder import Autoencoder
 
 COUNT = 7
 MODEL = Autoencoder(CONFIG.vae)
+SOME_BROKEN = dataclasses.replace(GENERATION, max_broken_fraction=0.3)
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +40,13 @@ def with_broken():
 def written(params, tmp_path_factory):
     """(directory, number of progress calls): record 2 has a broken picture, row 4 is broken."""
     out, calls = tmp_path_factory.mktemp("moments") / "m", []
-    data = dataclasses.replace(GENERATION, source="here", split="train")
+    data = dataclasses.replace(SOME_BROKEN, source="here", split="train")
     found = write_moments(
         out, with_broken(), CONFIG, params, data, batch_size=3, on_record=lambda: calls.append(1)
     )
-    assert found == Written(COUNT, 2)
+    assert (found.records, len(found.broken)) == (COUNT, 2)
+    assert "r2" in found.broken[0]
+    assert "row 4: broken" in found.broken[1]
     return out, len(calls)
 
 
@@ -78,7 +81,7 @@ def test_equal_the_encoder(params, written):
 
 def test_float16(params, tmp_path, written):
     write_moments(
-        tmp_path / "m", with_broken(), CONFIG, params, GENERATION, batch_size=3, dtype="float16"
+        tmp_path / "m", with_broken(), CONFIG, params, SOME_BROKEN, batch_size=3, dtype="float16"
     )
     half = Moments(tmp_path / "m", COUNT, CONFIG, GENERATION)(0, "r0")
     assert half.dtype == np.float32
@@ -90,7 +93,7 @@ def test_float16(params, tmp_path, written):
 def test_broken_and_foreign_entries(written):
     moments = Moments(written[0], COUNT, CONFIG, GENERATION)
     for index in (2, 4):
-        with pytest.raises(DataError, match=f"record {index}: r{index}: its picture was broken"):
+        with pytest.raises(DataError, match=f"record {index}: r{index}: its image was broken"):
             moments(index, f"r{index}")
     with pytest.raises(DataError, match=r"record 3: expected the moments of r1, found those of r3"):
         moments(3, "r1")
@@ -194,7 +197,9 @@ def test_writing_refuses(params, tmp_path, written):
             params,
             dataclasses.replace(GENERATION, vae_height=7),
         )
-    strict = dataclasses.replace(GENERATION, max_broken_fraction=0.0)
-    with pytest.raises(DataError, match=r"at most 0.0% broken .*r2: "):
-        write_moments(tmp_path / "m", with_broken(), CONFIG, params, strict)
+    # Two of seven are broken: the fraction is of the whole source, however short it is.
+    for allowed in (0.0, 0.2):
+        strict = dataclasses.replace(GENERATION, max_broken_fraction=allowed)
+        with pytest.raises(DataError, match=rf"at most {allowed:.2%} of 7 records to be broken"):
+            write_moments(tmp_path / "m", with_broken(), CONFIG, params, strict)
     assert list(tmp_path.iterdir()) == []

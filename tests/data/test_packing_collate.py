@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_data import CONFIG
 
+from support.toy_data import CONFIG
 from unix_jax.data.collate import collate, load
 from unix_jax.data.config import DataConfig
 from unix_jax.data.samples import TrainingSample

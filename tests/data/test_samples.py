@@ -6,8 +6,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_data import CONFIG, GENERATION, UNDERSTANDING, ListSource, picture, records, tokenizer
 
+from support.toy_data import (
+    CONFIG,
+    GENERATION,
+    UNDERSTANDING,
+    ListSource,
+    picture,
+    records,
+    tokenizer,
+)
 from unix_jax.data.records import Record
 from unix_jax.data.samples import (
     Cost,

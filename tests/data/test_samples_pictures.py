@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from toy_data import CONFIG, GENERATION
 
+from support.toy_data import CONFIG, GENERATION
 from unix_jax.data.config import DataConfig
-from unix_jax.data.pictures import pad_to_fit, vae_pixels
+from unix_jax.data.model_images import vae_pixels
 from unix_jax.data.records import Record
 from unix_jax.errors import ConfigError
+from unix_jax.preprocessing.transforms import pad_to_fit
 
 
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(8, 64), st.integers(8, 64))

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from source_files import error_of, lines_file, picture_bytes, read_or_error
 
+from support.source_files import error_of, lines_file, picture_bytes, read_or_error
 from unix_jax.data.records import Record, RecordSource, record_image, report_text
 from unix_jax.data.sources import open_source, overlap, parse_spec
 from unix_jax.data.sources.array_records import write_array_records

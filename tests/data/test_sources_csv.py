@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from source_files import error_of, lines_file, read_or_error
 
+from support.source_files import error_of, lines_file, read_or_error
 from unix_jax.data.records import Record, RecordSource
 from unix_jax.data.sources import open_source
 from unix_jax.data.sources.csv_file import CsvSource
@@ -130,7 +130,7 @@ def test_another_separator_is_named(tmp_path):
 
 def test_rows_without_a_split_are_counted(tmp_path):
     file = table(tmp_path / "a.csv", "image,split\na,train\nb,\nc,train\n")
-    with pytest.warns(UserWarning, match=r"1 of 3 rows name no split; they are left out of split"):
+    with pytest.warns(UserWarning, match=r"1 of 3 rows have no split and are not in split"):
         assert [r.key for r in open_source(f"csv:{file}", "train")] == ["a", "c"]
     assert len(open_source(f"csv:{file}", "")) == 3
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from source_files import error_of, picture_bytes, read_or_error
 
+from support.source_files import error_of, picture_bytes, read_or_error
 from unix_jax.data.records import Record, RecordSource, record_image
 from unix_jax.data.sources import open_source
 from unix_jax.data.sources.mimic import MimicSource

@@ -129,8 +129,8 @@ def test_no_tensorflow_is_imported(tmp_path):
         "from unix_jax.data.sources.tfds_builder import write_tfds\n"
         f"source = open_source('manifest:{EXAMPLES}', 'validate')\n"
         f"write_tfds(source, r'{tmp_path}')\n"
-        f"open_source(r'tfds:unix_records?data_dir={tmp_path}', 'validate')[0]\n"
-        "sys.exit(3 if 'tensorflow' in sys.modules else 0)\n"
+        f"first = open_source(r'tfds:unix_records?data_dir={tmp_path}', 'validate')[0]\n"
+        "print(first.findings == source[0].findings != '', 'tensorflow' in sys.modules)\n"
     )
     started = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert started.returncode == 0, started.stderr
+    assert started.stdout.splitlines()[-1:] == ["True False"], started.stderr

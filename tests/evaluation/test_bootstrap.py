@@ -110,7 +110,7 @@ def test_shards_of_two_sets():
     found = shard_mean(lambda a, b: image.prdc(a, b, 2), real, fake[:37], shards=4)
     assert found == pytest.approx({k: np.mean([v[k] for v in values]) for k in values[0]})
     assert shard_mean(image.frechet_distance, real, fake) == image.frechet_distance(real, fake)
-    for shards, message in ((0, "at least 1, found 0"), (41, "at most 40, a row for each")):
+    for shards, message in ((0, "at least 1, found 0"), (41, "at most 40, one row for each")):
         with pytest.raises(MetricError, match=message):
             shard_mean(image.frechet_distance, real, fake, shards=shards)
 

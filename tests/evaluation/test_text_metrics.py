@@ -151,7 +151,7 @@ def test_precision_and_recall_trade_places(seed):
         ({"entities": {"1": {"tokens": "a", "label": "b"}}}, "expected a list `relations`"),
         (
             {"entities": {"1": {"tokens": "a", "label": "b", "relations": [["x", "2"]]}}},
-            "its relation points to '2', which is no entity",
+            "its relation points to '2', which is not an entity",
         ),
         (
             {"entities": {"1": {"tokens": "a", "label": "b", "relations": ["xyz"]}}},

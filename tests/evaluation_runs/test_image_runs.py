@@ -2,13 +2,13 @@
 
 import csv
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from support import toy_pipelines
 from unix_jax.commands import evaluate
 from unix_jax.data.sources import open_source
 from unix_jax.errors import CheckpointError, PromptError, UniXError
@@ -16,23 +16,20 @@ from unix_jax.evaluation.features import RadDino
 from unix_jax.evaluation.finding_groups import shard_mean
 from unix_jax.evaluation.image import frechet_distance, prdc
 from unix_jax.evaluation_runs import image_scores
+from unix_jax.evaluation_runs.image_runs import item_seed
 from unix_jax.evaluation_runs.image_scores import DISTANCES
-from unix_jax.evaluation_runs.images import item_seed
 from unix_jax.preprocessing.transforms import save_png, to_pil
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "inference"))
-import toy
 
 RAD_DINO = Path(__file__).parents[1] / "golden" / "metrics_tiny" / "rad_dino"
 SOME = 14
-OPTIONS = {"batch_size": 4, "size": 16, "steps": 3, "resamples": 20}
+OPTIONS = {"batch_size": 4, "size": 16, "num_inference_steps": 2, "resamples": 20}
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     directory = tmp_path_factory.mktemp("data")
     rows = []
-    for index, picture in enumerate(toy.pictures(SOME)):
+    for index, picture in enumerate(toy_pipelines.pictures(SOME)):
         save_png(directory / f"{index}.png", to_pil(picture))
         labels = ["Edema"] if index % 2 else ["Nodule"] if index == 0 else []
         rows.append({"image": f"{index}.png", "impression": f"Text {index}.", "labels": labels})
@@ -45,7 +42,7 @@ def data(tmp_path_factory):
 def command(data, out, **options):
     options = {"split": "", **OPTIONS, **options}
     return evaluate.EvaluateImages(
-        checkpoint=str(toy.CHECKPOINT), data=data, out=str(out), **options
+        checkpoint=str(toy_pipelines.CHECKPOINT), data=data, out=str(out), **options
     )
 
 
@@ -53,7 +50,7 @@ def command(data, out, **options):
 def drawn(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("drawn")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate._OverData, "_load", lambda self: toy.small_writing_pipe())
+        patch.setattr(evaluate._OverData, "_load", lambda self: toy_pipelines.small_writing_pipe())
         command(data, out).run()
     return out
 
@@ -82,7 +79,9 @@ def test_without_an_encoder_pictures_alone_are_made_and_it_is_said(drawn):
 def test_a_picture_depends_on_its_item_alone(drawn):
     prompts = ["Text 9.", "Text 6.", "Other.", "Text 1."]
     seeds = [1, item_seed(0, 6), 2, 3]
-    others = toy.small_writing_pipe().generate_image(prompts, 16, 16, 3, seed=seeds)
+    others = toy_pipelines.small_writing_pipe().generate_image(
+        prompts, height=16, width=16, num_inference_steps=2, seed=seeds
+    )
     with Image.open(drawn / "images" / "000006.png") as picture:
         np.testing.assert_allclose(np.asarray(picture, int), np.asarray(others[1], int), atol=1)
     assert len({item_seed(seed, index) for seed in range(20) for index in range(20)}) == 400
@@ -117,7 +116,9 @@ def test_with_an_encoder_the_distances_are_those_of_the_library(data, drawn):
 
 def test_prompts_without_images(data, tmp_path, monkeypatch):
     """The original's table: images are generated, and later compared with other records."""
-    monkeypatch.setattr(evaluate._OverData, "_load", lambda self: toy.small_writing_pipe())
+    monkeypatch.setattr(
+        evaluate._OverData, "_load", lambda self: toy_pipelines.small_writing_pipe()
+    )
     table = tmp_path / "prompts.csv"
     lines = [f"Text {index}.,{index}.jpg" for index in (1, 2, 1)]
     table.write_text("\n".join(["annotated_prompt,synthetic_filename", *lines]) + "\n")
@@ -166,7 +167,7 @@ def test_the_figures_of_shards(data, drawn, monkeypatch):
 def test_arguments_are_checked_before_anything_runs(data, tmp_path):
     for options, error, message in (
         ({"size": 17}, PromptError, "height: expected a positive multiple"),
-        ({"steps": 0}, UniXError, "steps"),
+        ({"num_inference_steps": 0}, UniXError, "num_inference_steps"),
         ({"by_pathology": True}, UniXError, "--by-pathology: expected --rad-dino, "),
         ({"rad_dino": "nowhere"}, UniXError, "nowhere"),
         ({"biovil_t": "nowhere"}, UniXError, "nowhere"),
@@ -177,8 +178,11 @@ def test_arguments_are_checked_before_anything_runs(data, tmp_path):
 
 
 def test_a_model_that_cannot_draw_ends_the_run(data, tmp_path, monkeypatch):
-    pipe = toy.UniXPipeline(
-        toy.SMALL, toy.small_params()[0], None, toy.small_writing_pipe().tokenizer
+    pipe = toy_pipelines.UniXPipeline(
+        toy_pipelines.SMALL,
+        toy_pipelines.small_params()[0],
+        None,
+        toy_pipelines.small_writing_pipe().tokenizer,
     )
     monkeypatch.setattr(evaluate._OverData, "_load", lambda self: pipe)
     with pytest.raises(CheckpointError, match="autoencoder"):
@@ -193,7 +197,13 @@ DIFFUSERS = Path(__file__).parents[1] / "golden" / "unet_clip" / "checkpoint"
 
 def test_a_diffusers_checkpoint(data, tmp_path):
     def run(out, **options):
-        options = {"split": "", "batch_size": 4, "steps": 2, "resamples": 20, "limit": 6} | options
+        options = {
+            "split": "",
+            "batch_size": 4,
+            "num_inference_steps": 2,
+            "resamples": 20,
+            "limit": 6,
+        } | options
         evaluate.EvaluateImages(
             checkpoint=str(DIFFUSERS), data=data, out=str(tmp_path / out), **options
         ).run()

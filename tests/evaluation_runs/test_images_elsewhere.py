@@ -420,7 +420,7 @@ def test_radiomics_as_the_benchmark_defines_it(data, tmp_path):
     root = linalg.sqrtm(first @ second).real
     expected = np.log(shift @ shift + np.trace(first + second - 2 * root))
     assert results["metrics"]["FRD"]["value"] == pytest.approx(expected)
-    assert sum("1 of " in note and "left out" in note for note in results["notes"]) == 2
+    assert sum("1 of " in note and "skipped" in note for note in results["notes"]) == 2
     assert results["scoring"]["radiomics"]["real"]["rows"] == 30
     np.save(tmp_path / "real.npy", real)
     np.save(tmp_path / "fake.npy", fake)
@@ -489,13 +489,16 @@ def test_what_is_refused(data, tmp_path):
     for options, message in (
         ({}, "expected either --checkpoint PATH or --generated PATH"),
         ({"generated": made, "checkpoint": "c"}, "expected either --checkpoint"),
-        ({"generated": made, "steps": 20}, "--steps: expected only with --checkpoint"),
-        ({"generated": made, "batch_size": 2}, "--batch-size: expected only with --checkpoint"),
-        ({"generated": made, "generated_root": data}, "expected --generated-root beside a table"),
-        ({"checkpoint": "c", "generated_root": data}, "--generated-root: expected only with"),
+        (
+            {"generated": made, "num_inference_steps": 20},
+            "--num-inference-steps: has no effect without --checkpoint",
+        ),
+        ({"generated": made, "batch_size": 2}, "--batch-size: has no effect without --checkpoint"),
+        ({"generated": made, "generated_root": data}, "expected --generated-root only"),
+        ({"checkpoint": "c", "generated_root": data}, "--generated-root: has no effect without"),
         ({"generated": made, "out": str(made / "x")}, "--out .*: expected a directory outside"),
-        ({"generated": made, "reid": data}, "--reid: expected only with --train SOURCE"),
-        ({"generated": made, "train_split": "val"}, "--train-split: expected only with --train"),
+        ({"generated": made, "reid": data}, "--reid: has no effect without --train SOURCE"),
+        ({"generated": made, "train_split": "val"}, "--train-split: has no effect without --train"),
         ({"generated": made, "shards": 0}, "--shards: expected at least 1, found 0"),
         ({"generated": tmp_path / "absent"}, "absent: expected a folder, or a .csv"),
         ({"generated": tmp_path / "absent.csv"}, "absent.csv: cannot be read: No such file"),
@@ -521,7 +524,7 @@ def test_the_command_line(data, tmp_path, capsys):
     assert "12 of 12 items measured" in printed
     assert str(out / "nearest.html") in printed.replace("\n", "")
     assert cli.main([*words[:-1], str(out), "--limit", "3"]) == 1
-    assert "was begun with items 12 (now 3)" in capsys.readouterr().err.replace("\n", " ")
+    assert "was started with items 12 (now 3)" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_near_black_images_are_warned_of(data, tmp_path):

@@ -9,8 +9,9 @@ import sys
 import pytest
 
 from unix_jax.errors import DataError, PromptError, UniXError
+from unix_jax.evaluation_runs.evaluation_files import journal_file, read_entries, remember
 from unix_jax.evaluation_runs.items import Share, run_items
-from unix_jax.evaluation_runs.journal import Entry, Journal, read_entries, remember
+from unix_jax.storage.journal import Entry, Journal
 
 # Appends items until it is killed: the kill may fall inside a write.
 WRITER = """
@@ -25,7 +26,10 @@ run_items(
 
 
 def test_entries_come_back_from_all_processes(tmp_path):
-    with Journal(tmp_path, 0) as first, Journal(tmp_path, 1) as second:
+    with (
+        Journal(journal_file(tmp_path, 0)) as first,
+        Journal(journal_file(tmp_path, 1)) as second,
+    ):
         second.append([Entry(1, "b", values={"text": "\ud800 and ü"})])
         first.append([Entry(0, "a"), Entry(2, "c", "failed", "broken")])
         found = read_entries(tmp_path)
@@ -35,14 +39,14 @@ def test_entries_come_back_from_all_processes(tmp_path):
 
 
 def test_a_torn_line_is_dropped_and_done_again(tmp_path):
-    with Journal(tmp_path) as journal:
+    with Journal(journal_file(tmp_path)) as journal:
         journal.append([Entry(0, "a"), Entry(1, "b")])
     whole = journal.path.read_bytes()
     for length in range(1, len(whole)):
         journal.path.write_bytes(whole[:length])
         lines = whole[:length].count(b"\n")
         assert len(read_entries(tmp_path)) == lines
-        with Journal(tmp_path) as again:
+        with Journal(journal_file(tmp_path)) as again:
             again.append([Entry(5, "c")])
         assert list(read_entries(tmp_path)) == [*range(lines), 5]
 
@@ -58,26 +62,49 @@ def test_a_damaged_line_is_named(tmp_path, line):
 
 def test_an_item_twice_is_refused(tmp_path):
     for process in (0, 1):
-        with Journal(tmp_path, process) as journal:
+        with Journal(journal_file(tmp_path, process)) as journal:
             journal.append([Entry(7, "a")])
-    with pytest.raises(UniXError, match=r"items-1\.jsonl: line 1: item 7 is there twice"):
+    with pytest.raises(UniXError, match=r"items-1\.jsonl: line 1: item 7 (is there|occurs) twice"):
         read_entries(tmp_path)
 
 
 def test_one_process_at_a_time(tmp_path):
-    with Journal(tmp_path), pytest.raises(UniXError, match="another run is writing it"):
-        Journal(tmp_path)
+    with (
+        Journal(journal_file(tmp_path)),
+        pytest.raises(UniXError, match="another run is writing it"),
+    ):
+        Journal(journal_file(tmp_path))
 
 
 def test_other_settings_are_refused_and_named(tmp_path):
     remember(tmp_path, {"steps": 50, "size": None, "interval": (0.4, 1.0)})
     remember(tmp_path, {"steps": 50, "size": None, "interval": (0.4, 1.0)})
-    with pytest.raises(UniXError, match=r"begun with steps 50 \(now 20\); use the same, or name"):
+    with pytest.raises(UniXError, match=r"started with steps 50 \(now 20\); use the same"):
         remember(tmp_path, {"steps": 20, "size": None, "interval": (0.4, 1.0)})
     (tmp_path / "settings.json").unlink()
     (tmp_path / "items-0.jsonl").touch()
-    with pytest.raises(UniXError, match=r"settings\.json: no such file beside"):
+    with pytest.raises(UniXError, match=r"settings\.json: expected this file together with"):
         remember(tmp_path, {})
+
+
+def test_more_items_of_the_same_records_are_accepted(tmp_path):
+    begun = {"data": "csv:a.csv", "records": 9, "items": 3}
+    remember(tmp_path, begun)
+    remember(tmp_path, begun | {"items": 5})
+    remember(tmp_path, begun | {"items": 5})
+    for other, message in (
+        ({"items": 3}, r"items 5 \(now 3\)"),
+        ({"items": 9, "records": 10}, r"records 9 \(now 10\), items 5 \(now 9\)"),
+        ({"items": 9, "data": "csv:b.csv"}, r"data \"csv:a.csv\""),
+        ({"items": "9"}, r"items 5 \(now \"9\"\)"),
+    ):
+        with pytest.raises(UniXError, match=message):
+            remember(tmp_path, begun | other)
+    # An earlier version did not store the number of records.
+    (tmp_path / "settings.json").write_text('{"data": "csv:a.csv", "items": 5}')
+    remember(tmp_path, begun | {"items": 5})
+    remember(tmp_path, begun | {"items": 6})
+    assert json.loads((tmp_path / "settings.json").read_text())["records"] == 9
 
 
 def test_a_killed_process_leaves_each_item_once(tmp_path):

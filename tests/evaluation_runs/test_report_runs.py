@@ -2,21 +2,19 @@
 
 import csv
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
+from support import toy_pipelines
 from unix_jax.commands import evaluate
 from unix_jax.data.sources import open_source
 from unix_jax.errors import UniXError
 from unix_jax.evaluation_runs import items
-from unix_jax.evaluation_runs.journal import Journal, read_entries
-from unix_jax.evaluation_runs.reports import ReportSettings, write_reports
+from unix_jax.evaluation_runs.evaluation_files import read_entries
+from unix_jax.evaluation_runs.report_runs import ReportSettings, write_reports
 from unix_jax.preprocessing.transforms import save_png, to_pil
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "inference"))
-import toy
+from unix_jax.storage.journal import Journal
 
 SOME = 7
 BROKEN = 3
@@ -31,7 +29,7 @@ def data(tmp_path_factory):
     """A manifest of pictures, one broken and one without a report."""
     directory = tmp_path_factory.mktemp("data")
     rows = []
-    for index, picture in enumerate(toy.pictures(SOME)):
+    for index, picture in enumerate(toy_pipelines.pictures(SOME)):
         name = f"{index}.png"
         save_png(directory / name, to_pil(picture))
         findings = f"Report <script>{index}</script> of the lungs."
@@ -46,13 +44,15 @@ def data(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def toy_model(monkeypatch):
-    monkeypatch.setattr(evaluate._OverData, "_load", lambda self: toy.small_writing_pipe())
+    monkeypatch.setattr(
+        evaluate._OverData, "_load", lambda self: toy_pipelines.small_writing_pipe()
+    )
 
 
 def command(data, out, **options):
     options = {"batch_size": 2, "max_new_tokens": 6, "resamples": 20, **options}
     return evaluate.EvaluateReports(
-        checkpoint=str(toy.CHECKPOINT), data=data, out=str(out), **options
+        checkpoint=str(toy_pipelines.CHECKPOINT), data=data, out=str(out), **options
     )
 
 
@@ -60,7 +60,7 @@ def command(data, out, **options):
 def whole(data, tmp_path_factory):
     """The results of a run that nothing interrupted."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate._OverData, "_load", lambda self: toy.small_writing_pipe())
+        patch.setattr(evaluate._OverData, "_load", lambda self: toy_pipelines.small_writing_pipe())
         out = tmp_path_factory.mktemp("whole")
         command(data, out).run()
     return out
@@ -123,7 +123,7 @@ def test_the_original_scripts_can_read_the_reports(whole, tmp_path):
 
 
 def test_an_image_that_shows_nothing_is_counted_and_named(tmp_path, capsys):
-    images = [(picture * 255).astype("uint8") for picture in toy.pictures(3)]
+    images = [(picture * 255).astype("uint8") for picture in toy_pipelines.pictures(3)]
     images[1] = images[1] // 16
     for index, image in enumerate(images):
         save_png(tmp_path / f"{index}.png", to_pil(image))
@@ -131,12 +131,12 @@ def test_an_image_that_shows_nothing_is_counted_and_named(tmp_path, capsys):
     (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     command(f"manifest:{tmp_path}", tmp_path / "out").run()
     captured = capsys.readouterr()
-    assert "warning: 1 of the images show next to nothing: " in captured.out
+    assert "warning: 1 of the images show almost nothing: " in captured.out
     assert "ImageWarning" not in captured.err
     (warned,) = json.loads((tmp_path / "out" / "results.json").read_text())["image_warnings"]
     assert (warned["index"], warned["warning"].partition(" (")[0]) == (1, "nearly black")
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "Images that show next to nothing" in page
+    assert "Images with almost no content" in page
     assert "nearly black (" in page
 
 
@@ -153,7 +153,7 @@ def test_reports_do_not_depend_on_the_batch_or_the_process(data, whole, tmp_path
     source = open_source(data, "test")
     for process in range(2):
         write_reports(
-            toy.small_writing_pipe(), source, tmp_path, ReportSettings("", 6),
+            toy_pipelines.small_writing_pipe(), source, tmp_path, ReportSettings("", 6),
             batch_size=2, share=items.Share(process, 2),
         )  # fmt: skip
     found = {index: entry.values for index, entry in read_entries(tmp_path).items()}
@@ -166,7 +166,7 @@ def test_other_settings_are_refused_and_metrics_may_change(data, whole, capsys, 
         ({"prompt": "Other."}, r'prompt "" \(now "Other."\)'),
         ({"limit": 3}, r"items 8 \(now 3\)"),
     ):
-        with pytest.raises(UniXError, match=f"was begun with {message}"):
+        with pytest.raises(UniXError, match=f"was started with {message}"):
             command(data, whole, **options).run()
     monkeypatch.setattr(evaluate._OverData, "_load", lambda self: pytest.fail("nothing is left"))
     before = json.loads((whole / "results.json").read_text())
@@ -175,6 +175,33 @@ def test_other_settings_are_refused_and_metrics_may_change(data, whole, capsys, 
     assert before["metrics"]["BLEU1"]["value"] == after["metrics"]["BLEU1"]["value"]
     command(data, whole).run()
     assert json.loads((whole / "results.json").read_text()) == before
+
+
+def test_a_larger_limit_resumes_with_the_further_records(data, whole, tmp_path):
+    for limit in (2, 5):
+        command(data, tmp_path, limit=limit).run()
+        results = json.loads((tmp_path / "results.json").read_text())
+        assert results["counts"]["items"] == limit
+    lines = (tmp_path / "items-0.jsonl").read_text().splitlines()
+    assert [json.loads(line)["index"] for line in lines] == [0, 1, 3, 2, 4]  # 3 is broken
+    with pytest.raises(UniXError, match=r"items 5 \(now 4\)"):
+        command(data, tmp_path, limit=4).run()
+    command(data, tmp_path).run()
+    for name in ("results.json", "predictions.jsonl", "report.html"):
+        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_run_of_which_every_item_failed_is_an_error(tmp_path, capsys):
+    rows = [{"image": f"{name}.png", "findings": "Clear.", "split": "test"} for name in "ab"]
+    (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in "ab":
+        (tmp_path / f"{name}.png").write_bytes(b"no image")
+    # A second run has nothing left to do, and says the same.
+    for _ in range(2):
+        with pytest.raises(UniXError, match=r"all 2 failed; the first: .*a\.png"):
+            command(f"manifest:{tmp_path}", tmp_path / "out").run()
+    assert "2 failed" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out/results.json").read_text())["counts"]["failed"] == 2
 
 
 def test_arguments_are_checked_before_anything_runs(data, tmp_path):
@@ -202,10 +229,10 @@ def test_a_conversation_is_asked_its_first_question_with_all_its_images(data, tm
     file = directory / "talk.jsonl"
     file.write_text(json.dumps(row) + "\n")
     source = open_source(f"conversations:{file}")
-    pipe = toy.small_writing_pipe()
+    pipe = toy_pipelines.small_writing_pipe()
     write_reports(pipe, source, tmp_path, ReportSettings(max_new_tokens=6))
     (entry,) = read_entries(tmp_path).values()
     images = [str(directory / f"{number}.png") for number in (0, 1)]
-    (expected,) = pipe.generate_report([images], "Both views?", 6)
+    (expected,) = pipe.generate_report([images], prompts="Both views?", max_new_tokens=6)
     assert entry.values["prediction"] == expected
     assert (entry.values["prompt"], entry.values["reference"]) == ("Both views?", "Clear.")

@@ -90,7 +90,7 @@ def test_files_are_paired_by_key(tmp_path):
     [
         ([{"key": "a", "text": "x"}], "1 missing and 0 more, such as 'b'"),
         ([{"key": k, "text": "x"} for k in "abc"], "0 missing and 1 more, such as 'c'"),
-        ([{"key": "a", "text": "x"}] * 2, "key 'a' is there twice"),
+        ([{"key": "a", "text": "x"}] * 2, "key 'a' occurs twice"),
         ([{"text": "x"}], "expected 2 reports as in .*p.jsonl, found 1"),
         ([{"text": 1}, {"text": "x"}], "line 1: text: expected a text, found int"),
         ([{"words": "x"}], "expected a field reference or .*, found words"),
@@ -166,7 +166,7 @@ def test_radgraph_by_model_and_level(tmp_path, monkeypatch, level):
     expected = results["metrics"][f"radgraph_{shown}"]["value"]
     assert float(row["f1-radgraph"]) == pytest.approx(expected)
     assert row["uncertain_as_negative_micro_f1"] == ""
-    with pytest.raises(UniXError, match="--radgraph-level: expected only with --radgraph"):
+    with pytest.raises(UniXError, match="--radgraph-level: has no effect without --radgraph"):
         EvaluateScore(path, radgraph_level="simple").run()
 
 
@@ -186,7 +186,7 @@ def test_radgraph_by_any_annotator():
 def test_without_reports_there_are_no_figures():
     scores = score_reports([], [], ReportMetrics())
     assert scores.metrics == {}
-    assert set(scores.not_computed.values()) == {"there is no report to score"}
+    assert set(scores.not_computed.values()) == {"no report to score"}
 
 
 def test_the_command_line_takes_all_three(capsys):

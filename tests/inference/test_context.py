@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toy import SMALL, golden, small_pipe, tiny_pipe
 
+from support.toy_pipelines import SMALL, golden, small_pipe, tiny_pipe
 from unix_jax.inference import context as context_module
 from unix_jax.inference.context import as_batch, bucket, image_context, prefill
 from unix_jax.inference.sampling import ImageContext, predict_velocity
@@ -80,7 +80,7 @@ def test_empty_text_of_text_to_image_is_no_context_at_all():
     pipe = small_pipe()
     guided = make(images=False, guided=True)
     empty = KVCache.create(SMALL.decoder, 3, 1, merged=guided.cache.merged)
-    nothing = ImageContext(empty, jnp.zeros(3, jnp.int32), guided.latent_position_ids)
+    nothing = ImageContext(empty, jnp.zeros(3, jnp.int32), guided.latent_position_ids, GRID)
     v = velocity(pipe.model, pipe.params, nothing, jnp.asarray(NOISE), jnp.float32(0.6))
     np.testing.assert_allclose(rows_of(guided, slice(3, 6)), v, atol=1e-5)
 
@@ -95,7 +95,7 @@ def test_branches_of_an_edit_equal_their_own_contexts():
     splits = [VaeSplit(*CLEAN_GRID, noised=False), VitSplit()]
     layout = lay_out([[splits]] * 3, SMALL)
     cache, _ = prefill(pipe.model, pipe.params, as_batch(layout, VIT[:, None], CLEAN), 14)
-    images = ImageContext(cache, jnp.asarray(layout.next_position), full.latent_position_ids)
+    images = ImageContext(cache, jnp.asarray(layout.next_position), full.latent_position_ids, GRID)
     np.testing.assert_allclose(rows_of(full, slice(3, 6)), rows_of(images, slice(0, 3)), atol=1e-5)
 
 

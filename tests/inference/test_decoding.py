@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy import SMALL, small_pipe
 
+from support.toy_pipelines import SMALL, small_pipe
 from unix_jax.inference import decoding
 from unix_jax.inference.context import as_batch, prefill
 from unix_jax.models.unix import UniX
@@ -124,7 +124,7 @@ def run(state, limit, eos=601, greedy=True, temperature=1.0, seeds=None, top_p=1
 @jax.jit
 def next_token(batch, last):
     pipe = small_pipe()
-    (hidden, _), _ = pipe.model.apply({"params": pipe.params}, batch, method=UniX.run)
+    hidden, _ = pipe.model.apply({"params": pipe.params}, batch)
     return jnp.argmax(
         pipe.model.apply({"params": pipe.params}, hidden[0, last], method=UniX.logits)
     )

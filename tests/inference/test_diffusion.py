@@ -12,13 +12,14 @@ from PIL import Image
 
 from unix_jax.checkpoints.diffusers_checkpoint import import_diffusers
 from unix_jax.cli import main
-from unix_jax.errors import NonFiniteError, PromptError
+from unix_jax.errors import ArgumentNameError, NonFiniteError, PromptError
 from unix_jax.inference.diffusion import DiffusionPipeline
+from unix_jax.inference.settings import DiffusionSettings
 from unix_jax.sharding import make_mesh
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CLIP, BERT = (GOLDEN / name / "checkpoint" for name in ("unet_clip", "unet_bert"))
-QUICK = {"num_steps": 3, "output_type": "latent"}
+QUICK = {"num_inference_steps": 3, "output_type": "latent"}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def test_steps_one_by_one_are_the_whole_run(pipe, assert_close):
     seen = []
     whole = pipe.generate_image("left", sampler="euler", **QUICK)
     steps = pipe.generate_image(
-        "left", sampler="euler", progress=lambda *at: seen.append(at), **QUICK
+        "left", sampler="euler", callback=lambda at: seen.append((at.step, at.total)), **QUICK
     )
     assert seen == [(1, 3), (2, 3), (3, 3)]
     assert_close(steps, whole)
@@ -47,16 +48,16 @@ def test_steps_one_by_one_are_the_whole_run(pipe, assert_close):
 
 def test_every_argument_changes_the_image(pipe):
     base = pipe.generate_image("left", guidance_scale=3.0, **QUICK)
-    for changes in ({"guidance_scale": 1.0}, {"guidance_rescale": 0.5}, {"num_steps": 4}):
+    for changes in ({"guidance_scale": 1.0}, {"guidance_rescale": 0.5}, {"num_inference_steps": 4}):
         other = pipe.generate_image("left", **({"guidance_scale": 3.0} | QUICK | changes))
         assert np.abs(base - other).max() > 1e-3
 
 
 def test_pictures(pipe):
-    images = pipe.generate_image(["left", "no"], height=12, width=20, num_steps=2)
+    images = pipe.generate_image(["left", "no"], height=12, width=20, num_inference_steps=2)
     assert [image.size for image in images] == [(20, 12)] * 2
     assert images[0].mode == "L"
-    pixels = pipe.generate_image("left", num_steps=2, output_type="np")
+    pixels = pipe.generate_image("left", num_inference_steps=2, output_type="np")
     assert pixels.shape == (1, 16, 16, 3)
     assert pixels.min() >= 0
     assert pixels.max() <= 1
@@ -85,8 +86,8 @@ def test_a_mesh(source, assert_close):
         ({"prompts": [[1, 2]]}, "prompts"),
         ({"height": 13}, "height: expected a positive multiple of 2"),
         ({"width": 0}, "width"),
-        ({"num_steps": 0}, "num_steps"),
-        ({"num_steps": 1001}, "num_inference_steps"),
+        ({"num_inference_steps": 0}, "num_inference_steps"),
+        ({"num_inference_steps": 1001}, "num_inference_steps"),
         ({"guidance_scale": -1}, "guidance_scale"),
         ({"guidance_scale": float("nan")}, "guidance_scale"),
         ({"guidance_rescale": 1.5}, "guidance_rescale"),
@@ -108,7 +109,7 @@ def test_numbers_that_are_not_finite(pipe):
         name: jnp.full_like(x, jnp.nan) for name, x in params["vae"]["post_quant_conv"].items()
     }
     with pytest.raises(NonFiniteError, match="decoded pixels"):
-        dataclasses.replace(pipe, params=params).generate_image("left", num_steps=1)
+        dataclasses.replace(pipe, params=params).generate_image("left", num_inference_steps=1)
 
 
 # ------------------------------------------------------------------------- command line
@@ -116,7 +117,15 @@ def test_numbers_that_are_not_finite(pipe):
 
 def test_generate(tmp_path, capsys):
     import_diffusers(CLIP, tmp_path / "jax")
-    arguments = ["generate", "left", "no", "--steps", "2", "--guidance-rescale", "0.5"]
+    arguments = [
+        "generate",
+        "left",
+        "no",
+        "--num-inference-steps",
+        "2",
+        "--guidance-rescale",
+        "0.5",
+    ]
     written = []
     for name, checkpoint in (("a", CLIP), ("b", tmp_path / "jax")):
         out = ["--checkpoint", str(checkpoint), "--out", str(tmp_path / name)]
@@ -148,6 +157,22 @@ def test_options_without_effect(checkpoint, option, words, tmp_path, capsys):
     assert main([*arguments, *option]) == 1
     assert words in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
+
+
+def test_details_settings_and_old_names(pipe):
+    seen = []
+    settings = DiffusionSettings(num_inference_steps=2)
+    (plain,) = pipe.generate_image("left", settings=settings, seed=3)
+    (result,) = pipe.generate_image(
+        "left", settings=settings, seed=3, return_details=True, callback=seen.append
+    )
+    assert np.array_equal(result.image, plain)
+    assert (result.seed, result.settings.num_inference_steps) == (3, 2)
+    assert [step.images[0].size for step in seen] == [(16, 16)] * 2
+    assert np.array_equal(seen[-1].images[0], plain)
+    with pytest.raises(ArgumentNameError, match=r"num_steps: .* now num_inference_steps"):
+        pipe.generate_image("left", num_steps=2)
+    assert "parameters" in repr(pipe)
 
 
 def test_a_folder_that_does_not_fit(tmp_path, capsys):

@@ -5,14 +5,14 @@ import functools
 import jax
 import numpy as np
 import pytest
-from toy import PROMPTS, SMALL, pictures, small_params, small_writing_pipe
 
+from support.toy_pipelines import PROMPTS, SMALL, pictures, small_params, small_writing_pipe
 from unix_jax.checkpoints.leaves import flatten, unflatten
 from unix_jax.errors import NonFiniteError
-from unix_jax.inference.drawing import ImageSettings
 from unix_jax.inference.pipeline import UniXPipeline
+from unix_jax.inference.settings import ImageSettings
 
-SIZE = {"height": 12, "width": 20, "num_steps": 4}
+SIZE = {"height": 12, "width": 20, "num_inference_steps": 3}
 # Every attention implementation's own way of masking would do with these.
 UND = [
     "vision/patch_embed/kernel",
@@ -50,17 +50,19 @@ def damaged(name, value=np.nan, part=0):
 def test_a_report_of_damaged_weights_is_an_error(name):
     images = pictures(2)
     with pytest.raises(NonFiniteError, match=r"^images\[0\], images\[1\]: .*2 of 2 rows"):
-        damaged(name).generate_report_ids(images, [5, 6, 7], max_new_tokens=6)
+        damaged(name).generate_report_ids(images, prompts=[5, 6, 7], max_new_tokens=6)
     with pytest.raises(NonFiniteError, match=r"^images\[0\]: "):
-        next(damaged(name).stream_report(images[:1], [5, 6, 7], max_new_tokens=6))
+        next(damaged(name).stream_report(images[:1], prompts=[5, 6, 7], max_new_tokens=6))
 
 
 def test_logits_say_the_token():
     with pytest.raises(NonFiniteError, match=r"logits, first of new token 1, are NaN or infinite"):
-        damaged("lm_head/kernel").generate_report_ids(pictures(1), [5], max_new_tokens=6)
+        damaged("lm_head/kernel").generate_report_ids(pictures(1), prompts=[5], max_new_tokens=6)
     # An infinite logit alone would win every greedy choice.
     with pytest.raises(NonFiniteError, match="logits"):
-        damaged("lm_head/kernel", np.inf).generate_report_ids(pictures(1), [5], max_new_tokens=6)
+        damaged("lm_head/kernel", np.inf).generate_report_ids(
+            pictures(1), prompts=[5], max_new_tokens=6
+        )
 
 
 def test_only_the_rows_that_are_not_finite_are_named():
@@ -68,17 +70,17 @@ def test_only_the_rows_that_are_not_finite_are_named():
     pipe = damaged("embed_tokens/embedding")
     last = SMALL.decoder.vocab_size - 1
     with pytest.raises(NonFiniteError, match=r"^images\[1\]: .* 1 of 3 rows"):
-        pipe.generate_report_ids(pictures(3), [[5], [last], [6]], max_new_tokens=3)
+        pipe.generate_report_ids(pictures(3), prompts=[[5], [last], [6]], max_new_tokens=3)
     with pytest.raises(NonFiniteError, match=r"^prompts\[2\]: keys or values of the context"):
         pipe.generate_image([[5], [6], [last]], output_type="latent", **SIZE)
-    assert len(pipe.generate_report_ids(pictures(2), [5], max_new_tokens=3)) == 2
+    assert len(pipe.generate_report_ids(pictures(2), prompts=[5], max_new_tokens=3)) == 2
 
 
 @pytest.mark.parametrize("name", GEN)
 def test_an_image_of_damaged_weights_is_an_error(name):
     with pytest.raises(NonFiniteError, match=r"^prompts\[0\].*latents .* by step 3 of 3"):
         damaged(name).generate_image(PROMPTS, output_type="latent", **SIZE)
-    steps = damaged(name).stream_image([5], ImageSettings(**SIZE), every=1)
+    steps = damaged(name).stream_image([5], settings=ImageSettings(**SIZE), every=1)
     with pytest.raises(NonFiniteError, match="by step 1 of 3"):
         next(steps)
 
@@ -89,7 +91,7 @@ def test_pixels_of_a_damaged_autoencoder_are_an_error(output_type):
     with pytest.raises(NonFiniteError, match=r"^prompts\[0\], prompts\[1\]: decoded pixels"):
         pipe.generate_image([[5], [6]], output_type=output_type, **SIZE)
     with pytest.raises(NonFiniteError, match="decoded pixels"):
-        next(pipe.stream_image([5], ImageSettings(**SIZE), every=1))
+        next(pipe.stream_image([5], settings=ImageSettings(**SIZE), every=1))
 
 
 def test_condition_images_are_named_by_their_prompt():

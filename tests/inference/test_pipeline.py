@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from toy import (
+
+from support.toy_pipelines import (
     CHECKPOINT,
     DRAW,
     GOLDEN,
@@ -23,18 +24,17 @@ from toy import (
     small_writing_pipe,
     tiny_pipe,
 )
-
 from unix_jax import UniXPipeline
 from unix_jax.errors import CheckpointError, ConfigError, ImageError, PromptError
 from unix_jax.inference import context as context_module
-from unix_jax.inference import decoding, drawing, pipeline
+from unix_jax.inference import decoding, image_latents, pipeline
 from unix_jax.inference import reports as reports_module
 from unix_jax.inference.decoding import decode_until
-from unix_jax.inference.drawing import ImageSettings
+from unix_jax.inference.settings import ImageSettings, ReportSettings
 from unix_jax.preprocessing import transforms
 from unix_jax.preprocessing.text import Tokenizer
 
-INFO = json.loads((GOLDEN / "golden.json").read_text())
+INFO = json.loads((GOLDEN / "tiny" / "golden.json").read_text())
 WRITE = {"max_new_tokens": 12}
 
 
@@ -47,7 +47,7 @@ def close(ours, expected, tolerance=1e-4):
 def arguments(run):
     """A golden run's settings in the words of `generate_image`."""
     return {
-        "num_steps": run["num_timesteps"],
+        "num_inference_steps": run["num_timesteps"] - 1,
         "timestep_shift": run["timestep_shift"],
         "guidance_scale": run["cfg_text_scale"],
         "image_guidance_scale": run["cfg_img_scale"],
@@ -65,7 +65,7 @@ def test_golden_images(run):
     pipe, tensors = tiny_pipe(), golden()
     latents = pipe.generate_image(
         [tensors["gen.prompt_ids"].tolist()],
-        *INFO["generation_image_hw"],
+        **dict(zip(("height", "width"), INFO["generation_image_hw"], strict=True)),
         initial_noise=tensors["gen.init_noise"],
         output_type="latent",
         **arguments(INFO["generation_samples"][run]),
@@ -78,10 +78,12 @@ def test_golden_picture():
     options = arguments(INFO["generation_samples"][0]) | {
         "initial_noise": tensors["gen.init_noise"][None]
     }
-    pixels = pipe.generate_image(tensors["gen.prompt_ids"], 64, 64, output_type="np", **options)
+    pixels = pipe.generate_image(
+        tensors["gen.prompt_ids"], height=64, width=64, output_type="np", **options
+    )
     expected = np.moveaxis(tensors["gen.sample.0.image"], 1, -1)
     close(pixels, expected)
-    (picture,) = pipe.generate_image(tensors["gen.prompt_ids"], 64, 64, **options)
+    (picture,) = pipe.generate_image(tensors["gen.prompt_ids"], height=64, width=64, **options)
     # The original saves RGB; a PIL image here is the mean of its channels.
     gray = (expected[0].mean(axis=2) * 255).astype(np.uint8)
     difference = np.asarray(picture).astype(int) - gray
@@ -92,15 +94,15 @@ def test_golden_picture():
 def test_golden_edit(monkeypatch):
     pipe, tensors = tiny_pipe(), golden()
     monkeypatch.setattr(
-        drawing, "to_vae_image",
+        image_latents, "to_padded_vae_image",
         lambda *_, **__: np.moveaxis(tensors["edit.vae_pixels"][0], 0, -1),
     )  # fmt: skip
     monkeypatch.setattr(
-        drawing, "to_model_image",
+        image_latents, "to_model_image",
         lambda *_: np.moveaxis(tensors["und.pixel_values"][0], 0, -1),
     )  # fmt: skip
     latents = pipe.generate_image(
-        [tensors["gen.prompt_ids"].tolist()], 64, 64,
+        [tensors["gen.prompt_ids"].tolist()], height=64, width=64,
         images=pictures(1), initial_noise=tensors["gen.init_noise"], output_type="latent",
         **arguments(INFO["edit_sample"]),
     )  # fmt: skip
@@ -115,10 +117,12 @@ def test_golden_report(monkeypatch):
     )  # fmt: skip
     expected = tensors["und.greedy_tokens"][1:].tolist()
     found = pipe.generate_report_ids(
-        pictures(rows), tensors["und.prompt_ids"].tolist(), len(expected)
+        pictures(rows), prompts=tensors["und.prompt_ids"].tolist(), max_new_tokens=len(expected)
     )
     assert found == [expected] * rows
-    text = pipe.generate_report(pictures(rows), tensors["und.prompt_ids"], len(expected))
+    text = pipe.generate_report(
+        pictures(rows), prompts=tensors["und.prompt_ids"], max_new_tokens=len(expected)
+    )
     assert text == [pipe.tokenizer.decode(expected)] * rows
 
 
@@ -138,7 +142,7 @@ def test_double_bos_is_for_strings_alone():
 
 
 def reports(images, prompts, pipe=None, **options):
-    return (pipe or small_pipe()).generate_report_ids(images, prompts, **(WRITE | options))
+    return (pipe or small_pipe()).generate_report_ids(images, prompts=prompts, **(WRITE | options))
 
 
 SAMPLED = {"temperature": 1.5, "top_p": 0.95}
@@ -268,19 +272,19 @@ def test_rows_that_end_early():
 def test_pieces_joined_are_the_report(options):
     pipe, images = small_writing_pipe(), pictures(3)
     prompts = ["Report:", "", "Is there an effusion? Wo ist der Erguß?"]
-    whole = pipe.generate_report(images, prompts, 20, **options)
-    pieces = list(pipe.stream_report(images, prompts, 20, **options))
+    whole = pipe.generate_report(images, prompts=prompts, max_new_tokens=20, **options)
+    pieces = list(pipe.stream_report(images, prompts=prompts, max_new_tokens=20, **options))
     assert len(pieces) <= 21
     assert [len(piece) for piece in pieces] == [3] * len(pieces)
     assert ["".join(row) for row in zip(*pieces, strict=True)] == whole
 
 
 def test_tokens_that_were_handed_out_do_not_change():
-    states = list(
-        reports_module.decode_reports(
-            tiny_pipe().loaded, pictures(2), "Report:", 10, 0.0, 1.0, 0, stride=1
-        )
+    settings = ReportSettings(max_new_tokens=10)
+    _, running = reports_module.decode_reports(
+        tiny_pipe().loaded, pictures(2), "Report:", settings, 0, stride=1
     )
+    states = list(running)
     copies = [tokens.tolist() for _, tokens in states]
     last = states[-1][1]
     for tokens in copies:
@@ -289,23 +293,25 @@ def test_tokens_that_were_handed_out_do_not_change():
 
 def test_abandoned_stream_leaves_the_pipeline_usable():
     pipe, images = small_writing_pipe(), pictures(2)
-    whole = pipe.generate_report(images, "Report:", 10)
-    first, second = (pipe.stream_report(images, "Report:", 10) for _ in range(2))
+    whole = pipe.generate_report(images, prompts="Report:", max_new_tokens=10)
+    first, second = (
+        pipe.stream_report(images, prompts="Report:", max_new_tokens=10) for _ in range(2)
+    )
     next(first)
     next(second)
     next(first)
     first.close()
-    assert pipe.generate_report(images, "Report:", 10) == whole
-    rest = [next(pipe.stream_report(images, "Report:", 10)), *second]
+    assert pipe.generate_report(images, prompts="Report:", max_new_tokens=10) == whole
+    rest = [next(pipe.stream_report(images, prompts="Report:", max_new_tokens=10)), *second]
     assert ["".join(row) for row in zip(*rest, strict=True)] == whole
 
 
 def test_streaming_compiles_nothing_new():
     pipe, images = small_writing_pipe(), pictures(2)
-    pipe.generate_report(images, "Report:", 10)
+    pipe.generate_report(images, prompts="Report:", max_new_tokens=10)
     compiled = decode_until._cache_size()
-    list(pipe.stream_report(images, "Report:", 10))
-    list(pipe.stream_report(images, "Another prompt", 30))
+    list(pipe.stream_report(images, prompts="Report:", max_new_tokens=10))
+    list(pipe.stream_report(images, prompts="Another prompt", max_new_tokens=30))
     assert decode_until._cache_size() == compiled
 
 
@@ -339,10 +345,13 @@ def test_streaming_compiles_nothing_new():
         ({"guidance_scale": np.ones(2)}, "guidance_scale: expected a finite number"),
         ({"image_guidance_scale": 2j}, "image_guidance_scale: expected a finite number"),
         ({"guidance_scale": 1.0, "image_guidance_scale": 3.0}, "acts with text guidance only"),
-        ({"num_steps": 3.5}, "num_steps: expected an integer .*found 3.5"),
-        ({"num_steps": "3"}, "num_steps: expected an integer .*found '3'"),
-        ({"num_steps": True}, "num_steps: expected an integer .*found True"),
-        ({"num_steps": 10**12}, "num_steps: expected an integer from 2 to 100000"),
+        ({"num_inference_steps": 3.5}, "num_inference_steps: expected an integer .*found 3.5"),
+        ({"num_inference_steps": "3"}, "num_inference_steps: expected an integer .*found '3'"),
+        ({"num_inference_steps": True}, "num_inference_steps: expected an integer .*found True"),
+        (
+            {"num_inference_steps": 10**12},
+            "num_inference_steps: expected an integer from 1 to 100000",
+        ),
         ({"height": 16.0}, "height: expected a positive multiple of 4, found 16.0"),
         ({"renorm": None}, "renorm: expected one of"),
         ({"timestep_shift": float("inf")}, "timestep_shift: expected a positive number"),
@@ -362,7 +371,9 @@ def test_streaming_compiles_nothing_new():
         ({"seed": [[1], [2, 3]]}, "seed: expected one, or 1"),
         ({"timestep_shift": 0.0}, "timestep_shift: expected"),
         ({"timestep_shift": float("nan")}, "timestep_shift: expected"),
-        ({"num_steps": 0}, "num_steps: expected"),
+        ({"num_inference_steps": 0}, "num_inference_steps: expected"),
+        ({"solver": "heun"}, "solver: expected one of"),
+        ({"solver": None}, "solver: expected one of"),
         ({"prompts": []}, "prompts: expected at least one"),
         ({"prompts": [[640]]}, r"prompt\[0\]: expected a token id from 0 to 639, found 640"),
         ({"prompts": [[1], [-1]]}, r"prompts\[1\]\[0\]: expected a token id"),
@@ -430,16 +441,16 @@ def test_bad_report_arguments(options, match):
 
 
 def test_interpolated_positions_allow_larger_images_and_extrapolated_do_not():
-    assert draw(PROMPTS[:1], height=24, width=4, num_steps=2).shape[1] == 6
+    assert draw(PROMPTS[:1], height=24, width=4, num_inference_steps=1).shape[1] == 6
     with pytest.raises(PromptError, match="height: expected at most 128"):
-        tiny_pipe().generate_image("x", 144, 64)
+        tiny_pipe().generate_image("x", height=144, width=64)
 
 
 def test_missing_parts_are_named():
     params, _ = small_params()
     pipe = UniXPipeline(SMALL, params)
     with pytest.raises(CheckpointError, match="autoencoder"):
-        pipe.generate_image([[1]], 12, 20)
+        pipe.generate_image([[1]], height=12, width=20)
     with pytest.raises(CheckpointError, match="autoencoder"):
         draw([[1]], pipe, images=pictures(1))
     with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
@@ -459,13 +470,13 @@ def test_control_tokens_outside_the_vocabulary():
 
 def test_unknown_dtype():
     with pytest.raises(PromptError, match="dtype: expected"):
-        UniXPipeline.from_pretrained(CHECKPOINT, "float16")
+        UniXPipeline.from_pretrained(CHECKPOINT, dtype="float16")
 
 
 def test_bfloat16_is_float32_on_a_cpu():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        pipe = UniXPipeline.from_pretrained(CHECKPOINT, "bfloat16", compilation_cache=False)
+        pipe = UniXPipeline.from_pretrained(CHECKPOINT, dtype="bfloat16", compilation_cache=False)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(pipe.params)} == {"float32"}
     assert isinstance(pipe.tokenizer, Tokenizer)
 
@@ -484,10 +495,10 @@ def test_every_kind_of_picture(tmp_path):
 
 
 def test_numbers_may_be_scalars_of_any_library():
-    base = draw(PROMPTS[:1], num_steps=3, guidance_scale=2.5, seed=4)
+    base = draw(PROMPTS[:1], num_inference_steps=2, guidance_scale=2.5, seed=4)
     same = draw(
         PROMPTS[:1],
-        num_steps=np.int64(3),
+        num_inference_steps=np.int64(2),
         guidance_scale=jnp.float32(2.5),
         guidance_interval=np.array([0.4, 1.0]),
         height=jnp.asarray(12),
@@ -530,4 +541,4 @@ def test_dtypes_in_any_form(dtype):
 @pytest.mark.parametrize("dtype", ["float16", "bf16", np.int32, jnp.float16, None, 3, "x"])
 def test_other_dtypes_are_refused(dtype):
     with pytest.raises(PromptError, match="dtype: expected 'bfloat16' or 'float32', found"):
-        UniXPipeline.from_pretrained(CHECKPOINT, dtype)
+        UniXPipeline.from_pretrained(CHECKPOINT, dtype=dtype)

@@ -1,19 +1,31 @@
 """Images by the pipeline: rows that ignore their neighbours, settings, looks on the way."""
 
-import inspect
+import dataclasses
+import io
+import typing
 from pathlib import Path
 
 import numpy as np
 import pytest
-from toy import PROMPTS, SMALL, draw, pictures, small_pipe, tiny_pipe
+from PIL import Image
 
-from unix_jax import UniXPipeline
-from unix_jax.cli import Generate
+from support.toy_pipelines import PROMPTS, SMALL, draw, pictures, small_pipe, tiny_pipe
+from unix_jax.cli import Generate, Report
 from unix_jax.config import UniXConfig
+from unix_jax.data.config import DataConfig
+from unix_jax.data.model_images import vae_pixels, vit_pixels
+from unix_jax.data.records import Record
 from unix_jax.errors import PromptError
-from unix_jax.inference import drawing
-from unix_jax.inference.drawing import ImageSettings
-from unix_jax.inference.sampling import sample_latents
+from unix_jax.inference import image_latents
+from unix_jax.inference.sampling import SamplingState, sample_latents
+from unix_jax.inference.settings import (
+    DiffusionOptions,
+    DiffusionSettings,
+    ImageOptions,
+    ImageSettings,
+    ReportOptions,
+    ReportSettings,
+)
 
 # ------------------------------------------------------------------------- images by rows
 
@@ -64,19 +76,21 @@ def test_no_guidance_at_a_scale_of_one_or_less():
 
 
 def test_progress_changes_no_bit_and_compiles_nothing():
-    whole = draw(PROMPTS[:2], num_steps=6)
+    whole = draw(PROMPTS[:2], num_inference_steps=5)
     compiled = sample_latents._cache_size()
     calls = []
-    pieces = draw(PROMPTS[:2], num_steps=6, progress=lambda *step: calls.append(step))
+    pieces = draw(
+        PROMPTS[:2], num_inference_steps=5, callback=lambda at: calls.append((at.step, at.total))
+    )
     np.testing.assert_array_equal(pieces, whole)
     assert calls == [(i, 5) for i in range(1, 6)]
     assert sample_latents._cache_size() == compiled
 
 
 def test_numbers_of_steps_share_a_program():
-    draw(PROMPTS[:2], num_steps=6)
+    draw(PROMPTS[:2], num_inference_steps=5)
     compiled = sample_latents._cache_size()
-    few, more = (draw(PROMPTS[:2], num_steps=n) for n in (5, 50))
+    few, more = (draw(PROMPTS[:2], num_inference_steps=n) for n in (4, 49))
     assert sample_latents._cache_size() == compiled
     assert np.abs(few - more).max() > 1e-3
 
@@ -104,15 +118,14 @@ def test_kinds_of_output():
     np.testing.assert_array_equal(np.asarray(pictures_[1]), gray)
 
 
-def test_two_steps_are_one_evaluation():
-    # The original counts grid points: 2 points give one step from noise to data.
-    assert np.isfinite(draw(PROMPTS[:1], num_steps=2)).all()
-    with pytest.raises(PromptError, match="num_steps: expected an integer from 2"):
-        draw(PROMPTS[:1], num_steps=1)
+def test_one_step():
+    assert np.isfinite(draw(PROMPTS[:1], num_inference_steps=1)).all()
+    with pytest.raises(PromptError, match="num_inference_steps: expected an integer from 1"):
+        draw(PROMPTS[:1], num_inference_steps=0)
 
 
 def test_conditioned_rows_equal_rows_alone():
-    """Pictures of several shapes: they are grouped inside, and come back in their order."""
+    """Images of several shapes are padded to one, and come back in their order."""
     shapes = [(40, 40), (40, 20), (44, 44)]
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, s, dtype=np.uint8) for s in shapes]
@@ -123,6 +136,33 @@ def test_conditioned_rows_equal_rows_alone():
     for i in range(3):
         alone = draw([PROMPTS[i]], images=images[i], seed=seeds[i], **options)
         np.testing.assert_allclose(alone[0], together[i], atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(40, 20), (20, 31), (24, 40)])
+def test_a_condition_image_is_prepared_as_in_training(shape):
+    """Both encoders see the same pixels in training and here, whatever the image's shape."""
+    image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    record = Record("a", file.getvalue())
+    data = DataConfig(task="edit", vae_images=2, vae_height=12, vae_width=20)
+    loaded = small_pipe().loaded
+    seen = []
+
+    class Seeing:
+        config = loaded.config
+
+        def autoencode(self, pixels, way):
+            seen.append((way, pixels))
+            return loaded.autoencode(pixels, way)
+
+    batch = drawing._conditioned(Seeing(), [[1], [2]], image, (12, 20))
+    ((way, pixels),) = seen
+    assert way == "encode"
+    np.testing.assert_array_equal(pixels[0], vae_pixels(record, data))
+    np.testing.assert_array_equal(batch.vit_pixels[1], vit_pixels(record, loaded.config))
+    assert batch.clean_grid == drawing.latent_size(loaded.config, drawing.ImageSettings(12, 20))
+    assert len(batch.vit_pixels) == len(batch.clean_latents) == 2
 
 
 def test_one_condition_image_serves_all_prompts():
@@ -138,12 +178,12 @@ def test_one_condition_image_serves_all_prompts():
 
 
 def test_streamed_images_end_in_the_image():
-    settings = ImageSettings(64, 64, num_steps=8, guidance_scale=3.0)
-    steps = list(tiny_pipe().stream_image(["Effusion.", "No finding."], settings, seed=3, every=3))
+    settings = ImageSettings(height=64, width=64, num_inference_steps=7, guidance_scale=3.0)
+    prompts = ["Effusion.", "No finding."]
+    steps = list(tiny_pipe().stream_image(prompts, settings=settings, seed=3, every=3))
     assert [(at.step, at.total) for at in steps] == [(3, 7), (6, 7), (7, 7)]
-    whole = tiny_pipe().generate_image(
-        ["Effusion.", "No finding."], 64, 64, num_steps=8, guidance_scale=3.0, seed=3
-    )
+    options = {"height": 64, "width": 64, "num_inference_steps": 7, "guidance_scale": 3.0}
+    whole = tiny_pipe().generate_image(prompts, seed=3, **options)
     difference = [
         [
             np.abs(np.asarray(a, int) - np.asarray(b, int)).mean()
@@ -159,16 +199,18 @@ def test_looks_are_estimates_of_the_image():
     """With a velocity that points straight at an image, every look is that image."""
     pipe, target = small_pipe(), np.full((1, 16, 16), 0.25, np.float32)
 
-    def straight(model, params, context, latents, times, first, last, *_, **__):
-        x = np.asarray(latents)
+    def straight(model, params, context, state, times, first, last, *_, **__):
+        x = np.asarray(state.latents)
         for i in range(int(first), int(last)):
-            x = x - (x - target) / times[i] * (times[i] - times[i + 1])
-        return x
+            v = (x - target) / times[i]
+            x = x - v * (times[i] - times[i + 1])
+        return SamplingState(x, v, None)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(drawing, "sample_latents", straight)
-        settings = ImageSettings(16, 16, num_steps=6)
-        looks = list(drawing.draw_latents(pipe.loaded, [5], settings, None, None, 0, 1))
+        patch.setattr(image_latents, "sample_latents", straight)
+        settings = ImageSettings(height=16, width=16, num_inference_steps=5)
+        _, steps = image_latents.generate_latents(pipe.loaded, [5], settings, None, None, 0, 1)
+        looks = list(steps)
     assert [look.step for look in looks] == [1, 2, 3, 4, 5]
     for look in looks:
         np.testing.assert_allclose(look.estimate, target, atol=1e-5)
@@ -179,7 +221,7 @@ def test_stream_image_refuses():
     with pytest.raises(PromptError, match="every: expected an integer of at least 1, found 0"):
         next(tiny_pipe().stream_image("x", every=0))
     with pytest.raises(PromptError, match="height: expected a positive multiple"):
-        next(tiny_pipe().stream_image("x", ImageSettings(height=1)))
+        next(tiny_pipe().stream_image("x", settings=ImageSettings(height=1)))
 
 
 @pytest.mark.parametrize(
@@ -197,13 +239,27 @@ def test_sizes_by_default(config, expected):
 
 
 def test_settings_have_one_default_each():
-    """The three places where they can be given agree."""
-    settings = ImageSettings()
-    arguments = inspect.signature(UniXPipeline.generate_image).parameters
-    for name, value in vars(settings).items():
-        assert arguments[name].default == value, name
+    """The command line has the defaults of the library."""
     command = Generate(checkpoint=str(Path(__file__).parents[1] / "golden" / "tiny" / "checkpoint"))
-    prepared, _ = command._prepare()
+    _, settings = command.unix()
+    assert settings == ImageSettings(height=128, width=128)
     # What depends on the kind of checkpoint is absent on the command line until it is known.
-    assert prepared == {name: value for name, value in vars(settings).items() if name in prepared}
     assert command.guidance_scale is None
+    assert command.num_inference_steps is None
+    report = Report(images=["x.png"])._options()
+    fields = dataclasses.asdict(ReportSettings())
+    assert {name: report[name] for name in fields} == fields
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        (ImageOptions, ImageSettings),
+        (ReportOptions, ReportSettings),
+        (DiffusionOptions, DiffusionSettings),
+    ],
+)
+def test_keywords_are_the_fields_of_the_settings(options, kind):
+    assert typing.get_type_hints(options) == {
+        field.name: typing.get_type_hints(kind)[field.name] for field in dataclasses.fields(kind)
+    }

@@ -3,14 +3,14 @@
 import jax
 import numpy as np
 import pytest
-from toy import SMALL, pictures, small_params, small_pipe, tiny_pipe
 
+from support.toy_pipelines import SMALL, pictures, small_params, small_pipe, tiny_pipe
 from unix_jax import UniXPipeline
 from unix_jax.errors import ConfigError
 from unix_jax.sharding import make_mesh
 
 PROMPTS = [[5, 6, 7], [8], list(range(40))]
-DRAW = {"height": 12, "width": 20, "num_steps": 3, "seed": [1, 2, 3]}
+DRAW = {"height": 12, "width": 20, "num_inference_steps": 2, "seed": [1, 2, 3]}
 MESHES = [{"data": 8}, {"fsdp": 8}, {"fsdp": 4, "tensor": 2}, {"data": 2, "fsdp": 2, "tensor": 2}]
 
 
@@ -29,7 +29,7 @@ def test_reports_are_one_devices(sharded):
     expected = small_pipe().generate_report_ids(images, **options)
     assert sharded.generate_report_ids(images, **options) == expected
     # One row alone runs the same program: rows are filled up to the shards.
-    (alone,) = sharded.generate_report_ids(images[:1], PROMPTS[:1], 10)
+    (alone,) = sharded.generate_report_ids(images[:1], prompts=PROMPTS[:1], max_new_tokens=10)
     assert alone == expected[0]
 
 
@@ -54,10 +54,12 @@ def test_sampled_reports_decoded_pictures_and_edits():
 
 
 def test_a_checkpoint_loads_onto_the_mesh():
-    from toy import CHECKPOINT
+    from support.toy_pipelines import CHECKPOINT
 
     mesh = make_mesh(fsdp=4, tensor=2)
-    pipe = UniXPipeline.from_pretrained(CHECKPOINT, "float32", mesh, compilation_cache=False)
+    pipe = UniXPipeline.from_pretrained(
+        CHECKPOINT, dtype="float32", mesh=mesh, compilation_cache=False
+    )
     kernel = pipe.params["decoder"]["layers"]["und"]["q_proj"]["kernel"]  # [L, D, N*H]
     assert kernel.shape == (3, 64, 64)
     assert {shard.data.shape for shard in kernel.addressable_shards} == {(3, 16, 32)}

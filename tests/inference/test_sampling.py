@@ -9,12 +9,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy import SMALL, small_pipe
 
+from support.toy_pipelines import SMALL, small_pipe
 from unix_jax.inference.context import image_context
-from unix_jax.inference.sampling import Guidance, guide, predict_velocity, sample_latents
+from unix_jax.inference.sampling import (
+    SOLVERS,
+    Guidance,
+    guide,
+    initial_state,
+    predict_velocity,
+    sample_latents,
+)
 from unix_jax.models.attention import key_blocks
-from unix_jax.preprocessing.flow import timestep_grid
+from unix_jax.preprocessing.flow import timestep_grid, timestep_grid_through
 
 B, GRID = 2, (3, 5)
 G, C = GRID[0] * GRID[1], SMALL.latent_channels
@@ -34,7 +41,7 @@ def noise(seed=0):
     return jnp.asarray(np.random.default_rng(seed).normal(size=(B, G, C)), jnp.float32)
 
 
-def sample(x, used, grid, first=0, last=None, guide_by=None, **options):
+def advance(x, used, grid, first=0, last=None, guide_by=None, **options):
     settings_ = {"guided": True, "image_branch": "none", "renorm": "global"} | options
     pipe = small_pipe()
     last = len(grid) - 1 if last is None else last
@@ -42,6 +49,12 @@ def sample(x, used, grid, first=0, last=None, guide_by=None, **options):
         pipe.model, pipe.params, used, x, jnp.asarray(grid, jnp.float32), jnp.int32(first),
         jnp.int32(last), guide_by or guidance(), **settings_,
     )  # fmt: skip
+
+
+def sample(x, used, grid, first=0, last=None, guide_by=None, **options):
+    """Latents from latents."""
+    state = initial_state(x, options.get("solver", "euler"))
+    return advance(state, used, grid, first, last, guide_by, **options).latents
 
 
 # ------------------------------------------------------------------------- guide
@@ -173,20 +186,83 @@ def test_image_branch_conditional_equals_rows_of_the_same_context():
     assert np.abs(np.asarray(short) - without).max() > 1e-3
 
 
+@pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("renorm", ["global", "text_channel"])
-def test_pieces_equal_the_whole_run_bit_for_bit(renorm):
-    grid, used = timestep_grid(7, 3.0), context()
-    whole = sample(noise(), used, grid, renorm=renorm)
+def test_pieces_equal_the_whole_run_bit_for_bit(renorm, solver):
+    grid, used, options = timestep_grid(7, 3.0), context(), {"renorm": renorm, "solver": solver}
+    whole = sample(noise(), used, grid, **options)
     compiled = sample_latents._cache_size()
     for cuts in ([0, 1, 2, 3, 4, 5, 6], [0, 2, 2, 6]):
-        x = noise()
+        state = initial_state(noise(), solver)
         for first, last in itertools.pairwise(cuts):
-            x = sample(x, used, grid, first, last, renorm=renorm)
-        np.testing.assert_array_equal(x, whole)
+            state = advance(state, used, grid, first, last, **options)
+        np.testing.assert_array_equal(state.latents, whole)
     # The same program, also with other scales, limits and times.
     sample(noise(1), used, timestep_grid(7, 1.0), guide_by=guidance(5, 2, 0.1, 0.8, 0.5),
-           renorm=renorm)  # fmt: skip
+           **options)  # fmt: skip
     assert sample_latents._cache_size() == compiled
+
+
+def two_step(x, grid, velocity, jumps, corrected):
+    """AB2 or PEC written out in float64; a step of `jumps` starts anew."""
+    before = None
+    for i, (t, following) in enumerate(itertools.pairwise(grid)):
+        h, v = following - t, np.asarray(velocity(x, t), np.float64)
+        if before is not None and i not in jumps:
+            x_before, v_before, h_before = before
+            if corrected:
+                x = x_before + h_before / 2 * (v_before + v)
+            slope = v + h / (2 * h_before) * (v - v_before)
+        else:
+            slope = v
+        before = x, v, h
+        x = x + h * slope
+    return x
+
+
+@pytest.mark.parametrize("solver", ["ab2", "pec"])
+def test_two_step_solvers_as_stated(solver):
+    """Against the loop written out, on steps of varying length, with a jump where guidance ends."""
+    pipe, plain, used = small_pipe(), context(guided=False), context()
+    compiled = jax.jit(predict_velocity, static_argnames=("model",))
+
+    def velocity(x, t):
+        x = jnp.asarray(x, jnp.float32)
+        if t <= np.float32(0.4):
+            return compiled(pipe.model, pipe.params, plain, x, jnp.float32(t))
+        v = compiled(pipe.model, pipe.params, used, jnp.tile(x, (2, 1, 1)), jnp.float32(t))
+        return guide(v[:B], v[B:], None, guidance(3.0), "global")
+
+    grid = timestep_grid_through(7, 3.0, (0.4, 1.0))
+    jump = int(np.flatnonzero(grid == np.float32(0.4))[0])
+    expected = two_step(
+        np.asarray(noise(), np.float64), grid.astype(np.float64), velocity, {jump}, solver == "pec"
+    )
+    ours = sample(noise(), used, grid, guide_by=guidance(3.0), solver=solver)
+    np.testing.assert_allclose(ours, expected, atol=5e-5)
+    without = two_step(
+        np.asarray(noise(), np.float64), grid.astype(np.float64), velocity, set(), solver == "pec"
+    )
+    assert np.abs(np.asarray(ours) - without).max() > 1e-3
+
+
+@pytest.mark.parametrize("solver", ["ab2", "pec"])
+def test_two_step_solvers_have_the_second_order(solver):
+    used = context(guided=False)
+
+    def run(steps, solver):
+        grid = timestep_grid_through(steps, 1.0, ())
+        return np.asarray(sample(noise(), used, grid, guided=False, solver=solver))
+
+    exact = run(1000, "pec")
+    errors = {
+        (name, steps): np.sqrt(np.mean((run(steps, name) - exact) ** 2))
+        for name in (solver, "euler")
+        for steps in (20, 40)
+    }
+    assert errors[solver, 20] > 3 * errors[solver, 40]
+    assert errors["euler", 20] < 2.5 * errors["euler", 40]
+    assert errors[solver, 20] < 0.5 * errors["euler", 20]
 
 
 def test_no_steps_leave_the_latents():
@@ -232,7 +308,8 @@ def test_sampling_holds_no_mask_over_queries(monkeypatch):
     monkeypatch.setattr(key_blocks, "may_attend", never)
     pipe, grid = small_pipe(), timestep_grid(11, 3.0)
     lowered = sample_latents.lower(
-        pipe.model, pipe.params, used, noise(), jnp.asarray(grid), jnp.int32(0), jnp.int32(10),
+        pipe.model, pipe.params, used, initial_state(noise()), jnp.asarray(grid), jnp.int32(0),
+        jnp.int32(10),
         guidance(), guided=True, image_branch="none", renorm="global",
     )  # fmt: skip
     queries, slots = G + 2, used.cache.capacity

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from unix_jax.checkpoints.bert import chexbert_table, load_chexbert
+from unix_jax.checkpoints.chexbert_files import chexbert_table, load_chexbert
 from unix_jax.checkpoints.formats.readers import open_tensors
 from unix_jax.errors import CheckpointError, ConfigError
 from unix_jax.models.bert import NO_CLASS, Bert, BertConfig, ReportLabeler, param_shapes

@@ -3,6 +3,7 @@
 JAX's own dense implementation, with the same arguments, stands in for the kernel.
 """
 
+import functools
 from types import SimpleNamespace
 
 import jax
@@ -12,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax._src.cudnn import fused_attention_stablehlo
-from test_attention import block_kinds, random_case
 
+from support.attention_reference import block_kinds, random_case
 from unix_jax.models import attention as attention_module
 from unix_jax.models.attention import attention
 from unix_jax.models.attention.cudnn_attention import has_cudnn_attention
@@ -58,8 +59,13 @@ def test_gives_the_dense_numbers(seed, length, parts, group):
     sizes, kinds = zip(*parts, strict=True)
     case = random_case(seed, 2, length, sizes, kinds, 2, group, 8, np.float16)
     query, blocks, metadata, _, _, mask = case
-    ours = np.asarray(attention(query, blocks, metadata, implementation="cudnn"), np.float32)
-    dense = np.asarray(attention(query, blocks, metadata, implementation="xla"), np.float32)
+
+    def run(name):
+        # As one program: each operation by itself would be compiled for each of the shapes.
+        compiled = jax.jit(functools.partial(attention, implementation=name))
+        return np.asarray(compiled(query, blocks, metadata), np.float32)
+
+    ours, dense = run("cudnn"), run("xla")
     np.testing.assert_allclose(ours, dense, atol=2e-3)
     assert not ours[~mask.any(axis=-1)].any()
 
@@ -73,7 +79,8 @@ def test_gradients_are_those_of_the_dense_one():
             out = attention(query, blocks, metadata, implementation=name)
             return (out.astype(jnp.float32) ** 2).sum()
 
-        return jax.tree.leaves(jax.grad(total, argnums=(0, 1), allow_int=True)(query, blocks))
+        gradient = jax.grad(jax.jit(total), argnums=(0, 1), allow_int=True)
+        return jax.tree.leaves(gradient(query, blocks))
 
     pairs = zip(gradients("cudnn"), gradients("xla"), strict=True)
     # Of the query, two keys and two values; metadata have none.

@@ -12,7 +12,7 @@ import pytest
 from unix_jax.config import DecoderConfig
 from unix_jax.models.attention.cache import KVCache
 from unix_jax.models.attention.mask import CAUSAL, FULL, NOISE, TokenMetadata
-from unix_jax.models.decoder import Decoder, stack_layers, unstack_layers
+from unix_jax.models.decoder import Decoder, unstack_layers
 
 CONFIG = DecoderConfig(
     hidden_size=16,
@@ -49,7 +49,8 @@ def apply(params, streams, info, cache=None, **options):
     positions = tuple(None if m is None else m.position for m in info)
     present = [m for m in info if m is not None]
     joined = jax.tree.map(lambda *x: jnp.concatenate(x, 1), *present)
-    return Decoder(CONFIG, **options).apply({"params": params}, streams, positions, joined, cache)
+    decoder = Decoder(CONFIG, **options)
+    return decoder.apply({"params": params}, streams, positions, joined, cache)[:2]
 
 
 @pytest.fixture(scope="module")
@@ -125,11 +126,23 @@ def test_unrolled_equals_scanned(unstacked, streams, full):
     np.testing.assert_allclose(np.stack(values), full[1][1], atol=2e-5)
 
 
+def stacked(tree, num_layers):
+    """Inverse of `unstack_layers`: layers stacked, kernels [in, out] again."""
+    layers = [tree[f"layers_{i}"] for i in range(num_layers)]
+    rest = {name: value for name, value in tree.items() if not name.startswith("layers_")}
+
+    def stack(path, *leaves):
+        whole = np.stack(leaves)
+        return whole.swapaxes(-1, -2) if path[-1].key == "kernel" else whole
+
+    return {"layers": jax.tree.map_with_path(stack, *layers)} | rest
+
+
 def test_unstack_and_stack_are_inverse(params, unstacked):
     assert sorted(unstacked) == ["layers_0", "layers_1", "norm"]
     kernel = params["layers"]["gen"]["q_proj"]["kernel"]
     np.testing.assert_array_equal(unstacked["layers_1"]["gen"]["q_proj"]["kernel"], kernel[1].T)
-    back = stack_layers(unstacked, CONFIG.num_layers)
+    back = stacked(unstacked, CONFIG.num_layers)
     assert jax.tree.structure(back) == jax.tree.structure(params)
     jax.tree.map(np.testing.assert_array_equal, back, params)
 
@@ -257,7 +270,7 @@ def test_prefill_and_decode_equal_the_full_pass(params, unstacked, streams, full
     step = jax.jit(
         lambda weights, x, position, cache: Decoder(CONFIG, **options).apply(
             {"params": weights}, (x, None), (position, None), None, cache
-        )
+        )[:2]
     )
     rows = np.arange(BATCH)
     for i in range(2):
@@ -269,7 +282,7 @@ def test_prefill_and_decode_equal_the_full_pass(params, unstacked, streams, full
     outputs, _ = jax.jit(
         lambda weights, x, position, cache: Decoder(CONFIG, **options).apply(
             {"params": weights}, (None, x), (None, position), None, cache
-        )
+        )[:2]
     )(weights, gen, IMAGE.position, cache)
     assert outputs[0] is None
     np.testing.assert_allclose(outputs[1][0], full[0][1][0], atol=2e-5)
@@ -279,7 +292,9 @@ def test_prefill_and_decode_equal_the_full_pass(params, unstacked, streams, full
 def test_no_metadata_means_everything_is_seen(params, streams):
     """The path without a mask equals one FULL split with the same positions."""
     positions = (TEXT.position, IMAGE.position)
-    free, _ = jax.jit(lambda p: Decoder(CONFIG).apply({"params": p}, streams, positions))(params)
+    free = jax.jit(lambda p: Decoder(CONFIG).apply({"params": p}, streams, positions))(
+        params
+    ).streams
     full_mode = [
         m.replace(mode=np.full_like(m.mode, FULL), split=m.split * 0) for m in (TEXT, IMAGE)
     ]

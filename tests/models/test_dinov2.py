@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from PIL import Image
 
-from unix_jax.checkpoints.dinov2 import load_dinov2
+from unix_jax.checkpoints.rad_dino_files import load_dinov2
 from unix_jax.models.dinov2 import (
     RAD_DINO_MEAN,
     RAD_DINO_STD,

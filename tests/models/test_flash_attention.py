@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_attention import metadata_of, pack_tokens, packs, temporary_bytes
 
+from support.attention_reference import metadata_of, pack_tokens, packs, temporary_bytes
 from unix_jax.dry_run.topology import topology_devices
 from unix_jax.models import attention as attention_module
 from unix_jax.models.attention import attention

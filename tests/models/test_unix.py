@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from numpy_reference import forward, linear
 
+from support.numpy_reference import forward, linear
 from unix_jax.config import (
     AutoencoderConfig,
     DecoderConfig,
@@ -245,7 +245,7 @@ def test_golden_understanding(tiny, golden, assert_close):
     layout = lay_out([[[VitSplit(), TextSplit(text)]]], tiny.config)
     pixels = np.moveaxis(golden["und.pixel_values"], 1, -1)[:, None]
     batch = TwoStreamBatch(layout.token_ids, layout.und, pixels, layout.vit_index)
-    (und, gen), (keys, values) = tiny.apply("run", batch)
+    (und, gen), (keys, values), _ = tiny.apply("forward", batch)
     assert gen is None
     assert layout.und_sequence[0].tolist() == list(range(22))
     assert_close(und[0, :11], golden["und.image_hidden"])
@@ -271,7 +271,7 @@ def test_golden_velocities(tiny, golden, assert_close):
             timesteps=np.full((1, 16), float(t), np.float32),
             latent_position_ids=layout.latent_position_ids,
         )
-        (_, gen), _ = tiny.apply("run", batch)
+        (_, gen), *_ = tiny.apply("forward", batch)
         assert_close(tiny.apply("velocity", gen)[0], golden[f"gen.velocity.t{t}"])
 
 

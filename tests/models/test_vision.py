@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from numpy_reference import vision as plain_vision
 
+from support.numpy_reference import vision as plain_vision
 from unix_jax.config import VisionConfig
 from unix_jax.models.vision import VisionTransformer
 

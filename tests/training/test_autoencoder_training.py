@@ -9,7 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from unix_jax.config import AutoencoderConfig
+from unix_jax.config import AutoencoderConfig, UniXConfig
+from unix_jax.data.batch import TrainingBatch
+from unix_jax.data.config import DataConfig
 from unix_jax.errors import ConfigError, DataError
 from unix_jax.models.autoencoder import Autoencoder
 from unix_jax.sharding import make_mesh, shard_batch, use_mesh
@@ -26,6 +28,9 @@ from unix_jax.training.autoencoder import (
     random_crops,
     with_latent_statistics,
 )
+from unix_jax.training.config import TrainConfig
+from unix_jax.training.optimizer import OptimizerConfig
+from unix_jax.training.stages import make_stage
 
 CONFIG = AutoencoderConfig(
     ch=32, ch_mult=(1, 1), num_res_blocks=1, attn_resolutions=(), resolution=16,
@@ -207,9 +212,23 @@ def test_crops_are_squares_of_their_own_images():
 
 @pytest.mark.usefixtures("shallow")
 def test_crops_first_then_whole_images(pixels):
-    mixed = make_autoencoder_step(CONFIG, TX, AutoencoderObjective(crop=8, crop_steps=1))
-    first, first_metrics = mixed(initial(), pixels, KEY)
-    second, second_metrics = mixed(first, pixels, KEY)
+    stage = make_stage(
+        TrainConfig(
+            stage="autoencoder",
+            data=DataConfig(source="csv:a", task="generation", vae_images=1),
+            total_steps=2,
+            optimizer=OptimizerConfig(learning_rate=2e-3, b2=0.99, eps=1e-8),
+            autoencoder=AutoencoderObjective(crop=8, crop_steps=1),
+        ),
+        dataclasses.replace(UniXConfig.preset("tiny"), vae=CONFIG),
+        make_mesh(devices=jax.devices()[:1]),
+        2,
+    )
+    fields = {"token_ids": np.zeros((8, 1), np.int32), "und": None, "labels": None}
+    batch = TrainingBatch(**fields, ce_weights=None, vae_pixels=pixels[:, None])
+    start = stage.fresh({"autoencoder": jax.tree.map(np.asarray, initial().params)})
+    first, first_metrics = stage.train_step(1)(start, batch, KEY)
+    second, second_metrics = stage.train_step(2)(first, batch, KEY)
 
     cropped = make_autoencoder_step(CONFIG, TX, AutoencoderObjective(crop=8))
     whole = make_autoencoder_step(CONFIG, TX, AutoencoderObjective())
@@ -250,6 +269,20 @@ def test_perceptual_term(shallow, pixels):
         state, _ = step(state, pixels, KEY)
     _, after = autoencoder_loss(CONFIG, weighed, state.params, pixels, NOISE, features)
     assert float(after["perceptual"]) < float(metrics["perceptual"])
+
+
+def test_a_step_that_is_not_finite_halts_the_state(shallow, pixels):
+    step = make_autoencoder_step(CONFIG, TX)
+    broken = np.where(np.arange(8)[:, None, None, None] == 3, np.nan, pixels)
+    before = leaves(initial())
+    state, metrics = step(initial(), broken, KEY)
+    assert not np.isfinite(metrics["loss"])
+    state, metrics = step(state, pixels, KEY)
+    assert np.isfinite(metrics["loss"])
+    assert state.halted
+    kept = leaves(state.replace(halted=initial().halted))
+    for a, b in zip(kept, before, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_psnr():

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import toy_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from support import toy_run
 from unix_jax import cli
 from unix_jax.checkpoints import native
 from unix_jax.data.config import DataConfig
@@ -20,7 +20,8 @@ from unix_jax.storage.json_file import read_json
 from unix_jax.training import average
 from unix_jax.training.config import TrainConfig, load_config
 from unix_jax.training.kept import export_step, find_step
-from unix_jax.training.stages import describe_validation
+from unix_jax.training.lora import LoraConfig
+from unix_jax.training.stages import Stage
 from unix_jax.training.start import keep_average, recorded_share
 
 DATA = DataConfig(source="nowhere")
@@ -60,7 +61,7 @@ def test_configurations_leave_nothing_of_their_start(name):
     config, _ = load_config(toy_run.ROOT / "configs" / f"{name}.py")
     assert config.preferred == "average"
     assert average.start_share(config.average_decay, 0, config.total_steps) < 1e-15
-    adapted = dataclasses.replace(config, use_lora=True)
+    adapted = dataclasses.replace(config, lora=LoraConfig(rank=4))
     assert adapted.average_decay is None
     assert adapted.preferred == "raw"
 
@@ -75,8 +76,8 @@ def test_configurations_leave_nothing_of_their_start(name):
         ({"ema_decay": 0.5}, 0.5, "average"),
         ({"ema_decay": None}, None, "raw"),
         ({"export": "raw"}, 0.9999, "raw"),
-        ({"use_lora": True}, None, "raw"),
-        ({"use_lora": True, "ema_decay": 0.9999}, 0.9999, "average"),
+        ({"lora": LoraConfig(rank=4)}, None, "raw"),
+        ({"lora": LoraConfig(rank=4), "ema_decay": 0.9999}, 0.9999, "average"),
     ],
 )
 def test_what_is_averaged_and_preferred(options, decay, preferred):
@@ -86,7 +87,7 @@ def test_what_is_averaged_and_preferred(options, decay, preferred):
     assert config.to_dict()["ema_decay"] == decay
 
 
-@pytest.mark.parametrize("options", [{"ema_decay": None}, {"use_lora": True}])
+@pytest.mark.parametrize("options", [{"ema_decay": None}, {"lora": LoraConfig(rank=4)}])
 def test_an_average_that_is_not_kept_is_not_exported(options):
     with pytest.raises(ConfigError, match="export: expected auto or raw where no average is kept"):
         dataclasses.replace(CONFIG, export="average", **options)
@@ -98,6 +99,10 @@ def test_what_is_said_at_the_start():
     assert "4.87e-08 % of the average will be the initial weights" in line
     (line,) = average.describe("raw", 0.9999, 1.0, 0, 40)
     assert line == "the export will hold the weights of step 40"
+    (line,) = average.describe("auto", 0.9999, 1.0, 0, 40)
+    assert "or the raw weights if they validate better" in line
+    (line,) = average.describe("auto", 0.9999, 1.0, 0, 40, compared=False)
+    assert "validate" not in line
     line, warning = average.describe("average", 0.9999, 1.0, 0, 1)
     assert warning.startswith("warning: 10 % of the average will be the initial weights")
     # A run of an earlier version that ends soon after it continues.
@@ -117,7 +122,7 @@ def test_the_share_in_checkpoints_of_earlier_versions():
 
 def test_a_run_keeps_its_average(tmp_path):
     """Earlier versions kept one with LoRA too; `auto` is what the run has."""
-    adapted = dataclasses.replace(CONFIG, use_lora=True)
+    adapted = dataclasses.replace(CONFIG, lora=LoraConfig(rank=4))
     record = tmp_path / "run.json"
     record.write_text(json.dumps({"config": {"ema_decay": 0.9999}}))
     assert keep_average(tmp_path, adapted).average_decay == 0.9999
@@ -133,7 +138,7 @@ def test_a_run_keeps_its_average(tmp_path):
 
 def test_the_losses_are_said_with_their_weights():
     run = types.SimpleNamespace(validated=("average", "raw"))
-    assert describe_validation(run, 30, {"loss": 0.4947, "raw/loss": 0.2587}) == (
+    assert Stage.describe_validation(run, 30, {"loss": 0.4947, "raw/loss": 0.2587}) == (
         "step 30: validation loss 0.4947 (average weights), 0.2587 (raw)"
     )
 
@@ -164,16 +169,6 @@ def test_without_an_average_the_raw_weights_are_exported():
 
 
 # --- runs --------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    return toy_run.make_toy(tmp_path_factory.mktemp("toy"))
-
-
-@pytest.fixture(scope="module")
-def train():
-    return toy_run.load_train()
 
 
 @pytest.fixture(scope="module")
@@ -273,7 +268,7 @@ def test_a_stopped_run_and_a_damaged_checkpoint(toy, train, tmp_path):
 @pytest.mark.slow
 def test_lora_is_not_averaged_unless_asked(toy, train, tmp_path, capsys):
     """`auto` with adapters; the file of the toy asks for an average, so the option resets it."""
-    options = ["--use-lora", "--lora.rank", "2", "--validate-every", "3", "--total-steps", "6"]
+    options = ["--lora.rank", "2", "--validate-every", "3", "--total-steps", "6"]
     one, other = tmp_path / "auto", tmp_path / "asked"
     config = str(toy("understanding"))
     assert train.main([config, "--out", str(one), *options, "--ema-decay", "auto"]) == 0

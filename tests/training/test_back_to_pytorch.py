@@ -8,11 +8,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import toy_run
 import yaml
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
+from support import toy_run
 from unix_jax.checkpoints import native
 from unix_jax.checkpoints.cast import cast
 from unix_jax.checkpoints.export import export_published

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
-from toy_run import MODEL, load_train
 
+from support.toy_run import MODEL, load_train
 from unix_jax.data.config import DataConfig
 from unix_jax.dry_run import hlo, topology
 from unix_jax.dry_run.dry_run import Memory, Report, compile_step, full_row
@@ -224,7 +224,7 @@ def test_autoencoder_step():
     assert report.memory.total > 0
 
 
-@pytest.mark.parametrize("accumulation", [1, 2, 8])
+@pytest.mark.parametrize("accumulation", [1, pytest.param(2, marks=pytest.mark.slow), 8])
 @pytest.mark.parametrize("stage", ["understanding", "generation"])
 def test_validation_takes_no_more_memory_than_training(stage, accumulation):
     data = DATA if stage == "understanding" else GENERATION

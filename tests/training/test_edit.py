@@ -6,9 +6,9 @@ import io
 import jax
 import numpy as np
 import pytest
-import toy_run
 from PIL import Image
 
+from support import toy_run
 from unix_jax.data.collate import collate, load
 from unix_jax.data.config import DataConfig
 from unix_jax.data.records import Record
@@ -16,6 +16,7 @@ from unix_jax.data.samples import record_samples
 from unix_jax.models.unix import UniX, init_params
 from unix_jax.preprocessing.text import Tokenizer
 from unix_jax.training.optimizer import OptimizerConfig, make_optimizer
+from unix_jax.training.parameter_groups import GENERATION
 from unix_jax.training.state import create_state
 from unix_jax.training.step import StepConfig, make_eval_step, make_train_step
 
@@ -59,7 +60,7 @@ def test_the_condition_is_learned():
     given = {"unix": toy_run.random_weights(jax.eval_shape(
         lambda key: init_params(MODEL, key), jax.random.key(0)))}  # fmt: skip
     state = create_state(
-        "generation", tx, jax.random.key(0), given=given, ema=False,
+        GENERATION, tx, jax.random.key(0), given=given, ema=False,
         init={"unix": lambda key: init_params(MODEL, key, boxed=True)},
     )  # fmt: skip
     step = make_train_step(model, StepConfig(), tx, schedule)

@@ -5,29 +5,10 @@ import shutil
 import signal
 
 import pytest
-import toy_run
-from test_train_script import one_error
 
+from support import toy_run
+from support.toy_run import one_error
 from unix_jax.training import checkpoint_store, preemption
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    """stage -> a configuration file."""
-    return toy_run.make_toy(tmp_path_factory.mktemp("toy"))
-
-
-@pytest.fixture(scope="module")
-def train():
-    return toy_run.load_train()
-
-
-@pytest.fixture(scope="module")
-def whole(toy, train, tmp_path_factory):
-    """The directory of an uninterrupted run."""
-    out = tmp_path_factory.mktemp("whole")
-    assert train.main([str(toy("understanding")), "--out", str(out)]) == 0
-    return out
 
 
 def test_a_loss_that_is_not_a_number(toy, train, tmp_path, capsys):
@@ -68,11 +49,11 @@ def test_a_signal_writes_a_checkpoint_and_the_run_goes_on(
     assert f"stopped by {number.name}" in capsys.readouterr().err
     assert (tmp_path / "checkpoints" / "5").is_dir()
     assert train.main(arguments) == 0
-    toy_run.assert_same_run(whole, tmp_path)
+    toy_run.assert_same_run(whole("understanding"), tmp_path)
 
 
 def test_a_truncated_checkpoint(toy, train, whole, tmp_path, capsys):
-    out = shutil.copytree(whole, tmp_path / "run")
+    out = shutil.copytree(whole("understanding"), tmp_path / "run")
     newest = out / "checkpoints" / "8"
     largest = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
     os.truncate(largest, 10)
@@ -80,7 +61,7 @@ def test_a_truncated_checkpoint(toy, train, whole, tmp_path, capsys):
     warning, continuing, *_ = capsys.readouterr().err.splitlines()
     assert warning.startswith("warning: checkpoint of step 8 is damaged")
     assert continuing == f"resuming from {out / 'checkpoints' / '6'}"
-    toy_run.assert_same_run(whole, out)
+    toy_run.assert_same_run(whole("understanding"), out)
 
 
 def test_a_full_disk(toy, train, tmp_path, monkeypatch, capsys):

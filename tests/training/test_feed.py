@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toy_run import MODEL, TOKENIZER, write_pictures
 
+from support.toy_run import MODEL, TOKENIZER, write_pictures
 from unix_jax.data.config import DataConfig
 from unix_jax.data.moments import write_moments
 from unix_jax.data.sources import open_source
@@ -16,6 +16,7 @@ from unix_jax.errors import DataError
 from unix_jax.models import autoencoder
 from unix_jax.preprocessing.text import Tokenizer
 from unix_jax.sharding import make_mesh
+from unix_jax.training import feed as feed_module
 from unix_jax.training.config import TrainConfig, ValidationConfig
 from unix_jax.training.feed import Feed, open_records
 
@@ -74,3 +75,42 @@ def test_a_run_that_validates_on_its_training_records_is_told(tmp_path):
     assert opened(plain, validation=other).warning == ""
     with pytest.raises(DataError, match=r"expected rows of split 'dev', found splits"):
         opened(tmp_path / "split", split="dev")
+
+
+def test_a_process_without_a_batch_goes_along_with_an_infinite_one(tmp_path, monkeypatch):
+    """Nothing is asked of the other processes until all have seen the loss of the same step."""
+    write_pictures(tmp_path / "source", train=6, validate=1)
+    data = DataConfig(
+        source=f"manifest:{tmp_path / 'source'}", rows=1, und_tokens=128, vit_images=1, threads=1
+    )
+    tokenizer = Tokenizer.from_directory(TOKENIZER, MODEL.special_tokens)
+    feed = Feed(data, MODEL, tokenizer, make_mesh(data=1, devices=jax.devices()[:1]))
+    asked = []
+
+    def together(error):
+        asked.append(error)
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(feed_module.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(feed_module, "raise_together", together)
+    good = next(feed)
+    second = next(feed)
+    assert asked == [None]
+    feed._iterator.close()
+    original = feed._iterator
+
+    class Broken:
+        def __next__(self):
+            raise DataError("data: too many broken images")
+
+    feed._iterator = Broken()
+    for _ in range(2):
+        bad = next(feed)
+        assert asked == [None]
+        assert np.isinf(bad.batch.ce_weights).all()
+        np.testing.assert_array_equal(bad.host.token_ids, second.host.token_ids)
+        assert bad.batch.und.segment.shape == good.batch.und.segment.shape
+    with pytest.raises(DataError, match="too many broken images"):
+        feed.raise_errors()
+    original.close()

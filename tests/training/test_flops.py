@@ -10,11 +10,13 @@ import pytest
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.interpreters.partial_eval import dce_jaxpr
 
+from support import toy_unet
 from unix_jax.config import AutoencoderConfig, DecoderConfig, UniXConfig, VisionConfig
 from unix_jax.data.batch import TrainingBatch
 from unix_jax.models.attention.mask import TokenMetadata
 from unix_jax.models.autoencoder import Autoencoder
 from unix_jax.models.dinov2 import Dinov2, Dinov2Config, encoder_size
+from unix_jax.models.packed_images import PackedImages
 from unix_jax.models.unix import TwoStreamBatch, UniX, param_shapes
 from unix_jax.training import flops
 
@@ -179,3 +181,40 @@ def test_utilisation_of_unknown_and_known_devices():
 
     assert flops.utilisation(989e12, 2.0, 1, Device()) == 0.5
     assert flops.utilisation(1.0, 1.0, 1, jax.devices()[0]) is None
+
+
+# Each level has its own sizes; one has no attention.
+BACKBONES = [
+    toy_unet.BACKBONE,
+    dataclasses.replace(
+        toy_unet.BACKBONE, widths=(16, 24, 40), attention=(False, True, True), layers=(1, 2, 1),
+        depths=(1, 2, 1),
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("backbone", BACKBONES, ids=["two levels", "three levels"])
+def test_unet_flops(backbone):
+    config = dataclasses.replace(toy_unet.CONFIG, generation=backbone)
+    batch, model = toy_unet.make_batch(2, 1), UniX(config)
+    # All und tokens are seen in the program; those of the text and the two edges are counted.
+    counts = flops.count(batch, config)
+    assert (counts.latent_images, counts.vae_images) == (2, 0)
+    seen = batch.token_ids.shape[1]
+    counts = dataclasses.replace(counts, gen_und_pairs=counts.gen_tokens * seen)
+
+    def velocity(params, *, alone=False):
+        latents = jnp.zeros((2, math.prod(toy_unet.GRID), config.latent_channels))
+        streams = TwoStreamBatch(
+            token_ids=batch.token_ids, und=batch.und, gen=None if alone else batch.gen,
+            latents=latents, timesteps=latents[..., 0],
+            images=PackedImages(jnp.asarray(batch.latent_index), 1, toy_unet.GRID),
+        )  # fmt: skip
+        return model.apply({"params": params}, streams, method=UniX.predict)
+
+    def traced(**options):
+        jaxpr = jax.make_jaxpr(lambda p: velocity(p, **options))(param_shapes(config))
+        return product_flops(jaxpr.jaxpr)
+
+    expected = traced() - traced(alone=True)
+    assert flops.unet_flops(config, counts) == pytest.approx(expected, rel=0.02)

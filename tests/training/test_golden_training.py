@@ -24,7 +24,8 @@ from unix_jax.parity.golden_training import (
 from unix_jax.preprocessing.flow import shift_timestep
 from unix_jax.preprocessing.layout import TextSplit, VaeSplit, VitSplit, lay_out, stream_lengths
 from unix_jax.sharding import make_mesh, param_shardings, shard_batch, use_mesh
-from unix_jax.training.losses import LossConfig, count_totals, loss_terms, reduce_losses
+from unix_jax.training.draws import FlowDraw
+from unix_jax.training.losses import LossConfig, count_totals, loss_and_terms
 
 GOLDEN = "tests/golden/tiny"
 ROWS = 8  # five samples and three empty rows, so that the mesh divides them
@@ -96,8 +97,10 @@ def inputs(expected):
 def gradients_of(params, inputs, totals, config):
     def total(params):
         batch, latents, noise, timesteps = inputs
-        terms = loss_terms(UniX(config), {"unix": params}, batch, latents, noise, timesteps, CONFIG)
-        loss, _ = reduce_losses(terms, batch, totals, CONFIG)
+        drawn = FlowDraw(latents, noise, timesteps)
+        loss, _, terms = loss_and_terms(
+            UniX(config), {"unix": params}, batch, drawn, totals, CONFIG
+        )
         return loss, (terms.ce, terms.squared_error)
 
     return jax.value_and_grad(total, has_aux=True)(params)

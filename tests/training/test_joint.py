@@ -7,9 +7,9 @@ import json
 import jax
 import numpy as np
 import pytest
-import toy_run
 from PIL import Image
 
+from support import toy_run
 from unix_jax.data.collate import collate, load
 from unix_jax.data.config import DataConfig
 from unix_jax.data.mixture import MixedRecords, Part
@@ -22,6 +22,7 @@ from unix_jax.preprocessing.text import Tokenizer
 from unix_jax.training.config import TrainConfig, ValidationConfig
 from unix_jax.training.flops import count, step_flops
 from unix_jax.training.optimizer import OptimizerConfig, make_optimizer
+from unix_jax.training.parameter_groups import JOINT
 from unix_jax.training.state import create_state
 from unix_jax.training.step import StepConfig, make_eval_step
 
@@ -29,17 +30,6 @@ UND, GEN = "understanding:csv:a", "generation:csv:b"
 DATA = DataConfig(
     source=f"{UND} + {GEN}", und_tokens=64, vit_images=2, vae_images=3, vae_height=8, vae_width=8
 )
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    """stage -> a configuration file."""
-    return toy_run.make_toy(tmp_path_factory.mktemp("toy"))
-
-
-@pytest.fixture(scope="module")
-def train():
-    return toy_run.load_train()
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +142,7 @@ def test_each_loss_is_divided_by_its_own_tokens():
     tx, _ = make_optimizer(OptimizerConfig())
     params = toy_run.random_weights(unix.param_shapes(config))
     init = {"unix": lambda key: unix.init_params(config, key, boxed=True)}
-    state = create_state("all", tx, jax.random.key(0), given={"unix": params}, ema=False, init=init)
+    state = create_state(JOINT, tx, jax.random.key(0), given={"unix": params}, ema=False, init=init)
     evaluate = make_eval_step(unix.UniX(config), StepConfig())
     both = losses([und], [gen], [], [])
     only_und, only_gen = losses([und], [], [], []), losses([], [gen], [], [])

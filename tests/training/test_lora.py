@@ -5,13 +5,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from training_toy import CONFIG, init_unix, make_batch, named, unix_params
 
+from support.toy_batches import CONFIG, init_unix, make_batch, named, unix_params
 from unix_jax.errors import ConfigError
 from unix_jax.models.unix import TwoStreamBatch, UniX
 from unix_jax.training.lora import LoraConfig, init_lora, merge_lora
 from unix_jax.training.losses import LossConfig
 from unix_jax.training.optimizer import OptimizerConfig, make_optimizer
+from unix_jax.training.parameter_groups import UNDERSTANDING
 from unix_jax.training.state import create_state
 from unix_jax.training.step import StepConfig, make_eval_step, make_train_step
 
@@ -66,9 +67,7 @@ def test_only_adapters_are_trained_and_the_merged_export_equals():
     model = UniX(CONFIG)
     config = StepConfig(LossConfig(ce_chunk=8), lora=lora)
     init = {"unix": init_unix, "lora": lambda key: init_lora(lora, CONFIG, key)}
-    state = create_state(
-        "understanding", tx, KEY, init=init, given={"unix": unix_params()}, lora=True
-    )
+    state = create_state(UNDERSTANDING, tx, KEY, init=init, given={"unix": unix_params()})
     assert set(state.trained) == {"lora"}
     assert len(jax.tree.leaves(state.opt_state)) == 2 * 4 + 2
     step = make_train_step(model, config, tx, schedule)
@@ -83,7 +82,7 @@ def test_only_adapters_are_trained_and_the_merged_export_equals():
     exported = merge_lora(state.frozen["unix"], state.trained["lora"], lora)
     plain_tx, _ = make_optimizer(OptimizerConfig())
     plain = create_state(
-        "understanding", plain_tx, KEY, init={"unix": init_unix}, given={"unix": exported}
+        UNDERSTANDING, plain_tx, KEY, init={"unix": init_unix}, given={"unix": exported}
     )
     plain_evaluate = make_eval_step(model, StepConfig(LossConfig(ce_chunk=8)))
     assert float(plain_evaluate(plain, batch, KEY)["loss"]) == pytest.approx(adapted, rel=1e-6)
@@ -115,7 +114,7 @@ def test_gradients_reach_the_adapters_alone(adapters):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"rank": 0}, "rank: expected at least 1, found 0"),
+        ({"rank": -1}, "rank: expected at least 0, found -1"),
         ({"targets": ("lm_head",)}, "targets: expected some of"),
         ({"streams": ()}, "streams: expected some of"),
     ],

@@ -6,21 +6,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from training_toy import CONFIG, SIDE, TOKENS, make_batch, unix_params
 
+from support.toy_batches import CONFIG, SIDE, TOKENS, make_batch, unix_params
 from unix_jax.errors import ConfigError
 from unix_jax.models import autoencoder
 from unix_jax.models.autoencoder import Autoencoder
 from unix_jax.models.embeddings import patchify
+from unix_jax.models.packed_images import to_images, to_stream
 from unix_jax.models.unix import UniX
 from unix_jax.training.cross_entropy import chunked_cross_entropy
-from unix_jax.training.draws import draw_flow, to_images, to_stream
+from unix_jax.training.draws import draw_flow
 from unix_jax.training.losses import (
     LossConfig,
-    LossTerms,
+    _weighted_mean,
     count_totals,
-    loss_terms,
-    reduce_losses,
+    loss_and_terms,
+    unix_loss,
 )
 
 MODEL = UniX(CONFIG)
@@ -136,8 +137,11 @@ def batch():
     return make_batch(8)
 
 
+compiled_draw = jax.jit(draw_flow, static_argnums=0)
+
+
 def draw(batch, row_ids, seed=0, params=None):
-    return draw_flow(MODEL, params or {}, batch, jax.random.key(seed), jnp.asarray(row_ids))
+    return compiled_draw(MODEL, params or {}, batch, jax.random.key(seed), jnp.asarray(row_ids))
 
 
 def rows_of(tree, rows):
@@ -251,29 +255,31 @@ def test_tokens_of_odd_grids_drop_the_last_row_and_column():
 # ----------------------------------------------------------------------------- losses
 
 
+CE_AND_MSE = LossConfig(2.0, 3.0, ce_chunk=4)
+
+
 @pytest.fixture(scope="module")
 def losses(batch):
-    """(terms, totals) of all rows, and a function of some rows alone."""
+    """(loss, metrics, terms) of all rows, and what was drawn for them."""
     drawn = draw(batch, range(8))
     params = {"unix": unix_params()}
 
     @jax.jit
-    def terms(batch, latents, noise, timesteps):
-        return loss_terms(MODEL, params, batch, latents, noise, timesteps, LossConfig(ce_chunk=4))
+    def function(batch, drawn):
+        return loss_and_terms(MODEL, params, batch, drawn, count_totals(batch), CE_AND_MSE)
 
-    return terms(batch, drawn.latents, drawn.noise, drawn.timesteps), drawn
+    return function(batch, drawn), drawn
 
 
 def test_velocity_is_towards_noise(batch, losses):
-    terms, drawn = losses
+    (_, _, terms), drawn = losses
     velocity = MODEL.apply({"params": unix_params()}, terms.gen, method=UniX.velocity)
     expected = np.square(velocity - (drawn.noise - drawn.latents))
     np.testing.assert_allclose(terms.squared_error, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_losses_are_weighted_means(batch, losses):
-    terms, _ = losses
-    loss, parts = reduce_losses(terms, batch, count_totals(batch), LossConfig(2.0, 3.0))
+    (loss, parts, terms), _ = losses
     ce = (batch.ce_weights * terms.ce).sum() / batch.ce_weights.sum()
     error = np.asarray(terms.squared_error).mean(axis=-1)
     mse = (batch.mse_weights * error).sum() / batch.mse_weights.sum()
@@ -284,15 +290,25 @@ def test_losses_are_weighted_means(batch, losses):
 
 
 def test_shares_of_unequal_rows_add_up(batch, losses):
-    """Not the mean of the parts' means: rows have different numbers of tokens."""
-    terms, _ = losses
-    totals, config = count_totals(batch), LossConfig()
-    whole, _ = reduce_losses(terms, batch, totals, config)
+    """Not the mean of the parts' means: rows have different numbers of tokens.
+
+    A row draws the same noise in every part, and the public loss of the whole is that sum.
+    """
+    params, key = {"unix": unix_params()}, jax.random.key(0)
+
+    @jax.jit
+    def share(rows, row_ids, totals):
+        return unix_loss(MODEL, params, rows, key, CE_AND_MSE, row_ids=row_ids, totals=totals)[0]
+
+    totals = count_totals(batch)
     shares = [
-        reduce_losses(rows_of(terms, rows), rows_of(batch, rows), totals, config)[0]
+        share(rows_of(batch, rows), jnp.asarray(rows), totals)
         for rows in ([0], [1, 2], [3, 4, 5, 6, 7])
     ]
+    whole, metrics = jax.jit(lambda: unix_loss(MODEL, params, batch, key, CE_AND_MSE))()
     np.testing.assert_allclose(sum(shares), whole, rtol=1e-6)
+    np.testing.assert_allclose(whole, losses[0][0], rtol=1e-6)
+    assert set(metrics) == {"ce", "mse", "repa"}
 
 
 def test_counts(batch):
@@ -304,41 +320,36 @@ def test_counts(batch):
     assert count_totals(batch.replace(mse_weights=None, noised=None)).mse == 0
 
 
-def test_places_without_a_loss_may_hold_anything(batch):
+def test_positions_without_a_loss_may_hold_anything(batch):
     ce = np.where(batch.ce_weights > 0, 1.0, np.inf).astype(np.float32)
-    terms = LossTerms(jnp.asarray(ce), None, None, None, None)
-    loss, _ = reduce_losses(terms, batch, count_totals(batch), LossConfig())
-    np.testing.assert_allclose(loss, 1.0, rtol=1e-6)
+    total = count_totals(batch).ce
+    np.testing.assert_allclose(
+        _weighted_mean(jnp.asarray(ce), batch.ce_weights, total), 1.0, rtol=1e-6
+    )
 
 
 def test_no_tokens_give_no_loss(batch):
-    empty = batch.replace(ce_weights=0 * batch.ce_weights)
-    terms = LossTerms(jnp.ones(batch.labels.shape), None, None, None, None)
-    assert reduce_losses(terms, empty, count_totals(empty), LossConfig())[0] == 0
+    none = 0 * batch.ce_weights
+    assert _weighted_mean(jnp.ones(batch.labels.shape), none, jnp.float32(0)) == 0
 
 
 def test_a_loss_of_weight_0_is_not_computed(batch):
     def terms(config):
-        drawn = draw(batch, range(8))
+        drawn, params = draw(batch, range(8)), {"unix": unix_params()}
         return jax.eval_shape(
-            lambda: loss_terms(
-                MODEL, {"unix": unix_params()}, batch, drawn.latents, drawn.noise,
-                drawn.timesteps, config,
-            )
-        )  # fmt: skip
+            lambda: loss_and_terms(MODEL, params, batch, drawn, count_totals(batch), config)
+        )[2]
 
     assert terms(LossConfig(ce_weight=0)).ce is None
     assert terms(LossConfig(mse_weight=0)).squared_error is None
-    with pytest.raises(ValueError, match="repa: expected a function"):
-        terms(LossConfig(repa_weight=0.5))
+    assert terms(LossConfig()).repa is None
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"ce_weight": -1.0}, "ce_weight: expected at least 0, found -1.0"),
-        ({"repa_weight": float("nan")}, "repa_weight: expected at least 0, found nan"),
-        ({"repa_layer": 0}, "repa_layer: expected at least 1, found 0"),
+        ({"mse_weight": float("nan")}, "mse_weight: expected at least 0, found nan"),
         ({"ce_chunk": 0}, "ce_chunk: expected at least 1, found 0"),
     ],
 )

@@ -11,6 +11,7 @@ import types
 import numpy as np
 import pytest
 
+from unix_jax.commands.progress import ProgressLine, _duration
 from unix_jax.training.metrics import (
     FIELDS,
     METRICS_FILE,
@@ -22,7 +23,6 @@ from unix_jax.training.metrics import (
     Window,
 )
 from unix_jax.training.preemption import StopRequest
-from unix_jax.training.progress import ProgressLine, _duration
 
 
 def lines(directory, name=METRICS_FILE):

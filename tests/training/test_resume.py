@@ -1,6 +1,5 @@
 """A run that was interrupted equals the uninterrupted one to the bit."""
 
-import functools
 import os
 import random
 import signal
@@ -9,38 +8,9 @@ import time
 
 import numpy as np
 import pytest
-import toy_run
 
+from support import toy_run
 from unix_jax.training import feed
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    """stage -> a configuration file."""
-    return toy_run.make_toy(tmp_path_factory.mktemp("toy"))
-
-
-@pytest.fixture(scope="module")
-def train():
-    return toy_run.load_train()
-
-
-@pytest.fixture(scope="module")
-def whole(toy, train, tmp_path_factory):
-    """stage -> the directory of an uninterrupted run."""
-
-    @functools.cache
-    def run(stage):
-        out = tmp_path_factory.mktemp("whole")
-        assert train.main([str(toy(stage)), "--out", str(out)]) == 0
-        return out
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("compiled")
 
 
 def crash_at(monkeypatch, batch):
@@ -98,15 +68,15 @@ def test_another_mesh_continues_the_curve(toy, train, tmp_path):
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
 
 
-def kill_and_restart(config, out, cache, kills, longest, seed):
+def kill_and_restart(config, out, kills, longest, seed, **environment):
     """Kills the run at `kills` random moments, then lets it end; says at which steps it went on."""
     moments = random.Random(seed)
     for _ in range(kills):
-        process = toy_run.launch([config, "--out", out], cache)
+        process = toy_run.launch([config, "--out", out], **environment)
         time.sleep(moments.uniform(0.3, 1) * longest)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    process = toy_run.launch([config, "--out", out], cache)
+    process = toy_run.launch([config, "--out", out], **environment)
     _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     return errors
@@ -114,7 +84,7 @@ def kill_and_restart(config, out, cache, kills, longest, seed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["understanding", "generation", "joint"])
-def test_ten_kills_at_random_moments(stage, toy, tmp_path, cache):
+def test_ten_kills_at_random_moments(stage, toy, tmp_path):
     """30 in all: `pytest -m slow tests/training/test_resume.py -k kills`.
 
     A checkpoint is written at every step, so that many kills fall into the writing of one.
@@ -122,40 +92,42 @@ def test_ten_kills_at_random_moments(stage, toy, tmp_path, cache):
     text = toy(stage).read_text().replace("checkpoint_every=3", "checkpoint_every=1")
     config = tmp_path / "config.py"
     config.write_text(text.replace("total_steps=8", "total_steps=60"))
+    # A kill may leave half a program, which other tests must not find.
+    own = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
     whole = tmp_path / "whole"
     started = time.monotonic()
     for _ in range(2):
         # The first one compiles.
-        process = toy_run.launch([config, "--out", whole], cache)
+        process = toy_run.launch([config, "--out", whole], **own)
         _, errors = process.communicate(timeout=600)
         assert process.returncode == 0, errors
     # From the start of the second run, which had nothing to do: what a process takes to get going.
     started = time.monotonic()
     timed = tmp_path / "timed"
-    toy_run.launch([config, "--out", timed], cache).communicate(timeout=600)
+    toy_run.launch([config, "--out", timed], **own).communicate(timeout=600)
     longest = time.monotonic() - started
     broken = tmp_path / "broken"
-    kill_and_restart(config, broken, cache, kills=10, longest=longest, seed=len(stage))
+    kill_and_restart(config, broken, kills=10, longest=longest, seed=len(stage), **own)
     toy_run.assert_same_run(whole, timed)
     toy_run.assert_same_run(whole, broken)
 
 
-def launch_two(arguments, cache):
+def launch_two(arguments):
     """Two processes of one device each, which find each other over the loopback."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     together = ["--distributed.coordinator", f"localhost:{port}", "--distributed.num-processes", 2]
     return [
-        toy_run.launch([*arguments, *together, "--distributed.process-id", rank], cache)
+        toy_run.launch([*arguments, *together, "--distributed.process-id", rank])
         for rank in range(2)
     ]
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_of_two_processes_stops_both(toy, tmp_path, cache):
+def test_a_signal_to_one_of_two_processes_stops_both(toy, tmp_path):
     arguments = [toy("generation"), "--out", tmp_path, "--mesh", "data=2"]
-    processes = launch_two([*arguments, "--total-steps", 100_000], cache)
+    processes = launch_two([*arguments, "--total-steps", 100_000])
     while not (tmp_path / "metrics.jsonl").exists() or not toy_run.metrics(tmp_path):
         assert processes[0].poll() is None
         time.sleep(0.5)
@@ -168,7 +140,7 @@ def test_a_signal_to_one_of_two_processes_stops_both(toy, tmp_path, cache):
 
 
 @pytest.mark.slow
-def test_broken_images_of_one_of_two_processes_stop_both(toy, tmp_path, cache):
+def test_broken_images_of_one_of_two_processes_stop_both(toy, tmp_path):
     source = toy_run.write_pictures(tmp_path / "data", train=40)
     file = source / "images" / "007.png"
     file.write_bytes(file.read_bytes()[:60])
@@ -176,7 +148,7 @@ def test_broken_images_of_one_of_two_processes_stop_both(toy, tmp_path, cache):
     options += ["--data.max-broken-fraction", 0, "--mesh", "data=2", "--total-steps", 1000]
     arguments = [toy("understanding"), "--out", tmp_path / "run", *options]
     found = []
-    for process in launch_two(arguments, cache):
+    for process in launch_two(arguments):
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 1, errors
         found.append(errors.splitlines()[-1])
@@ -188,14 +160,14 @@ def test_broken_images_of_one_of_two_processes_stop_both(toy, tmp_path, cache):
 
 
 @pytest.mark.slow
-def test_two_processes_give_what_one_gives(toy, tmp_path, cache):
+def test_two_processes_give_what_one_gives(toy, tmp_path):
     config = str(toy("generation"))
     one, two = tmp_path / "one", tmp_path / "two"
     options = ["--mesh", "data=2", "--validate-every", "4", "--preview-every", "8"]
-    process = toy_run.launch([config, "--out", one, *options], cache, devices=2)
+    process = toy_run.launch([config, "--out", one, *options], devices=2)
     _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
-    processes = launch_two([config, "--out", two, *options], cache)
+    processes = launch_two([config, "--out", two, *options])
     for process in processes:
         _, errors = process.communicate(timeout=600)
         assert process.returncode == 0, errors

@@ -6,28 +6,20 @@ import os
 import shutil
 
 import pytest
-import toy_run
-from test_train_script import one_error
-from test_training_checkpoint import content
 
+from support import toy_run
+from support.files import content
+from support.toy_run import one_error
 from unix_jax.checkpoints.run_files import write_listing
 from unix_jax.data.config import DataConfig
 from unix_jax.errors import ConfigError
 from unix_jax.training.config import TrainConfig
+from unix_jax.training.lora import LoraConfig
+from unix_jax.training.optimizer import OptimizerConfig
+from unix_jax.training.repa import RepaConfig
 from unix_jax.training.resuming import RULES, Change, Rule, changes, extended_history, settings
 
 CONFIG = TrainConfig("understanding", DataConfig(), 10, init="start", ema_decay=0.9)
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    """stage -> a configuration file."""
-    return toy_run.make_toy(tmp_path_factory.mktemp("toy"))
-
-
-@pytest.fixture(scope="module")
-def train():
-    return toy_run.load_train()
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +66,8 @@ def test_each_setting_by_its_rule(name, tmp_path):
     now, rule = dict(settings(recorded()))[name], RULES[name]
     before = recorded(**{name: other(now)})
     switched_off = rule is Rule.SWITCH and not now
-    if rule is Rule.FIXED or switched_off or (rule is Rule.ORIGIN and now):
+    fixed = rule in (Rule.FIXED, Rule.ENCODER)
+    if fixed or switched_off or (rule is Rule.ORIGIN and now):
         with pytest.raises(ConfigError, match=f"{name}: expected .*, found .*name another --out"):
             changes(before, CONFIG, tmp_path, None)
         return
@@ -126,6 +119,50 @@ def test_where_a_run_started_from(tmp_path, monkeypatch):
         found("/other")
 
 
+def test_records_of_earlier_versions(tmp_path):
+    """The settings of before the optimiser's name, with REPA and adapters in several places."""
+
+    def old(config, **fields):
+        values = config.to_dict()
+        for name in ("trainable", "total_epochs", "total_samples", "evals"):
+            del values[name]
+        for name in ("name", "weight_decay_on", "learning_rate_factors", "decay_fraction"):
+            del values["optimizer"][name]
+        values["optimizer"]["total_steps"] = values["total_steps"]
+        repa = values["repa"]
+        values |= {"use_lora": False, "rad_dino": repa.pop("encoder")}
+        values["losses"] |= {
+            "repa_weight": repa.pop("weight") if values["rad_dino"] else 0.0,
+            "repa_layer": repa.pop("layer"),
+        }
+        repa.pop("weight", None)
+        values["lora"]["rank"] = 16
+        return json.loads(json.dumps(values | fields))
+
+    assert changes(old(CONFIG), CONFIG, tmp_path, None) == []
+    adapted = dataclasses.replace(CONFIG, lora=LoraConfig(rank=16), ema_decay=0.9)
+    before = old(adapted, use_lora=True)
+    assert changes(before, adapted, tmp_path, None) == []
+    with pytest.raises(ConfigError, match=r"lora.rank: expected 0, found 16"):
+        changes(old(CONFIG), adapted, tmp_path, None)
+    lion = dataclasses.replace(CONFIG, optimizer=OptimizerConfig(name="lion"))
+    with pytest.raises(ConfigError, match=r"optimizer.name: expected 'adamw', found 'lion'"):
+        changes(old(CONFIG), lion, tmp_path, None)
+    data = DataConfig(source="csv:a", task="generation", vae_images=1)
+    aligned = TrainConfig("generation", data, 3, repa=RepaConfig("encoder", 0.25, 3))
+    assert changes(old(aligned), aligned, tmp_path, None) == []
+    stronger = dataclasses.replace(aligned, repa=RepaConfig("encoder", 0.5, 3))
+    found = changes(old(aligned), stronger, tmp_path, None)
+    assert found == [Change("repa.weight", 0.25, 0.5)]
+    for repa, message in (
+        (RepaConfig("other", 0.25, 3), "repa.encoder: expected 'encoder', found 'other'"),
+        (RepaConfig(None, 0.25, 3), "repa.encoder: expected 'encoder', found None"),
+        (RepaConfig("encoder", 0.25, 4), "repa.layer: expected 3, found 4"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            changes(old(aligned), dataclasses.replace(aligned, repa=repa), tmp_path, None)
+
+
 def test_history_of_steps_that_are_repeated():
     entry = {"step": 6, "option": "optimizer.b1", "old": 0.9, "new": 0.8, "time": "then"}
     found = extended_history([entry], 3, [Change("data.rows", 2, 4)], "now")
@@ -142,7 +179,7 @@ def test_history_of_steps_that_are_repeated():
     ("options", "expected"),
     [
         (["--seed", "6"], "seed: expected 0, found 6"),
-        (["--use-lora", "--lora.alpha", "512"], "lora.alpha: expected 32.0, found 512.0"),
+        (["--lora.rank", "4"], "lora.rank: expected 0, found 4"),
         (["--init", "elsewhere"], "found 'elsewhere'"),
         (["--model.preset", "nano"], "model.preset: expected 'published', found 'nano'"),
         (["--model.tokenizer", "elsewhere"], "model.tokenizer: expected None, found 'elsewhere'"),
@@ -178,13 +215,14 @@ def test_said_and_recorded(toy, train, run, capsys):
     assert json.loads((run / "run.json").read_text())["history"] == record["history"]
 
 
-def test_a_run_of_an_older_version_resumes(toy, train, run):
+def test_a_run_of_an_older_version_resumes(toy, train, run, whole):
     record = json.loads((run / "run.json").read_text())
     for name in ("history", "started", "working_directory"):
         del record[name]
     del record["config"]["previews"]
     (run / "run.json").write_text(json.dumps(record))
     assert train.main([str(toy("understanding")), "--out", str(run)]) == 0
+    toy_run.assert_same_run(run, whole("understanding"))
 
 
 # --- the data ----------------------------------------------------------------------------------
@@ -248,6 +286,10 @@ def test_another_plan(toy, train, run, capsys):
     error = refused(train, capsys, run, *config)
     assert "data.und_tokens: expected 128, found 140" in error
     assert train.main([*config, "--restart-data"]) == 0
+    said = capsys.readouterr().err
+    assert "the order of the data begins anew: " in said
+    assert "data.und_tokens: expected 128, found 140" in said
+    assert [line["step"] for line in toy_run.metrics(run)] == [2, 4, 6, 8]
 
 
 def test_data_of_an_older_version(toy, train, run, capsys):
@@ -271,7 +313,7 @@ def test_what_is_left_out_is_said_and_counted(toy, train, tmp_path, capsys):
     said = capsys.readouterr().err.splitlines()
     (first,) = [line for line in said if line.startswith("left out: ")]
     assert "images/00" in first
-    assert first.endswith("und tokens where a row holds 60")
+    assert first.endswith("und tokens but a row has at most 60")
     last = toy_run.metrics(tmp_path / "run")[-1]
     assert last["epoch"] > 1
     assert last["skipped_too_long"] > 1

@@ -8,10 +8,10 @@ import signal
 from pathlib import Path
 
 import pytest
-import toy_run
-from test_train_script import one_error
-from test_training_checkpoint import content
 
+from support import toy_run
+from support.files import content
+from support.toy_run import one_error
 from unix_jax.checkpoints import native, run_files
 from unix_jax.checkpoints.run_export import resolve_checkpoint
 from unix_jax.errors import CheckpointError
@@ -21,28 +21,9 @@ from unix_jax.training import feed
 IMAGES = Path(__file__).parents[2] / "examples" / "cxr" / "images"
 
 
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    """stage -> a configuration file."""
-    return toy_run.make_toy(tmp_path_factory.mktemp("toy"))
-
-
-@pytest.fixture(scope="module")
-def train():
-    return toy_run.load_train()
-
-
-@pytest.fixture(scope="module")
-def whole(toy, train, tmp_path_factory):
-    """The directory of a finished run of 8 steps, with checkpoints of steps 6 and 8."""
-    out = tmp_path_factory.mktemp("whole")
-    assert train.main([str(toy("understanding")), "--out", str(out)]) == 0
-    return out
-
-
 @pytest.fixture
 def run(whole, tmp_path):
-    return shutil.copytree(whole, tmp_path / "run")
+    return shutil.copytree(whole("understanding"), tmp_path / "run")
 
 
 def damage(step):
@@ -72,7 +53,10 @@ def test_all_checkpoints_damaged(toy, train, run, capsys):
         (["checkpoints"], "the weights of a finished run in"),
         (["checkpoints", "export"], "metrics.jsonl of 8 steps"),
         (["run.json"], "expected run.json beside its checkpoints"),
-        (["run.json", "checkpoints"], "found export, metrics.jsonl, frozen, tokenizer without"),
+        (
+            ["run.json", "checkpoints"],
+            "found export, metrics.jsonl, frozen, tokenizer, parameters.txt without",
+        ),
     ],
 )
 def test_no_checkpoint_is_not_a_new_run(toy, train, run, capsys, lost, expected):
@@ -126,7 +110,7 @@ def test_a_kill_before_the_first_checkpoint(toy, train, whole, tmp_path, monkeyp
     (tmp_path / "notes.txt").touch()
     (tmp_path / ".metrics.jsonl.0123456789abcdef.tmp").touch()
     assert train.main(arguments) == 0
-    toy_run.assert_same_run(whole, tmp_path)
+    toy_run.assert_same_run(whole("understanding"), tmp_path)
     assert (tmp_path / "notes.txt").exists()
     assert not list(tmp_path.glob(".*"))
     assert not (tmp_path / LOCK_FILE).exists()
@@ -142,11 +126,10 @@ def test_an_export_that_was_being_replaced(toy, train, run):
     assert (run / ".export-old").exists()
 
 
-def test_two_runs_on_one_directory(toy, train, whole, tmp_path, tmp_path_factory, capsys):
+def test_two_runs_on_one_directory(toy, train, whole, tmp_path, capsys):
     """The second is refused, and the first ends as if it were alone."""
-    cache = tmp_path_factory.mktemp("compiled")
     arguments = [str(toy("understanding")), "--out", str(tmp_path)]
-    first = toy_run.launch(arguments, cache)
+    first = toy_run.launch(arguments)
     while not (tmp_path / LOCK_FILE).exists():
         assert first.poll() is None
     error = one_error(train, capsys, *arguments)
@@ -160,25 +143,23 @@ def test_two_runs_on_one_directory(toy, train, whole, tmp_path, tmp_path_factory
     first.send_signal(signal.SIGCONT)
     _, errors = first.communicate(timeout=300)
     assert first.returncode == 0, errors
-    toy_run.assert_same_run(whole, tmp_path)
+    toy_run.assert_same_run(whole("understanding"), tmp_path)
     assert not (tmp_path / LOCK_FILE).exists()
 
 
-def test_a_killed_run_leaves_no_lock_that_holds(toy, train, whole, tmp_path, tmp_path_factory):
-    cache = tmp_path_factory.mktemp("compiled")
+def test_a_killed_run_leaves_no_lock_that_holds(toy, train, whole, tmp_path, capsys):
     arguments = [str(toy("understanding")), "--out", str(tmp_path)]
-    first = toy_run.launch(arguments, cache)
+    first = toy_run.launch(arguments)
     while not (tmp_path / "checkpoints" / "3").exists():
         assert first.poll() is None
     first.kill()
     first.communicate()
     assert (tmp_path / LOCK_FILE).exists()
-    second = toy_run.launch(arguments, cache)
-    _, errors = second.communicate(timeout=300)
-    assert second.returncode == 0, errors
+    assert train.main(arguments) == 0
+    errors = capsys.readouterr().err
     assert f"process {first.pid} on " in errors
     assert "has ended" in errors.splitlines()[0]
-    toy_run.assert_same_run(whole, tmp_path)
+    toy_run.assert_same_run(whole("understanding"), tmp_path)
 
 
 def test_where_a_checkpoint_is_expected_the_export_of_a_run_is_meant(run, tmp_path):
@@ -209,6 +190,10 @@ def test_commands_take_the_directory_of_a_run(run, tmp_path, capsys):
     assert ends(main, "info", run, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found == json.loads((run / "export" / "config.json").read_text())
+    assert ends(main, "info", run) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "CRC-32 of every file" in printed
+    assert "weights of step 8" in printed
     assert ends(convert, "cast", run, tmp_path / "cast") == 0
     assert native.is_checkpoint(tmp_path / "cast")
     assert ends(convert, "export", run, tmp_path / "published") == 0

@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from training_toy import CONFIG, init_unix, make_batch, named, unix_params
 
+from support.toy_batches import CONFIG, init_unix, make_batch, named, unix_params
 from unix_jax.errors import ConfigError
 from unix_jax.models.unix import UniX
 from unix_jax.sharding import batch_shards, make_mesh, shard_batch
 from unix_jax.training.losses import LossConfig
 from unix_jax.training.optimizer import OptimizerConfig, make_optimizer
+from unix_jax.training.parameter_groups import GENERATION, JOINT
 from unix_jax.training.state import abstract_state, create_state, state_shardings
 from unix_jax.training.step import StepConfig, make_train_step
 
@@ -38,17 +39,17 @@ def run(mesh=None):
     tx, schedule = make_optimizer(OptimizerConfig(learning_rate=3e-3, warmup_steps=3))
     config = StepConfig(LossConfig(ce_chunk=8), accumulation=2)
     state = create_state(
-        "all", tx, KEY, init={"unix": init_unix}, given={"unix": unix_params()}, mesh=mesh
+        JOINT, tx, KEY, init={"unix": init_unix}, given={"unix": unix_params()}, mesh=mesh
     )
     batch = make_batch(2 * MICROBATCH)
     if mesh is not None:
         batch = shard_batch(batch, mesh)
-    step = make_train_step(UniX(CONFIG), config, tx, schedule, mesh=mesh)
+    shardings = None if mesh is None else jax.tree.map(lambda x: x.sharding, state)
+    step = make_train_step(UniX(CONFIG), config, tx, schedule, shardings=shardings)
     compiled = step.lower(state, batch, KEY).compile()
     losses = []
     for _ in range(STEPS):
-        new, metrics = compiled(state.replace(frozen=None), state.frozen, batch, KEY)
-        state = new.replace(frozen=state.frozen)
+        state, metrics = compiled(state, batch, KEY)
         losses.append(float(metrics["loss"]))
     return compiled.as_text(), np.array(losses), state
 
@@ -124,7 +125,7 @@ def test_communication(trained):
 def test_states_have_shapes_and_shardings_without_arrays():
     mesh = make_mesh(fsdp=4, tensor=2)
     tx, _ = make_optimizer(OptimizerConfig())
-    options = {"stage": "generation", "tx": tx, "init": {"unix": init_unix}, "mesh": mesh}
+    options = {"trainable": GENERATION, "tx": tx, "init": {"unix": init_unix}, "mesh": mesh}
     abstract = named(abstract_state(**options))
     shardings = named(state_shardings(**options))
     assert shardings.keys() == abstract.keys()
@@ -145,9 +146,7 @@ def test_fresh_parameters_are_made_where_they_belong():
     def init(key):
         return {"kernel": nn.LogicallyPartitioned(jax.random.normal(key, (16, 4)), ("embed", None))}
 
-    states = [
-        create_state("generation", tx, KEY, init={"repa": init}, mesh=m) for m in (mesh, None)
-    ]
+    states = [create_state(GENERATION, tx, KEY, init={"repa": init}, mesh=m) for m in (mesh, None)]
     kernels = [state.trained["repa"]["kernel"] for state in states]
     assert {s.data.shape for s in kernels[0].addressable_shards} == {(2, 4)}
     np.testing.assert_array_equal(*kernels)
@@ -156,8 +155,10 @@ def test_fresh_parameters_are_made_where_they_belong():
 def test_rows_must_divide_over_the_mesh():
     mesh = make_mesh(data=4, tensor=2)
     tx, schedule = make_optimizer(OptimizerConfig())
-    step = make_train_step(UniX(CONFIG), StepConfig(accumulation=2), tx, schedule, mesh=mesh)
-    state = abstract_state("all", tx, init={"unix": init_unix}, mesh=mesh)
+    state = abstract_state(JOINT, tx, init={"unix": init_unix}, mesh=mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    config = StepConfig(accumulation=2)
+    step = make_train_step(UniX(CONFIG), config, tx, schedule, shardings=shardings)
     batch = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, jnp.asarray(x).dtype), make_batch(4)
     )

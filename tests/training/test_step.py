@@ -8,20 +8,27 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from training_toy import CONFIG, init_unix, make_batch, named, unix_params
 
+from support.toy_batches import CONFIG, init_unix, make_batch, named, unix_params
 from unix_jax.errors import CheckpointError, ConfigError
 from unix_jax.models.attention.mask import TokenMetadata
+from unix_jax.models.packed_images import to_images
 from unix_jax.models.unix import TwoStreamBatch, UniX, param_shapes, unroll_params
 from unix_jax.training import step as step_module
-from unix_jax.training.draws import to_images
-from unix_jax.training.losses import LossConfig, count_totals, loss_terms
+from unix_jax.training.draws import FlowDraw
+from unix_jax.training.losses import Alignment, LossConfig, count_totals, loss_and_terms
 from unix_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from unix_jax.training.parameter_groups import merge_params, split_params
+from unix_jax.training.parameter_groups import (
+    GENERATION,
+    JOINT,
+    merge_params,
+    split_params,
+    trains_und,
+)
 from unix_jax.training.state import abstract_state, create_state
 from unix_jax.training.step import StepConfig, make_eval_step, make_train_step
 
-LOSSES = LossConfig(ce_weight=0.0, repa_weight=0.5, repa_layer=1)
+LOSSES = LossConfig(ce_weight=0.0)
 WIDTH = CONFIG.decoder.hidden_size
 KEY = jax.random.key(7)
 
@@ -40,14 +47,17 @@ def toy_repa(params, hidden, batch):
     return jnp.square(images @ params["repa"]["kernel"] - 1.0).mean(axis=(2, 3))
 
 
+REPA = Alignment(toy_repa, weight=0.5, layer=1)
+
+
 def make(accumulation=1, decay=0.5, clip=1e-3):
     tx, schedule = make_optimizer(
         OptimizerConfig(learning_rate=1e-2, warmup_steps=2, clip_norm=clip)
     )
     config = StepConfig(LOSSES, accumulation, decay)
     model = UniX(CONFIG, freeze_und=True)
-    step = make_train_step(model, config, tx, schedule, repa=toy_repa)
-    state = create_state("generation", tx, KEY, init=INIT, given={"unix": unix_params()})
+    step = make_train_step(model, config, tx, schedule, repa=REPA)
+    state = create_state(GENERATION, tx, KEY, init=INIT, given={"unix": unix_params()})
     return model, config, step, state
 
 
@@ -135,14 +145,12 @@ def test_half_precision_gradients_are_those_of_the_masters(batch):
 
     @jax.jit
     def gradients(trained, frozen):
-        *_, ours = step_module._gradients(
-            model, config, trained, frozen, batch, totals, KEY, toy_repa, None
-        )
+        *_, ours = step_module._gradients(model, config, trained, frozen, batch, KEY, REPA, None)
 
         def loss(trained):
             params = merge_params(trained, frozen)
             rows = jnp.arange(batch.rows)
-            return step_module._loss(model, config, params, batch, rows, totals, KEY, toy_repa)[0]
+            return step_module._loss(model, config, params, batch, rows, totals, KEY, REPA)[0]
 
         return ours, jax.grad(loss)(trained)
 
@@ -170,7 +178,12 @@ def test_a_loss_that_is_not_finite_changes_nothing(made, batch):
     broken = batch.replace(vae_moments=np.full_like(batch.vae_moments, np.nan))
     after, metrics = step(jax.tree.map(jnp.array, before), broken, KEY)
     assert not np.isfinite(metrics["loss"])
-    for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(before), strict=True):
+    assert after.halted
+    # Neither does what is dispatched before anyone has looked.
+    later, metrics = step(after, batch, KEY)
+    assert np.isfinite(metrics["loss"])
+    kept = jax.tree.leaves(later.replace(halted=before.halted))
+    for a, b in zip(kept, jax.tree.leaves(before), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -178,25 +191,25 @@ def test_evaluation(made, batch):
     """The losses of the same draw, with the trained weights or their running means."""
     _, before, after, metrics = made
     model, config, *_ = make()
-    evaluate = make_eval_step(model, config, repa=toy_repa)
+    evaluate = make_eval_step(model, config, repa=REPA)
     ours = evaluate(jax.tree.map(jnp.array, before), batch, jax.random.fold_in(KEY, 0))
     for name, value in ours.items():
         assert float(value) == pytest.approx(metrics[name], rel=1e-5), name
-    mean = evaluate(after, batch, KEY, ema=True)
+    mean = evaluate(after.averaged(), batch, KEY)
     swapped = after.replace(trained=after.ema)
     assert float(mean["loss"]) == pytest.approx(float(evaluate(swapped, batch, KEY)["loss"]))
     with pytest.raises(ValueError, match="ema: expected a state with a running mean"):
         after.replace(ema=None).params(ema=True)
     with pytest.raises(ValueError, match="ema: expected a state with a running mean"):
-        evaluate(after.replace(ema=None), batch, KEY, ema=True)
+        after.replace(ema=None).averaged()
 
 
 def test_evaluation_in_microbatches_changes_no_number(made, batch):
     _, before, _, _ = made
     state = jax.tree.map(jnp.array, before)
     model, config, *_ = make()
-    whole = make_eval_step(model, config, repa=toy_repa)(state, batch, KEY)
-    parts = make_eval_step(model, dataclasses.replace(config, accumulation=4), repa=toy_repa)
+    whole = make_eval_step(model, config, repa=REPA)(state, batch, KEY)
+    parts = make_eval_step(model, dataclasses.replace(config, accumulation=4), repa=REPA)
     found = parts(state, batch, KEY)
     assert set(found) == set(whole)
     for name, value in whole.items():
@@ -242,12 +255,12 @@ def test_hidden_state_after_a_layer(batch, assert_close):
 
     def run(config, params, layer, scan_layers=True):
         model = UniX(config, scan_layers=scan_layers)
-        return jax.jit(
-            lambda p: model.apply({"params": p}, streams, layer, method=UniX.with_hidden)
-        )(params)
+        return jax.jit(lambda p: model.apply({"params": p}, streams, layer, method=UniX.forward))(
+            params
+        )
 
     params = unix_params()
-    (_, gen), last = run(CONFIG, params, 2)
+    (_, gen), _, last = run(CONFIG, params, 2)
     last = np.asarray(last, np.float64)
     scale = params["decoder"]["norm"]["gen"]["scale"]
     rms = np.sqrt(np.square(last).mean(axis=-1, keepdims=True) + CONFIG.decoder.rms_norm_eps)
@@ -256,11 +269,11 @@ def test_hidden_state_after_a_layer(batch, assert_close):
     short = dataclasses.replace(CONFIG, decoder=dataclasses.replace(CONFIG.decoder, num_layers=1))
     layers = jax.tree.map(lambda x: x[:1], params["decoder"]["layers"])
     cut = params | {"decoder": params["decoder"] | {"layers": layers}}
-    (_, gen), first = run(CONFIG, params, 1)
-    assert_close(first, run(short, cut, 1)[1])
+    (_, gen), _, first = run(CONFIG, params, 1)
+    assert_close(first, run(short, cut, 1).hidden)
     assert np.abs(first - last).max() > 0.1
     unrolled = unroll_params(jax.tree.map(jnp.array, params), 2)
-    assert_close(run(CONFIG, unrolled, 1, scan_layers=False)[1], first)
+    assert_close(run(CONFIG, unrolled, 1, scan_layers=False).hidden, first)
 
 
 def test_layers_that_do_not_exist(batch):
@@ -269,10 +282,10 @@ def test_layers_that_do_not_exist(batch):
     def run(layer, streams):
         model = UniX(CONFIG)
         return jax.eval_shape(
-            lambda: model.apply({"params": unix_params()}, streams, layer, method=UniX.with_hidden)
+            lambda: model.apply({"params": unix_params()}, streams, layer, method=UniX.forward)
         )
 
-    assert run(None, streams)[1] is None
+    assert run(None, streams).hidden is None
     for layer in (0, 3):
         with pytest.raises(ValueError, match=f"hidden_after_layer: expected 1 to 2, found {layer}"):
             run(layer, streams)
@@ -288,7 +301,7 @@ LONG = dataclasses.replace(
 )
 
 
-def cost_of(stage, tokens=128):
+def cost_of(trainable, tokens=128):
     """(FLOPs, bytes of temporaries) of a gradient over equally many und and gen tokens."""
     shape = jax.ShapeDtypeStruct((2, tokens), jnp.int32)
     metadata = TokenMetadata(shape, shape, shape, shape, shape)
@@ -297,8 +310,8 @@ def cost_of(stage, tokens=128):
         shape, metadata, None, None, metadata, numbers,
         jax.ShapeDtypeStruct((2, tokens), jnp.float32), shape,
     )  # fmt: skip
-    trained, frozen = split_params({"unix": param_shapes(LONG)}, stage)
-    model = UniX(LONG, attention_implementation="xla", freeze_und=stage == "generation")
+    trained, frozen = split_params({"unix": param_shapes(LONG)}, trainable)
+    model = UniX(LONG, attention_implementation="xla", freeze_und=not trains_und(trained))
 
     def loss(trained, frozen, streams):
         und, gen = model.apply({"params": merge_params(trained, frozen)["unix"]}, streams)
@@ -313,8 +326,8 @@ def cost_of(stage, tokens=128):
 
 def test_frozen_stream_has_no_backward_pass():
     """Forward of both and backward of one: 4 of 6 parts of the FLOPs, and half the activations."""
-    full_flops, full_bytes = cost_of("all")
-    flops, size = cost_of("generation")
+    full_flops, full_bytes = cost_of(JOINT)
+    flops, size = cost_of(GENERATION)
     assert flops < 0.72 * full_flops
     assert size < 0.65 * full_bytes
 
@@ -328,9 +341,9 @@ def test_frozen_stream_takes_no_gradient(batch):
     @jax.jit
     def gradients(params):
         def loss(params):
-            terms = loss_terms(
+            *_, terms = loss_and_terms(
                 UniX(CONFIG, freeze_und=True), {"unix": params}, batch,
-                drawn.latents, noise, drawn.timesteps, config,
+                FlowDraw(drawn.latents, noise, drawn.timesteps), count_totals(batch), config,
             )  # fmt: skip
             return terms.squared_error.sum()
 
@@ -349,7 +362,7 @@ def test_given_parameters_stay_the_callers():
     """A step donates its state, never what the caller holds."""
     given = jax.tree.map(jnp.array, unix_params())
     tx, _ = make_optimizer(OptimizerConfig())
-    state = create_state("generation", tx, KEY, init=INIT, given={"unix": given})
+    state = create_state(GENERATION, tx, KEY, init=INIT, given={"unix": given})
     for a, b in zip(jax.tree.leaves(state.params()["unix"]), jax.tree.leaves(given), strict=True):
         np.testing.assert_array_equal(a, b)
     buffers = {x.unsafe_buffer_pointer() for x in jax.tree.leaves((state.trained, state.ema))}
@@ -359,7 +372,7 @@ def test_given_parameters_stay_the_callers():
 
 def test_frozen_weights_in_half_precision():
     tx, _ = make_optimizer(OptimizerConfig())
-    state = abstract_state("generation", tx, init=INIT, frozen_dtype=jnp.bfloat16, ema=False)
+    state = abstract_state(GENERATION, tx, init=INIT, frozen_dtype=jnp.bfloat16, ema=False)
     assert state.ema is None
     assert {x.dtype for x in jax.tree.leaves(state.frozen)} == {jnp.dtype("bfloat16")}
     assert {x.dtype for x in jax.tree.leaves(state.trained)} == {jnp.dtype("float32")}
@@ -370,9 +383,9 @@ def test_given_parameters_must_fit():
     params = unix_params()
     params["lm_head"] = {"kernel": np.zeros((3, 4), np.float32)}
     with pytest.raises(CheckpointError, match="lm_head/kernel"):
-        create_state("all", tx, KEY, init=INIT, given={"unix": params})
+        create_state(JOINT, tx, KEY, init=INIT, given={"unix": params})
     with pytest.raises(CheckpointError, match="expected some of"):
-        create_state("all", tx, KEY, init=INIT, given={"vae": params})
+        create_state(JOINT, tx, KEY, init=INIT, given={"vae": params})
 
 
 # ----------------------------------------------------------------------------- optimiser
@@ -381,9 +394,7 @@ def test_given_parameters_must_fit():
 def test_schedules():
     constant = make_schedule(OptimizerConfig(learning_rate=1.0, warmup_steps=4))
     np.testing.assert_allclose([constant(i) for i in range(6)], [0.25, 0.5, 0.75, 1, 1, 1])
-    cosine = make_schedule(
-        OptimizerConfig(1.0, 2, schedule="cosine", total_steps=6, final_fraction=0.1)
-    )
+    cosine = make_schedule(OptimizerConfig(1.0, 2, schedule="cosine", final_fraction=0.1), 6)
     half = 0.1 + 0.9 * 0.5
     np.testing.assert_allclose([cosine(i) for i in (0, 1, 2, 4, 6)], [0.5, 1, 1, half, 0.1])
     assert make_schedule(OptimizerConfig(learning_rate=3.0))(0) == 3.0
@@ -404,11 +415,12 @@ def test_adamw_of_the_recipe():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"schedule": "linear"}, "schedule: expected one of"),
-        ({"schedule": "cosine", "warmup_steps": 5, "total_steps": 5}, "total_steps: expected more"),
+        ({"schedule": "step"}, "schedule: expected one of"),
+        ({"name": "sgd"}, "name: expected one of"),
+        ({"schedule": "cosine", "warmup_steps": 5}, "total_steps: expected more"),
         ({"learning_rate": -1.0}, "learning_rate: expected at least 0"),
     ],
 )
 def test_impossible_optimizers(values, message):
     with pytest.raises(ConfigError, match=message):
-        make_optimizer(OptimizerConfig(**values))
+        make_optimizer(OptimizerConfig(**values), 5)

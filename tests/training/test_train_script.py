@@ -6,24 +6,13 @@ import sys
 
 import numpy as np
 import pytest
-import toy_run
 from PIL import Image
 
+from support import toy_run
 from unix_jax.inference.pipeline import UniXPipeline
 from unix_jax.training.metrics import FIELDS
 
 REPORTED = ["--validate-every", "4", "--preview-every", "8"]
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    """stage -> a configuration file."""
-    return toy_run.make_toy(tmp_path_factory.mktemp("toy"))
-
-
-@pytest.fixture(scope="module")
-def train():
-    return toy_run.load_train()
 
 
 def run(train, config, out, *options):
@@ -40,7 +29,7 @@ def changed(toy, out):
 
 
 def open_export(out):
-    return UniXPipeline.from_pretrained(out / "export", "float32", compilation_cache=False)
+    return UniXPipeline.from_pretrained(out / "export", dtype="float32", compilation_cache=False)
 
 
 def test_understanding(toy, train, tmp_path):
@@ -88,8 +77,8 @@ def test_autoencoder_and_the_stages_after_it(toy, train, tmp_path):
 def test_repa_and_its_continuation(toy, train, tmp_path):
     encoder = tmp_path / "encoder"
     shutil.copytree(toy_run.TOKENIZER.parents[1] / "metrics_tiny" / "rad_dino", encoder)
-    options = ["--rad-dino", str(encoder), "--losses.repa-weight", "0.5", "--losses.repa-layer",
-               "1", "--losses.ce-weight", "0", "--repa.image-size", "28"]  # fmt: skip
+    options = ["--repa.encoder", str(encoder), "--repa.weight", "0.5", "--repa.layer", "1",
+               "--losses.ce-weight", "0", "--repa.image-size", "28"]  # fmt: skip
     out = tmp_path / "run"
     run(train, toy("generation"), out, *options, "--total-steps", "4")
     # The run's directory holds the encoder.
@@ -103,7 +92,7 @@ def test_repa_and_its_continuation(toy, train, tmp_path):
 
 @pytest.mark.slow
 def test_lora_moves_only_the_adapted_kernels(toy, train, tmp_path):
-    run(train, toy("understanding"), tmp_path, "--use-lora", "--lora.rank", "2")
+    run(train, toy("understanding"), tmp_path, "--lora.rank", "2")
     assert changed(toy, tmp_path) == {
         f"decoder/layers/und/{name}_proj/kernel" for name in ("q", "k", "v", "o")
     }
@@ -122,16 +111,6 @@ def test_options_reach_the_run(toy, train, tmp_path):
     assert toy_run.metrics(tmp_path)[0]["learning_rate"] == pytest.approx(2e-3)
     # A run that continues must be the same run.
     assert train.main([str(toy("understanding")), "--out", str(tmp_path), "--seed", "6"]) == 1
-
-
-def one_error(train, capsys, *arguments):
-    assert train.main([str(argument) for argument in arguments]) == 1
-    lines = capsys.readouterr().err.splitlines(keepends=True)
-    # A run that fails in its loop has said before what it will export.
-    *started, error = lines
-    assert all(line.startswith("the export will hold") for line in started), lines
-    assert error.startswith("error: ")
-    return error
 
 
 @pytest.mark.parametrize(

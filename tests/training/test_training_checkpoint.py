@@ -1,6 +1,7 @@
 """Checkpoints of training: whole or absent, verified, kept by rule, restored onto any mesh."""
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -165,11 +166,25 @@ def break_the_listing(path):
     (path / "files.json").write_text("{")
 
 
+def change_a_metric(path):
+    file = path / "files.json"
+    value = json.loads(file.read_text())
+    file.write_text(json.dumps(value | {"metrics": {"loss": -1.0}}))
+
+
+def rename_the_metrics(path):
+    file = path / "files.json"
+    file.write_text(file.read_text().replace('"metrics"', '"letrics"'))
+
+
 def lose_the_listing(path):
     (path / "files.json").unlink()
 
 
-DAMAGES = [truncate, flip_a_bit, lose_a_file, break_the_listing, lose_the_listing]
+DAMAGES = [
+    truncate, flip_a_bit, lose_a_file, break_the_listing, change_a_metric, rename_the_metrics,
+    lose_the_listing,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -194,14 +209,6 @@ def test_files_that_are_not_needed(tmp_path):
         if (store.path(1) / name).is_file() and name != "files.json":
             (store.path(1) / name).write_bytes(b"{")
     assert CheckpointStore(tmp_path).restore(make_state()).step == 1
-
-
-def content(directory):
-    """Every path below a directory, and the bytes of files."""
-    return {
-        str(p.relative_to(directory)): p.read_bytes() if p.is_file() else None
-        for p in directory.rglob("*")
-    }
 
 
 def test_all_damaged(tmp_path):

@@ -1,7 +1,7 @@
-"""What the page's buttons do: generators over one pipeline, each item the page's next state.
+"""Actions of the page's buttons: generators over one pipeline that yield the page's next state.
 
-The last value of every item is a message. Whatever goes wrong becomes one too: an input's error in
-its own words, anything else as a line that sends the reader to the server's log.
+The last value of every item is a message. Every failure becomes a message too: an input error with
+its own text, any other error as a line that refers to the server's log.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from unix_jax.app.choices import (
     read_xray,
     report_choices,
 )
-from unix_jax.app.pictures import (
+from unix_jax.app.figures import (
     Drawing,
     complaint,
     drawing_figure,
@@ -33,8 +33,8 @@ from unix_jax.inference.pipeline import UniXPipeline
 
 LOOKS = 10  # at a picture in the making
 NO_XRAY = "The X-ray appears here."
-NO_DRAWING = "The picture appears here."
-FAILED = "Something went wrong on the server. Its log says what."
+NO_DRAWING = "The image appears here."
+FAILED = "An error occurred on the server; see its log."
 
 Drawings = tuple[Drawing, ...]
 State = tuple[Any, ...]
@@ -42,11 +42,10 @@ State = tuple[Any, ...]
 
 @dataclasses.dataclass
 class Stop:
-    """A tab's request: whether there is one, and whether its visitor asked it to end.
+    """State of a tab's request: whether it is running, and whether its visitor asked to stop it.
 
-    Looked at between two steps.
-
-    The library's own way, closing a generator from outside, loses what the visitor asks meanwhile.
+    It is checked between two steps. Gradio's own way, closing a generator from outside, loses the
+    visitor's requests in the meantime.
     """
 
     asked: bool = False
@@ -55,9 +54,9 @@ class Stop:
 
 @dataclasses.dataclass(frozen=True)
 class Actions:
-    """Works for all visitors; what belongs to one of them is handed in and out.
+    """Shared by all visitors; the state of a visitor is passed in and returned.
 
-    `unchanged` is what the page's library takes for "leave this as it is".
+    `unchanged` is Gradio's value for "do not change".
     """
 
     pipe: UniXPipeline
@@ -65,12 +64,12 @@ class Actions:
     unchanged: Any
 
     def begin(self, stop: Stop) -> str:
-        """Before a request joins the queue: forgets an earlier stop."""
+        """Called before a request joins the queue: clears an earlier stop."""
         stop.asked, stop.pending = False, True
         return said("Waiting for the model …")
 
     def end(self, stop: Stop) -> Any:
-        """Asks the tab's request, running or waiting, to end; it has the last word then."""
+        """Asks the tab's request, running or waiting, to end; its own message comes last."""
         stop.asked = stop.pending
         return self.unchanged if stop.pending else said("Nothing is running.")
 
@@ -111,7 +110,7 @@ class Actions:
             report = ""
             for (piece,) in self.pipe.stream_report(
                 [xray.picture],
-                chosen.prompt.strip() or None,
+                prompts=chosen.prompt.strip() or None,
                 max_new_tokens=chosen.max_new_tokens,
                 temperature=chosen.temperature,
                 top_p=chosen.top_p,
@@ -124,7 +123,7 @@ class Actions:
         yield from _told(self._until(stop, steps()), (self.unchanged,))
 
     def write_after_reading(self, stop: Stop, xray: Xray | None, *choices: Any) -> Iterator[State]:
-        """As `write_report`, but silent after an upload that could not be read."""
+        """Like `write_report`, but silent after an upload that could not be read."""
         if xray is None:
             yield self.unchanged, self.unchanged
         else:
@@ -133,11 +132,11 @@ class Actions:
     # Drawing gives (figure or figures, the session's drawings, their figures, message).
 
     def draw(self, stop: Stop, drawings: Drawings, prompt: Any, *choices: Any) -> Iterator[State]:
-        """Draws a picture step by step; `choices` are those of `image_choices`."""
+        """Generates an image step by step; `choices` are those of `image_choices`."""
 
         def steps() -> Iterator[State]:
             chosen = self._chosen(prompt, *choices)
-            yield self._waiting(1, "Drawing …")
+            yield self._waiting(1, "Generating …")
             for figure, drawing in self._drawn(chosen):
                 yield (figure, *self._kept(drawings, [drawing]), _progress(drawing))
 
@@ -146,30 +145,30 @@ class Actions:
     def compare(
         self, stop: Stop, drawings: Drawings, prompt: Any, *choices: Any
     ) -> Iterator[State]:
-        """Draws the same text with two settings, one after the other.
+        """Generates images of the same text with two settings, one after the other.
 
-        `choices` are seed, steps and guidance of A, those of B, then what both share.
+        `choices` are seed, steps and guidance of A, those of B, then the common ones.
         """
 
         def both() -> Iterator[State]:
             first, second = (
                 self._chosen(prompt, *own, *choices[6:]) for own in (choices[:3], choices[3:6])
             )
-            yield self._waiting(2, "Drawing A …")
+            yield self._waiting(2, "Generating A …")
             done = []
             waiting = empty_figure("Waits for A.")
             for figure, drawing in self._drawn(first):
                 done = [drawing]
                 kept = self._kept(drawings, done)
-                yield (figure, waiting, *kept, said("Drawing A …"))
+                yield (figure, waiting, *kept, said("Generating A …"))
             for figure, drawing in self._drawn(second):
                 kept = self._kept(drawings, [*done, drawing])
-                yield (self.unchanged, figure, *kept, _progress(drawing, "Drawing B …"))
+                yield (self.unchanged, figure, *kept, _progress(drawing, "Generating B …"))
 
         yield from _told(self._until(stop, both()), self._blank(2))
 
     def clear(self) -> State:
-        """Forgets the session's drawings: (drawings, their figures, message)."""
+        """Clears the session's images: (images, their figures, message)."""
         return (), session_figures([]), said("Cleared.")
 
     def _chosen(self, *choices: Any) -> ImageChoices:
@@ -183,10 +182,10 @@ class Actions:
         return (*[empty_figure(NO_DRAWING)] * figures, self.unchanged, self.unchanged)
 
     def _drawn(self, chosen: ImageChoices) -> Iterator[tuple[str, Drawing | None]]:
-        """(figure, the finished drawing or None) at every look."""
-        every = max(1, (chosen.settings.num_steps - 1) // LOOKS)
+        """(figure, the finished image or None) at every preview."""
+        every = max(1, chosen.settings.num_inference_steps // LOOKS)
         for at in self.pipe.stream_image(
-            chosen.prompt, chosen.settings, seed=chosen.seed, every=every
+            chosen.prompt, settings=chosen.settings, seed=chosen.seed, every=every
         ):
             if at.step < at.total:
                 yield progress_figure(at.images[0], chosen, at.step, at.total), None
@@ -195,7 +194,7 @@ class Actions:
                 yield drawing_figure(drawing), drawing
 
     def _kept(self, drawings: Drawings, added: list[Drawing | None]) -> tuple[Any, Any]:
-        """The session's drawings and their figures, once the last one added is finished."""
+        """The session's images and their figures, once the last added one is finished."""
         if added[-1] is None:
             return self.unchanged, self.unchanged
         kept = (*drawings, *(drawing for drawing in added if drawing is not None))
@@ -226,5 +225,5 @@ def _told(steps: Iterator[State], blank: State) -> Iterator[State]:
         yield (*blank, complaint(FAILED))
 
 
-def _progress(drawing: Drawing | None, text: str = "Drawing …") -> str:
-    return said(text if drawing is None else "Done. The picture is kept under Session.")
+def _progress(drawing: Drawing | None, text: str = "Generating …") -> str:
+    return said(text if drawing is None else "Done. The image is kept under Session.")

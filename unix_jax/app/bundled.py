@@ -1,4 +1,4 @@
-"""The model and the example X-rays that lie in the repository; an installed package lacks them."""
+"""The bundled model and example X-rays of the repository; an installed package lacks them."""
 
 import dataclasses
 from pathlib import Path
@@ -13,28 +13,28 @@ SPLIT = "test"  # no patient of it is in the model's training
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """An X-ray file and what it is called."""
+    """An X-ray file and its label."""
 
     name: str
     data: bytes = dataclasses.field(repr=False)
 
 
 def checkpoint_path(given: str | None, root: Path = ROOT) -> str:
-    """The directory given, or the bundled nano model.
+    """The given directory, or the bundled nano model.
 
     Raises:
-      UniXError: none given, and none bundled.
+      UniXError: no directory is given, and no model is bundled.
     """
     if given is not None:
         return given
     nano = root / "examples" / "nano"
     if not nano.is_dir():
-        raise UniXError(f"--checkpoint: expected a directory; no bundled model lies at {nano}")
+        raise UniXError(f"--checkpoint: expected a directory; found no bundled model at {nano}")
     return str(nano)
 
 
 def example_xrays(count: int = 6, root: Path = ROOT) -> list[Example]:
-    """Up to so many: the single files first, then records of held-out patients by their labels."""
+    """Up to `count` examples: the single files first, then held-out records by their labels."""
     files = sorted((root / "examples").glob("*.jpg"))[: count // 2]
     found = [Example(f"X-ray {i + 1}", file.read_bytes()) for i, file in enumerate(files)]
     for record in _distinct(root, count - len(found)):
@@ -45,7 +45,7 @@ def example_xrays(count: int = 6, root: Path = ROOT) -> list[Example]:
 
 
 def example_texts(count: int = 4, root: Path = ROOT) -> list[str]:
-    """Texts of the kind that the bundled model learned to draw from."""
+    """Texts like those that the bundled model was trained on."""
     captions = [captions_of(record)[0] for record in _distinct(root, count) if captions_of(record)]
     return captions or ["No acute cardiopulmonary process.", "Large right pleural effusion."]
 

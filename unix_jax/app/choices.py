@@ -1,7 +1,7 @@
-"""What visitors may ask, checked: uploads, and settings within the page's bounds.
+"""Validation of visitors' inputs: uploads, and settings within the page's bounds.
 
-The page's own fields have these bounds too, but whoever calls the server without the page can send
-anything.
+The page's own fields have the same bounds, but a client that calls the server without the page can
+send anything.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from PIL import Image
 
 from unix_jax.config import UniXConfig
 from unix_jax.errors import ImageError, PromptError
-from unix_jax.inference.drawing import ImageSettings
+from unix_jax.inference.settings import ImageSettings
 from unix_jax.preprocessing.gray_levels import gray_level_problem, warning_text
 from unix_jax.preprocessing.images import load_image
 from unix_jax.preprocessing.transforms import letterbox
@@ -23,15 +23,15 @@ LARGEST_SEED = 2**32 - 1
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Bounds of one server.
+    """Limits of a server.
 
     upload_bytes, pixels: of an uploaded X-ray.
     new_tokens: of a report.
-    steps: of drawing a picture.
-    prompt_letters: of a text.
-    waiting: requests that may wait for the model; more are turned away.
-    session_pictures: drawn pictures kept for a visitor.
-    sessions: visitors whose pictures are kept.
+    steps: maximum steps for an image.
+    prompt_letters: maximum characters of a text.
+    waiting: requests that may wait for the model; further ones are refused.
+    session_pictures: generated images kept for a visitor.
+    sessions: visitors whose images are kept.
     """
 
     upload_bytes: int = 64 * 2**20
@@ -46,9 +46,9 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class Xray:
-    """An X-ray to report on: as the model takes it, and as the page shows it.
+    """An X-ray to report on: the model's input, and the image on the page.
 
-    warning: a sentence where it shows next to nothing, else "".
+    warning: a sentence if it shows almost nothing, else "".
     """
 
     name: str
@@ -59,7 +59,7 @@ class Xray:
 
 @dataclasses.dataclass(frozen=True)
 class ReportChoices:
-    """How a report is written, in the order of the page's fields."""
+    """Settings of a report, in the order of the page's fields."""
 
     prompt: str
     max_new_tokens: int
@@ -70,7 +70,7 @@ class ReportChoices:
 
 @dataclasses.dataclass(frozen=True)
 class ImageChoices:
-    """How a picture is drawn."""
+    """Settings of a generated image."""
 
     prompt: str
     seed: int
@@ -80,10 +80,11 @@ class ImageChoices:
 def read_xray(data: bytes, name: str, config: UniXConfig, limits: Limits) -> Xray:
     """An X-ray from the bytes of a file of any kind that `load_image` reads.
 
-    Letterboxed at once: the pipeline would do the same, and a session then holds little.
+    It is letterboxed immediately: the pipeline would do the same, and a session then needs little
+    memory.
 
     Raises:
-      ImageError: too many bytes or pixels, or no picture; it names `name`.
+      ImageError: too many bytes or pixels, or no image; it names `name`.
     """
     if len(data) > limits.upload_bytes:
         raise ImageError(
@@ -104,10 +105,10 @@ def read_xray(data: bytes, name: str, config: UniXConfig, limits: Limits) -> Xra
 def report_choices(
     prompt: Any, max_new_tokens: Any, temperature: Any, top_p: Any, seed: Any, *, limits: Limits
 ) -> ReportChoices:
-    """Raises PromptError for a value out of bounds, in the words of the page."""
+    """Raises PromptError for a value out of bounds, with the page's wording."""
     return ReportChoices(
         _text("Instruction", prompt, limits),
-        _whole("Longest report", max_new_tokens, 1, limits.new_tokens),
+        _whole("Maximum length", max_new_tokens, 1, limits.new_tokens),
         _number("Temperature", temperature, 0, 2),
         _number("Nucleus", top_p, 0.01, 1),
         _whole("Seed", seed, 0, LARGEST_SEED),
@@ -122,11 +123,12 @@ def image_choices(
     side: Any,
     shift: Any,
     renorm: Any,
+    solver: Any,
     *,
     config: UniXConfig,
     limits: Limits,
 ) -> ImageChoices:
-    """Raises PromptError for a value out of bounds, in the words of the page."""
+    """Raises PromptError for a value out of bounds, with the page's wording."""
     text = _text("Findings", prompt, limits)
     if not text.strip():
         raise PromptError("Findings: expected a text, found none")
@@ -134,10 +136,11 @@ def image_choices(
     settings = ImageSettings(
         height=pixels,
         width=pixels,
-        num_steps=_whole("Steps", steps, 2, limits.steps),
+        num_inference_steps=_whole("Steps", steps, 1, limits.steps),
         timestep_shift=_number("Shift of the time grid", shift, 0.1, 10),
         guidance_scale=_number("Guidance", guidance, 1, 20),
         renorm=renorm,
+        solver=solver,
     )
     seed = _whole("Seed", seed, 0, LARGEST_SEED)
     return ImageChoices(text.strip(), seed, settings.checked(config))
@@ -149,7 +152,7 @@ def largest_side(config: UniXConfig) -> int:
 
 
 def default_tokens(config: UniXConfig, limits: Limits) -> int:
-    """Tokens of a report, so that half of the model's positions are left for X-ray and prompt."""
+    """Maximum tokens of a report: half of the model's positions are kept for X-ray and prompt."""
     return min(limits.new_tokens, config.decoder.max_position_embeddings // 2)
 
 
@@ -159,7 +162,7 @@ def _text(name: str, value: Any, limits: Limits) -> str:
     text = value or ""
     if len(text) > limits.prompt_letters:
         raise PromptError(
-            f"{name}: expected at most {limits.prompt_letters} letters, found {len(text)}"
+            f"{name}: expected at most {limits.prompt_letters} characters, found {len(text)}"
         )
     return text
 
@@ -175,5 +178,5 @@ def _number(name: str, value: Any, low: float, high: float) -> float:
 def _whole(name: str, value: Any, low: int, high: int) -> int:
     number = _number(name, value, low, high)
     if not number.is_integer():
-        raise PromptError(f"{name}: expected a whole number, found {value}")
+        raise PromptError(f"{name}: expected an integer, found {value}")
     return int(number)

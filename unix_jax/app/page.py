@@ -1,6 +1,6 @@
-"""The page: four tabs over `Actions`, in Gradio.
+"""The Gradio page: four tabs over `Actions`.
 
-Every event that runs the model belongs to one queue and runs alone; what a visitor has is in the
+All events that run the model share one queue and run one at a time. The visitor's data is in the
 states of the session.
 """
 
@@ -10,17 +10,17 @@ from typing import Any
 from unix_jax.app.actions import NO_DRAWING, NO_XRAY, Actions, Stop
 from unix_jax.app.bundled import Example, example_texts, example_xrays
 from unix_jax.app.choices import Limits, default_tokens, largest_side
-from unix_jax.app.pictures import data_address, empty_figure, said, session_figures
+from unix_jax.app.figures import data_address, empty_figure, said, session_figures
 from unix_jax.app.style import require_gradio
 from unix_jax.errors import UniXError
-from unix_jax.inference.drawing import ImageSettings
 from unix_jax.inference.pipeline import UniXPipeline
-from unix_jax.inference.sampling import RENORMS
+from unix_jax.inference.sampling import RENORMS, SOLVERS
+from unix_jax.inference.settings import ImageSettings
 from unix_jax.preprocessing.images import FORMATS, load_image
 
 WARNING = (
     "Research software, not a medical device. Not for diagnosis or treatment; "
-    "do not upload pictures of patients who can be identified."
+    "do not upload images of patients who can be identified."
 )
 SWEEP_SECONDS, FILE_SECONDS = 60, 600  # how often, and how old, uploaded files are deleted
 SESSION_SECONDS = 3600
@@ -51,7 +51,7 @@ def build_page(pipe: UniXPipeline, limits: Limits) -> Any:
         with gr.Tabs():
             with gr.Tab("Report"):
                 _report_tab(gr, actions)
-            with gr.Tab("Draw"):
+            with gr.Tab("Generate"):
                 _draw_tab(gr, actions, drawings, gallery)
             with gr.Tab("Compare"):
                 _compare_tab(gr, actions, drawings, gallery)
@@ -106,10 +106,10 @@ def _report_tab(gr: Any, actions: Actions) -> None:
                     ),
                     gr.Slider(
                         1, limits.new_tokens, default_tokens(actions.pipe.config, limits), step=1,
-                        label="Longest report", info="In tokens",
+                        label="Maximum length", info="In tokens",
                     ),
-                    gr.Slider(0, 2, 0, step=0.1, label="Temperature", info="0 is not random"),
-                    gr.Slider(0.05, 1, 1, step=0.05, label="Nucleus", info="Mass sampled from"),
+                    gr.Slider(0, 2, 0, step=0.1, label="Temperature", info="0 decodes greedily"),
+                    gr.Slider(0.05, 1, 1, step=0.05, label="Nucleus", info="Probability mass"),
                     gr.Number(0, label="Seed", precision=0),
                 ]  # fmt: skip
     written = [report, message]
@@ -146,7 +146,7 @@ def _draw_tab(gr: Any, actions: Actions, drawings: Any, gallery: Any) -> None:
         with gr.Column(min_width=300):
             prompt = _prompt_field(gr, actions)
             with gr.Row():
-                draw = gr.Button("Draw", variant="primary", min_width=140)
+                draw = gr.Button("Generate", variant="primary", min_width=140)
                 stop = gr.Button("Stop", min_width=90, scale=0)
             with gr.Column(elem_id="draw-settings"):
                 settings = _setting_fields(gr, actions, "")
@@ -177,7 +177,7 @@ def _compare_tab(gr: Any, actions: Actions, drawings: Any, gallery: Any) -> None
                 sides.append((fields, figure))
     message = gr.HTML(said(""), js_on_load=None, elem_id="compare-message")
     with gr.Row():
-        compare = gr.Button("Draw both", variant="primary", min_width=140)
+        compare = gr.Button("Generate both", variant="primary", min_width=140)
         stop = gr.Button("Stop", min_width=90, scale=0)
     with gr.Accordion("More settings", open=False):
         common = _common_fields(gr, actions)
@@ -194,7 +194,7 @@ def _compare_tab(gr: Any, actions: Actions, drawings: Any, gallery: Any) -> None
 def _prompt_field(gr: Any, actions: Actions) -> Any:
     texts = example_texts()
     field = gr.Textbox(
-        texts[0], label="Findings", info="What the picture should show", lines=3,
+        texts[0], label="Findings", info="Findings that the image should show", lines=3,
         max_length=actions.limits.prompt_letters,
     )  # fmt: skip
     with gr.Row():
@@ -209,8 +209,10 @@ def _prompt_field(gr: Any, actions: Actions) -> Any:
 
 def _setting_fields(gr: Any, actions: Actions, prefix: str, guidance: float = 2.0) -> list[Any]:
     return [
-        gr.Number(0, label=f"{prefix}Seed", precision=0, info="The same seed, the same picture"),
-        gr.Slider(2, actions.limits.steps, 50, step=1, label=f"{prefix}Steps"),
+        gr.Number(
+            0, label=f"{prefix}Seed", precision=0, info="The same seed generates the same image"
+        ),
+        gr.Slider(1, actions.limits.steps, 49, step=1, label=f"{prefix}Steps"),
         gr.Slider(1, 8, guidance, step=0.1, label=f"{prefix}Guidance", info="1 turns it off"),
     ]
 
@@ -221,13 +223,17 @@ def _common_fields(gr: Any, actions: Actions) -> list[Any]:
     return [
         gr.Slider(
             unit, largest_side(config), ImageSettings().size(config)[0], step=unit,
-            label="Side", info="In pixels; the picture is a square",
+            label="Side", info="In pixels; the image is square",
         ),
         gr.Slider(
             0.5, 6, 3, step=0.1, label="Shift of the time grid",
-            info="Above 1 spends more steps near noise",
+            info="Values above 1 place more steps near the noise",
         ),
         gr.Dropdown(list(RENORMS), value="global", label="Renormalisation of guidance"),
+        gr.Dropdown(
+            list(SOLVERS), value="euler", label="Solver",
+            info="ab2 and pec need fewer steps for the same image",
+        ),
     ]  # fmt: skip
 
 
@@ -246,7 +252,7 @@ def _reading(actions: Actions, example: Example) -> Any:
 
 
 def _readable_examples(actions: Actions) -> list[tuple[Example, str]]:
-    """Examples with small pictures; whichever cannot be read is left out."""
+    """Examples with small images; unreadable ones are skipped."""
     found = []
     for example in example_xrays():
         try:
@@ -259,7 +265,7 @@ def _readable_examples(actions: Actions) -> list[tuple[Example, str]]:
 
 
 def _example_pictures(examples: list[tuple[Example, str]]) -> str:
-    """Each example's picture on its button, which keeps its name as a text."""
+    """Each example's image on its button, which keeps its name as a text."""
     rules = (
         f"#example-{i} {{ background-image: url({address}); }}"
         for i, (_, address) in enumerate(examples)

@@ -1,4 +1,4 @@
-"""Serving the page: a queue before the model, nothing to other hosts, nothing left on disk."""
+"""The web server: a queue before the model, no requests to other hosts, nothing left on disk."""
 
 import contextlib
 import logging
@@ -19,16 +19,16 @@ HOST, PORT = "127.0.0.1", 7860
 def serving(
     pipe: UniXPipeline, host: str = HOST, port: int = PORT, limits: Limits | None = None
 ) -> Iterator[str]:
-    """Serves the page for the time of the block; yields its address.
+    """Serves the page until the block ends; yields its address.
 
     Args:
       pipe: the model, shared by all visitors, one request at a time.
-      host: what to listen on; 127.0.0.1 is this machine alone.
-      port: 0 takes a free one.
-      limits: bounds of what visitors may ask.
+      host: the address to listen on; with 127.0.0.1 only this machine can connect.
+      port: the port; 0 selects a free one.
+      limits: limits of visitors' requests.
 
     Raises:
-      UniXError: Gradio is absent, or the port or host cannot be had.
+      UniXError: Gradio is not installed, or the port or host cannot be used.
     """
     limits = limits or Limits()
     port = _free_port(host, port)
@@ -37,8 +37,8 @@ def serving(
         # Imported here: it reads the environment above.
         from starlette.middleware import Middleware
 
-        from unix_jax.app.guard import Guard
         from unix_jax.app.page import build_page
+        from unix_jax.app.request_limits import Guard
         from unix_jax.app.style import HEAD, theme
 
         page = build_page(pipe, limits)
@@ -84,7 +84,7 @@ def serving(
 
 
 def _free_port(host: str, port: int) -> int:
-    """Tries the port: the library's own error speaks of its environment variables."""
+    """Tests the port: Gradio's own error mentions its environment variables."""
     if not 0 <= port <= 65535:
         raise UniXError(f"--port: expected 0 to 65535, found {port}")
     try:
@@ -99,7 +99,7 @@ def _free_port(host: str, port: int) -> int:
 
 @contextlib.contextmanager
 def _environment(folder: str) -> Iterator[None]:
-    """What only environment variables tell the library; put back afterwards."""
+    """Sets Gradio's options that only environment variables control; restored afterwards."""
     values = {
         "GRADIO_TEMP_DIR": folder,
         "GRADIO_EXAMPLES_CACHE": os.path.join(folder, "examples"),

@@ -1,4 +1,4 @@
-"""How the page looks: fonts of the reader's own machine, and room for a narrow screen."""
+"""Style of the page: fonts of the visitor's own machine, and a layout for narrow screens."""
 
 from typing import Any
 
@@ -75,7 +75,7 @@ def require_gradio() -> Any:
 
 
 def theme() -> Any:
-    """The library's plain theme without fonts from elsewhere."""
+    """Gradio's plain theme without external fonts."""
     import gradio
 
     sans = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]

@@ -1,4 +1,4 @@
-"""A checkpoint in another floating type, such as a training's float32 export at half the size."""
+"""Copies a checkpoint in another floating-point dtype, for example a float32 export in bfloat16."""
 
 import os
 from collections.abc import Mapping
@@ -21,10 +21,10 @@ def cast(
     allow_non_finite: bool = False,
     progress: Progress | None = None,
 ) -> None:
-    """Writes a copy atomically, array by array, with the files of the source beside the weights.
+    """Writes a copy atomically, array by array, with the other files of the source.
 
-    The tensors that an import keeps for a bit-exact export are left out: the bits are not the
-    published ones any more.
+    The tensors that an import keeps for a bit-exact export are omitted: they would no longer be
+    bit-exact.
 
     Args:
       source: a checkpoint of this project, or the directory of a training run.
@@ -32,7 +32,7 @@ def cast(
       dtype: `bfloat16`, `float32`, or `keep`, of the model's parameters.
       vae_dtype: likewise, of the autoencoder's.
       allow_non_finite: write weights that are NaN or infinite, or too large for the type.
-      progress: called with (bytes since the last call, bytes in all).
+      progress: called with (bytes since the last call, total bytes).
 
     Raises:
       UniXError: the source is broken, `out` exists or cannot be written, an unknown type,

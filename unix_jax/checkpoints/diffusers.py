@@ -2,7 +2,7 @@
 
     model_index.json, unet/, vae/, text_encoder/, tokenizer/, scheduler/
 
-Each part is opened when it is asked for, so a folder may lack what is not used.
+Each part is opened on demand, so a folder may lack unused parts.
 """
 
 import contextlib
@@ -72,14 +72,8 @@ _TEXT_UNUSED = re.compile(
 )
 
 
-def is_diffusers_folder(path: str | os.PathLike[str]) -> bool:
-    """Whether a directory has `model_index.json` or `unet/config.json`."""
-    directory = Path(path)
-    return (directory / INDEX).is_file() or (directory / "unet" / "config.json").is_file()
-
-
 def is_unused(part: str) -> Callable[[str], Any]:
-    """Whether a key of a part is one that nothing reads."""
+    """Whether a key of a part is unused."""
     return _TEXT_UNUSED.fullmatch if part == "text_encoder" else lambda key: False
 
 
@@ -135,10 +129,10 @@ class DiffusersFolder:
 
     @functools.cached_property
     def native_size(self) -> tuple[int, int]:
-        """(rows, columns) of the latents that the U-Net was trained for; 64 x 64 if not said.
+        """(rows, columns) of the latents that the U-Net was trained for; 64 x 64 by default.
 
         Raises:
-          ConfigError: `sample_size` is no size.
+          ConfigError: `sample_size` is not a size.
         """
         found = self._fields("unet").take("sample_size")
         sides = [64 if found is None else found] * 2 if not isinstance(found, list) else found
@@ -156,7 +150,7 @@ class DiffusersFolder:
 
     @functools.cached_property
     def text_config(self) -> ClipTextConfig | BertConfig:
-        """The text encoder's sizes; their type says which it is."""
+        """The text encoder's sizes; their type identifies the encoder."""
         return read_text_config(self._fields("text_encoder"))
 
     @functools.cached_property
@@ -185,7 +179,7 @@ class DiffusersFolder:
         return self._load("text_encoder")
 
     def table(self, part: str, keys: Collection[str]) -> tuple[Entry, ...]:
-        """The table of a part's weights; `keys` tell in which of the published forms they are."""
+        """The table of a part's weights; `keys` determine which published form they have."""
         if part == "unet":
             return unet_table(*self.unet_config)
         if part == "vae":
@@ -204,7 +198,7 @@ class DiffusersFolder:
 
         Raises:
           CheckpointError: there are no weights, they are broken, or keys are missing, unexpected
-            or mis-shaped: all in one listing.
+            or wrongly shaped: all in one listing.
         """
         directory = self.path / part
         if not directory.is_dir():
@@ -242,7 +236,7 @@ class DiffusersFolder:
         }
 
     def check(self) -> None:
-        """Reads every part's configuration, and compares what two of them say of one size.
+        """Reads every part's configuration, and compares the sizes that two of them state.
 
         Raises:
           CheckpointError, ConfigError: a part is missing or broken, or two parts disagree.

@@ -20,12 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from unix_jax.checkpoints import native
+from unix_jax.checkpoints.configurations import is_diffusers_checkpoint
 from unix_jax.checkpoints.diffusers import (
     INDEX,
     PARTS,
     DiffusersFolder,
     OpenPart,
-    is_diffusers_folder,
     is_unused,
 )
 from unix_jax.checkpoints.export import FileTensor, ahead, check_layout, write_file
@@ -34,14 +34,16 @@ from unix_jax.checkpoints.fitting import check_leaves
 from unix_jax.checkpoints.formats.tensor_source import note
 from unix_jax.checkpoints.formats.weight_files import INDEX_SUFFIX, WEIGHT_SUFFIXES
 from unix_jax.checkpoints.formats.writers import Entry as Written
+from unix_jax.checkpoints.index import write_index
 from unix_jax.checkpoints.leaves import FiniteCheck, Leaf, flatten, place_tree
-from unix_jax.checkpoints.orbax_tree import save_tree
-from unix_jax.checkpoints.published import file_layout, parse_dtype, write_index
+from unix_jax.checkpoints.published import file_layout, parse_dtype
+from unix_jax.checkpoints.published import write_index as write_shard_index
 from unix_jax.checkpoints.source_files import MAX_COPIED_BYTES, refuse_links_out
 from unix_jax.errors import CheckpointError, shortened
 from unix_jax.models import autoencoder, bert, clip, unet
 from unix_jax.models.clip import ClipTextConfig
 from unix_jax.models.unet_config import JointAttention
+from unix_jax.storage import recorded_files
 from unix_jax.storage.files import atomic_directory
 from unix_jax.storage.json_file import read_json, write_json
 
@@ -52,23 +54,14 @@ _FOLDERS = ("", "unet", "vae", "text_encoder", "tokenizer", "scheduler", "featur
 _WANTED = re.compile(r".*\.(json|txt)|(README|LICENSE|LICENCE|NOTICE)([._-].*)?", re.IGNORECASE)
 
 
-def is_diffusers_checkpoint(path: str | os.PathLike[str]) -> bool:
-    """Whether a directory was written by `import_diffusers`."""
-    directory = Path(path)
-    return native.is_checkpoint(directory) and (directory / "source" / "unet").is_dir()
-
-
-def is_diffusers(path: str | os.PathLike[str]) -> bool:
-    """Whether a directory is a diffusers folder, as published or imported."""
-    return is_diffusers_folder(path) or is_diffusers_checkpoint(path)
-
-
 class DiffusersCheckpoint(DiffusersFolder):
     """An imported folder: the configurations of `source/`, the weights of the Orbax directories."""
 
     def __init__(self, path: str | os.PathLike[str], joint: JointAttention | None = None):
-        super().__init__(Path(path) / "source", joint)
         self.directory = Path(path)
+        entries = recorded_files.read_listed(self.directory)
+        recorded_files.require(self.directory, entries, entries)
+        super().__init__(self.directory / "source", joint)
 
     def _load(self, part: str) -> dict[str, Any]:
         leaves = native.open_leaves(self.directory, PARTS[part])
@@ -109,15 +102,18 @@ def import_diffusers(
     Args:
       source: the folder, with `model_index.json`.
       out: a new directory.
-      dtype: `keep`, with which `export_diffusers` returns every bit, or the floating type of the
-        U-Net and the text encoder. The autoencoder and the unused tensors keep their types.
+      dtype: `keep`, with which `export_diffusers` returns every bit, or the floating-point dtype of
+        the U-Net and the text encoder. The autoencoder and the unused tensors keep their types.
       allow_non_finite: write weights that are NaN or infinite.
-      progress: called with (bytes since the last call, bytes in all).
+      progress: called with (bytes since the last call, total bytes).
 
     Raises:
       UniXError: a part is missing, broken, not supported or does not fit another, `out` exists, or
         weights are not finite.
     """
+    # Orbax takes half a second to import, and writing alone needs it.
+    from unix_jax.checkpoints.orbax_tree import save_tree
+
     kind, folder, directory = parse_dtype(dtype), DiffusersFolder(source), Path(source)
     if not (directory / INDEX).is_file():
         raise CheckpointError(f"{directory / INDEX}: no such file; expected a diffusers folder")
@@ -161,16 +157,16 @@ def import_diffusers(
             for name, part in parts.items():
                 if part.weights.is_index:
                     copy = target / "source" / name / part.weights.name
-                    write_index(copy, part.weights.paths[0], part.tensors)
+                    write_shard_index(copy, part.weights.paths[0], part.tensors)
             index["layout"] = {"kept": kind is None, "files": files}
             write_json(target / "config.json", {"format": FORMAT})
-            write_json(target / "index.json", index)
+            write_index(target, index)
         except OSError as error:
             raise CheckpointError(f"{out}: cannot be written: {error.strerror or error}") from error
 
 
 def _kept(name: str, part: OpenPart, cast: np.dtype | None) -> list[str]:
-    """Keys of tensors that are kept as they are: not used, or not exact in a stack's type."""
+    """Keys of tensors that are kept unchanged: not used, or not exact in a stack's dtype."""
     inexact = [] if cast is not None else list(inexact_keys(part.table, part.tensors))
     return [key for key in part.tensors if is_unused(name)(key)] + inexact
 
@@ -184,7 +180,7 @@ def _layout(name: str, part: OpenPart, cast: np.dtype | None) -> list[dict[str, 
 
 
 def _verbatim(directory: Path) -> dict[str, Path]:
-    """Name in the folder -> file of what is not weights; a note names what is left out."""
+    """Name in the folder -> file, for all files except weights; a note names the skipped ones."""
     kept: dict[str, Path] = {}
     left: list[str] = []
     for folder in _FOLDERS:
@@ -213,13 +209,13 @@ def export_diffusers(
     """Writes the diffusers folder that a checkpoint was imported from.
 
     The files of weights have the same names, keys in the same order and types; everything else is
-    copied, except that parts which the import left out are null in `model_index.json`.
+    copied, except that parts which were not imported are null in `model_index.json`.
 
     Args:
       path: a checkpoint that `import_diffusers` wrote.
       out: a new directory.
       allow_non_finite: write weights that are NaN or infinite.
-      progress: called with (bytes since the last call, bytes in all).
+      progress: called with (bytes since the last call, total bytes).
 
     Raises:
       UniXError: the checkpoint is broken, its weights are not finite, or `out` exists or cannot

@@ -1,7 +1,7 @@
 """Reads the `config.json` of the parts of a diffusers folder, strictly.
 
-A field that would change what is computed and is not supported is an error that names it, and so is
-a field that is unknown. Missing fields are diffusers' own defaults.
+An unknown field is an error that names it, and so is a field that would change the computation and
+is not supported. Missing fields have diffusers' own defaults.
 """
 
 import dataclasses
@@ -78,10 +78,10 @@ _VAE_FREE = {"sample_size", "force_upcast"}
 
 
 class Fields:
-    """One JSON object whose fields are taken one by one; what is left over is an error.
+    """One JSON object whose fields are read one by one; unread fields are an error.
 
     Raises:
-      ConfigError: the file is missing, broken or no JSON object.
+      ConfigError: the file is missing, broken or not a JSON object.
     """
 
     def __init__(self, raw: Any, source: str):
@@ -92,7 +92,7 @@ class Fields:
 
     @classmethod
     def of_file(cls, path: Path, class_name: str | None = None) -> "Fields":
-        """The file's fields; `class_name` is what its `_class_name` must be, if it says one."""
+        """The file's fields; `class_name` is the required `_class_name`, if the file has one."""
         raw = read_json(path, max_bytes=_MAX_BYTES)
         fields = cls(raw, str(path))
         if class_name is not None and raw.get("_class_name", class_name) != class_name:
@@ -127,7 +127,7 @@ class Fields:
     def listed(
         self, name: str, default: Any, levels: int | None = None, most: float = math.inf
     ) -> tuple[int, ...]:
-        """Positive integers up to `most`, one per level; one number stands for all levels."""
+        """Positive integers up to `most`, one per level; a single number applies to all levels."""
         value = self.take(name, default)
         if levels is not None and not isinstance(value, Sequence | None):
             value = [value] * levels
@@ -140,7 +140,7 @@ class Fields:
         return numbers
 
     def blocks(self, name: str, choices: Mapping[str, Any], default: Any) -> tuple[Any, ...]:
-        """A list of block types, as what `choices` says of each."""
+        """A list of block types, each mapped by `choices`."""
         value = self.take(name, default)
         known = isinstance(value, Sequence) and not isinstance(value, str)
         if not known or not 1 <= len(value) <= _MOST_LEVELS:
@@ -151,7 +151,7 @@ class Fields:
         return tuple(choices[item] for item in value)
 
     def fixed(self, values: Mapping[str, tuple[Any, ...]]) -> None:
-        """Refuses every field that is there with another value than those supported."""
+        """Refuses every existing field with an unsupported value."""
         for name, allowed in values.items():
             value = self.take(name, allowed[0])
             if not any(
@@ -160,12 +160,12 @@ class Fields:
                 raise self.error(name, " or ".join(map(repr, allowed)), value)
 
     def without_effect(self, names: set[str]) -> None:
-        """Takes fields that change nothing here."""
+        """Ignores fields without effect."""
         for name in names:
             self.take(name)
 
     def finish(self) -> None:
-        """Raises ConfigError for fields that nobody took."""
+        """Raises ConfigError for fields that were not read."""
         if self._left:
             raise ConfigError(f"{self.source}: unknown fields: {sorted(map(str, self._left))}")
 
@@ -376,7 +376,7 @@ _SCHEDULER_FREE = {
 def read_schedule(path: Path) -> NoiseSchedule:
     """The noise schedule and sampler of `scheduler/scheduler_config.json`.
 
-    A folder that names PNDM is sampled with DDIM, which is said.
+    A folder with PNDM is sampled with DDIM, with a note.
 
     Raises:
       ConfigError: as `read_unet_config`, or another sampler.

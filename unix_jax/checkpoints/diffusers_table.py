@@ -1,7 +1,7 @@
-"""Which key of a diffusers folder is which parameter of ours: U-Net, autoencoder, text encoders.
+"""Table between the keys of a diffusers folder and our parameters: U-Net, autoencoder, encoders.
 
-The U-Net's names follow diffusers', so its rows are read off the model's own tree; the others have
-theirs written out. Each table serves both directions, as `unix_jax.checkpoints.table`.
+The U-Net's names follow diffusers', so its rows are derived from the model's own tree; the others
+are listed explicitly. Each table is used in both directions, like `unix_jax.checkpoints.table`.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import flax.linen as nn
 
-from unix_jax.checkpoints.bert import chexbert_table
+from unix_jax.checkpoints.chexbert_files import chexbert_table
 from unix_jax.checkpoints.leaves import flatten
 from unix_jax.checkpoints.table import (
     CONV,

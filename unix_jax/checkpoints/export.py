@@ -1,8 +1,8 @@
 """Writes a checkpoint back in the published layout, one tensor in memory at a time.
 
-A checkpoint that was imported gives the files it came from: same names, same keys in the same
-order, same types. One that was trained here gives `model.safetensors` and
-`vae/kl-f16d16.ckpt`; `unix_jax.checkpoints.loader_files` writes what stands beside them.
+An imported checkpoint is exported to the files it came from: same names, same keys in the same
+order, same dtypes. A checkpoint that was trained here is exported to `model.safetensors` and
+`vae/kl-f16d16.ckpt`; `unix_jax.checkpoints.loader_files` writes the other files.
 """
 
 import concurrent.futures
@@ -42,13 +42,13 @@ def export_published(
     allow_non_finite: bool = False,
     progress: Progress | None = None,
 ) -> None:
-    """Writes the published directory of a checkpoint.
+    """Writes a checkpoint as a directory in the published layout.
 
     Args:
       path: a checkpoint directory of this project, or that of a training run.
       out: a new directory.
       allow_non_finite: write weights that are NaN or infinite.
-      progress: called with (bytes since the last call, bytes in all).
+      progress: called with (bytes since the last call, total bytes).
 
     Raises:
       UniXError: the checkpoint is broken, its weights are not finite, or `out` exists or cannot
@@ -165,7 +165,7 @@ def _default_layout(
 def check_layout(
     layout: Any, available: Mapping[str, FileTensor], directory: Path
 ) -> list[tuple[dict[str, Any], list[Written]]]:
-    """The files to write; index.json comes from a disk, so nothing in it is taken on trust."""
+    """The files to write; index.json comes from a disk, so nothing in it is trusted."""
     where = directory / "index.json"
 
     def need(condition: bool, what: str) -> None:

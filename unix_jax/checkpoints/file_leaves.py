@@ -1,4 +1,4 @@
-"""Tensors of a file as leaves of our parameter tree, read through the table when needed."""
+"""Tensors of a file as leaves of our parameter tree, read through the table on demand."""
 
 import functools
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ def table_leaves(
 
 
 def stacked_dtype(entry: Entry, tensors: TensorSource) -> np.dtype:
-    """The type that holds every layer's tensor without loss, where there is one."""
+    """The dtype that holds every layer's tensor without loss, or None."""
     kinds = dict.fromkeys(tensors.info(key).dtype for key in entry.keys)
     try:
         return np.dtype(functools.reduce(jnp.promote_types, kinds))
@@ -56,7 +56,7 @@ def entry_leaf(entry: Entry, tensors: TensorSource, dtype: Any = None) -> Leaf:
 
 
 def _name(tensors: TensorSource, key: str) -> str:
-    """A tensor's key, with its file where that is a shard."""
+    """A tensor's key, with its file if that is a shard."""
     file = tensors.file_of(key)
     return key if file == tensors.path else f"{file.name}: {key}"
 

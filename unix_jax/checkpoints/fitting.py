@@ -1,4 +1,4 @@
-"""Whether the arrays of a checkpoint fit its configuration, told in one error that lists all."""
+"""Checks that the arrays of a checkpoint match its configuration; one error lists all problems."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from unix_jax.errors import CheckpointError, shortened
 
 
 def check_unix_counts(config: UniXConfig, leaves: Mapping[str, Leaf], source: str) -> None:
-    """Compares the sizes that set how much tracing a model costs, before it is traced.
+    """Compares the sizes that determine the cost of tracing a model, before it is traced.
 
     Raises:
       CheckpointError: a disagreement; the message names the field and the array.
@@ -49,7 +49,7 @@ def check_vae_counts(vae: AutoencoderConfig, leaves: Mapping[str, Leaf], source:
 
 
 def check_leaves(found: Mapping[str, Any], expected: Mapping[str, Any], source: str) -> None:
-    """Raises one CheckpointError that lists all missing, unexpected and mis-shaped leaves."""
+    """Raises one CheckpointError that lists all missing, unexpected and wrongly shaped leaves."""
     missing = {name: expected[name].shape for name in expected if name not in found}
     unexpected = {name: found[name].shape for name in found if name not in expected}
     shapes = {
@@ -67,7 +67,7 @@ def raise_listing(
     misshaped: Mapping[str, tuple[Sequence[int], Sequence[int]]],
     disagreements: Sequence[str] = (),
 ) -> None:
-    """Raises a CheckpointError that lists everything, grouped; nothing listed, nothing raised.
+    """Raises a CheckpointError that lists everything in groups; does nothing for empty lists.
 
     The message shortens long groups; the error's `details` list them in full.
     """

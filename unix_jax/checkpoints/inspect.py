@@ -1,6 +1,6 @@
-"""The table that `unix-jax convert inspect PATH` prints: names, shapes, types, parameters.
+"""The table of `unix-jax convert inspect PATH`: names, shapes, dtypes, parameters.
 
-Reads tables of contents only, never a tensor.
+Reads only tables of contents, never a tensor.
 """
 
 from collections.abc import Mapping

@@ -1,8 +1,8 @@
-"""Janus-Pro's layout, read as the start of stage 1.
+"""Reads Janus-Pro's layout as the initial weights of stage 1.
 
-und = Janus-Pro, gen = a copy of und; q/k/v biases 0 and q/k norms 1, which Janus-Pro does not
-have; time embedding and `vae2llm` as the model initialises them, `llm2vae` 0. Janus-Pro's own
-image generator (`gen_*`) is dropped.
+und is Janus-Pro, gen a copy of und. The q/k/v biases are 0 and the q/k norms 1, because Janus-Pro
+has neither. The time embedding and `vae2llm` are initialised by the model, `llm2vae` is 0.
+Janus-Pro's own image generator (`gen_*`) is dropped.
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unix_jax.checkpoints import native
+from unix_jax.checkpoints.configurations import find_vae_weights, read_configurations
 from unix_jax.checkpoints.file_leaves import infos, raw_leaf, table_leaves
 from unix_jax.checkpoints.formats.readers import open_weights
 from unix_jax.checkpoints.formats.tensor_source import TensorSource
@@ -30,10 +31,8 @@ from unix_jax.checkpoints.published import (
     check_keys,
     check_vae,
     chosen_source,
-    find_vae_weights,
     open_vae,
     parse_dtype,
-    read_configurations,
     require_wanted,
     verbatim_files,
 )
@@ -48,9 +47,9 @@ from unix_jax.checkpoints.table import (
     unix_table,
     vae_table,
 )
-from unix_jax.config import SpecialTokens, UniXConfig
+from unix_jax.config import TIME_FREQUENCIES, SpecialTokens, UniXConfig
 from unix_jax.errors import CheckpointError
-from unix_jax.models.embeddings import TIME_FREQUENCIES, sincos_table_2d
+from unix_jax.models.embeddings import sincos_table_2d
 from unix_jax.models.layers import TwoLayerMLP, dense
 from unix_jax.storage.json_file import read_json
 
@@ -78,22 +77,22 @@ def import_janus(
     weights: str | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Converts a Janus-Pro directory to a checkpoint from which stage 1 starts.
+    """Converts a Janus-Pro directory to the initial checkpoint of stage 1.
 
     Args:
       source: a directory with `config.json`, weights (`pytorch_model.bin`, `model.safetensors`,
         or shards of either) and tokenizer files; or a weight file in it.
       out: a new directory.
-      dtype: `keep`, or the floating type of the parameters.
+      dtype: `keep`, or the floating-point dtype of the parameters.
       vae: the autoencoder's weight file, or a directory with it and its `config.yaml`; without
         it the checkpoint has no autoencoder.
       max_latent_size: side of the latent position table in tokens; by default the published one.
       latent_patch_size: latents along one side of a token; by default the published one.
-      seed: of the fresh parameters.
+      seed: random seed of the initialised parameters.
       allow_non_finite: write weights that are NaN or infinite.
       weights: `model`, `ema`, a name or a weight file, as of `import_published`; of the weights
         of Janus-Pro only.
-      progress: called with (bytes since the last call, bytes in all).
+      progress: called with (bytes since the last call, total bytes).
 
     Raises:
       UniXError: the source is broken or does not fit its configuration, or `out` exists.
@@ -161,7 +160,7 @@ def _has_own_name(key: str) -> Any:
 
 
 def _vae_files(path: Path) -> tuple[dict[str, Any] | None, WeightFiles]:
-    """The content of the `config.yaml` beside the weights, and the weights."""
+    """The content of the `config.yaml` in the weights' directory, and the weights."""
     directory = path if path.is_dir() else path.parent
     if (path / "vae").is_dir():  # a whole published directory
         directory = path / "vae"
@@ -208,7 +207,7 @@ def _check(
 def _start(
     config: UniXConfig, tensors: TensorSource, kind: np.dtype | None, seed: int
 ) -> dict[str, Leaf]:
-    """Every parameter of the model: Janus-Pro's where it has one, else a fresh one."""
+    """Every parameter of the model: Janus-Pro's if it has one, else an initialised one."""
     known = table_leaves(janus_table(config), tensors, kind)
     fresh_kind = known["embed_tokens/embedding"].dtype
     fresh = {path: array_leaf(x.astype(fresh_kind)) for path, x in _fresh(config, seed).items()}

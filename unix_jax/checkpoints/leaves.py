@@ -1,8 +1,8 @@
 """Lazy arrays: a shape, a dtype, and a function that reads any box of it.
 
-A checkpoint on disk and a published weight file both offer their parameters as a flat
-`dict[path, Leaf]`, so that saving, sharded loading and export never hold more than one of them.
-Paths are `/`-joined names of the parameter tree, as in `decoder/layers/und/q_proj/kernel`.
+A checkpoint on disk and a published weight file both provide their parameters as a flat `dict[path,
+Leaf]`, so that saving, sharded loading and export never hold more than one of them. Paths are
+`/`-joined names of the parameter tree, as in `decoder/layers/und/q_proj/kernel`.
 """
 
 import concurrent.futures
@@ -36,8 +36,8 @@ _LISTED = 10
 class Leaf:
     """An array that is read on demand; `read(index)` gives the box `index`, one slice per axis.
 
-    names: what its source calls it, for errors: one name, or one per layer of a stack. Empty where
-    the path in our tree is the only name.
+    names: its names in the source, for errors: one name, or one per layer of a stack. Empty if the
+    path in our tree is the only name.
     """
 
     shape: tuple[int, ...]
@@ -60,7 +60,7 @@ def array_leaf(array: Any) -> Leaf:
 
 
 def cast(leaf: Leaf, dtype: Any) -> Leaf:
-    """The leaf in another type; what is too large for it becomes infinite."""
+    """The leaf in another dtype; values that are too large for it become infinite."""
     kind = np.dtype(dtype)
 
     def read(index: Index) -> np.ndarray:
@@ -71,7 +71,7 @@ def cast(leaf: Leaf, dtype: Any) -> Leaf:
 
 
 def non_finite_count(array: np.ndarray) -> int:
-    """How many of the numbers are NaN or infinite; 0 for types without such values."""
+    """The number of NaN or infinite values; 0 for dtypes without such values."""
     if not jnp.issubdtype(array.dtype, jnp.floating):
         return 0
     flat = array.reshape(-1)
@@ -90,23 +90,25 @@ def _count_in_part(flat: np.ndarray) -> int:
 
 def _count_in_block(block: np.ndarray) -> int:
     if block.dtype.itemsize == 2:
-        # An exponent of ones; numpy tests bfloat16 ten times as slowly as its bits.
-        exponent = np.uint16(0x7C00 if block.dtype == np.float16 else 0x7F80)
-        bits = block.view(np.uint16) & exponent
-        return 0 if bits.max() < exponent else int(np.count_nonzero(bits == exponent))
+        # Infinity and NaN are the largest bits of either sign: two maxima that write nothing.
+        exponent = 0x7C00 if block.dtype == np.float16 else 0x7F80
+        bits = block.view(np.uint16)
+        if bits.view(np.int16).max() < exponent and bits.max() < exponent | 0x8000:
+            return 0
+        return int(np.count_nonzero(bits & np.uint16(exponent) == exponent))
     finite = np.isfinite(block)
     return 0 if finite.all() else int(block.size - np.count_nonzero(finite))
 
 
 class FiniteCheck:
-    """Tests leaves as they are read, and remembers those with numbers that are not finite."""
+    """Checks leaves as they are read, and records those with numbers that are not finite."""
 
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
         self._owners: dict[str, str] = {}
 
     def watch(self, name: str, leaf: Leaf) -> Leaf:
-        """The same leaf, tested; `name` is what the error says where the leaf has no names."""
+        """The same leaf, checked; `name` is used in errors if the leaf has no names."""
 
         def read(index: Index) -> np.ndarray:
             array = leaf.read(index)
@@ -135,7 +137,7 @@ class FiniteCheck:
         return {name: self.watch(name, leaf) for name, leaf in leaves.items()}
 
     def lines(self) -> list[str]:
-        """One line per array that is not finite, of a long list its start and its end."""
+        """One line per array that is not finite; a long list is shortened to its start and end."""
         lines = [f"{name}: {count} numbers" for name, count in self.counts.items()]
         left_out = len(lines) - 2 * _LISTED
         if left_out > 0:
@@ -226,7 +228,6 @@ def place_tree(
     leaves: Mapping[str, Leaf],
     dtype: Any = None,
     shardings: Any = None,
-    progress: Callable[[int], None] | None = None,
     *,
     source: str = "weights",
     allow_non_finite: bool = False,
@@ -235,9 +236,8 @@ def place_tree(
 
     Args:
       leaves: by path.
-      dtype: floating type to cast to; None keeps each leaf's own.
+      dtype: floating-point dtype to cast to; None keeps each leaf's own.
       shardings: None, one `Sharding` for all leaves, or a nested tree of them.
-      progress: called with the bytes read of each leaf.
       source: where the leaves come from, for the error.
       allow_non_finite: accept NaN and infinite numbers.
 
@@ -252,8 +252,6 @@ def place_tree(
         placed[path] = place(watched, None, shardings if flat is None else flat.get(path))
         # One transfer at a time: the host buffer of a leaf is free before the next is read.
         placed[path].block_until_ready()
-        if progress:
-            progress(leaf.nbytes)
     if not allow_non_finite:
         check.require(source)
     return unflatten(placed)

@@ -1,24 +1,19 @@
-"""A model from disk, whichever of the two layouts it is in."""
+"""Loads a model from disk in either of the two layouts."""
 
 import os
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 
 from unix_jax.checkpoints import native
-from unix_jax.checkpoints.diffusers_checkpoint import is_diffusers
-from unix_jax.checkpoints.formats.tensor_source import SourceNote
+from unix_jax.checkpoints.configurations import load_config, refuse_file
 from unix_jax.checkpoints.leaves import place_tree
 from unix_jax.checkpoints.published import (
     PublishedSource,
-    find_vae_weights,
     load_published,
-    read_configurations,
 )
-from unix_jax.checkpoints.published_config import from_published
 from unix_jax.checkpoints.run_export import resolve_checkpoint
 from unix_jax.config import UniXConfig
 from unix_jax.errors import CheckpointError
@@ -39,12 +34,12 @@ def load_model(
     """(config, parameters, autoencoder parameters or None) of a checkpoint or published layout.
 
     Args:
-      path: a converted checkpoint, a directory in the published layout, or that of a training run,
-        whose export is meant.
-      dtype: floating type to cast to; None keeps that of the files.
-      vae_dtype: that of the autoencoder, float32 unless said otherwise: it is small, always
-        frozen, and bfloat16 shows in its pictures.
-      shardings: where each parameter goes; None puts all on the default device.
+      path: a converted checkpoint, a directory in the published layout, or the directory of a
+        training run, of which the export is used.
+      dtype: floating-point dtype to cast to; None keeps that of the files.
+      vae_dtype: dtype of the autoencoder, by default float32: it is small and always frozen, and
+        the rounding of bfloat16 is visible in its images.
+      shardings: sharding of each parameter; None puts all on the default device.
       allow_non_finite: accept weights that are NaN or infinite.
 
     Raises:
@@ -52,7 +47,7 @@ def load_model(
         weights that are not finite.
     """
     path = local_path(path)
-    _refuse_file(path)
+    refuse_file(path)
     path = resolve_checkpoint(path)
     converted = native.is_checkpoint(path)
     placed = vae_placed = None
@@ -87,7 +82,7 @@ def load_vae(path: str | os.PathLike[str]) -> tuple[UniXConfig, dict[str, Any]]:
       CheckpointError, ConfigError: as `load_model`, or there is no autoencoder.
     """
     path = local_path(path)
-    _refuse_file(path)
+    refuse_file(path)
     path, vae_params = resolve_checkpoint(path), None
     if native.is_checkpoint(path):
         config = native.load_config(path)
@@ -101,40 +96,3 @@ def load_vae(path: str | os.PathLike[str]) -> tuple[UniXConfig, dict[str, Any]]:
     if vae_params is None:
         raise CheckpointError(f"{path}: expected an autoencoder, found none")
     return config, vae_params
-
-
-def load_config(path: str | os.PathLike[str]) -> tuple[UniXConfig, bool]:
-    """(configuration, whether there is an autoencoder), without reading weights.
-
-    Raises:
-      CheckpointError, ConfigError: as `load_model`.
-    """
-    path = local_path(path)
-    _refuse_file(path)
-    path = resolve_checkpoint(path)
-    if native.is_checkpoint(path):
-        return native.load_config(path), native.has_vae(path)
-    directory = Path(path)
-    raw, raw_vae = read_configurations(directory)
-    config = from_published(raw, raw_vae, source=str(directory / "config.json"))
-    with warnings.catch_warnings():
-        # What is not taken is said once, when the weights are read.
-        warnings.simplefilter("ignore", SourceNote)
-        return config, find_vae_weights(directory / "vae") is not None
-
-
-def _refuse_file(path: str | os.PathLike[str]) -> None:
-    """Raises CheckpointError for a weight file, whose tokenizer would not be found.
-
-    Also for a checkpoint of another kind.
-    """
-    if Path(path).is_file():
-        raise CheckpointError(
-            f"{path}: expected a checkpoint directory, found a file; "
-            "`unix-jax convert import FILE OUT` makes a checkpoint of one weight file"
-        )
-    if is_diffusers(path):
-        raise CheckpointError(
-            f"{path}: expected a checkpoint of UniX, found a diffusers checkpoint, which "
-            "`unix-jax generate`, `evaluate images` and `info` take"
-        )

@@ -1,8 +1,8 @@
-"""The files beside the weights that the original's PyTorch code opens, from a checkpoint of ours.
+"""Writes the files that the original's PyTorch code needs in addition to the weights.
 
-What the source of the checkpoint had is copied byte for byte, and an import is exported as it came.
-What the start of a training lacked is written: the
-original's loader needs `config.json`, `preprocessor_config.json`, `processor_config.json`,
+Files from the source of the checkpoint are copied byte for byte, so an imported checkpoint is
+exported unchanged. Files that the initial checkpoint of a training run did not have are written:
+the original's loader needs `config.json`, `preprocessor_config.json`, `processor_config.json`,
 `tokenizer_config.json` with its three control tokens, and in `vae/config.yaml` also `monitor` and
 `lossconfig`. Source: github.com/ZrH42/UniX, `modeling/autoencoder.py` and
 `modeling/unix_vlm_manager.py`.
@@ -86,7 +86,7 @@ def _complete_configuration(
         if default_pad and source is None:
             warnings.warn(
                 f"config.json: pad_token_id: the default {pad} is outside the vocabulary of "
-                f"{vocabulary} tokens: left out of the export",
+                f"{vocabulary} tokens: omitted from the export",
                 stacklevel=5,
             )
         write_json(json_file, raw)
@@ -102,7 +102,7 @@ def _candidates(
     vae: dict[str, Any],
     keep_yaml: bool,
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """As much of the source as possible; the last one has nothing of it."""
+    """Candidates with as much of the source as possible first; the last one has nothing of it."""
     if isinstance(source, dict):
         yaml_values = source_vae or {}
         kept = yaml_values if keep_yaml and yaml_values else _merged(vae, yaml_values)
@@ -212,7 +212,7 @@ def _complete_tokenizer(directory: Path, target: Path, config: UniXConfig) -> No
     if missing := sorted(ids.keys() - named):
         warnings.warn(
             f"{file}: no token has the id of {', '.join(missing)} "
-            f"({', '.join(str(ids[name]) for name in missing)}): left out of the export's "
+            f"({', '.join(str(ids[name]) for name in missing)}): omitted from the export's "
             "tokenizer files",
             stacklevel=4,
         )

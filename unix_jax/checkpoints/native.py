@@ -2,8 +2,8 @@
 
     config.json       UniXConfig.to_dict()
     index.json        shape, dtype, chunk and checksums of every array; size and checksum of every
-                      other file (`files`); how the source files were laid out; of a training run's
-                      export, which weights they are (`training`)
+                      other file (`files`); its own checksum (`crc32`); how the source files were
+                      laid out; of a training run's export, which weights they are (`training`)
     params/           Orbax: the UniX tree, layers stacked on L
     vae/              Orbax: the autoencoder tree (absent when the checkpoint has none)
     text_encoder/     Orbax: that of an imported diffusers folder, whose U-Net is in params/ then
@@ -12,10 +12,10 @@
     tokenizer files   verbatim
 
 Plain Orbax reads the array directories: `ocp.StandardCheckpointer().restore(OUT / "params")`.
-Arrays are uncompressed zarr chunks of at most 4 MiB, one layer each at most, so that a device
-reads little more than its own part, and so that a file's size tells whether it is whole. The
-CRC-32 of each file of each array is in index.json and is verified as the file is read; so is that
-of each other file, see `unix_jax.storage.recorded_files`.
+Arrays are uncompressed zarr chunks of at most 4 MiB, one layer each at most, so that a device reads
+little more than its own part, and a file's size shows whether it is complete. The CRC-32 of each
+file of each array is in index.json and is verified as the file is read; so is that of each other
+file, see `unix_jax.storage.recorded_files`.
 """
 
 import os
@@ -27,20 +27,50 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from unix_jax.checkpoints.configurations import is_diffusers_checkpoint
 from unix_jax.checkpoints.fitting import check_leaves, check_unix_counts, check_vae_counts
+from unix_jax.checkpoints.index import (
+    FORMAT,
+    PARTS,
+    has_checksums,
+    has_vae,
+    is_checkpoint,
+    load_config,
+    read_config,
+    read_index,
+    write_index,
+)
 from unix_jax.checkpoints.leaves import FiniteCheck, Index, Leaf, array_leaf, flatten, place_tree
-from unix_jax.checkpoints.orbax_tree import Progress, open_leaf, save_tree
-from unix_jax.config import FORMAT as CONFIG_FORMAT
+from unix_jax.checkpoints.zarr_arrays import Progress, open_leaf
 from unix_jax.config import UniXConfig
-from unix_jax.errors import CheckpointError, ConfigError
+from unix_jax.errors import CheckpointError
 from unix_jax.storage import recorded_files
 from unix_jax.storage.files import atomic_directory, atomic_write
-from unix_jax.storage.json_file import read_json, write_json
+from unix_jax.storage.json_file import read_json, sealed, write_json
 from unix_jax.storage.paths import local_path
 from unix_jax.storage.recorded_files import TOKENIZER_FILES
 
-FORMAT = "unix-jax-checkpoint-1"
-PARTS = ("params", "vae", "text_encoder", "extras")
+__all__ = [
+    "FORMAT",
+    "PARTS",
+    "ArrayInfo",
+    "accept_files",
+    "array_names",
+    "carried_files",
+    "check_counts",
+    "has_checksums",
+    "has_vae",
+    "is_checkpoint",
+    "load_config",
+    "load_params",
+    "load_vae_params",
+    "open_array",
+    "open_leaves",
+    "read_index",
+    "save",
+    "stacked_leaves",
+    "tensor_infos",
+]
 
 
 class ArrayInfo(NamedTuple):
@@ -75,12 +105,12 @@ def save(
       params: the UniX tree, nested or flat by path, of `Leaf`s or arrays; with stacked layers, or
         as a pipeline on a CPU or a GPU holds it (`unroll_params`), which is stacked again.
       vae_params: the autoencoder tree likewise, or None.
-      extras: tensors to keep verbatim by source key, or a function that gives them; it is called
+      extras: tensors to keep verbatim by source key, or a function that returns them; it is called
         after `params` were written.
       layout: what export needs to rebuild the source files; any JSON.
       copies: (file, name inside the checkpoint) of the files to copy verbatim.
       allow_non_finite: write weights that are NaN or infinite.
-      training: which weights of a training run these are; any JSON.
+      training: description of the weights of a training run; any JSON.
       sources: where `params` and `vae` come from, for the error about weights that are not finite;
         by default `path`.
       progress: called with the number of bytes of each leaf written.
@@ -89,6 +119,9 @@ def save(
       UniXError: `path` exists already or cannot be written; the trees are not those of `config`,
         with one list of what is missing, unexpected or of another shape; weights are not finite.
     """
+    # Orbax takes half a second to import, and writing alone needs it.
+    from unix_jax.checkpoints.orbax_tree import save_tree
+
     path = local_path(path)
     found = stacked_leaves(_leaves(params), config)
     _fit_config(config, "params", found, "params to save")
@@ -117,8 +150,7 @@ def save(
                 (directory / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, directory / name)
             write_json(directory / "config.json", config.to_dict())
-            index[recorded_files.FIELD] = recorded_files.record(directory)
-            write_json(directory / "index.json", index)
+            write_index(directory, index)
         except OSError as error:
             raise CheckpointError(
                 f"{path}: cannot be written: {error.strerror or error}"
@@ -164,7 +196,7 @@ def _stack(parts: Sequence[Leaf]) -> Leaf:
 
 
 def carried_files(path: str | os.PathLike[str]) -> list[tuple[Path, str]]:
-    """(file, name in a checkpoint) of what a copy or a training carries on beside the weights.
+    """(file, name in a checkpoint) of the files other than weights that a copy or a training keeps.
 
     Tokenizer files and `source/` of a checkpoint directory, or of any directory laid out like it;
     a file is taken for tokenizer.json.
@@ -196,7 +228,8 @@ def accept_files(path: str | os.PathLike[str]) -> list[str]:
     directory = Path(path)
     index = read_index(directory)
     before = recorded_files.listed(index, directory / "index.json")
-    _read_config(directory)
+    if not is_diffusers_checkpoint(directory):
+        read_config(directory)
     now = recorded_files.record(directory)
     for name in now:
         if name.endswith(".json"):
@@ -209,7 +242,7 @@ def accept_files(path: str | os.PathLike[str]) -> list[str]:
     lines += [f"{directory / name}: recorded as removed" for name in before if name not in now]
     try:
         with atomic_write(directory / "index.json") as file:
-            write_json(file, index | {recorded_files.FIELD: now})
+            write_json(file, sealed(index | {recorded_files.FIELD: now}))
     except OSError as error:
         raise CheckpointError(
             f"{directory / 'index.json'}: cannot be written: {error.strerror or error}"
@@ -220,64 +253,27 @@ def accept_files(path: str | os.PathLike[str]) -> list[str]:
 # --- reading -----------------------------------------------------------------------------------
 
 
-def is_checkpoint(path: str | os.PathLike[str]) -> bool:
-    """Whether `path` looks like a directory written by `save`, also if a part of it is missing."""
-    directory = Path(path)
-    found = [(directory / "index.json").is_file(), (directory / "params").is_dir()]
-    return all(found) or (any(found) and _has_own_config(directory))
-
-
-def _has_own_config(directory: Path) -> bool:
-    try:
-        values = read_json(directory / "config.json")
-    except ConfigError:
-        return False
-    return isinstance(values, dict) and values.get("format") == CONFIG_FORMAT
-
-
-def load_config(path: str | os.PathLike[str]) -> UniXConfig:
-    """The configuration of a checkpoint directory.
-
-    Raises:
-      CheckpointError: not a directory of this kind, or config.json changed since it was written.
-      ConfigError: config.json is broken.
-    """
-    _require_directory(Path(path))
-    recorded_files.verified(path, recorded_files.CONFIG)
-    return _read_config(path)
-
-
-def _read_config(path: str | os.PathLike[str]) -> UniXConfig:
-    file = Path(path) / "config.json"
-    values = read_json(file)
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{file}: expected a JSON object, found {type(values).__name__}")
-    return UniXConfig.from_dict(values, str(file))
-
-
 def load_params(
     path: str | os.PathLike[str],
     *,
     dtype: Any = None,
     shardings: Any = None,
     allow_non_finite: bool = False,
-    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """The UniX parameters as a nested dictionary of `jax.Array`.
 
     Args:
       path: a checkpoint directory.
-      dtype: floating type to cast to on load; None keeps the type on disk.
+      dtype: floating-point dtype to cast to on load; None keeps the type on disk.
       shardings: None (the default device), one `jax.sharding.Sharding`, or a nested tree of them;
         a device reads only the chunks that overlap its own part.
       allow_non_finite: accept weights that are NaN or infinite.
-      progress: called with the number of bytes of each leaf read.
 
     Raises:
       CheckpointError: files are missing, truncated or changed; leaves do not fit config.json, and
         the message lists all of them; weights are not finite.
     """
-    return _load(path, "params", dtype, shardings, allow_non_finite, progress)
+    return _load(path, "params", dtype, shardings, allow_non_finite)
 
 
 def load_vae_params(
@@ -286,12 +282,11 @@ def load_vae_params(
     dtype: Any = None,
     shardings: Any = None,
     allow_non_finite: bool = False,
-    progress: Progress | None = None,
 ) -> dict[str, Any] | None:
     """The autoencoder's parameters, or None if the checkpoint has none; as `load_params`."""
     if not has_vae(path):
         return None
-    return _load(path, "vae", dtype, shardings, allow_non_finite, progress)
+    return _load(path, "vae", dtype, shardings, allow_non_finite)
 
 
 def _load(
@@ -300,7 +295,6 @@ def _load(
     dtype: Any,
     shardings: Any,
     allow_non_finite: bool,
-    progress: Progress | None,
 ) -> dict[str, Any]:
     leaves = open_leaves(path, part)
     _fit(path, part, leaves)
@@ -308,73 +302,9 @@ def _load(
         leaves,
         dtype,
         shardings,
-        progress,
         source=f"{path}/{part}",
         allow_non_finite=allow_non_finite,
     )
-
-
-def has_vae(path: str | os.PathLike[str]) -> bool:
-    """Whether the checkpoint carries an autoencoder."""
-    return "vae" in read_index(path)
-
-
-def read_index(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The checked content of index.json.
-
-    Raises:
-      CheckpointError: no such directory, or the file is missing or broken.
-    """
-    directory = Path(path)
-    _require_directory(directory)
-    file = directory / "index.json"
-    if not file.is_file():
-        raise CheckpointError(
-            f"{file}: expected this file, which lists the arrays of a checkpoint, found none"
-        )
-    index = read_json(file, CheckpointError)
-    if not isinstance(index, dict) or index.get("format") != FORMAT:
-        found = index.get("format") if isinstance(index, dict) else type(index).__name__
-        raise CheckpointError(f"{file}: format: expected {FORMAT!r}, found {found!r}")
-    entries = [(part, _entries(index, part, file)) for part in PARTS]
-    # Checkpoints of earlier versions have no checksums at all; one entry without is damage.
-    summed = any(isinstance(e, dict) and "crc32" in e for _, part in entries for e in part.values())
-    for part, listed in entries:
-        for name, entry in listed.items():
-            sizes = entry.get("shape") if isinstance(entry, dict) else None
-            whole = isinstance(sizes, list) and all(isinstance(n, int) and n >= 0 for n in sizes)
-            if not whole or not isinstance(entry.get("dtype"), str):
-                raise CheckpointError(f"{file}: {part}.{name}: expected shape and dtype")
-            sums = entry.get("crc32", {})
-            if (summed and "crc32" not in entry) or not _are_checksums(sums):
-                raise CheckpointError(f"{file}: {part}.{name}: crc32: expected file: number")
-    if "params" not in index:
-        raise CheckpointError(f"{file}: params: missing")
-    recorded_files.listed(index, file)
-    return index
-
-
-def _are_checksums(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(crc, int) and not isinstance(crc, bool) for crc in value.values()
-    )
-
-
-def has_checksums(path: str | os.PathLike[str]) -> bool:
-    """Whether index.json has the checksums of the arrays, as all except old checkpoints do."""
-    index = read_index(path)
-    return any("crc32" in entry for part in PARTS for entry in index.get(part, {}).values())
-
-
-def _entries(index: Mapping[str, Any], part: str, file: Path) -> dict[str, Any]:
-    entries = index.get(part, {})
-    if not isinstance(entries, dict):
-        raise CheckpointError(f"{file}: {part}: expected an object")
-    # Names become directories: only what `save` itself can have written is accepted.
-    for name in entries:
-        if not name or name.startswith(".") or "\0" in name or ".." in name:
-            raise CheckpointError(f"{file}: {part}: not the name of an array: {name!r}")
-    return entries
 
 
 def tensor_infos(path: str | os.PathLike[str]) -> dict[str, ArrayInfo]:
@@ -388,7 +318,7 @@ def tensor_infos(path: str | os.PathLike[str]) -> dict[str, ArrayInfo]:
 
 
 def open_leaves(path: str | os.PathLike[str], part: str) -> dict[str, Leaf]:
-    """The arrays of `part`, one of `PARTS`, verified to be whole, read on demand.
+    """The arrays of `part`, one of `PARTS`, verified to be complete, read on demand.
 
     Raises:
       CheckpointError: a missing, truncated or disagreeing file, which is named. Reading a leaf
@@ -399,7 +329,7 @@ def open_leaves(path: str | os.PathLike[str], part: str) -> dict[str, Leaf]:
 
 
 def array_names(path: str | os.PathLike[str], part: str) -> list[str]:
-    """The arrays of `part`, by path; none where the checkpoint lacks the part."""
+    """The arrays of `part`, by path; none if the checkpoint lacks the part."""
     return list(read_index(path).get(part, {}))
 
 
@@ -428,11 +358,6 @@ def _dtype(name: str, path: Path) -> np.dtype:
         return np.dtype(jax.numpy.dtype(name))
     except TypeError:
         raise CheckpointError(f"{path}/index.json: unknown dtype {name!r}") from None
-
-
-def _require_directory(path: Path) -> None:
-    if not path.is_dir():
-        raise CheckpointError(f"{path}: expected a checkpoint directory, found no such directory")
 
 
 def _fit(path: str | os.PathLike[str], part: str, leaves: Mapping[str, Leaf]) -> None:

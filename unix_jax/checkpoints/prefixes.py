@@ -1,8 +1,8 @@
-"""Keys that wrappers of PyTorch or a larger model put under a prefix, under their own names.
+"""Removes the prefixes that PyTorch wrappers or larger models add to keys.
 
 `torch.compile`, DataParallel, FSDP and activation checkpointing insert their own segments, at the
 start of a key or inside it; a Lightning module or a larger model puts its name before every key.
-What belongs to a name is told by the keys of the table: `model.` is removed from
+The keys of the table determine which part belongs to a name: `model.` is removed from
 `model.language_model.model.norm.weight` once.
 """
 
@@ -49,11 +49,11 @@ def unwrapped(
     keep: Callable[[str], Any] = lambda key: False,
     usual: str = "",
 ) -> TensorSource:
-    """The tensors under the table's names; what was removed from the keys or left out is said.
+    """The tensors with the table's names; notes state what was removed from keys or not used.
 
-    A file may hold several copies of the weights under different prefixes, as `model.` and
-    `ema.`; the average is taken where `wanted` is `ema`, or where there is nothing else. Another
-    `wanted` is the name of the prefix to take, unless it has chosen among state dicts already.
+    A file may contain several copies of the weights with different prefixes, such as `model.` and
+    `ema.`; the average is used if `wanted` is `ema`, or if nothing else exists. Another `wanted` is
+    the name of the prefix to use, unless it has already selected a state dict.
 
     Args:
       tensors: the source as it was opened; it is closed with the result, or on an error.
@@ -63,7 +63,7 @@ def unwrapped(
       usual: the prefix of the published file; where it is the only one, the keys keep it.
 
     Raises:
-      CheckpointError: two keys become one name, or several prefixes fit equally.
+      CheckpointError: two keys become the same name, or several prefixes match equally well.
     """
     try:
         names, averaged = _names(tensors, known, None if tensors.named else wanted, keep, usual)
@@ -135,7 +135,7 @@ def _names(
 
 
 def _behind(key: str, prefix: str) -> str | None:
-    """What follows `prefix`, with DataParallel's segments anywhere in it; None without it."""
+    """The rest of a key after `prefix`, which may contain DataParallel's segments; or None."""
     parts = key.split(".")
     start = 0
     for part in [*prefix.split(".")[:-1], None]:
@@ -159,7 +159,7 @@ def _is_dotless(key: str, prefix: str) -> bool:
 def _prefixes(
     tensors: TensorSource, keys: Iterable[str], known: frozenset[str], wanted: str | None
 ) -> tuple[str, list[str], list[str]]:
-    """The prefix under which the weights lie, those of parts of them, and those of copies."""
+    """The prefix of the weights, those of parts of them, and those of copies."""
     found: dict[str, set[str]] = {}
     for key in keys:
         if start := known_start(key, known):
@@ -172,7 +172,7 @@ def _prefixes(
     weights = [prefix for prefix in whole if not is_average(prefix)]
     if wanted == "model" and not weights:
         raise CheckpointError(
-            f"{tensors.path}: expected weights that are no average (--weights model), found "
+            f"{tensors.path}: expected weights that are not an average (--weights model), found "
             f"only those under {', '.join(shortened([quoted(prefix) for prefix in averages]))}"
         )
     if len(whole) > 1:
@@ -222,7 +222,7 @@ def _refuse_collisions(tensors: TensorSource, names: Mapping[str, list[str]]) ->
 
 
 def _say(tensors: TensorSource, names: Mapping[str, str], left: list[str]) -> None:
-    """One line for what was removed from keys, one for what was left out."""
+    """Emits a note about what was removed from keys, and one about unused tensors."""
     removed: dict[str, int] = {}
     for name, key in names.items():
         if name == key:

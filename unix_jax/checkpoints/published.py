@@ -1,4 +1,4 @@
-"""The published layout, read: checked against its own configuration, imported, or run as it is.
+"""Reads the published layout: validation, import to a checkpoint, or direct loading.
 
     config.json, model.safetensors (or shards, or pytorch_model.bin), tokenizer files,
     vae/config.yaml, vae/kl-f16d16.ckpt
@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,20 +19,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from unix_jax.checkpoints import native
+from unix_jax.checkpoints.configurations import (
+    find_vae_weights,
+    read_configurations,
+)
 from unix_jax.checkpoints.export import export_published
 from unix_jax.checkpoints.file_leaves import inexact_keys, infos, raw_leaf, table_leaves
 from unix_jax.checkpoints.fitting import raise_listing
 from unix_jax.checkpoints.formats.readers import open_weights
 from unix_jax.checkpoints.formats.tensor_source import AVERAGE_WORDS, TensorSource, note, quoted
 from unix_jax.checkpoints.formats.weight_files import (
-    DIRECTORY_NAMES,
     WEIGHT_SUFFIXES,
     WeightFiles,
     find_weights,
     is_file_name,
-    weight_files,
 )
-from unix_jax.checkpoints.formats.yaml_file import read_yaml
 from unix_jax.checkpoints.leaves import Leaf, array_leaf, place_tree
 from unix_jax.checkpoints.prefixes import known_names, unwrapped
 from unix_jax.checkpoints.published_config import from_published
@@ -47,11 +48,8 @@ from unix_jax.storage.paths import refuse_url
 
 __all__ = ["PublishedSource", "export_published", "import_published", "load_published"]
 
-# The published one has some 2 KB.
-MAX_CONFIG_BYTES = 1 << 20
 # Images of 16,384 px; the table has the square of it in rows.
 MAX_LATENT_SIZE = 1024
-_VAE_NAMES = ("kl-f16d16.ckpt", *DIRECTORY_NAMES)
 _POSITIONS = "latent_pos_embed.pos_embed"
 # Every name of the tables, for any sizes.
 UNIX_NAMES = known_names(unix_table(UniXConfig()))
@@ -77,12 +75,12 @@ class PublishedSource:
     Args:
       source: the directory, or a weight file in it.
       wanted: `model`, `ema`, a weight file, or the name of an entry or a prefix in one; all except
-        a file apply to the autoencoder as well.
+        a file also apply to the autoencoder.
       max_latent_size: a larger side of the latent position table, in tokens.
 
     Raises:
-      CheckpointError: a file is missing or broken, the table cannot be enlarged, or there is no
-        average where it is wanted.
+      CheckpointError: a file is missing or broken, the table cannot be enlarged, or a requested
+        average does not exist.
       ConfigError: a configuration is broken.
     """
 
@@ -134,13 +132,13 @@ class PublishedSource:
 
         Raises:
           CheckpointError: they disagree; the message lists every disagreement, missing,
-            unexpected and mis-shaped key, with the expected and the found shape.
+            unexpected and wrongly shaped key, with the expected and the found shape.
         """
         shapes = {key: info.shape for key, info in infos(self.tensors).items()}
         if any(key.startswith("aligner.") for key in shapes):
             raise CheckpointError(
                 f"{self.directory}: expected the published layout, found Janus-Pro's; "
-                "`unix-jax convert import-janus` makes the start of stage 1 from it"
+                "`unix-jax convert import-janus` creates the initial checkpoint of stage 1 from it"
             )
         stated = dataclasses.replace(self.config, max_latent_size=self._file_latent_size)
         lines, listed = unix_disagreements(stated, self.raw, shapes)
@@ -187,7 +185,8 @@ class PublishedSource:
         """The UniX parameters by path, read on demand; `dtype` None keeps the file's types.
 
         Raises:
-          CheckpointError: the latent position table is to be enlarged and is not the formula.
+          CheckpointError: the latent position table is to be enlarged and does not follow the
+            formula.
         """
         table = unix_table(self.config)
         if not self._computes_positions:
@@ -263,7 +262,7 @@ class PublishedSource:
         }
 
     def layout(self, dtype: np.dtype | None = None) -> dict[str, Any]:
-        """Files, keys in order, and types: what export needs to write the same files again."""
+        """Files, keys in order, and dtypes, from which export writes the same files again."""
         used = {key for entry in unix_table(self.config) for key in entry.keys}
         files = [
             file_layout(self.tensors, name, keys, lambda key: dtype if key in used else None)
@@ -281,11 +280,11 @@ class PublishedSource:
                 )
         return {"kept": dtype is None, "files": files}
 
-    def copies(self, temporary: Path) -> list[tuple[Path, str]]:
-        """(file, name in the checkpoint) of what is kept beside the tensors.
+    def copies(self, temporary: Path, keep: Sequence[str] = ()) -> list[tuple[Path, str]]:
+        """(file, name in the checkpoint) of the kept files other than tensors.
 
         Files that the import changes, `config.json` with another table and the index of renamed
-        keys, are written into `temporary`.
+        keys, are written into `temporary`. `keep` is as in `wanted_files`.
 
         Raises:
           CheckpointError: a file that is read or copied is a link that leaves the source.
@@ -296,7 +295,7 @@ class PublishedSource:
             if files is not None and opened is not None and (start or not self._named):
                 inside += [*files.paths, *(files.paths[0].parent / n for n, _ in opened.files())]
         refuse_links_out(self.directory, inside)
-        copies = {name: path for path, name in verbatim_files(self.directory)}
+        copies = {name: path for path, name in verbatim_files(self.directory, keep)}
         if self.config.max_latent_size > self._file_latent_size:
             path = temporary / "config.json"
             write_json(path, self.raw | {"max_latent_size": self.config.max_latent_size})
@@ -307,28 +306,6 @@ class PublishedSource:
                 write_index(path, files.paths[0], opened)
                 copies[f"source/{start}{files.name}"] = path
         return [(path, name) for name, path in copies.items()]
-
-
-def read_configurations(directory: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """`config.json` and `vae/config.yaml` (None if absent) of a published directory.
-
-    Raises:
-      CheckpointError: no such directory.
-      ConfigError: a file is broken or config.json is missing.
-    """
-    if not directory.is_dir():
-        found = "a file" if directory.is_file() else "no such directory"
-        raise CheckpointError(f"{directory}: expected a checkpoint directory, found {found}")
-    if native.is_checkpoint(directory):
-        raise CheckpointError(
-            f"{directory}: expected the published layout, found a checkpoint of this project"
-        )
-    raw = read_json(directory / "config.json", max_bytes=MAX_CONFIG_BYTES)
-    if not isinstance(raw, dict):
-        raise ConfigError(
-            f"{directory / 'config.json'}: expected a JSON object, found {type(raw).__name__}"
-        )
-    return raw, read_yaml(directory / "vae" / "config.yaml")
 
 
 def chosen_source(source: Path, wanted: str | None = None) -> tuple[Path, str | None, str | None]:
@@ -357,23 +334,12 @@ def chosen_source(source: Path, wanted: str | None = None) -> tuple[Path, str | 
     return source.parent, source.name, kind
 
 
-def verbatim_files(directory: Path) -> list[tuple[Path, str]]:
+def verbatim_files(directory: Path, keep: Sequence[str] = ()) -> list[tuple[Path, str]]:
     """(file, name in the checkpoint) of the files to keep verbatim, as `wanted_files`."""
     return [
         (path, name if name in native.TOKENIZER_FILES else f"source/{name}")
-        for path, name in wanted_files(directory)
+        for path, name in wanted_files(directory, keep)
     ]
-
-
-def find_vae_weights(directory: Path, wanted: str | None = None) -> WeightFiles | None:
-    """The weights of a `vae` directory, or None.
-
-    Raises:
-      CheckpointError: there are several, and none has the published name.
-    """
-    if not directory.is_dir() or not weight_files(directory):
-        return None
-    return find_weights(directory, wanted, _VAE_NAMES)
 
 
 def open_vae(files: WeightFiles, wanted: str | None = None) -> TensorSource:
@@ -401,7 +367,7 @@ def check_keys(
     ignored: Callable[[str], Any],
     disagreements: list[str],
 ) -> None:
-    """Raises one CheckpointError that lists all that is wrong with the file's keys, grouped."""
+    """Raises one CheckpointError that lists all problems of the file's keys in groups."""
     expected = {key: entry.file_shape for entry in table for key in entry.keys}
     found = infos(tensors)
     disagreements = disagreements + [
@@ -425,7 +391,7 @@ def check_keys(
 def require_wanted(
     source: Path, wanted: str | None, opened: Iterable[TensorSource | WeightFiles | None]
 ) -> None:
-    """Raises CheckpointError if nothing is what `--weights` names: an average, or that name."""
+    """Raises CheckpointError if nothing matches `--weights`: an average, or that name."""
     parts = [part for part in opened if part is not None]
     if wanted == "ema" and not any(part.averaged for part in parts):
         raise CheckpointError(
@@ -481,10 +447,10 @@ def file_layout(
 
 
 def parse_dtype(name: str) -> np.dtype | None:
-    """`keep` -> None; `bfloat16`, `float32` (any floating type) -> its dtype.
+    """`keep` -> None; `bfloat16`, `float32` (any floating-point dtype) -> its dtype.
 
     Raises:
-      ConfigError: no floating type of that name.
+      ConfigError: no floating-point dtype of that name.
     """
     if name == "keep":
         return None
@@ -505,6 +471,7 @@ def import_published(
     allow_non_finite: bool = False,
     weights: str | None = None,
     max_latent_size: int | None = None,
+    keep_file: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> None:
     """Converts a published directory to this project's checkpoint.
@@ -512,14 +479,17 @@ def import_published(
     Args:
       source: the published directory, or a weight file in it.
       out: a new directory.
-      dtype: `keep`, with which `export_published` gives back every bit, or the floating type of
-        the model's parameters. The autoencoder and the unused tensors keep their types.
+      dtype: `keep`, with which `export_published` restores every bit, or the floating-point dtype
+        of the model's parameters. The autoencoder and the unused tensors keep their types.
       allow_non_finite: write weights that are NaN or infinite.
-      weights: `model` or `ema`, where a file, entry or prefix holds an average beside the weights,
-        the name of an entry or a prefix in a weight file, or a weight file. By default the weights,
-        and the average where there is nothing else.
+      weights: `model` or `ema`, if a file, entry or prefix also contains an average; the name of an
+        entry or a prefix in a weight file; or a weight file. By default the weights, or the average
+        if nothing else exists.
       max_latent_size: side of the latent position table in tokens, at least the checkpoint's.
-      progress: called with (bytes since the last call, bytes in all).
+      keep_file: names of files in the source to copy, in addition to those that a loader or a
+        licence requires, such as `notes.txt` or `vae/notes.txt`. A note names the files that are
+        not copied.
+      progress: called with (bytes since the last call, total bytes).
 
     Raises:
       UniXError: the source is broken or does not fit its configuration, `out` exists, or weights
@@ -531,10 +501,10 @@ def import_published(
         tempfile.TemporaryDirectory() as temporary,
     ):
         published.check()
-        copies = published.copies(Path(temporary))
+        copies = published.copies(Path(temporary), keep_file)
         if published.vae is None:
             warnings.warn(
-                f"{source}: no autoencoder in vae/: the checkpoint writes reports only",
+                f"{source}: no autoencoder in vae/: the checkpoint only supports reports",
                 stacklevel=2,
             )
         leaves, vae_leaves = published.leaves(kind), published.vae_leaves()
@@ -569,21 +539,19 @@ def load_published(
     vae_dtype: Any = None,
     vae_shardings: Any = None,
     allow_non_finite: bool = False,
-    progress: Progress | None = None,
 ) -> tuple[UniXConfig, dict[str, Any], dict[str, Any] | None]:
     """Reads a published directory onto the devices, leaf by leaf, without an intermediate file.
 
     Args:
       source: the published directory, or a weight file in it.
-      dtype: floating type of the parameters; None keeps the file's.
+      dtype: floating-point dtype of the parameters; None keeps the file's.
       shardings: None, one `Sharding`, or a nested tree of them, for the UniX parameters.
       vae_dtype: likewise for the autoencoder.
       vae_shardings: likewise for the autoencoder.
       allow_non_finite: accept weights that are NaN or infinite.
-      progress: called with (bytes since the last call, bytes in all).
 
-    Returns:
-      The configuration, the UniX parameters, and the autoencoder's (None if there is none).
+    Returns: The configuration, the UniX parameters, and the autoencoder's (None if it does not
+      exist).
 
     Raises:
       UniXError: the source is broken or does not fit its configuration, or weights are not finite.
@@ -591,13 +559,10 @@ def load_published(
     with PublishedSource(source) as published:
         published.check()
         leaves, vae_leaves = published.leaves(), published.vae_leaves()
-        total = sum(x.nbytes for group in (leaves, vae_leaves or {}) for x in group.values())
-        step = None if progress is None else lambda done: progress(done, total)
         params = place_tree(
             leaves,
             dtype,
             shardings,
-            step,
             source=str(published.tensors.path),
             allow_non_finite=allow_non_finite,
         )
@@ -608,7 +573,6 @@ def load_published(
             vae_leaves,
             vae_dtype,
             vae_shardings,
-            step,
             source=str(published.vae.path),
             allow_non_finite=allow_non_finite,
         )

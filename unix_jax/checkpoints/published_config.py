@@ -98,7 +98,7 @@ _DDCONFIG = {
     "in_channels": ("in_channels", int),
     "out_ch": ("out_ch", int),
     "z_channels": ("z_channels", int),
-    # Ours: the published code has always 32 and 0, and knows no fields for them.
+    # Ours: the published code always uses 32 and 0, and knows no fields for them.
     "norm_groups": ("norm_groups", int),
     "linear_window": ("linear_window", int),
 }
@@ -143,12 +143,12 @@ def _pick(
 def _honoured(
     values: Mapping[str, Any], allowed: Mapping[str, tuple[Any, ...]], where: str
 ) -> None:
-    """Fields that change the mathematics must have a value that this model implements."""
+    """Fields that change the mathematics must have a supported value."""
     for name, accepted in allowed.items():
         if name in values and values[name] not in accepted:
             raise ConfigError(
                 f"{where}.{name}: expected {' or '.join(map(repr, accepted))} "
-                f"(nothing else is implemented), found {values[name]!r}"
+                f"(nothing else is supported), found {values[name]!r}"
             )
 
 
@@ -249,7 +249,7 @@ def from_published(
     warning. `double_bos` is on unless the file says otherwise.
 
     Raises:
-      ConfigError: a value of the wrong kind, or one this model cannot honour.
+      ConfigError: a value of the wrong kind, or an unsupported one.
     """
     if not isinstance(config, Mapping):
         raise ConfigError(f"{source}: expected a JSON object, found {type(config).__name__}")
@@ -318,7 +318,7 @@ def to_published(config: UniXConfig) -> tuple[dict[str, Any], dict[str, Any]]:
             del ddconfig[name]
             continue
         warnings.warn(
-            f"vae: {name} {ddconfig[name]}: the published code has always {usual} and would "
+            f"vae: {name} {ddconfig[name]}: the published code always uses {usual} and would "
             f"compute other images; written as ddconfig.{name}, which unix-jax reads back",
             stacklevel=3,
         )

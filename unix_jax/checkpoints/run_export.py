@@ -1,9 +1,9 @@
-"""The directory of a run where a checkpoint is expected: its export is meant."""
+"""Resolves the directory of a training run to its export where a checkpoint is expected."""
 
 import os
 from pathlib import Path
 
-from unix_jax.checkpoints import native
+from unix_jax.checkpoints import index
 from unix_jax.errors import CheckpointError
 
 RUN_FILE = "run.json"
@@ -11,15 +11,15 @@ EXPORT = "export"
 
 
 def resolve_checkpoint(path: str | os.PathLike[str]) -> Path:
-    """`path`/export where `path` is the directory of a training run, else `path` as it is.
+    """`path`/export if `path` is the directory of a training run, else `path` unchanged.
 
     Raises:
       CheckpointError: the run has not been exported.
     """
     directory = Path(path)
-    if native.is_checkpoint(directory) or not (directory / RUN_FILE).is_file():
+    if index.is_checkpoint(directory) or not (directory / RUN_FILE).is_file():
         return directory
-    if native.is_checkpoint(directory / EXPORT):
+    if index.is_checkpoint(directory / EXPORT):
         return directory / EXPORT
     folder = directory / "checkpoints"
     steps = sorted(int(p.name) for p in folder.glob("[0-9]*") if p.name.isdecimal())

@@ -1,22 +1,24 @@
-"""The files of training checkpoints: listed with their checksums, verified, moved aside."""
+"""Files of training checkpoints: listing with checksums, verification, moving damaged ones."""
 
 import itertools
 import json
 import os
 import shutil
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from zlib_ng import zlib_ng
+
 from unix_jax.errors import CheckpointError
 from unix_jax.storage.files import atomic_write
-from unix_jax.storage.json_file import read_json
+from unix_jax.storage.json_file import read_json, seal_problem, sealed
 
 LISTING = "files.json"
 DAMAGED = "damaged"
 ITEMS = ("state", "progress")
 _BLOCK = 1 << 22
+_FIELDS = frozenset({"metrics", "files"})
 
 
 def require_writable(directory: Path) -> None:
@@ -45,18 +47,18 @@ def steps(directory: Path) -> list[int]:
 
 
 class _DamageError(Exception):
-    """A checkpoint whose files are not as they were written."""
+    """A checkpoint whose files have changed since they were written."""
 
 
 def set_aside_damaged(directory: Path) -> list[str]:
-    """Moves checkpoints that are newer than the newest usable one aside; one line for each.
+    """Moves checkpoints that are newer than the newest usable one aside; yields a line for each.
 
     Older ones are verified only when a newer one fails. Nothing is moved or removed unless a usable
-    checkpoint is there, or none at all.
+    checkpoint, or no checkpoint at all, exists.
 
     Raises:
-      CheckpointError: there are checkpoints, and all of them are damaged; or the system cannot
-        read one, which says nothing about its content.
+      CheckpointError: there are checkpoints, and all of them are damaged; or the system cannot read
+        one, which does not prove damage.
     """
     found = steps(directory)
     damaged: list[tuple[int, str]] = []
@@ -110,7 +112,7 @@ def _crc32(file: Path) -> int:
     value = 0
     with open(file, "rb") as stream:
         while block := stream.read(_BLOCK):
-            value = zlib.crc32(block, value)
+            value = zlib_ng.crc32(block, value)
     return value
 
 
@@ -120,16 +122,17 @@ def write_listing(path: Path, metrics: Mapping[str, float]) -> None:
         for file in _relative_files(path)
     }
     with atomic_write(path / LISTING) as temporary:
-        temporary.write_text(json.dumps({"metrics": dict(metrics), "files": files}))
+        temporary.write_text(json.dumps(sealed({"metrics": dict(metrics), "files": files})))
 
 
 def listing(path: Path) -> dict[str, Any]:
-    """files.json, or an empty dictionary where it is broken (`verify` says how)."""
+    """files.json, or an empty dictionary if it is broken (`verify` reports the problem)."""
     try:
         value = read_json(path / LISTING, CheckpointError)
     except CheckpointError:
         return {}
-    return value if isinstance(value, dict) and isinstance(value.get("metrics"), dict) else {}
+    whole = isinstance(value, dict) and isinstance(value.get("metrics"), dict)
+    return value if whole and not seal_problem(value, _FIELDS) else {}
 
 
 def listed_files(path: Path) -> dict[str, int]:
@@ -140,7 +143,7 @@ def listed_files(path: Path) -> dict[str, int]:
 
 
 def verify(path: Path) -> None:
-    """Raises a CheckpointError that names the first file that is not as it was written."""
+    """Raises a CheckpointError that names the first file that has changed since it was written."""
     try:
         _verify(path)
     except _DamageError as error:
@@ -150,19 +153,21 @@ def verify(path: Path) -> None:
 
 
 def _verify(path: Path) -> None:
-    """Raises a _DamageError that names the first file that is not as it was written.
+    """Raises a _DamageError that names the first file that has changed since it was written.
 
-    OSError: the system cannot read a file that is there.
+    OSError: the system cannot read an existing file.
     """
     try:
         text = (path / LISTING).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise _DamageError(f"{path / LISTING}: no such file") from None
     try:
-        files = json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise _DamageError(f"{path / LISTING}: expected JSON, found: {error}") from None
-    files = files.get("files") if isinstance(files, dict) else None
+    if isinstance(value, dict) and (problem := seal_problem(value, _FIELDS)):
+        raise _DamageError(f"{path / LISTING}: {problem}")
+    files = value.get("files") if isinstance(value, dict) else None
     if not isinstance(files, dict) or not files:
         raise _DamageError(f"{path / LISTING}: files: expected an object")
     for name, entry in files.items():

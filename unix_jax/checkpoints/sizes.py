@@ -84,7 +84,7 @@ def unix_disagreements(
     shapes: Mapping[str, Shape],
     tower: str = "vit_model.vision_tower",
 ) -> tuple[list[str], UniXConfig]:
-    """What `config.json` says otherwise than the tensors, each naming both.
+    """The disagreements of `config.json` with the tensors; each names both.
 
     Args:
       config: `raw` as it was read.
@@ -93,8 +93,8 @@ def unix_disagreements(
       tower: prefix of the vision tower's keys.
 
     Returns:
-      The disagreements, and `config` with the numbers of layers that the tensors have, so that
-      the listing of keys stays as long as the file rather than as long as a wrong number says.
+      The disagreements, and `config` with the numbers of layers that the tensors have, so that a
+        wrong number of layers does not make the list of keys longer than the file.
     """
     decoder, vision = config.decoder, config.vision
     layer, attention = "language_model.model.layers.0", "language_model.model.layers.0.self_attn"

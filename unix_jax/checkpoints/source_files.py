@@ -1,7 +1,7 @@
-"""Which files of a source are copied into a checkpoint; no link may lead out of the source."""
+"""Selects the files of a source that are copied into a checkpoint; no link may leave the source."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from unix_jax.checkpoints.formats.tensor_source import note
@@ -21,14 +21,20 @@ _WANTED_VAE = re.compile(r"config\.(yaml|json)|(README|LICENSE|LICENCE|NOTICE)([
 MAX_COPIED_BYTES = 64 << 20
 
 
-def wanted_files(directory: Path) -> list[tuple[Path, str]]:
+def wanted_files(directory: Path, keep: Sequence[str] = ()) -> list[tuple[Path, str]]:
     """(file, its name in the source) of the files to keep verbatim; a note names the others.
 
+    Args:
+      directory: the source.
+      keep: names of further files to keep, such as `notes.txt` or `vae/notes.txt`.
+
     Raises:
-      CheckpointError: a wanted file is a link that leaves the source.
+      CheckpointError: a wanted file is a link that leaves the source, or one of `keep` is not a
+        file of the source that could be left out.
     """
     kept: list[tuple[Path, str]] = []
     left: list[str] = []
+    asked = set(keep)
     for folder, start, pattern in (
         (directory, "", _WANTED),
         (directory / "vae", "vae/", _WANTED_VAE),
@@ -39,20 +45,31 @@ def wanted_files(directory: Path) -> list[tuple[Path, str]]:
             if path.name.startswith(".") or path == directory / "vae":
                 continue
             name = f"{start}{path.name}"
-            if not pattern.fullmatch(path.name):
+            if name in asked and path.is_file():
+                asked.remove(name)
+                kept.append((path, name))
+            elif not pattern.fullmatch(path.name):
                 left.append(f"{name}/" if path.is_dir() else name)
             elif path.is_file() and path.stat().st_size > MAX_COPIED_BYTES:
                 left.append(f"{name} (over {MAX_COPIED_BYTES} bytes)")
             elif path.is_file() or path.is_symlink():
                 kept.append((path, name))
+    if asked:
+        raise CheckpointError(
+            f"{directory}: --keep-file: expected names of files in this folder or in vae/ that are "
+            f"not weights, found {', '.join(sorted(asked))}"
+        )
     refuse_links_out(directory, [path for path, _ in kept])
     if left:
-        note(f"{directory}: not copied: {', '.join(shortened(left))}")
+        note(
+            f"{directory}: not copied: {', '.join(shortened(left))} "
+            "(`unix-jax convert import` keeps a file with --keep-file NAME)"
+        )
     return kept
 
 
 def refuse_links_out(directory: Path, paths: Iterable[Path]) -> None:
-    """Raises CheckpointError if a file's place is outside the source's folder.
+    """Raises CheckpointError if a file's real path is outside the source's folder.
 
     The cache of Hugging Face is made of links from `snapshots/REVISION` to `blobs` of the same
     repository, which is the source's folder then.

@@ -1,8 +1,8 @@
-"""The one table between this project's parameters and the keys of the published files.
+"""The table between this project's parameters and the keys of the published files.
 
-Each `Entry` says: this path of our tree is that key of the file (or, for stacked layers, those
-keys, one for each layer), with this shape, after this transform. Import reads the table from
-right to left, export from left to right; nothing else knows any key.
+Each `Entry` maps a path of our tree to a key of the file (or, for stacked layers, to one key per
+layer), with the shape and the transform. Import reads the table from right to left, export from
+left to right. Keys are defined nowhere else.
 
 Letters: L layers, D width, F MLP width, V vocabulary, N heads, K kv heads, H head dim, W ViT
 width, P patch size, O output and I input channels.
@@ -14,8 +14,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from unix_jax.config import AutoencoderConfig, UniXConfig, VisionConfig
-from unix_jax.models.embeddings import TIME_FREQUENCIES
+from unix_jax.config import (
+    TIME_FREQUENCIES,
+    AutoencoderConfig,
+    TransformerStream,
+    UniXConfig,
+    VisionConfig,
+)
+from unix_jax.errors import CheckpointError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +66,7 @@ LINEAR_AS_CONV = Transform("OI -> 11IO", (1, 0), our_ones=2)
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One row: our `path`, the file's `key` (with `{layer}` when stacked), and what is between.
+    """One row: our `path`, the file's `key` (with `{layer}` if stacked), and the transform.
 
     `shape` is ours without the layer axis; `layers` is L, or None when not stacked.
     """
@@ -187,7 +193,16 @@ def _unix(config: UniXConfig) -> Iterator[Entry]:
 
 
 def unix_table(config: UniXConfig) -> tuple[Entry, ...]:
-    """The table of `model.safetensors` for these sizes."""
+    """The table of `model.safetensors` for these sizes.
+
+    Raises:
+      CheckpointError: the generation backbone is a U-Net, for which that file has no names.
+    """
+    if not isinstance(config.generation, TransformerStream):
+        raise CheckpointError(
+            "generation: expected UniX's own backbone, since the published layout has no other, "
+            "found a U-Net: such a model is kept as a checkpoint of this project"
+        )
     return tuple(_unix(config))
 
 

@@ -1,4 +1,4 @@
-"""Reads every file of a checkpoint and says what is not as it was written, or not finite."""
+"""Reads every file of a checkpoint and reports damaged files and numbers that are not finite."""
 
 import dataclasses
 import functools
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from unix_jax.checkpoints import native, run_files
+from unix_jax.checkpoints.configurations import is_diffusers, is_diffusers_checkpoint
 from unix_jax.checkpoints.leaves import FiniteCheck, Leaf
 from unix_jax.checkpoints.published import PublishedSource
 from unix_jax.errors import CheckpointError
@@ -15,10 +16,10 @@ from unix_jax.storage import recorded_files
 
 @dataclasses.dataclass(frozen=True)
 class Verified:
-    """One part of a checkpoint, read whole.
+    """One completely read part of a checkpoint.
 
-    part: its name. arrays, nbytes: what was read. checksums: whether the part has them.
-    problems: one line each; none if all is well.
+    part: its name. arrays, nbytes: what was read. checksums: whether the part has them. problems:
+      one line each.
     """
 
     part: str
@@ -37,13 +38,12 @@ def verify(path: str | os.PathLike[str]) -> Iterator[Verified]:
         its training checkpoints, its frozen weights and its export are read.
 
     Yields:
-      Each part, once it was read.
+      Each part after it was read.
 
     Raises:
       CheckpointError, ConfigError: there is no checkpoint, or its index is unreadable.
     """
     # The tables of published keys live in `convert`, which stands above this package.
-    from unix_jax.checkpoints.diffusers_checkpoint import is_diffusers
 
     directory = Path(path)
     if is_diffusers(directory):
@@ -58,7 +58,7 @@ def verify(path: str | os.PathLike[str]) -> Iterator[Verified]:
 
 def _diffusers(directory: Path) -> Iterator[Verified]:
     from unix_jax.checkpoints.diffusers import PARTS
-    from unix_jax.checkpoints.diffusers_checkpoint import is_diffusers_checkpoint, open_diffusers
+    from unix_jax.checkpoints.diffusers_checkpoint import open_diffusers
     from unix_jax.checkpoints.file_leaves import table_leaves
 
     folder = open_diffusers(directory)
@@ -85,7 +85,7 @@ def _converted(directory: Path, prefix: str) -> Iterator[Verified]:
 
 
 def _files(directory: Path, prefix: str) -> list[Verified]:
-    """The files beside the arrays, as one part; none where index.json lists none."""
+    """The files other than arrays as one part; none if index.json lists none."""
     entries = recorded_files.read_listed(directory)
     if not entries:
         return []

@@ -554,7 +554,15 @@ def _set_of(words: str) -> frozenset[str]:
     return frozenset(words.split())
 
 
-# After a yes only these words may stand, so that nothing in it can name a fault or a finding.
+# What begins to judge and says nothing yet: "Let me compare the rewrite with the original."
+_OPENING = _set_of(
+    "let let's me us i i'll i'm we will now first next then ok okay sure check checking compare "
+    "comparing verify verifying look looking judge judging see carefully step one two three 1 2 3 "
+    "reasoning analysis comparison assessment evaluation explanation reason the this that a both "
+    "rewrite original report reports text texts with against to at and of each section sections "
+    "finding findings my is here verdict answer json"
+)
+# Beside a yes only these words may stand, so that nothing in it can name a fault or a finding.
 _ABOUT = _set_of(
     "the a an this that these those it its they their of in to from with by for as at on than i "
     "you we is are was were be been being has have had does do did so also very fully completely "
@@ -609,17 +617,21 @@ def verdict(answer: str) -> tuple[bool, str] | None:
 
     Read are a reply that begins with the word, a labelled one ("Answer: yes", "The verdict is
     no."), the word alone on the last line, and a JSON object. All of them must agree. A yes that is
-    limited ("Yes, but ...", "Yes and no"), or followed by anything but words that the rewrite is
-    faithful, is no yes.
+    limited ("Yes, but ...", "Yes and no"), or that stands beside anything but words that the
+    rewrite is faithful, before or after it, is no yes.
     """
     text = _without_reasoning(answer)
     if text is None:
         return None
     objects, text = _objects(text)
     words = _XML_TAG.sub("\n", _BOXED.sub(r"\1", text)).replace("```", "\n").replace("**", "")
-    readings = [*map(_decided, objects), *_in_words(_QUESTION.sub(": ", words).strip())]
+    words = _QUESTION.sub(": ", words).strip()
+    said = list(_in_words(words))
+    readings = [*map(_decided, objects), *said]
     found = [reading for reading in readings if reading is not None]
     if len(found) < len(readings) or len({accepted for accepted, _ in found}) != 1:
+        return None
+    if found[0][0] and not said and not _leads_to_yes(words):
         return None
     reason = next((reason for _, reason in found if reason), "") or _folded(words)
     return found[0][0], "" if reason.lower().strip(" .") in _DECISIONS else reason[:500]
@@ -627,8 +639,13 @@ def verdict(answer: str) -> tuple[bool, str] | None:
 
 def _in_words(text: str) -> Iterator[tuple[bool, str] | None]:
     matches = [_LEADING.match(text), *_LABELLED.finditer(text), _LAST_LINE.search(text)]
-    for found in filter(None, matches):
-        yield _decision(found["word"], text[found.end("word") :])
+    in_order = sorted(filter(None, matches), key=lambda found: found.start())
+    for found in in_order:
+        decision = _decision(found["word"], text[found.end("word") :])
+        # What follows the first one has been read with it.
+        before = text[: in_order[0].start()]
+        faithful = decision is None or not decision[0] or _leads_to_yes(before)
+        yield decision if faithful else None
 
 
 def _decision(word: str, rest: str) -> tuple[bool, str] | None:
@@ -646,6 +663,14 @@ def _decision(word: str, rest: str) -> tuple[bool, str] | None:
 def _is_praise(reason: str) -> bool:
     """Whether what follows a yes only restates that the rewrite is faithful."""
     return all(map(_piece_is_praise, _PIECE_END.split(reason)))
+
+
+def _leads_to_yes(before: str) -> bool:
+    """Whether what precedes a yes opens the judgement or restates that the rewrite is faithful."""
+    return all(
+        set(re.findall(r"[\w'’]+", piece.lower())) <= _OPENING or _piece_is_praise(piece)
+        for piece in _PIECE_END.split(before)
+    )
 
 
 def _piece_is_praise(piece: str) -> bool:

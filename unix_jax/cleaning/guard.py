@@ -61,11 +61,14 @@ _BROKEN = re.compile(
     r"|\b(?:suggests?|suspicious for|due to|with) or\b|, from (?:19|20)\d\d\b|\bwithin limits\b"
     r"|\bwhether (?:the |this |it )?\w*\W*$|\band (?:in|of) the (?:position|size|appearance"
     r"|location)\b"
-    r"|\b(?:and|or|with|of|in|but|has|have|is|are),(?! as\b)|^(?:\w+ )?changes with\b"
+    r"|\b(?:and|or|with|of|in|but|has|have|is|are),(?! as\b)|^(?!post)(?:\w+ )?changes with\b"
     r"|\b(?:sternal|mediastinal|hilar|pulmonary|cardiac|pleural|osseous|bony|vascular|thoracic"
     r"|aortic)"
     r"\s+(?:from|is|are|was|were|of)\b|\b(?:is|are|has|have|the|an?|of|in|at|with|by"
     r"|for|(?<!less )(?<!more )(?<!most )likely|no)\s*[,;.]"
+    r"|, (?:position|appearance)\W*$|\bwith (?:(?:the )?lungs? with|in|at|on|over|within)\b"
+    r"|\bin the AP(?=\W*$| (?:could|may|is)\b)|\bas (?:aneurysm|mass)\b|\bthe,"
+    r"|\b(?:body|lobe|lung|heart|fissure) the\b|\bappears? to (?:above|below|in|within|over)\b"
     r"|\b(?:no|without)\s+(?:is|are|of|in|on|and|or)\b|\b(?:due|secondary|related) (?:in|and|or)\b",
     re.IGNORECASE,
 )
@@ -76,6 +79,8 @@ _BARE = re.compile(
     r"|broken|fractured|calcified|thickened|tortuous|widened|blunt\w+|loss|narrowing|deviat\w+"
     r"|and \w+|suspicious|concerning|consistent|compatible|suggestive|possibl[ey]|questionable)\W*$"
     # Findings and parts of the body that nothing is said of.
+    r"|^there is lung volumes\b"
+    r"|^(?:these|those|this) \w+\W*$"
     r"|^(?:these |the |this )?findings? including\b(?!.*\b(?:is|are|was|were|may|suggests?)\b)"
     r"|^(?:\w+ )?(?:contours?|silhouettes?|structures?) and\b(?!.*\b(?:is|are|normal|clear|intact"
     r"|unremarkable|within|appears?|seen|noted)\b)",
@@ -108,7 +113,8 @@ _SPEAKS_OF_PRIOR = re.compile(
     r"|^there has been (?:\w+ )*(?:resolution|removal)\b|\b(?:increased|decreased) size of\b"
     r"|\benlarging\b|\bnow (?=proj|meas|seen|ends?|term|mini|mild|small)"
     r"|\bor significant change\b|(?:^|been |interval )clearing of\b|\b(?:is|are) clearing\b"
-    r"|\bpriors\b|\byesterday\b|, (?:increased|decreased|larger|smaller|improved|worsened)[.]?$"
+    r"|\bdating back\b|\bpriors\b|\byesterday\b"
+    r"|, (?:increased|decreased|larger|smaller|improved|worsened)[.]?$"
     r"|\b(?:has|have) been "
     r"(?:removed|replaced|exchanged)\b|^(?:increase|decrease)d? in\b|\bas before\b"
     r"|\bin the interim\b|\bcontinued\b|\bcontinues? to\b"
@@ -134,17 +140,17 @@ _SPEAKS_OF_PRIOR = re.compile(
 # is all that was said of them.
 _ANATOMY = (
     r"normal\w*|unremarkable|intact|clear|limits?|heart|cardiac|lungs?|pulmonary|mediastin\w+"
-    r"|cardiomediastin\w+|hilar|hila|hilum|hilus|pleural?|bony|osseous|skelet\w+"
+    r"|cardiomediastin\w+|(?:peri)?hilar|hila|hilum|hilus|pleural?|bony|osseous|skelet\w+"
     r"|spine|spinal"
     r"|ribs?|aort\w+|vascul\w+|soft|tissues?|structures?|silhouettes?|contours?|size|volumes?|shape"
     r"|abdom\w+|upper|lower|left|right|bilateral\w*|appearances?"
     r"|configuration|alignment|position\w*|place|cardiopulmonary|sulc\w+|diaphragm\w*"
     r"|hemidiaphragm\w*|trache\w+|airways?|bones?|vertebra\w*|bodies|body|base|bases|apex|apices"
     r"|fields?"
-    r"|zones?|midline|central|great|vessels|projections?|apical|lordotic|costophrenic|angles?"
+    r"|zones?|midline|central|great|vessels|projections?|apical|lobes?|lordotic|costophrenic|angles?"
     r"|aerat\w+"
     r"|inferior|superior|quadrant|extremity|[a-z]+-sided|extent|inflat\w+|bronchovascular"
-    r"|basilar|venous|pelvis|nasopharynx|skin|neck|parenchyma|surfaces?|lumbar|cervical"
+    r"|basilar|cortical|venous|pelvis|nasopharynx|skin|neck|parenchyma|surfaces?|lumbar|cervical"
 )
 # Words that say nothing of the film by themselves: a sentence of these alone may go as a whole.
 _IS_ANATOMY = re.compile(_ANATOMY, re.IGNORECASE)
@@ -174,7 +180,7 @@ _EMPTY = re.compile(
     r"|current|persist\w*|time|hours?|days?|weeks?|months?|years?|ago|today\w*|yesterday|interim"
     r"|absence"
     r"|lack|old|last|previously|evol\w+|short|long|term|further|differ\w+|major|gross|detrimental"
-    r"|secondary|partial\w*|excluded|having|current\w*|remote|markedly|largely|moderately"
+    r"|secondary|associated|intravenous|chronicity|lumen|removed|verify|cross|sectional|partial\w*|excluded|having|current\w*|remote|markedly|largely|moderately"
     r"|somewhat|as|now|exists?|establish\w*|document\w*"
     # the study itself and how it was taken
     r"|chest|thora\w+|process|acute|focal|definite|significant|relevant"
@@ -232,7 +238,7 @@ _MODIFIED_CHANGE = re.compile(
     re.IGNORECASE,
 )
 _CHANGE_OR_GONE = re.compile(
-    r"(?:represents|pulled|back|insertion|new\w*|grown|enlarging|longer|distinct|develop\w*"
+    r"(?:represents|dating|pulled|back|insertion|new\w*|grown|enlarging|longer|distinct|develop\w*"
     r"|appeared|occurred|diminish\w*"
     r"|reduc\w+|enlarge\w*|larger|smaller|clear\w+|removed"
     r"|placement|placed|insert\w+|redemonstrat\w*|re-demonstrat\w*|continu\w+|recur\w*|advanced"
@@ -257,12 +263,13 @@ _HIDDEN_MARK = re.compile(r"\[\*\*.*?\*\*\]|(?:\w+-)?(?:_{2,}|\w*X{3,}\w*)(?:-[\
 _SETS_IN = (
     "a abnormality an and angle angles aorta appear appearance appears arch are area areas "
     "bilaterally blood bones border cava changes clear compatible deformity device devices "
-    "effort endotracheal excluded field field-of-view height heights imaging increased "
-    "indicate inspiratory is least left-sided likely lungs made material may measure measures "
+    "effort endotracheal evidence excluded field field-of-view heads height heights imaging "
+    "increased indicate inspiratory is least left-sided likely lungs made material may measure "
+    "measures "
     "no nodes note or other overlie pad place possible possibly present projecting ray "
     "reflect represent representing right-sided seen signs silhouette structure structures "
-    "suggest system telemetry the there thought tube tubes vena vessels view views was with "
-    "x-ray "
+    "suggest swelling system telemetry the there thought tube tubes vena vessels view views was "
+    "with x-ray "
 )
 _SET_IN = frozenset(_SETS_IN.split())
 
@@ -274,15 +281,16 @@ _OF_HIDDEN = (
     'the negative finding "devices"',
     'the finding "nodes"',
     'the negative finding "abnormalit"',
+    'the negative finding "swelling"',
     'the finding "deform"',
 )
 
 
-# Doubt of which the object is hidden: "suggesting XXXX.", "compatible with old XXXX."
+# Doubt or a cause whose object is hidden: "suggesting XXXX.", "related to old XXXX."
 _HIDDEN_DIAGNOSIS = re.compile(
-    r"\b(?:suggest(?:ing|s|ive)|consistent|compatible|may|might|could|representing|sequela)\b"
-    r"(?:\s+(?:of|with|represent|reflect))*"
-    r"\s+(?:(?:old|remote|prior)\s+)*(?:(?:X{3,}|_{2,})\s*)+(?=[.,;:)]|$)",
+    r"\b(?:suggest(?:ing|s|ive)|consistent|compatible|may|might|could|representing|sequela"
+    r"|related)\b(?:\s+(?:of|with|to|represent|reflect|be))*"
+    r"\s+(?:(?:an?|old|remote|prior|superimposed|vascular)\s+)*(?:(?:X{3,}|_{2,})\s*)+(?=[.,;:)]|$|(?<=\s)(?:is|are)\b)",
     re.IGNORECASE,
 )
 _HIDDEN_DEVICE = re.compile(
@@ -315,7 +323,7 @@ def refusal(before: str, after: str, *, hidden: bool = False) -> str:
             return f"would lose {_told(critical_first(had.counts)[:6], had) or 'a finding'}"
         if hidden and _HIDDEN_DEVICE.search(before):
             return "would lose a device whose name is hidden"
-        word = next((w for w in _content(of_now(before)) if not _says_nothing(w)), "")
+        word = next((w for w in content_words(of_now(before)) if not _says_nothing(w)), "")
         return f'would lose "{word}"' if word else ""
     if len(_DENIES_GROWTH.findall(before)) > len(_DENIES_GROWTH.findall(after)):
         return "would deny more than a change"
@@ -336,16 +344,16 @@ def refusal(before: str, after: str, *, hidden: bool = False) -> str:
 
 def _word_refusal(before: str, after: str, hidden: bool) -> str:
     """As `refusal`, by the words alone."""
-    had = Counter(_content(_MODIFIED_CHANGE.sub(" ", of_now(before))))
+    had = Counter(content_words(_MODIFIED_CHANGE.sub(" ", of_now(before))))
     # A part of the body goes with what was compared or hidden there, not otherwise.
     may_lose_anatomy = hidden or speaks_of_prior(before) or _HIDDEN_MARK.search(before) is not None
-    for word in had - Counter(_content(of_now(after))):
+    for word in had - Counter(content_words(of_now(after))):
         parts = word.split("-")
-        if not all(map(_may_go, parts)) or not (
+        if not all(map(may_go, parts)) or not (
             may_lose_anatomy or not any(map(_IS_ANATOMY.fullmatch, parts))
         ):
             return f'would lose "{word}"'
-    for word in Counter(_content(after)) - Counter(_content(before)):
+    for word in Counter(content_words(after)) - Counter(content_words(before)):
         if word not in _SET_IN:
             return f'would bring in "{word}"'
     return ""
@@ -361,19 +369,20 @@ _NAME = re.compile(
 
 def says_nothing_by_words(sentence: str) -> bool:
     """Whether no word of it says anything of the film by itself."""
-    return all(map(_says_nothing, _content(sentence)))
+    return all(map(_says_nothing, content_words(sentence)))
 
 
 def _says_nothing(word: str) -> bool:
     return all(len(part) < 3 or _EMPTY.fullmatch(part) for part in word.split("-"))
 
 
-def _may_go(word: str) -> bool:
+def may_go(word: str) -> bool:
+    """Whether a word says nothing of the film by itself, or tells of change alone."""
     return len(word) < 3 or bool(_EMPTY.fullmatch(word) or _CHANGE_OR_GONE.fullmatch(word))
 
 
-def _content(text: str) -> list[str]:
-    """Words of three letters or more, in small letters, without marks of de-identification."""
+def content_words(text: str) -> list[str]:
+    """Words of three letters or more, in small letters, without names and hidden words."""
     words = (w.removesuffix("'s") for w in _WORD.findall(_without_names(text).lower()))
     return [word for word in words if len(word) > 2]
 
@@ -428,6 +437,11 @@ def _sections(report: str) -> str:
     return " ".join(filter(None, sections)) or report
 
 
+_NOTHING_ACUTE = re.compile(
+    r"no acute (?:\w+ )?(?:findings?|process|abnormality|abnormalities)\b", re.IGNORECASE
+)
+
+
 def broken(before: str, after: str) -> bool:
     """Whether a changed sentence is none any more, by what the change itself brought about."""
     if _BARE.match(after) and not _BARE.match(before):
@@ -437,7 +451,9 @@ def broken(before: str, after: str) -> bool:
             return True
     if len(_BROKEN.findall(after)) > len(_BROKEN.findall(before)):
         return True
-    return not has_verb(after) and not states_something(after) and says_nothing_by_words(after)
+    if has_verb(after) or states_something(after) or _NOTHING_ACUTE.match(after):
+        return False
+    return says_nothing_by_words(after)
 
 
 def has_verb(sentence: str) -> bool:

@@ -114,6 +114,10 @@ _AT_END = re.compile(
     rf"|(?:per|by)\s+{_PERSON}.{{0,200}}$)",
     re.IGNORECASE,
 )
+_THANKS = re.compile(
+    rf"[,;]?\s+(?:(?:{MARK}|thanks?|you)\s+)*for (?:the|this|your) opportunity to\b.*$",
+    re.IGNORECASE,
+)
 _IN_BRACKETS = re.compile(r"\s*[(\[](?P<note>[^)\]]*)[)\]]")
 _CLAUSE = re.compile(
     r"\s*(?:[;,]|:(?!\d)|\s(?:and|but)(?=\s+(?:Dr|(?:the )?(?:ordering|referring|attending|primary"
@@ -175,6 +179,7 @@ def _cuts(sentence: str) -> Iterator[str]:
     unbracketed = _IN_BRACKETS.sub(lambda m: "" if _is_note(m["note"]) else m[0], sentence)
     if unbracketed != sentence:
         yield mended(unbracketed)
+    yield mended(_THANKS.sub(".", sentence))
     yield _as_finding(_AT_END.sub(".", sentence))
     opened = _REVIEWED_BY.sub("", sentence, count=1)
     if opened != sentence:

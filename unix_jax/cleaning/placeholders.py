@@ -57,7 +57,108 @@ _HEDGED = (
     r"|might|could) (?:represent|reflect)"
     r"|representing|sequela of)"
 )
+_PART_ADJECTIVE = r"(?:(?:cortical|vascular|pulmonary|bony|osseous|pleural)\s+)?"
 _COMPLETED = (
+    # A cause, or one of several possible things, is hidden; the others stay possible.
+    _rule(rf",\s*{_MARKS}\s+from\s+{_MARKS}{_END}", ""),
+    _rule(
+        rf"\b((?:may|might|could) (?:represent|reflect|be)) {_MARKS}(?: on end)? or"
+        r" (?:alternatively,? )?(?=[a-z])",
+        r"\1 ",
+    ),
+    _rule(
+        r"\b((?:may|might|could) (?:represent|reflect|be)\b[^.;]*?) or (?:an? )?"
+        rf"{_PART_ADJECTIVE}{_MARKS}{_END}",
+        r"\1",
+    ),
+    _rule(
+        rf",?\s*\b(?:which|that) (?:may|might|could) be (?:an? )?{_PART_ADJECTIVE}{_MARKS}{_END}",
+        "",
+    ),
+    _rule(
+        rf"^(?:this|these|it) (?:may|might|could) represent (?:superimposed )?{_MARKS},\s+"
+        r"(?=\w+ cannot be\b)",
+        "",
+    ),
+    _rule(rf",\s*{_MARKS}\s+(?=(?:[\w/-]+ ){{1,3}}(?:etiology|process)\b)", ", possibly "),
+    # After a concession, what is said of the heart's size is kept as a doubt: nobody writes "not
+    # mildly enlarged".
+    _rule(
+        r"((?:^|,\s*)(?:considering|accounting for|allowing for|given)\b[^.;]*?\bheart size)"
+        rf"(?: is)? {_MARKS} (?=(?:(?:within )?normal|mildly enlarged)\b)",
+        r"\1 is possibly ",
+    ),
+    _rule(
+        rf"^((?:the )?heart(?: size)? is) {_MARKS} (?=within normal limits (?:in size )?"
+        r"(?:given|for) (?:the )?low lung volumes\b)",
+        r"\1 possibly ",
+    ),
+    _rule(
+        rf"\b{MARK} loss of (?=(?:an? |the )?(?:(?:upper|mid|lower) )?(?:thoracic|lumbar|[TLC]\d))",
+        "height loss of ",
+    ),
+    _rule(
+        rf"\bloss of {MARK} of (?=(?:an? |the )?(?:(?:upper|mid|lower) )?"
+        r"(?:thoracic|lumbar|[TLC]\d))",
+        "loss of height of ",
+    ),
+    _rule(rf"\b{MARK}[- ]lumen (?=catheter)", ""),
+    _rule(rf"\b(embolization) {MARK}(?=\s+(?:overl|project|over\b|in\b))", r"\1 device"),
+    _rule(rf"(,?\s*)(?:in )?the setting of {_MARKS}\s*,", ","),
+    _rule(rf"\b(prevertebral soft tissue) {MARK}{_END}", r"\1 swelling"),
+    _rule(rf"\bthe {MARK} (?=is in the expected (?:region|location|position) of\b)", "the device "),
+    _rule(
+        rf"^(?:(?:stable|unchanged) )?position of (?:the )?((?:\w+ )?){_MARKS}\s*\.?$", r"\1device."
+    ),
+    _rule(rf"\bbut {_MARKS} (?=(?:acute|subacute|chronic|old)\b)", "but possibly "),
+    _rule(
+        rf"\bon (frontal|lateral|PA|AP) {MARK} {MARK} (?=(?:secondary|due|related|represent\w*)\b)",
+        r"on \1 view possibly ",
+    ),
+    _rule(
+        rf"\b(mild|moderate|minimal|small|large|severe|patchy|streaky),\s*{_MARKS}\s+(?=\w+)",
+        r"\1 ",
+    ),
+    _rule(rf"\b(stimulator|pacemaker|generator|device) with {_MARKS} (?=overlying\b)", r"\1 "),
+    _rule(
+        rf"\b(densit(?:y|ies) [^.;]*\b(?:is|are)) {_MARKS} "
+        r"(?=(?:coronary|surgical|vessels?|stents?)\b)",
+        r"\1 possibly ",
+    ),
+    _rule(rf"\b(visualized) {MARK} (?=arising\b)", r"\1 structure "),
+    _rule(rf"\band {_MARKS} (?=than\b)", ""),
+    _rule(rf"\bor {_MARKS} (?=(?:would|could|can)\b)", ""),
+    _rule(rf"\s+would benefit from (?:an? )?{_MARKS}{_END}", ""),
+    _rule(rf"\bhumeral {MARK}(?=[^.;]*\bAVN\b)", "humeral heads"),
+    _rule(
+        rf"\b(lobe) {_MARKS}, (?=\w+ (?:infiltrates?|opacit(?:y|ies)|densit(?:y|ies)|scarring)\b)",
+        r"\1 ",
+    ),
+    # Nothing is said of what is hidden.
+    _rule(rf",?\s*\bwith limited evaluation of (?:the )?(?:\w+ )?{_MARKS}{_END}", ""),
+    _rule(rf"^(?:stable )?{_MARKS}, including (?=\w)", ""),
+    _rule(
+        rf"^(?:the )?(?:\w+ )?{_MARKS} (?:is|are|remains?|appears?) (?:intact|normal|unremarkable)"
+        r",?\s+and (?=(?:the|an?)\s)",
+        "",
+    ),
+    # A place is hidden, and its side is told.
+    _rule(rf"\b(fractures) of (several|multiple) {_MARKS}{_END}", r"\2 \1"),
+    _rule(
+        rf"\bin (?:the )?bilateral {_MARKS} and (?:the )?"
+        r"(?=(?:lungs?|hilum|hila|mediastin\w+|spleen|liver)\b)",
+        "bilaterally and in the ",
+    ),
+    _rule(
+        rf"\b((?:in|throughout|over) (?:the )?(?:[a-z]+ ){{1,3}})and (left|right) {_MARKS}{_END}",
+        r"\1and on the \2",
+    ),
+    _rule(
+        rf"\b((?:in|throughout|over) (?:the )?(?:[a-z]+ ){{1,3}})and both {_MARKS}{_END}",
+        r"\1and bilaterally",
+    ),
+    _rule(rf"\bthe {MARK} (?:or|and) {MARK} (?=fissures?\b)", "the "),
+    _rule(rf"\b(an IVC) {MARK}(?=\s+(?:identified|seen|noted|present)\b)", r"\1 device"),
     _rule(rf"\b((?:right|left)(?:-sided)? aortic) {MARK}", r"\1 arch"),
     # A device of which only the name is hidden.
     _rule(rf"\b{MARK}-a-{MARK}(?:\s+{_MARKS})?", "device"),
@@ -192,7 +293,7 @@ _COMPLETED = (
         rf"|on\b)[a-z]{{3,}})",
         r"\1 possibly ",
     ),
-    _rule(rf",\s*{_MARKS}\s+(?=from\b|[TLC]\d)", ", possibly "),
+    _rule(rf",\s*{_MARKS}\s+(?=(?:from|within|in the|corresponding to)\b|[TLC]\d)", ", possibly "),
     _rule(rf"\band {_MARKS} (?=the (?:left|right)\b)", "and possibly "),
     _rule(
         rf"\b(visualized) {_MARKS} of the (chest|thorax)(?: {_MARKS})?", r"\1 structures of the \2"
@@ -260,7 +361,8 @@ _COMPLETED = (
     _rule(rf"\b(vertebral body) {MARK}(?=\s+(?:and|are|is)\b)", r"\1 heights"),
     _rule(rf"\b((?:epi|peri)cardial fat) {MARK}", r"\1 pad"),
     _rule(
-        rf"\b(surgical|orthopedic|metallic|postsurgical) {_MARKS}(?=\s*(?:[.,;]|$)|\s+(?:is|are"
+        r"\b((?:surgical|orthopedic|metallic|postsurgical)(?: (?:cervical|thoracic|lumbar))?)"
+        rf" {_MARKS}(?=\s*(?:[.,;]|$)|\s+(?:is|are|appears?"
         rf"|seen|noted|in|over|overl\w+|project\w*|at|within)\b)",
         r"\1 material",
     ),
@@ -282,6 +384,12 @@ _COMPLETED = (
     _rule(rf"\bthe aortic {MARK}{_PHRASE_END}", "the aorta"),
     _rule(rf"\baortic {MARK}{_PHRASE_END}", "aorta"),
     _rule(rf"\bsuperior {MARK} {MARK}", "superior vena cava"),
+    _rule(rf"\b\d+ (?:to|-) \d+ {MARK}\s+(?=post\b|follow)", ""),
+    _rule(
+        rf"\b(?:seen|noted|demonstrated) (?:on )?{_MARKS} (?:scan|CT)"
+        rf"(?: (?:from|of|dated) {_MARKS})?{_END}",
+        "",
+    ),
     # A size without its unit says nothing.
     _rule(rf"(?<![\w.,])(?:\d+(?:\.\d+)?\s*x\s*)?\d+(?:\.\d+)?\s+{MARK}(?=\s+[a-z]|\))", ""),
     _rule(rf"\bnote (?:is )?{_MARKS} of\b", "note is made of"),
@@ -289,7 +397,7 @@ _COMPLETED = (
     _rule(rf"\bin the setting of {_MARKS}", ""),
     _rule(rf"\b(both|bilateral|the) lung {MARK}", r"\1 lungs"),
     _rule(rf"\b(consistent|compatible) {_MARKS} (?=\w)", r"\1 with "),
-    _rule(rf"\b(is|are) {_MARKS} to be\b", r"\1 thought to be"),
+    _rule(rf"\b((?:is|are)(?: not)?) {_MARKS} to be\b", r"\1 thought to be"),
     _rule(rf"\b((?:is|are|remains?) in) {MARK}(?=\s*(?:[.,;]|$)|\s+(?:with|and)\b)", r"\1 place"),
     _rule(
         rf"\b(most|less) {_MARKS}(?=\s*[.,;]|\s+(?:represent|reflect|due|related"
@@ -334,7 +442,7 @@ _COMPLETED = (
     # doubt they would claim too much.
     _rule(
         rf"{_MARKS}\s+(?=(?:represent(?:s|ing|ed)?|reflect(?:s|ing)?|related to|secondary to|due to"
-        r"|indicat(?:es?|ing)|suggest(?:s|ing)?)\b)",
+        r"|relates? to|indicat(?:es?|ing)|suggest(?:s|ing)?)\b)",
         "possibly ",
     ),
     _rule(r"possibly (represent|reflect|indicate|suggest)\b", r"may \1"),
@@ -378,6 +486,14 @@ _COMPLETED = (
     ),
     _rule(rf",\s*{_MARKS}\s+(?={_DIAGNOSIS}|sequelae?\b)", ", possibly "),
     _rule(rf"\b({_SIGN}|calcifications?|changes) {_MARKS}\s+(?=sequelae?\b)", r"\1, possibly "),
+    # What a finding is, at the end of its sentence: "density, XXXX confluence of shadows".
+    _rule(
+        rf"(\b{_SIGN}\b(?:[^.;]*[a-z])?),\s*{_MARKS}\s+(?!(?:an?|and|or|but|with|without"
+        r"|is|are|was|were|no|not|which|that|unremarkable|normal|intact|greater|worse|seen|noted|appreciated"
+        r"|visuali[sz]ed|demonstrated|evident|on|at|of|for|to)\b)"
+        rf"(?=(?:[\w/-]+\s+){{0,4}}[\w/-]+{_END})",
+        r"\1, possibly ",
+    ),
     # Which view shows it best, or does not.
     _rule(
         rf",\s*{_MARKS}\s+(?:seen|appreciated|visualized|demonstrated|evident)\s+on\s+(?:the\s+)?"
@@ -438,7 +554,8 @@ _MAY_DOUBT = re.compile(
 )
 _DENIES = re.compile(r"\b(?:no|not|without|nor|neither|negative)\b", re.IGNORECASE)
 _SAYS_WHETHER = re.compile(
-    r"^(?:(?:there (?:is|are)|an?|the)\s+)*(?:no|possibl[ey]|probabl[ey]|question(?:able)?"
+    rf"^soft tissue {MARK} (?:around|about|over|along)\b"
+    r"|^(?:(?:there (?:is|are)|an?|the)\s+)*(?:no|possibl[ey]|probabl[ey]|question(?:able)?"
     r"|suspect\w*|suspicious|likely|suggest\w+|concern\w*|cannot)\b"
     r"|\b(?:is|are|was|were|be)\s+not\s+(?:\w+ly\s+)?(?:seen|identified|visuali[sz]ed|present|noted"
     r"|demonstrated|evident|appreciated|excluded)\b",
@@ -470,7 +587,8 @@ _HEADLESS = re.compile(
     rf"(?:over|in|of|is|are|seen|noted|within)\b|\s*[.,;]|$)"
     rf"|\blobe\s+{_MARKS}(?=\s*,|\s+and\b)|\d[a-z]{{0,2}}(?:-\d)?X{{3,}}|^one\s+{_MARKS}"
     rf"|\ban?\s+{_MARKS}\s+(?:noted|seen)\b"
-    rf"|\bfurther\s+{_MARKS}\s*\.?$|\bsoft tissue\s+{_MARKS}(?=\s+is\b|\s*\.?$)|\b(?:represent"
+    rf"|\bfurther\s+{_MARKS}\s*\.?$|\bsoft tissue\s+{_MARKS}(?=\s+(?:is|around"
+    rf"|about|over|along)\b|\s*\.?$)|\b(?:represent"
     rf"|reflect)\s+{_MARKS}\s+on\b"
     rf"|\bnot\s+(?:\w+ly\s+)?{_MARKS}\s*\.?$|\bthe\s+{_MARKS}\s+(?:appear|which)\b"
     rf"|\bcould not \w+ {_MARKS}"
@@ -486,7 +604,7 @@ _BROKEN = re.compile(
     rf"\b(?:is|are|was|were)\s+(?:an?\s+)?{_MARKS}\s+(?:evidence|signs?|of)\b"
     rf"|\bnot\s+{_MARKS}\s+(?:and|or)\b"
     rf"|^\s*{_MARKS}\s+evidence of\b|\bthere\s+{_MARKS}|\bto\s+{_MARKS}\s+(?:within|in"
-    r"|on|at|over|the)\b"
+    r"|on|at|over|above|below|the)\b"
     rf"|\b(?:may|might|could|would|should|will)\s+{_MARKS}(?!\s+(?:be|represent|reflect|have)\b)"
     rf"|\bwhich\s+{_MARKS}(?!\s+(?:may|is|are|has|have|represent|reflect|could)\b)"
     rf"|\b(?:overall|but|with)\s+{_MARKS}\s+change\b|\bthere (?:is|are|has been) "

@@ -65,7 +65,7 @@ _ASPECT = (
     r"(?:\s+(?:in|appearance|from)?\s*(?:(?:the\s+)?(?:size|appearance|position"
     r"|configuration|contour|extent"
     r"|number|density|location|alignment|degree|interval|severity)(?:\s+and\s+(?:size"
-    r"|appearance|contour|position|configuration))?))?"
+    r"|appearance|contour|position|configuration|number|density|extent))?))?"
 )
 _BE = (
     r"\b(?:(?:is|are|was|were|has|have|had|been|be|appears?|appeared|remains?|seems?"
@@ -85,7 +85,7 @@ def _rule(pattern: str, replacement: str = " ") -> tuple[re.Pattern[str], str]:
 # Sentences that say nothing but a comparison, or tell of something that is no longer there.
 _DROPPED = re.compile(
     rf"^(?:(?:there (?:is|are|has been|have been) )?(?:no|little|minimal) (?:{_MARK}\s+|overall "
-    rf"|other |significant |interval |appreciable |relevant |definite "
+    rf"|other |gross |significant |interval |appreciable |relevant |definite "
     r"|substantial |acute (?!changes\b))*"
     r"changes?(?:\s+(?:is|are|was|were)?\s*(?:seen|noted|identified|demonstrated|found)?"
     r"(?:\s+in (?:the )?[a-z ]+)?)?"
@@ -106,6 +106,10 @@ _DROPPED = re.compile(
     r"|recommend comparison\b.*"
     r"|(?:if|in the absence of|no prior|no previous|as prior|recommend|consider)\b.*\b"
     rf"(?:comparisons?|(?:prior|previous|outside) {_STUDY})\b.*"
+    rf"|(?:the )?(?:\w+ )?{_MARK} (?:has|have) been removed\b[^,;]*"
+    rf"|[^,;]*\b(?:may|might) (?:be|have been) (?:\w+ly )?{_CHANGED}\s+(?:compared|from|since)\b"
+    r"[^,;]*"
+    rf"|comparison (?:to|with) {_PRIOR}[^;]*\b(?:useful|helpful|recommended)\b[^;]*"
     rf"|comparison {_STUDY}\b.*|the most recent {_STUDY} (?:is|are) not\b.*"
     rf"|(?:the )?(?:{_MARK} )?(?:appearance|this|it|these|findings?) (?:is|are|was|were"
     rf"|appears?) {_DEGREE}"
@@ -177,8 +181,73 @@ _GONE_ARTICLE = re.compile(
     re.IGNORECASE,
 )
 
+# Of something that was named before: "This has developed in the interval, and may be ..."
+_WAS_BEFORE = _rule(
+    r"^(this|it|these|they) (?:(?:was|were|has been|have been) present previously"
+    rf"|(?:was|were) not (?:present|seen|identified|noted) (?:on|in) {_PRIOR}"
+    r"|ha(?:s|ve) developed(?: in the interval)?)\s*,?\s+and"
+    r" (?=(?:is|are|may|might|could|likely|probably)\b)",
+    r"\1 ",
+)
 _COMPARING_OPENING = _rule(rf"^(?:{_COMPARED}|since|from)\s+{_PRIOR}\s*,\s*")
 _PHRASES = (
+    _rule(r"^(?:chest\s+)?comparisons?:\s+(?=there\b)", ""),
+    _rule(
+        rf",?\s*\bdating back to (?:(?:multiple |several |prior )*{_STUDY}"
+        rf"(?:\s+(?:in|from|of|on)\s+{MARK})?|{MARK})",
+        "",
+    ),
+    _rule(
+        r"^((?:these|those) [\w ]+?) (?:appear|are) (?:\w+ly )?"
+        r"(?:increased|decreased|improved|worse)"
+        rf"(?:\s+(?:as )?compared (?:to|with)\s+{_PRIOR}|\s+(?:since|from)\s+{_PRIOR})\s*\.?$",
+        r"\1 are present.",
+    ),
+    _rule(r"\s+(?:has|have) ((?:in|de)creased) in opacity\b", r" of \1 opacity"),
+    _rule(rf",?\s*\bwhich (?:has|have) been there (?:on|in) {_PRIOR}", ""),
+    _rule(
+        r"^(?:there (?:is|are) )?(?:improved|improving|increased|decreased) lung volumes"
+        r" with (?=\w)",
+        "",
+    ),
+    _rule(rf"\bwith stable appearance of (?:the )?lungs? {_MARK} (?=with\b)", ""),
+    _rule(
+        r"\s+(?:has|have) (?:\w+ly )?(?:in|de)creased in (?:size and number|number and size)"
+        rf"(?:\s+{_MARK})?(?:\s+(?:since|from|compared (?:to|with))\s+{_PRIOR})?",
+        "",
+    ),
+    _rule(rf"\bin (?:stable|unchanged)\s*,\s*(?:{_MARK}\s+)?(?=position\b)", "in stable "),
+    _rule(
+        r"\b(?:mildly|slightly|markedly|significantly|moderately)\s+"
+        rf"(?:improved|worsened|progressed|increased|decreased)\s+(?={_MARK}\s)",
+        "",
+    ),
+    _rule(
+        rf"\s*,?\s*\bcompared {_MARK}\s+(?:chest|thorax|abdomen|{_STUDY})"
+        rf"(?:\s+(?:from|of|dated)\s+{_MARK})?",
+        "",
+    ),
+    _rule(
+        r"\b(?:has|have) (?:in|de)creased(?: \w+)? in size (?:(?:from|since|compared (?:to|with))"
+        rf" )?{_PRIOR}\s*,?\s+now (?=measuring\b)",
+        ", ",
+    ),
+    _rule(
+        rf"\bwhich (?:is|are|appears?) {_DEGREE}(?:unchanged|stable|similar)"
+        rf"(?:\s+(?:from|since|to|compared (?:to|with))\s+{_PRIOR})?\s*,?\s+and\s+"
+        rf"(?={_MARK}\s+represent|may\b|might\b|could\b|likely\b|possibly\b|probably\b)",
+        "which ",
+    ),
+    _rule(
+        r",?\s*(?:however|but),?\s+(?:in |given |due to )?the (?:absence|lack) of (?:an? |any )?"
+        rf"(?:prior |previous |comparison )+{_STUDY}\s*,",
+        ",",
+    ),
+    _rule(
+        r"^(?:there (?:is|has been) )?(?:(?:an?|interval|significant|slight|mild|further) )*"
+        r"(?:increase|decrease)d? in (?:the )?(?:size and number|number and size) of (?:the )?",
+        "",
+    ),
     # An earlier size or degree beside that of now.
     _rule(
         rf"\s*[,(]?\s*\b(?:previously|formerly|compared (?:to|with))\s+(?:measur\w+\s+|about\s+"
@@ -689,7 +758,7 @@ _TRIGGER = re.compile(
     r"|redemonstrat|re-demonstrat|remain|persist|continue|stable|unchanged|similar|change|increas"
     r"|decreas|improv|wors|resol|grown|\bfrom \d|received|\bnot (?:\w+ )?(?:seen|present"
     r"|visual\w+|ident\w+|evident) (?:on|in) |enlarging|\bnow\b|progress|clearing|removal"
-    r"|removed|\bnew|no longer|before"
+    r"|removed|\bnew|no longer|before|dating back"
     r"|develop|cleared|clear|recurred|evolv|advanced|withdrawn|retract|reposition|conspicuous"
     r"|aerat|pulled|insert|yesterday|better|greater|diminish|occurred|more (?:prom|dens|ext|app"
     r"|pron|conf)|less "
@@ -746,7 +815,11 @@ def without_priors(sentence: str) -> str:
         return sentence
     if _DROPPED.match(sentence) and not holds_finding(sentence):
         return ""
-    extubated = _EXTUBATED.match(sentence)
+    pattern, replacement = _WAS_BEFORE
+    later = pattern.sub(replacement, sentence)
+    if later != sentence:
+        return without_priors(mended(later))
+    extubated = _EXTUBATED.match(_COMPARING_OPENING[0].sub("", sentence))
     if extubated:
         rest = without_priors(mended(extubated["rest"] or ""))
         return " ".join(filter(None, ("No endotracheal tube.", rest)))

@@ -33,16 +33,16 @@ _HEADING = re.compile(r"\b(?:FINDINGS|IMPRESSION):")
 class RawReport:
     """A report as it came.
 
-    key: names it in the output and in messages.
+    key: its id in the output and in messages; a number where the input has one.
     text: the whole report; with headings unless it had none.
     findings, impression: its sections; "" for one that it does not have.
     row: the fields that the output takes over as they are.
-    vanished: why the report must be set aside, since a section that is left out states a finding
-      that the others do not; "" where none does.
+    vanished: why the report must be set aside: it has no findings and no impression, or a section
+      that is left out states a finding that the others do not; "" where neither holds.
     text_fields: those of them that hold the uncleaned text, which the output replaces.
     """
 
-    key: str
+    key: str | int
     text: str
     findings: str
     impression: str
@@ -58,8 +58,9 @@ class ReportSource(Protocol):
 
     def __getitem__(self, index: int, /) -> RawReport: ...
 
-    def name(self, index: int, /) -> str:
-        """What a report that cannot be read is called."""
+    def name(self, index: int, /) -> str | int:
+        """The id of a report in the output, as in the input; its file and line where it has none,
+        or cannot be read."""
         ...
 
     def fingerprint(self) -> str:
@@ -113,13 +114,19 @@ class _Rows:
     def __len__(self) -> int:
         return self._length
 
-    def name(self, index: int) -> str:
+    def name(self, index: int) -> str | int:
+        try:
+            row, where = self._row(index)
+        except DataError:
+            return self._place(index)
+        return _id_of(row, where, self._place(index))
+
+    def _place(self, index: int) -> str:
         return f"{self._file.name}:{index + 1}"
 
     def __getitem__(self, index: int) -> RawReport:
         row, where = self._row(checked_index(index, self._length))
-        names = (text_field(row, name, where) for name in _KEY_FIELDS)
-        key = next(filter(None, names), "") or self.name(index)
+        key = _id_of(row, where, self._place(index))
         if not self._text_field and ("findings" in row or "impression" in row):
             findings, impression = (
                 text_field(row, name, where) for name in ("findings", "impression")
@@ -135,7 +142,7 @@ class _Rows:
                 joined = " ".join(f"FINDINGS: {findings} IMPRESSION: {impression}".split())
                 findings, impression = _without_repeats(*split_report(joined))
                 vanished = _vanished(joined, findings, impression)
-            text = report_text(Record(key, findings=findings, impression=impression))
+            text = report_text(Record(str(key), findings=findings, impression=impression))
             return _checked(RawReport(key, text, findings, impression, row, (), vanished), where)
         candidates = (self._text_field,) if self._text_field else _TEXT_FIELDS
         name = next((name for name in candidates if name in row), None)
@@ -173,18 +180,17 @@ class _TextFiles:
         return len(self._files)
 
     def name(self, index: int) -> str:
-        return self._files[index]
+        return Path(self._files[index]).with_suffix("").as_posix()
 
     def __getitem__(self, index: int) -> RawReport:
-        name = self._files[checked_index(index, len(self))]
-        file = self._directory / name
+        file = self._directory / self._files[checked_index(index, len(self))]
         try:
             text = file.read_text(encoding="utf-8").strip()
         except OSError as error:
             raise DataError(f"{file}: cannot be read: {error.strerror}") from None
         except UnicodeDecodeError:
             raise DataError(f"{file}: expected UTF-8") from None
-        key = Path(name).with_suffix("").as_posix()
+        key = self.name(index)
         row = {"id": key}
         numbers = patient_and_study(key)
         if numbers is not None:
@@ -214,14 +220,33 @@ def _without_repeats(*texts: str) -> tuple[str, ...]:
     )
 
 
+def _id_of(row: Mapping[str, Any], where: str, place: str) -> str | int:
+    """The id of a row, `place` where it has none; numbers stay numbers."""
+    for name in _KEY_FIELDS:
+        try:
+            text = text_field(row, name, where)
+        except DataError:
+            continue
+        if text:
+            return row[name] if isinstance(row[name], int) else text
+    return place
+
+
 def _vanished(text: str, findings: str, impression: str) -> str:
     """Why `text` must be set aside: its sections lack a finding that a dropped one states."""
-    for dropped in dropped_sections(text):
-        lost = unsaid(dropped, f"{findings} {impression}")
+    dropped = dropped_sections(text)
+    if not (findings or impression):
+        why = f"; {_short(dropped[0])} is no final reading" if dropped else ""
+        return f"no findings and no impression found{why}"
+    for section in dropped:
+        lost = unsaid(section, f"{findings} {impression}")
         if lost:
-            short = dropped if len(dropped) <= 160 else f"{dropped[:157]}..."
-            return f'"{short}" would be left out, and with it {", ".join(lost[:6])}'
+            return f"{_short(section)} would be left out, and with it {', '.join(lost[:6])}"
     return ""
+
+
+def _short(text: str) -> str:
+    return f'"{text if len(text) <= 160 else f"{text[:157]}..."}"'
 
 
 def _checked(report: RawReport, where: str) -> RawReport:

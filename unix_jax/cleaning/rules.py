@@ -11,6 +11,7 @@ import html
 import re
 from collections.abc import Callable, Mapping
 
+from unix_jax.cleaning.dispensable import is_dispensable
 from unix_jax.cleaning.facts import difference, facts, holds_finding, states_something
 from unix_jax.cleaning.guard import broken, refusal, speaks_of_prior
 from unix_jax.cleaning.notes import drop_notes, tells_somebody, without_notes
@@ -118,11 +119,9 @@ def without_views(sentence: str) -> str:
         return ""
     shown = _VIEW_SHOWS.match(sentence)
     if shown is None:
-        return (
-            mended(_VIEW_HEAD.sub("", sentence, count=1))
-            if _VIEW_HEAD.match(sentence)
-            else sentence
-        )
+        if not _VIEW_HEAD.match(sentence):
+            return sentence
+        return without_views(mended(_VIEW_HEAD.sub("", sentence, count=1)))
     # Devices that lie over the chest are worth a sentence of their own.
     overlying = (shown["with"] or "").removeprefix(" with").strip()
     rest = _SHOWN_TO_BE.sub(r"\1 is ", shown["rest"])
@@ -163,39 +162,75 @@ _SENTENCE_RULES: Mapping[str, Rule] = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class _Refused:
+    """A sentence that a rule may not change, and why; "" for a whole section."""
+
+    sentence: str
+    rule: str
+    why: str
+
+    @property
+    def reason(self) -> str:
+        rule = f"{self.rule}: " if self.rule else ""
+        return f'{rule}"{_short(self.sentence)}" {self.why}' if self.sentence else rule + self.why
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pass:
+    """One pass over a report.
+
+    stated: names of `facts` of what the report states as present.
+    left_out: sentences that the report can do without.
+    applied, refused: what the pass finds out. kept: the sentences that it has cleaned.
+    """
+
+    stated: frozenset[str]
+    left_out: frozenset[str] = frozenset()
+    applied: set[str] = dataclasses.field(default_factory=set)
+    refused: list[_Refused] = dataclasses.field(default_factory=list)
+    kept: list[str] = dataclasses.field(default_factory=list)
+
+
 def clean_sections(findings: str, impression: str) -> Cleaned:
     """Both sections after every rule, in the order of `RULES`, each under the guard.
 
     A sentence that a rule cannot change without losing a finding, bringing one in or breaking the
-    sentence is left as it is, and named in `refused`.
+    sentence is left as it is, and named in `refused`. Where the report can do without all of these
+    (`is_dispensable`), they are left out.
     """
-    applied: set[str] = set()
-    refused: list[str] = []
-    stated = frozenset(
-        name for name in facts(f"{findings} {impression}").counts if name.startswith("the finding")
-    )
-    sections = [_cleaned(section, stated, applied, refused) for section in (findings, impression)]
+    sections = (findings, impression)
+    counts = facts(" ".join(sections)).counts
+    done = _Pass(frozenset(name for name in counts if name.startswith("the finding")))
+    cleaned = [_cleaned(section, done) for section in sections]
+    unclean = {refused.sentence for refused in done.refused}
+    if unclean:
+        rest = " ".join(done.kept)
+        if all(sentence and is_dispensable(sentence, rest) for sentence in unclean):
+            rules = {refused.rule or "priors" for refused in done.refused}
+            again = _Pass(done.stated, frozenset(unclean), set(rules))
+            without = [_cleaned(section, again) for section in sections]
+            if not again.refused:
+                done, cleaned = again, without
     return Cleaned(
-        sections[0],
-        sections[1],
-        tuple(name for name in RULES if name in applied),
-        tuple(dict.fromkeys(refused)),
+        cleaned[0],
+        cleaned[1],
+        tuple(name for name in RULES if name in done.applied),
+        tuple(dict.fromkeys(refused.reason for refused in done.refused)),
     )
 
 
-def _cleaned(section: str, stated: frozenset[str], applied: set[str], refused: list[str]) -> str:
-    text = _of_section("markup", section, applied, refused)
-    text = each_sentence(
-        text,
-        lambda sentence: _by_every_rule(sentence, stated, applied, refused),
-    )
-    tidy = _of_section("space", text, applied, refused)
-    if not tidy and holds_finding(section) and not refused:
-        refused.append("nothing would be left of a section that holds a finding")
+def _cleaned(section: str, done: _Pass) -> str:
+    text = _of_section("markup", section, done)
+    text = each_sentence(text, lambda sentence: _by_every_rule(sentence, done))
+    tidy = _of_section("space", text, done)
+    if not tidy and holds_finding(section) and not done.refused:
+        why = "nothing would be left of a section that holds a finding"
+        done.refused.append(_Refused("", "", why))
     return tidy
 
 
-def _of_section(name: str, text: str, applied: set[str], refused: list[str]) -> str:
+def _of_section(name: str, text: str, done: _Pass) -> str:
     """A rule that works on a whole section, under the counts of the guard."""
     changed = RULES[name](text)
     if changed == text:
@@ -203,22 +238,25 @@ def _of_section(name: str, text: str, applied: set[str], refused: list[str]) -> 
     # An escape such as "&lt;" is no word: "lt" would be a side.
     lost, new = difference(facts(html.unescape(text)), facts(changed))
     if lost or new:
-        refused.append(f"{name}: would change {', '.join([*lost, *new])}")
+        done.refused.append(_Refused("", name, f"would change {', '.join([*lost, *new])}"))
         return text
-    applied.add(name)
+    done.applied.add(name)
     return changed
 
 
-def _by_every_rule(
-    sentence: str, stated: frozenset[str], applied: set[str], refused: list[str]
-) -> str:
-    text, hiding = denying_others(sentence, stated), ""
+def _by_every_rule(sentence: str, done: _Pass) -> str:
+    if sentence in done.left_out:
+        return ""
+    text, hiding = denying_others(sentence, done.stated), ""
+
+    def refuse(rule: str, why: str) -> str:
+        done.refused.append(_Refused(sentence, rule, why))
+        return sentence
 
     def dropped() -> str:
         """ "", or the sentence with a reason where it must not be left out."""
         if says_whether(hiding):
-            refused.append(f'placeholders: "{_short(sentence)}" hides what is denied or possible')
-            return sentence
+            return refuse("placeholders", "hides what is denied or possible")
         return ""
 
     for name, rule in _SENTENCE_RULES.items():
@@ -226,33 +264,25 @@ def _by_every_rule(
             hiding = text
         reason = hides_meaning(hiding)
         if reason:
-            refused.append(f'{name}: "{_short(sentence)}" {reason}')
-            return sentence
+            return refuse(name, reason)
         changed = rule(text)
         if changed == text:
             continue
         reason = refusal(text, changed, hidden=name == "placeholders")
         if reason:
-            refused.append(f'{name}: "{_short(sentence)}" {reason}')
-            return sentence
-        applied.add(name)
+            return refuse(name, reason)
+        done.applied.add(name)
         text = changed
         if not text:
-            hidden = ANY_MARK.search(sentence) is not None
-            reason = refusal(sentence, "", hidden=hidden)
-            if reason:
-                refused.append(f'{name}: "{_short(sentence)}" {reason}')
-                return sentence
-            return dropped()
+            reason = refusal(sentence, "", hidden=ANY_MARK.search(sentence) is not None)
+            return refuse(name, reason) if reason else dropped()
     if tells_somebody(text):
-        refused.append(f'notes: "{_short(sentence)}" still tells who was told')
-        return sentence
+        return refuse("notes", "still tells who was told")
     if speaks_of_prior(text):
         if not states_something(text) and not refusal(text, ""):
-            applied.add("priors")
+            done.applied.add("priors")
             return dropped()
-        refused.append(f'priors: "{_short(sentence)}" still speaks of change')
-        return sentence
+        return refuse("priors", "still speaks of change")
     if text != sentence:
         # A rule may have left a sentence of which nothing is said any more.
         text = each_sentence(text, lambda part: "" if says_nothing(part) else part)
@@ -261,8 +291,8 @@ def _by_every_rule(
     if text != sentence and broken(sentence, text):
         if not refusal(sentence, "", hidden=ANY_MARK.search(sentence) is not None):
             return dropped()
-        refused.append(f'"{_short(sentence)}" would be no sentence: "{_short(text)}"')
-        return sentence
+        return refuse("", f'would be no sentence: "{_short(text)}"')
+    done.kept.append(text)
     return text
 
 

@@ -31,6 +31,7 @@ _DOUBLE_COMMA = re.compile(r"[,;](?:\s*,)+")
 _COMMA_BEFORE_VERB = re.compile(r"^([^,;]+),\s+(?=(?:is|are|has|have|was|were)\s)")
 _COMMA_BEFORE_END = re.compile(r"[\s,;:(-]+(?=[.!?]$)|[\s,;:(-]+$")
 _EMPTY_BRACKETS = re.compile(r"\(\s*[.,;/]?\s*\)|\[\s*\]|<\s*>|\"\s*\"")
+_SPACED_SLASH = re.compile(r"(?<=[a-z])\s+/(?=[a-z])")
 _DOUBLE_STOP = re.compile(r"[.;](?:\s*\.)+")
 _AN_CONSONANT = re.compile(r"\b([Aa])n(?=\s+[bcdfgjklmnpqrstvwyz])")
 _A_VOWEL = re.compile(r"\b([Aa])(?=\s+(?:[aeiAEI]|o(?!ne\b)|un(?!i|it)))")
@@ -112,6 +113,8 @@ _NEUTRAL = frozenset(
         "left",
         "both",
         "base",
+        "lobe",
+        "lobes",
         "bases",
         "field",
         "fields",
@@ -244,6 +247,7 @@ def mended(sentence: str) -> str:
         before = sentence
         sentence = " ".join(_EMPTY_BRACKETS.sub(" ", sentence).split())
         sentence = _SPACE_IN_BRACKET.sub("", _SPACED_PUNCTUATION.sub("", sentence))
+        sentence = _SPACED_SLASH.sub("/", sentence)
         sentence = _DOUBLE_STOP.sub(".", _DOUBLE_COMMA.sub(",", sentence))
         sentence = _DANGLING_START.sub("", _DANGLING_END.sub("", sentence))
         sentence = _COMMA_BEFORE_END.sub("", _COMMA_BEFORE_VERB.sub(r"\1 ", sentence)).strip()

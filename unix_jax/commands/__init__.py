@@ -1,1 +1,1 @@
-"""Commands of `unix-jax`, one module each, light to import."""
+"""Commands of `unix-jax`, one module each, cheap to import."""

@@ -11,29 +11,29 @@ from unix_jax.storage.arguments import PathText, require_least
 
 @dataclasses.dataclass
 class App:
-    """Open a page for reports of uploaded X-rays and X-rays from text.
+    """Serve a web page for reports of uploaded X-rays and for X-rays generated from text.
 
-    It listens on this machine alone unless --host says otherwise. It has no passwords: put a server
-    that has them in front before others can reach it.
+    By default the server listens only on this machine. It has no authentication: put a reverse
+    proxy with authentication in front of it before others can reach it.
     """
 
     checkpoint: PathText | None = None
-    """Converted checkpoint, or a directory in the published layout; the bundled nano model if
-    absent."""
+    """Converted checkpoint, or directory in the published layout. The default is the bundled nano
+    model."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Of parameters and computation; a CPU uses float32 either way."""
+    """Dtype of parameters and computation; a CPU always uses float32."""
     mesh: str | None = None
-    """Devices to share the work, for example data=2,tensor=4; one device if absent."""
+    """Devices that share the work, for example data=2,tensor=4. The default is one device."""
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: int = 7860
-    """Port to listen on; 0 takes a free one."""
+    """Port to listen on; 0 selects a free one."""
     max_upload_mb: int = 64
-    """Largest file that may be uploaded."""
+    """Maximum size of an uploaded file in MB."""
     max_megapixels: int = 50
-    """Largest image that is decoded."""
+    """Maximum size of a decoded image in megapixels."""
     max_waiting: int = 32
-    """Requests that may wait for the model; more are turned away."""
+    """Number of requests that may wait for the model; further ones are refused."""
 
     def run(self) -> None:
         require_least(self, max_upload_mb=1, max_megapixels=1, max_waiting=1)
@@ -48,7 +48,7 @@ class App:
         path = checkpoint_path(self.checkpoint)
         print(f"Loading {path} ...", flush=True)
         mesh = None if self.mesh is None else parse_mesh(self.mesh)
-        pipe = UniXPipeline.from_pretrained(path, self.dtype, mesh)
+        pipe = UniXPipeline.from_pretrained(path, dtype=self.dtype, mesh=mesh)
         limits = Limits(
             upload_bytes=self.max_upload_mb * 2**20,
             pixels=self.max_megapixels * 1_000_000,

@@ -12,11 +12,11 @@ from unix_jax.storage.arguments import PathText, require_least
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from unix_jax.cleaning.clean_reports import Summary
     from unix_jax.cleaning.endpoint import ChatEndpoint, Tokens
     from unix_jax.cleaning.report_files import ReportSource
     from unix_jax.cleaning.rewriting import Rewriting
-    from unix_jax.cleaning.run import Summary
-    from unix_jax.training.progress import ProgressLine
+    from unix_jax.commands.progress import ProgressLine
 
 _MILLION = 1_000_000
 _LEAST = {
@@ -32,53 +32,54 @@ _LEAST = {
 
 @dataclasses.dataclass
 class Clean:
-    """Clean radiology reports for training: by rules, or by a language model behind an endpoint."""
+    """Clean radiology reports for training: by rules, or by a language model at an endpoint."""
 
     reports: Annotated[PathText, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
     """JSON lines (.jsonl), .csv or .csv.gz, or a directory of .txt files."""
     out: Annotated[PathText, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-    """JSON lines to write; those set aside go to OUT.rejected.jsonl."""
+    """JSON lines file to write; reports that are set aside go to OUT.rejected.jsonl."""
     rules_only: bool = False
-    """Rules without a language model; so it is without --endpoint."""
+    """Apply only the rules, without a language model. This is the default without --endpoint."""
     endpoint: str | None = None
     """OpenAI-compatible address, for example https://api.deepseek.com/v1. It receives the reports:
-    mind their licence."""
+    check their licence."""
     model: str | None = None
-    """Model that rewrites."""
+    """Model that rewrites the reports."""
     judge_model: str | None = None
-    """Model that judges; the one that rewrites if absent."""
+    """Model that judges the rewrites. The default is the model that rewrites."""
     key_variable: str = "OPENAI_API_KEY"
-    """Environment variable with the key."""
+    """Environment variable that contains the API key."""
     text_field: str = ""
-    """Field or column of the whole report; else findings and impression, or report, text, answer.
-    """
+    """Field or column with the complete report. The default is findings and impression, or report,
+    text, answer."""
     concurrency: int = 8
-    """Reports in work at the same time."""
+    """Number of reports that are processed at the same time."""
     max_tries: int = 3
-    """Rewrites of one report before it is set aside."""
+    """Maximum number of rewrites of a report before it is set aside."""
     budget_tokens: int | None = None
-    """Largest number of tokens, with those of earlier runs for this OUT; then no report begins."""
+    """Maximum number of tokens, including earlier runs for this OUT; after that, no new report is
+    started."""
     price_in: float | None = None
-    """Price of a million tokens sent, to show the cost."""
+    """Price per million tokens sent, to display the cost."""
     price_out: float | None = None
-    """Price of a million tokens received."""
+    """Price per million tokens received."""
     request_tries: int = 6
-    """Times that one request is sent when the server fails."""
+    """Maximum number of attempts per request if the server fails."""
     patience: float = 600.0
-    """Seconds that the server may make all requests wait by Retry-After without one answer; longer
-    waits stop the run, which can be resumed."""
+    """Maximum seconds that the server may delay all requests by Retry-After without any answer.
+    Longer delays stop the run, which can be resumed."""
     timeout: float = 120.0
-    """Seconds for one answer."""
+    """Timeout in seconds for one answer."""
     max_tokens: int = 1024
-    """Most tokens of one answer, its reasoning included; 0 leaves it to the server."""
+    """Maximum number of tokens per answer, including reasoning; with 0 the server decides."""
     temperature: float | None = 0.0
-    """Of the model; None leaves it to the server."""
+    """Sampling temperature of the model; with None the server decides."""
     rewrite_prompt: PathText = ""
-    """File in the place of the package's prompt for rewriting."""
+    """File with the prompt for rewriting, instead of the package's."""
     again_prompt: PathText = ""
-    """File in the place of the prompt that follows a refused rewrite."""
+    """File with the prompt that follows a refused rewrite, instead of the package's."""
     judge_prompt: PathText = ""
-    """File in the place of the prompt for judging."""
+    """File with the prompt for judging, instead of the package's."""
 
     def run(self) -> None:
         from unix_jax.cleaning.report_files import open_reports
@@ -92,18 +93,18 @@ class Clean:
 
     def _check(self) -> None:
         if self.endpoint is None and self.model is not None and not self.rules_only:
-            raise UniXError("--endpoint: expected an address beside --model, found none")
+            raise UniXError("--endpoint: expected an address together with --model, found none")
         if self.endpoint is not None and self.rules_only:
             raise UniXError("--endpoint: not used with --rules-only; give one of them")
         if self.endpoint is not None and not self.model:
-            raise UniXError("--model: expected a name beside --endpoint, found none")
+            raise UniXError("--model: expected a name together with --endpoint, found none")
         require_least(self, **_LEAST)
         if Path(self.reports).resolve() == Path(self.out).resolve():
-            raise UniXError(f"OUT: expected another file than IN, found {self.out}")
+            raise UniXError(f"OUT: expected a file other than IN, found {self.out}")
 
     def _with_rules(self, source: "ReportSource") -> None:
-        from unix_jax.cleaning.run import clean_with_rules, rejected_path
-        from unix_jax.training.progress import ProgressLine
+        from unix_jax.cleaning.clean_reports import clean_with_rules, rejected_path
+        from unix_jax.commands.progress import ProgressLine
 
         line = ProgressLine(unit="report")
         with line.over(0, len(source)):
@@ -115,15 +116,16 @@ class Clean:
         for name, count in summary.changed.items():
             print(f"  {name:<12} changed {count}")
         if summary.emptied:
-            print(f"  {summary.emptied} kept one section only: nothing was left of the other")
+            print(f"  {summary.emptied} kept only one section; the other became empty")
+        self._require_cleaned(summary)
 
     def _with_endpoint(self, source: "ReportSource") -> None:
         import asyncio
 
+        from unix_jax.cleaning.clean_reports import journal_path
         from unix_jax.cleaning.rewriting import Rewriting
-        from unix_jax.cleaning.run import journal_path
         from unix_jax.cleaning.templates import load_prompts
-        from unix_jax.training.progress import ProgressLine
+        from unix_jax.commands.progress import ProgressLine
 
         assert self.model is not None
         prompts = load_prompts(self.rewrite_prompt, self.again_prompt, self.judge_prompt)
@@ -132,15 +134,15 @@ class Clean:
         try:
             summary = asyncio.run(self._rewrite(source, how, line))
         except KeyboardInterrupt:
-            line.say(f"what is done is kept in {journal_path(Path(self.out))}; "
-                     "run the same command to go on")  # fmt: skip
+            line.say(f"finished work is kept in {journal_path(Path(self.out))}; "
+                     "run the same command to resume")  # fmt: skip
             raise
         self._tell(summary)
 
     async def _rewrite(
         self, source: "ReportSource", how: "Rewriting", line: "ProgressLine"
     ) -> "Summary":
-        from unix_jax.cleaning.run import clean_with_endpoint
+        from unix_jax.cleaning.clean_reports import clean_with_endpoint
 
         async with self._open_endpoint(line.say) as endpoint:
             with line.over(0, len(source)):
@@ -178,16 +180,16 @@ class Clean:
         return (sent + received) / _MILLION
 
     def _tell(self, summary: "Summary") -> None:
-        from unix_jax.cleaning.run import rejected_path
+        from unix_jax.cleaning.clean_reports import rejected_path
 
         cost = self._cost(summary.tokens)
         spent = f"{summary.tokens.sent:,} tokens sent, {summary.tokens.received:,} received"
         spent += "" if cost is None else f", cost {cost:.4g}"
         if summary.left:
             raise UniXError(
-                f"--budget-tokens: {self.budget_tokens} are spent ({spent}); {summary.left} "
-                "reports are left, what is done is kept: raise the budget and run the same command "
-                "to go on"
+                f"--budget-tokens: {self.budget_tokens} are used ({spent}); {summary.left} "
+                "reports are left. Finished work is kept: raise the budget and run the same "
+                "command to resume"
             )
         print(f"{summary.done} reports -> {self.out}")
         aside = summary.rejected + summary.failed
@@ -197,4 +199,16 @@ class Clean:
             raise UniXError(
                 f"{summary.failed} reports failed at the endpoint; "
                 "run the same command to try them again"
+            )
+        self._require_cleaned(summary)
+
+    def _require_cleaned(self, summary: "Summary") -> None:
+        """Raises UniXError where OUT holds no report at all."""
+        from unix_jax.cleaning.clean_reports import rejected_path
+
+        if not summary.done:
+            raise UniXError(
+                f"{self.out}: expected at least one cleaned report, found that all "
+                f"{summary.rejected} were set aside; the reasons are in "
+                f"{rejected_path(Path(self.out))}"
             )

@@ -1,25 +1,13 @@
 """`unix-jax convert`: checkpoints between PyTorch and JAX."""
 
-import contextlib
 import dataclasses
 import signal
-import warnings
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
-from unix_jax.checkpoints.formats.tensor_source import SourceNote
+from unix_jax.commands.progress import advancing
 from unix_jax.commands.terminal import run_command, say
 from unix_jax.errors import UniXError
 from unix_jax.storage.arguments import LocalPath, WeightsText
@@ -29,28 +17,32 @@ Dtype = Literal["keep", "bfloat16", "float32"]
 
 @dataclasses.dataclass(frozen=True)
 class Import:
-    """Published layout -> this project's checkpoint (Orbax, config, tokenizer files)."""
+    """Convert the published layout to this project's checkpoint (Orbax, config, tokenizer)."""
 
     source: tyro.conf.Positional[LocalPath]
-    """Directory with config.json, model.safetensors and vae/; or a weight file in it."""
+    """Directory with config.json, model.safetensors and vae/, or a weight file in such a
+    directory."""
     out: tyro.conf.Positional[LocalPath]
-    """A new directory."""
+    """New directory for the checkpoint."""
     dtype: Dtype = "keep"
-    """Type of the model's parameters; with `keep`, export gives back every bit."""
+    """Dtype of the model's parameters; with `keep`, export restores every bit."""
     allow_non_finite: bool = False
     """Write weights that are NaN or infinite instead of stopping."""
     weights: WeightsText | None = None
-    """Which weights where there are several: `model`, `ema` (an average), a name in the file, or a
+    """Weights to use if there are several: `model`, `ema` (an average), a name in the file, or a
     weight file."""
     max_latent_size: int | None = None
     """Enlarge the latent position table to this side in tokens (published: 32, which is 512 px)."""
+    keep_file: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A further file of SOURCE to copy into the checkpoint, and thus into its exports, such as
+    `notes.txt`; once for each file."""
     verbose: bool = False
-    """Print lists of keys in an error in full."""
+    """Print complete lists of keys in an error."""
 
     def run(self) -> int:
         from unix_jax.checkpoints.published import import_published
 
-        with _progress("import") as report:
+        with advancing("import", in_bytes=True) as report:
             import_published(
                 self.source,
                 self.out,
@@ -58,6 +50,7 @@ class Import:
                 allow_non_finite=self.allow_non_finite,
                 weights=self.weights,
                 max_latent_size=self.max_latent_size,
+                keep_file=self.keep_file,
                 progress=report,
             )
         return _written(self.out)
@@ -65,34 +58,35 @@ class Import:
 
 @dataclasses.dataclass(frozen=True)
 class ImportJanus:
-    """Janus-Pro layout -> start of stage 1 (und = Janus-Pro, gen = a copy of und)."""
+    """Convert Janus-Pro's layout to the initial checkpoint of stage 1 (und is Janus-Pro, gen a
+    copy)."""
 
     source: tyro.conf.Positional[LocalPath]
-    """Directory with config.json and the weights; or a weight file in it."""
+    """Directory with config.json and the weights, or a weight file in such a directory."""
     out: tyro.conf.Positional[LocalPath]
-    """A new directory."""
+    """New directory for the checkpoint."""
     dtype: Dtype = "keep"
-    """Type of the model's parameters."""
+    """Dtype of the model's parameters."""
     vae: LocalPath | None = None
-    """The autoencoder: its weight file, or the directory of it and its config.yaml."""
+    """The autoencoder: its weight file, or the directory with the weight file and config.yaml."""
     max_latent_size: int | None = None
     """Side of the latent position table in tokens (published: 32)."""
     latent_patch_size: int | None = None
-    """Latents along one side of a token (published: 1)."""
+    """Number of latents along one side of a token (published: 1)."""
     seed: int = 0
-    """Seed of the parameters that Janus-Pro does not have."""
+    """Random seed of the parameters that Janus-Pro does not have."""
     allow_non_finite: bool = False
     """Write weights that are NaN or infinite instead of stopping."""
     weights: WeightsText | None = None
-    """Which weights where there are several: `model`, `ema` (an average), a name in the file, or a
+    """Weights to use if there are several: `model`, `ema` (an average), a name in the file, or a
     weight file."""
     verbose: bool = False
-    """Print lists of keys in an error in full."""
+    """Print complete lists of keys in an error."""
 
     def run(self) -> int:
         from unix_jax.checkpoints.janus import import_janus
 
-        with _progress("import-janus") as report:
+        with advancing("import-janus", in_bytes=True) as report:
             import_janus(
                 self.source,
                 self.out,
@@ -110,23 +104,23 @@ class ImportJanus:
 
 @dataclasses.dataclass(frozen=True)
 class ImportDiffusers:
-    """Folder of diffusers' StableDiffusionPipeline -> this project's checkpoint."""
+    """Convert a folder of diffusers' StableDiffusionPipeline to this project's checkpoint."""
 
     source: tyro.conf.Positional[LocalPath]
     """Directory with model_index.json, unet/, vae/, text_encoder/, tokenizer/ and scheduler/."""
     out: tyro.conf.Positional[LocalPath]
-    """A new directory."""
+    """New directory for the checkpoint."""
     dtype: Dtype = "keep"
-    """Type of the U-Net and the text encoder; with `keep`, export returns every bit."""
+    """Dtype of the U-Net and the text encoder; with `keep`, export restores every bit."""
     allow_non_finite: bool = False
     """Write weights that are NaN or infinite instead of stopping."""
     verbose: bool = False
-    """Print lists of keys in an error in full."""
+    """Print complete lists of keys in an error."""
 
     def run(self) -> int:
         from unix_jax.checkpoints.diffusers_checkpoint import import_diffusers
 
-        with _progress("import-diffusers") as report:
+        with advancing("import-diffusers", in_bytes=True) as report:
             import_diffusers(
                 self.source,
                 self.out,
@@ -139,16 +133,18 @@ class ImportDiffusers:
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """This project's checkpoint -> published layout, or the diffusers folder that it came from."""
+    """Convert this project's checkpoint to the published layout, or to its original diffusers
+    folder."""
 
     checkpoint: tyro.conf.Positional[LocalPath]
-    """A directory written by an import, or that of a training run, whose export is meant."""
+    """A checkpoint written by an import, or the directory of a training run, of which the export is
+    used."""
     out: tyro.conf.Positional[LocalPath]
-    """A new directory."""
+    """New directory for the published layout."""
     allow_non_finite: bool = False
     """Write weights that are NaN or infinite instead of stopping."""
     verbose: bool = False
-    """Print lists of keys in an error in full."""
+    """Print complete lists of keys in an error."""
 
     def run(self) -> int:
         from unix_jax.checkpoints.diffusers_checkpoint import (
@@ -159,7 +155,7 @@ class Export:
 
         diffusers = is_diffusers_checkpoint(self.checkpoint)
         export = export_diffusers if diffusers else export_published
-        with _progress("export") as report:
+        with advancing("export", in_bytes=True) as report:
             export(
                 self.checkpoint,
                 self.out,
@@ -171,25 +167,27 @@ class Export:
 
 @dataclasses.dataclass(frozen=True)
 class Cast:
-    """A copy of a checkpoint in another floating type, such as a training's export in bfloat16."""
+    """Copy a checkpoint in another floating-point dtype, for example a training export in
+    bfloat16."""
 
     checkpoint: tyro.conf.Positional[LocalPath]
-    """A directory written by `import`, or that of a training run, whose export is meant."""
+    """A checkpoint written by an import, or the directory of a training run, of which the export is
+    used."""
     out: tyro.conf.Positional[LocalPath]
-    """A new directory."""
+    """New directory for the copy."""
     dtype: Dtype = "bfloat16"
-    """Type of the model's parameters."""
+    """Dtype of the model's parameters."""
     vae_dtype: Dtype = "keep"
-    """Type of the autoencoder's parameters; bfloat16 is visible in its images."""
+    """Dtype of the autoencoder's parameters; the rounding of bfloat16 is visible in its images."""
     allow_non_finite: bool = False
-    """Write weights that are NaN, infinite or too large for the type instead of stopping."""
+    """Write weights that are NaN, infinite or too large for the dtype instead of stopping."""
     verbose: bool = False
-    """Print lists of keys in an error in full."""
+    """Print complete lists of keys in an error."""
 
     def run(self) -> int:
         from unix_jax.checkpoints.cast import cast
 
-        with _progress("cast") as report:
+        with advancing("cast", in_bytes=True) as report:
             cast(
                 self.checkpoint,
                 self.out,
@@ -203,12 +201,13 @@ class Cast:
 
 @dataclasses.dataclass(frozen=True)
 class Accept:
-    """Records edits of config.json, the tokenizer or source/ of a checkpoint in its index.json."""
+    """Record edits of a checkpoint's config.json, tokenizer or source/ in its index.json."""
 
     checkpoint: tyro.conf.Positional[LocalPath]
-    """A directory written by `import`, or that of a training run, whose export is meant."""
+    """A checkpoint written by an import, or the directory of a training run, of which the export is
+    used."""
     verbose: bool = False
-    """Print lists of keys in an error in full."""
+    """Print complete lists of keys in an error."""
 
     def run(self) -> int:
         from unix_jax.checkpoints.native import accept_files
@@ -222,11 +221,11 @@ class Accept:
 
 @dataclasses.dataclass(frozen=True)
 class Inspect:
-    """Prints keys, shapes, types and parameter counts of a file or directory of either layout."""
+    """Print keys, shapes, dtypes and parameter counts of a file or directory of either layout."""
 
     path: tyro.conf.Positional[LocalPath]
     verbose: bool = False
-    """Print lists of keys in an error in full."""
+    """Print complete lists of keys in an error."""
 
     def run(self) -> int:
         from unix_jax.checkpoints.inspect import print_table
@@ -237,17 +236,17 @@ class Inspect:
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """Runs the model on golden inputs and compares every golden tensor."""
+    """Run the model on golden inputs and compare every golden tensor."""
 
     path: tyro.conf.Positional[LocalPath]
-    """A checkpoint of this project, a directory in the published layout, that of a run, or a
-    diffusers folder."""
+    """A checkpoint of this project, a directory in the published layout, the directory of a
+    training run, or a diffusers folder."""
     golden_dir: tyro.conf.Positional[LocalPath]
     """Directory with golden.safetensors and golden.json."""
     json: LocalPath | None = None
-    """Also write the results here."""
+    """File for the results in JSON."""
     verbose: bool = False
-    """Print lists of keys in an error in full."""
+    """Print complete lists of keys in an error."""
 
     def run(self) -> int:
         from unix_jax.parity.check import check
@@ -268,15 +267,14 @@ Command = (
 
 
 def main(arguments: list[str] | None = None, prog: str = "unix-jax convert") -> int:
-    """Runs one command; the exit code is 0, 1 (an error, in one message), 2 (usage) or 130."""
+    """Runs one command; the exit code is 0, 1 (an error, as one message), 2 (usage) or 130
+    (Ctrl-C)."""
     # A polite kill cleans up as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     verbose = False
 
     def run() -> int:
         nonlocal verbose
-        warnings.showwarning = _show_warning
-        warnings.simplefilter("always", SourceNote)
         command: Any = tyro.cli(
             Command, args=arguments, prog=prog, description="PyTorch <-> JAX checkpoints."
         )
@@ -286,33 +284,11 @@ def main(arguments: list[str] | None = None, prog: str = "unix-jax convert") -> 
     def text(error: UniXError) -> str:
         if verbose or error.details == str(error):
             return error.details
-        return f"{error}\n--verbose prints the lists in full"
+        return f"{error}\n--verbose prints the complete lists"
 
     return run_command(run, on_error=text, interrupted="interrupted: nothing was written")
-
-
-def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    say(f"{'note' if issubclass(category, SourceNote) else 'warning'}: {message}")
 
 
 def _written(path: Path) -> int:
     say(f"wrote {path}")
     return 0
-
-
-@contextlib.contextmanager
-def _progress(name: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar of bytes with rate and time left on stderr, where that is a terminal."""
-    console = Console(stderr=True)
-    columns = (
-        TextColumn(name),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task(name, total=None)
-        yield lambda done, total: bar.update(task, advance=done, total=total)

@@ -1,5 +1,5 @@
 """`unix-jax data`: looks into a source of records, writes it as ArrayRecord, and writes
-the autoencoder's moments of its pictures.
+the autoencoder's moments of its images.
 
 Errors that an input caused are one line on standard error and exit code 1; Ctrl-C is 130.
 """
@@ -9,25 +9,15 @@ import dataclasses
 import io
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
 
-from unix_jax.commands.terminal import ERRORS, run_command, say
+from unix_jax.commands.progress import advancing
+from unix_jax.commands.terminal import run_command, say, warn
 from unix_jax.data.sources import open_source
 from unix_jax.errors import UniXError
 from unix_jax.preprocessing.images import MIN_SIDE
@@ -42,26 +32,27 @@ _Spec = Annotated[SourceText, tyro.conf.Positional, tyro.conf.arg(metavar="SPEC"
 
 @dataclasses.dataclass
 class Inspect:
-    """Count what a source holds, measure its texts, and write a contact sheet."""
+    """Print statistics of a source and its texts, and write a contact sheet."""
 
     spec: _Spec
-    """For example manifest:examples/cxr; docs/data.md lists the kinds."""
+    """Source of the records, for example manifest:examples/cxr; docs/data.md lists the kinds."""
     split: str | None = None
-    """One split; all if absent or ""."""
+    """Split to inspect. The default is all records."""
     tokenizer: PathText | None = None
-    """Directory with tokenizer.json, to measure in tokens rather than words."""
+    """Directory with tokenizer.json, to measure lengths in tokens instead of words."""
     und_tokens: int | None = None
-    """Tell how many samples fit a row of this number of tokens (data.und_tokens of training);
-    needs --tokenizer. An image counts as that directory's config.json says, or as published."""
+    """Report how many samples fit a row of this number of tokens (data.und_tokens of training);
+    needs --tokenizer. The number of tokens per image follows that directory's config.json, or the
+    published size."""
     max_broken: float = 0.0
-    """Fraction of rows that may be broken, or whose image file may be missing; with more the exit
+    """Maximum fraction of rows that are broken or whose image file is missing; above it, the exit
     code is 1."""
     out: PathText | None = None
-    """PNG of the contact sheet."""
+    """PNG file for a contact sheet."""
     images: int = 24
     """Number of images on the sheet, chosen at random."""
     seed: int = 0
-    """Seed of that choice."""
+    """Random seed for that choice."""
     json: bool = False
     """Print JSON instead of tables."""
 
@@ -79,11 +70,13 @@ class Inspect:
         if self.und_tokens is not None:
             _require_positive("--und-tokens", self.und_tokens)
             if self.tokenizer is None:
-                raise UniXError("--und-tokens: expected --tokenizer DIR beside it, found none")
+                raise UniXError(
+                    "--und-tokens: expected --tokenizer DIR together with it, found none"
+                )
         tokenizer, config = (None, None) if self.tokenizer is None else _tokenizer(self.tokenizer)
         encode = None if tokenizer is None else tokenizer.encode
         source = open_source(self.spec, self.split)
-        with _progress("Reading", len(source)) as advance:
+        with advancing("read", len(source)) as advance:
             summary = inspect_source(source, encode, advance)
         fit = None
         if self.und_tokens is not None and tokenizer is not None and config is not None:
@@ -115,21 +108,22 @@ class Write:
     """Write a source as ArrayRecord, atomically."""
 
     spec: _Spec
-    """For example mimic:DIR?views=PA,AP; docs/data.md lists the kinds."""
+    """Source of the records, for example mimic:DIR?views=PA,AP; docs/data.md lists the kinds."""
     out: Annotated[PathText, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-    """A new directory."""
+    """New directory for the records."""
     split: str | None = None
-    """One split; all if absent or ""."""
+    """Split to write. The default is all records."""
     max_side: int | None = None
-    """Shrink larger images to this longest side in pixels."""
+    """Downscale larger images to this longest side in pixels."""
     max_broken: float = 0.01
-    """Fraction of rows that may be broken; they are left out and named."""
+    """Maximum fraction of broken rows; they are skipped and named."""
     shard_megabytes: int = 256
-    """Size at which a shard is closed."""
+    """Size in MB at which a shard is closed."""
     workers: int = min(os.cpu_count() or 1, 16)
-    """Threads that read and shrink."""
+    """Number of threads that read and downscale images."""
     format: Literal["array_record", "tfds"] = "array_record"
-    """Our own ArrayRecord directory, or a tensorflow-datasets data set (OUT is its data_dir)."""
+    """This project's ArrayRecord directory, or a tensorflow-datasets data set (OUT is its
+    data_dir)."""
 
     def run(self) -> None:
         if self.max_side is not None and self.max_side < MIN_SIDE:
@@ -141,7 +135,7 @@ class Write:
         from unix_jax.data.sources.preparation import PreparedRecords
 
         source = open_source(self.spec, self.split)
-        with _progress("Writing", len(source)) as advance:
+        with advancing("write", len(source)) as advance:
             options: dict[str, Any] = {
                 "max_side": self.max_side,
                 "workers": self.workers,
@@ -159,37 +153,38 @@ class Write:
                 count = write_array_records(records, self.out, self.shard_megabytes * 2**20)
                 broken = records.broken
         for error in broken:
-            say(f"left out: {error}", "yellow")
-        print(f"{self.out}: {count} records, {len(broken)} broken rows left out")
+            say(f"skipped: {error}", "yellow")
+        print(f"{self.out}: {count} records, {len(broken)} broken rows skipped")
 
 
 @dataclasses.dataclass
 class Moments:
-    """Run the autoencoder's encoder over a source once; training reads the result (data.moments).
+    """Run the autoencoder's encoder once over a source. Training reads the result (data.moments).
 
-    Source, split, size and padding must be those of the run that uses them.
+    Source, split, size and padding must be those of the training run.
     """
 
     spec: _Spec
-    """For example manifest:examples/cxr; docs/data.md lists the kinds."""
+    """Source of the images, for example manifest:examples/cxr; docs/data.md lists the kinds."""
     out: Annotated[PathText, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-    """A new directory."""
+    """New directory for the moments."""
     checkpoint: PathText
-    """Whose autoencoder: a converted checkpoint, or a directory in the published layout."""
+    """Checkpoint with the autoencoder: a converted one, or a directory in the published layout."""
     split: str = "train"
     """Split of the source; "" for all records."""
     height: int = 256
-    """Pixels."""
+    """Height of the padded images in pixels."""
     width: int = 256
-    """Pixels."""
+    """Width of the padded images in pixels."""
     padding: int = 0
     """Gray level of the padding, 0 to 255."""
     dtype: Literal["float32", "float16"] = "float16"
-    """Of the numbers on disk."""
+    """Dtype of the moments on disk."""
     batch_size: int = 8
-    """Images encoded together."""
+    """Number of images per batch of the encoder."""
     max_broken: float = 0.01
-    """Fraction of records whose image may be broken; training skips them."""
+    """Maximum fraction of broken records; they are named, and training skips them. If more are
+    broken, nothing is written and the exit code is 1."""
 
     def run(self) -> None:
         from unix_jax.checkpoints.load import load_vae
@@ -197,6 +192,7 @@ class Moments:
         from unix_jax.data.moments import write_moments
 
         _require_positive("--batch-size", self.batch_size)
+        _require_fraction("--max-broken", self.max_broken)
         data = DataConfig(
             source=self.spec,
             split=self.split,
@@ -209,7 +205,7 @@ class Moments:
         )
         source = open_source(self.spec, self.split)
         config, vae_params = load_vae(self.checkpoint)
-        with _progress("Encoding", len(source)) as advance:
+        with advancing("encode", len(source)) as advance:
             written = write_moments(
                 self.out,
                 source,
@@ -220,19 +216,18 @@ class Moments:
                 dtype=self.dtype,
                 on_record=advance,
             )
-        print(f"{self.out}: moments of {written.records} records, {written.broken} broken")
+        for error in written.broken:
+            say(f"broken, without moments: {error}", "yellow")
+        print(f"{self.out}: moments of {written.records} records, {len(written.broken)} broken")
         if written.image_warnings:
             first = "; ".join(written.image_warnings[:3])
             more = ", ..." if len(written.image_warnings) > 3 else ""
-            say(
-                f"warning: {len(written.image_warnings)} images show next to nothing: "
-                f"{first}{more}",
-                "yellow",
-            )
+            warn(f"{len(written.image_warnings)} images show almost nothing: {first}{more}")
 
 
 def _tokenizer(directory: str) -> "tuple[Tokenizer, UniXConfig]":
-    """The tokenizer of a directory, and its model's sizes: as published without a config.json."""
+    """The tokenizer of a directory, and its model's sizes: the published ones without a
+    config.json."""
     from unix_jax.checkpoints.load import load_config
     from unix_jax.checkpoints.run_export import resolve_checkpoint
     from unix_jax.config import UniXConfig
@@ -255,34 +250,6 @@ def _require_fraction(argument: str, value: float) -> None:
 def _require_positive(argument: str, value: int) -> None:
     if value < 1:
         raise UniXError(f"{argument}: expected at least 1, found {value}")
-
-
-class _Rate(ProgressColumn):
-    """Rows a second."""
-
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:.0f}/s")
-
-
-@contextlib.contextmanager
-def _progress(verb: str, total: int) -> Iterator[Callable[[], None]]:
-    """A bar on standard error with rate and time left; yields what advances it."""
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _Rate(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=ERRORS,
-        transient=True,
-        # In a log it would leave an empty line.
-        disable=not ERRORS.is_terminal,
-    )
-    with bar:
-        task = bar.add_task(verb, total=total)
-        yield lambda: bar.advance(task)
 
 
 _Command: Any = tyro.conf.OmitSubcommandPrefixes[  # type: ignore[misc]

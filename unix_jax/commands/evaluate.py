@@ -1,4 +1,4 @@
-"""`unix-jax evaluate`: reports and X-rays of a model, or those made elsewhere, measured."""
+"""`unix-jax evaluate`: metrics of a model's reports and X-rays, or of those from other software."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from unix_jax.data.records import RecordSource
+    from unix_jax.evaluation_runs.image_runs import DiffusionDrawingSettings, DrawingSettings
     from unix_jax.evaluation_runs.image_scores import ImageMetrics
-    from unix_jax.evaluation_runs.images import DiffusionDrawingSettings, DrawingSettings
     from unix_jax.evaluation_runs.items import Progress, Share
     from unix_jax.evaluation_runs.nearest_training import Training
     from unix_jax.evaluation_runs.radiomics_tables import RadiomicsTables
@@ -33,41 +33,45 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 # What decides how images are generated, and nothing else.
 _OF_GENERATION = (
-    "size", "steps", "timestep_shift", "guidance_scale", "guidance_rescale", "sampler", "seed",
-    "dtype", "mesh", "batch_size",
+    "size", "num_inference_steps", "solver", "timestep_shift", "guidance_scale",
+    "guidance_rescale", "sampler", "seed", "dtype", "mesh", "batch_size",
 )  # fmt: skip
 
 
 @dataclasses.dataclass(kw_only=True)
 class _Resampled:
-    """Figures with intervals."""
+    """Options of metrics with intervals."""
 
     resamples: int = 1000
-    """Resamples of the bootstrap."""
+    """Number of bootstrap resamples."""
 
 
 @dataclasses.dataclass(kw_only=True)
 class _OfReports(_Resampled):
-    """What measures reports."""
+    """Options of the metrics of reports."""
 
     chexbert: PathText | None = None
-    """chexbert.pth or its directory, with the vocabulary of bert-base-uncased beside it."""
+    """chexbert.pth or its directory, which must also contain the vocabulary of bert-base-uncased.
+    """
     chexbert_cut: Literal["tokens", "characters"] = "tokens"
-    """What CheXbert reads of a long report: 512 tokens, or 512 characters as the original."""
+    """Where CheXbert truncates a long report: after 512 tokens, or after 512 characters as in the
+    original."""
     radgraph: bool = False
     """Compute F1-RadGraph with the package radgraph."""
     radgraph_model: Literal["radgraph", "radgraph-xl", "modern-radgraph-xl", "echograph"] = (
         "radgraph"
     )
-    """Its model; the paper's figures are of radgraph."""
+    """Model of F1-RadGraph; the paper uses radgraph."""
     radgraph_level: Literal["simple", "partial", "complete", "all"] = "all"
-    """What must match: an entity alone, whether it has a relation as well (the paper's figure), or
-    its relations too; all returns the three of them."""
+    """What must match: the entity alone (simple), the entity and whether it has a relation
+    (partial, as in the paper), or the entity and its relations (complete). all computes all three.
+    """
     radgraph_path: PathText = "~/.cache/radgraph"
-    """Directory that holds its unpacked model, for example radgraph/weights.th and the rest."""
+    """Directory with the unpacked model, for example radgraph/weights.th and the other files."""
 
     def _metrics(self) -> "ReportMetrics":
-        """What is asked for, loaded before anything is computed: a wrong path ends it here."""
+        """The requested metrics, loaded before anything is computed, so that a wrong path ends it
+        early."""
         from unix_jax.evaluation.clinical import CheXbert
         from unix_jax.evaluation.radgraph import load_annotator
         from unix_jax.evaluation.text import text_scores
@@ -79,8 +83,8 @@ class _OfReports(_Resampled):
             return model
 
         if not self.radgraph:
-            _refuse_changed(
-                self, ("radgraph_model", "radgraph_level", "radgraph_path"), "with --radgraph"
+            refuse_without_effect(
+                self, ("radgraph_model", "radgraph_level", "radgraph_path"), "without --radgraph"
             )
         _on_primary(lambda: text_scores(["a"], ["a"]))  # so are the packages
         chexbert = None if self.chexbert is None else _on_primary(load_chexbert)
@@ -102,28 +106,30 @@ class _OfReports(_Resampled):
 
 @dataclasses.dataclass(kw_only=True)
 class _OverData(_Resampled):
-    """A model over a data set. A run that was stopped resumes when the command is repeated."""
+    """Options of a run of a model over a data set. Repeating the command resumes a stopped run."""
 
     checkpoint: PathText
     """Converted checkpoint, directory in the published layout, or directory of a training run."""
     data: SourceText
-    """KIND:PATH, for example manifest:DIR or mimic:DIR?reports=clean.jsonl&views=PA,AP."""
+    """Source of the records, KIND:PATH, for example manifest:DIR or
+    mimic:DIR?reports=clean.jsonl&views=PA,AP."""
     out: PathText
-    """Directory of the results: a new one, or that of a run to resume."""
+    """Directory for the results: a new one, or that of a run to resume."""
     split: str = "test"
-    """Records of this split; "" for all."""
+    """Split to evaluate; "" for all records."""
     limit: int | None = None
-    """Number of records to take, the first ones; all if absent."""
+    """Number of records to evaluate, from the first. The default is all. A directory that was
+    started with a smaller number is resumed with the further records."""
     batch_size: int = 16
-    """Items at a time, on all devices of a process together."""
+    """Number of items per batch, over all devices of a process."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Of parameters and computation; a CPU uses float32 either way."""
+    """Dtype of parameters and computation; a CPU always uses float32."""
     mesh: str | None = None
-    """Devices of each process that share its work, for example data=2,tensor=4; all of its
-    accelerators if absent, a part of the batch each."""
+    """Devices of each process that share its work, for example data=2,tensor=4. By default, the
+    batch is divided over all accelerators of the process."""
 
     def _open(self) -> "RecordSource":
-        """The records; opened before a model is loaded, since opening may find a mistake."""
+        """The records, opened before a model is loaded, since opening may find an error."""
         from unix_jax.data.records import Subset
         from unix_jax.data.sources import open_source
 
@@ -133,9 +139,9 @@ class _OverData(_Resampled):
         return source
 
     def _begin(self, source: "RecordSource", own: dict[str, Any]) -> dict[str, Any]:
-        """The settings, compared with those that the directory was begun with."""
+        """The settings, compared with those of the first run in the directory."""
         from unix_jax.checkpoints.run_export import resolve_checkpoint
-        from unix_jax.evaluation_runs.journal import remember
+        from unix_jax.evaluation_runs.evaluation_files import remember
         from unix_jax.training.distributed import agree
 
         checkpoint = resolve_checkpoint(self.checkpoint)
@@ -143,23 +149,35 @@ class _OverData(_Resampled):
             "checkpoint": str(checkpoint.resolve()),
             "checkpoint_written": _written(checkpoint),
             "dtype": self.dtype,
-            "data": self.data,
-            "split": self.split,
-            "items": len(source),
+            **self._of_data(source),
             **own,
         }
         agree(lambda: remember(Path(self.out), settings))
         return settings
 
+    def _of_data(self, source: "RecordSource") -> dict[str, Any]:
+        """What the settings say of the records: all that the split has, and those to take."""
+        from unix_jax.data.records import Subset
+
+        records = len(source.source) if isinstance(source, Subset) else len(source)
+        return {
+            "data": self.data,
+            "split": self.split,
+            "records": records,
+            "items": len(source),
+        }
+
     def _load(self) -> Any:
         """The pipeline of the checkpoint's kind."""
-        from unix_jax.checkpoints.diffusers_checkpoint import is_diffusers
+        from unix_jax.checkpoints.configurations import is_diffusers
         from unix_jax.inference.diffusion import DiffusionPipeline
         from unix_jax.inference.pipeline import UniXPipeline
 
         if is_diffusers(self.checkpoint):
-            return DiffusionPipeline.from_pretrained(self.checkpoint, self.dtype, self._mesh())
-        return UniXPipeline.from_pretrained(self.checkpoint, self.dtype, self._mesh())
+            return DiffusionPipeline.from_pretrained(
+                self.checkpoint, dtype=self.dtype, mesh=self._mesh()
+            )
+        return UniXPipeline.from_pretrained(self.checkpoint, dtype=self.dtype, mesh=self._mesh())
 
     def _mesh(self) -> "Mesh | None":
         import jax
@@ -177,17 +195,17 @@ class _OverData(_Resampled):
 
 @dataclasses.dataclass(kw_only=True)
 class EvaluateReports(_OfReports, _OverData):
-    """Write a report for each X-ray of a data set, and compare it with the record's own."""
+    """Write a report for each X-ray of a data set, and compare it with the record's own report."""
 
     prompt: str = ""
-    """Instruction for every item; if empty, the record's own, or the first of the
-    model's instructions for the sections that the reference has."""
+    """Instruction for every item. By default, the record's own instruction is used, or the first of
+    the model's instructions for the sections of the reference."""
     max_new_tokens: int = 500
-    """Most tokens written for one report."""
+    """Maximum number of new tokens per report."""
 
     def run(self) -> None:
         from unix_jax.checkpoints.load import load_config
-        from unix_jax.evaluation_runs.reports import (
+        from unix_jax.evaluation_runs.report_runs import (
             ReportSettings,
             summarise_reports,
             write_reports,
@@ -222,34 +240,37 @@ class EvaluateReports(_OfReports, _OverData):
 
 @dataclasses.dataclass(kw_only=True)
 class EvaluateImages(_OverData):
-    """Generate an X-ray from each text of a data set, or take those made elsewhere, and compare all
-    of them with the data set's own."""
+    """Generate an X-ray from each text of a data set, or read images from other software, and
+    compare all of them with the images of the data set."""
 
     checkpoint: PathText = ""
-    """The model that generates, needed without --generated: a converted checkpoint, or a directory
-    in the published layout."""
+    """The model that generates the images: a converted checkpoint, or a directory in the published
+    layout. Required without --generated."""
     generated: LocalPath | None = None
-    """In place of a checkpoint: images made elsewhere. A folder, or a CSV such as the original's,
-    with annotated_prompt and synthetic_filename."""
+    """Images from other software, instead of a checkpoint: a folder, or a CSV such as the
+    original's, with annotated_prompt and synthetic_filename."""
     generated_root: LocalPath | None = None
-    """Folder where the file names of that CSV start; the CSV's own if absent."""
+    """Folder of the file names in that CSV. The default is the folder of the CSV."""
     batch_size: int = 4
-    """Items at a time, on all devices of a process together."""
+    """Number of items per batch, over all devices of a process."""
     size: int | None = None
-    """Both sides in pixels; 512, or the largest of a smaller model, if absent."""
-    steps: int = 50
-    """Points of the time grid: steps - 1 network evaluations. Of a diffusers checkpoint: network
-    evaluations."""
+    """Height and width in pixels. The default is 512, or the maximum of a smaller model."""
+    num_inference_steps: int | None = None
+    """Number of steps per image. The default is 49, the original's 50 grid points, or 50 for a
+    diffusers checkpoint."""
+    solver: Literal["euler", "ab2", "pec"] = "euler"
+    """Solver of the steps: euler as in the original; ab2 and pec need fewer steps."""
     timestep_shift: float = 3.0
-    """Above 1 spends more steps near noise."""
+    """Shift of the time grid; values above 1 place more steps near the noise."""
     guidance_scale: float | None = None
-    """Text guidance; 1 turns it off. If absent, 2, and 7.5 for a diffusers checkpoint."""
+    """Text guidance; 1 turns it off. The default is 2, or 7.5 for a diffusers checkpoint."""
     guidance_rescale: float | None = None
-    """For a diffusers checkpoint: how far, from 0 to 1, guidance keeps the spread of outputs."""
+    """Only for diffusers checkpoints: strength, from 0 to 1, of rescaling the guided output to the
+    standard deviation of the conditional one."""
     sampler: Literal["ddim", "euler"] | None = None
-    """For a diffusers checkpoint: the sampler; the checkpoint's own if absent."""
+    """Only for diffusers checkpoints: the sampler. The default is the checkpoint's own."""
     seed: int = 0
-    """With an item's number, gives the seed of its noise."""
+    """Random seed; the noise of each item depends on it and the item's index."""
     rad_dino: PathText | None = None
     """Directory of RAD-DINO, for FD, KD, precision, recall, density and coverage."""
     biovil_t: PathText | None = None
@@ -261,12 +282,13 @@ class EvaluateImages(_OverData):
     radiomics_generated: LocalPath | None = None
     """Radiomics features of the generated images."""
     shards: int = 1
-    """1: figures of all images. N: their mean over N contiguous shards; 4 as published."""
+    """Number of contiguous shards over which metrics are averaged. 1 computes them over all images;
+    the published table uses 4."""
     by_pathology: bool = False
-    """The figures for each label of the records as well."""
+    """Also compute the metrics for each label of the records."""
     train: SourceText = ""
-    """Training images, KIND:PATH: looks up the nearest one of each generated image, and shows both
-    side by side in nearest.html. Needs no weights; --rad-dino and --reid add their distances."""
+    """Training images, KIND:PATH. The nearest one of each generated image is shown next to it in
+    nearest.html. Needs no weights; --rad-dino and --reid add their distances."""
     train_split: str = "train"
     """Split of the training images; "" for all."""
     reid: LocalPath | None = None
@@ -282,12 +304,12 @@ class EvaluateImages(_OverData):
         if self.by_pathology and not any(measured):
             raise UniXError(
                 "--by-pathology: expected --rad-dino, --biovil-t, --inception or --radiomics-real "
-                "beside it, found none"
+                "together with it, found none"
             )
         if bool(self.radiomics_real) != bool(self.radiomics_generated):
             raise UniXError("expected --radiomics-real and --radiomics-generated together")
         if not self.train:
-            _refuse_changed(self, ("train_split", "reid"), "with --train SOURCE")
+            refuse_without_effect(self, ("train_split", "reid"), "without --train SOURCE")
         distributed.initialise()
         if self.checkpoint:
             self._generate()
@@ -296,10 +318,10 @@ class EvaluateImages(_OverData):
 
     def _generate(self) -> None:
         from unix_jax.evaluation_runs.image_results import summarise_images
+        from unix_jax.evaluation_runs.image_runs import draw_images
         from unix_jax.evaluation_runs.image_set import images_of_run
-        from unix_jax.evaluation_runs.images import draw_images
 
-        _refuse_changed(self, ("generated_root",), "with --generated CSV")
+        refuse_without_effect(self, ("generated_root",), "without --generated CSV")
         asked = self._settings()
         source = self._open()
         training = self._training(source)
@@ -324,10 +346,11 @@ class EvaluateImages(_OverData):
         )  # fmt: skip
 
     def _settings(self) -> "DrawingSettings | DiffusionDrawingSettings":
-        """How images are generated, checked before the weights are read."""
-        from unix_jax.checkpoints.diffusers_checkpoint import is_diffusers, open_diffusers
+        """The settings for generating images, checked before the weights are read."""
+        from unix_jax.checkpoints.configurations import is_diffusers
+        from unix_jax.checkpoints.diffusers_checkpoint import open_diffusers
         from unix_jax.checkpoints.load import load_config
-        from unix_jax.evaluation_runs.images import (
+        from unix_jax.evaluation_runs.image_runs import (
             DiffusionDrawingSettings,
             DrawingSettings,
             checked_drawing,
@@ -335,37 +358,43 @@ class EvaluateImages(_OverData):
 
         scale = self.guidance_scale
         if is_diffusers(self.checkpoint):
-            refuse_without_effect(self, ("timestep_shift",), "a diffusers checkpoint")
+            where = f"with a diffusers checkpoint, {self.checkpoint}"
+            refuse_without_effect(self, ("timestep_shift", "solver"), where)
             folder = open_diffusers(self.checkpoint)
             return DiffusionDrawingSettings(
                 self.size,
-                self.steps,
+                50 if self.num_inference_steps is None else self.num_inference_steps,
                 7.5 if scale is None else scale,
                 self.guidance_rescale or 0.0,
                 self.sampler,
                 self.seed,
             ).checked(folder.vae_config, folder.native_size)
-        refuse_without_effect(self, ("guidance_rescale", "sampler"), "a checkpoint of UniX")
+        where = f"with a checkpoint of UniX, {self.checkpoint}"
+        refuse_without_effect(self, ("guidance_rescale", "sampler"), where)
         config, has_vae = load_config(self.checkpoint)
         if not has_vae:
             raise UniXError(
                 f"{self.checkpoint}: expected an autoencoder to generate with, found none"
             )
         scale = 2.0 if scale is None else scale
-        settings = DrawingSettings(self.size, self.steps, self.timestep_shift, scale, self.seed)
+        steps = 49 if self.num_inference_steps is None else self.num_inference_steps
+        settings = DrawingSettings(
+            self.size, steps, self.solver, self.timestep_shift, scale, self.seed
+        )
         return checked_drawing(settings, config)
 
     def _measure(self) -> None:
+        from unix_jax.evaluation_runs.evaluation_files import remember
         from unix_jax.evaluation_runs.image_results import summarise_images
         from unix_jax.evaluation_runs.image_set import images_made_elsewhere
-        from unix_jax.evaluation_runs.journal import remember
         from unix_jax.evaluation_runs.results import print_table
         from unix_jax.training.distributed import agree
 
         generated, out = self.generated, Path(self.out)
         assert generated is not None
-        _refuse_changed(self, _OF_GENERATION, "with --checkpoint: images made elsewhere stay as "
-                        "they are")  # fmt: skip
+        refuse_without_effect(
+            self, _OF_GENERATION, "without --checkpoint: images made elsewhere stay as they are"
+        )
         if out.resolve().is_relative_to(generated.resolve()):
             raise UniXError(f"--out {out}: expected a directory outside of --generated {generated}")
         source = self._open()
@@ -377,9 +406,7 @@ class EvaluateImages(_OverData):
             "generated_root": None
             if self.generated_root is None
             else str(self.generated_root.resolve()),
-            "data": self.data,
-            "split": self.split,
-            "items": len(source),
+            **self._of_data(source),
         }
 
         def measure() -> None:
@@ -391,9 +418,10 @@ class EvaluateImages(_OverData):
                 steps=_with_progress,
             )
             remember(out, settings)
-            print_table(
-                summarise_images(images, out, "generated", settings, how, training, _with_progress)
+            results = summarise_images(
+                images, out, "generated", settings, how, training, _with_progress
             )
+            print_table(results)
             _print_pages(out)
 
         agree(measure)
@@ -447,26 +475,28 @@ class EvaluateImages(_OverData):
 
 @dataclasses.dataclass
 class EvaluateScore(_OfReports):
-    """Measure reports made elsewhere: .csv or .jsonl files, the original's results among them."""
+    """Evaluate reports from other software: .csv or .jsonl files, including the original's
+    results."""
 
     predictions: PathText
-    """File with the reports to measure."""
+    """File with the reports to evaluate."""
     references: PathText | None = None
-    """File with the reports to compare with; the same file if absent."""
+    """File with the reference reports. The default is the same file."""
     out: PathText | None = None
-    """Directory for results.json and report.html; only the table if absent."""
+    """Directory for results.json and report.html. By default only the table is printed."""
     prediction_field: str = ""
-    """Column of the predictions; known names are tried if empty."""
+    """Column of the predictions. By default known names are tried."""
     reference_field: str = ""
-    """Column of the references; known names are tried if empty."""
+    """Column of the references. By default known names are tried."""
     key_field: str = ""
-    """Column that pairs rows of two files; their order pairs them if both have none."""
+    """Column that pairs the rows of two files. By default known names are tried; if both files have
+    none, rows are paired by their order."""
     skip_empty: bool = False
-    """Leave pairs with an empty report out, as the original does; they score 0 otherwise."""
+    """Exclude pairs with an empty report, as the original does. By default they score 0."""
 
     def run(self) -> None:
         from unix_jax.evaluation_runs import texts
-        from unix_jax.evaluation_runs.reports import summarise_texts
+        from unix_jax.evaluation_runs.report_runs import summarise_texts
         from unix_jax.evaluation_runs.results import print_table
 
         require_least(self, resamples=1)
@@ -495,7 +525,7 @@ class EvaluateScore(_OfReports):
 
 @dataclasses.dataclass
 class Evaluate:
-    """Measure a model over a data set, or reports or images made elsewhere."""
+    """Evaluate a model on a data set, or reports or images from other software."""
 
     what: (
         Annotated[EvaluateReports, tyro.conf.subcommand("reports")]
@@ -519,14 +549,14 @@ def _finish(
     work: Callable[["UniXPipeline", "Share", "Progress"], None],
     summarise: Callable[[], "Results"],
 ) -> None:
-    """This process's share, then, when all have done theirs, the figures."""
+    """Processes this process's share; the metrics follow when all processes have finished."""
     import jax
 
+    from unix_jax.commands.progress import ProgressLine
+    from unix_jax.evaluation_runs.evaluation_files import read_entries
     from unix_jax.evaluation_runs.items import Share, wait_for_all
-    from unix_jax.evaluation_runs.journal import read_entries
-    from unix_jax.evaluation_runs.results import print_table
+    from unix_jax.evaluation_runs.results import print_table, require_result
     from unix_jax.training.distributed import agree
-    from unix_jax.training.progress import ProgressLine
 
     share = Share(jax.process_index(), jax.process_count())
     items = share.items(total)
@@ -546,13 +576,15 @@ def _finish(
             with line.over(before, len(items)):
                 work(pipe, share, progress)
         except KeyboardInterrupt:
-            line.say(f"what is done is kept in {out}; run the same command to resume")
+            line.say(f"finished work is kept in {out}; run the same command to resume")
             raise
     wait_for_all(out, total)
 
     def measure() -> None:
-        print_table(summarise())
+        results = summarise()
+        print_table(results)
         _print_pages(out)
+        require_result(results)
 
     agree(measure)
 
@@ -566,8 +598,8 @@ def _print_pages(out: Path) -> None:
 
 
 def _with_progress(items: Sequence[Any], unit: str) -> Iterator[Any]:
-    """The items, with a line that says how far they are."""
-    from unix_jax.training.progress import ProgressLine
+    """The items, with a progress line."""
+    from unix_jax.commands.progress import ProgressLine
 
     line = ProgressLine(unit=unit)
     with line.over(0, len(items)):
@@ -576,16 +608,8 @@ def _with_progress(items: Sequence[Any], unit: str) -> Iterator[Any]:
             line.update(done, {})
 
 
-def _refuse_changed(command: Any, names: Sequence[str], expected: str) -> None:
-    """Raises UniXError for an option that is not at its default, where it would do nothing."""
-    defaults = {field.name: field.default for field in dataclasses.fields(command)}
-    for name in names:
-        if getattr(command, name) != defaults[name]:
-            raise UniXError(f"--{name.replace('_', '-')}: expected only {expected}")
-
-
 def _on_primary(load: Callable[[], T]) -> T | None:
-    """What `load` gives in the process that measures, None in the others; its error in all."""
+    """The result of `load` in the process that measures, None in the others; its error in all."""
     from unix_jax.training.distributed import agree
 
     loaded: list[T] = []
@@ -594,6 +618,6 @@ def _on_primary(load: Callable[[], T]) -> T | None:
 
 
 def _written(checkpoint: Path) -> int:
-    """When a checkpoint was last written, in seconds: another model may stand at the same path."""
+    """Time of the last write to a checkpoint, in seconds: another model may be at the same path."""
     files = [path for path in checkpoint.rglob("*") if path.is_file()]
     return max((int(path.stat().st_mtime) for path in files), default=0)

@@ -11,19 +11,21 @@ from unix_jax.storage.arguments import PathText
 
 @dataclasses.dataclass
 class Export:
-    """Write the weights of a kept checkpoint of a training run as a checkpoint for inference.
+    """Export a kept checkpoint of a training run as a checkpoint for inference.
 
     The run may be finished, stopped, killed or still running; it is only read. `unix-jax convert
-    export` then writes the published layout for PyTorch."""
+    export` then writes the published layout for PyTorch.
+    """
 
     run_directory: Annotated[PathText, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Directory of the run, the --out of train.py."""
     out: PathText | None = None
-    """New directory for the checkpoint; RUN/export if absent."""
+    """New directory for the checkpoint. The default is RUN/export."""
     step: str = "last"
-    """A kept step, last, or best: the one of the lowest validation loss."""
+    """Number of a kept step, last, or best (the lowest validation loss)."""
     weights: Literal["auto", "raw", "average"] = "auto"
-    """Trained weights of that step (raw) or their average; auto: those that the run exports."""
+    """raw exports the trained weights of that step, average their average, and auto those that the
+    run exports."""
 
     def run(self) -> None:
         from unix_jax.training.average import LARGE_SHARE

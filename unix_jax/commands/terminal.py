@@ -1,10 +1,12 @@
-"""What every command does with errors, warnings, Ctrl-C and standard output.
+"""Errors, warnings, Ctrl-C and standard output of every command.
 
-Errors that an input caused are one message on standard error and exit code 1; Ctrl-C is 130.
+Errors that an input caused are printed as one message on standard error with exit code 1; the exit
+code of Ctrl-C is 130.
 """
 
 import contextlib
 import io
+import logging
 import os
 import sys
 import warnings
@@ -13,20 +15,43 @@ from typing import Any
 
 from rich.console import Console
 
-from unix_jax.errors import ImageWarning, UniXError
+from unix_jax.errors import ImageWarning, SourceNote, UniXError
 
 ERRORS = Console(stderr=True)
 INTERRUPTED = 130
 
 
 def say(line: str, style: str | None = None) -> None:
-    """Prints a line on standard error as it is."""
+    """Prints a line on standard error unchanged."""
     ERRORS.print(line, style=style, highlight=False, soft_wrap=True, markup=False)
 
 
-def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    """`warnings.showwarning` without the line of code that the warning comes from."""
+def warn(message: Warning | str) -> None:
+    """Prints a warning as one line on standard error."""
     say(f"warning: {' '.join(str(message).split())}", "yellow")
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """`warnings.showwarning` without the line of code that the warning comes from."""
+    if issubclass(category, SourceNote):
+        say(f"note: {message}")
+    else:
+        warn(message)
+
+
+class _LogLines(logging.Handler):
+    """Prints records of the log as this project's own warnings look."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        style = "yellow" if record.levelno >= logging.WARNING else None
+        say(f"{record.levelname.lower()}: {self.format(record)}", style)
+
+
+def _print_log() -> None:
+    """Every command shows warnings of the log alike: those of the data loader among others."""
+    root = logging.getLogger()
+    if not any(isinstance(handler, _LogLines) for handler in root.handlers):
+        root.addHandler(_LogLines(logging.WARNING))
 
 
 def run_command(
@@ -42,14 +67,19 @@ def run_command(
       on_error: the text of an error of ours.
       interrupted: what Ctrl-C says.
     """
-    warnings.showwarning = show_warning
+    warnings.showwarning = _show_warning
     warnings.simplefilter("always", ImageWarning)
+    warnings.simplefilter("always", SourceNote)
+    _print_log()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A report may hold a character that the terminal's encoding lacks.
         sys.stdout.reconfigure(errors="replace")
     try:
-        code = command() or 0
-        sys.stdout.flush()
+        try:
+            code = command() or 0
+        finally:
+            # Also at the end of `--help`, which leaves by SystemExit.
+            sys.stdout.flush()
     except UniXError as error:
         return _failed(on_error(error))
     except KeyboardInterrupt:
@@ -72,6 +102,6 @@ def _failed(message: str) -> int:
 
 
 def _close_output() -> None:
-    """What is left in the buffer of standard output cannot be written, and is not tried again."""
+    """The remaining buffer of standard output cannot be written, and is not tried again."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,8 +3,8 @@
 `train.py` and `unix-jax train` run it; `train.py` says what a run writes.
 """
 
+import functools
 import sys
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from unix_jax.checkpoints.run_files import listing
+from unix_jax.commands.progress import ProgressLine, describe_numbers
 from unix_jax.commands.terminal import run_command
 from unix_jax.data.batch import TrainingBatch
 from unix_jax.data.mixture import Task
@@ -19,29 +20,32 @@ from unix_jax.data.records import Record
 from unix_jax.dry_run.dry_run import dry_run
 from unix_jax.errors import ConfigError
 from unix_jax.inference.compilation import enable_compilation_cache
-from unix_jax.training import average, distributed, flops, previews, start
+from unix_jax.training import average, distributed, previews, start
 from unix_jax.training.checkpoint_store import FOLDER, CheckpointStore
 from unix_jax.training.config import TrainConfig, parse_arguments
 from unix_jax.training.distributed import agree
+from unix_jax.training.evaluators import make_evaluators
 from unix_jax.training.export import export
 from unix_jax.training.feed import (
+    Fed,
     Feed,
     describe_sources,
     open_records,
-    preview_records,
+    shown_records,
     source_counts,
     training_data,
     validation_batches,
     validation_data,
 )
 from unix_jax.training.metrics import Metrics, Window, make_reporters
+from unix_jax.training.overview import overview, write_parameters
 from unix_jax.training.preemption import StopRequest
 from unix_jax.training.profiler import Profiler
-from unix_jax.training.progress import ProgressLine
+from unix_jax.training.rates import Rates
 from unix_jax.training.resuming import Change
 from unix_jax.training.run_directory import is_resumable
 from unix_jax.training.skipped import SkippedSamples
-from unix_jax.training.stages import describe_validation, make_run, terms, to_floats, validate
+from unix_jax.training.stages import make_stage, to_floats
 from unix_jax.training.watch import is_finite, not_finite
 
 ON_THE_LINE = ("loss", "ce", "mse", "learning_rate", "tokens_per_second", "mfu")
@@ -78,7 +82,7 @@ def run_in(out: Path, config: TrainConfig, progress: ProgressLine, *, restart_da
     # ================================================================== sources of the data
     opened = open_records(config)
     if opened.warning:
-        progress.say(f"warning: {opened.warning}")
+        progress.warn(opened.warning)
 
     # ================================================= what the directory holds already
     resuming = distributed.agree(lambda: is_resumable(out))
@@ -93,42 +97,48 @@ def run_in(out: Path, config: TrainConfig, progress: ProgressLine, *, restart_da
         out, keep_last=config.checkpoints.keep_last, keep_best=config.checkpoints.keep_best
     )
     for line in checkpoints.skipped:
-        progress.say(f"warning: {line}")
+        progress.warn(line)
     model_config, tokenizer = origin.model_config, origin.load_tokenizer()
 
-    # ============================================================================= mesh
+    # =================================================================== mesh and length
     mesh = start.make_run_mesh(config.mesh, model_config)
+    length = start.agreed_length(config, opened.training, tokenizer, model_config)
+    total = length.steps
 
-    # ================================================================== model and state
-    run = make_run(
+    # =================================================================== stage and state
+    stage = make_stage(
         config,
         model_config,
         mesh,
+        total,
         has_autoencoder=origin.has_autoencoder,
         encoder_config=origin.encoder_config,
     )
     if resuming:
-        restored = checkpoints.restore(start.without_frozen(run.target))
+        restored = checkpoints.restore(start.without_frozen(stage.target))
         assert restored is not None
         first, data_state = restored.step, restored.progress["data"]
         window = Window(restored.progress["window"])
-        state = start.restore_frozen(out, run.target, restored.state)
+        state = start.restore_frozen(out, stage.target, restored.state)
+        state = start.resumed(state, stage.target)
         share = start.recorded_share(restored.progress, first)
-        if config.total_steps < first:
+        if total < first:
             raise ConfigError(
                 f"total_steps: expected at least {first}, which the run in {out} has reached, "
-                f"found {config.total_steps}; `unix-jax export` exports an earlier step"
+                f"found {total}; `unix-jax export` exports an earlier step"
             )
     else:
         first, data_state, window, share = 0, None, Window(), 1.0
+        for line in start.backbone_note(origin):
+            progress.say(line)
         start.remember(out, config, origin)
         given = start.load_parts(origin, config, mesh)
-        state = run.fresh(given)
+        state = stage.fresh(given)
         del given
         start.save_frozen(out, state)
 
     # ============================================================================= data
-    vae_params = run.weights(state, config.preferred)[1] if config.data.moments else None
+    vae_params = stage.weights(state, config.preferred)[1] if config.data.moments else None
     feed = Feed(
         training_data(config), model_config, tokenizer, mesh, data_state, vae_params,
         opened.training, restart=restart_data,
@@ -141,20 +151,22 @@ def run_in(out: Path, config: TrainConfig, progress: ProgressLine, *, restart_da
         changed.append(Change("order of the data", "as it was", f"anew: {feed.restarted}"))
     validation: Iterable[TrainingBatch] = ()
     shown: Mapping[Task, Sequence[Record]] = {}
-    if config.validate_every or config.preview_every:
+    if opened.held_out is not None and config.validate_every:
         held_out = Feed(
             validation_data(config), model_config, tokenizer, mesh, records=opened.held_out
         )
-        validation = validation_batches(held_out, config) if config.validate_every else ()
-        shown = preview_records(held_out.records, config) if config.preview_every else {}
+        validation = validation_batches(held_out, config)
         held_out.close()
         for line in held_out.notes:
             progress.say(line)
+    if opened.held_out is not None and config.preview_every:
+        shown = shown_records(opened.held_out, config, config.previews.count)
+    evaluators = make_evaluators(config, opened.held_out)
 
     if resuming:
-        for line in start.resumption(checkpoints.path(first), config, first, changed):
+        for line in start.resumption(checkpoints.path(first), total, first, changed):
             progress.say(line)
-        if first < config.total_steps:
+        if first < total:
             start.update_record(out, config, first, changed)
 
     # ============================================================================= loop
@@ -164,88 +176,116 @@ def run_in(out: Path, config: TrainConfig, progress: ProgressLine, *, restart_da
     profiler = Profiler(out, config.logging.profile_start, config.logging.profile_steps)
     stop = StopRequest()
     skipped = SkippedSamples()
+    rates = Rates(stage, mesh)
 
-    def save(step: int, data: Any, scores: Mapping[str, float] | None = None) -> None:
+    def save(step: int, scores: Mapping[str, float] | None = None) -> None:
         kept = {
-            "data": feed.saved(data),
+            "data": feed.saved(data_state),
             "window": window.get_state(),
             "config": config.to_dict(),
             "start_share": average.share_after(config.average_decay, share, first, step),
         }
         checkpoints.save(step, start.without_frozen(state), kept, scores)
 
-    if first < config.total_steps:
+    def look(step: int, fed: Fed, device_metrics: Any, *, last: bool = False) -> None:
+        """Looks at the numbers of a step, for which it waits."""
+        nonlocal data_state
+        values = to_floats(device_metrics)
+        profiler.after(step)
+        if not is_finite(values):
+            feed.raise_errors()
+            if int(state.step) < step:
+                # The state is that of the step before: a run that resumes repeats the fault.
+                save(step - 1)
+            raise not_finite(step, values, fed.info.keys, checkpoints)
+        data_state = fed.state
+        for line in skipped.add(fed.info):
+            progress.say(line)
+        window.add(stage.terms(values) | {"padding_fraction": fed.info.padding_fraction})
+        rates.add(fed)
+        logged = None
+        if step % config.log_every == 0 or last:
+            logged = window.means() | {
+                "step": step,
+                "learning_rate": values["learning_rate"],
+                **rates.take(),
+                "image_warnings": fed.info.image_warnings,
+                **skipped.values,
+                **source_counts(fed.info),
+            }
+            metrics.training(logged)
+        left_out = {"left_out": skipped.total} if skipped.total else {}
+        progress.update(
+            step, logged and {name: logged.get(name) for name in ON_THE_LINE} | left_out
+        )
+
+    if first < total:
         for line in average.describe(
-            config.export, config.average_decay, share, first, config.total_steps
+            config.export, config.average_decay, share, first, total, compared=bool(validation)
         ):
             progress.say(line)
 
-    with checkpoints, metrics, progress.over(first, config.total_steps), profiler, stop:
-        upcoming = next(feed, None) if first < config.total_steps else None
-        tokens, operations, since = 0, 0.0, time.monotonic()
-        for step in range(first + 1, config.total_steps + 1):
+    with checkpoints, metrics, progress.over(first, total), profiler, stop:
+        upcoming = next(feed, None) if first < total else None
+        if primary and upcoming is not None:
+            write_parameters(out, stage)
+            print(*overview(stage, config, mesh, length, first, upcoming), sep="\n", flush=True)
+        running: tuple[int, Fed, Any] | None = None
+        rates.start()
+        for step in range(first + 1, total + 1):
             if upcoming is None:
                 progress.say(f"the data ended after step {step - 1}")
                 break
 
-            # --- the step, and meanwhile the next batch
+            # --- the step; while it runs, the numbers of the one before, and the next batch
             profiler.before(step)
             current = upcoming
-            state, device_metrics = run.step(state, current.batch, noise_key)
-            upcoming = next(feed, None) if step < config.total_steps else None
-            values = to_floats(device_metrics)
-            profiler.after(step)
-            if not is_finite(values):
-                if int(state.step) < step:
-                    # The step left the state as it was: a run that continues repeats the fault.
-                    save(step - 1, data_state)
-                raise not_finite(step, values, current.info.keys, checkpoints)
-            data_state = current.state
-            last = upcoming is None
-            for line in skipped.add(current.info):
-                progress.say(line)
+            state, device_metrics = stage.train_step(step)(state, current.batch, noise_key)
+            if running is not None:
+                look(*running)
+            running = step, current, device_metrics
+            upcoming = next(feed, None) if step < total else None
+            last, stopped = upcoming is None, stop.reached(step)
+            due = [
+                name
+                for name, every, wanted in (
+                    ("validation", config.validate_every, validation),
+                    ("previews", config.preview_every, shown),
+                    *((e.name, e.every, True) for e in evaluators),
+                    ("checkpoint", config.checkpoint_every, True),
+                )
+                if wanted and every and (last or step % every == 0)
+            ]
+            if not (due or last or stopped):
+                continue
 
-            # --- numbers
-            window.add(terms(run, values) | {"padding_fraction": current.info.padding_fraction})
-            tokens += current.info.und_tokens + current.info.gen_tokens
-            operations += run.batch_flops(current.host) * jax.process_count()
-            logged = None
-            if step % config.log_every == 0 or last:
-                seconds = time.monotonic() - since
-                logged = window.means() | {
-                    "step": step,
-                    "learning_rate": values["learning_rate"],
-                    "tokens_per_second": tokens / seconds,
-                    "mfu": flops.utilisation(operations, seconds, mesh.size, mesh.devices.flat[0]),
-                    "image_warnings": current.info.image_warnings,
-                    **skipped.values,
-                    **source_counts(current.info),
-                }
-                metrics.training(logged)
-                tokens, operations, since = 0, 0.0, time.monotonic()
-            left_out = {"left_out": skipped.total} if skipped.total else {}
-            progress.update(
-                step, logged and {name: logged.get(name) for name in ON_THE_LINE} | left_out
-            )
-
-            # --- validation, previews, checkpoint
-            paused = time.monotonic()
+            # --- this step's numbers, then validation, previews, checkpoint
+            look(*running, last=last)
+            running = None
             scores: dict[str, float] = {}
-            if validation and (step % config.validate_every == 0 or last):
-                scores = validate(run, state, validation, validation_key)
-                metrics.validation({"step": step, **scores})
-                progress.say(describe_validation(run, step, scores))
-            if shown and (step % config.preview_every == 0 or last):
-                for preview in previews.make(run, config, state, tokenizer, mesh, out, step, shown):
-                    progress.say(f"step {step}: wrote {preview.path}")
-                    preview.report(metrics, step)
-            stopped = stop.reached(step)
-            if stopped or last or step % config.checkpoint_every == 0:
-                save(step, data_state, scores)
-            since += time.monotonic() - paused
+            with rates.paused():
+                if "validation" in due:
+                    scores = stage.validate(state, validation, validation_key)
+                    metrics.validation({"step": step, **scores})
+                    progress.say(stage.describe_validation(step, scores))
+                if "previews" in due:
+                    for preview in previews.make(
+                        stage, config, state, tokenizer, mesh, out, step, shown
+                    ):
+                        progress.say(f"step {step}: wrote {preview.path}")
+                        preview.report(metrics, step)
+                for evaluator in evaluators:
+                    if evaluator.name not in due:
+                        continue
+                    pipe = previews.run_pipeline(stage, config, state, tokenizer, mesh)
+                    found = agree(functools.partial(evaluator.named_scores, pipe))
+                    metrics.evaluation({"step": step, **found})
+                    progress.say(f"step {step}: {describe_numbers(found)}")
+                if "checkpoint" in due or stopped:
+                    save(step, scores)
             if stopped and not last:
                 checkpoints.wait()
-                progress.say(f"stopped by {stop.name}; to continue, run the same command again")
+                progress.say(f"stopped by {stop.name}; to resume, run the same command again")
                 return stop.exit_code
     feed.close()
     for line in skipped.summary(len(feed.records)):
@@ -258,12 +298,12 @@ def run_in(out: Path, config: TrainConfig, progress: ProgressLine, *, restart_da
     if why:
         progress.say(why)
     fresh_feed = Feed(training_data(config), model_config, tokenizer, mesh, records=opened.training)
-    final_config = run.final_config(state, exported, (fed.batch for fed in fresh_feed))
+    final_config = stage.final_config(state, exported, (fed.batch for fed in fresh_feed))
     fresh_feed.close()
     record: dict[str, Any] = {"step": done, "weights": exported}
     if exported == "average":
         record["start_share"] = average.share_after(config.average_decay, share, first, done)
-    params = run.weights(state, exported)
+    params = stage.weights(state, exported)
     written = export(out, final_config, *params, out / start.TOKENIZER, record=record)
     progress.say(f"wrote {written}: {exported} weights of step {done}")
     return 0

@@ -1,4 +1,4 @@
-"""Sources of X-rays and reports, and the batches that training takes from them."""
+"""Sources of X-rays and reports, and the training batches made from them."""
 
 import lazy_loader
 

@@ -15,15 +15,15 @@ from unix_jax.models.attention.mask import TokenMetadata
 
 @struct.dataclass
 class TrainingBatch:
-    """Packed rows; every leaf has the leading axis B, so that one sharding serves all.
+    """Packed rows; every leaf has the leading axis B, so that all have the same sharding.
 
     A stream or an input that a stage does not use is None, never a dummy array. All images of a
     kind have one size (padded to it); absent ones are zeros that no index refers to.
 
-    token_ids: ids of text and boundary tokens, anything at ViT places.
+    token_ids: ids of text and boundary tokens, arbitrary at ViT positions.
     und, gen: metadata of the streams; padding has segment 0.
-    vit_pixels: normalised images. vit_index: image * P + patch at ViT places, -1 elsewhere.
-    labels: the token that a place predicts. ce_weights: its weight, 0 where there is no loss.
+    vit_pixels: normalised images. vit_index: image * P + patch at ViT positions, -1 elsewhere.
+    labels: the token that a position predicts. ce_weights: its weight, 0 where there is no loss.
     vae_pixels: in [-1, 1]; or vae_moments: mean and log-variance of the encoder, precomputed.
     latent_index: image * T + token of each latent, -1 for padding.
     latent_position_ids: rows of the sin-cos table.

@@ -1,4 +1,4 @@
-"""When broken images and records are logged, and when there are too many of them."""
+"""Logging of broken images and records, and the limit on their fraction."""
 
 from collections.abc import Sequence
 
@@ -14,10 +14,11 @@ def is_logged(count: int) -> bool:
 
 
 def check_broken(data: DataConfig, broken: int, seen: int, last: Sequence[str]) -> None:
-    """Raises DataError with the `last` broken ones when there are too many.
+    """Raises DataError with the `last` broken ones if there are too many.
 
-    That is more than the allowed share of `seen`, or of `data.broken_after` while fewer were seen:
-    a source that is all broken is found at once, a few at the start stop nothing.
+    The limit is the allowed fraction of `seen`, or of `data.broken_after` as long as fewer were
+    seen: a completely broken source is detected early, and a few broken samples at the start do not
+    stop the run.
     """
     if broken > data.max_broken_fraction * max(seen, data.broken_after):
         raise DataError(

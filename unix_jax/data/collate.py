@@ -41,7 +41,7 @@ def load(sample: TrainingSample) -> LoadedSample:
 
 
 def collate(rows: Sequence[Row], config: UniXConfig, data: DataConfig) -> TrainingBatch:
-    """Lays out rows, each padded to what `data` says a row holds; an empty row is all padding.
+    """Lays out rows, each padded to the size in `data`; an empty row consists of padding.
 
     Raises:
       ValueError: a row does not fit, or an image is not of the size of all others of its kind.

@@ -1,4 +1,4 @@
-"""What a run's data are and how they are packed: one frozen dataclass."""
+"""Configuration of a run's data and its packing: one frozen dataclass."""
 
 import dataclasses
 from typing import Annotated, Literal
@@ -23,64 +23,65 @@ class DataConfig:
     """Samples, rows and the loader. Lengths are in tokens, image sizes in pixels."""
 
     source: str = ""
-    """Source of the records, KIND:PATH, for example manifest:DIR (docs/data.md lists the kinds); or
-    sources with weights and tasks, such as 0.7*mimic:DIR + 0.3*csv:FILE."""
+    """Source of the records, KIND:PATH, for example manifest:DIR (docs/data.md lists the kinds).
+    Several sources with weights and tasks are supported, such as 0.7*mimic:DIR + 0.3*csv:FILE."""
     split: str = "train"
     """Split of the source; "" for all records."""
     task: Task = "understanding"
-    """What a record becomes, where its part of the source names no task. understanding: [ViT image,
-    prompt, report]; generation: [caption, noised VAE image]; edit: [clean VAE image, ViT image,
-    caption, noised VAE image], where the first two are the record's condition."""
+    """Task for records of a source without its own task. understanding: [ViT image, prompt,
+    report]; generation: [caption, noised VAE image]; edit: [clean VAE image, ViT image, caption,
+    noised VAE image], where the first two are the record's condition."""
     prompts: tuple[str, ...] = ()
-    """Instructions for reports, of which each sample takes one at random, whatever sections its
-    report has. A record's own prompt comes first. If empty: the model's instructions for the
-    sections of the report."""
+    """Instructions for reports. Each sample uses one of them at random, independent of the sections
+    of its report. A record's own prompt has precedence. If empty, the model's instructions for the
+    sections of the report are used."""
     caption_dropout: float = 0.1
-    """Fraction of generation and edit samples that lose their text, for guidance."""
+    """Fraction of generation and edit samples whose text is dropped, for guidance."""
     condition_dropout: float = 0.1
-    """Fraction of edit samples that lose both images of their condition, for guidance."""
+    """Fraction of edit samples whose condition images are both dropped, for guidance."""
     augmentation: AugmentationConfig = dataclasses.field(default_factory=AugmentationConfig)
     """Random changes of the images of training samples."""
 
     rows: int = 8
-    """Packed rows of a step over all devices; the processes share them evenly."""
+    """Number of packed rows per step over all devices; the processes share them evenly."""
     und_tokens: int = 4096
     """Length of a row in tokens of text and ViT images."""
     vit_images: int = 6
-    """ViT images that a row can hold; 0: batches have none."""
+    """Maximum number of ViT images per row; with 0, batches have none."""
     vae_images: int = 0
-    """VAE images that a row can hold; 0: batches have none."""
+    """Maximum number of VAE images per row; with 0, batches have none."""
     vae_height: int = 256
     """Height of VAE images in pixels; each image is scaled to fit and padded."""
     vae_width: int = 256
     """Width of VAE images in pixels."""
     vae_padding: int = 0
-    """Gray level of that padding, 0 to 255. Black continues the unexposed border of a radiograph;
-    a model that learns white bars generates them."""
+    """Gray level of the padding, 0 to 255. Black matches the unexposed border of a radiograph; a
+    model that learns white bars generates them."""
     moments: str | None = None
-    """Directory that `unix-jax data moments` wrote, used instead of the pixels of VAE images; of a
-    mixture, those of its only part for generation."""
+    """Directory written by `unix-jax data moments`, used instead of the pixels of VAE images. In a
+    mixture, it belongs to the only part for generation."""
     ce_weighting: Literal["token", "sqrt"] = "token"
-    """Weight of each predicted token: token: 1; sqrt: 1 / sqrt(number of tokens of its text)."""
+    """Weight of each predicted token. token: 1; sqrt: 1 / sqrt(number of tokens in its text)."""
 
     # The order and the random choices of the samples; training takes the seed of the run.
     seed: Annotated[int, tyro.conf.Fixed, tyro.conf.Suppress] = 0
-    """Seed of order and random choices. No option: `train.py` takes --seed."""
+    """Seed of the order and of random choices. It is not an option: `train.py` has --seed."""
     shuffle: bool = True
-    """Take the records in a new random order in each epoch."""
-    epochs: int | None = None
-    """Number of passes over the data; endless if absent. A run whose data end, ends. Each part of a
-    mixture has its own epochs, and leaves its share to the others when it ends."""
+    """Shuffle the records in each epoch."""
+    epochs: Annotated[int | None, tyro.conf.Fixed, tyro.conf.Suppress] = None
+    """Number of passes over the data; by default unlimited. Each part of a mixture has its own
+    epochs; when it ends, its share is divided among the others. It is not an option: `train.py`
+    has --total-epochs."""
     open_rows: int = 32
-    """Number of rows that wait for a sample that fits; more leave less padding."""
+    """Maximum number of rows that wait for a fitting sample; more rows leave less padding."""
     max_broken_fraction: float = 0.1
-    """Largest fraction of broken images and rows so far before the run ends."""
+    """Maximum fraction of broken images and records so far; above it, the run stops."""
     broken_after: int = 200
-    """Number of samples that this fraction is taken of at least."""
+    """Minimum number of samples before this fraction is checked."""
     threads: int = 8
-    """Threads that read and decode."""
+    """Number of threads that read and decode."""
     prefetch: int = 2
-    """Batches that are prepared ahead; 0 for none."""
+    """Number of batches that are prepared in advance."""
 
     def __post_init__(self) -> None:
         def require(holds: bool, field: str, expected: str) -> None:
@@ -115,8 +116,8 @@ class DataConfig:
             )
         if self.moments is not None and self.augmentation:
             raise ConfigError(
-                "data.augmentation: expected none with data.moments, which are of images as they "
-                f"are, found {self.augmentation}"
+                "data.augmentation: expected none with data.moments, which belong to unchanged "
+                f"images, found {self.augmentation}"
             )
         drawn = [part for part in self.parts if part.task == "generation"]
         if self.moments is not None and len(drawn) > 1:
@@ -140,7 +141,7 @@ class DataConfig:
         """(height, width) of a VAE image in latent tokens.
 
         Raises:
-          ConfigError: the size is no multiple of a token's, or larger than the position table.
+          ConfigError: the size is not a multiple of a token's, or larger than the position table.
         """
         side = config.latent_downsample
         for field in ("vae_height", "vae_width"):

@@ -1,4 +1,4 @@
-"""Fingerprint of a source: tells whether its records are those of before, in the same order."""
+"""Fingerprint of a source, which detects changed records or another order."""
 
 import hashlib
 import typing
@@ -26,8 +26,9 @@ def fingerprint(records: RecordSource) -> dict[str, Any]:
 
     Of a mixture {records, parts: the fingerprint of each}.
 
-    All keys count where the source has `keys`. Of other sources (ArrayRecord, tfds), whose records
-    hold their images, 256 records at equal distances are read, the first and the last among them.
+    All keys are hashed if the source has `keys`. In other sources (ArrayRecord, tfds), whose
+    records contain their images, 256 evenly spaced records are read, including the first and the
+    last.
     """
     length = len(records)
     if isinstance(records, MixedRecords):
@@ -46,7 +47,7 @@ def fingerprint(records: RecordSource) -> dict[str, Any]:
 
 
 def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What differs between two fingerprints, in words; "" for equal ones."""
+    """The differences between two fingerprints in words; "" for equal ones."""
     parts, parts_now = before.get("parts", []), now.get("parts", [])
     if len(parts) != len(parts_now):
         return f"expected {_sources(parts)}, found {_sources(parts_now)}"

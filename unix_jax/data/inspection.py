@@ -1,4 +1,4 @@
-"""What a source holds, seen in one pass: counts, gaps, text lengths, and pictures to look at."""
+"""Statistics of a source in one pass: counts, gaps, text lengths, and sample images."""
 
 import collections
 import dataclasses
@@ -28,9 +28,9 @@ class Summary:
     """Counts over a source.
 
     views: records of each (split, view). errors: the first messages of `broken` and
-    `missing_files`: rows that cannot be read, and image files that do not exist.
-    missing_images: records without an image, or whose file does not exist.
-    unit: what `report_lengths` and `caption_lengths` count, tokens or words.
+      `missing_files`: rows that cannot be read, and image files that do not exist. missing_images:
+      records without an image, or whose file does not exist.
+    unit: unit of `report_lengths` and `caption_lengths`, tokens or words.
     crossing_patients: in more than one split.
     """
 
@@ -81,7 +81,7 @@ def percentiles(lengths: Sequence[int]) -> list[int]:
 
 
 def readable(source: RecordSource, on_error: Callable[[DataError], None]) -> Iterator[Record]:
-    """The records of a source, those left out that cannot be read."""
+    """The readable records of a source."""
     for index in range(len(source)):
         try:
             record = source[index]
@@ -99,8 +99,8 @@ def inspect_source(
     """Reads every record once. Image files are looked for, not opened.
 
     Args:
-      source: what is inspected.
-      encode: text to token ids; words are counted if absent.
+      source: the source to inspect.
+      encode: text to token ids; by default words are counted.
       on_row: called after each row, broken ones included.
     """
     measure = str.split if encode is None else encode
@@ -152,10 +152,10 @@ def _has_image(record: Record) -> bool:
 def sheet_pictures(
     source: RecordSource, count: int, seed: int = 0
 ) -> tuple[list[Image.Image], list[str]]:
-    """(small pictures, their texts) of records drawn at random; unreadable ones are passed over.
+    """(small images, their texts) of random records; unreadable ones are skipped.
 
     Raises:
-      DataError: no picture can be read.
+      DataError: no image can be read.
     """
     order = random.Random(seed).sample(range(len(source)), min(len(source), 10 * count))
     pictures, texts, last = [], [], "no records"
@@ -173,7 +173,7 @@ def sheet_pictures(
         if len(pictures) == count:
             break
     if not pictures:
-        raise DataError(f"contact sheet: expected a picture that can be read, found none: {last}")
+        raise DataError(f"contact sheet: expected a readable image, found none: {last}")
     return pictures, texts
 
 

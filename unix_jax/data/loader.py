@@ -1,7 +1,7 @@
-"""The loader: planned rows, read and decoded by threads, as batches with a state that resumes.
+"""The data loader: planned rows, decoded by threads, as batches with a resumable state.
 
 `Loader` is a grain `IterDataset`; its iterators have grain's `get_state` and `set_state`. A state
-is that of the last batch handed out, whatever was made ahead, and holds for any number of
+belongs to the last returned batch, independent of prefetching, and is valid for any number of
 processes.
 """
 
@@ -14,9 +14,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-import grain
 import jax
-from grain.experimental import ThreadPrefetchDatasetIterator
 
 from unix_jax.config import UniXConfig
 from unix_jax.data.batch import TrainingBatch
@@ -26,22 +24,27 @@ from unix_jax.data.config import DataConfig
 from unix_jax.data.packing import PlannedRow, Planner, SourceCount
 from unix_jax.data.samples import SampleSource
 from unix_jax.errors import ConfigError, UniXError
+from unix_jax.extras import needed
+
+with needed("grain", "Training", "unix-jax[train]"):
+    import grain
+    from grain.experimental import ThreadPrefetchDatasetIterator
 
 _LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class BatchInfo:
-    """What a batch is made of. All but `keys` and `broken` is about all processes' rows together.
+    """Contents of a batch; fields except `keys` and `broken` cover the rows of all processes.
 
     keys: of the samples in each of this process's rows.
     step: of the plan, from 1. epoch: taken from the stream so far, with fraction.
     samples, und_tokens, gen_tokens: of this batch as planned.
-    padding_fraction: share of this batch's und and gen places that hold no token.
+    padding_fraction: share of this batch's und and gen positions without a token.
     skipped: samples skipped so far, by reason (see `Skip`).
     first_skipped: the first of them that this loader met, by reason: its key and why.
     broken: images and rows of this process that turned out broken so far; they are padding.
-    image_warnings: images of this process so far that show next to nothing (`gray_levels`), each
+    image_warnings: images of this process so far that show almost nothing (`gray_levels`), each
       time they are read; they are trained on.
     digest: checksum of all rows so far; equal on all processes, or their sources differ.
     sources: counts of each part of a mixture so far; () for one source.
@@ -80,7 +83,7 @@ class Loader(grain.IterDataset[tuple[TrainingBatch, BatchInfo]]):
         """Args:
           samples: see `record_samples`.
           config: the model's sizes.
-          data: what a row holds, and the order.
+          data: the size of a row, and the order.
           process_index, process_count: of this process; JAX's unless given.
 
         Raises:
@@ -161,7 +164,7 @@ class _LoaderIterator(grain.DatasetIterator[tuple[TrainingBatch, BatchInfo]]):
         return self._planner.state() | {"local": local}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Raises DataError when this is no state of such a loader."""
+        """Raises DataError if this is not a state of such a loader."""
         self._planner.restore(state)
         local = state.get("local", {})
         # Another process's counts, or those of another number of processes, say nothing here.
@@ -177,7 +180,7 @@ class _LoaderIterator(grain.DatasetIterator[tuple[TrainingBatch, BatchInfo]]):
             self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _materialise(self, planned: Sequence[PlannedRow]) -> list[list[LoadedSample]]:
-        """The rows' samples with their images, broken ones left out."""
+        """The rows' samples with their images, broken ones skipped."""
         futures = [[self._pool.submit(self._load, i) for i in row.indices] for row in planned]
         return [[s for future in row if (s := self._result(future)) is not None] for row in futures]
 
@@ -201,7 +204,7 @@ class _LoaderIterator(grain.DatasetIterator[tuple[TrainingBatch, BatchInfo]]):
         self._broken += 1
         self._last_errors.append(result.error)
         if is_logged(self._broken):
-            _LOG.warning("broken sample left out (%d so far): %s", self._broken, result.error)
+            _LOG.warning("broken sample skipped (%d so far): %s", self._broken, result.error)
         check_broken(self._loader.data, self._broken, self._seen, list(self._last_errors))
         return None
 
@@ -210,7 +213,7 @@ class _LoaderIterator(grain.DatasetIterator[tuple[TrainingBatch, BatchInfo]]):
         self._warned += 1
         if self._warned & (self._warned - 1) == 0:
             _LOG.warning(
-                "%d image(s) so far show next to nothing, and are trained on; the last: %s: %s",
+                "%d image(s) so far show almost nothing, and are trained on; the last: %s: %s",
                 self._warned, key, problem,
             )  # fmt: skip
 
@@ -229,8 +232,8 @@ class _LoaderIterator(grain.DatasetIterator[tuple[TrainingBatch, BatchInfo]]):
             und_tokens=und,
             gen_tokens=gen,
             padding_fraction=1 - (und + gen) / (data.rows * (data.und_tokens + gen_row)),
-            skipped=self._planner.skipped,
-            first_skipped=self._planner.first_skipped,
+            skipped=dict(self._planner.skipped),
+            first_skipped=dict(self._planner.first_skipped),
             broken=self._broken,
             image_warnings=self._warned,
             digest=self._planner.digest,

@@ -1,4 +1,4 @@
-"""Mixtures of sources: the text that names one, its records, and how often each part is due.
+"""Mixtures of sources: parsing, records, and the order of the parts.
 
     0.7*mimic:DIR?views=PA,AP + 0.3*csv:FILE
     0.5*understanding:mimic:DIR + 0.5*generation:manifest:DIR
@@ -45,11 +45,11 @@ class Part:
 
 
 def parse_mixture(text: str, task: Task, name: str = "data.source") -> tuple[Part, ...]:
-    """The parts of `text`; a text without a plus sign is one part, whose spec is not looked into.
+    """The parts of `text`; a text without a plus sign is one part, whose spec is not parsed.
 
     Args:
       text: see the module.
-      task: of parts that name none.
+      task: the task of parts without one.
       name: of the setting, for errors.
 
     Raises:
@@ -111,9 +111,9 @@ def _parsed(text: str, task: Task, where: str) -> tuple[float | None, Task, str]
 
 
 def part_seed(seed: int, number: int) -> int:
-    """The seed of part `number`, from 0, of a mixture; that of the first part is the run's own.
+    """The seed of part `number`, from 0, of a mixture; the first part has the run's own seed.
 
-    So two parts over one file have different orders and make different choices.
+    Therefore two parts over the same file have different orders and random choices.
     """
     if number == 0:
         return seed
@@ -123,8 +123,8 @@ def part_seed(seed: int, number: int) -> int:
 def due(taken: Sequence[int], weights: Sequence[float], active: Sequence[bool]) -> int | None:
     """The part that the next sample comes from, None if none is active.
 
-    That is the part with the smallest (samples taken + 1/2) / weight, the first one of equals. So
-    after n samples each active part has its share of them to within a sample or two, whatever other
+    This is the part with the smallest (samples taken + 1/2) / weight, and the first one of several.
+    After n samples each active part has its share of them to within a sample or two, even if other
     parts have ended. (Sainte-Laguë's method.)
     """
     known = [number for number, is_active in enumerate(active) if is_active]

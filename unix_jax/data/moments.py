@@ -1,33 +1,32 @@
-"""VAE moments computed once: the encoder's mean and log-variance of every picture of a source.
+"""VAE moments computed once: the encoder's mean and log-variance of every image of a source.
 
 A directory holds `moments.array_record`, one entry for each record of the source in its order, and
-`moments.json`, which says what they were computed from. An entry is the length of the record's key
-(4 bytes, little-endian), the key, and the numbers, row by row; none if the picture was broken.
+`moments.json`, which records what they were computed from. An entry is the length of the record's
+key (4 bytes, little-endian), the key, and the numbers, row by row; none if the image was broken.
 
-h, w: latents of a picture; C: channels of the autoencoder's embedding.
+h, w: latents of an image; C: channels of the autoencoder's embedding.
 """
 
 import dataclasses
 import functools
 import hashlib
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from array_record.python import array_record_data_source, array_record_module
 from jaxtyping import Array, Float
 
 from unix_jax.checkpoints.leaves import flatten
 from unix_jax.config import UniXConfig
-from unix_jax.data.broken import check_broken
 from unix_jax.data.config import DataConfig
-from unix_jax.data.pictures import vae_pixels
+from unix_jax.data.model_images import vae_pixels
 from unix_jax.data.records import RecordSource
 from unix_jax.errors import DataError, UniXError
+from unix_jax.extras import require
 from unix_jax.models.autoencoder import Autoencoder
 from unix_jax.storage.files import atomic_directory
 from unix_jax.storage.json_file import read_json, write_json
@@ -44,14 +43,19 @@ _DTYPES: dict[str, np.dtype] = {"float32": np.dtype("<f4"), "float16": np.dtype(
 _LATENT_ONLY = ("scale_factor", "shift_factor")
 
 
-class Written(NamedTuple):
-    """How many entries `write_moments` wrote, and how many of them are of broken pictures.
+def _array_record(part: str) -> Any:
+    return require(f"array_record.python.array_record_{part}", "data.moments", "unix-jax[data]")
 
-    image_warnings: one for each picture that shows next to nothing, sorted; it has moments.
+
+class Written(NamedTuple):
+    """The number of entries that `write_moments` wrote.
+
+    broken: why an entry has no moments, one message for each broken row or image.
+    image_warnings: one for each image that shows almost nothing, sorted; it has moments.
     """
 
     records: int
-    broken: int
+    broken: tuple[str, ...] = ()
     image_warnings: tuple[str, ...] = ()
 
 
@@ -76,20 +80,22 @@ def write_moments(
     dtype: str = "float32",
     on_record: Callable[[], None] = lambda: None,
 ) -> Written:
-    """Encodes every picture of a source, whole or not at all.
+    """Encodes every image of a source and writes the moments atomically.
 
     Args:
-      out: a new directory, later `data.moments`.
-      records: all of them, also those that training will skip.
+      out: a new directory, for `data.moments`.
+      records: all records, including those that training will skip.
       config: sizes of the autoencoder.
       vae_params: its weights.
-      data: size and padding of the pictures, threads, and how many may be broken.
-      batch_size: pictures encoded together.
+      data: size and padding of the images, threads, and the fraction of the records that may be
+        broken (`max_broken_fraction`; `broken_after` does not count here).
+      batch_size: images encoded together.
       dtype: of the numbers on disk: float32, or float16 at half the size.
       on_record: called after each record, for a progress bar.
 
     Raises:
-      DataError: no records, too many broken pictures, an unknown dtype, or the disk refuses.
+      DataError: no records, too many broken images, an unknown dtype, or the moments cannot be
+        written.
       UniXError: `out` exists.
     """
     if dtype not in _DTYPES:
@@ -100,13 +106,15 @@ def write_moments(
     seen, broken, warned = 0, list[str](), list[str]()
     with atomic_directory(out) as directory:
         try:
-            writer = array_record_module.ArrayRecordWriter(str(directory / FILE), _WRITER_OPTIONS)
+            writer = _array_record("module").ArrayRecordWriter(
+                str(directory / FILE), _WRITER_OPTIONS
+            )
             try:
                 for key, moments in _encoded(records, config, vae_params, data, batch_size, warned):
                     seen += 1
                     if isinstance(moments, str):
                         broken.append(moments)
-                        check_broken(data, len(broken), seen, broken[-10:])
+                        _check_broken(broken, len(records), data.max_broken_fraction)
                     writer.write(_entry(key, moments, _DTYPES[dtype]))
                     on_record()
             finally:
@@ -122,11 +130,20 @@ def write_moments(
         except (OSError, RuntimeError) as error:  # the library's C++ errors are RuntimeError
             reason = " ".join(str(error).split())[:200]
             raise DataError(f"{out}: cannot be written: {reason}") from error
-    return Written(seen, len(broken), tuple(sorted(warned)))
+    return Written(seen, tuple(broken), tuple(sorted(warned)))
+
+
+def _check_broken(broken: Sequence[str], total: int, allowed: float) -> None:
+    """Of the whole source: its length is known, so a short source may not have more of them."""
+    if len(broken) > allowed * total:
+        raise DataError(
+            f"expected at most {allowed:.2%} of {total} records to be broken (--max-broken), "
+            f"found {len(broken)} so far; the last: {broken[-1]}"
+        )
 
 
 def _description(config: UniXConfig, data: DataConfig) -> dict[str, Any]:
-    """What moments depend on, besides the weights and the pictures; JSON."""
+    """What moments depend on, besides the weights and the images; JSON."""
     data.latent_grid(config)
     sizes = dataclasses.asdict(config.vae)
     return {
@@ -149,9 +166,9 @@ def _encoded(
     batch_size: int,
     warned: list[str],
 ) -> Iterator[tuple[str, np.ndarray | str]]:
-    """(key, moments, or why the picture is broken) of every record, in order.
+    """(key, moments, or why the image is broken) of every record, in order.
 
-    Pictures that show next to nothing are added to `warned`.
+    Images that show almost nothing are added to `warned`.
     """
     model = Autoencoder(config.vae)
 
@@ -198,7 +215,7 @@ def _entry(key: str, moments: np.ndarray | str, dtype: np.dtype) -> bytes:
 
 
 class Moments:
-    """Moments of a directory that `write_moments` wrote, by the place of the record."""
+    """Moments of a directory that `write_moments` wrote, by the index of the record."""
 
     def __init__(
         self,
@@ -217,7 +234,7 @@ class Moments:
           vae_params: the autoencoder's weights, if they are to be compared too.
 
         Raises:
-          DataError: no such directory, a broken file, or moments of other pictures, another
+          DataError: no such directory, a broken file, or moments of other images, another
             autoencoder or another source; it names every difference.
         """
         self._root = Path(directory)
@@ -246,7 +263,9 @@ class Moments:
         )
         try:
             # Reads each file's index at once, records when asked for.
-            self._reader = array_record_data_source.ArrayRecordDataSource(str(self._root / FILE))
+            self._reader = _array_record("data_source").ArrayRecordDataSource(
+                str(self._root / FILE)
+            )
             count = len(self._reader)
         except (OSError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
@@ -258,7 +277,7 @@ class Moments:
         """The moments of a record, in float32.
 
         Raises:
-          DataError: the picture was broken, or the entry is another record's.
+          DataError: the image was broken, or the entry is another record's.
         """
         where = f"{self._root / FILE}: record {index}"
         try:
@@ -271,7 +290,7 @@ class Moments:
         end = _KEY_LENGTH.size + _KEY_LENGTH.unpack_from(entry)[0]
         name = entry[_KEY_LENGTH.size : end].decode("utf-8", "replace")
         if end == len(entry):
-            raise DataError(f"{where}: {key}: its picture was broken when the moments were made")
+            raise DataError(f"{where}: {key}: its image was broken when the moments were made")
         if name != key:
             raise DataError(f"{where}: expected the moments of {key}, found those of {name}")
         numbers = entry[end:]

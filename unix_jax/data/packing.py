@@ -1,14 +1,15 @@
-"""Which samples share a row: planned on lengths, globally, from a state that is a little JSON.
+"""Plans which samples share a row, from lengths and a small JSON state, globally.
 
 A *stream* is the concatenation of epochs, each a permutation of the samples. Stream index s is
-place s % N of epoch s // N. Samples are taken from it in order and put into the first open row
-that holds them; a row is closed when it is full, or when it is the fullest of too many. Every
-process plans all rows of a step and makes its own share, so the plan depends neither on
-the number of processes nor on what images contain.
+position s % N of epoch s // N. Samples are taken from it in order and put into the first open row
+that has space for them; a row is closed when it is full, or when it is the fullest of too many.
+Every process plans all rows of a step and builds its own share, so the plan depends neither on the
+number of processes nor on the contents of images.
 
-A mixture of P sources has a stream for each: stream index s is index s // P in the stream of part
-s % P. Which part is due follows from the numbers of samples taken so far (`due`). What is left out
-does not count as taken.
+A mixture of P sources has a stream for each: stream index s is index s // P in the stream of part s
+% P. The numbers of samples taken so far determine which part comes next (`due`), and the samples in
+closed rows determine which row is closed, so that every step has the weights' shares to within a
+sample or two. Skipped samples do not count as taken.
 """
 
 import logging
@@ -31,16 +32,16 @@ SKIP_REASONS = ("too_long", "no_text", "no_image", "broken")
 
 
 class PlannedRow(NamedTuple):
-    """Stream indices of a row's samples, and what they take of it."""
+    """Stream indices of a row's samples, and the part of the row that they use."""
 
     indices: tuple[int, ...] = ()
     cost: Cost = _EMPTY
 
 
 class SourceCount(NamedTuple):
-    """What a run has had of one part of a mixture.
+    """Progress of a run in one part of a mixture.
 
-    samples: in rows so far. skipped: left out so far, once per epoch. epoch: taken from the part's
+    samples: in rows so far. skipped: number so far, once per epoch. epoch: taken from the part's
     stream so far, with fraction.
     """
 
@@ -52,15 +53,21 @@ class SourceCount(NamedTuple):
 def permutation(length: int, seed: int, epoch: int) -> np.ndarray:
     """The order of one epoch.
 
-    A sort of raw random bits, since numpy keeps those the same in all its versions. (grain's index
-    shuffle needs no table, but takes a millisecond an index on small sources.)
+    It sorts raw random bits, since numpy keeps these the same in all versions. (grain's index
+    shuffle needs no table, but takes a millisecond per index on small sources.)
     """
     bits = np.random.Philox(np.random.SeedSequence((seed, epoch), spawn_key=(1,)))
     return np.argsort(bits.random_raw(length), kind="stable")
 
 
 class Planner:
-    """An endless (or `data.epochs` long) sequence of steps, each of `data.rows` planned rows."""
+    """An endless (or `data.epochs` long) sequence of steps, each of `data.rows` planned rows.
+
+    steps: planned so far.
+    digest: a checksum of all rows so far; processes whose digests differ planned differently.
+    skipped: number of samples skipped so far, by reason.
+    first_skipped: the first of them by reason: which, and why; of this planner alone.
+    """
 
     def __init__(self, samples: SampleSource, data: DataConfig) -> None:
         """Raises DataError when there are no samples."""
@@ -88,31 +95,11 @@ class Planner:
         self._positions = [0] * len(self._lengths)
         self._taken = [0] * len(self._lengths)
         self._open: list[PlannedRow] = []
-        self._steps = 0
-        self._digest = 0
-        self._skipped = dict.fromkeys(SKIP_REASONS, 0)
-        self._first_skipped: dict[str, str] = {}
+        self.steps = 0
+        self.digest = 0
+        self.skipped = dict.fromkeys(SKIP_REASONS, 0)
+        self.first_skipped: dict[str, str] = {}
         self._broken_details: list[str] = []
-
-    @property
-    def first_skipped(self) -> dict[str, str]:
-        """The first sample that this planner skipped, by reason: which, and why."""
-        return dict(self._first_skipped)
-
-    @property
-    def skipped(self) -> dict[str, int]:
-        """How many samples were skipped so far, by reason."""
-        return dict(self._skipped)
-
-    @property
-    def digest(self) -> int:
-        """A checksum of all rows so far: processes whose digests differ planned differently."""
-        return self._digest
-
-    @property
-    def steps(self) -> int:
-        """Steps planned so far."""
-        return self._steps
 
     @property
     def epoch(self) -> float:
@@ -133,7 +120,7 @@ class Planner:
         )
 
     def locate(self, stream_index: int) -> tuple[int, int]:
-        """(index of the sample, epoch) of a place in the stream; safe to call from threads.
+        """(index of the sample, epoch) of a position in the stream; thread-safe.
 
         In a mixture the index counts through all parts, and the epoch is that of the sample's.
         """
@@ -164,27 +151,27 @@ class Planner:
             return None
         rows += [PlannedRow()] * (self._data.rows - len(rows))
         for row in rows:
-            self._digest = zlib.crc32(np.array((*row.indices, -1), "<i8").tobytes(), self._digest)
-        self._steps += 1
+            self.digest = zlib.crc32(np.array((*row.indices, -1), "<i8").tobytes(), self.digest)
+        self.steps += 1
         return rows
 
     def state(self) -> dict[str, Any]:
         """JSON, independent of the number of processes."""
         return {
             "plan": self._signature(),
-            "steps": self._steps,
+            "steps": self.steps,
             "positions": list(self._positions),
             "taken": list(self._taken),
             "open_rows": [list(row.indices) for row in self._open],
-            "skipped": dict(self._skipped),
-            "digest": self._digest,
+            "skipped": dict(self.skipped),
+            "digest": self.digest,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes on where `state` was taken.
+        """Resumes from `state`.
 
         Raises:
-          DataError: it is no such state, or one of another plan.
+          DataError: it is not such a state, or one of another plan.
         """
         try:
             plan, steps, digest = (state[name] for name in ("plan", "steps", "digest"))
@@ -206,8 +193,8 @@ class Planner:
             )
             raise DataError(f"data state: of another plan: {differing or plan}")
         self._positions, self._taken = positions, taken
-        self._steps, self._digest = int(steps), int(digest)
-        self._skipped = skipped
+        self.steps, self.digest = int(steps), int(digest)
+        self.skipped = skipped
         self._open = [PlannedRow(indices, self._row_cost(indices)) for indices in open_rows]
 
     def _signature(self) -> dict[str, Any]:
@@ -238,15 +225,43 @@ class Planner:
         while (taken := self._take()) is not None:
             place = self._put(*taken)
             if self._filled(self._open[place]) >= 1:
-                return self._open.pop(place)
+                return self._open.pop(self._balanced(place))
             if len(self._open) > self._data.open_rows:
                 # The newest is not among the candidates: it would give one sample a row.
                 fullest = max(range(len(self._open) - 1), key=lambda i: self._filled(self._open[i]))
-                return self._open.pop(fullest)
+                return self._open.pop(self._balanced(fullest))
         return self._open.pop(0) if self._open else None
 
+    def _balanced(self, place: int) -> int:
+        """The row to close: the one at `place`, if the samples of each part in closed rows are then
+        within one of their share; else the row that brings them nearest to it.
+
+        Without this, the rows that wait would hold more of one part than of another for good.
+        """
+        if len(self._lengths) == 1 or any(map(self._has_ended, range(len(self._lengths)))):
+            return place
+        closed = [count.samples for count in self.sources]
+
+        def distance(row: PlannedRow) -> float:
+            after = list(closed)
+            for index in row.indices:
+                after[index % len(after)] += 1
+            total = sum(after)
+            pairs = zip(after, self._weights, strict=True)
+            return max(abs(count - weight * total) for count, weight in pairs)
+
+        if distance(self._open[place]) <= 1:
+            return place
+        return min(
+            {place, *range(len(self._open) - 1)},
+            key=lambda i: (distance(self._open[i]), -self._filled(self._open[i]), i),
+        )
+
+    def _has_ended(self, part: int) -> bool:
+        return self._positions[part] == self._ends[part]
+
     def _put(self, stream_index: int, cost: Cost) -> int:
-        """Puts a sample into the first open row that holds it, or a new one; the row's place."""
+        """Puts a sample into the first open row with space, or a new one; returns its index."""
         room = self._capacity.minus(cost)
         for place, row in enumerate(self._open):
             if row.cost.fits(room):
@@ -256,24 +271,22 @@ class Planner:
         return len(self._open) - 1
 
     def _filled(self, row: PlannedRow) -> float:
-        """The share of the scarcest thing in the row that is taken, for the samples that it suits
-        best: a row without room for one more ViT image may have room for latents.
+        """The used share of the row's scarcest capacity, for the best-fitting samples: a row
+        without room for one more ViT image may have room for latents.
         """
         used, held = row.cost, self._capacity
         return min(max(used[i] / held[i] for i in kind if held[i]) for kind in self._uses)
 
     def _take(self) -> tuple[int, Cost] | None:
-        """The next usable sample as (stream index, cost), of the part that is due."""
-
-        def active(part: int) -> bool:
-            return self._positions[part] != self._ends[part]
-
-        parts = range(len(self._lengths))
-        while (part := due(self._taken, self._weights, [active(p) for p in parts])) is not None:
+        """The next usable sample as (stream index, cost), from the part that comes next."""
+        while True:
+            active = [not self._has_ended(part) for part in range(len(self._lengths))]
+            part = due(self._taken, self._weights, active)
+            if part is None:
+                return None
             found = self._take_from(part)
             if found is not None:
                 return found
-        return None
 
     def _take_from(self, part: int) -> tuple[int, Cost] | None:
         """The next usable sample of a part, None if it has ended."""
@@ -295,26 +308,26 @@ class Planner:
         raise DataError(
             f"data: expected samples that fit a row of {self._capacity.und} und tokens, "
             f"{self._capacity.vit} ViT and {self._capacity.vae} VAE images, found none in a whole "
-            f"epoch of {self._name(part)} (skipped: {self._skipped})"
+            f"epoch of {self._name(part)} (skipped: {self.skipped})"
         )
 
     def _too_long(self, cost: Cost) -> str:
         names = ("und tokens", "ViT images", "VAE images")
         return ", ".join(
-            f"{used} {name} where a row holds {held}"
+            f"{used} {name} but a row has at most {held}"
             for name, used, held in zip(names, cost, self._capacity, strict=True)
             if used > held
         )
 
     def _count(self, skip: Skip, index: int) -> None:
-        self._skipped[skip.reason] += 1
-        if skip.reason not in self._first_skipped:
+        self.skipped[skip.reason] += 1
+        if skip.reason not in self.first_skipped:
             key = self._samples.key(index)
             detail = f": {skip.detail}" if skip.detail else ""
-            self._first_skipped[skip.reason] = f"{key}: {skip.reason}{detail}"
+            self.first_skipped[skip.reason] = f"{key}: {skip.reason}{detail}"
         if skip.reason != "broken":
             return
-        count = self._skipped["broken"]
+        count = self.skipped["broken"]
         if is_logged(count):
             _LOG.warning("broken record skipped (%d so far): %s", count, skip.detail)
         self._broken_details = [*self._broken_details[1 - _MAX_KEPT :], skip.detail]

@@ -1,7 +1,7 @@
-"""One example of any source: an X-ray with its texts, and what a source of them must offer.
+"""One example of any source, an X-ray with its texts, and the interface of a source.
 
-The image is bytes of a file or a path, never pixels: a record is cheap to make, to pickle and to
-skip, and whoever needs the picture decodes it (`record_image`).
+The image is the bytes of a file or a path, never pixels: a record is cheap to create, to pickle and
+to skip, and callers that need the image decode it (`record_image`).
 """
 
 import dataclasses
@@ -39,15 +39,15 @@ class Turn:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One X-ray and what is known of it; an absent text is "", an absent tuple ().
+    """One X-ray and its texts; an absent text is "", an absent tuple ().
 
     key: names the record in its source, for logs and errors.
-    image: the bytes of an image file, its path, or None for a text alone.
+    image: the bytes of an image file, its path, or None for a record without one.
     findings, impression: the report's sections, without their headings.
-    captions: texts to draw the image from, each sufficient alone.
+    captions: texts to generate the image from, each sufficient by itself.
     view: PA, AP, LATERAL, ... as the source has it.
-    patient, split: for splits that no patient crosses.
-    labels: names of what is present.
+    patient, split: for splits without common patients.
+    labels: names of the present findings.
     prompt, answer: the two sides of a conversation, verbatim; the answer then is the report.
     turns: all of a conversation that has several turns or images; () for others. `prompt` and
       `answer` then are those of the first turn.
@@ -80,7 +80,7 @@ class Record:
 class RecordSource(typing.Protocol):
     """Random access to records; picklable, and safe to read from several threads.
 
-    Opening reads an index at most. A broken row raises DataError when it is read, not before, so
+    Opening reads at most an index. A broken row raises DataError when it is read, not before, so
     that a run can skip and count it.
     """
 
@@ -106,8 +106,8 @@ class Subset:
 def report_text(record: Record) -> str:
     """The report that understanding is trained on; "" if there is none.
 
-    A conversation's (first) answer as it is; else "FINDINGS: ... IMPRESSION: ..." when both
-    sections are there, or the only one under its own heading.
+    A conversation's (first) answer unchanged; else "FINDINGS: ... IMPRESSION: ..." if both sections
+    exist, or the only one under its own heading.
     """
     if record.answer:
         return record.answer
@@ -116,10 +116,10 @@ def report_text(record: Record) -> str:
 
 
 def instructions_for(record: Record, instructions: Instructions) -> tuple[str, ...]:
-    """What may be asked for the record's report: its own prompt, or those for its sections.
+    """The possible instructions for the record's report: its own prompt, or those for its sections.
 
-    The sections are those of `report_text`; where an answer stands in their place they are what its
-    source found in it.
+    The sections are those of `report_text`; with an answer instead, they are what its source found
+    in it.
     """
     if record.prompt:
         return (record.prompt,)
@@ -127,7 +127,7 @@ def instructions_for(record: Record, instructions: Instructions) -> tuple[str, .
 
 
 def captions_of(record: Record) -> tuple[str, ...]:
-    """The texts to draw the image from: the first kind of text that the record has.
+    """The texts to generate the image from: the first kind of text that the record has.
 
     In this order: its captions, its impression, its findings, its answer, its labels as one list.
     """
@@ -172,7 +172,7 @@ def image_bytes(record: Record) -> bytes | None:
 
 
 def with_image_bytes(record: Record) -> Record:
-    """The record with the bytes of all its image files, undecoded, in the place of their paths.
+    """The record with the bytes of all its image files, undecoded, instead of their paths.
 
     Raises:
       DataError: a file cannot be read.

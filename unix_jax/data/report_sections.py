@@ -1,14 +1,14 @@
 """The sections of a radiology report: from text with headings to findings and impression.
 
-Three forms are read: a report of MIMIC-CXR as it lies on disk, the cleaned form
-"FINDINGS: ... IMPRESSION: ..." on one line, and text without headings.
+Three forms are supported: a report file of MIMIC-CXR, the cleaned form "FINDINGS: ... IMPRESSION:
+..." on one line, and text without headings.
 
-What decides follows the section parser that MIT-LCP published with MIMIC-CXR
+The rules follow the section parser that MIT-LCP published with MIMIC-CXR
 (github.com/MIT-LCP/mimic-cxr, txt/section_parser.py): headings are recognised by the words that
-they contain, a heading that names the examination holds findings, and a report with neither section
-is what stands below the first blank line of its last section. We differ where that parser loses
-text: a label inside a section (ETT:, LUNGS:) stays in it, a section that is continued is joined,
-and headings in mixed case count.
+they contain, a heading that names the examination opens findings, and the findings of a report with
+neither section are the text after the first blank line of its last section. The rules differ where
+that parser loses text: a label inside a section (ETT:, LUNGS:) stays in it, a continued section is
+joined, and headings in mixed case are recognised.
 """
 
 import dataclasses

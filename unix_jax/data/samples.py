@@ -1,4 +1,4 @@
-"""Training samples: ordered splits with their losses, and what they cost, known without decoding.
+"""Training samples: ordered splits with their losses, and their cost, known without decoding.
 
 Every choice (prompt, caption, dropped text) is a function of (seed, epoch, index) alone, so that
 all processes plan the same rows from lengths and each builds its own rows later.
@@ -17,8 +17,8 @@ from unix_jax.config import UniXConfig
 from unix_jax.data.augmentation import augment
 from unix_jax.data.config import DataConfig
 from unix_jax.data.mixture import MixedRecords, Part, located, part_seed
+from unix_jax.data.model_images import Change, unchanged, vae_pixels, vit_pixels
 from unix_jax.data.moments import Moments
-from unix_jax.data.pictures import Change, unchanged, vae_pixels, vit_pixels
 from unix_jax.data.records import (
     Record,
     RecordSource,
@@ -41,7 +41,7 @@ _BOUNDARIES = 2
 
 
 class Cost(NamedTuple):
-    """What a sample takes of a row: und tokens, ViT images, VAE images."""
+    """Cost of a sample in a row: und tokens, ViT images, VAE images."""
 
     und: int
     vit: int
@@ -70,11 +70,11 @@ class Skip:
 class TrainingSample:
     """Ordered splits with a loss flag each, and one loader for each image split, in order.
 
-    A loader gives what its split needs: normalised ViT pixels, or VAE pixels in [-1, 1] (or VAE
+    A loader returns the input of its split: normalised ViT pixels, or VAE pixels in [-1, 1] (or VAE
     moments); it raises a UniXError when the image is broken. Images may be anywhere: a conditioned
     sample is [clean VAE image, ViT image, text, noised VAE image].
 
-    The loaders add to `problems` what `gray_level_problem` says of the images that they read.
+    The loaders add the `gray_level_problem` of the images that they read to `problems`.
     """
 
     key: str
@@ -96,7 +96,7 @@ class TrainingSample:
                 raise ValueError(f"{self.key}: expected a loss on text and noised images only")
 
     def cost(self, config: UniXConfig) -> Cost:
-        """What the sample takes of a row."""
+        """The cost of the sample in a row."""
         und, _ = stream_lengths([self.splits], config)
         vit = sum(isinstance(split, VitSplit) for split in self.splits)
         vae = sum(isinstance(split, VaeSplit) for split in self.splits)
@@ -109,10 +109,10 @@ class SampleSource(Protocol):
     def __len__(self) -> int: ...
 
     def cost(self, index: int, epoch: int) -> Cost | Skip:
-        """What `build` of the same arguments will take; decodes no image."""
+        """The cost of `build` with the same arguments; decodes no image."""
 
     def key(self, index: int) -> str:
-        """What logs call the sample."""
+        """The name of the sample in logs."""
 
     def build(self, index: int, epoch: int) -> TrainingSample:
         """The sample; raises a UniXError when its record is broken."""
@@ -134,14 +134,10 @@ def draw(seed: int, epoch: int, index: int) -> Draw:
     return Draw(*(float(word >> np.uint64(11)) * 2.0**-53 for word in words))
 
 
-def _choose(number: float, count: int) -> int:
-    return int(number * count)
-
-
 class RecordSamples(abc.ABC):
     """Samples of a source of records, one from each.
 
-    Text lengths are measured when first asked for and remembered, a few integers a record.
+    Text lengths are measured on first use and cached, a few integers per record.
 
     uses: the fields of `Cost` that a sample may take from.
     """
@@ -212,8 +208,8 @@ class RecordSamples(abc.ABC):
 class UnderstandingSamples(RecordSamples):
     """[ViT image, prompt, report], the loss on the report.
 
-    The prompt is the record's own, or drawn from `data.prompts`, or, where there are none, from the
-    model's instructions for the sections that the report has.
+    The prompt is the record's own, or a random one of `data.prompts`, or, without these, of the
+    model's instructions for the sections of the report.
 
     A conversation of several images or turns is [the question's ViT images and texts in their
     order, the answer] for each turn, the loss on the answers.
@@ -249,7 +245,7 @@ class UnderstandingSamples(RecordSamples):
     def _cost(self, lengths: tuple[int, ...], numbers: Draw) -> Cost:
         """Of (number of images, tokens of what is always there, those of each possible prompt)."""
         images, fixed, *prompts = lengths
-        prompt = prompts[_choose(numbers.prompt, len(prompts))] if prompts else 0
+        prompt = prompts[int(numbers.prompt * len(prompts))] if prompts else 0
         image = self._config.vision.num_patches + _BOUNDARIES
         return Cost(images * image + fixed + prompt, images, 0)
 
@@ -257,7 +253,7 @@ class UnderstandingSamples(RecordSamples):
         turns = record.turns or (Turn((0,), report_text(record)),)
         if not _asks(record):
             prompts = instructions_for(record, self._instructions)
-            prompt = prompts[_choose(numbers.prompt, len(prompts))]
+            prompt = prompts[int(numbers.prompt * len(prompts))]
             turns = (Turn((*turns[0].question, prompt), turns[0].answer),)
         problems: list[str] = []
         splits, losses, images = list[Split](), list[bool](), list[LoadImage]()
@@ -294,8 +290,8 @@ def _texts(turn: Turn) -> list[str]:
 class EditSamples(RecordSamples):
     """[clean VAE image, ViT image, caption, noised VAE image], the loss on the last.
 
-    The first two are the record's condition, seen by both encoders as in inference; they are
-    dropped together, and the text by itself, so that each kind of guidance has its branch.
+    The first two are the record's condition, for both encoders as in inference. They are dropped
+    together, and the text independently, so that each kind of guidance has its branch.
     """
 
     uses = ("und", "vit", "vae")
@@ -322,7 +318,7 @@ class EditSamples(RecordSamples):
             vit = self._config.vision.num_patches + _BOUNDARIES
             total = total.plus(Cost(vit + _BOUNDARIES, 1, 1))
         if not _drops_caption(numbers, self._data):
-            text = lengths[_choose(numbers.caption, len(lengths))] + _BOS_EOS
+            text = lengths[int(numbers.caption * len(lengths))] + _BOS_EOS
             total = total.plus(Cost(text, 0, 0))
         return total
 
@@ -333,7 +329,7 @@ class EditSamples(RecordSamples):
         warn = problems.append
         images: list[LoadImage] = [lambda: vae_pixels(record, self._data, warn, change)]
         if not _drops_caption(numbers, self._data):
-            splits = [self._split(captions[_choose(numbers.caption, len(captions))]), *splits]
+            splits = [self._split(captions[int(numbers.caption * len(captions))]), *splits]
         if not self._drops_condition(numbers):
             shown = dataclasses.replace(record, image=record.condition)
             splits = [self._clean, VitSplit(), *splits]
@@ -357,7 +353,7 @@ def _drops_caption(numbers: Draw, data: DataConfig) -> bool:
 class GenerationSamples(RecordSamples):
     """[caption, noised VAE image], the loss on the image; or the image alone (dropped text).
 
-    `moments(index, key)` replaces the record's picture by precomputed VAE moments.
+    `moments(index, key)` replaces the record's image by precomputed VAE moments.
     """
 
     uses = ("und", "vae")
@@ -383,12 +379,12 @@ class GenerationSamples(RecordSamples):
         return tuple(self._length(caption) for caption in captions)
 
     def _cost(self, lengths: tuple[int, ...], numbers: Draw) -> Cost:
-        text = lengths[_choose(numbers.caption, len(lengths))] + _BOS_EOS
+        text = lengths[int(numbers.caption * len(lengths))] + _BOS_EOS
         return Cost(_BOUNDARIES + (0 if _drops_caption(numbers, self._data) else text), 0, 1)
 
     def _build(self, index: int, record: Record, numbers: Draw, change: Change) -> TrainingSample:
         captions = _captions(record)
-        caption = captions[_choose(numbers.caption, len(captions))]
+        caption = captions[int(numbers.caption * len(captions))]
         texts = () if _drops_caption(numbers, self._data) else (self._split(caption),)
         problems: list[str] = []
         return TrainingSample(
@@ -462,7 +458,7 @@ def _data_of_part(data: DataConfig, part: Part, number: int) -> DataConfig:
 class MixedSamples:
     """The samples of all parts of a mixture: indices count through the parts one after the other.
 
-    What is due when is planned by `unix_jax.data.packing`.
+    `unix_jax.data.packing` plans the order of the parts.
     """
 
     def __init__(self, parts: Sequence[Part], samples: Sequence[RecordSamples]) -> None:

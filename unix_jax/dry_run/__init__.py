@@ -1,1 +1,1 @@
-"""A step compiled ahead of time, its HLO read, its time bounded."""
+"""Ahead-of-time compilation of a training step, analysis of its HLO, and bounds of its time."""

@@ -1,8 +1,7 @@
-"""Compiles the steps of a run without running them, and says what they ask of each device.
+"""Compiles the steps of a run without running them, and reports the memory and time they need.
 
-Nothing is allocated and nothing read but the sizes: neither data, tokenizer nor weights need be
-there, and with a topology the TPUs need not either.
-
+Nothing is allocated and only the sizes are read: the data, the tokenizer and the weights are not
+needed, and with a topology the TPUs are not needed either.
 Letters: B rows.
 """
 
@@ -17,8 +16,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from unix_jax.checkpoints.dinov2 import load_dinov2_config
 from unix_jax.checkpoints.load import load_config
+from unix_jax.checkpoints.rad_dino_files import load_dinov2_config
 from unix_jax.checkpoints.run_export import resolve_checkpoint
 from unix_jax.config import UniXConfig
 from unix_jax.data.batch import TrainingBatch
@@ -35,16 +34,15 @@ from unix_jax.sharding import ShardingRules
 from unix_jax.training.config import TrainConfig
 from unix_jax.training.feed import validation_data
 from unix_jax.training.flops import peak_flops
-from unix_jax.training.stages import make_run
-from unix_jax.training.start import make_run_mesh
-from unix_jax.training.step import CompiledStep
+from unix_jax.training.stages import make_stage
+from unix_jax.training.start import make_run_mesh, with_backbone
 
 _GIB = 2.0**30
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes of one device while the step runs. Outputs written over arguments are `aliased`."""
+    """Bytes of one device while the step runs; `aliased` outputs reuse the memory of arguments."""
 
     arguments: int
     outputs: int
@@ -61,9 +59,10 @@ class Memory:
 class Report:
     """Of one device and one step.
 
-    memory: of the training step. validation: of the evaluation step, during which the whole state
-      stays where it is; None where the run does not validate.
-    model_flops: what the model needs for a full batch (see `flops`), over the devices.
+    memory: of the training step. validation: of the evaluation step, during which the complete
+    state stays on the device; None if the run does not validate.
+    model_flops: FLOPs of the model
+    for a full batch (see `flops`), divided by the number of devices.
     compiler_flops: XLA's own figure, which counts the body of a loop once.
     """
 
@@ -79,7 +78,7 @@ class Report:
 
     @property
     def peak(self) -> int:
-        """Bytes of the step that takes more."""
+        """Bytes of the larger step."""
         steps = (self.memory, self.validation)
         return max(memory.total for memory in steps if memory is not None)
 
@@ -89,11 +88,11 @@ class Report:
 
     @property
     def fits(self) -> bool | None:
-        """None where the size of the memory is not known."""
+        """None if the size of the memory is unknown."""
         return None if self.chip is None else self.peak <= self.chip.hbm
 
     def bounds(self) -> dict[str, float]:
-        """Seconds that the step takes at the least, by what limits it."""
+        """Minimum seconds of the step, by the limiting resource."""
         peak, chip = peak_flops(self.device), self.chip
         bounds = {} if peak is None else {"compute": self.work.flops / peak}
         if chip is not None:
@@ -102,7 +101,7 @@ class Report:
         return bounds
 
     def lines(self) -> list[str]:
-        """For a reader."""
+        """The report as lines of text."""
         m, w = self.memory, self.work
         capacity = "" if self.chip is None else f" of {self.chip.hbm / _GIB:.2f} GiB"
         verdict = {None: "", True: ": fits", False: ": DOES NOT FIT"}[self.fits]
@@ -131,7 +130,7 @@ class Report:
     def _bound_lines(self) -> list[str]:
         bounds, peak = self.bounds(), peak_flops(self.device)
         if peak is None:
-            return [f"no bounds: what a {self.device.device_kind} can do is not known"]
+            return [f"no bounds: the performance of a {self.device.device_kind} is unknown"]
         each = ", ".join(f"{name} {seconds * 1e3:.0f} ms" for name, seconds in bounds.items())
         longest = max(bounds.values())
         return [
@@ -141,7 +140,7 @@ class Report:
 
 
 def dry_run(config: TrainConfig, topology: str | None) -> int:
-    """Prints the report; gives the exit code: 1 where the step does not fit into the memory.
+    """Prints the report; returns the exit code: 1 if the step does not fit into the memory.
 
     Args:
       topology: a TPU slice such as `v5e:4x4`; None: the devices of this machine.
@@ -162,15 +161,17 @@ def dry_run(config: TrainConfig, topology: str | None) -> int:
 
 
 def _sizes(config: TrainConfig) -> tuple[UniXConfig, Dinov2Config | None]:
-    """Sizes of the model and of REPA's encoder; RAD-DINO's own where its directory is absent."""
+    """Sizes of the model and of REPA's encoder; the published RAD-DINO's without its directory."""
     model_config = UniXConfig.preset(config.model.preset)
     if config.init is not None:
         model_config, _ = load_config(resolve_checkpoint(config.init))
+    if config.stage == "generation":
+        model_config = with_backbone(model_config, config, config.init or "the preset")
     if not config.uses_repa:
         return model_config, None
-    assert config.rad_dino is not None
-    present = Path(config.rad_dino).is_dir()
-    return model_config, load_dinov2_config(config.rad_dino) if present else Dinov2Config()
+    assert config.repa.encoder is not None
+    present = Path(config.repa.encoder).is_dir()
+    return model_config, load_dinov2_config(config.repa.encoder) if present else Dinov2Config()
 
 
 def compile_step(
@@ -185,10 +186,12 @@ def compile_step(
       ConfigError: settings that contradict each other, or a program that the compiler finds too
         large for the device.
     """
-    run = make_run(
+    stage = make_stage(
         config,
         model_config,
         mesh,
+        # The program holds the schedule; its length changes neither memory nor time.
+        config.total_steps or 1,
         # Validation encodes images also where the run reads moments.
         has_autoencoder=config.stage in ("generation", "joint")
         and (config.data.moments is None or config.validate_every > 0),
@@ -197,13 +200,14 @@ def compile_step(
     row = full_row(config.data, model_config)
     batch = _abstract_batch(row, config.data.rows, mesh)
     begin = time.monotonic()
-    compiled = _compile("training", run.step, run.target, batch, mesh)
+    last = stage.train_step(config.total_steps or 1)
+    compiled = _compile("training", last, stage.target, batch, mesh)
     memory, validation = _memory(compiled), None
     if config.validate_every:
         validated = _abstract_batch(
             full_row(validation_data(config), model_config), config.data.rows, mesh
         )
-        evaluation = _memory(_compile("validation", run.evaluate, run.target, validated, mesh))
+        evaluation = _memory(_compile("validation", stage.evaluate, stage.target, validated, mesh))
         # It reads a part of the state only; the rest stays on the device meanwhile.
         held = memory.arguments + _device_bytes(validated) - _device_bytes(batch)
         validation = dataclasses.replace(evaluation, arguments=max(held, evaluation.arguments))
@@ -216,7 +220,7 @@ def compile_step(
         seconds=seconds,
         memory=memory,
         work=hlo.analyse(compiled.as_text(), mesh.size),
-        model_flops=run.batch_flops(row) * config.data.rows / mesh.size,
+        model_flops=stage.batch_flops(row) * config.data.rows / mesh.size,
         compiler_flops=cost.get("flops", 0.0),
         validation=validation,
     )
@@ -245,11 +249,9 @@ def _validation_line(memory: Memory | None) -> str:
 def _compile(name: str, step: Any, state: Any, batch: TrainingBatch, mesh: Mesh) -> Any:
     key: Any = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=NamedSharding(mesh, PartitionSpec()))
-    if isinstance(step, CompiledStep):
-        lowered = step.lower(state, batch, key)
-    else:
-        donated = (0,) if name == "training" else ()
-        lowered = jax.jit(step, donate_argnums=donated).lower(state, batch, key)
+    # A training step is jitted, and donates its state; an evaluation is a method around one.
+    jitted = step if name == "training" else jax.jit(step)
+    lowered = jitted.lower(state, batch, key)
     try:
         return lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -261,8 +263,8 @@ def _compile(name: str, step: Any, state: Any, batch: TrainingBatch, mesh: Mesh)
             raise
         raise ConfigError(
             f"memory: expected at most {used.group(2)}, found {used.group(1)}: the {name} step "
-            "does not fit into a device; raise accumulation, lower data.rows, or take model.remat "
-            "full"
+            "does not fit into a device; raise accumulation, lower data.rows, or set "
+            "model.remat to full"
         ) from error
 
 
@@ -280,11 +282,11 @@ def _device_bytes(batch: TrainingBatch) -> int:
 
 
 def full_row(data: DataConfig, config: UniXConfig) -> TrainingBatch:
-    """A batch of one row that is as full as a row can be: samples of all tasks in turn, as many as
-    their images allow, with equal texts.
+    """A batch of one row that is as full as possible: samples of all tasks in turn, up to the limit
+    of their images, with equal texts.
 
     Raises:
-      ConfigError: a row does not hold one sample.
+      ConfigError: a row is too short for a sample.
     """
     capacity = Cost(data.und_tokens, data.vit_images, data.vae_images)
     shapes = {task: _image_splits(task, data, config) for task in data.tasks}

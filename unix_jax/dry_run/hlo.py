@@ -1,8 +1,8 @@
-"""What one device does in a compiled program, counted from the program's text.
+"""Work of one device in a compiled program, counted from the program's text.
 
-XLA's own cost analysis counts the body of a loop once, however often it runs; layers here are
-loops. So the computations are walked from the entry, and what a loop's body does is multiplied by
-the number of its iterations. Both branches of a conditional count.
+XLA's own cost analysis counts the body of a loop once, however often it runs, and the layers here
+are a loop. Therefore the computations are traversed from the entry, and the work of a loop's body
+is multiplied by its number of iterations. Both branches of a conditional count.
 """
 
 import dataclasses
@@ -36,9 +36,9 @@ _FREE = frozenset(
 class Work:
     """Of one device in one run of the program.
 
-    flops: of matrix products, convolutions and kernels, what is recomputed included.
+    flops: of matrix products, convolutions and kernels, including recomputation.
     hbm_bytes: read from and written to the device's memory.
-    collectives: kind -> (how often, bytes that the device sends around a ring).
+    collectives: kind -> (count, bytes that the device sends around a ring).
     """
 
     flops: float = 0.0
@@ -71,7 +71,7 @@ def analyse(text: str, devices: int) -> Work:
 
 
 class _Walk:
-    """Adds up the work of computations, each as often as it runs."""
+    """Sums the work of computations, each multiplied by its number of runs."""
 
     def __init__(self, computations: dict[str, Computation], devices: int) -> None:
         self.computations, self.devices, self.work = computations, devices, Work()
@@ -100,7 +100,7 @@ class _Walk:
     def _calls(
         self, instruction: Instruction, computation: Computation
     ) -> Iterator[tuple[str, int, bool]]:
-        """(computation, how often it is run, whether it is fused) of what is called."""
+        """(computation, number of runs, whether it is fused) of each called computation."""
         opcode = instruction.opcode
         if opcode == "while":
             body = instruction.called("body")
@@ -119,7 +119,7 @@ class _Walk:
                 yield called, 1, opcode == "fusion"
 
     def _iterations(self, loop: Instruction, computation: Computation) -> int:
-        """Of a loop that counts up to a constant; 1 where that is not seen."""
+        """Iterations of a loop that counts up to a constant; 1 if unknown."""
         known = re.search(r'known_trip_count\\*":\{\\*"n\\*":\\*"(\d+)', loop.attributes)
         if known:
             return int(known.group(1))
@@ -184,10 +184,10 @@ def _destination(instruction: Instruction, operands: list[Instruction]) -> int:
 def _fusion_bytes(
     fused: Computation, operands: list[Instruction], instruction: Instruction
 ) -> float:
-    """Inputs and outputs of a fusion; of what it only slices or updates, that part alone.
+    """Inputs and outputs of a fusion; only the used part of arrays that it slices or updates.
 
-    A TPU's program hands the buffers of a collective through every fusion that it runs beside, as
-    further inputs and outputs: they do not count.
+    A TPU's program passes the buffers of a collective through every fusion that runs at the same
+    time, as additional inputs and outputs: they do not count.
     """
     root = next(i for i in fused.values() if i.is_root)
     passing = ("parameter", "tuple", *COLLECTIVES) if root.opcode == "tuple" else ()
@@ -261,7 +261,7 @@ def _linear(name: str, computation: Computation) -> tuple[int | None, int | None
 
 
 def _estimate(kernel: Instruction, name: str) -> float:
-    """What a kernel says of itself (Pallas: `cost_estimate`); 0 where it says nothing."""
+    """A kernel's own estimate (Pallas: `cost_estimate`); 0 without one."""
     found = re.search(rf'"cost_estimate":\{{[^}}]*"{name}":"(\d+)"', kernel.attributes)
     return float(found.group(1)) if found else 0.0
 
@@ -279,7 +279,7 @@ def _product_flops(instruction: Instruction, computation: Computation) -> float:
 def _convolution_flops(
     left: tuple[int, ...], right: tuple[int, ...], out: tuple[int, ...], attributes: str
 ) -> float:
-    """Products of a convolution, without those with padding and with the gaps of dilation.
+    """Products of a convolution, excluding those with padding and the gaps of dilation.
 
     A TPU's program writes batched matrix products as convolutions that are mostly gaps.
     """
@@ -313,7 +313,7 @@ def _convolution_flops(
 def _sent_bytes(
     kind: str, instruction: Instruction, computation: Computation, devices: int
 ) -> float:
-    """What a device sends where the collective goes around a ring of its group."""
+    """Bytes that a device sends in a collective around the ring of its group."""
     size = sum(
         shape.bytes
         for name in instruction.operands

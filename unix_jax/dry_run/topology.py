@@ -1,4 +1,4 @@
-"""TPU slices that need not be there, and what their chips can do."""
+"""TPU slices for ahead-of-time compilation, and the performance of their chips."""
 
 import dataclasses
 import importlib.util
@@ -46,7 +46,7 @@ _KINDS = {
 
 
 def chip_of(device: Any) -> Chip | None:
-    """The figures of a device's chip; None where they are not known, as of a CPU."""
+    """The performance of a device's chip; None if unknown, as for a CPU."""
     name = _KINDS.get(device.device_kind)
     return None if name is None else CHIPS[name]
 
@@ -69,7 +69,7 @@ def parse_topology(text: str) -> tuple[Chip, tuple[int, ...]]:
 
 
 def topology_devices(text: str) -> list[Any]:
-    """Devices of a TPU slice that programs can be compiled for, though none is there.
+    """Devices of a TPU slice for which programs can be compiled without having it.
 
     Raises:
       ConfigError: libtpu is not installed, or knows no such slice.

@@ -4,7 +4,7 @@
 * `text`: BLEU, ROUGE-L, RadGraph rewards; `radgraph`: annotations by the `radgraph` package.
 * `image`: Fréchet distance, kernel distance, precision/recall/density/coverage, inception score.
 * `features`: RAD-DINO features; `alignment`: BioViL-T similarity of image and text.
-* `inception`: Inception-v3 features; `radiomics`: distance of radiomics features made elsewhere.
+* `inception`: Inception-v3 features; `radiomics`: distance of radiomics features.
 * `nearest`: nearest training images; `reid`: whether two images are of one patient.
 * `streaming`: moments of features larger than memory; `groups`: shards and pathologies.
 * `bootstrap`: confidence intervals.

@@ -1,10 +1,9 @@
-"""Image-text alignment: the cosine of BioViL-T's embeddings of a picture and of its prompt.
+"""Image-text alignment: the cosine of BioViL-T's embeddings of an image and of its prompt.
 
-The networks are those of the package `hi-ml-multimodal`, in PyTorch; weights and vocabulary are
-brought by the user and read without executing anything. The package's own preprocessing is
-written anew here: its tokenizer calls are gone from current `transformers`, and its image reader
-takes paths alone.
-
+The networks are those of the package `hi-ml-multimodal`, in PyTorch; the user supplies weights and
+vocabulary, which are read without executing anything. The package's own preprocessing is
+reimplemented here: its tokenizer calls no longer exist in current `transformers`, and its image
+reader only accepts paths.
 Source: Bannur et al., arXiv 2301.04558. Letters: N pairs, E width of an embedding.
 """
 
@@ -37,7 +36,7 @@ _UNUSED_TEXT_KEYS = ("cls.predictions.", "bert.embeddings.position_ids")
 def cosine_similarities(
     image_embeddings: Float[np.ndarray, "N E"], text_embeddings: Float[np.ndarray, "N E"]
 ) -> Float[np.ndarray, " N"]:
-    """The cosine of each pair of rows, in [-1, 1]; 0 where a row is all zeros.
+    """The cosine of each pair of rows, in [-1, 1]; 0 if a row is all zeros.
 
     Raises:
       MetricError: not finite numbers, or arrays of different shapes.
@@ -56,10 +55,10 @@ def cosine_similarities(
 
 
 def biovil_image(image: Image.Image) -> Float[np.ndarray, "3 448 448"]:
-    """The image network's input of an RGB picture: gray, its range stretched to [0, 1].
+    """The image network's input of an RGB image: gray, its range scaled to [0, 1].
 
-    The shorter side becomes 512 (bilinear, antialias), then the centre is cut out. A picture of
-    one gray level is black.
+    The shorter side is resized to 512 (bilinear, antialias), then the centre is cropped. An image
+    of one gray level becomes black.
     """
     pixels = np.asarray(image, np.float64)
     low, high = pixels.min(), pixels.max()
@@ -90,7 +89,7 @@ class BioViLT:
         Args:
           path: with `config.json`, `vocab.txt`, `pytorch_model.bin` or `model.safetensors`, and
             `biovil_t_image_model_proj_size_128.pt`.
-          device: torch's name of where to run.
+          device: torch's name of the device.
 
         Raises:
           CheckpointError, ConfigError: a file is missing or broken, or they do not fit each other.
@@ -124,10 +123,10 @@ class BioViLT:
     def scores(
         self, images: Iterable[ImageSource], texts: Sequence[str], *, batch_size: int = 16
     ) -> Float[np.ndarray, " N"]:
-        """The cosine of each picture and its text.
+        """The cosine of each image and its text.
 
         Raises:
-          ImageError: a picture cannot be read. MetricError: not as many of each.
+          ImageError: an image cannot be read. MetricError: different numbers of images and texts.
         """
         check_reports(texts=texts)
         pictures = self.image_embeddings(images, batch_size=batch_size)
@@ -138,7 +137,7 @@ class BioViLT:
     def image_embeddings(
         self, images: Iterable[ImageSource], *, batch_size: int = 16
     ) -> Float[np.ndarray, "N E"]:
-        """The projected global embedding of each picture, not normalised."""
+        """The projected global embedding of each image, not normalised."""
         torch = require("torch", _PURPOSE, _PACKAGE)
         embeddings: list[np.ndarray] = []
         for batch in batches((biovil_image(load_image(image)) for image in images), batch_size):
@@ -150,7 +149,7 @@ class BioViLT:
     def text_embeddings(
         self, texts: Sequence[str], *, batch_size: int = 16
     ) -> Float[np.ndarray, "N E"]:
-        """The projected embedding of each text, not normalised; "!", "?", "." at its end go."""
+        """The projected embedding of each text without final "!", "?", "."; not normalised."""
         torch = require("torch", _PURPOSE, _PACKAGE)
         check_reports(texts=texts)
         ids = self.tokenizer.encode([text.rstrip("!?.") for text in texts], self.max_tokens)

@@ -1,4 +1,4 @@
-"""Items in batches, for networks."""
+"""Batches of items for networks."""
 
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Lists of `size` items, the last one shorter.
+    """Lists of `size` items; the last one may be shorter.
 
     Raises:
       MetricError: a size below 1.

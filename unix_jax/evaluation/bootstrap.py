@@ -18,7 +18,7 @@ _BLOCK = 2_000_000
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """A statistic of all rows, and the interval that its resampled values lie in."""
+    """A statistic of all rows, and the interval of its resampled values."""
 
     value: float
     low: float
@@ -33,12 +33,12 @@ def mean_intervals(
     Args:
       values: numbers by name, one for each row; all columns are resampled together.
       confidence: share of resampled means inside the interval, between 0 and 1.
-      resamples: how often rows are drawn, with replacement.
-      seed: of the draws; the same gives the same intervals.
+      resamples: number of resamples of rows, with replacement.
+      seed: random seed of the resamples.
 
     Raises:
-      MetricError: no row, columns of different lengths, a number that is not finite, or an
-        argument out of range.
+      MetricError: no row, columns of different lengths, a number that is not finite, or an argument
+        out of range.
     """
     _check_arguments(confidence, resamples)
     if not values:
@@ -87,13 +87,13 @@ def intervals(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """Intervals of what `statistic(*arrays)` returns, such as `clinical.clinical_f1`.
+    """Intervals of the results of `statistic(*arrays)`, such as `clinical.clinical_f1`.
 
     Args:
       statistic: a function of arrays of rows to numbers by name.
-      arrays: what it takes; rows are drawn along the first axis.
-      paired: whether row i of all arrays belongs together, and is drawn together. False draws
-        from each array by itself, as for real and fake features.
+      arrays: its arguments; rows are resampled along the first axis.
+      paired: whether row i of all arrays belongs together, and is resampled together. False
+        resamples each array independently, as for real and fake features.
       confidence, resamples, seed: as `mean_intervals`.
 
     Raises:

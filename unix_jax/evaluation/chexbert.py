@@ -1,6 +1,6 @@
-"""CheXbert as a function from reports to labels; compiled once for each length of batch.
+"""CheXbert as a function from reports to labels, compiled once per length of batch.
 
-The weights are not for commercial use and are brought by the user, with the vocabulary of
+The weights are not for commercial use. The user supplies them, with the vocabulary of
 bert-base-uncased. Letters: N reports, T tokens, D width, C = 14 conditions.
 """
 
@@ -27,7 +27,7 @@ _CONDITIONS = FOUR_CLASS_HEADS + 1
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CheXbert:
-    """The labeller; build it by `from_pretrained`. `tokenizer` may be absent: ids still work."""
+    """The labeller; build it by `from_pretrained`. Without `tokenizer` it only supports ids."""
 
     config: BertConfig
     params: Any = dataclasses.field(repr=False)
@@ -40,14 +40,14 @@ class CheXbert:
         """Reads `chexbert.pth`, without executing anything in it.
 
         Args:
-          path: the file, or its directory. Beside it lie `vocab.txt` or `tokenizer.json` of
-            bert-base-uncased, and `config.json` if the sizes are others.
-          dtype: floating type of weights and arithmetic; None takes the file's, float32.
+          path: the file, or its directory. The directory also contains `vocab.txt` or
+            `tokenizer.json` of bert-base-uncased, and `config.json` for other sizes.
+          dtype: floating-point dtype of weights and arithmetic; None takes the file's, float32.
 
         Raises:
           CheckpointError, ConfigError: a file is missing or broken, or they do not fit each other.
         """
-        from unix_jax.checkpoints.bert import find_chexbert, load_chexbert
+        from unix_jax.checkpoints.chexbert_files import find_chexbert, load_chexbert
 
         weights = find_chexbert(path)
         config, params = load_chexbert(weights, dtype=dtype)
@@ -73,16 +73,16 @@ class CheXbert:
 
         Args:
           reports: texts; an empty one is labelled like any other.
-          cut: what of a long report is read: its first 512 `tokens`, as CheXbert's authors do, or
-            its first 512 `characters`, as the original's evaluation does.
-          batch_size: reports at a time.
+          cut: truncation of long reports: to 512 `tokens`, as CheXbert's authors do, or to 512
+            `characters`, as the original's evaluation does.
+          batch_size: reports per batch.
           progress: called with the number of reports done since the last call.
 
         Returns:
           0 blank, 1 positive, 2 negative, 3 uncertain.
 
         Raises:
-          CheckpointError: there is no vocabulary beside the weights.
+          CheckpointError: the directory of the weights has no vocabulary.
           MetricError: not strings, or another `cut` or `batch_size`.
         """
         ids = self.encode(reports, cut=cut)
@@ -94,7 +94,7 @@ class CheXbert:
         return labels
 
     def encode(self, reports: Sequence[str], *, cut: Cut = "tokens") -> list[list[int]]:
-        """Ids of each report, cut as `labels` says, and never longer than the model's positions.
+        """Ids of each report, truncated as in `labels` and to the model's positions.
 
         Raises:
           CheckpointError, MetricError: as `labels`.
@@ -105,7 +105,7 @@ class CheXbert:
         if self.tokenizer is None:
             raise CheckpointError(
                 f"{self.source}: expected {' or '.join(VOCABULARY_NAMES)} of bert-base-uncased "
-                "beside it, found neither"
+                "in its directory, found neither"
             )
         if cut == "characters":
             reports = [report[:MAX_CHARACTERS] for report in reports]
@@ -119,7 +119,7 @@ class CheXbert:
         The last condition, "no finding", has two classes; the logits of the others are -1e9.
 
         Raises:
-          MetricError: no ids, ids that the model lacks, or more than it has positions.
+          MetricError: no ids, ids outside the vocabulary, or more than the model's positions.
         """
         cls = np.zeros((len(ids), self.config.hidden_size), np.float32)
         logits = np.zeros((len(ids), _CONDITIONS, CLASSES), np.float32)
@@ -154,7 +154,7 @@ class CheXbert:
 
 
 def _padded(ids: Sequence[Sequence[int]], rows: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ids [rows, length] padded with 0, and which are none; a row of padding has one token."""
+    """Ids [rows, length] padded with 0, and their validity; a row of padding has one token."""
     tokens = np.zeros((rows, length), np.int32)
     valid = np.zeros((rows, length), bool)
     valid[:, 0] = True

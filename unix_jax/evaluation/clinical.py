@@ -1,10 +1,9 @@
 """Clinical F1 of reports: 14 conditions, as CheXbert labels them, compared report by report.
 
-Classes: 0 blank (not mentioned), 1 positive, 2 negative, 3 uncertain. Every figure comes twice,
-with uncertain counted as negative and as positive.
-
-Source: Smit et al., arXiv 2004.09167, for the labels; names and arithmetic of the figures are
-those of the original's evaluation. Letters: N reports, C = 14 conditions.
+Classes: 0 blank (not mentioned), 1 positive, 2 negative, 3 uncertain. Every metric is computed
+twice, with uncertain counted as negative and as positive.
+Source: Smit et al., arXiv 2004.09167, for the labels; names and arithmetic of the metrics are those
+of the original's evaluation. Letters: N reports, C = 14 conditions.
 """
 
 from typing import Any

@@ -1,10 +1,9 @@
-"""RAD-DINO features of pictures, with the two resizes of the image protocol.
+"""RAD-DINO features of images, with the two resizes of the image protocol.
 
-A picture is squashed to 299 x 299, whatever its aspect (the size of the Inception network, which
-the protocol's code feeds beside this one), and then prepared as RAD-DINO's own processor does: the
-shorter side to 518, the centre cut out, RAD-DINO's statistics.
-
-Letters: N pictures, H W pixels, D width.
+An image is squashed to 299 x 299, ignoring its aspect ratio (the size of the Inception network,
+which the protocol's code also feeds), and then prepared as in RAD-DINO's own processor: the shorter
+side to 518, a centre crop, RAD-DINO's statistics.
+Letters: N images, H W pixels, D width.
 """
 
 import dataclasses
@@ -28,13 +27,13 @@ PROTOCOL_SIDE = 299
 def rad_dino_image(
     image: Image.Image, size: int = 518, squash: int | None = PROTOCOL_SIDE
 ) -> Float[np.ndarray, "H W 3"]:
-    """The encoder's input, `size` x `size`, of an RGB picture.
+    """The encoder's input, `size` x `size`, of an RGB image.
 
     Args:
-      image: as `images.load_image` gives it.
-      size: side that the encoder sees.
-      squash: side of the square to which the picture is first resized (bilinear, antialias), its
-        aspect lost; None leaves this out.
+      image: the result of `images.load_image`.
+      size: side of the encoder's input.
+      squash: side of the square to which the image is first resized (bilinear, antialias), ignoring
+        its aspect ratio; None skips this.
 
     Raises:
       MetricError: a size below 1.
@@ -55,7 +54,7 @@ def rad_dino_image(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RadDino:
-    """The encoder as a function from pictures to features; build it by `from_pretrained`."""
+    """The encoder as a function from images to features; build it by `from_pretrained`."""
 
     config: Dinov2Config
     params: Any = dataclasses.field(repr=False)
@@ -67,12 +66,12 @@ class RadDino:
 
         Args:
           path: with `config.json` and `model.safetensors`.
-          dtype: floating type of weights and arithmetic; None takes the file's, float32.
+          dtype: floating-point dtype of weights and arithmetic; None takes the file's, float32.
 
         Raises:
           CheckpointError, ConfigError: a file is missing or broken, or they do not fit each other.
         """
-        from unix_jax.checkpoints.dinov2 import load_dinov2
+        from unix_jax.checkpoints.rad_dino_files import load_dinov2
 
         config, params = load_dinov2(path, dtype=dtype)
         model = Dinov2(config, params["cls_token"].dtype)
@@ -91,17 +90,16 @@ class RadDino:
         squash: int | None = PROTOCOL_SIDE,
         progress: Callable[[int], None] | None = None,
     ) -> Float[np.ndarray, "N D"]:
-        """The pooled output of each picture, float32.
+        """The pooled output of each image, float32.
 
         Args:
-          images: paths, bytes, PIL images or arrays, as `images.load_image` takes them; read
-            when needed.
-          batch_size: pictures at a time.
+          images: paths, bytes, PIL images or arrays, as for `images.load_image`; read when needed.
+          batch_size: images per batch.
           squash: as `rad_dino_image`; None for RAD-DINO's own preprocessing alone.
-          progress: called with the number of pictures done since the last call.
+          progress: called with the number of images done since the last call.
 
         Raises:
-          ImageError: a picture cannot be read. MetricError: an argument out of range.
+          ImageError: an image cannot be read. MetricError: an argument out of range.
         """
         blocks = []
         for block in self.blocks(images, batch_size=batch_size, squash=squash):
@@ -130,6 +128,6 @@ class RadDino:
             yield self._encode(waiting, batch_size)
 
     def _encode(self, pixels: list[np.ndarray], batch_size: int) -> np.ndarray:
-        # One shape is compiled: the last batch repeats its last picture.
+        # One shape is compiled: the last batch repeats its last image.
         batch = np.stack(pixels + pixels[-1:] * (batch_size - len(pixels)))
         return np.asarray(self.apply(self.params, batch), np.float32)[: len(pixels)]

@@ -1,8 +1,7 @@
-"""A metric of two sets of features over parts of them: shards, and pathologies.
+"""Applies a metric of two sets of features to parts of them: shards, and pathologies.
 
 The published table is a mean over four contiguous shards, which is not the value over all rows:
-both distances and densities depend on the number of rows. Results say which they are.
-
+both distances and densities depend on the number of rows. Results state which of the two they are.
 Letters: N real rows, M fake rows, G groups.
 """
 
@@ -22,19 +21,19 @@ def shard_mean(metric: Metric, *rows: Any, shards: int = 1) -> Any:
     """The mean of a metric over contiguous shards of its rows.
 
     Args:
-      metric: a function of as many arrays as `rows` to a number, or to numbers by name.
-      rows: arrays, each cut by itself into shards whose sizes differ by at most one, the longer
-        ones first.
+      metric: a function of the arrays in `rows` that returns a number, or numbers by name.
+      rows: arrays, each divided independently into shards whose sizes differ by at most one, the
+        longer ones first.
       shards: 1 is the metric of all rows; the published protocol has 4.
 
     Raises:
-      MetricError: fewer than 1 shard, or than a row for each; and what `metric` raises.
+      MetricError: fewer than 1 shard, or fewer rows than shards; and what `metric` raises.
     """
     if shards < 1:
         raise MetricError(f"shards: expected at least 1, found {shards}")
     fewest = min(len(array) for array in rows)
     if fewest < shards:
-        raise MetricError(f"shards: expected at most {fewest}, a row for each, found {shards}")
+        raise MetricError(f"shards: expected at most {fewest}, one row for each, found {shards}")
     values = []
     for index in range(shards):
         spans = [(_edge(len(a), shards, index), _edge(len(a), shards, index + 1)) for a in rows]
@@ -64,13 +63,14 @@ def by_group(
     Args:
       metric: a function of two arrays.
       real, fake: features [N, D] and [M, D].
-      real_members, fake_members: which rows belong to which group; a row may to several. In the
-        protocol a fake row has the pathologies of the real one whose prompt it was made from.
-      names: of the groups.
-      at_least: rows of either kind without which a group has no value (for `prdc`, k + 1).
+      real_members, fake_members: which rows belong to which group; a row may belong to several. In
+      the protocol a fake row has the pathologies of the real one whose prompt it was generated
+      from.
+      names: names of the groups.
+      at_least: minimum number of rows of either kind for a value (for `prdc`, k + 1).
 
     Returns:
-      By name: `value`, None where rows are too few, and `real_rows`, `fake_rows`.
+      By name: `value`, None if there are too few rows, and `real_rows`, `fake_rows`.
 
     Raises:
       MetricError: members that are not booleans of the right shape; and what `metric` raises.

@@ -30,8 +30,8 @@ def frechet_distance(real: Any, fake: Any) -> float:
     """Squared Fréchet distance of the normal distributions fitted to two sets of features.
 
     Args:
-      real, fake: features [N, D] and [M, D]; arrays on disk (`np.memmap`) are read by blocks.
-        For features that arrive bit by bit: `streaming.Moments`, `streaming.frechet_from_moments`.
+      real, fake: features [N, D] and [M, D]; arrays on disk (`np.memmap`) are read by blocks. For
+        features that arrive in blocks: `streaming.Moments`, `streaming.frechet_from_moments`.
 
     Returns:
       At least 0. Covariances have the denominator N - 1, and may be singular.
@@ -60,15 +60,15 @@ def kernel_distance(
     """Unbiased squared maximum mean discrepancy with the kernel (x y / D + 1)^3.
 
     Args:
-      real, fake: features [N, D] and [M, D]; arrays on disk (`np.memmap`) are read by blocks,
-        so they may be larger than memory (without `subsets`).
-      subsets: None for the estimate from all rows. A number: the mean over as many pairs of
+      real, fake: features [N, D] and [M, D]; arrays on disk (`np.memmap`) are read by blocks, so
+        they may be larger than memory (without `subsets`).
+      subsets: None for the estimate from all rows. A number: the mean over this number of pairs of
         subsets of `subset_size` rows, drawn without replacement, as libraries often report.
-      subset_size: rows of a subset, of either set.
-      seed: of the draws.
+      subset_size: rows per subset, of either set.
+      seed: random seed of the subsets.
       precision: of each kernel value; `float32` takes less time, and is what libraries do with
-        float32 features. Its error is small beside the kernel's mean, not beside a distance
-        near 0. Sums are float64 between blocks.
+        float32 features. Its error is small compared with the kernel's mean, but not compared with
+        a distance near 0. Sums are float64 between blocks.
 
     Returns:
       About 0 for sets of one distribution; it may be negative.
@@ -134,7 +134,7 @@ def _kernel_sum(first: FeatureRows, second: FeatureRows | None, dtype: np.dtype)
 
 
 def _with_ones(rows: Float[np.ndarray, "n D"], dtype: np.dtype) -> Float[np.ndarray, "n D+1"]:
-    """The kernel's constant as one more column, so that one matrix product has it all."""
+    """The kernel's constant as an additional column, for a single matrix product."""
     return np.hstack([rows, np.ones((len(rows), 1))]).astype(dtype, copy=False)
 
 
@@ -145,7 +145,8 @@ def inception_score(probabilities: Float[np.ndarray, "N K"]) -> float:
       probabilities: each row's sum is 1 (to 1e-3), each number at least 0.
 
     Returns:
-      From 1 to K. Over all rows at once; `groups.shard_mean` gives the mean over splits.
+      From 1 to K. Computed over all rows at once; `groups.shard_mean` computes the mean over
+        splits.
 
     Raises:
       MetricError: not such probabilities, or no row.

@@ -1,8 +1,7 @@
 """Inception-v3 features by the package `torch-fidelity`, for FID, KID and the Inception score.
 
-The network is that of the benchmark, which takes it from the same package through torchmetrics.
-Weights are brought by the user and read without executing anything in them.
-
+The network is that of the benchmark, which uses it from the same package through torchmetrics. The
+user supplies the weights, which are read without executing anything in them.
 Letters: N images, K classes.
 """
 
@@ -40,7 +39,7 @@ class Inception:
 
         Args:
           path: the file, or one with the same keys in safetensors.
-          device: torch's name of where to run.
+          device: torch's name of the device.
 
         Raises:
           CheckpointError: the file is missing or broken, or does not fit the network.
@@ -99,6 +98,6 @@ def softmax(logits: Float[np.ndarray, "N K"]) -> Float[np.ndarray, "N K"]:
     """
     values = np.asarray(logits, np.float64)
     if not np.isfinite(values).all():
-        raise MetricError("logits: expected finite numbers, found another")
+        raise MetricError("logits: expected finite numbers, found NaN or infinity")
     powers = np.exp(values - values.max(1, keepdims=True))
     return powers / powers.sum(1, keepdims=True)

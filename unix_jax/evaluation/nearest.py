@@ -1,9 +1,8 @@
-"""The nearest of many rows for each of some rows, and the benchmark's distances of images.
+"""Nearest-neighbour search among rows that arrive in blocks, and the benchmark's distances.
 
 The benchmark's distances are |a - b| / sqrt(D), the root mean square of the differences. They are
-in gray levels from 0 to 255 for pixels, and in the unit of the features for latents.
-
-Source: CheXGenBench, arXiv 2505.10496. Letters: N queries, n rows of a block, D columns.
+in gray levels from 0 to 255 for pixels, and in the unit of the features for latents. Source:
+CheXGenBench, arXiv 2505.10496. Letters: N queries, n rows of a block, D columns.
 """
 
 import dataclasses
@@ -29,7 +28,7 @@ def gray_pixels(image: Image.Image, side: int = SEARCH_SIDE) -> Float[np.ndarray
 
 
 def pair_image(image: Image.Image) -> Image.Image:
-    """The image as the benchmark compares it: RGB, squashed to 512 x 512 (bicubic, antialias)."""
+    """The image in the benchmark's comparison: RGB, squashed to 512 x 512 (bicubic, antialias)."""
     return image.convert("RGB").resize((PAIR_SIDE, PAIR_SIDE), Image.Resampling.BICUBIC)
 
 
@@ -61,7 +60,7 @@ class Nearest:
         """Of the nearest row of each query; of equal ones the first."""
 
     def update(self, rows: Float[np.ndarray, "n D"], indices: np.ndarray) -> None:
-        """Looks at a block of rows, whose indices are these.
+        """Adds a block of rows with these indices.
 
         Raises:
           MetricError: another width than the queries'.

@@ -1,4 +1,4 @@
-"""Precision, recall, density and coverage of generated features, by blocks of distances.
+"""Precision, recall, density and coverage of generated features, computed in blocks of distances.
 
 Source: Naeem et al., arXiv 2002.09797; Kynkäänniemi et al., arXiv 1904.06991.
 Letters: N real rows, M fake rows, D columns, k neighbours.
@@ -20,19 +20,20 @@ _SLACK = 64 * np.finfo(np.float64).eps
 
 
 def prdc(real: Any, fake: Any, k: int = 5) -> dict[str, float]:
-    """How well fake features cover the real ones, and lie among them.
+    """Measures how well fake features cover the real ones and resemble them.
 
     A row's ball reaches to its k-th nearest other row of its own set, and is open: a distance
-    equal to the radius, but for rounding, is outside.
+    equal to the radius, except for rounding, is outside.
 
     Args:
       real, fake: features [N, D] and [M, D]; arrays on disk (`np.memmap`) are read by blocks.
-      k: which neighbour.
+      k: the neighbour that determines a ball's radius.
 
     Returns:
       `precision`: share of fake rows in some real ball. `recall`: share of real rows in some
       fake ball. `density`: real balls that a fake row lies in, on average, over k. `coverage`:
-      share of real balls that hold a fake row. All in [0, 1] but density, which may exceed 1.
+      share of real balls that hold a fake row. All are in [0, 1] except density, which may exceed
+        1.
 
     Raises:
       MetricError: not finite numbers of one width, k below 1, or no more than k rows.
@@ -92,7 +93,7 @@ class _Balls:
                 yield rows, columns, left @ right.T
 
     def radii(self, rows: FeatureRows) -> Float[np.ndarray, " N"]:
-        """Squared distance of each row to its k-th nearest other one, less what may be rounding."""
+        """Squared distance of each row to its k-th nearest other one, minus a rounding bound."""
         nearest = np.full((rows.count, self.k), np.inf)
         for (start, stop), (left, right), squared in self.distances(rows, rows):
             both = np.arange(max(start, left), min(stop, right))

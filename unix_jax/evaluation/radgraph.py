@@ -1,7 +1,7 @@
 """F1-RadGraph: reports annotated by the `radgraph` package, compared by `text.radgraph_scores`.
 
-The package runs in PyTorch. Its weights are brought by the user: it would fetch them from a hub
-when it starts, which is refused here, so that nothing is downloaded unasked.
+The package runs in PyTorch. The user supplies its weights. The package would download them from a
+hub when it starts; this is refused here, so that nothing is downloaded without a request.
 """
 
 import contextlib
@@ -28,13 +28,13 @@ def load_annotator(path: str | os.PathLike[str], model: str = "radgraph") -> Ann
     """The package's model as a function of reports.
 
     Args:
-      path: a directory that holds the unpacked archive of the model in one of its name:
+      path: a directory that contains the unpacked archive of the model in a directory of its name:
         `PATH/radgraph/config.json`, `weights.th`, `vocabulary/`. The package still looks for the
         BERT that its `config.json` names in the cache of the Hugging Face hub.
-      model: one of `MODELS`; the original's table is of `radgraph`.
+      model: one of `MODELS`; the original's table uses `radgraph`.
 
     Raises:
-      MetricError: another model. CheckpointError: the files are not there, or the package cannot
+      MetricError: another model. CheckpointError: the files do not exist, or the package cannot
         read them. UniXError: the package is not installed.
     """
     if model not in MODELS:
@@ -68,11 +68,11 @@ def f1_radgraph(
     """The F1 of each report by `simple`, `partial` and `complete`; the paper's is the mean partial.
 
     Args:
-      predictions, references: as many of each; where either is empty the scores are 0.
-      annotate: of `load_annotator`, or any function from reports to annotations.
+      predictions, references: the same number of each; if either text is empty its scores are 0.
+      annotate: the result of `load_annotator`, or any function from reports to annotations.
 
     Raises:
-      MetricError: not as many strings of each, or annotations of another number or form.
+      MetricError: different numbers of strings, or annotations of another number or form.
     """
     check_reports(predictions=predictions, references=references)
     pairs = zip(predictions, references, strict=True)

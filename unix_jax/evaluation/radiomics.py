@@ -1,10 +1,9 @@
-"""The Fréchet radiomics distance, on features that the user brings.
+"""The Fréchet radiomics distance, on features that the user supplies.
 
-The benchmark's definition: 2-D radiomics features of pyradiomics, without shape features; of the
-larger set random rows are left out until both have the same number; every feature is standardised
-by the mean and standard deviation of the real set; the figure is the logarithm of the Fréchet
-distance.
-
+The benchmark's definition: 2-D radiomics features of pyradiomics, without shape features. Random
+rows of the larger set are removed until both sets have the same number. Every feature is
+standardised by the mean and standard deviation of the real set. The result is the logarithm of the
+Fréchet distance.
 Source: Konz et al., arXiv 2412.01496; CheXGenBench, arXiv 2505.10496. Letters: N, M rows, D
 columns.
 """
@@ -25,7 +24,7 @@ def radiomics_distance(
 ) -> float:
     """The logarithm of the Fréchet distance of features standardised by the real set.
 
-    Columns that are constant in the real set are left out.
+    Columns that are constant in the real set are ignored.
 
     Raises:
       MetricError: not finite numbers of one width, fewer than two rows, no column that varies, or

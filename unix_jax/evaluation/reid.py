@@ -1,8 +1,7 @@
-"""Re-identification: how likely two chest X-rays are of one patient, by a siamese ResNet-50.
+"""Re-identification: probability that two chest X-rays are of one patient, by a siamese ResNet-50.
 
-The benchmark's privacy score. The network is torchvision's; its weights are brought by the user
-(`ResNet-50_epoch11_data_handling_RPN.pth`) and read without executing anything in them.
-
+This is the benchmark's privacy score. The network is torchvision's; the user supplies its weights
+(`ResNet-50_epoch11_data_handling_RPN.pth`), which are read without executing anything in them.
 Source: Packhäuser et al., arXiv 2103.08562; CheXGenBench, arXiv 2505.10496. Letters: N, M images.
 """
 
@@ -40,7 +39,7 @@ class Reidentification:
 
         Args:
           path: the file.
-          device: torch's name of where to run.
+          device: torch's name of the device.
 
         Raises:
           CheckpointError: the file is missing or broken, or does not fit the network.
@@ -59,7 +58,7 @@ class Reidentification:
     def embeddings(
         self, images: Iterable[Image.Image], *, batch_size: int = 16
     ) -> Float[np.ndarray, "N 128"]:
-        """What a branch makes of each RGB image, in [0, 1].
+        """The embedding of each RGB image with values in [0, 1].
 
         Raises:
           MetricError: `batch_size` below 1.

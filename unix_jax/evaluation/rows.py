@@ -1,7 +1,6 @@
-"""Checks of what metrics are given: arrays of rows, and pairs of texts.
+"""Validation of metric inputs: arrays of rows, and pairs of texts.
 
-Letters: N rows, D columns.
-"""
+Letters: N rows, D columns."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -18,13 +17,13 @@ _LARGEST = 1e50
 
 
 class FeatureRows:
-    """Features [N, D], read as blocks of float64 whatever they are stored as.
+    """Features [N, D], read in blocks of float64 from any dtype.
 
-    The array may be anything with `shape` that gives rows by slices, so a `np.memmap` (as of
-    `np.load(..., mmap_mode="r")`) is never in memory as a whole.
+    The array may be any object with `shape` that returns rows by slices, so a `np.memmap` (for
+    example of `np.load(..., mmap_mode="r")`) is never completely in memory.
 
     Raises:
-      MetricError: no matrix of real numbers, or fewer rows than `at_least`.
+      MetricError: not a matrix of real numbers, or fewer rows than `at_least`.
     """
 
     def __init__(self, features: Any, name: str, at_least: int = 1):
@@ -107,4 +106,4 @@ def check_reports(**reports: Sequence[Any]) -> None:
             check_texts(**{f"{name}[{index}]": text})
     if len(set(lengths.values())) > 1:
         found = ", ".join(f"{count} {name}" for name, count in lengths.items())
-        raise MetricError(f"reports: expected as many of each, found {found}")
+        raise MetricError(f"reports: expected the same number of each, found {found}")

@@ -15,7 +15,7 @@ from unix_jax.evaluation.rows import FeatureRows
 class Moments:
     """Mean and covariance of all rows seen so far, in float64; D * D numbers of memory.
 
-    `update` takes rows, `merge` another object's; the order does not matter but for rounding.
+    `update` takes rows, `merge` another object's; the order does not matter except for rounding.
     """
 
     def __init__(self) -> None:
@@ -79,10 +79,10 @@ class Moments:
 def frechet_from_moments(real: Moments, fake: Moments) -> float:
     """The squared Fréchet distance of the normal distributions with these moments.
 
-    |m1 - m2|^2 + tr C1 + tr C2 - 2 tr (C1 C2)^(1/2). The last trace is the sum of the square
-    roots of the eigenvalues of the symmetric A^T C2 A, where C1 = A A^T: they are those of C1 C2.
-    Directions in which a covariance is zero but for rounding are left out, so constant columns
-    and fewer rows than columns do no harm.
+    |m1 - m2|^2 + tr C1 + tr C2 - 2 tr (C1 C2)^(1/2). The last trace is the sum of the square roots
+    of the eigenvalues of the symmetric A^T C2 A, where C1 = A A^T: they are those of C1 C2.
+    Directions in which a covariance is zero except for rounding are ignored, so constant columns
+    and fewer rows than columns are supported.
 
     Returns:
       At least 0, in the square of the features' unit.

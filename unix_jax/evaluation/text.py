@@ -33,7 +33,7 @@ Annotation = Mapping[str, Any]
 def _tokenizer() -> Callable[[str], list[str]]:
     """nltk's `word_tokenize`: Punkt's sentences, then the words of each.
 
-    Punkt's English parameters come with the package `punkt`, where nltk would download them.
+    Punkt's English parameters come from the package `punkt`; nltk would download them.
     """
     trained = require("punkt", "BLEU", _EXTRA).load_model("english")
     nltk_punkt = require("nltk.tokenize.punkt", "BLEU", _EXTRA)
@@ -69,8 +69,8 @@ def bleu(prediction: str, reference: str) -> dict[str, float]:
       prediction, reference: texts, with punctuation.
 
     Returns:
-      `BLEU1` to `BLEU4` in [0, 1]; 0 where either text is empty. (The original leaves empty
-      predictions out of its mean.)
+      `BLEU1` to `BLEU4` in [0, 1]; 0 if either text is empty. (The original excludes empty
+        predictions from its mean.)
 
     Raises:
       MetricError: not strings. UniXError: nltk or its sentence model is not installed.
@@ -100,7 +100,7 @@ def rouge_l(prediction: str, reference: str) -> float:
     """F-measure of the longest common subsequence of lower-cased words, without stemming.
 
     Returns:
-      In [0, 1]; 0 where either text has no word.
+      In [0, 1]; 0 if either text has no word.
 
     Raises:
       MetricError: not strings. UniXError: rouge-score is not installed.
@@ -139,7 +139,7 @@ def radgraph_reward(hypothesis: Annotation, reference: Annotation) -> tuple[floa
         `tokens`, `label` and `relations`, pairs of a kind and the id of another entity.
 
     Returns:
-      Each in [0, 1]; all 0 where either has no entity.
+      Each in [0, 1]; all 0 if either has no entity.
 
     Raises:
       MetricError: not such annotations.
@@ -180,7 +180,7 @@ def _entities(name: str, annotation: Any) -> Mapping[str, Mapping[str, Any]]:
             if not isinstance(relation[1], Hashable) or relation[1] not in entities:
                 raise MetricError(
                     f"{name}: entity {key!r}: its relation points to {relation[1]!r}, "
-                    "which is no entity"
+                    "which is not an entity"
                 )
     return entities
 

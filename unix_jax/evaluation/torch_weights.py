@@ -1,4 +1,4 @@
-"""Weights that the user brings for a network of PyTorch, read without executing any of them."""
+"""Reads user-supplied weights of a PyTorch network without executing anything in them."""
 
 import os
 from typing import Any
@@ -15,7 +15,7 @@ def load_weights(
       network: the module.
       path: a file or directory that `unix_jax.checkpoints.formats.readers.open_tensors` reads.
       torch: the package.
-      unused: prefixes of keys that the file, or the module, may have beside the others.
+      unused: prefixes of additional keys that the file or the module may have.
 
     Raises:
       CheckpointError: the file is missing or broken, or its keys or shapes are not the module's.

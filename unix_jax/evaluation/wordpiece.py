@@ -1,4 +1,4 @@
-"""BERT's lower-casing WordPiece tokenizer, from the vocabulary that lies beside the weights."""
+"""BERT's lower-casing WordPiece tokenizer, from the vocabulary in the directory of the weights."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ class WordPiece:
     Text never becomes a control token: "[SEP]" in a report is encoded as its characters.
 
     Raises:
-      CheckpointError: the file is no vocabulary of BERT, or lacks a control token.
+      CheckpointError: the file is not a vocabulary of BERT, or lacks a control token.
     """
 
     def __init__(self, path: str | Path):
@@ -50,10 +50,10 @@ class WordPiece:
     def encode(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
         """Ids of each text, at most `max_length` with the two control tokens.
 
-        What is too long loses its end; [SEP] stays last.
+        Longer texts are truncated; [SEP] stays last.
 
         Raises:
-          MetricError: a text is no valid Unicode (a lone surrogate).
+          MetricError: a text is not valid Unicode (a lone surrogate).
         """
         try:
             encoded = self._backend.encode_batch(list(texts), add_special_tokens=False)

@@ -1,6 +1,6 @@
-"""Runs of a model over a data set, and what comes out: files, metrics, a page.
+"""Runs of a model over a data set, and their results: files, metrics, a page.
 
-Stands above `inference` and `evaluation`, which do not know each other.
+Imports `inference` and `evaluation`, which are independent of each other.
 
 * `journal`, `run`: items in batches, each exactly once, whatever kills the run.
 * `reports`, `images`: the two kinds of items.

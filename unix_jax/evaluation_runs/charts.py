@@ -1,4 +1,4 @@
-"""Bar charts as inline SVG: no script, no font, no file beside them."""
+"""Bar charts as self-contained inline SVG, without scripts, fonts or other files."""
 
 import dataclasses
 import html
@@ -12,11 +12,11 @@ _LETTERS = 30  # of a label; about what fits
 
 @dataclasses.dataclass(frozen=True)
 class Bar:
-    """One row of a chart; `value` None draws none.
+    """One row of a chart; without a bar if `value` is None.
 
     low, high: the interval, or None.
-    reported: the paper's figure, drawn as a mark.
-    note: stands behind the number, or in its place.
+    reported: the paper's figure, shown as a mark.
+    note: text after the number, or instead of it.
     """
 
     label: str
@@ -28,9 +28,9 @@ class Bar:
 
 
 def bar_chart(title: str, bars: Sequence[Bar], top: float | None = None) -> str:
-    """Horizontal bars from 0 to `top`, the largest number unless given; "" for no bars.
+    """Horizontal bars from 0 to `top` (by default the largest number); "" for no bars.
 
-    The title is what a screen reader says.
+    Screen readers read the title.
     """
     if not bars:
         return ""

@@ -1,7 +1,7 @@
-"""One self-contained page: figures, charts, and cases with their pictures.
+"""A self-contained results page: metrics, charts, and cases with their images.
 
-Everything that comes from data or models is escaped, and the page has no script: a report that
-holds markup is shown, not run.
+Everything that comes from data or models is escaped, and the page has no script: markup in a report
+is displayed, not interpreted.
 """
 
 import base64
@@ -32,8 +32,8 @@ _SPACES = {
     "pixel distance": "<p>Root mean square of the differences of gray levels from 0 to 255, of "
     "both images at 64 x 64.</p>",
     "latent distance": "<p>Root mean square of the differences of RAD-DINO features.</p>",
-    "re-identification score": "<p>From 0 to 1; near 1 where the siamese network takes both for "
-    "one patient.</p>",
+    "re-identification score": "<p>From 0 to 1; near 1 if the siamese network attributes both "
+    "to one patient.</p>",
 }
 _TEXTS = (
     *(f"BLEU{n}" for n in range(1, 5)),
@@ -62,10 +62,10 @@ figure { margin: 0; } figure img { max-width: 100%; width: 16rem; } .note { opac
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One item as the page shows it.
+    """One item of the page.
 
     key: its name; score: what it was ranked by, or None.
-    pictures: each with its caption; None is a picture that cannot be read.
+    images: each with its caption; None is an image that cannot be read.
     texts: by what they are.
     """
 
@@ -134,7 +134,7 @@ def images_page(
 
 
 def nearest_page(results: Results, cases: Mapping[str, Sequence[Case]], total: int) -> str:
-    """Generated images beside their nearest training images, the nearest pairs first.
+    """Generated images next to their nearest training images, the nearest pairs first.
 
     Args:
       results: the figures of the evaluation.
@@ -144,7 +144,7 @@ def nearest_page(results: Results, cases: Mapping[str, Sequence[Case]], total: i
     figures = {name: one for name, one in results.metrics.items() if name.startswith(tuple(cases))}
     parts = [
         "<p>Is a training image repeated? Each row has a generated image and the training image "
-        "that it is nearest to, the nearest pairs first. A distance says nothing by itself: "
+        "that it is nearest to, the nearest pairs first. A distance has little meaning by itself: "
         "compare it with that of real images that were not trained on, and look at the pairs. "
         "Research software, not a medical device.</p>",
         _list(results.notes),
@@ -319,7 +319,7 @@ def _picture(image: Image.Image | None, caption: str) -> str:
 
 def _warnings(results: Results) -> str:
     rows = [(entry.key, entry.values["warning"]) for entry in results.warned]
-    return _some("Images that show next to nothing", ("item", "the image is"), rows)
+    return _some("Images with almost no content", ("item", "the image is"), rows)
 
 
 def _failures(results: Results) -> str:

@@ -1,4 +1,4 @@
-"""What an evaluation of images leaves behind: results.json, the pages, tables, a contact sheet."""
+"""Outputs of an evaluation of images: results.json, the pages, tables, a contact sheet."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,7 +66,7 @@ def summarise_images(
     if training is None:
         missing[NEAREST] = "the training images were not given (--train SOURCE)"
     elif not images.images:
-        missing[NEAREST] = "there is no generated image"
+        missing[NEAREST] = "no generated images"
     else:
         nearest = find_nearest(images, training, how, steps)
         metrics |= nearest.figures(how)
@@ -178,7 +178,7 @@ def _sheet(images: ImageSet) -> Image.Image:
 
 
 def _cases(images: ImageSet, scores: ImageScores) -> tuple[str, list[Case], list[Case]]:
-    """(what they are ranked by, worst, best); without a score, the first ones as if best."""
+    """(name of the ranking, worst, best); without a score, the first ones as the best."""
     ranked_by, values = "", dict[int, float]()
     if scores.alignment is not None:
         ranked_by, values = "alignment with the text", dict(scores.alignment)

@@ -1,4 +1,4 @@
-"""Metrics of generated images, whoever made them."""
+"""Metrics of generated images, from any source."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -35,11 +35,11 @@ Groups = dict[str, dict[str, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class ImageMetrics:
-    """What measures images.
+    """Settings of the metrics of images.
 
-    rad_dino, biovil_t, inception, radiomics: None leaves their metrics out.
-    shards: 1 takes all rows at once; 4 is the mean over four contiguous shards, as published.
-    by_pathology: the figures for each label of the records, too.
+    rad_dino, biovil_t, inception, radiomics: None omits their metrics.
+    shards: 1 uses all rows at once; 4 is the mean over four contiguous shards, as published.
+    by_pathology: also compute the metrics for each label of the records.
     resamples, seed: of the bootstrap.
     """
 
@@ -222,7 +222,7 @@ def _alignment(
         raise _Missing("its networks were not given (--biovil-t PATH)")
     positions = [i for i, image in enumerate(images.images) if image.prompt]
     if not positions:
-        raise _Missing("there is no generated image whose text is known")
+        raise _Missing("no generated image has a known text")
     chosen = [images.images[i] for i in positions]
     paths = [one.path for one in chosen]
     scores = how.biovil_t.scores(steps(paths, "image"), [one.prompt for one in chosen])

@@ -1,7 +1,7 @@
-"""What is measured: generated images, and the records that they belong to or are compared with.
+"""The images to evaluate: generated images, and their records or the real images to compare with.
 
-The images are those of a run, by its journals, or were made elsewhere: a folder, or a table such
-as the original's, with `annotated_prompt` and `synthetic_filename`.
+The images are those of a run, by its journals, or from other software: a folder, or a table such as
+the original's, with `annotated_prompt` and `synthetic_filename`.
 """
 
 import dataclasses
@@ -16,19 +16,20 @@ from unix_jax.data.records import Record, RecordSource, captions_of, record_imag
 from unix_jax.data.sources.lines import JsonLines
 from unix_jax.data.sources.tables import is_table, read_header, row_of_cells, table_rows
 from unix_jax.errors import DataError, ImageError, UniXError
+from unix_jax.evaluation_runs.evaluation_files import read_entries
 from unix_jax.evaluation_runs.items import Steps, key_of, unseen
-from unix_jax.evaluation_runs.journal import Entry, read_entries
 from unix_jax.preprocessing.gray_levels import gray_level_problem
 from unix_jax.preprocessing.images import load_image
+from unix_jax.storage.journal import Entry
 
 FILES = ("synthetic_filename", "img_savename", "image", "file_name", "filename")
-"""Columns that may hold the file of a generated image; the first one that a table has counts."""
+"""Columns that may contain the file of a generated image; the first existing one is used."""
 PROMPTS = ("annotated_prompt", "prompt", "caption", "text")
-"""Columns that may hold the text that it was generated from."""
+"""Columns that may contain the text that it was generated from."""
 GENERATIONS = "generations.csv"
 """The table of a run's images, in its directory."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".dcm", ".dicom")
-"""Files of a folder that count as images."""
+"""Suffixes of the image files in a folder."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +37,9 @@ class Generated:
     """One generated image.
 
     key: its name. path: its file.
-    prompt: the text that it was generated from; "" where that is not known.
-    record: number of its record in the source; None where it belongs to none.
-    warning: what is wrong with its gray levels, "" if nothing is.
+    prompt: the text that it was generated from; "" if unknown.
+    record: index of its record in the source; None if it has none.
+    warning: the problem of its gray levels, or "".
     """
 
     key: str
@@ -56,11 +57,11 @@ class Generated:
 
 @dataclasses.dataclass(frozen=True)
 class ImageSet:
-    """Generated images beside the real ones of a source.
+    """Generated images and the real ones of a source.
 
     items: the number of images that there should be; images: those that can be measured.
     real: numbers of the records whose images they are compared with.
-    side: of all generated images in pixels; 0 where they are not of one square size.
+    side: side of all generated images in pixels; 0 if they do not have one square size.
     failures: items without an image. unreadable: records, or their images, that cannot be read.
     notes: what a reader of the figures must know of the two sets.
     """
@@ -158,19 +159,18 @@ def images_made_elsewhere(
 ) -> ImageSet:
     """The images of a folder or a table, each with its record where one is found.
 
-    A row of a table belongs to the record of its `key`, else to the only record with its text.
-    Where several records have the text, the file's name chooses among them. Where none has it, and
-    for the files of a folder, the file's name must be the record's key or the name of its image,
-    with or without suffix. A key, text or name that several records have decides nothing by itself.
-    A folder that a run wrote has a table of its own, which is read. The real images are those of
-    all records.
+    A row of a table belongs to the record of its `key`, else to the only record with its text. If
+    several records have the text, the file name selects one of them. If none has it, and for the
+    files of a folder, the file name must be the record's key or the name of its image, with or
+    without suffix. A key, text or name that several records share is not sufficient. A folder that
+    a run wrote has its own table, which is read. The real images are those of all records.
 
     Args:
       generated: a folder, searched with its subfolders, or a .csv, .tsv or .jsonl file.
       source: the records.
-      root: where the file names of a table start; the table's folder if absent.
-      compared: whether the real images are needed, and so are looked at.
-      steps: shows progress over the images that are looked at.
+      root: the folder of the file names of a table; by default the table's folder.
+      compared: whether the real images are needed, and therefore checked.
+      steps: shows progress over the checked images.
 
     Raises:
       DataError: there is no such file or folder, no column of files, or no image that can be read.
@@ -179,7 +179,7 @@ def images_made_elsewhere(
         generated = generated / GENERATIONS
     table = not generated.is_dir()
     if root is not None and not table:
-        raise DataError(f"{root}: expected --generated-root beside a table, found a folder")
+        raise DataError(f"{root}: expected --generated-root only with a table, found a folder")
     rows = list(_rows(generated, root) if table else _files(generated))
     if not rows:
         raise DataError(f"{generated}: expected images {', '.join(SUFFIXES)}, found none")
@@ -313,7 +313,7 @@ class _Records:
 
 
 def _of_one(found: Mapping[str, set[int]]) -> dict[str, int]:
-    """What several records have tells nothing."""
+    """None for a key that several records share."""
     return {text: min(records) for text, records in found.items() if len(records) == 1}
 
 
@@ -337,7 +337,7 @@ def _notes(images: Sequence[Generated], records: _Records, table: bool) -> list[
 
 
 def _doubts(rows: Sequence[_Row], records: _Records) -> list[str]:
-    """What the rows of a table leave open, counted."""
+    """Counts of ambiguous rows of a table."""
     unclear = sum(len(records.told(row)) > 1 and records.find(row) is None for row in rows)
     contrary = 0
     for row in rows:

@@ -1,7 +1,7 @@
-"""Items in batches, each exactly once: what is in a journal already is not done again.
+"""Processes items in batches, each exactly once: items in a journal are not processed again.
 
-A process's share, and how it is cut into batches, depend on the number of items alone, so that a
-run that was killed forms the same batches as one that was not.
+A process's share, and its division into batches, depend only on the number of items, so that a run
+that was killed forms the same batches as one that was not.
 """
 
 import dataclasses
@@ -12,7 +12,8 @@ from typing import Any, Generic, TypeVar
 
 from unix_jax.data.records import RecordSource
 from unix_jax.errors import DataError, ImageError, PromptError, UniXError
-from unix_jax.evaluation_runs.journal import Entry, Journal, read_entries
+from unix_jax.evaluation_runs.evaluation_files import journal_file, read_entries
+from unix_jax.storage.journal import Entry, Journal
 
 T = TypeVar("T")
 # Called with the number of this process's items done since the last call.
@@ -23,7 +24,7 @@ Steps = Callable[[Sequence[Any], str], Iterable[Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """Which items a process does: every `count`-th one, from `index`."""
+    """The items of a process: every `count`-th one, from `index`."""
 
     index: int = 0
     count: int = 1
@@ -35,7 +36,7 @@ class Share:
 
 @dataclasses.dataclass(frozen=True)
 class Ready(Generic[T]):
-    """An item that the model can take."""
+    """An item in the form of the model's input."""
 
     index: int
     key: str
@@ -61,14 +62,14 @@ def run_items(
     share: Share | None = None,
     progress: Progress = lambda count: None,
 ) -> None:
-    """Does what the journals in `out` do not have yet.
+    """Processes the items that are not yet in the journals in `out`.
 
     An item that cannot be read or used is recorded with its error; other exceptions end the run.
 
     Args:
       out: directory of the journals.
       total: items in the source.
-      batch_size: items at a time, at least 1.
+      batch_size: items per batch, at least 1.
       prepare, compute: as above.
       name: the key of an item that could not be prepared.
       share: of this process.
@@ -80,7 +81,7 @@ def run_items(
     if batch_size < 1:
         raise UniXError(f"batch_size: expected at least 1, found {batch_size}")
     share = share or Share()
-    with Journal(out, share.index) as journal:
+    with Journal(journal_file(out, share.index)) as journal:
         done = read_entries(out)
         items = share.items(total)
         for start in range(0, len(items), batch_size):
@@ -142,7 +143,7 @@ def wait_for_all(out: Path, total: int, seconds: float = 5.0) -> None:
 
 
 def key_of(source: RecordSource, index: int) -> str:
-    """A record's key, or its number where it cannot be read."""
+    """A record's key, or its index if it cannot be read."""
     try:
         return source[index].key
     except UniXError:

@@ -1,8 +1,8 @@
-"""Generated images beside the training images that they are nearest to: has a model memorised any?
+"""Compares generated images with their nearest training images, to detect memorisation.
 
 Needs no weights: pixels are always compared. RAD-DINO adds a latent space, and the benchmark's
-siamese network the re-identification score. The same distances of real images that were not
-trained on say what is usual.
+siamese network the re-identification score. The same distances of real images that were not trained
+on are the reference.
 """
 
 import dataclasses
@@ -24,9 +24,9 @@ from unix_jax.evaluation.reid import Reidentification
 from unix_jax.evaluation_runs.image_scores import ImageMetrics, mean_figure
 from unix_jax.evaluation_runs.image_set import ImageSet
 from unix_jax.evaluation_runs.items import Steps, key_of, unseen
-from unix_jax.evaluation_runs.journal import Entry
 from unix_jax.evaluation_runs.results import Figure
 from unix_jax.preprocessing.images import load_image
+from unix_jax.storage.journal import Entry
 
 PIXEL, LATENT, REID = "pixel distance", "latent distance", "re-identification score"
 # As the benchmark calls them.
@@ -38,11 +38,11 @@ _USUAL = 0.05
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """What generated images are compared with.
+    """The training images that generated images are compared with.
 
-    name: what results call it; source: the training images.
-    reidentification: None leaves its score out.
-    baseline: whether the real images of the set are looked up as well; they must not be among the
+    name: its name in results; source: the training images.
+    reidentification: None omits its score.
+    baseline: whether the real images of the set are compared as well; they must not be among the
       training images.
     """
 
@@ -106,9 +106,9 @@ def _extreme_name(space: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Small:
-    """What is kept of an image: those of a data set are larger than memory.
+    """The kept parts of an image, because the images of a data set are larger than memory.
 
-    gray: for the pixels; pair: at the benchmark's size, None where nothing needs it.
+    gray: for the pixels; pair: at the benchmark's size, None if not needed.
     """
 
     gray: np.ndarray
@@ -128,7 +128,7 @@ class _TrainingImage:
 
 @dataclasses.dataclass(frozen=True)
 class _Space:
-    """How images become rows, and how rows are compared; smaller is nearer."""
+    """Conversion of images to rows, and comparison of rows; smaller is nearer."""
 
     encode: Callable[[Sequence[_Small]], np.ndarray]
     distances: Distances
@@ -137,7 +137,7 @@ class _Space:
 def find_nearest(
     images: ImageSet, training: Training, how: ImageMetrics, steps: Steps = unseen
 ) -> NearestImages:
-    """Looks every training image up once, whatever the number of spaces.
+    """Reads every training image once, independent of the number of spaces.
 
     Raises:
       DataError: no training image can be read.
@@ -249,7 +249,7 @@ def _shown(space: str, distances: np.ndarray) -> np.ndarray:
 class _OwnImages:
     """The benchmark's comparison: images generated from a training text, with that text's image.
 
-    Where several training records have a text, the first one counts.
+    If several training records have a text, the first one is used.
     """
 
     def __init__(

@@ -17,9 +17,9 @@ from unix_jax.data.records import RecordSource
 from unix_jax.errors import UniXError
 from unix_jax.evaluation_runs import image_scores
 from unix_jax.evaluation_runs.image_set import Generated
-from unix_jax.evaluation_runs.journal import Entry
 from unix_jax.evaluation_runs.results import Results
 from unix_jax.storage.files import atomic_write
+from unix_jax.storage.journal import Entry
 
 REPORTS, SUMMARY = "understanding_results.csv", "metrics_summary.csv"
 IMAGES = "image_generation_metrics.csv"
@@ -57,7 +57,7 @@ PRIVACY_COLUMNS = (
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes CSV atomically; what a row lacks, or None, is an empty cell.
+    """Writes CSV atomically; missing values and None are empty cells.
 
     Raises:
       UniXError: it cannot be written.

@@ -1,7 +1,7 @@
-"""The paper's own figures (arXiv 2601.11522), in the units of this project's metrics.
+"""The paper's own results (arXiv 2601.11522), in the units of this project's metrics.
 
-They were measured on MIMIC-CXR: 2,365 reports, and 4,352 prompts as the mean over four shards.
-Figures of another data set stand beside them for orientation only.
+They were measured on MIMIC-CXR: 2,365 reports, and 4,352 prompts as the mean over four shards. Next
+to results on another data set they only serve as orientation.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ REPORTS: Mapping[str, float] = {
     "uncertain_as_positive_macro_f1": 0.355,
     "uncertain_as_positive_f1_top5_macro": 0.498,
 }
-# By side of the picture in pixels.
+# By side of the image in pixels.
 IMAGES: Mapping[int, Mapping[str, float]] = {
     512: {
         "FD": 54.022,

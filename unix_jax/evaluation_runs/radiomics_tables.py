@@ -1,4 +1,4 @@
-"""Files of radiomics features that the user brings, for the Fréchet radiomics distance."""
+"""User-supplied files of radiomics features, for the Fréchet radiomics distance."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -43,10 +43,10 @@ class RadiomicsTables:
         }
 
     def notes(self) -> list[str]:
-        """What was left out."""
+        """A warning about skipped rows."""
         return [
             f"{one.path}: {one.skipped} of {one.skipped + len(one.rows)} rows have a missing value "
-            "and are left out"
+            "and are skipped"
             for one in (self.real, self.generated)
             if one.skipped
         ]
@@ -73,8 +73,8 @@ class RadiomicsTables:
 def read_radiomics(path: Path) -> Radiomics:
     """Features of a .npy array [images, features], or of a table as the benchmark writes it.
 
-    In a table each row is an image; columns that hold no numbers (`img_fname`, diagnostics), and
-    shape features, are left out, and so are rows with an empty cell.
+    In a table each row is an image; columns without numbers (`img_fname`, diagnostics), shape
+    features, and rows with an empty cell are skipped.
 
     Raises:
       DataError: the file cannot be read, or has no such numbers.
@@ -121,7 +121,7 @@ def _array(path: Path) -> np.ndarray:
 
 
 def _numbers(cells: Sequence[str]) -> np.ndarray | None:
-    """A column as numbers, not-a-number for an empty cell; None if it has none, or texts."""
+    """A column as numbers, NaN for an empty cell; None if it has none, or texts."""
     try:
         values = np.array([float(cell) if cell.strip() else np.nan for cell in cells])
     except ValueError:

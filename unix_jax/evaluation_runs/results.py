@@ -1,4 +1,4 @@
-"""Results of an evaluation: what results.json holds, and the table on the terminal."""
+"""Results of an evaluation: the contents of results.json, and the table on the terminal."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -11,8 +11,8 @@ from rich.table import Table
 from unix_jax.errors import UniXError
 from unix_jax.evaluation.bootstrap import Interval
 from unix_jax.evaluation_runs import paper
-from unix_jax.evaluation_runs.journal import Entry
 from unix_jax.storage.files import atomic_write
+from unix_jax.storage.journal import Entry
 from unix_jax.storage.json_file import write_json
 
 CONFIDENCE = 0.95
@@ -24,19 +24,19 @@ _DONE = {"reports": "scored", "images": "generated", "generated": "measured"}
 class Results:
     """Figures of one evaluation.
 
-    kind: `reports`; `images` of a model's run, or `generated` images, made elsewhere.
+    kind: `reports`; `images` of a model's run, or `generated` images, from other software.
     settings: as remembered in the directory.
     scoring: how the figures were computed.
-    items: in the source; scored: those that the figures are of. What is neither scored nor failed
-      has nothing to be compared with.
+    items: in the source; scored: those in the metrics. Items that are neither scored nor failed
+      have nothing to compare with.
     failures: items without a result.
     metrics: each with its interval; one without an interval has low = high = None.
     groups: figures by pathology, by name of the figure.
     not_computed: why a metric is missing, by its name.
     paper: the paper's own figures, by name of the metric.
-    warned: items whose image shows next to nothing; their values have a `warning`.
-    notes: what a reader of the figures must know, one sentence each.
-    unreadable: records beside the items that cannot be read.
+    warned: items whose image shows almost nothing; their values have a `warning`.
+    notes: remarks for readers of the results, one sentence each.
+    unreadable: further records that cannot be read.
     """
 
     kind: str
@@ -93,7 +93,7 @@ def _errors(entries: Sequence[Entry]) -> list[dict[str, Any]]:
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """A metric's value, with the bootstrap interval where it has one."""
+    """A metric's value, with its bootstrap interval if it has one."""
 
     value: float
     low: float | None = None
@@ -106,7 +106,7 @@ def figures(found: Mapping[str, Interval]) -> dict[str, Figure]:
 
 
 def write_results(out: Path, results: Results) -> Path:
-    """Writes results.json, whole or not at all.
+    """Writes results.json, atomically.
 
     Raises:
       UniXError: it cannot be written.
@@ -121,7 +121,7 @@ def write_results(out: Path, results: Results) -> Path:
 
 
 def write_page(path: Path, page: str) -> None:
-    """Writes HTML, whole or not at all.
+    """Writes HTML, atomically.
 
     Raises:
       UniXError: it cannot be written.
@@ -134,7 +134,7 @@ def write_page(path: Path, page: str) -> None:
 
 
 def print_table(results: Results, console: Console | None = None) -> None:
-    """The figures, those of the paper beside them, and what is missing and why."""
+    """Prints the metrics next to those of the paper, and the missing ones with the reason."""
     console = console or Console()
     console.print(f"{results.kind}: {counts(results)}", markup=False, highlight=False)
     table = Table()
@@ -167,22 +167,35 @@ def print_table(results: Results, console: Console | None = None) -> None:
 
 
 def counts(results: Results) -> str:
-    """How many items there are, and what became of them."""
+    """The number of items, by outcome."""
     rest = results.items - results.scored - len(results.failures)
     done = _DONE[results.kind]
     parts = [f"{results.scored} of {results.items} items {done}"]
     if rest:
-        parts.append(f"{rest} have nothing to be compared with")
+        parts.append(f"{rest} have nothing to compare with")
     if results.failures:
         parts.append(f"{len(results.failures)} failed")
     return ", ".join(parts)
 
 
+def require_result(results: Results) -> None:
+    """Where every item failed there is no result, however complete the files are.
+
+    Raises:
+      UniXError: every item failed.
+    """
+    if results.items and len(results.failures) == results.items:
+        raise UniXError(
+            f"expected a result of at least one item, found that all {results.items} failed; "
+            f"the first: {results.failures[0].error}"
+        )
+
+
 def warned(results: Results) -> str:
-    """How many images show next to nothing, and the first of them."""
+    """How many images show almost nothing, and the first of them."""
     first = "; ".join(f"{one.key}: {one.values['warning']}" for one in results.warned[:3])
     more = ", ..." if len(results.warned) > 3 else ""
-    return f"{len(results.warned)} of the images show next to nothing: {first}{more}"
+    return f"{len(results.warned)} of the images show almost nothing: {first}{more}"
 
 
 def number(value: float) -> str:
@@ -191,7 +204,7 @@ def number(value: float) -> str:
 
 
 def interval(figure: Figure) -> str:
-    """low - high, or "" where there is no interval."""
+    """low - high, or "" without an interval."""
     if figure.low is None or figure.high is None:
         return ""
     return f"{number(figure.low)} – {number(figure.high)}"

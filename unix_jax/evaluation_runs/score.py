@@ -1,4 +1,4 @@
-"""Metrics of reports, whoever wrote them."""
+"""Metrics of reports, from any source."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -18,10 +18,10 @@ RANKED_BY_LABELS = "uncertain_as_negative_f1"
 
 @dataclasses.dataclass(frozen=True)
 class ReportMetrics:
-    """What measures reports.
+    """Settings of the metrics of reports.
 
-    chexbert, annotate: None leaves their metrics out.
-    cut: what CheXbert reads of a long report.
+    chexbert, annotate: None omits their metrics.
+    cut: CheXbert's truncation of long reports.
     resamples: of the bootstrap.
     seed: of the bootstrap.
     radgraph_model, radgraph_level: of `annotate`, and which of its levels are reported.
@@ -53,9 +53,9 @@ class ReportScores:
     """Figures of a set of reports.
 
     metrics: each with its interval.
-    by_condition: F1 by condition, with how many references and predictions are positive.
+    by_condition: F1 by condition, with the numbers of positive references and predictions.
     rows: a score of each report, by name.
-    ranked_by: the name in `rows` that tells good reports from bad ones.
+    ranked_by: the name in `rows` that ranks reports.
     not_computed: why a metric is missing.
     """
 
@@ -69,15 +69,15 @@ class ReportScores:
 def score_reports(
     predictions: Sequence[str], references: Sequence[str], how: ReportMetrics
 ) -> ReportScores:
-    """All metrics of `how`; without any report, none.
+    """All metrics of `how`; none without reports.
 
     Raises:
-      MetricError: not as many strings of each.
+      MetricError: different numbers of strings.
       UniXError: a package that BLEU or ROUGE-L needs is not installed.
     """
     missing = _missing(how)
     if not predictions and not references:
-        reason = "there is no report to score"
+        reason = "no report to score"
         return ReportScores({}, {}, {}, "", dict.fromkeys((TEXT, CLINICAL, RADGRAPH), reason))
     draws = {"confidence": CONFIDENCE, "resamples": how.resamples, "seed": how.seed}
     rows: dict[str, Sequence[float]] = dict(text_scores(predictions, references))
@@ -108,7 +108,7 @@ def _missing(how: ReportMetrics) -> dict[str, str]:
     if how.chexbert is None:
         missing[CLINICAL] = "its weights were not given (--chexbert PATH)"
     if how.annotate is None:
-        missing[RADGRAPH] = "not asked for (--radgraph)"
+        missing[RADGRAPH] = "not requested (--radgraph)"
     return missing
 
 

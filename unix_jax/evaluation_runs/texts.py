@@ -1,7 +1,7 @@
-"""Reports made elsewhere: predictions and references from CSV or JSON lines.
+"""Reads reports from other software: predictions and references from CSV or JSON lines.
 
-Known columns are those of this project's files, those of the original's
-`understanding_results.csv` ("Report Impression", "Ground Truth"), and common names.
+Known columns are those of this project's files, those of the original's `understanding_results.csv`
+("Report Impression", "Ground Truth"), and common names.
 """
 
 import csv
@@ -21,7 +21,7 @@ KEYS = ("key", "id", "study_id", "dicom_id", "image")
 
 @dataclasses.dataclass(frozen=True)
 class Texts:
-    """Reports of one file; `keys` is () where its rows have no name."""
+    """Reports of one file; `keys` is () if its rows have no keys."""
 
     file: Path
     reports: Sequence[str]
@@ -65,7 +65,7 @@ def read_texts(path: str | Path, fields: Sequence[str], key_field: str = "") -> 
 
 
 def pair(predictions: Texts, references: Texts) -> tuple[list[str], list[str], list[str]]:
-    """(keys, predictions, references): by key where both files have keys, else in their order.
+    """(keys, predictions, references): by key if both files have keys, else by their order.
 
     Raises:
       DataError: a key without its counterpart, a key twice, or files of different lengths.
@@ -95,7 +95,7 @@ def _by_key(texts: Texts) -> dict[str, str]:
     found = dict(zip(texts.keys, texts.reports, strict=True))
     if len(found) < len(texts.keys):
         twice = next(key for key in found if list(texts.keys).count(key) > 1)
-        raise DataError(f"{texts.file}: key {twice!r} is there twice")
+        raise DataError(f"{texts.file}: key {twice!r} occurs twice")
     return found
 
 

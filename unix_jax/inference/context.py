@@ -73,7 +73,8 @@ def prefill(
       (a cache of `capacity` slots whose first ones hold the und tokens, then the latents, and
       the final (und, gen) hidden states). Padding occupies slots but is not valid.
     """
-    streams, (keys, values) = model.apply({"params": params}, batch, method=UniX.run)
+    output: Any = model.apply({"params": params}, batch, method=UniX.forward)
+    streams, (keys, values), _ = output
     valid = batch.und.segment > 0
     if batch.gen is not None:
         valid = jnp.concatenate([valid, batch.gen.segment > 0], axis=1)
@@ -172,6 +173,7 @@ def image_context(
         cache=cache,
         positions=jnp.asarray(np.concatenate(positions)),
         latent_position_ids=jnp.asarray(ids)[None],
+        grid=grid,
     )
 
 

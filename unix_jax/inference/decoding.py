@@ -61,7 +61,7 @@ def sample_token(
 ) -> Int[Array, " B"]:
     """One token a row from softmax(logits / temperature), restricted to the nucleus of mass top_p.
 
-    `keys`: one random key a row, so that a row's draw does not depend on its neighbours.
+    `keys`: one random key per row, so that a row's token does not depend on its neighbours.
     """
     # Against the largest, and by a normal number: the smallest temperatures are greedy, not NaN.
     logits = logits - jnp.max(logits, axis=-1, keepdims=True)
@@ -105,7 +105,7 @@ def decode_until(
 
     def step(state: DecodeState) -> DecodeState:
         x = apply(UniX.embed_text, state.token[:, None])
-        (hidden, _), cache = apply(
+        (hidden, _), cache, _ = apply(
             UniX.decode, (x, None), (state.position[:, None], None), None, state.cache,
             jnp.ones_like(state.done)[:, None],
         )  # fmt: skip

@@ -5,10 +5,9 @@ Letters: B rows, h w latent rows and columns, H W pixels, C latent channels.
 
 import dataclasses
 import os
-import typing
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, Unpack, overload
 
 import flax.linen as nn
 import jax
@@ -16,8 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
+from PIL import Image
 
 from unix_jax import sharding
+from unix_jax.checkpoints.diffusers_checkpoint import open_diffusers
 from unix_jax.config import AutoencoderConfig
 from unix_jax.inference.compilation import enable_compilation_cache
 from unix_jax.inference.context import require_finite
@@ -25,11 +26,18 @@ from unix_jax.inference.denoising import denoise
 from unix_jax.inference.inputs import (
     Prompts,
     choice,
-    number,
     prompt_list,
     require,
     row_keys,
-    whole,
+    row_seeds,
+)
+from unix_jax.inference.results import ImageResult, ImageStep
+from unix_jax.inference.settings import (
+    OUTPUT_TYPES,
+    DiffusionOptions,
+    DiffusionSettings,
+    OutputType,
+    settings_of,
 )
 from unix_jax.models import bert, clip, unet
 from unix_jax.models.autoencoder import Autoencoder
@@ -37,49 +45,10 @@ from unix_jax.models.bert import Bert, BertConfig
 from unix_jax.models.clip import ClipText, ClipTextConfig
 from unix_jax.models.unet import UNet
 from unix_jax.models.unet_config import UNetConfig
-from unix_jax.preprocessing.noise_schedule import NoiseSchedule, Sampler
+from unix_jax.preprocessing.noise_schedule import NoiseSchedule
 from unix_jax.preprocessing.prompt_tokenizer import PromptTokenizer
 from unix_jax.preprocessing.transforms import to_gray_pil
 from unix_jax.storage.paths import local_path
-
-OutputType = Literal["pil", "np", "latent"]
-Progress = Callable[[int, int], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class DiffusionSettings:
-    """How an image is generated; `DiffusionPipeline.generate_image` describes each field."""
-
-    height: int | None = None
-    width: int | None = None
-    num_steps: int = 50
-    guidance_scale: float = 7.5
-    guidance_rescale: float = 0.0
-    sampler: Sampler | None = None
-
-    def checked(self, vae: AutoencoderConfig, native: tuple[int, int]) -> "DiffusionSettings":
-        """The same settings as plain numbers, sizes in pixels.
-
-        Raises:
-          PromptError: a setting of another kind, out of range, or without effect.
-        """
-        side = vae.downsample
-        sizes = []
-        for name, latents in zip(("height", "width"), native, strict=True):
-            given = getattr(self, name)
-            multiple = f"a positive multiple of {side}"
-            value = latents * side if given is None else whole(name, given, side, None, multiple)
-            require(value % side == 0, name, multiple, value)
-            sizes.append(value)
-        scale = number("guidance_scale", self.guidance_scale, "a number of at least 0", 0)
-        rescale = number("guidance_rescale", self.guidance_rescale, "a number from 0 to 1", 0, 1)
-        without = "0 without guidance (guidance_scale of at most 1)"
-        require(scale > 1 or rescale == 0, "guidance_rescale", without, rescale)
-        if self.sampler is not None:
-            choice("sampler", self.sampler, typing.get_args(Sampler))
-        steps = whole("num_steps", self.num_steps, 1)
-        height, width = sizes
-        return DiffusionSettings(height, width, steps, scale, rescale, self.sampler)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -102,7 +71,7 @@ class DiffusionPipeline:
 
     @classmethod
     def from_pretrained(
-        cls, path: str | os.PathLike[str], dtype: Any = "bfloat16", mesh: Mesh | None = None
+        cls, path: str | os.PathLike[str], *, dtype: Any = "bfloat16", mesh: Mesh | None = None
     ) -> Self:
         """Loads a folder of `StableDiffusionPipeline` as it is, or an imported one.
 
@@ -117,9 +86,6 @@ class DiffusionPipeline:
           StorageError: a URL, or no path.
           PromptError: another dtype.
         """
-        # The table of published keys lives in `convert`, which stands above this package.
-        from unix_jax.checkpoints.diffusers_checkpoint import open_diffusers
-
         choice("dtype", str(dtype), ("bfloat16", "float32"))
         enable_compilation_cache()
         folder = open_diffusers(local_path(path))
@@ -145,69 +111,117 @@ class DiffusionPipeline:
             params, used, mesh,
         )  # fmt: skip
 
+    @overload
     def generate_image(
         self,
         prompts: Prompts,
-        height: int | None = None,
-        width: int | None = None,
-        num_steps: int = 50,
-        guidance_scale: float = 7.5,
-        guidance_rescale: float = 0.0,
-        sampler: Sampler | None = None,
+        *,
+        settings: DiffusionSettings | None = None,
+        seed: int | Sequence[int] = 0,
+        output_type: Literal["pil"] = "pil",
+        callback: Callable[[ImageStep], object] | None = None,
+        return_details: Literal[False] = False,
+        **options: Unpack[DiffusionOptions],
+    ) -> list[Image.Image]: ...
+
+    @overload
+    def generate_image(
+        self,
+        prompts: Prompts,
+        *,
+        settings: DiffusionSettings | None = None,
+        seed: int | Sequence[int] = 0,
+        output_type: Literal["np", "latent"],
+        callback: Callable[[ImageStep], object] | None = None,
+        return_details: Literal[False] = False,
+        **options: Unpack[DiffusionOptions],
+    ) -> np.ndarray: ...
+
+    @overload
+    def generate_image(
+        self,
+        prompts: Prompts,
+        *,
+        settings: DiffusionSettings | None = None,
         seed: int | Sequence[int] = 0,
         output_type: OutputType = "pil",
-        progress: Progress | None = None,
-    ) -> Any:
+        callback: Callable[[ImageStep], object] | None = None,
+        return_details: Literal[True],
+        **options: Unpack[DiffusionOptions],
+    ) -> list[ImageResult[DiffusionSettings]]: ...
+
+    def generate_image(
+        self,
+        prompts: Prompts,
+        *,
+        settings: DiffusionSettings | None = None,
+        seed: int | Sequence[int] = 0,
+        output_type: OutputType = "pil",
+        callback: Callable[[ImageStep], object] | None = None,
+        return_details: bool = False,
+        **options: Unpack[DiffusionOptions],
+    ) -> list[Image.Image] | np.ndarray | list[ImageResult[DiffusionSettings]]:
         """Generates one image for each prompt.
 
         Args:
           prompts: one text or several. What is longer than the text encoder reads is cut off, as
             in diffusers, with a warning.
-          height, width: pixels, multiples of the autoencoder's factor; None is the size that the
-            U-Net was trained for.
-          num_steps: evaluations of the U-Net per image.
-          guidance_scale: guidance against the empty prompt; 1 or less turns it off.
-          guidance_rescale: from 0 to 1, how far the spread of guided outputs is brought back to
-            that of the unguided ones.
-          sampler: `ddim` or `euler`, over the checkpoint's noise schedule; None is the checkpoint's
-            own.
+          settings: how images are generated; None makes it of `options`.
           seed: an int for all rows (equal prompts generate equal images), or one per row. A row's
             image does not depend on the other rows.
           output_type: `pil` (list of PIL images of mode L: the mean of the decoded channels), `np`
             (float32 [B, H, W, 3] in [0, 1]) or `latent` (float32 scaled latents [B, h, w, C]).
-          progress: called with (steps done, number of steps).
+          callback: called with an `ImageStep` after each step.
+          return_details: return an `ImageResult` for each image, with its seed and the settings.
+          **options: the fields of `DiffusionSettings`: `height`, `width`, `num_inference_steps`,
+            `guidance_scale`, `guidance_rescale`, `sampler`.
 
         Raises:
           PromptError: an argument that cannot be used.
           NonFiniteError: the model computed NaN or infinite numbers; no result is returned.
         """
-        choice("output_type", output_type, typing.get_args(OutputType))
+        chosen = settings_of(DiffusionSettings, settings, options)
+        require(callback is None or callable(callback), "callback", "a function", callback)
+        choice("output_type", output_type, OUTPUT_TYPES)
         texts = prompt_list(prompts)
         for text in texts:
             require(isinstance(text, str), "prompts", "texts", text)
-        settings = DiffusionSettings(
-            height, width, num_steps, guidance_scale, guidance_rescale, sampler
-        ).checked(self.vae, self.native)
-        keys = row_keys(seed, len(texts))
-        latents = self._latents(texts, settings, keys, progress)
+        used = chosen.checked(self.vae, self.native)
+        seeds = row_seeds(seed, len(texts))
+        latents = self._latents(texts, used, seeds, callback)
         require_finite(np.isfinite(latents).all((1, 2, 3)), "prompts", "latents of the image")
-        if output_type == "latent":
-            return latents
-        # An image at a time: its activations are far larger than it.
+        found: list[Any] | np.ndarray = latents
+        if output_type != "latent":
+            found = self._pixels(latents)
+        if output_type == "pil":
+            found = [to_gray_pil(pixels) for pixels in found]
+        if not return_details:
+            return found
+        return [ImageResult(*of_row, used) for of_row in zip(found, seeds, strict=True)]
+
+    def _pixels(self, latents: Float[np.ndarray, "B h w C"]) -> Float[np.ndarray, "B H W 3"]:
+        """In [0, 1]. An image at a time: its activations are far larger than it.
+
+        Raises:
+          NonFiniteError: pixels that are NaN or infinite.
+        """
         decode = jax.jit(lambda x: self._apply("vae", Autoencoder(self.vae), x, method="decode"))
         pixels = np.concatenate([np.asarray(decode(row[None])) for row in latents])
         finite = np.isfinite(pixels).all((1, 2, 3))
         require_finite(finite, "prompts", "decoded pixels of the image")
-        pixels = np.clip(pixels / 2 + 0.5, 0, 1)
-        return pixels if output_type == "np" else [to_gray_pil(image) for image in pixels]
+        return np.clip(pixels / 2 + 0.5, 0, 1)
 
     def _latents(
-        self, texts: list[str], settings: DiffusionSettings, keys: Array, progress: Progress | None
+        self,
+        texts: list[str],
+        settings: DiffusionSettings,
+        seeds: list[int],
+        callback: Callable[[ImageStep], object] | None,
     ) -> Float[np.ndarray, "B h w C"]:
         schedule = self.schedule
         if settings.sampler is not None:
             schedule = schedule.with_sampler(settings.sampler)
-        plan = schedule.plan(settings.num_steps)
+        plan = schedule.plan(settings.num_inference_steps)
         ids, cut = self.tokenizer.encode(texts)
         long = {f"prompts[{i}]": n for i, n in enumerate(cut) if n}
         if long:
@@ -218,7 +232,7 @@ class DiffusionPipeline:
         assert settings.width is not None
         side = self.vae.downsample
         shape = (settings.height // side, settings.width // side, self.unet.in_channels)
-        noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+        noise = jax.vmap(lambda key: jax.random.normal(key, shape))(row_keys(seeds))
         guided, rows = settings.guidance_scale > 1, len(texts)
         shards = 1 if self.mesh is None else sharding.batch_shards(self.mesh)
         # The last row is repeated until the mesh splits the batch evenly.
@@ -229,19 +243,33 @@ class DiffusionPipeline:
             ids = np.concatenate([ids, np.repeat(empty, len(ids), axis=0)])
         x, placed = self._place(noise[index]), self._place(jnp.asarray(ids))
         scales = jnp.float32(settings.guidance_scale), jnp.float32(settings.guidance_rescale)
-        model, total = UNet(self.unet, self.dtype), settings.num_steps
+        model, total = UNet(self.unet, self.dtype), settings.num_inference_steps
         with sharding.use_mesh(self.mesh):
             hidden = jax.jit(self._encode)(placed)
-            for first in range(0, total, total if progress is None else 1):
-                last = total if progress is None else first + 1
+            for first in range(0, total, total if callback is None else 1):
+                last = total if callback is None else first + 1
                 x = denoise(
                     model, schedule, self.params["unet"], x, hidden, plan, jnp.int32(first),
                     jnp.int32(last), *scales, guided=guided,
                 )  # fmt: skip
-                if progress is not None:
-                    jax.block_until_ready(x)
-                    progress(last, total)
+                if callback is not None:
+                    state = np.asarray(x)[:rows]
+                    callback(ImageStep(last, total, state, state, self._previews))
         return np.asarray(x)[:rows]
+
+    def _previews(self, latents: Float[np.ndarray, "B h w C"]) -> list[Image.Image]:
+        return [to_gray_pil(pixels) for pixels in self._pixels(latents)]
+
+    def __repr__(self) -> str:
+        height, width = (side * self.vae.downsample for side in self.native)
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        return (
+            f"{type(self).__name__}(\n"
+            f"  model: {count / 1e6:,.1f} M parameters, {jnp.dtype(self.dtype).name}\n"
+            f"  images: {height} x {width} px\n"
+            f"  sampler: {self.schedule.sampler}\n"
+            ")"
+        )
 
     def _encode(self, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         if isinstance(self.text, ClipTextConfig):

@@ -325,10 +325,8 @@ def _described(value: Any) -> str:
     return _named(value) if dtype is None else f"{_named(value)} of {dtype}"
 
 
-def row_keys(seed: int | Iterable[int], rows: int) -> Array:
-    """One random key a row, from its own seed alone: the row's place in the batch is not used.
-
-    An int serves every row (equal inputs then give equal outputs); a sequence gives each its own.
+def row_seeds(seed: int | Iterable[int], rows: int) -> list[int]:
+    """The seed of each row: an int serves all rows, a sequence has one for each.
 
     Raises:
       PromptError: a seed that is no integer in [0, 2**32), or another number of seeds.
@@ -338,11 +336,18 @@ def row_keys(seed: int | Iterable[int], rows: int) -> Array:
     if several and getattr(seed, "ndim", None) != 0:
         seeds = _sequence(seed, "seed", expected)
         if len(seeds) != rows:
-            raise PromptError(f"seed: expected one, or {rows} (one a row), found {len(seeds)}")
+            raise PromptError(f"seed: expected one, or {rows} (one per row), found {len(seeds)}")
     else:
         seeds = [seed] * rows
-    checked = [whole("seed", value, 0, 2**32 - 1) for value in seeds]
-    return jax.vmap(jax.random.key)(np.asarray(checked, np.uint32))
+    return [whole("seed", value, 0, 2**32 - 1) for value in seeds]
+
+
+def row_keys(seeds: Sequence[int]) -> Array:
+    """One random key per row, from its own seed alone: the row's index is not used.
+
+    Rows of equal inputs and equal seeds give equal outputs.
+    """
+    return jax.vmap(jax.random.key)(np.asarray(seeds, np.uint32))
 
 
 def require(condition: bool, argument: str, expected: str, found: Any) -> None:

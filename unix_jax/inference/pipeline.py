@@ -3,11 +3,13 @@
 Letters: B rows, G latent tokens, C numbers in a latent token.
 """
 
+import contextlib
 import dataclasses
 import os
-import typing
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, Self
+from pathlib import Path
+from typing import Any, Literal, Self, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -17,34 +19,41 @@ from jaxtyping import Float
 from PIL import Image
 
 from unix_jax import sharding
+from unix_jax.checkpoints import native
+from unix_jax.checkpoints.export import export_published
 from unix_jax.checkpoints.load import load_model
 from unix_jax.checkpoints.run_export import resolve_checkpoint
 from unix_jax.config import UniXConfig
-from unix_jax.errors import PromptError
+from unix_jax.errors import CheckpointError, PromptError
 from unix_jax.inference.compilation import enable_compilation_cache
-from unix_jax.inference.drawing import ImageSettings, decode_latents, draw_latents, latent_size
+from unix_jax.inference.image_latents import (
+    LatentStep,
+    decode_latents,
+    generate_latents,
+    latent_size,
+)
 from unix_jax.inference.inputs import ImageRows, Images, Prompts, choice, require, whole
 from unix_jax.inference.loaded import LoadedModel
-from unix_jax.inference.reports import decode_reports, last_rows, stream_text
-from unix_jax.inference.sampling import Renorm
+from unix_jax.inference.reports import decode_reports, results, steps
+from unix_jax.inference.results import ImageResult, ImageStep, ReportResult, ReportStep
+from unix_jax.inference.settings import (
+    OUTPUT_TYPES,
+    ImageOptions,
+    ImageSettings,
+    OutputType,
+    ReportOptions,
+    ReportSettings,
+    settings_of,
+)
 from unix_jax.models.autoencoder import param_shapes as vae_param_shapes
 from unix_jax.models.unix import UniX, param_shapes, unroll_params
 from unix_jax.preprocessing.text import Tokenizer
-from unix_jax.preprocessing.transforms import Resize, to_gray_pil
+from unix_jax.preprocessing.transforms import to_gray_pil
 from unix_jax.storage import recorded_files
 from unix_jax.storage.paths import local_path
 
-OutputType = Literal["pil", "np", "latent"]
-Progress = Callable[[int, int], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageStep:
-    """Images in the making, after `step` of `total` network evaluations; the last are final."""
-
-    step: int
-    total: int
-    images: list[Image.Image]
+ReportCallback = Callable[[ReportStep], object]
+ImageCallback = Callable[[ImageStep], object]
 
 
 class UniXPipeline:
@@ -117,9 +126,9 @@ class UniXPipeline:
     def from_pretrained(
         cls,
         path: str | os.PathLike[str],
+        *,
         dtype: Any = "bfloat16",
         mesh: Mesh | None = None,
-        *,
         double_bos: bool | None = None,
         allow_non_finite: bool = False,
         compilation_cache: bool = True,
@@ -176,18 +185,108 @@ class UniXPipeline:
             tokenizer.check_vocab(config.decoder.vocab_size)
         return cls(config, params, vae_params, tokenizer, dtype=used, mesh=mesh)
 
+    def save_pretrained(
+        self, path: str | os.PathLike[str], *, layout: Literal["native", "published"] = "native"
+    ) -> None:
+        """Writes the model, its configuration and its tokenizer to a new directory, atomically.
+
+        The weights have the type that this pipeline holds: float32 on a CPU whatever the source
+        had, which loses nothing; `unix-jax convert cast` changes it. Tensors of the source that
+        the model does not use are not written.
+
+        Args:
+          path: a new or empty directory.
+          layout: `native`, this project's checkpoint, or `published`, which the original's PyTorch
+            code loads.
+
+        Raises:
+          PromptError: another layout.
+          UniXError: `path` has content or cannot be written, or several processes hold the
+            weights.
+        """
+        choice("layout", layout, ("native", "published"))
+        path = local_path(path)
+        if jax.process_count() > 1:
+            raise CheckpointError(
+                f"{path}: expected one process, found {jax.process_count()}: each of them holds a "
+                "part of the weights; load and save the checkpoint in one process"
+            )
+        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            raise CheckpointError(f"{path}: expected a new or empty directory, found another path")
+        with tempfile.TemporaryDirectory() as temporary:
+            copies = []
+            if self.tokenizer is not None:
+                copies = self.tokenizer.write_files(temporary)
+            if layout == "native":
+                native.save(path, self.config, self.params, self.vae_params, copies=copies)
+                return
+            # The export reads a checkpoint: it is written beside the target, where there is room.
+            with _directory_beside(path) as beside:
+                checkpoint = beside / "checkpoint"
+                native.save(checkpoint, self.config, self.params, self.vae_params, copies=copies)
+                export_published(checkpoint, path)
+
+    def __repr__(self) -> str:
+        config, loaded = self.config, self.loaded
+        devices = [jax.devices()[0]] if loaded.mesh is None else list(loaded.mesh.devices.flat)
+        where = f"{len(devices)} x {devices[0].device_kind}"
+        if loaded.mesh is not None:
+            where += f", mesh {dict(loaded.mesh.shape)}"
+        side = ImageSettings().size(config)[0]
+        vae, words = "no autoencoder: reports only", "no tokenizer: token ids only"
+        if loaded.vae_params is not None:
+            vae = f"up to {side} x {side} px, autoencoder of {_millions(loaded.vae_params)}"
+        if loaded.tokenizer is not None:
+            words = f"{loaded.tokenizer.vocab_size:,} tokens"
+        return (
+            f"{type(self).__name__}(\n"
+            f"  model: {_millions(loaded.params)}, {jnp.dtype(loaded.model.dtype)} on {where}\n"
+            f"  reports: from {config.vision.image_size} x {config.vision.image_size} px, "
+            f"{config.decoder.max_position_embeddings:,} positions\n"
+            f"  images: {vae}\n"
+            f"  tokenizer: {words}\n"
+            ")"
+        )
+
     # ------------------------------------------------------------------------- reports
+
+    @overload
+    def generate_report(
+        self,
+        images: ImageRows,
+        *,
+        prompts: Prompts | None = None,
+        settings: ReportSettings | None = None,
+        seed: int | Sequence[int] = 0,
+        callback: ReportCallback | None = None,
+        return_details: Literal[False] = False,
+        **options: Unpack[ReportOptions],
+    ) -> list[str]: ...
+
+    @overload
+    def generate_report(
+        self,
+        images: ImageRows,
+        *,
+        prompts: Prompts | None = None,
+        settings: ReportSettings | None = None,
+        seed: int | Sequence[int] = 0,
+        callback: ReportCallback | None = None,
+        return_details: Literal[True],
+        **options: Unpack[ReportOptions],
+    ) -> list[ReportResult]: ...
 
     def generate_report(
         self,
         images: ImageRows,
+        *,
         prompts: Prompts | None = None,
-        max_new_tokens: int = 500,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
+        settings: ReportSettings | None = None,
         seed: int | Sequence[int] = 0,
-        resize: Resize = "letterbox",
-    ) -> list[str]:
+        callback: ReportCallback | None = None,
+        return_details: bool = False,
+        **options: Unpack[ReportOptions],
+    ) -> list[str] | list[ReportResult]:
         """Writes one report for each image, or for each list of images.
 
         Args:
@@ -195,15 +294,16 @@ class UniXPipeline:
             or tensors. An array of up to three dimensions is one image, [H, W], [H, W, C] or
             [C, H, W]; one of four dimensions is a batch, [B, H, W, C] or [B, C, H, W], as in
             diffusers. uint8, uint16, or floats in [0, 1]. A list or tuple among several images
-            has those of one report, such as frontal and lateral: [[a, b], c] gives two reports.
+            has those of one report, such as frontal and lateral: [[a, b], c] makes two reports.
           prompts: None (the model's own default, see `UniXConfig.instructions`), one for all, or
             one for each report; strings or ids, in any iterable.
-          max_new_tokens: largest number of new tokens.
-          temperature: 0 decodes greedily.
-          top_p: mass of the nucleus that is sampled from, in (0, 1].
+          settings: how reports are generated; None makes it of `options`.
           seed: of the sampling; an int for all rows, or one for each.
-          resize: how an image becomes the ViT's square: `letterbox` (shrunk, never enlarged,
-            centred on white, as in the original's evaluation) or `squash` (its web demo).
+          callback: called with a `ReportStep` after each new token.
+          return_details: return a `ReportResult` for each report, with its token ids, its seed and
+            why it ended.
+          **options: the fields of `ReportSettings`: `max_new_tokens`, `temperature`, `top_p`,
+            `resize`.
 
         Returns:
           The reports. A row's report does not depend on the other rows.
@@ -213,163 +313,279 @@ class UniXPipeline:
           NonFiniteError: the model computed NaN or infinite numbers; no result is returned.
           CheckpointError: the checkpoint has no tokenizer; see `generate_report_ids`.
         """
+        chosen = settings_of(ReportSettings, settings, options)
         tokenizer = self.loaded.require_tokenizer()
-        ids = self.generate_report_ids(
-            images, prompts, max_new_tokens, temperature, top_p, seed, resize
-        )
-        return [tokenizer.decode(row) for row in ids]
+        found = self._reports(tokenizer, images, prompts, chosen, seed, callback)
+        return found if return_details else [result.text or "" for result in found]
 
     def generate_report_ids(
         self,
         images: ImageRows,
+        *,
         prompts: Prompts | None = None,
-        max_new_tokens: int = 500,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
+        settings: ReportSettings | None = None,
         seed: int | Sequence[int] = 0,
-        resize: Resize = "letterbox",
+        callback: ReportCallback | None = None,
+        **options: Unpack[ReportOptions],
     ) -> list[list[int]]:
-        """As `generate_report`, giving token ids without bos and eos."""
-        states = decode_reports(
-            self.loaded, images, prompts, max_new_tokens, temperature, top_p, seed, None, resize
-        )
-        return last_rows(states, self.config.special_tokens.eos)
+        """As `generate_report`, returning token ids without bos and eos; needs no tokenizer."""
+        chosen = settings_of(ReportSettings, settings, options)
+        found = self._reports(self.tokenizer, images, prompts, chosen, seed, callback)
+        return [result.token_ids for result in found]
+
+    @overload
+    def stream_report(
+        self,
+        images: ImageRows,
+        *,
+        prompts: Prompts | None = None,
+        settings: ReportSettings | None = None,
+        seed: int | Sequence[int] = 0,
+        return_details: Literal[False] = False,
+        **options: Unpack[ReportOptions],
+    ) -> Iterator[list[str]]: ...
+
+    @overload
+    def stream_report(
+        self,
+        images: ImageRows,
+        *,
+        prompts: Prompts | None = None,
+        settings: ReportSettings | None = None,
+        seed: int | Sequence[int] = 0,
+        return_details: Literal[True],
+        **options: Unpack[ReportOptions],
+    ) -> Iterator[ReportStep]: ...
 
     def stream_report(
         self,
         images: ImageRows,
+        *,
         prompts: Prompts | None = None,
-        max_new_tokens: int = 500,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
+        settings: ReportSettings | None = None,
         seed: int | Sequence[int] = 0,
-        resize: Resize = "letterbox",
-    ) -> Iterator[list[str]]:
+        return_details: bool = False,
+        **options: Unpack[ReportOptions],
+    ) -> Iterator[list[str]] | Iterator[ReportStep]:
         """As `generate_report`, token by token: each item has the new text of every row.
 
-        Errors are raised by the call itself, before the first item.
-
-        The pieces of a row, joined, are its report.
+        The pieces of a row, joined, are its report. With `return_details` each item is a
+        `ReportStep`, with the token ids too. Errors in the arguments are raised by the call
+        itself, before the first item.
         """
+        chosen = settings_of(ReportSettings, settings, options)
         tokenizer = self.loaded.require_tokenizer()
-        states = decode_reports(
-            self.loaded, images, prompts, max_new_tokens, temperature, top_p, seed, 1, resize
-        )
-        return stream_text(tokenizer, states)
+        _, states = decode_reports(self.loaded, images, prompts, chosen, seed, 1)
+        found = steps(tokenizer, states, chosen.max_new_tokens, self.config.special_tokens.eos)
+        if return_details:
+            return (step for step, _ in found)
+        return (step.pieces for step, _ in found)
+
+    def _reports(
+        self,
+        tokenizer: Tokenizer | None,
+        images: ImageRows,
+        prompts: Prompts | None,
+        settings: ReportSettings,
+        seed: int | Sequence[int],
+        callback: ReportCallback | None,
+    ) -> list[ReportResult]:
+        _require_callable(callback)
+        eos, stride = self.config.special_tokens.eos, None if callback is None else 1
+        seeds, states = decode_reports(self.loaded, images, prompts, settings, seed, stride)
+        tokens = np.zeros((len(seeds), 0), np.int32)
+        if callback is None:
+            for _, tokens in states:  # noqa: B007
+                pass
+        else:
+            for step, tokens in steps(tokenizer, states, settings.max_new_tokens, eos):  # noqa: B007
+                callback(step)
+        return results(tokenizer, seeds, tokens[: len(seeds)], eos)
 
     # ------------------------------------------------------------------------- images
 
+    @overload
     def generate_image(
         self,
         prompts: Prompts,
-        height: int | None = None,
-        width: int | None = None,
-        num_steps: int = 50,
-        timestep_shift: float = 3.0,
-        guidance_scale: float = 2.0,
-        image_guidance_scale: float = 1.0,
-        guidance_interval: tuple[float, float] = (0.4, 1.0),
-        renorm: Renorm = "global",
-        renorm_min: float = 0.0,
+        *,
+        settings: ImageSettings | None = None,
+        images: Images | None = None,
+        initial_noise: Float[np.ndarray, "B G C"] | None = None,
+        seed: int | Sequence[int] = 0,
+        output_type: Literal["pil"] = "pil",
+        callback: ImageCallback | None = None,
+        return_details: Literal[False] = False,
+        **options: Unpack[ImageOptions],
+    ) -> list[Image.Image]: ...
+
+    @overload
+    def generate_image(
+        self,
+        prompts: Prompts,
+        *,
+        settings: ImageSettings | None = None,
+        images: Images | None = None,
+        initial_noise: Float[np.ndarray, "B G C"] | None = None,
+        seed: int | Sequence[int] = 0,
+        output_type: Literal["np", "latent"],
+        callback: ImageCallback | None = None,
+        return_details: Literal[False] = False,
+        **options: Unpack[ImageOptions],
+    ) -> np.ndarray: ...
+
+    @overload
+    def generate_image(
+        self,
+        prompts: Prompts,
+        *,
+        settings: ImageSettings | None = None,
         images: Images | None = None,
         initial_noise: Float[np.ndarray, "B G C"] | None = None,
         seed: int | Sequence[int] = 0,
         output_type: OutputType = "pil",
-        progress: Progress | None = None,
-    ) -> Any:
-        """Draws one X-ray for each prompt.
+        callback: ImageCallback | None = None,
+        return_details: Literal[True],
+        **options: Unpack[ImageOptions],
+    ) -> list[ImageResult[ImageSettings]]: ...
+
+    def generate_image(
+        self,
+        prompts: Prompts,
+        *,
+        settings: ImageSettings | None = None,
+        images: Images | None = None,
+        initial_noise: Float[np.ndarray, "B G C"] | None = None,
+        seed: int | Sequence[int] = 0,
+        output_type: OutputType = "pil",
+        callback: ImageCallback | None = None,
+        return_details: bool = False,
+        **options: Unpack[ImageOptions],
+    ) -> list[Image.Image] | np.ndarray | list[ImageResult[ImageSettings]]:
+        """Generates one X-ray for each prompt.
 
         Args:
           prompts: one or several; strings or token ids.
-          height, width: pixels, multiples of `config.latent_downsample`; None is 512, or the
-            largest that a smaller model can draw.
-          num_steps: points of the time grid, so num_steps - 1 Euler steps, as in the original.
-          timestep_shift: above 1 spends more steps near noise.
-          guidance_scale: text guidance; 1 or less turns guidance off.
-          image_guidance_scale: image guidance; 1 or less turns it off, above 1 it needs text
-            guidance. Without a condition image it strengthens the text guidance to
-            1 + image_guidance_scale * (guidance_scale - 1), as in the original.
-          guidance_interval: guidance acts for times in (low, high], 0 <= low <= high <= 1.
-          renorm: `global` (over an image), `channel` (per token) or `text_channel` (per token,
-            after the text step only).
-          renorm_min: lower bound of the renormalisation factor, in [0, 1].
-          images: condition images, one a prompt or one for all, in any form that
-            `generate_report` takes; seen by the autoencoder and the ViT.
+          settings: how images are generated; None makes it of `options`.
+          images: condition images, one per prompt or one for all, in any form that
+            `generate_report` takes; seen by the autoencoder, padded with
+            black to height x width as in training, and by the ViT.
           initial_noise: x at t = 1, [B, G, C] or [G, C] for one row; overrides `seed`.
-          seed: an int for all rows (equal prompts give equal images), or one for each.
-          output_type: `pil` (list of PIL pictures of mode L: the mean of the decoded channels),
+          seed: an int for all rows (equal prompts generate equal images), or one for each.
+          output_type: `pil` (list of PIL images of mode L: the mean of the decoded channels),
             `np` (float32 [B, height, width, 3] in [0, 1], the channels as they were decoded) or
             `latent` (float32 tokens [B, G, C]).
-          progress: called with (steps done, steps in all).
+          callback: called with an `ImageStep` after each step. Its `images` are a preview, which
+            costs a run of the autoencoder's decoder.
+          return_details: return an `ImageResult` for each image, with its seed and the settings.
+          **options: the fields of `ImageSettings`: `height`, `width`, `num_inference_steps`,
+            `solver`, `timestep_shift`, `guidance_scale`, `image_guidance_scale`,
+            `guidance_interval`, `renorm`, `renorm_min`.
 
         Raises:
           ImageError, PromptError: an input that cannot be used.
           NonFiniteError: the model computed NaN or infinite numbers; no result is returned.
           CheckpointError: the checkpoint has no autoencoder, and pixels are needed.
         """
-        choice("output_type", output_type, typing.get_args(OutputType))
-        require(progress is None or callable(progress), "progress", "a function", progress)
+        chosen = settings_of(ImageSettings, settings, options)
+        choice("output_type", output_type, OUTPUT_TYPES)
+        _require_callable(callback)
         if output_type != "latent":
             self.loaded.require_vae()
-        settings = ImageSettings(
-            height,
-            width,
-            num_steps,
-            timestep_shift,
-            guidance_scale,
-            image_guidance_scale,
-            guidance_interval,
-            renorm,
-            renorm_min,
+        stride = None if callback is None else 1
+        seeds, states = generate_latents(
+            self.loaded, prompts, chosen, images, initial_noise, seed, stride
         )
-        stride = None if progress is None else 1
-        for at in draw_latents(self.loaded, prompts, settings, images, initial_noise, seed, stride):
+        for at in states:
             latents = at.latents
-            if progress is not None:
-                progress(at.step, at.total)
-        if output_type == "latent":
-            return latents
-        pixels = decode_latents(self.loaded, latents, latent_size(self.config, settings))
-        return pixels if output_type == "np" else [to_gray_pil(p) for p in pixels]
+            if callback is not None:
+                callback(self._image_step(at, chosen))
+        found: list[Any] | np.ndarray = latents
+        if output_type != "latent":
+            found = decode_latents(self.loaded, latents, latent_size(self.config, chosen))
+        if output_type == "pil":
+            found = [to_gray_pil(pixels) for pixels in found]
+        if not return_details:
+            return found
+        used = chosen.checked(self.config)
+        of_noise = initial_noise is not None
+        return [
+            ImageResult(image, None if of_noise else row_seed, used)
+            for image, row_seed in zip(found, seeds, strict=True)
+        ]
 
     def stream_image(
         self,
         prompts: Prompts,
+        *,
         settings: ImageSettings | None = None,
         images: Images | None = None,
         initial_noise: Float[np.ndarray, "B G C"] | None = None,
         seed: int | Sequence[int] = 0,
         every: int = 5,
+        **options: Unpack[ImageOptions],
     ) -> Iterator[ImageStep]:
-        """As `generate_image`, with a look every so many steps at what the images become.
+        """As `generate_image`, with a preview of the images every few steps.
 
         Args:
-          prompts, images, initial_noise, seed: as in `generate_image`.
-          settings: its other arguments; None takes its defaults.
-          every: network evaluations between two looks, at least 1. Each look costs a run of the
-            autoencoder's decoder.
+          prompts, settings, images, initial_noise, seed, **options: as in `generate_image`.
+          every: steps per preview, at least 1. Each costs a run of the autoencoder's decoder.
 
         Yields:
-          The model's present estimate of the finished images; the last item has them as
-          `generate_image` gives them.
+          The model's present estimate of the finished images; the last item has the images that
+          `generate_image` returns.
 
         Raises:
           ImageError, PromptError, CheckpointError: as `generate_image`, by the call itself.
         """
+        chosen = settings_of(ImageSettings, settings, options)
         every = whole("every", every, 1)
         self.loaded.require_vae()
-        settings = ImageSettings() if settings is None else settings
-        require(isinstance(settings, ImageSettings), "settings", "ImageSettings", settings)
-        steps = draw_latents(self.loaded, prompts, settings, images, initial_noise, seed, every)
-        size = latent_size(self.config, settings)
-        return (
-            ImageStep(
-                at.step,
-                at.total,
-                [to_gray_pil(p) for p in decode_latents(self.loaded, at.estimate, size)],
-            )
-            for at in steps
+        _, states = generate_latents(
+            self.loaded, prompts, chosen, images, initial_noise, seed, every
         )
+        return self._previews(states, chosen)
+
+    def _previews(
+        self, states: Iterator[LatentStep], settings: ImageSettings
+    ) -> Iterator[ImageStep]:
+        for at in states:
+            step = self._image_step(at, settings)
+            # Decoded here, so that numbers that are not finite are found at their step.
+            _ = step.images
+            yield step
+
+    def _image_step(self, at: LatentStep, settings: ImageSettings) -> ImageStep:
+        def decode(latents: np.ndarray) -> list[Image.Image]:
+            pixels = decode_latents(self.loaded, latents, latent_size(self.config, settings))
+            return [to_gray_pil(image) for image in pixels]
+
+        return ImageStep(at.step, at.total, at.latents, at.estimate, decode)
+
+
+@contextlib.contextmanager
+def _directory_beside(path: Path) -> Iterator[Path]:
+    """A temporary directory on the file system of `path`.
+
+    Raises:
+      CheckpointError: it cannot be created.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        created = tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from error
+    with created as name:
+        yield Path(name)
+
+
+def _millions(params: Any) -> str:
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    return f"{count / 1e6:,.1f} M parameters"
+
+
+def _require_callable(callback: Any) -> None:
+    require(callback is None or callable(callback), "callback", "a function", callback)
 
 
 def _dtype(given: Any) -> np.dtype:

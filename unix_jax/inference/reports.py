@@ -1,4 +1,4 @@
-"""From pictures and prompts to the tokens of reports, a row each.
+"""From images and prompts to the tokens of reports, one row each.
 
 Letters: B rows, M tokens so far; pixels are [B, images of a row, H, W, 3].
 """
@@ -12,20 +12,13 @@ import numpy as np
 from unix_jax import sharding
 from unix_jax.inference import decoding
 from unix_jax.inference.context import as_batch, bucket, finite_rows, prefill, require_finite
-from unix_jax.inference.inputs import (
-    TINY,
-    ImageRows,
-    Prompts,
-    choice,
-    image_rows,
-    number,
-    row_keys,
-    whole,
-)
+from unix_jax.inference.inputs import ImageRows, Prompts, image_rows, row_keys, row_seeds
 from unix_jax.inference.loaded import LoadedModel
+from unix_jax.inference.results import ReportResult, ReportStep
+from unix_jax.inference.settings import ReportSettings
 from unix_jax.preprocessing.layout import Split, TextSplit, VitSplit, lay_out, stream_lengths
 from unix_jax.preprocessing.text import Tokenizer
-from unix_jax.preprocessing.transforms import RESIZES, Resize, to_model_image
+from unix_jax.preprocessing.transforms import to_model_image
 
 States = Iterator[tuple[int, np.ndarray]]
 
@@ -34,47 +27,40 @@ def decode_reports(
     loaded: LoadedModel,
     images: ImageRows,
     prompts: Prompts | None,
-    max_new_tokens: int,
-    temperature: float,
-    top_p: float,
+    settings: ReportSettings,
     seed: int | Sequence[int],
     stride: int | None,
-    resize: Resize = "letterbox",
-) -> States:
-    """Yields (rows, token ids so far [rows, M]) every `stride` tokens, or when a cache is full.
+) -> tuple[list[int], States]:
+    """Returns (the seed of each row, states).
 
-    A finished row is filled with eos. Arguments and errors are those of
-    `UniXPipeline.generate_report`; they are checked by the call itself, before the first item is
+    Each state is (number of rows, token ids so far [rows, M]), every `stride` tokens, or when a
+    cache is full. A finished row is filled with eos. Arguments and errors are those of
+    `UniXPipeline.generate_report`; they are checked by the call itself, before the first state is
     asked for.
 
     Raises:
       NonFiniteError: a context or logits that are NaN or infinite.
     """
     config = loaded.config
-    positions = config.decoder.max_position_embeddings
-    most = positions - 4
-    expected = f"an integer from 1 to {most} ({positions} positions)"
-    max_new_tokens = whole("max_new_tokens", max_new_tokens, 1, most, expected)
-    temperature = number("temperature", temperature, "a finite number of at least 0", 0)
-    top_p = number("top_p", top_p, "a number in (0, 1]", TINY, 1)
-    choice("resize", resize, RESIZES)
-    pictures = image_rows(images)
-    rows = len(pictures)
-    most_images = max(len(row) for row in pictures)
+    settings = settings.checked(config)
+    found = image_rows(images)
+    rows = len(found)
+    most_images = max(len(row) for row in found)
     # An image takes one position, and the report's bos another.
-    longest = positions - max_new_tokens - 1 - most_images
+    positions = config.decoder.max_position_embeddings
+    longest = positions - settings.max_new_tokens - 1 - most_images
     texts = loaded.encode_prompts(
         config.asked.default if prompts is None else prompts, rows, longest
     )
-    keys = row_keys(seed, rows)
+    seeds = row_seeds(seed, rows)
     side = config.vision.image_size
     # Rows of fewer images have zeros that no token refers to.
     pixels = np.zeros((rows, most_images, side, side, 3), np.float32)
-    for row, found in enumerate(pictures):
-        for i, picture in enumerate(found):
-            pixels[row, i] = to_model_image(picture, side, resize)
-    counts = [len(found) for found in pictures]
-    return _decode(loaded, texts, counts, keys, pixels, max_new_tokens, temperature, top_p, stride)
+    for row, of_row in enumerate(found):
+        for i, image in enumerate(of_row):
+            pixels[row, i] = to_model_image(image, side, settings.resize)
+    counts = [len(row) for row in found]
+    return seeds, _decode(loaded, texts, counts, row_keys(seeds), pixels, settings, stride)
 
 
 def _decode(
@@ -83,12 +69,10 @@ def _decode(
     counts: list[int],
     keys: Any,
     pixels: np.ndarray,
-    max_new_tokens: int,
-    temperature: float,
-    top_p: float,
+    settings: ReportSettings,
     stride: int | None,
 ) -> States:
-    config, rows = loaded.config, len(texts)
+    config, rows, most = loaded.config, len(texts), settings.max_new_tokens
     texts, counts, keys, pixels = loaded.whole_shards(texts, counts, keys, pixels)
     samples: list[list[list[Split]]] = [
         [[*(VitSplit() for _ in range(count)), TextSplit(ids)]]
@@ -96,7 +80,7 @@ def _decode(
     ]
     length = bucket(max(stream_lengths(row, config)[0] for row in samples))
     layout = lay_out(samples, config, und_length=length)
-    buffer = -(-max_new_tokens // 64) * 64
+    buffer = -(-most // 64) * 64
     with sharding.use_mesh(loaded.mesh):
         batch = loaded.place(as_batch(layout, pixels))  # type: ignore[arg-type]
         cache, _ = prefill(loaded.model, loaded.params, batch, bucket(length + 1))
@@ -107,13 +91,13 @@ def _decode(
         )
         keys = loaded.place(keys)
     step = 0
-    while step < max_new_tokens:
+    while step < most:
         room = state.cache.capacity - length - step
         if room == 0:
             with sharding.use_mesh(loaded.mesh):
                 state = decoding.grow(state, bucket(state.cache.capacity + 1))
             continue
-        limit = min(max_new_tokens, step + min(room, stride or room))
+        limit = min(most, step + min(room, stride or room))
         with sharding.use_mesh(loaded.mesh):
             state = decoding.decode_until(
                 loaded.model,
@@ -121,9 +105,9 @@ def _decode(
                 state,
                 jnp.int32(limit),
                 keys,
-                jnp.float32(temperature or 1.0),
-                jnp.float32(top_p),
-                greedy=temperature == 0,
+                jnp.float32(settings.temperature or 1.0),
+                jnp.float32(settings.top_p),
+                greedy=settings.temperature == 0,
             )
         step = int(state.step)
         # The loop has ended: these are read without another wait.
@@ -140,30 +124,37 @@ def _decode(
             return
 
 
-def last_rows(states: States, eos: int) -> list[list[int]]:
-    """The finished rows: ids up to the eos, without it."""
-    rows, tokens = 0, np.zeros((0, 0), np.int32)
-    for rows, tokens in states:  # noqa: B007
-        pass
-    return [_until(row, eos) for row in tokens[:rows]]
+def results(
+    tokenizer: Tokenizer | None, seeds: Sequence[int], tokens: np.ndarray, eos: int
+) -> list[ReportResult]:
+    """One result per row of the last state's tokens [rows, M]."""
+    found = []
+    for seed, row in zip(seeds, tokens, strict=True):
+        ends = np.flatnonzero(row == eos)
+        ids = row[: ends[0] if len(ends) else None].tolist()
+        text = None if tokenizer is None else tokenizer.decode(ids)
+        found.append(ReportResult(text, ids, seed, "eos" if len(ends) else "length"))
+    return found
 
 
-def stream_text(tokenizer: Tokenizer, states: States) -> Iterator[list[str]]:
-    """The new text of every row at each state; joined, a row's pieces are its report."""
-    streams = None
-    done = 0
+def steps(
+    tokenizer: Tokenizer | None, states: States, total: int, eos: int
+) -> Iterator[tuple[ReportStep, np.ndarray]]:
+    """Yields (step, tokens so far [rows, M]) for each new token of `states`, whose stride is 1.
+
+    A last step without new tokens has the text that still waited for the rest of a character.
+    """
+    streams: list[Any] = []
+    tokens = np.zeros((0, 0), np.int32)
     for rows, tokens in states:
-        if streams is None:
+        if tokenizer is not None and not streams:
             streams = [tokenizer.stream() for _ in range(rows)]
-        new, done = tokens[:rows, done:], tokens.shape[1]
+        tokens = tokens[:rows]
+        new = tokens[:, -1].tolist()
         # The stream drops control tokens, the eos that fills a finished row among them.
-        yield [
-            "".join(stream.push(token) for token in row)
-            for stream, row in zip(streams, new, strict=True)
-        ]
-    yield [stream.flush() for stream in streams or []]
-
-
-def _until(row: np.ndarray, eos: int) -> list[int]:
-    ends = np.flatnonzero(row == eos)
-    return row[: ends[0] if len(ends) else None].tolist()
+        pieces = [stream.push(token) for stream, token in zip(streams, new, strict=bool(streams))]
+        over = (tokens[:, :-1] == eos).any(axis=1)
+        ids = [None if ended else token for ended, token in zip(over, new, strict=True)]
+        yield ReportStep(tokens.shape[1], total, ids, pieces or [""] * rows), tokens
+    rest = [stream.flush() for stream in streams] or [""] * len(tokens)
+    yield ReportStep(tokens.shape[1], total, [None] * len(tokens), rest), tokens

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from unix_jax.config import AutoencoderConfig
 from unix_jax.models.layers import Dtype, group_norm
+from unix_jax.models.shapes import traced_once
 
 
 def _conv(features: int, kernel: int, dtype: Dtype, name: str) -> nn.Conv:
@@ -38,7 +39,7 @@ class ResnetBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Single-head attention over all places of the feature map."""
+    """Single-head attention over all positions of the feature map."""
 
     norm_groups: int
     dtype: Dtype = jnp.float32
@@ -187,6 +188,7 @@ class Autoencoder(nn.Module):
         return self.decode(self.encode(pixels))
 
 
+@traced_once
 def param_shapes(config: AutoencoderConfig) -> dict[str, Any]:
     """The parameter tree as `jax.ShapeDtypeStruct` leaves."""
     side = config.downsample * 2

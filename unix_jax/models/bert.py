@@ -2,7 +2,7 @@
 
 A frozen encoder for metrics. Post-norm blocks, learned positions, exact GELU.
 
-Letters: B batch, T tokens, D width, N heads, C the 14 conditions.
+Letters: B batch, T tokens, D width, C the 14 conditions.
 """
 
 import dataclasses
@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from unix_jax.models.attention import Implementation, attention
-from unix_jax.models.attention.key_blocks import KeyBlock
-from unix_jax.models.layers import Dtype, dense, gelu, layer_norm
+from unix_jax.models.attention import Implementation
+from unix_jax.models.encoder_block import BlockSizes, PostNormBlock, stacked
+from unix_jax.models.layers import Dtype, dense, layer_norm
+from unix_jax.models.shapes import traced_once
 
 # CheXbert: 13 conditions with four classes, and "no finding" with two.
 FOUR_CLASS_HEADS, CLASSES, NO_FINDING_CLASSES = 13, 4, 2
@@ -37,37 +38,6 @@ class BertConfig:
     layer_norm_eps: float = 1e-12
 
 
-class BertLayer(nn.Module):
-    """Attention and exact-GELU MLP, each followed by its residual and a norm."""
-
-    config: BertConfig
-    dtype: Dtype = jnp.float32
-    attention_implementation: Implementation = "auto"
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "B T D"], valid: Bool[Array, "B T"]
-    ) -> tuple[Float[Array, "B T D"], None]:
-        c = self.config
-        query, key, value = (
-            dense(c.hidden_size, ("embed", "heads"), dtype=self.dtype, name=name)(x).reshape(
-                *x.shape[:2], c.num_heads, -1
-            )
-            for name in ("query", "key", "value")
-        )
-        y = attention(
-            query,
-            [KeyBlock(key, value, valid=valid)],
-            implementation=self.attention_implementation,
-        ).reshape(x.shape)
-        y = dense(c.hidden_size, ("heads", "embed"), dtype=self.dtype, name="proj")(y)
-        x = layer_norm(c.layer_norm_eps, self.dtype, "norm1")(x + y)
-        y = dense(c.intermediate_size, ("embed", "mlp"), dtype=self.dtype, name="fc1")(x)
-        y = gelu(y)
-        y = dense(c.hidden_size, ("mlp", "embed"), dtype=self.dtype, name="fc2")(y)
-        return layer_norm(c.layer_norm_eps, self.dtype, "norm2")(x + y), None
-
-
 class Bert(nn.Module):
     """Token ids to the hidden states after the last layer; all tokens are of the first type."""
 
@@ -81,7 +51,7 @@ class Bert(nn.Module):
 
     @nn.compact
     def __call__(self, ids: Int[Array, "B T"], valid: Bool[Array, "B T"]) -> Float[Array, "B T D"]:
-        """Tokens that are not `valid` are padding: seen by none.
+        """Tokens that are not `valid` are padding and masked.
 
         Raises:
           ValueError: more tokens than the table of positions has rows.
@@ -96,14 +66,10 @@ class Bert(nn.Module):
         types = self._table("token_type_embeddings", c.token_types)
         x = (words[ids] + types[0] + positions[: ids.shape[1]]).astype(self.dtype)
         x = layer_norm(c.layer_norm_eps, self.dtype, "norm")(x)
-        x, _ = nn.scan(
-            BertLayer,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=nn.broadcast,
-            length=c.num_layers,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )(c, self.dtype, self.attention_implementation, name="layers")(x, valid)
+        sizes = BlockSizes(c.num_heads, c.intermediate_size, c.layer_norm_eps)
+        x, _ = stacked(PostNormBlock, c.num_layers)(
+            sizes, self.dtype, self.attention_implementation, name="layers"
+        )(x, None, valid)
         return x
 
 
@@ -140,6 +106,7 @@ class ReportLabeler(nn.Module):
         return cls.astype(jnp.float32), logits
 
 
+@traced_once
 def param_shapes(config: BertConfig) -> dict[str, Any]:
     """`ReportLabeler`'s parameters as `jax.ShapeDtypeStruct` leaves, boxed with logical axes."""
     ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)

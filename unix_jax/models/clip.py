@@ -2,7 +2,7 @@
 
 Pre-norm blocks with causal attention and learned positions. Source: transformers' `CLIPTextModel`.
 
-Letters: B batch, T tokens, D width, N heads, H head dim.
+Letters: B batch, T tokens, D width.
 """
 
 import dataclasses
@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from unix_jax.models.attention import Implementation, attention
-from unix_jax.models.attention.key_blocks import KeyBlock
+from unix_jax.models.attention import Implementation
 from unix_jax.models.attention.mask import CAUSAL, TokenMetadata
-from unix_jax.models.layers import ACTIVATIONS, Dtype, dense, layer_norm
+from unix_jax.models.encoder_block import BlockSizes, EncoderBlock, stacked
+from unix_jax.models.layers import ACTIVATIONS, Dtype, layer_norm
+from unix_jax.models.shapes import traced_once
 
 CLIP_ACTIVATIONS = {"quick_gelu": lambda x: x * nn.sigmoid(1.702 * x), "gelu": ACTIVATIONS["gelu"]}
 
@@ -33,36 +34,6 @@ class ClipTextConfig:
     max_positions: int = 77
     layer_norm_eps: float = 1e-5
     activation: str = "quick_gelu"
-
-
-class ClipBlock(nn.Module):
-    """Causal attention and a two-layer MLP, each after a norm and with its residual."""
-
-    config: ClipTextConfig
-    dtype: Dtype = jnp.float32
-    attention_implementation: Implementation = "auto"
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "B T D"], tokens: TokenMetadata
-    ) -> tuple[Float[Array, "B T D"], None]:
-        c = self.config
-        y = layer_norm(c.layer_norm_eps, self.dtype, "norm1")(x)
-        query, key, value = (
-            dense(c.hidden_size, ("embed", "heads"), dtype=self.dtype, name=name)(y).reshape(
-                *y.shape[:2], c.num_heads, -1
-            )
-            for name in ("query", "key", "value")
-        )
-        blocks = [KeyBlock(key, value, metadata=tokens)]
-        y = attention(query, blocks, tokens, implementation=self.attention_implementation)
-        y = y.reshape(x.shape)
-        x = x + dense(c.hidden_size, ("heads", "embed"), dtype=self.dtype, name="proj")(y)
-        y = layer_norm(c.layer_norm_eps, self.dtype, "norm2")(x)
-        y = dense(c.intermediate_size, ("embed", "mlp"), dtype=self.dtype, name="fc1")(y)
-        y = CLIP_ACTIVATIONS[c.activation](y)
-        x = x + dense(c.hidden_size, ("mlp", "embed"), dtype=self.dtype, name="fc2")(y)
-        return nn.with_logical_constraint(x, ("batch", "length", "embed_act")), None
 
 
 class ClipText(nn.Module):
@@ -90,17 +61,15 @@ class ClipText(nn.Module):
         order = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
         zeros = jnp.zeros_like(order)
         tokens = TokenMetadata(order, zeros + 1, zeros, order, zeros + CAUSAL)
-        x, _ = nn.scan(
-            ClipBlock,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=nn.broadcast,
-            length=c.num_layers,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )(c, self.dtype, self.attention_implementation, name="layers")(x, tokens)
+        activation = CLIP_ACTIVATIONS[c.activation]
+        sizes = BlockSizes(c.num_heads, c.intermediate_size, c.layer_norm_eps, activation)
+        x, _ = stacked(EncoderBlock, c.num_layers)(
+            sizes, self.dtype, self.attention_implementation, name="layers"
+        )(x, tokens)
         return layer_norm(c.layer_norm_eps, self.dtype, "norm")(x)
 
 
+@traced_once
 def param_shapes(config: ClipTextConfig) -> dict[str, Any]:
     """The parameter tree as `jax.ShapeDtypeStruct` leaves, boxed with their logical axes."""
     ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)

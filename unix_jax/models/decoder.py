@@ -11,7 +11,7 @@ D width, L layers.
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -28,12 +28,24 @@ from unix_jax.models.attention.rope import apply_rope, rope_angles
 from unix_jax.models.layers import Dtype, RMSNorm, dense
 from unix_jax.models.remat import RematPolicy, rematerialised
 
-STREAMS = ("und", "gen")
-
 # Keys and values of a frozen und stream: all that the backward pass of gen reads of it.
 _FROZEN = "frozen_und"
 
 Streams = tuple[Array | None, Array | None]
+
+
+class DecoderOutput(NamedTuple):
+    """What the decoder returns.
+
+    streams: (und [B, U, D], gen [B, G, D]) after the final norms; None where a stream did not run.
+    context: the cache with the new tokens if they were written; else the (keys, values) of the new
+      tokens, und then gen, as `KVCache.append` takes them; None where they were not kept.
+    hidden: the gen stream [B, G, D] after the layer that was asked for, else None.
+    """
+
+    streams: Streams
+    context: Any
+    hidden: Array | None
 
 
 @functools.partial(jax.checkpoint, prevent_cse=False)
@@ -75,7 +87,7 @@ class Expert(nn.Module):
     def qkv(
         self, x: Float[Array, "B T D"], angles: tuple[Array, Array]
     ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
-        """Queries and keys, normed over head_dim and rotated, and values."""
+        """Queries and keys, normalised over head_dim and rotated, and values."""
         x = self.input_norm(x)
 
         def heads(y: Array) -> Array:
@@ -99,8 +111,8 @@ class Expert(nn.Module):
 class DecoderLayer(nn.Module):
     """One layer over both streams; returns the streams and the new keys and values.
 
-    `freeze_und`: the und stream carries no gradient, and gen reads its keys and values as
-    constants. Its queries are then attended apart, so that they have no backward pass at all.
+    `freeze_und`: the und stream has no gradient, and gen reads its keys and values as constants.
+    Attention of its queries is then computed separately, so that it has no backward pass.
     """
 
     config: DecoderConfig
@@ -120,7 +132,7 @@ class DecoderLayer(nn.Module):
         metadata: TokenMetadata | None,
         cached: KeyBlock | MergedKeyBlock | None,
     ) -> tuple[Streams, tuple[Array, Array]]:
-        """See `Decoder`; `metadata` None lets every new token see every other."""
+        """See `Decoder`; with `metadata` None, all new tokens attend to each other."""
         experts = (self.und, self.gen)
         if self.freeze_und and streams[0] is not None:
             streams = (jax.lax.stop_gradient(streams[0]), streams[1])
@@ -210,6 +222,7 @@ class Decoder(nn.Module):
     freeze_und: bool = False
     unroll: int = 1
 
+    @nn.compact
     def __call__(
         self,
         streams: tuple[Float[Array, "B U D"] | None, Float[Array, "B G D"] | None],
@@ -217,82 +230,42 @@ class Decoder(nn.Module):
         metadata: TokenMetadata | None = None,
         cache: KVCache | None = None,
         write: Bool[Array, "B N"] | None = None,
-    ) -> tuple[Streams, Any]:
+        *,
+        hidden_after_layer: int | None = None,
+        keep_keys: bool = True,
+    ) -> DecoderOutput:
         """Runs the layers.
 
         Args:
           streams: embedded (und, gen) tokens; None = not run.
           positions: rotary positions of each stream that runs.
-          metadata: of all new tokens, und then gen [B, U + G], for the mask rule; None where all
-            new tokens of a row see each other (one image split, one token).
-          cache: context that every new token of the row sees in full.
-          write: which of the N new tokens are no padding, to write them into the cache; needs
+          metadata: of all new tokens, und then gen [B, U + G], for the mask rule; None if all new
+            tokens of a row attend to each other (one image split, one token).
+          cache: context that every new token of the row attends to completely.
+          write: which of the N new tokens are not padding, to write them into the cache; needs
             `cache`, and no `metadata`.
-
-        Returns:
-          ((und, gen) after the final norms, the cache with the new tokens if `write` is given,
-          else (keys, values) of the new tokens, und then gen, as `KVCache.append` takes them).
+          hidden_after_layer: the layer, counted from 1, whose gen stream is returned as `hidden`.
+          keep_keys: return the keys and values of the new tokens where nothing is written.
 
         Raises:
-          ValueError: both streams are None, `remat_policy` is unknown, or `write` comes without
-            a cache or with metadata.
+          ValueError: both streams are None, `remat_policy` is unknown, `write` comes without a
+            cache or with metadata, or there is no such layer or no gen stream to return.
         """
-        if write is None:
-            return self.layers_and_norm(streams, positions, metadata, cache)[:2]
-        if cache is None or metadata is not None:
-            raise ValueError("write: expected with a cache and without metadata")
-        if not cache.merged:
-            final, new, _ = self.layers_and_norm(streams, positions, None, cache)
-            return final, cache.append(new[0], new[1], write)
-        # Written first, then read: in the other order XLA copies the cache for every token.
-        slot, reserved = cache.index, cache.reserve(write)
-        final, (keys, values), _ = self.layers_and_norm(
-            streams, positions, None, reserved, slot=slot
-        )
-        return final, reserved.replace(keys=keys, values=values)  # type: ignore[attr-defined]
-
-    def with_hidden(
-        self,
-        streams: Streams,
-        positions: tuple[Array | None, Array | None],
-        metadata: TokenMetadata | None,
-        hidden_after_layer: int | None,
-    ) -> tuple[Streams, Float[Array, "B G D"] | None]:
-        """As `__call__` without a cache; (final streams, gen stream after a layer, or None).
-
-        Args:
-          hidden_after_layer: 1 is the first layer; None asks for no hidden state.
-
-        Raises:
-          ValueError: there is no such layer, no gen stream, or as `__call__`.
-        """
-        layers = self.config.num_layers
-        if hidden_after_layer is not None and not 1 <= hidden_after_layer <= layers:
+        c = self.config
+        if hidden_after_layer is not None and not 1 <= hidden_after_layer <= c.num_layers:
             raise ValueError(
-                f"hidden_after_layer: expected 1 to {layers}, found {hidden_after_layer}"
+                f"hidden_after_layer: expected 1 to {c.num_layers}, found {hidden_after_layer}"
             )
         if hidden_after_layer is not None and streams[1] is None:
             raise ValueError("hidden_after_layer: expected a gen stream, found None")
-        final, _, hidden = self.layers_and_norm(
-            streams, positions, metadata, None, hidden_after_layer, keep_keys=False
-        )
-        return final, hidden
-
-    @nn.compact
-    def layers_and_norm(
-        self,
-        streams: Streams,
-        positions: tuple[Array | None, Array | None],
-        metadata: TokenMetadata | None,
-        cache: KVCache | None,
-        hidden_after_layer: int | None = None,
-        keep_keys: bool = True,
-        slot: Int[Array, ""] | None = None,
-    ) -> tuple[Streams, Any, Array | None]:
-        """(final streams, new keys and values, gen stream after a layer); see the callers."""
+        if write is not None and (cache is None or metadata is not None):
+            raise ValueError("write: expected with a cache and without metadata")
+        slot = None
+        if write is not None and cache is not None and cache.merged:
+            # Written first, then read: in the other order XLA copies the cache for every token.
+            slot, cache = cache.index, cache.reserve(write)
         if all(x is None for x in streams):
             raise ValueError("streams: expected at least one stream, found (None, None)")
-        c = self.config
         angles = tuple(
             None if p is None else rope_angles(p, c.head_dim, c.rope_theta) for p in positions
         )
@@ -342,14 +315,21 @@ class Decoder(nn.Module):
                 (streams, hidden), pair = run(module, (streams, hidden), i + 1, cached)
                 per_layer.append(pair)
             new = tuple(zip(*per_layer, strict=True)) if keep_keys else None
-        return FinalNorm(c, self.dtype, name="norm")(streams), new, hidden
+        final = FinalNorm(c, self.dtype, name="norm")(streams)
+        if write is None or cache is None:
+            return DecoderOutput(final, new, hidden)
+        keys, values = new
+        if slot is None:
+            return DecoderOutput(final, cache.append(keys, values, write), hidden)
+        written = cache.replace(keys=keys, values=values)  # type: ignore[attr-defined]
+        return DecoderOutput(final, written, hidden)
 
 
 def unstack_layers(decoder_params: dict[str, Any], num_layers: int) -> dict[str, Any]:
     """The decoder's parameters for `scan_layers=False`, from stacked ones: kernels are [out, in].
 
-    Takes `decoder_params["layers"]` over: each stacked leaf is dropped from it once it is cut up,
-    so that a model of which memory holds only one copy can be unstacked.
+    Consumes `decoder_params["layers"]`: each stacked leaf is dropped from it once it is split, so
+    that unstacking does not need memory for a second copy of the model.
     """
     layers: list[dict[str, Any]] = [{} for _ in range(num_layers)]
 
@@ -366,23 +346,3 @@ def unstack_layers(decoder_params: dict[str, Any], num_layers: int) -> dict[str,
     cut(decoder_params["layers"], layers)
     rest = {name: value for name, value in decoder_params.items() if name != "layers"}
     return {f"layers_{i}": layer for i, layer in enumerate(layers)} | rest
-
-
-def stack_layers(decoder_params: dict[str, Any], num_layers: int) -> dict[str, Any]:
-    """Inverse of `unstack_layers`."""
-    layers: Sequence[Any] = [decoder_params[f"layers_{i}"] for i in range(num_layers)]
-    rest = {k: v for k, v in decoder_params.items() if not k.startswith("layers_")}
-    stacked = jax.tree.map(lambda *x: jnp.stack(x), *layers)
-    return {"layers": _transpose_kernels(stacked)} | rest
-
-
-def _transpose_kernels(tree: dict[str, Any]) -> dict[str, Any]:
-    """Swaps the last two axes of every kernel."""
-    return {
-        name: _transpose_kernels(value)
-        if isinstance(value, dict)
-        else value.swapaxes(-1, -2)
-        if name == "kernel"
-        else value
-        for name, value in tree.items()
-    }

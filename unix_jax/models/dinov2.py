@@ -2,7 +2,7 @@
 
 A frozen encoder for the alignment of generated images (REPA) and for image metrics.
 
-Letters: B batch, H W pixels, h w patches along the sides, P = h * w, D width, N heads.
+Letters: B batch, H W pixels, h w patches along the sides, P = h * w, D width.
 """
 
 import dataclasses
@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from unix_jax.models.attention import Implementation, attention
-from unix_jax.models.attention.key_blocks import KeyBlock
-from unix_jax.models.layers import Dtype, dense, gelu, layer_norm
+from unix_jax.models.attention import Implementation
+from unix_jax.models.encoder_block import BlockSizes, EncoderBlock, patch_embedding, stacked
+from unix_jax.models.layers import Dtype, layer_norm
+from unix_jax.models.shapes import traced_once
 
 RAD_DINO_MEAN, RAD_DINO_STD = 0.5307, 0.2583  # of chest X-rays in [0, 1]
 
@@ -85,45 +86,6 @@ def position_table(
     return jnp.concatenate([table[:, :1], resampled], axis=1)
 
 
-class Dinov2Block(nn.Module):
-    """Pre-norm attention and exact-GELU MLP, each scaled per channel (LayerScale)."""
-
-    config: Dinov2Config
-    dtype: Dtype = jnp.float32
-    attention_implementation: Implementation = "auto"
-
-    def _scaled(self, name: str, x: Array) -> Array:
-        init = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
-        scale: Any = self.param(name, init, (x.shape[-1],))
-        return x * scale.astype(self.dtype)
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B T D"], _: None = None) -> tuple[Array, None]:
-        c = self.config
-        y = layer_norm(c.layer_norm_eps, self.dtype, "norm1")(x)
-        query, key, value = (
-            dense(
-                c.hidden_size,
-                ("embed", "heads"),
-                use_bias=c.qkv_bias,
-                dtype=self.dtype,
-                name=name,
-            )(y).reshape(*x.shape[:2], c.num_heads, -1)
-            for name in ("query", "key", "value")
-        )
-        y = attention(
-            query, [KeyBlock(key, value)], implementation=self.attention_implementation
-        ).reshape(x.shape)
-        y = dense(c.hidden_size, ("heads", "embed"), dtype=self.dtype, name="proj")(y)
-        x = x + self._scaled("layer_scale1", y)
-        y = layer_norm(c.layer_norm_eps, self.dtype, "norm2")(x)
-        y = dense(c.mlp_size, ("embed", "mlp"), dtype=self.dtype, name="fc1")(y)
-        y = gelu(y)
-        y = dense(c.hidden_size, ("mlp", "embed"), dtype=self.dtype, name="fc2")(y)
-        x = x + self._scaled("layer_scale2", y)
-        return nn.with_logical_constraint(x, ("batch", "length", "embed_act")), None
-
-
 class Dinov2(nn.Module):
     """Normalised pixels to the class token and patch tokens after the final norm."""
 
@@ -135,7 +97,8 @@ class Dinov2(nn.Module):
     def __call__(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B 1+P D"]:
         """The class token first, then the patches row-major; see `pooled` and `patch_grid`.
 
-        Pixels to the right and at the bottom that fill no patch are not seen, as in the original.
+        Pixels at the right and at the bottom that do not fill a patch are ignored, as in the
+        original.
 
         Raises:
           ValueError: an image smaller than a patch.
@@ -146,17 +109,7 @@ class Dinov2(nn.Module):
                 f"pixels: expected sides of at least {c.patch_size} px, "
                 f"found {pixels.shape[1]} x {pixels.shape[2]}"
             )
-        x = nn.Conv(
-            c.hidden_size,
-            (c.patch_size, c.patch_size),
-            strides=(c.patch_size, c.patch_size),
-            padding="VALID",
-            dtype=self.dtype,
-            kernel_init=nn.with_logical_partitioning(
-                nn.initializers.normal(0.02), (None, None, None, "embed")
-            ),
-            name="patch_embed",
-        )(pixels)
+        x = patch_embedding(c.hidden_size, c.patch_size, self.dtype)(pixels)
         batch, height, width = x.shape[:3]
         init = nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, None, "embed"))
         cls: Any = self.param("cls_token", init, (1, 1, c.hidden_size))
@@ -166,13 +119,12 @@ class Dinov2(nn.Module):
         x = x + position_table(table, height, width).astype(x.dtype)
         # Else XLA may leave the width split, as the weights are, and sum every product over it.
         x = nn.with_logical_constraint(x, ("batch", "length", "embed_act"))
-        x, _ = nn.scan(
-            Dinov2Block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            length=c.num_layers,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )(c, self.dtype, self.attention_implementation, name="blocks")(x, None)
+        sizes = BlockSizes(
+            c.num_heads, c.mlp_size, c.layer_norm_eps, qkv_bias=c.qkv_bias, layer_scale=True
+        )
+        x, _ = stacked(EncoderBlock, c.num_layers)(
+            sizes, self.dtype, self.attention_implementation, name="blocks"
+        )(x)
         return layer_norm(c.layer_norm_eps, self.dtype, "norm")(x)
 
 
@@ -184,16 +136,16 @@ def pooled(tokens: Float[Array, "B 1+P D"]) -> Float[Array, "B D"]:
 def patch_grid(
     tokens: Float[Array, "B 1+P D"], config: Dinov2Config, height: int, width: int
 ) -> Float[Array, "B h w D"]:
-    """The patch tokens of images of `height` x `width` pixels, in their places."""
+    """The patch tokens of images of `height` x `width` pixels, as a grid."""
     rows, columns = height // config.patch_size, width // config.patch_size
     return tokens[:, 1:].reshape(tokens.shape[0], rows, columns, -1)
 
 
 def encoder_size(height: int, width: int, target: int, patch_size: int) -> tuple[int, int]:
-    """(height, width) at which the encoder sees a whole image: the shorter side is `target`.
+    """(height, width) of the encoder's input for a complete image: the shorter side is `target`.
 
-    The longer one keeps the aspect but for rounding to whole patches. RAD-DINO's own processor
-    resizes likewise and then cuts out the centre, whose tokens would not cover the image.
+    The longer one keeps the aspect except for rounding to whole patches. RAD-DINO's own processor
+    resizes likewise and then crops the centre, whose tokens would not cover the image.
 
     Raises:
       ValueError: `target` is not a positive multiple of the patch.
@@ -216,8 +168,8 @@ def rad_dino_pixels(
     """The encoder's inputs from images in [-1, 1] (the autoencoder's range).
 
     Args:
-      pixels: images as the autoencoder takes or gives them; values outside [-1, 1] are clipped,
-        as a picture file would.
+      pixels: images as inputs or outputs of the autoencoder; values outside [-1, 1] are clipped, as
+        an image file would.
       size: (height, width) to resize to, bicubic with antialias; None keeps the size.
 
     Returns:
@@ -230,6 +182,7 @@ def rad_dino_pixels(
     return (unit - RAD_DINO_MEAN) / RAD_DINO_STD
 
 
+@traced_once
 def param_shapes(config: Dinov2Config) -> dict[str, Any]:
     """The parameter tree as `jax.ShapeDtypeStruct` leaves, boxed with their logical axes."""
     pixels = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)

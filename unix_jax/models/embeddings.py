@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-TIME_FREQUENCIES = 256
+from unix_jax.config import TIME_FREQUENCIES
 
 
 def timestep_sinusoid(
@@ -19,7 +19,7 @@ def timestep_sinusoid(
     *,
     freq_shift: float = 0.0,
 ) -> Float[Array, "*batch dim"]:
-    """Sinusoid of times, taken as they are: cosines first, then sines. Always float32.
+    """Sinusoid of unscaled times: cosines first, then sines. Always float32.
 
     UniX's times are in [0, 1] (not x1000), the U-Net's are steps of its noise schedule.
     `freq_shift` is subtracted from dim / 2 where the frequencies are spaced (diffusers).

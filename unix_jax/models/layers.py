@@ -26,7 +26,7 @@ def dense(
     transposed: bool = False,
     name: str | None = None,
 ) -> Any:
-    """A linear layer [..., in] -> [..., features] whose kernel carries the logical `axes`.
+    """A linear layer [..., in] -> [..., features] whose kernel has the logical `axes`.
 
     `transposed` stores the kernel as [out, in], see `TransposedDense`.
     """

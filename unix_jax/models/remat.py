@@ -1,4 +1,4 @@
-"""What the backward pass of a layer keeps and what it computes again."""
+"""Rematerialisation: which activations of a layer the backward pass keeps or recomputes."""
 
 from typing import Any, Literal, get_args
 
@@ -21,12 +21,12 @@ def rematerialised(
     """The layer class under a policy.
 
     `none` keeps every intermediate; `full` only the inputs; `dots` matrix products as well;
-    `dots_no_batch` only those with weights. The two latter keep what cuDNN's attention gives: by
-    then its logits are gone, and it is the dearest of all to repeat.
+    `dots_no_batch` only those with weights. The last two also keep the output of cuDNN's attention,
+    which is the most expensive to recompute.
 
     Args:
       prevent_cse: False within a scan, where it costs and has no use.
-      kept_names: of `checkpoint_name`, kept under any policy but `none`.
+      kept_names: names of `checkpoint_name` that any policy except `none` keeps.
 
     Raises:
       ValueError: another policy.

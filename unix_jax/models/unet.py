@@ -25,6 +25,7 @@ from unix_jax.models.attention.rope import apply_rope, rope_angles
 from unix_jax.models.embeddings import timestep_sinusoid
 from unix_jax.models.layers import Dtype, RMSNorm, dense, gelu, group_norm, layer_norm
 from unix_jax.models.remat import RematPolicy, rematerialised
+from unix_jax.models.shapes import traced_once
 from unix_jax.models.unet_config import JointAttention, TextAttention, UNetConfig
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -35,7 +36,7 @@ _STREAM = ("batch", "length", "embed_act")
 
 @struct.dataclass
 class JointContext:
-    """The und stream's cache of the prompt, and the rotary position that the image has in it."""
+    """The und stream's cache of the prompt, and the image's rotary position."""
 
     cache: KVCache
     position: Int[Array, " B"]
@@ -46,7 +47,8 @@ Context = Any
 
 
 def _conv(features: int, kernel: int, dtype: Dtype, name: str, axes: Any, **options: Any) -> Any:
-    init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), (None, None, *axes))
+    init = options.pop("kernel_init", nn.initializers.lecun_normal())
+    init = nn.with_logical_partitioning(init, (None, None, *axes))
     bias = nn.with_logical_partitioning(nn.initializers.zeros, axes[1:])
     options = {"padding": kernel // 2, "dtype": dtype, "name": name} | options
     return nn.Conv(features, (kernel, kernel), kernel_init=init, bias_init=bias, **options)
@@ -193,7 +195,7 @@ def _upsampled(x: Float[Array, "B h w C"], height: int, width: int) -> Float[Arr
 
 
 class UNet(nn.Module):
-    """Noisy latents, their time and a context to what the network was trained to predict.
+    """Maps noisy latents, their time and a context to the trained prediction.
 
     `dtype` is that of the computation; norms' statistics, softmax, the time sinusoid and the result
     are float32. `remat_policy` trades memory for recomputation in the backward pass.
@@ -255,10 +257,13 @@ class UNet(nn.Module):
                 x = _upsampled(x, *skips[-1].shape[1:3])
                 x = _conv(c.widths[level], 3, dtype, f"{name}_upsamplers_0_conv", wide)(x)
         x = act(group_norm(c.norm_groups, dtype, "conv_norm_out", c.norm_eps)(x))
-        x = _conv(c.out_channels, c.conv_out_kernel, dtype, "conv_out", wide)(x)
+        # Fresh weights predict 0, as those of UniX's own backbone do.
+        zeros = {"kernel_init": nn.initializers.zeros}
+        x = _conv(c.out_channels, c.conv_out_kernel, dtype, "conv_out", wide, **zeros)(x)
         return x.astype(jnp.float32)
 
 
+@traced_once
 def param_shapes(config: UNetConfig) -> dict[str, Any]:
     """The parameter tree as `jax.ShapeDtypeStruct` leaves, boxed with their logical axes."""
 

@@ -1,8 +1,8 @@
-"""Sizes of the diffusion U-Net, and the two kinds of context that it may have."""
+"""Sizes of the diffusion U-Net, and its two kinds of context."""
 
 import dataclasses
 
-from unix_jax.config import DecoderConfig
+from unix_jax.config import DecoderConfig, UNetBackbone, UniXConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,3 +71,24 @@ class UNetConfig:
     def matching_layer(self, block: int, num_layers: int) -> int:
         """The layer of a decoder whose cache transformer block `block` reads: both ends meet."""
         return round(block * (num_layers - 1) / max(self.num_blocks - 1, 1))
+
+
+def backbone_config(config: UniXConfig) -> UNetConfig:
+    """The U-Net of a model whose generation backbone is one."""
+    backbone = config.generation
+    assert isinstance(backbone, UNetBackbone)
+    return UNetConfig(
+        in_channels=config.vae.z_channels,
+        out_channels=config.vae.z_channels,
+        widths=backbone.widths,
+        down_attention=backbone.attention,
+        up_attention=backbone.attention[::-1],
+        layers=backbone.layers,
+        depths=backbone.depths,
+        up_depths=backbone.depths[::-1],
+        context=JointAttention(config.decoder),
+        time_width=4 * backbone.widths[0],
+        norm_groups=backbone.norm_groups,
+        # Heads are the decoder's; these are of attention to texts.
+        num_heads=(1,) * len(backbone.widths),
+    )

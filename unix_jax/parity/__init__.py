@@ -1,1 +1,1 @@
-"""Golden files recomputed and compared."""
+"""Recomputes and compares golden files."""

@@ -1,4 +1,4 @@
-"""`unix-jax convert check`: this implementation against a directory of golden tensors."""
+"""`unix-jax convert check`: compares this implementation with a directory of golden tensors."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from unix_jax.checkpoints.diffusers_checkpoint import is_diffusers
+from unix_jax.checkpoints.configurations import is_diffusers
 from unix_jax.checkpoints.formats.readers import open_tensors
 from unix_jax.checkpoints.load import load_model
 from unix_jax.errors import CheckpointError
@@ -112,7 +112,7 @@ def run_checks(
 
     Args:
       path: a converted checkpoint, a directory in the published layout, or a diffusers folder.
-      golden_directory: holds golden.safetensors and golden.json.
+      golden_directory: contains golden.safetensors and golden.json.
 
     Raises:
       CheckpointError: a file is missing or broken, or an entry that is needed is absent.
@@ -149,7 +149,7 @@ def _result(name: str, tensor: np.ndarray, ours: dict[str, Any], inputs: tuple[s
 
 
 def print_results(results: Iterable[Result], console: Console) -> None:
-    """The table, and a line that counts."""
+    """Prints the table and a summary line."""
     table = Table(box=None, header_style="bold")
     for header in ("tensor", "shape", "max rel. difference", "tolerance", ""):
         table.add_column(

@@ -21,6 +21,7 @@ from unix_jax.inference.context import as_batch, image_context, prefill
 from unix_jax.inference.sampling import (
     Guidance,
     ImageContext,
+    initial_state,
     predict_velocity,
     sample_latents,
 )
@@ -82,7 +83,7 @@ class Golden:
         return np.moveaxis(array if array.ndim == 4 else array[None], 1, -1)
 
     def tokens(self, latents: Any) -> Any:
-        """Latents [B, H, W, C] as tokens [B, G, p*p*C]; odd rows and columns are cut off."""
+        """Latents [B, H, W, C] as tokens [B, G, p*p*C]; odd rows and columns are cropped."""
         p = self.config.latent_patch_size
         height, width = (side // p * p for side in latents.shape[1:3])
         return patchify(latents[:, :height, :width], p)
@@ -187,7 +188,7 @@ def understanding_tensors(golden: Golden) -> Tensors:
         mode=jnp.full_like(steps, CAUSAL),
     )
     embedded = golden.apply("embed_text", forced[None])
-    (hidden, _), _ = golden.apply(
+    (hidden, _), *_ = golden.apply(
         "decode", (embedded, None), (metadata.position, None), metadata, cache
     )
     out["und.greedy_logits"] = golden.apply("logits", hidden)[0]
@@ -223,13 +224,13 @@ def _run(golden: Golden, context: ImageContext, run: Mapping[str, Any], branch: 
         )
     )
     grid = timestep_grid(run["num_timesteps"], run["timestep_shift"])
+    state = initial_state(jnp.asarray(golden["gen.init_noise"])[None])
     return sample_latents(
-        golden.model, golden.params, context, jnp.asarray(golden["gen.init_noise"])[None],
-        jnp.asarray(grid), jnp.int32(0), jnp.int32(len(grid) - 1), guidance,
-        guided=run["cfg_text_scale"] > 1,
+        golden.model, golden.params, context, state, jnp.asarray(grid), jnp.int32(0),
+        jnp.int32(len(grid) - 1), guidance, guided=run["cfg_text_scale"] > 1,
         image_branch=branch if run["cfg_img_scale"] > 1 else "none",
         renorm=run["cfg_renorm_type"],
-    )[0]  # fmt: skip
+    ).latents[0]  # fmt: skip
 
 
 def _prompt(golden: Golden) -> list[int]:
@@ -238,7 +239,7 @@ def _prompt(golden: Golden) -> list[int]:
 
 
 def generation_tensors(golden: Golden) -> Tensors:
-    """`gen.*`: velocities and whole sampling runs from text."""
+    """`gen.*`: velocities and complete sampling runs from text."""
     height, width = golden.info["generation_image_hw"]
     grid = golden.grid(height, width)
     context = image_context(golden.model, golden.params, [_prompt(golden)], grid)
@@ -267,7 +268,7 @@ def generation_tensors(golden: Golden) -> Tensors:
 
 
 def edit_tensors(golden: Golden) -> Tensors:
-    """`edit.*`: generation conditioned on a clean image, its ViT view, and text."""
+    """`edit.*`: generation conditioned on a clean image, its ViT input, and text."""
     pixels = golden.pixels("edit.vae_pixels")
     clean = golden.tokens(golden.vae("encode", pixels))
     clean_grid = golden.grid(*pixels.shape[1:3])

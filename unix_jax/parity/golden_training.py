@@ -18,14 +18,15 @@ from unix_jax.models.attention.mask import TokenMetadata, may_attend
 from unix_jax.parity.golden import Golden, Tensors, channels_first, in_sequence
 from unix_jax.preprocessing.flow import shift_timestep
 from unix_jax.preprocessing.layout import Layout, Split, TextSplit, VaeSplit, VitSplit, lay_out
-from unix_jax.training.losses import (
-    LossConfig,
-    LossTerms,
-    count_totals,
-    loss_terms,
-    reduce_losses,
+from unix_jax.training.draws import FlowDraw
+from unix_jax.training.losses import LossConfig, LossTerms, count_totals, loss_and_terms
+from unix_jax.training.parameter_groups import (
+    GENERATION,
+    JOINT,
+    merge_params,
+    split_params,
+    trains_und,
 )
-from unix_jax.training.parameter_groups import Stage, merge_params, split_params
 
 
 def plan_samples(golden: Golden) -> tuple[list[list[Split]], list[list[int]]]:
@@ -77,21 +78,21 @@ def training_tensors(golden: Golden) -> Tensors:
     und_places, gen_places = loss_places(layout, out)
 
     wants_gradients = any(name.startswith("train.grad.") for name in golden.tensors)
-    terms, gradients = _run(golden, inputs, "all", wants_gradients)
+    terms, gradients = _run(golden, inputs, JOINT, wants_gradients)
     if wants_gradients:
         out |= _gradient_tensors(golden, gradients["unix"])
     out["train.last_hidden"] = in_sequence(layout, terms.und, terms.gen)
     out |= _loss_tensors("train", terms, und_places, gen_places)
     if any(name.startswith("train.frozen.") for name in golden.tensors):
         # With und under stop_gradient the same numbers must appear, on a path of its own.
-        terms, _ = _run(golden, inputs, "generation", wants_gradients and terms.gen is not None)
+        terms, _ = _run(golden, inputs, GENERATION, wants_gradients and terms.gen is not None)
         out |= _loss_tensors("train.frozen", terms, und_places, gen_places)
     return out
 
 
 @dataclasses.dataclass(frozen=True)
 class GoldenInputs:
-    """The packed samples as a training batch, and what training would draw for it.
+    """The packed samples as a training batch, and the random numbers that training would use.
 
     latents, noise [1, G, C] and timesteps [1, G] are those of the gen stream, None without one.
     """
@@ -143,7 +144,7 @@ class GoldenInputs:
 
 
 def loss_places(layout: Layout, tensors: Tensors) -> tuple[np.ndarray, np.ndarray]:
-    """Where in the (und, gen) streams the tokens with a loss stand, in packed order."""
+    """Indices of the tokens with a loss in the (und, gen) streams, in packed order."""
     return (
         _stream_places(layout.und_sequence[0], tensors["train.ce_loss_indexes"]),
         _stream_places(layout.gen_sequence[0], tensors["train.mse_loss_indexes"]),
@@ -151,17 +152,18 @@ def loss_places(layout: Layout, tensors: Tensors) -> tuple[np.ndarray, np.ndarra
 
 
 def _run(
-    golden: Golden, inputs: GoldenInputs, stage: Stage, gradients: bool
+    golden: Golden, inputs: GoldenInputs, trainable: str, gradients: bool
 ) -> tuple[LossTerms, Any]:
-    """(losses per token, gradients of what the stage trains) by the functions of training."""
-    model = golden.model.clone(freeze_und=stage == "generation")
-    trained, frozen = split_params({"unix": golden.params}, stage)
+    """(losses per token, gradients of what the pattern names) by the functions of training."""
+    trained, frozen = split_params({"unix": golden.params}, trainable)
+    model = golden.model.clone(freeze_und=not trains_und(trained))
 
     def losses_of(trained: Any, frozen: Any, inputs: Any) -> tuple[Any, LossTerms]:
         batch, latents, noise, timesteps = inputs
-        params, config = merge_params(trained, frozen), LossConfig()
-        terms = loss_terms(model, params, batch, latents, noise, timesteps, config)
-        return reduce_losses(terms, batch, count_totals(batch), config)[0], terms
+        params, drawn = merge_params(trained, frozen), FlowDraw(latents, noise, timesteps)
+        totals = count_totals(batch)
+        loss, _, terms = loss_and_terms(model, params, batch, drawn, totals, LossConfig())
+        return loss, terms
 
     function: Any = losses_of
     if gradients:
@@ -197,7 +199,7 @@ def _latent_tokens(golden: Golden, latents: Any, images: Sequence[np.ndarray]) -
 
 
 def _stream_places(sequence: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Where in a stream the tokens at the packed places `wanted` stand."""
+    """Indices in a stream of the tokens at the packed indices `wanted`."""
     order = np.argsort(sequence)
     return order[np.searchsorted(sequence[order], wanted)]
 
@@ -205,7 +207,7 @@ def _stream_places(sequence: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 def _layout_tensors(
     golden: Golden, layout: Layout, samples: list[list[Split]], losses: list[list[int]]
 ) -> Tensors:
-    """Everything that follows from the plan alone: ids, places, positions, masks, labels."""
+    """Everything that follows from the plan alone: ids, indices, positions, masks, labels."""
     is_text = layout.vit_index[0] < 0
     order = np.argsort(layout.und_sequence[0][is_text])
     ce: list[int] = []

@@ -1,4 +1,4 @@
-"""DICOM files as upright 8-bit pictures: rescale, VOI window, photometric interpretation.
+"""DICOM files as upright 8-bit images: rescale, VOI window, photometric interpretation.
 
 The order is that of DICOM PS3.3 C.11: stored values -> modality (LUT or slope and intercept) ->
 VOI (LUT, else the first window, else percentiles) -> MONOCHROME1 inverted. Reading is strict about
@@ -39,11 +39,6 @@ _ENCODINGS: dict[object, UID] = {
 }
 
 
-def has_magic(data: bytes) -> bool:
-    """Whether a file's bytes carry DICOM's mark, "DICM" behind 128 bytes of preamble."""
-    return data[128:132] == b"DICM"
-
-
 def read(
     data: bytes,
     name: str,
@@ -51,12 +46,12 @@ def read(
     check_frames: Callable[[int], None],
     frame: int = 1,
 ) -> UInt8[np.ndarray, "H W"] | UInt8[np.ndarray, "H W 3"]:
-    """The picture of a DICOM file's bytes, 0 black and 255 white.
+    """The image of a DICOM file's bytes, 0 black and 255 white.
 
     Args:
       data: the whole file; the preamble may be missing.
-      name: what errors call it.
-      check_size: called with (width, height) before pixels are decoded; raises if it objects.
+      name: its name in errors.
+      check_size: called with (width, height) before pixels are decoded; may raise.
       check_frames: called with the number of frames, likewise.
       frame: the frame to read, counted from 1 as DICOM does.
 
@@ -67,12 +62,7 @@ def read(
     syntax = UID("")
     try:
         syntax = _declared_syntax(data)
-        if syntax == DeflatedExplicitVRLittleEndian:
-            # Deflated files are inflated whole before the header can be read, whatever their size.
-            raise ImageError(
-                f"{name}: transfer syntax Deflated Explicit VR Little Endian is not supported; "
-                "save the file uncompressed"
-            )
+        _refuse_deflated(syntax, name)
         dataset = pydicom.dcmread(io.BytesIO(data), force=True)
         _check_header(dataset, name)
         check_frames(int(dataset.get("NumberOfFrames") or 1))
@@ -93,13 +83,52 @@ def read(
         raise ImageError(f"{name}: broken DICOM{at}: {_one_line(error)}") from error
 
 
+def check(
+    data: bytes,
+    name: str,
+    check_size: Callable[[int, int], None],
+    check_frames: Callable[[int], None],
+) -> None:
+    """Refuses a file that `read` would refuse for its header; no pixels are decoded.
+
+    Args:
+      data, name, check_size, check_frames: as in `read`.
+
+    Raises:
+      ImageError: as `read`.
+    """
+    try:
+        syntax = _declared_syntax(data)
+        _refuse_deflated(syntax, name)
+        # From memory: a file object takes the memory that a damaged length asks for.
+        dataset = pydicom.dcmread(io.BytesIO(data), force=True, stop_before_pixels=True)
+        _check_header(dataset, name, with_pixels=False)
+        check_frames(int(dataset.get("NumberOfFrames") or 1))
+        check_size(int(dataset.Columns), int(dataset.Rows))
+        if syntax:
+            _check_syntax(dataset, syntax, name)
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:
+        raise ImageError(f"{name}: broken DICOM: {_one_line(error)}") from error
+
+
+def _refuse_deflated(syntax: UID, name: str) -> None:
+    # Deflated files are inflated whole before the header can be read, whatever their size.
+    if syntax == DeflatedExplicitVRLittleEndian:
+        raise ImageError(
+            f"{name}: transfer syntax Deflated Explicit VR Little Endian is not supported; "
+            "save the file uncompressed"
+        )
+
+
 def _declared_syntax(data: bytes) -> UID:
     """What (0002,0010) says, "" if absent; reads no further than the file meta group.
 
     The meta group is always in Explicit VR Little Endian (PS3.10 7.1).
     """
     file = io.BytesIO(data)
-    file.seek(132 if has_magic(data) else 0)
+    file.seek(132 if data[128:132] == b"DICM" else 0)
     with warnings.catch_warnings():
         # A file without a meta group is none of pydicom's business here.
         warnings.simplefilter("ignore")
@@ -110,10 +139,10 @@ def _declared_syntax(data: bytes) -> UID:
     return UID(str(meta.get("TransferSyntaxUID") or "").strip(" \0"))
 
 
-def _check_header(dataset: pydicom.Dataset, name: str) -> None:
+def _check_header(dataset: pydicom.Dataset, name: str, *, with_pixels: bool = True) -> None:
     pixels = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
     missing = [key for key in ("Rows", "Columns") if not dataset.get(key)]
-    if missing or not any(key in dataset for key in pixels):
+    if missing or (with_pixels and not any(key in dataset for key in pixels)):
         missing = missing or ["PixelData"]
         raise ImageError(f"{name}: expected a DICOM image, found no {', '.join(missing)}")
     samples = int(dataset.get("SamplesPerPixel") or 1)
@@ -243,7 +272,7 @@ def _voi(
 
 
 def _table(dataset: pydicom.Dataset, sequence: str) -> pydicom.Dataset | None:
-    """The sequence's first item that holds a table; items without one are common, and no table."""
+    """The sequence's first item that contains a table; items without one are common."""
     for item in dataset.get(sequence) or []:
         if item.get("LUTDescriptor") and item.get("LUTData"):
             return item
@@ -255,10 +284,9 @@ def _looked_up(
 ) -> tuple[Float[np.ndarray, "H W"], int]:
     """(values through a table, its largest possible entry); PS3.3 C.11.1.1.
 
-    Values off its ends take the entries there.
-
-    Not pydicom's functions: they have no modality table of 10, 12 or 14 bits, and reduce indices
-    modulo 256 in a VOI table of 8.
+    Values outside its range use the first or last entry. pydicom's functions are not used: they do
+    not support modality tables of 10, 12 or 14 bits, and reduce indices modulo 256 in an 8-bit VOI
+    table.
     """
     descriptor = [int(number) for number in table.LUTDescriptor]
     if len(descriptor) != 3 or not 1 <= descriptor[2] <= 16:

@@ -1,10 +1,9 @@
-"""Whether an image shows anything: nearly black, nearly white, nearly constant, hardly any range.
+"""Detects images with almost no content: nearly black, nearly white or nearly constant.
 
-A model writes a fluent report of such an image, too. Stale DICOM windows and values of 12 bits in
-a 16-bit file are the usual causes. One rule for the terminal, the page, evaluation and training.
-
-The thresholds were set on 503 real X-rays from four sources (the three examples of this project
-among them), of which none is near one; the figures are printed by `benchmarks/gray_levels.py`.
+A model writes a fluent report even for such an image. The usual causes are outdated DICOM windows
+and 12-bit values in a 16-bit file. The same rule is used for the terminal, the page, evaluation and
+training. The thresholds were set on 503 real X-rays from four sources (including the three examples
+of this project), none of which is near a threshold; `benchmarks/gray_levels.py` prints the figures.
 """
 
 import warnings
@@ -29,28 +28,27 @@ _BETWEEN = 0.1
 
 
 def gray_level_problem(image: Image.Image) -> str:
-    """What is wrong with an image's gray levels ("nearly black (...)"); "" if nothing is.
+    """The problem of an image's gray levels ("nearly black (...)"); "" if there is none.
 
     Args:
-      image: of mode RGB or L, before any padding; it stays as it is.
+      image: of mode RGB or L, before any padding; it is not modified.
     """
     gray = image.convert("L")
     # Nearest: averages would fill a gap between black and white.
     gray.thumbnail((_SIDE, _SIDE), Image.Resampling.NEAREST)
     counts = np.bincount(np.asarray(gray).ravel(), minlength=256)
     share = np.cumsum(counts) / counts.sum()  # of pixels at or below a level
-
-    def level(percent: float) -> int:
-        return int(np.searchsorted(share, percent / 100))
-
-    low, high = level(0.5), level(99.5)
+    percents = (0.5, 5, 20, 80, 95, 99.5)
+    low, p5, p20, p80, p95, high = (
+        int(level) for level in np.searchsorted(share, np.array(percents) / 100)
+    )
     span = f"(99 % of its pixels are from {low} to {high} of 255)"
     if high - low < _CONSTANT and low > _BLACK and high < _WHITE:
         return f"nearly constant {span}"
-    if level(95) < _DARK or share[_BLACK] >= _FILLED:
-        return f"nearly black (80 % of its pixels are at most {level(80)} of 255)"
-    if level(5) > _BRIGHT or 1 - share[_WHITE - 1] >= _FILLED:
-        return f"nearly white (80 % of its pixels are at least {level(20)} of 255)"
+    if p95 < _DARK or share[_BLACK] >= _FILLED:
+        return f"nearly black (80 % of its pixels are at most {p80} of 255)"
+    if p5 > _BRIGHT or 1 - share[_WHITE - 1] >= _FILLED:
+        return f"nearly white (80 % of its pixels are at least {p20} of 255)"
     if high - low < _NARROW:
         return f"within a tenth of its range {span}"
     between = share[254 - _BLACK // 2] - share[_BLACK // 2]
@@ -69,6 +67,6 @@ def warn_of_gray_levels(image: Image.Image, name: str) -> None:
 def warning_text(name: str, problem: str) -> str:
     """The sentence about a problem, wherever it is shown."""
     return (
-        f"{name}: the image is {problem}. What a model writes about it means nothing; "
+        f"{name}: the image is {problem}. A report about it has no meaning; "
         "check its DICOM window or its bit depth"
     )

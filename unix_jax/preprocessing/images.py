@@ -1,13 +1,13 @@
-"""From a file, bytes, a PIL image or an array to an 8-bit RGB picture; every failure an ImageError.
+"""Reads a file, bytes, a PIL image or an array as an 8-bit RGB image; failures are ImageErrors.
 
-What a source becomes, whatever its kind:
+Conversion by pixel type:
 
 * 8-bit grayscale, RGB, palette, CMYK: Pillow's own `convert("RGB")`, as in the published
   evaluation.
 * An alpha channel is composited on white, the colour of the letterbox padding. For opaque pixels,
   that is for every ordinary file, this equals `convert("RGB")`, which drops the channel.
 * 16-bit grayscale and 32-bit integers within 16 bits: divided by 65535 (Pillow would clip at 255).
-  No range is guessed: 12-bit values in a 16-bit file come out dark, so stretch such files first.
+  No range is guessed: 12-bit values in a 16-bit file appear dark, so rescale such files first.
 * floats: must lie in [0, 1].
 * EXIF orientation is applied. DICOM: see `unix_jax.preprocessing.dicom`.
 
@@ -16,13 +16,12 @@ Sizes are read from the header and refused before anything is decoded. H height,
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from unix_jax.errors import ImageError
-from unix_jax.preprocessing import dicom
 
 MAX_PIXELS = 100_000_000
 MIN_SIDE = 16
@@ -42,16 +41,16 @@ def load_image(
     max_pixels: int = MAX_PIXELS,
     min_side: int = MIN_SIDE,
 ) -> Image.Image:
-    """Reads one picture, upright, as a PIL image of mode RGB (grayscale has three equal channels).
+    """Reads an image, upright, as a PIL image of mode RGB (grayscale has three equal channels).
 
     Its path, if it has one, is its `filename`, as it is for a file that Pillow opened.
 
     Args:
-      source: a path; the bytes of a file; a PIL image (left as it is); or an array of uint8,
-        uint16, or floats in [0, 1], shaped [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] (RGBA).
-      frame: which frame of a file of several (DICOM, TIFF, GIF, ...) to read, counted from 1.
-      max_pixels: most pixels (width x height) that are decoded.
-      min_side: fewest pixels along either side.
+      source: a path; the bytes of a file; a PIL image (not modified); or an array of uint8, uint16,
+        or floats in [0, 1], shaped [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] (RGBA).
+      frame: the frame to read from a file with several (DICOM, TIFF, GIF, ...), counted from 1.
+      max_pixels: maximum number of pixels (width x height) that are decoded.
+      min_side: minimum number of pixels along either side.
 
     Raises:
       ImageError: the file is missing, unreadable, truncated, not an image, of several frames and
@@ -69,7 +68,7 @@ def load_image(
 
 
 def image_name(source: Any) -> str:
-    """What messages call a source: its path, or its kind where it has none."""
+    """The name of a source in messages: its path, or its kind if it has none."""
     if isinstance(source, str | Path):
         return str(source)
     if isinstance(source, bytes | bytearray | memoryview):
@@ -84,10 +83,10 @@ def _open(source: Any, name: str, frame: int | None, max_pixels: int, min_side: 
         return _decode(source, name, frame, max_pixels, min_side)
     if isinstance(source, str | Path):
         data = _read_file(Path(source), name, max_pixels)
-        is_dicom = dicom.has_magic(data) or Path(source).suffix.lower() in (".dcm", ".dicom")
+        is_dicom = _is_dicom(data, source)
     elif isinstance(source, bytes | bytearray | memoryview):
         data = bytes(source)
-        is_dicom = dicom.has_magic(data)
+        is_dicom = _is_dicom(data)
     elif hasattr(source, "__array__"):
         _check_frame(frame, 1, name)
         return _from_array(np.asarray(source), name, max_pixels, min_side)
@@ -98,6 +97,9 @@ def _open(source: Any, name: str, frame: int | None, max_pixels: int, min_side: 
     if not data:
         raise ImageError(f"{name}: expected an image, found an empty file")
     if is_dicom:
+        # pydicom is imported when a DICOM file comes.
+        from unix_jax.preprocessing import dicom
+
         pixels = dicom.read(
             data,
             name,
@@ -109,28 +111,85 @@ def _open(source: Any, name: str, frame: int | None, max_pixels: int, min_side: 
     return _from_bytes(data, name, frame, max_pixels, min_side)
 
 
-def _read_file(path: Path, name: str, max_pixels: int) -> bytes:
-    # No format stores more than 8 bytes a pixel uncompressed; the rest is room for headers.
-    limit = 8 * max_pixels + 2**26
+def check_image(
+    path: str | Path,
+    *,
+    frame: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+    min_side: int = MIN_SIDE,
+) -> None:
+    """Refuses a file that `load_image` would refuse for its header, without decoding it.
+
+    A file that passes may still be truncated or broken after its header.
+
+    Args:
+      path, frame, max_pixels, min_side: as in `load_image`.
+
+    Raises:
+      ImageError: as `load_image`.
+    """
+    file, name = Path(path), image_name(path)
+
+    def check_size(width: int, height: int) -> None:
+        _check_size(width, height, name, max_pixels, min_side)
+
     try:
-        if not path.exists():
-            raise ImageError(f"{name}: no such file")
-        if not path.is_file():
-            kind = "a directory" if path.is_dir() else "a special file"
-            raise ImageError(f"{name}: expected an image file, found {kind}")
-        size = path.stat().st_size
-        if size > limit:
-            raise ImageError(f"{name}: expected at most {limit} bytes, found {size}")
+        _check_file(file, name, max_pixels)
+        with file.open("rb") as opened:
+            start = opened.read(132)
+            if not start:
+                raise ImageError(f"{name}: expected an image, found an empty file")
+            opened.seek(0)
+            if _is_dicom(start, path):
+                from unix_jax.preprocessing import dicom
+
+                dicom.check(
+                    opened.read(), name, check_size, lambda count: _check_frame(frame, count, name)
+                )
+                return
+            with _open_header(opened, name, max_pixels, start) as image:
+                check_size(image.width, image.height)
+                _check_frame(frame, _frames(image, name), name)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise ImageError(f"{name}: cannot be read: {_one_line(error)}") from error
+
+
+def _is_dicom(data: bytes, path: str | Path = "") -> bool:
+    """Whether a file has DICOM's mark, "DICM" after 128 bytes of preamble, or its suffix."""
+    return data[128:132] == b"DICM" or Path(path).suffix.lower() in (".dcm", ".dicom")
+
+
+def _read_file(path: Path, name: str, max_pixels: int) -> bytes:
+    try:
+        _check_file(path, name, max_pixels)
         return path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise ImageError(f"{name}: cannot be read: {_one_line(error)}") from error
 
 
+def _check_file(path: Path, name: str, max_pixels: int) -> None:
+    # No format stores more than 8 bytes a pixel uncompressed; the rest is room for headers.
+    limit = 8 * max_pixels + 2**26
+    if not path.exists():
+        raise ImageError(f"{name}: no such file")
+    if not path.is_file():
+        kind = "a directory" if path.is_dir() else "a special file"
+        raise ImageError(f"{name}: expected an image file, found {kind}")
+    size = path.stat().st_size
+    if size > limit:
+        raise ImageError(f"{name}: expected at most {limit} bytes, found {size}")
+
+
 def _from_bytes(
     data: bytes, name: str, frame: int | None, max_pixels: int, min_side: int
 ) -> Image.Image:
+    with _open_header(io.BytesIO(data), name, max_pixels, data[:12]) as opened:
+        return _decode(opened, name, frame, max_pixels, min_side)
+
+
+def _open_header(file: IO[bytes], name: str, max_pixels: int, start: bytes) -> Image.Image:
     try:
-        opened = Image.open(io.BytesIO(data), formats=FORMATS)
+        return Image.open(file, formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise ImageError(
             f"{name}: expected at most {max_pixels} pixels, found more than Pillow's own limit "
@@ -139,24 +198,21 @@ def _from_bytes(
     except Image.UnidentifiedImageError:
         raise ImageError(
             f"{name}: expected an image with a sound header ({', '.join(FORMATS)} or DICOM), "
-            f"found a file that begins with {data[:12]!r}"
+            f"found a file that begins with {start[:12]!r}"
         ) from None
     except MemoryError:
         raise
     except Exception as error:
         raise ImageError(f"{name}: broken image header: {_one_line(error)}") from error
-    with opened:
-        return _decode(opened, name, frame, max_pixels, min_side)
 
 
 def _decode(
     image: Image.Image, name: str, frame: int | None, max_pixels: int, min_side: int
 ) -> Image.Image:
-    """Checks the size, then decodes, turns upright and converts; `image` itself stays as it is."""
+    """Checks the size, then decodes, turns upright and converts; `image` itself is not modified."""
     _check_size(image.width, image.height, name, max_pixels, min_side)
     try:
-        # MPO is a telephone's JPEG: its first frame is the picture, the rest previews.
-        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        frames = _frames(image, name)
         _check_frame(frame, frames, name)
         before = image.tell()
         if frames > 1 and frame is not None:
@@ -173,6 +229,19 @@ def _decode(
         raise
     except Exception as error:
         # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error, ... on bad files.
+        raise ImageError(
+            f"{name}: broken or truncated {image.format or 'image'}: {_one_line(error)}"
+        ) from error
+
+
+def _frames(image: Image.Image, name: str) -> int:
+    """The number of frames that may be chosen from."""
+    try:
+        # MPO is a telephone's JPEG: its first frame is the image, the rest previews.
+        return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+    except MemoryError:
+        raise
+    except Exception as error:
         raise ImageError(
             f"{name}: broken or truncated {image.format or 'image'}: {_one_line(error)}"
         ) from error

@@ -1,9 +1,9 @@
 """Samples, as ordered splits, laid out as two static streams with their metadata.
 
-Runs on the host in numpy. The same layout serves inference contexts (one sample a row) and
-packed training rows (several). Rotary positions and modes follow the original's rules: text
-counts up by one; all tokens of an image share one position and advance it by one, a noised image
-does not advance it; each sample starts at 0.
+Runs on the host in numpy. The same layout is used for inference contexts (one sample per row) and
+packed training rows (several). Rotary positions and modes follow the original's rules: the position
+of text increases by one per token; all tokens of an image share one position and advance it by one;
+a noised image does not advance it; each sample starts at 0.
 
 Letters: B rows, U und tokens, G latent tokens, P patches of a ViT image.
 """
@@ -35,7 +35,7 @@ class VitSplit:
 class VaeSplit:
     """An image of `height` x `width` latent tokens: [start, latents, end].
 
-    `noised` images are to be generated: nobody outside sees them.
+    `noised` images are to be generated: no token outside attends to them.
     """
 
     height: int
@@ -51,9 +51,9 @@ Sample = Sequence[Split]
 class Layout:
     """Two-stream rows on the host, int32; padding has segment 0.
 
-    und_sequence [B, U] and gen_sequence [B, G] give each token's place in the row's packed
-    sequence, in which an image's tokens stand between its boundaries. next_position [B] is the
-    rotary position after the row's last sample. und_split, gen_split are in the metadata.
+    und_sequence [B, U] and gen_sequence [B, G] are each token's index in the row's packed sequence,
+    in which an image's tokens are between its boundaries. next_position [B] is the rotary position
+    after the row's last sample. und_split, gen_split are in the metadata.
     """
 
     token_ids: Int[np.ndarray, "B U"]
@@ -67,7 +67,7 @@ class Layout:
 
 
 def stream_lengths(samples: Sequence[Sample], config: UniXConfig) -> tuple[int, int]:
-    """(und, gen) tokens that these samples take in one row."""
+    """Number of (und, gen) tokens of these samples in one row."""
     und = gen = 0
     for split in (s for sample in samples for s in sample):
         if isinstance(split, TextSplit):
@@ -103,32 +103,29 @@ def lay_out(
             f"rows: expected at most {und_length} und and {gen_length} gen tokens, "
             f"found {longest[0]} and {longest[1]}"
         )
-    tables = [_row(row, config) for row in rows]
-    und = [_padded(t.und, und_length) for t in tables]
-    gen = [_padded(t.gen, gen_length) for t in tables]
-
-    def column(parts: list[np.ndarray], i: int) -> np.ndarray:
-        return np.stack([p[:, i] for p in parts]) if parts else np.zeros((0, 0), np.int32)
-
-    def metadata(parts: list[np.ndarray]) -> TokenMetadata:
-        return TokenMetadata(*(column(parts, i) for i in range(5)))  # type: ignore[arg-type]
-
+    und = np.zeros((len(rows), und_length, 8), np.int32)
+    gen = np.zeros((len(rows), gen_length, 8), np.int32)
+    next_position = np.zeros(len(rows), np.int32)
+    for index, samples in enumerate(rows):
+        row = _row(samples, config)
+        next_position[index] = row.position
+        for stream, tables in ((und[index], row.und), (gen[index], row.gen)):
+            if tables:
+                filled = np.concatenate(tables)
+                stream[: len(filled)] = filled
+    und_columns = [np.ascontiguousarray(und[..., i]) for i in range(8)]
+    gen_columns = [np.ascontiguousarray(gen[..., i]) for i in range(8)]
     return Layout(
-        token_ids=column(und, 6),
-        und=metadata(und),
+        token_ids=und_columns[6],
+        und=TokenMetadata(*und_columns[:5]),  # type: ignore[arg-type]
         # Stored shifted by one, so that padding (zeros) means "not a patch".
-        vit_index=column(und, 7) - 1,
-        gen=metadata(gen),
-        latent_position_ids=column(gen, 6),
-        und_sequence=column(und, 5),
-        gen_sequence=column(gen, 5),
-        next_position=np.array([t.position for t in tables], np.int32),
+        vit_index=und_columns[7] - 1,
+        gen=TokenMetadata(*gen_columns[:5]),  # type: ignore[arg-type]
+        latent_position_ids=gen_columns[6],
+        und_sequence=und_columns[5],
+        gen_sequence=gen_columns[5],
+        next_position=next_position,
     )
-
-
-def _padded(table: list[np.ndarray], length: int) -> np.ndarray:
-    rows = np.concatenate([np.zeros((0, 8), np.int32), *table])
-    return np.concatenate([rows, np.zeros((length - len(rows), 8), np.int32)])
 
 
 @dataclasses.dataclass

@@ -93,7 +93,7 @@ class NoiseSchedule:
 
         Raises:
           PromptError: as `timesteps`; a timestep beyond the schedule; or a first level without any
-            signal, from which a prediction of the noise says nothing.
+            signal, where a prediction of the noise carries no information.
         """
         times, alphas, total = self.timesteps(steps), self.alphas(), self.num_train_timesteps
         if times.max() >= total:
@@ -157,7 +157,7 @@ class SamplingPlan:
 def rescaled(
     guided: Float[Array, "B h w C"], conditional: Float[Array, "B h w C"], rescale: Array
 ) -> Float[Array, "B h w C"]:
-    """Guidance whose spread, per image, is brought back towards that of the conditional output.
+    """Guidance rescaled, per image, towards the standard deviation of the conditional output.
 
     Source: `guidance_rescale` of diffusers; section 3.4 of "Common Diffusion Noise Schedules ...".
     """
@@ -167,7 +167,7 @@ def rescaled(
 
 
 def _linspace(start: float, end: float, count: int) -> Float[np.ndarray, " n"]:
-    """`torch.linspace` in float32, which counts from both ends."""
+    """`torch.linspace` in float32, which computes from both ends."""
     low, high = np.float32(start), np.float32(end)
     step, index = (high - low) / np.float32(max(count - 1, 1)), np.arange(count, dtype=np.float32)
     halves = index < count // 2

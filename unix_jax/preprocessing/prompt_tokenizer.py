@@ -1,4 +1,4 @@
-"""Prompts to ids of fixed length, as the tokenizers of diffusers folders make them: CLIP, BERT."""
+"""Converts prompts to ids of fixed length, like the tokenizers in diffusers folders: CLIP, BERT."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ _CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PromptTokenizer:
-    """`encode` gives `length` ids: `start`, the text's, `end`, and `pad` for the rest."""
+    """`encode` returns `length` ids: `start`, those of the text, `end`, and `pad` for the rest."""
 
     backend: tokenizers.Tokenizer
     start: int
@@ -32,7 +32,7 @@ class PromptTokenizer:
     def from_directory(cls, directory: str | Path) -> "PromptTokenizer":
         """Reads `vocab.json` and `merges.txt` (CLIP), or `vocab.txt` (BERT), and their settings.
 
-        Without them, `tokenizer.json`, which is all that transformers 5 writes.
+        Without them it reads `tokenizer.json`, the only file that transformers 5 writes.
 
         Raises:
           CheckpointError: a file is missing or broken, or a control token is not in the vocabulary.
@@ -73,7 +73,7 @@ class PromptTokenizer:
         """(ids [B, `length`], for each text the number of its ids that did not fit).
 
         Raises:
-          PromptError: a text is no valid Unicode.
+          PromptError: a text is not valid Unicode.
         """
         rows, cut = [], []
         for text in texts:

@@ -1,13 +1,13 @@
-"""Text to token ids and back: the tokenizer, prompts, and text that streams as it is decoded.
+"""Text to token ids and back: the tokenizer, prompts, and streamed text.
 
-Ordinary text never becomes a control token: a prompt that spells "<｜end▁of▁sentence｜>" or
-"<end_of_image>" is encoded letter by letter, so nobody can end a turn or open an image from
-inside a prompt. Control tokens are added by id only (`prompt_split`).
+Ordinary text never becomes a control token: a prompt that contains "<｜end▁of▁sentence｜>" or
+"<end_of_image>" is encoded letter by letter, so nobody can end a turn or open an image from inside
+a prompt. Control tokens are only added by id (`prompt_split`).
 """
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import tokenizers
 from unix_jax.config import SpecialTokens
 from unix_jax.errors import CheckpointError, PromptError
 from unix_jax.storage import recorded_files
+from unix_jax.storage.recorded_files import TOKENIZER_FILES
 
 Prompt = str | Sequence[int] | np.ndarray
 
@@ -34,13 +35,14 @@ class Tokenizer:
     """A `tokenizer.json` and the ids of this model's control tokens.
 
     Build it by `from_directory`. `source` is the file, for errors; `control_ids` are all ids that
-    stand for no text.
+    are not text; `files` are the tokenizer's files by name, as they were read.
     """
 
     special_tokens: SpecialTokens
     source: str
     control_ids: frozenset[int] = dataclasses.field(repr=False)
     backend: tokenizers.Tokenizer = dataclasses.field(repr=False)
+    files: Mapping[str, bytes] = dataclasses.field(default_factory=dict, repr=False)
 
     @classmethod
     def from_directory(
@@ -50,12 +52,12 @@ class Tokenizer:
 
         Args:
           path: a checkpoint's directory.
-          special_tokens: ids of the control tokens, the configuration's; Janus-Pro-1B's if absent.
+          special_tokens: ids of the control tokens from the configuration; the default is
+            Janus-Pro-1B's.
 
         Raises:
           CheckpointError: no such file, one that changed since the checkpoint was written, one that
-            is no tokenizer, or one that gives a control token
-            another id than `special_tokens`.
+            is not a tokenizer, or one whose id of a control token differs from `special_tokens`.
         """
         special_tokens = special_tokens or SpecialTokens()
         file = Path(path)
@@ -81,11 +83,22 @@ class Tokenizer:
                 )
         marked = {i for i, t in backend.get_added_tokens_decoder().items() if t.special}
         control_ids = frozenset(marked | set(dataclasses.astuple(special_tokens)))
-        return cls(special_tokens, str(file), control_ids, backend)
+        files = {"tokenizer.json": file.read_bytes()}
+        if Path(path).is_dir():
+            others = [name for name in TOKENIZER_FILES if recorded_files.has_file(path, name)]
+            files |= {name: recorded_files.verified(path, name).read_bytes() for name in others}
+        return cls(special_tokens, str(file), control_ids, backend, files)
+
+    def write_files(self, directory: str | Path) -> list[tuple[Path, str]]:
+        """Writes the tokenizer's files as they were read; returns (file, name) of each."""
+        files = self.files or {"tokenizer.json": self.backend.to_str().encode()}
+        for name, content in files.items():
+            (Path(directory) / name).write_bytes(content)
+        return [(Path(directory) / name, name) for name in files]
 
     @property
     def vocab_size(self) -> int:
-        """One more than the largest id the tokenizer can give."""
+        """One more than the largest id of the tokenizer."""
         return max(self.backend.get_vocab().values(), default=-1) + 1
 
     def check_vocab(self, vocab_size: int) -> None:
@@ -97,10 +110,10 @@ class Tokenizer:
             )
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the text alone: no bos, no eos, and no control token whatever the text says.
+        """Ids of the text alone: no bos, no eos, and never a control token.
 
         Raises:
-          PromptError: the text is no valid Unicode (a lone surrogate).
+          PromptError: the text is not valid Unicode (a lone surrogate).
         """
         if not isinstance(text, str):
             raise PromptError(f"text: expected a string, found {type(text).__name__}")
@@ -110,11 +123,11 @@ class Tokenizer:
             raise PromptError(f"text: expected valid Unicode, found {text[:40]!r}") from None
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Text of the ids; control tokens and ids unknown to the tokenizer give nothing."""
+        """Text of the ids; control tokens and unknown ids produce no text."""
         return self.backend.decode([int(i) for i in ids if self.is_text(int(i))])
 
     def is_text(self, token: int) -> bool:
-        """Whether an id stands for text: in the vocabulary, and no control token."""
+        """Whether an id is text: in the vocabulary, and not a control token."""
         known = 0 <= token < 2**32 and self.backend.id_to_token(token) is not None
         return known and token not in self.control_ids
 
@@ -126,8 +139,8 @@ class Tokenizer:
 class StreamDecoder:
     """Text of tokens that arrive one by one: `push` each id, `flush` at the end.
 
-    A piece ends where a character ends: bytes of one that is still incomplete wait for the next
-    token. The pieces joined equal `Tokenizer.decode` of all ids.
+    A piece ends at a character boundary: bytes of an incomplete character are held back until the
+    next token. The joined pieces equal `Tokenizer.decode` of all ids.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -154,7 +167,7 @@ class StreamDecoder:
         return piece
 
     def flush(self) -> str:
-        """What is left: replacement characters for bytes that never became a character."""
+        """The remaining text: replacement characters for bytes that never completed a character."""
         piece = self._waiting_text().removeprefix(self._emitted)
         self._context, self._waiting, self._emitted = [], [], ""
         return piece
@@ -189,14 +202,14 @@ def encode_prompt(
     """The checked text split of one prompt.
 
     Args:
-      prompt: a string, or token ids without bos and eos (control ids in them are kept: whoever
-        writes ids means them). Either may be empty.
-      tokenizer: may be absent when the prompt is ids.
+      prompt: a string, or token ids without bos and eos (control ids in them are kept). Either may
+        be empty.
+      tokenizer: may be None if the prompt is ids.
       special_tokens: the model's.
-      vocab_size: ids must lie below it.
-      max_length: most tokens of the split, bos and eos included.
+      vocab_size: upper bound of the ids, exclusive.
+      max_length: maximum number of tokens of the split, including bos and eos.
       double_bos: whether a *string* gets the published code's second bos.
-      argument: what errors call the prompt.
+      argument: the name of the prompt in errors.
 
     Raises:
       PromptError: another type, an id out of range (with its index), or too long a prompt.

@@ -1,9 +1,10 @@
-"""Pictures to model inputs and back: the published transforms, as pure functions.
+"""Transforms between images and model inputs: the published ones, as pure functions.
 
 * Reports: `to_model_image`: letterbox (Lanczos thumbnail, centred, white) or squash (bicubic),
   SigLIP statistics.
-* Training and editing: `to_vit_image`, `to_vae_image`: bicubic, aspect kept, sides to multiples of
-  a stride.
+* Training and editing: `to_padded_vae_image`: bicubic, aspect kept, padded to one size.
+* The original's own: `to_vit_image`, `to_vae_image`: bicubic, aspect kept, sides to multiples of a
+  stride.
 * Outputs: `to_pil`, `to_gray_pil`, `contact_sheet`, `png_bytes`, `save_png`.
 
 All are pinned to the original's outputs in `tests/golden/metrics_tiny`. H height, W width.
@@ -31,10 +32,10 @@ RESIZES = ("letterbox", "squash")
 
 
 def letterbox(image: Image.Image, size: int = 384, fill: int = 255) -> Image.Image:
-    """The whole picture inside a square: shrunk by Lanczos if larger, never enlarged, centred.
+    """The complete image in a square: downscaled by Lanczos if larger, never enlarged, centred.
 
     Args:
-      image: a PIL image of mode RGB or L; it stays as it is.
+      image: a PIL image of mode RGB or L; it is not modified.
       size: side of the square in pixels.
       fill: gray level of the padding, 0 to 255; the original's is white.
 
@@ -53,11 +54,11 @@ def letterbox(image: Image.Image, size: int = 384, fill: int = 255) -> Image.Ima
 def stride_size(
     width: int, height: int, max_size: int, min_size: int | None = None, stride: int = STRIDE
 ) -> tuple[int, int]:
-    """(width, height) that `resize_to_stride` gives a picture of this size.
+    """(width, height) of the result of `resize_to_stride` for an image of this size.
 
-    The longest side shrinks to `max_size`, then all grows until the shortest is `min_size`, sides
-    are rounded to multiples of `stride`, and what then exceeds `max_size` shrinks once more. The
-    order of these roundings is BAGEL's, on which the original builds.
+    The image is scaled down until the longest side is `max_size`, then up until the shortest is
+    `min_size`. The sides are rounded to multiples of `stride`, and scaled down again if they exceed
+    `max_size`. The order of these roundings is that of BAGEL, on which the original is based.
 
     Raises:
       ImageError: `max_size` is not a positive multiple of `stride`, or `min_size` exceeds it.
@@ -85,20 +86,39 @@ def _scaled(width: int, height: int, scale: float, stride: int) -> tuple[int, in
 def resize_to_stride(
     image: Image.Image, max_size: int, min_size: int | None = None, stride: int = STRIDE
 ) -> Image.Image:
-    """Bicubic with antialias; aspect kept but for the rounding of both sides to `stride`.
+    """Bicubic with antialiasing; keeps the aspect ratio except for rounding both sides to `stride`.
 
     Args:
       image: a PIL image of mode RGB or L.
       max_size: the longest side afterwards, in pixels, a multiple of `stride`.
-      min_size: the shortest side aimed at (smaller pictures are enlarged, as far as `max_size`
-        allows); `max_size` unless given.
-      stride: what both sides become multiples of.
+      min_size: the target of the shortest side (smaller images are enlarged, as far as `max_size`
+          allows). The default is `max_size`.
+      stride: both sides become multiples of it.
 
     Raises:
       ImageError: as `stride_size`.
     """
     size = stride_size(image.width, image.height, max_size, min_size, stride)
     return image.resize(size, Image.Resampling.BICUBIC)
+
+
+def pad_to_fit(image: Image.Image, height: int, width: int, fill: int = 0) -> Image.Image:
+    """The whole picture inside a rectangle, aspect kept: scaled to touch two sides, centred.
+
+    Bicubic with antialias, as the original's VAE transform. Small pictures grow: otherwise a model
+    learns to draw small radiographs in wide frames.
+
+    Args:
+      image: of mode RGB or L; it stays as it is.
+      height, width: of the rectangle in pixels.
+      fill: gray level of the padding, 0 to 255.
+    """
+    scale = min(height / image.height, width / image.width)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    canvas = Image.new(image.mode, (width, height), (fill,) * len(image.getbands()))
+    scaled = image.resize(size, Image.Resampling.BICUBIC)
+    canvas.paste(scaled, ((width - size[0]) // 2, (height - size[1]) // 2))
+    return canvas
 
 
 def normalize(image: Image.Image, mean: float, std: float) -> Float[np.ndarray, "H W 3"]:
@@ -108,7 +128,7 @@ def normalize(image: Image.Image, mean: float, std: float) -> Float[np.ndarray, 
 
 
 def squash(image: Image.Image, size: int = 384) -> Image.Image:
-    """The whole image as a square of `size` pixels; bicubic, the aspect ratio is lost."""
+    """The complete image as a square of `size` pixels; bicubic, ignoring the aspect ratio."""
     _require_size("size", size, 1)
     return image.resize((size, size), Image.Resampling.BICUBIC)
 
@@ -116,7 +136,7 @@ def squash(image: Image.Image, size: int = 384) -> Image.Image:
 def to_model_image(
     image: Image.Image, size: int = 384, resize: Resize = "letterbox"
 ) -> Float[np.ndarray, "H W 3"]:
-    """The input of the ViT for a report, `size` (`vision.image_size`) pixels a side.
+    """The input of the ViT for a report, `size` (`vision.image_size`) pixels per side.
 
     Args:
       image: a PIL image of mode RGB or L.
@@ -142,11 +162,21 @@ def to_vae_image(
     return normalize(resize_to_stride(image, max_size, min_size, stride), VAE_MEAN, VAE_STD)
 
 
+def to_padded_vae_image(
+    image: Image.Image, height: int, width: int, fill: int = 0
+) -> Float[np.ndarray, "H W 3"]:
+    """The input of the autoencoder in [-1, 1], the same in training and for a condition image.
+
+    Args: as of `pad_to_fit`.
+    """
+    return normalize(pad_to_fit(image, height, width, fill), VAE_MEAN, VAE_STD)
+
+
 def to_pil(pixels: np.ndarray) -> Image.Image:
     """One array [H, W], [H, W, 1] or [H, W, 3] as a PIL image of mode L or RGB.
 
-    uint8 is taken as it is; floats are in [0, 1], clipped, and cut (not rounded) to 8 bits, as in
-    the original.
+    uint8 is used unchanged; floats in [0, 1] are clipped and truncated (not rounded) to 8 bits, as
+    in the original.
 
     Raises:
       ImageError: another type or shape, or a value that is not a number.
@@ -186,12 +216,12 @@ def contact_sheet(
     captions: Sequence[str] | None = None,
     columns: int | None = None,
 ) -> Image.Image:
-    """All images in one RGB picture, row by row, each above its caption.
+    """All images in one RGB image, row by row, each above its caption.
 
     Args:
       images: at least one; smaller ones are centred in the largest one's cell.
-      captions: one for each image; cut to three lines.
-      columns: images in a row; as square a sheet as possible unless given.
+      captions: one per image; truncated to three lines.
+      columns: number of images per row. By default the sheet is as square as possible.
 
     Raises:
       ImageError: no image, a wrong number of captions, or `columns` below 1.
@@ -258,9 +288,9 @@ def _wrap(text: str, width: int, draw: ImageDraw.ImageDraw, font: object, lines:
 
 
 def png_bytes(image: Image.Image, metadata: Mapping[str, str] | None = None) -> bytes:
-    """The bytes of a PNG file, `metadata` as its text entries (prompt, seed, ...).
+    """The bytes of a PNG file with `metadata` as its text entries (prompt, seed, ...).
 
-    Values that Latin-1 cannot write become international (iTXt) entries; readers show both alike.
+    Values outside Latin-1 become international (iTXt) entries; readers treat both alike.
 
     Raises:
       ImageError: a key that PNG cannot hold (1 to 79 Latin-1 characters).
@@ -281,7 +311,7 @@ def png_bytes(image: Image.Image, metadata: Mapping[str, str] | None = None) -> 
 def save_png(
     path: str | Path, image: Image.Image, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Writes `png_bytes` to a file, whole or not at all.
+    """Writes `png_bytes` to a file atomically.
 
     Raises:
       ImageError: as `png_bytes`, or the file cannot be written.

@@ -32,15 +32,15 @@ def _path_type(kind: type, read: Callable[[str], Any], metavar: str) -> Any:
 LocalPath = Annotated[Path, _path_type(Path, local_path, "PATH")]
 """A local file or directory."""
 PathText = Annotated[str, _path_type(str, _text, "PATH")]
-"""As `LocalPath`, kept as a text; "" stands for none."""
+"""Like `LocalPath`, kept as a text; "" means none."""
 WeightsText = Annotated[str, _path_type(str, _text, "model|ema|NAME|FILE")]
-"""Which weights of a source: a name, or a local file."""
+"""Selects the weights of a source: a name, or a local file."""
 SourceText = Annotated[str, _path_type(str, source_text, "KIND:PATH")]
 """A source of data, see `unix_jax.data.sources`, without a URL in it."""
 
 
 def require_least(command: object, **least: float) -> None:
-    """Raises UniXError for a number below its least value; None is no number.
+    """Raises UniXError for a number below its minimum; None is allowed.
 
     `least` is by the name of the command's field, which is that of the option with underscores.
     """
@@ -52,10 +52,15 @@ def require_least(command: object, **least: float) -> None:
             raise UniXError(f"{option}: expected at least {smallest}, found {value}")
 
 
-def refuse_without_effect(command: Any, names: Iterable[str], kind: str) -> None:
-    """Raises UniXError for options of a command that have no effect on its kind of checkpoint."""
+def refuse_without_effect(command: Any, names: Iterable[str], where: str) -> None:
+    """Raises UniXError for an option that is not at its default where it would do nothing.
+
+    Args:
+      command: an instance of the command's dataclass.
+      names: its fields without effect.
+      where: why they have none, such as "without --train SOURCE".
+    """
     defaults = {field.name: field.default for field in dataclasses.fields(command)}
     for name in names:
         if getattr(command, name) != defaults[name]:
-            option = f"--{name.replace('_', '-')}"
-            raise UniXError(f"{option}: has no effect with {kind}, {command.checkpoint}")
+            raise UniXError(f"--{name.replace('_', '-')}: has no effect {where}")

@@ -1,9 +1,9 @@
 """Directory lock: one process writes a directory at a time.
 
-`DIRECTORY/run.lock` is created only if it is absent, and names its owner. Where the file system has
-kernel locks, the owner also holds one on this file until it ends, however it ends, so that a dead
-owner on the same machine is recognised with certainty. Elsewhere the process number and the start
-time of the process decide. An owner on another machine cannot be checked.
+`DIRECTORY/run.lock` is created only if it is absent, and contains its owner. If the file system has
+kernel locks, the owner also holds one on this file until the process ends, so that a dead owner on
+the same machine is detected reliably. Otherwise the process number and the start time of the
+process are compared. An owner on another machine cannot be checked.
 
 Not covered: NFS before version 3 (creation is not atomic there), and two processes that take over
 the same stale lock at the same moment on a file system without kernel locks.
@@ -49,12 +49,12 @@ class Owner:
 
 
 def boot_identity() -> str:
-    """Identifies this machine and its last start; "" where the system does not tell."""
+    """Identifies this machine and its last start; "" if the system does not provide it."""
     return _read("/proc/sys/kernel/random/boot_id").strip()
 
 
 def this_process() -> Owner:
-    """The owner that this process is."""
+    """The owner record of this process."""
     return Owner(
         socket.gethostname(),
         boot_identity(),
@@ -67,7 +67,7 @@ def this_process() -> Owner:
 
 
 def is_running(owner: Owner) -> bool | None:
-    """Whether the process exists; None where this cannot be known from here."""
+    """Whether the process exists; None if this cannot be determined from here."""
     if owner.host != socket.gethostname():
         return None
     if owner.boot != boot_identity():
@@ -86,7 +86,7 @@ def is_running(owner: Owner) -> bool | None:
 class DirectoryLock:
     """Holds a directory from construction until `release`; use as a context manager.
 
-    `note` is one line when the lock of a process that has ended was taken over, else "".
+    `note` is a line of text if the lock of a process that has ended was taken over, else "".
     """
 
     def __init__(self, directory: str | os.PathLike[str], *, break_lock: bool = False) -> None:
@@ -226,7 +226,7 @@ def _owner_at(path: Path) -> Owner | None:
 
 
 def _parse(text: bytes) -> Owner | None:
-    """None for what no owner wrote to its end."""
+    """None if the content is incomplete."""
     try:
         values: Any = json.loads(text)
         owner = Owner(**values)
@@ -246,7 +246,7 @@ def _namespace() -> str:
 
 
 def _start_of(pid: int) -> str:
-    """When a process started, in ticks; "ended" for a zombie; "" where it is not known."""
+    """Start time of a process, in ticks; "ended" for a zombie; "" if unknown."""
     state = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
     if len(state) < 20:
         return ""

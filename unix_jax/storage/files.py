@@ -1,8 +1,8 @@
-"""Writing results so that a crash leaves either the whole result or nothing.
+"""Atomic writes: after a crash the target is either complete or absent.
 
-A killed process cannot remove its temporary directory. The next one that writes the same target
-does: a directory is abandoned when nobody holds its kernel lock, or, where there are no such locks
-or another machine wrote it, when nothing in it changed for a day.
+A killed process cannot remove its temporary directory, but the next process that writes the same
+target does. A directory is abandoned when nobody holds its kernel lock, or, if there are no such
+locks or another machine wrote it, when nothing in it has changed for a day.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ def _temporary_sibling(path: Path) -> Path:
 
 
 def _machine() -> str:
-    """Eight digits that tell this machine, since its last start, from others."""
+    """Eight digits that identify this machine since its last start."""
     return hashlib.sha256(boot_identity().encode()).hexdigest()[:8]
 
 
@@ -76,7 +76,7 @@ def _held(directory: Path) -> tuple[int | None, bool | None]:
 
 
 def _age(directory: Path) -> float:
-    """Seconds since something in it changed."""
+    """Seconds since the last change in it."""
     newest = 0.0
     for path in (directory, *directory.rglob("*")):
         with contextlib.suppress(OSError):
@@ -99,9 +99,9 @@ def _make_held(target: Path) -> tuple[Path, int]:
 
 @contextlib.contextmanager
 def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a temporary directory beside `path`; renames it to `path` on success.
+    """Yields a temporary directory next to `path`; renames it to `path` on success.
 
-    On any exception, Ctrl-C included, the temporary directory is removed; those of killed
+    On any exception, including Ctrl-C, the temporary directory is removed; those of killed
     processes with the same target are removed at the start.
 
     Raises:
@@ -128,7 +128,7 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a temporary file name beside `path`; renames it to `path` on success.
+    """Yields a temporary file name next to `path`; renames it to `path` on success.
 
     The directory of `path` is created. On any exception the temporary file is removed.
 

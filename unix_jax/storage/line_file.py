@@ -1,4 +1,4 @@
-"""A file of lines that only grows: what a crash tore is cut off, and one process holds it."""
+"""Append-only file of lines, locked by one process; incomplete lines after a crash are removed."""
 
 import fcntl
 import os
@@ -11,12 +11,12 @@ from unix_jax.storage.paths import local_path
 
 
 class LineFile:
-    """Open for appending whole lines; use as a context manager."""
+    """A file that is open for appending lines; use as a context manager."""
 
     def __init__(self, path: Path) -> None:
-        """Opens or begins it.
+        """Opens or creates the file.
 
-        Nothing of it is changed before `cut` or `append`: it may turn out to be another's.
+        It is not changed before `cut` or `append`, since it may belong to another process.
 
         Raises:
           UniXError: it cannot be written, or another process holds it.
@@ -35,15 +35,20 @@ class LineFile:
             self._file.close()
             raise
 
+    @property
+    def size(self) -> int:
+        """Bytes of its whole lines."""
+        return self._end
+
     def append(self, lines: bytes) -> int:
-        """Adds whole lines; they are on the disk when this returns. Gives the place of the first.
+        """Appends lines; they are on disk when this returns. Returns the offset of the first.
 
         Raises:
-          UniXError: they cannot be written. What was there before stays whole.
+          UniXError: they cannot be written. Earlier lines stay intact.
         """
-        place = self._end
+        offset = self._end
         try:
-            self._file.seek(place)
+            self._file.seek(offset)
             written = 0
             while written < len(lines):
                 written += self._file.write(lines[written:])
@@ -52,10 +57,10 @@ class LineFile:
             self.cut()
             raise unwritable(self.path, error) from None
         self._end += len(lines)
-        return place
+        return offset
 
     def cut(self) -> None:
-        """Forgets what a crash or a full disk left behind the last whole line.
+        """Removes an incomplete line after a crash or a full disk.
 
         Raises:
           UniXError: it cannot be written.
@@ -72,7 +77,7 @@ class LineFile:
             raise UniXError(f"{self.path}: another run is writing it") from None
 
     def close(self) -> None:
-        """Lets another process have it."""
+        """Releases the lock."""
         self._file.close()
 
     def __enter__(self) -> Self:
@@ -83,7 +88,7 @@ class LineFile:
 
 
 def whole_lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file, each with its end; one without an end counts as not written yet.
+    """The lines of a file, each with its newline; a last line without one is ignored.
 
     Raises:
       UniXError: it cannot be read.
@@ -99,5 +104,5 @@ def whole_lines(path: Path) -> Iterator[bytes]:
 
 
 def unwritable(path: Path, error: OSError) -> UniXError:
-    """The error for a file that the system refuses to write."""
+    """The error for a file that cannot be written."""
     return UniXError(f"{path}: cannot be written: {error.strerror}")

@@ -1,14 +1,13 @@
-"""Where files lie: local paths only, checked at every place that takes a path.
+"""Checks that paths are local, wherever a user can give one.
 
 A URL that reaches `pathlib` becomes a relative path: `gs://bucket/run` would be written into a
-local folder named `gs:`. So whatever a user gives as a path passes `local_path` first.
+local folder named `gs:`. Therefore every path from a user passes `local_path` first.
 """
 
 import os
 import re
 import urllib.parse
 from pathlib import Path
-from typing import Any
 
 from unix_jax.errors import StorageError
 
@@ -33,12 +32,22 @@ def local_path(path: str | os.PathLike[str], argument: str | None = None) -> Pat
 
     Args:
       path: a text or a path. Colons may occur in names; `scheme://` may not.
-      argument: what errors call the path, such as `--out`; only its text if absent.
+      argument: the name of the path in errors, such as `--out`; by default only its text.
 
     Raises:
-      StorageError: a URL, an empty text, a NUL in it, or no path at all.
+      StorageError: a URL, an empty text, a text with NUL, or another type.
     """
-    text = _text(path, argument)
+    front = f"{argument}: " if argument else ""
+    try:
+        text = os.fspath(path)
+    except TypeError:
+        raise StorageError(
+            f"{front}expected a path (str or os.PathLike), found {type(path).__name__}"
+        ) from None
+    if isinstance(text, bytes):
+        text = os.fsdecode(text)
+    if not text or "\0" in text:
+        raise StorageError(f"{front}expected a path, found {text!r}")
     refuse_url(text, argument)
     return Path(text)
 
@@ -61,25 +70,5 @@ def refuse_url(text: str, argument: str | None = None) -> None:
             if re.match(r"\s*file:/", text, re.IGNORECASE)
             else "copy it to a local directory, or mount it, and name that"
         )
-        raise StorageError(
-            f"{_front(argument)}{text}: remote paths are not supported yet; {advice}"
-        )
-
-
-def _text(path: Any, argument: str | None) -> str:
-    front = _front(argument)
-    try:
-        text = os.fspath(path)
-    except TypeError:
-        raise StorageError(
-            f"{front}expected a path (str or os.PathLike), found {type(path).__name__}"
-        ) from None
-    if isinstance(text, bytes):
-        text = os.fsdecode(text)
-    if not text or "\0" in text:
-        raise StorageError(f"{front}expected a path, found {text!r}")
-    return text
-
-
-def _front(argument: str | None) -> str:
-    return "" if argument is None else f"{argument}: "
+        front = f"{argument}: " if argument else ""
+        raise StorageError(f"{front}{text}: remote paths are not supported yet; {advice}")

@@ -1,8 +1,8 @@
-"""The files of a checkpoint beside its arrays, listed in index.json with their size and CRC-32.
+"""Files of a checkpoint other than its arrays, listed in index.json with their size and CRC-32.
 
-That is config.json, the tokenizer files and those in `source/`. Each is verified before it is used.
-Checkpoints of earlier versions list none, and a file that was added later is not listed: such files
-are used as they are.
+These are config.json, the tokenizer files and those in `source/`. Each is verified before it is
+used. Checkpoints of earlier versions list none, and a file that was added later is not listed; such
+files are used without verification.
 """
 
 import os
@@ -30,7 +30,7 @@ TOKENIZER_FILES = (
 
 
 def kept_names(directory: Path) -> list[str]:
-    """The names of all such files that are in a checkpoint."""
+    """The names of all such files in a checkpoint."""
     names = [name for name in (CONFIG, *TOKENIZER_FILES) if (directory / name).is_file()]
     return names + source_names(directory)
 
@@ -59,7 +59,7 @@ def _measure(file: Path) -> dict[str, int]:
 
 
 def listed(index: Any, file: Path) -> dict[str, dict[str, int]]:
-    """What a parsed index.json lists; nothing where it lists none.
+    """The files listed in a parsed index.json; empty if it lists none.
 
     Raises:
       CheckpointError: the list is broken.
@@ -77,7 +77,7 @@ def listed(index: Any, file: Path) -> dict[str, dict[str, int]]:
 
 
 def read_listed(directory: str | os.PathLike[str]) -> dict[str, dict[str, int]]:
-    """What the index.json of a directory lists; nothing where the directory has none.
+    """The files listed in the index.json of a directory; empty without that file.
 
     Raises:
       CheckpointError: index.json is broken.
@@ -92,7 +92,7 @@ def has_file(directory: str | os.PathLike[str], name: str) -> bool:
 
 
 def verified(directory: str | os.PathLike[str], name: str) -> Path:
-    """The path of such a file, after its content was compared with what index.json lists.
+    """The path of such a file, after its content was verified against index.json.
 
     A file that is not listed, or a directory without index.json, is not compared.
 
@@ -116,7 +116,7 @@ def require(
 
 
 def difference(directory: Path, name: str, entry: Mapping[str, int]) -> str | None:
-    """What is wrong with a listed file, in one line that names it; None if nothing is."""
+    """The problem of a listed file, in one line that names it; None if there is none."""
     file = directory / name
     if not file.is_file():
         return f"{file}: expected a file that {INDEX} lists, found none"

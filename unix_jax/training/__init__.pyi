@@ -14,6 +14,12 @@ from .config import (
     DistributedConfig as DistributedConfig,
 )
 from .config import (
+    EvalsConfig as EvalsConfig,
+)
+from .config import (
+    ImageEvalConfig as ImageEvalConfig,
+)
+from .config import (
     LoggingConfig as LoggingConfig,
 )
 from .config import (
@@ -21,6 +27,9 @@ from .config import (
 )
 from .config import (
     PreviewConfig as PreviewConfig,
+)
+from .config import (
+    ReportEvalConfig as ReportEvalConfig,
 )
 from .config import (
     TrainConfig as TrainConfig,
@@ -61,6 +70,9 @@ from .lora import (
 from .losses import (
     LossConfig as LossConfig,
 )
+from .losses import (
+    unix_loss as unix_loss,
+)
 from .optimizer import (
     OptimizerConfig as OptimizerConfig,
 )
@@ -73,6 +85,8 @@ __all__ = [
     "CheckpointConfig",
     "CheckpointStore",
     "DistributedConfig",
+    "EvalsConfig",
+    "ImageEvalConfig",
     "LoggingConfig",
     "LoraConfig",
     "LossConfig",
@@ -80,6 +94,7 @@ __all__ = [
     "OptimizerConfig",
     "PreviewConfig",
     "RepaConfig",
+    "ReportEvalConfig",
     "Restored",
     "TrainConfig",
     "ValidationConfig",
@@ -92,4 +107,5 @@ __all__ = [
     "merge_lora",
     "parse_arguments",
     "row_share",
+    "unix_loss",
 ]

@@ -10,7 +10,6 @@ E features.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
@@ -21,7 +20,7 @@ import numpy as np
 import optax
 import tyro
 from flax import struct
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from unix_jax.config import AutoencoderConfig
 from unix_jax.errors import ConfigError, DataError
@@ -73,17 +72,16 @@ class AutoencoderObjective:
 
 @struct.dataclass
 class AutoencoderState:
-    """Everything that a step changes; `ema` has the tree of `params`, or is None."""
+    """Everything that a step changes; `ema` has the tree of `params`, or is None.
+
+    halted: a step was not finite, and since then no step changes anything; not in checkpoints.
+    """
 
     step: Int[Array, ""]
     params: Any
     ema: Any
     opt_state: Any
-
-
-AutoencoderStep = Callable[
-    [AutoencoderState, Float[Array, "B H W 3"], PRNGKeyArray], tuple[AutoencoderState, Metrics]
-]
+    halted: Bool[Array, ""]
 
 
 def init_autoencoder_state(
@@ -102,7 +100,8 @@ def init_autoencoder_state(
         params = nn.unbox(Autoencoder(config).init(key, pixels)["params"])
         # A copy: the step donates the state, and one buffer cannot be donated twice.
         average = jax.tree.map(jnp.copy, params) if ema else None
-        return AutoencoderState(jnp.zeros((), jnp.int32), params, average, tx.init(params))
+        start, halted = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.bool_)
+        return AutoencoderState(start, params, average, tx.init(params), halted)
 
     return init(key)
 
@@ -194,13 +193,15 @@ def make_autoencoder_step(
     *,
     ema_decay: float = 0.9999,
     accumulation: int = 1,
-) -> AutoencoderStep:
-    """The compiled step `(state, pixels, key) -> (state, metrics)`; `state` is donated.
+) -> Any:
+    """The jitted function (state, pixels, key) -> (state, metrics); `state` is donated.
+
+    From the first step on that is not finite, the state comes back as it was.
 
     Args:
       config: sizes; its scale and shift have no effect on training.
       tx: the optimiser, clipping included.
-      objective: the terms' weights, and crops.
+      objective: the terms' weights, and crops; `crop_steps` is the caller's to heed.
       features: a frozen encoder of images in [-1, 1], differentiable in them; needed if
         `perceptual_weight` is above 0.
       dtype: of the computation; parameters and losses stay float32.
@@ -230,9 +231,8 @@ def make_autoencoder_step(
             f"found {crop}"
         )
 
-    @functools.partial(jax.jit, donate_argnums=0, static_argnames="crop")
-    def update(
-        state: AutoencoderState, pixels: Array, key: PRNGKeyArray, *, crop: int | None
+    def train_step(
+        state: AutoencoderState, pixels: Array, key: PRNGKeyArray
     ) -> tuple[AutoencoderState, Metrics]:
         check_rows(pixels.shape[0], accumulation)
         crop_key, noise_key = jax.random.split(jax.random.fold_in(key, state.step))
@@ -263,20 +263,14 @@ def make_autoencoder_step(
         if ema is not None:
             ema = update_average(ema, params, ema_decay, state.step)
         metrics |= {"grad_norm": optax.tree.norm(grads)}
-        return AutoencoderState(state.step + 1, params, ema, opt_state), metrics
+        halted = state.halted
+        for name in ("loss", "grad_norm"):
+            halted |= ~jnp.isfinite(metrics[name])
+        new = AutoencoderState(state.step + 1, params, ema, opt_state, halted)
+        kept = state.replace(halted=halted)  # type: ignore[attr-defined]
+        return jax.tree.map(lambda x, old: jnp.where(halted, old, x), new, kept), metrics
 
-    def step(
-        state: AutoencoderState, pixels: Array, key: PRNGKeyArray
-    ) -> tuple[AutoencoderState, Metrics]:
-        # Two programs, chosen here, so that crops need only the memory of crops.
-        # A caller that only traces gets the larger one.
-        limit = objective.crop_steps
-        cropped = limit is None or (
-            not isinstance(state.step, jax.core.Tracer) and int(state.step) < limit
-        )
-        return update(state, pixels, key, crop=crop if cropped else None)
-
-    return step
+    return jax.jit(train_step, donate_argnums=0)
 
 
 def make_autoencoder_evaluation(

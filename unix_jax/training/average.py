@@ -90,17 +90,28 @@ def to_export(
     )
 
 
-def describe(export: str, decay: float | None, share: float, first: int, last: int) -> list[str]:
+def describe(
+    export: str,
+    decay: float | None,
+    share: float,
+    first: int,
+    last: int,
+    *,
+    compared: bool = True,
+) -> list[str]:
     """Lines for the start of a run: what the export will be, and a warning where it deceives.
 
     Args:
       export: the setting of the run: "auto", "raw" or "average".
       decay, share, first: as `share_after`; `last` is the last step of the run.
+      compared: whether the run validates both, so that auto can select the raw weights.
     """
     if export == "raw" or decay is None:
         return [f"the export will hold the weights of step {last}"]
     final = share * start_share(decay, first, last)
-    otherwise = ", or the raw weights if they validate better" if export == "auto" else ""
+    otherwise = (
+        ", or the raw weights if they validate better" if export == "auto" and compared else ""
+    )
     lines = [
         f"the export will hold the average of the weights{otherwise} (decay {decay:g}, and "
         f"{min(decay, last / (9 + last)):.4g} at step {last}); {100 * final:.3g} % of the average "

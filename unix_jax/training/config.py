@@ -6,14 +6,16 @@ has an option of the command line, such as `--optimizer.learning-rate 1e-4`.
 
 import dataclasses
 import os
+import re
 import runpy
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from unix_jax.config import PRESETS
+from unix_jax.config import PRESETS, Backbone, TransformerStream, UNetBackbone
 from unix_jax.data.config import DataConfig
 from unix_jax.data.mixture import TASKS, Task, parse_mixture
 from unix_jax.errors import ConfigError
@@ -21,6 +23,7 @@ from unix_jax.models.attention import Implementation
 from unix_jax.models.remat import RematPolicy
 from unix_jax.storage.arguments import LocalPath
 from unix_jax.storage.paths import local_path, source_text
+from unix_jax.training import parameter_groups
 from unix_jax.training.autoencoder import AutoencoderObjective
 from unix_jax.training.lora import LoraConfig
 from unix_jax.training.losses import LossConfig
@@ -31,11 +34,19 @@ Stage = Literal["understanding", "generation", "joint", "autoencoder"]
 Precision = Literal["auto", "bfloat16", "float32"]
 Weights = Literal["raw", "average"]
 DEFAULT_EMA_DECAY = 0.9999
+LENGTHS = ("total_steps", "total_epochs", "total_samples")
 _STAGE_TASKS: dict[Stage, tuple[Task, ...]] = {
     "understanding": ("understanding",),
     "generation": ("generation", "edit"),
     "joint": TASKS,
     "autoencoder": ("generation",),
+}
+# What the stages train unless the configuration says otherwise.
+_STAGE_TRAINABLE: dict[Stage, str] = {
+    "understanding": parameter_groups.UNDERSTANDING,
+    "generation": parameter_groups.GENERATION,
+    "joint": parameter_groups.JOINT,
+    "autoencoder": ".*",
 }
 
 
@@ -59,6 +70,9 @@ class ModelConfig:
     unroll: int = 1
     """Layers in one iteration of the loop over them. With all of them there is no loop: no copies
     into and out of its stacks, and a longer compilation."""
+    generation: Backbone = dataclasses.field(default_factory=TransformerStream)
+    """Backbone that the stage generation trains: UniX's own, or a U-Net with these sizes. A U-Net
+    replaces the gen stream of the checkpoint that the run starts from."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +99,64 @@ class PreviewConfig:
     """Points of the time grid of generated images."""
     max_new_tokens: int = 128
     """Largest length of reports in tokens."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportEvalConfig:
+    """BLEU and ROUGE-L of generated reports, and the F1 of their findings."""
+
+    every: int = 0
+    """Number of steps between evaluations; 0: none."""
+    count: int = 32
+    """Number of held-out records."""
+    max_new_tokens: int = 128
+    """Largest length of reports in tokens."""
+    chexbert: str | None = None
+    """CheXbert's weights or their directory, for the F1 of findings; left out if absent."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageEvalConfig:
+    """Distances of generated images from held-out ones, in RAD-DINO's features."""
+
+    every: int = 0
+    """Number of steps between evaluations; 0: none."""
+    count: int = 32
+    """Number of held-out records."""
+    num_inference_steps: int = 49
+    """Number of steps of generated images."""
+    rad_dino: str | None = None
+    """Directory of microsoft/rad-dino."""
+
+
+EVALUATIONS = ("reports", "images")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalsConfig:
+    """Metrics of what the exported weights generate for records of the validation split."""
+
+    reports: ReportEvalConfig = ReportEvalConfig()
+    images: ImageEvalConfig = ImageEvalConfig()
+
+    def __post_init__(self) -> None:
+        for name in EVALUATIONS:
+            settings = getattr(self, name)
+            for field, least in (("every", 0), ("count", 2)):
+                if getattr(settings, field) < least:
+                    raise ConfigError(
+                        f"evals.{name}.{field}: expected at least {least}, "
+                        f"found {getattr(settings, field)}"
+                    )
+        if self.images.every and self.images.rad_dino is None:
+            raise ConfigError(
+                "evals.images.rad_dino: expected the directory of microsoft/rad-dino, found none"
+            )
+
+    @property
+    def any(self) -> bool:
+        """Whether anything is evaluated."""
+        return bool(self.reports.every or self.images.every)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,23 +204,26 @@ class TrainConfig:
     """What is trained: one stream, both of them (joint), or the autoencoder."""
     data: DataConfig
     """Samples and rows; its seed is the run's."""
-    total_steps: int
-    """Length of the run."""
+    total_steps: int | None = None
+    """Length of the run in steps. Exactly one of total_steps, total_epochs and total_samples is
+    given; one on the command line replaces that of the file."""
+    total_epochs: int | None = None
+    """Length of the run in passes over the data; of a mixture, over each part."""
+    total_samples: int | None = None
+    """Length of the run in samples; the step that reaches this number is the last."""
+    trainable: str | None = None
+    """Regular expression over the names of the parameters that are trained; it matches a whole name
+    or its end from a "/" on, as in "(gen|llm2vae)/.*". What the stage trains, if absent. The
+    autoencoder, RAD-DINO and the position table are frozen whatever it says."""
     model: ModelConfig = ModelConfig()
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
-    """The schedule's length is total_steps."""
     losses: LossConfig = dataclasses.field(default_factory=LossConfig)
     autoencoder: AutoencoderObjective = dataclasses.field(default_factory=AutoencoderObjective)
-    """Of the stage autoencoder."""
     lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
-    use_lora: bool = False
-    """Train low-rank additions to the decoder's weights instead of them."""
     repa: RepaConfig = dataclasses.field(default_factory=RepaConfig)
-    rad_dino: str | None = None
-    """Directory of microsoft/rad-dino, needed where losses.repa_weight is above 0."""
     ema_decay: float | Literal["auto"] | None = "auto"
     """Decay of the average of trained weights; in step s at most (1 + s) / (10 + s). None keeps no
-    average. auto: 0.9999, and none with use_lora."""
+    average. auto: 0.9999, and none with adapters."""
     export: Literal["auto", "raw", "average"] = "auto"
     """Weights that are exported and shown in previews, and whose validation loss decides which
     checkpoint is the best: those of the last step (raw) or their average. auto: the average where
@@ -176,6 +251,7 @@ class TrainConfig:
     checkpoints: CheckpointConfig = CheckpointConfig()
     validation: ValidationConfig = ValidationConfig()
     previews: PreviewConfig = PreviewConfig()
+    evals: EvalsConfig = EvalsConfig()
     logging: LoggingConfig = LoggingConfig()
 
     def __post_init__(self) -> None:
@@ -184,8 +260,10 @@ class TrainConfig:
                 raise ConfigError(f"{field}: expected {expected}, found {getattr(self, field)!r}")
 
         for name, path in (
-            ("init", self.init), ("rad_dino", self.rad_dino),
+            ("init", self.init), ("repa.encoder", self.repa.encoder),
             ("model.tokenizer", self.model.tokenizer),
+            ("evals.reports.chexbert", self.evals.reports.chexbert),
+            ("evals.images.rad_dino", self.evals.images.rad_dino),
         ):  # fmt: skip
             if path is not None:
                 local_path(path, name)
@@ -197,8 +275,13 @@ class TrainConfig:
                     f"validation.source: expected a task of the stage {self.stage} "
                     f"({', '.join(_STAGE_TASKS[self.stage])}), found {task}"
                 )
-        for field in ("total_steps", "accumulation", "checkpoint_every", "log_every"):
+        given = [name for name in LENGTHS if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = ", ".join(f"{name} {getattr(self, name)}" for name in given) or "none of them"
+            raise ConfigError(f"length of the run: expected one of {LENGTHS}, found {found}")
+        for field in (*given, "accumulation", "checkpoint_every", "log_every"):
             require(getattr(self, field) >= 1, field, "at least 1")
+        parameter_groups.compiled(self.pattern, "trainable")
         for field in ("validate_every", "preview_every"):
             require(getattr(self, field) >= 0, field, "at least 0")
         require(0 <= self.seed < 2**32, "seed", "0 to 2**32 - 1")
@@ -207,7 +290,7 @@ class TrainConfig:
         if self.export == "average" and decay is None:
             raise ConfigError(
                 "export: expected auto or raw where no average is kept (ema_decay is "
-                f"{self.ema_decay}, use_lora {self.use_lora}), found 'average'"
+                f"{self.ema_decay}, lora.rank {self.lora.rank}), found 'average'"
             )
         if self.model.unroll < 1:
             raise ConfigError(f"model.unroll: expected at least 1, found {self.model.unroll}")
@@ -221,10 +304,25 @@ class TrainConfig:
                 "data.vae_images: expected 1 for the stage autoencoder, whose rows are images, "
                 f"found {self.data.vae_images}"
             )
-        if self.uses_repa and self.rad_dino is None:
+        if self.stage == "generation" and isinstance(self.model.generation, UNetBackbone):
+            self._check_unet()
+
+    def _check_unet(self) -> None:
+        """Raises ConfigError for what the U-Net does not support."""
+        unsupported = (
+            ("lora.rank", self.lora.rank, 0, "adapters are of the decoder's projections"),
+            ("repa.encoder", self.repa.encoder, None, "REPA reads a layer of the gen stream"),
+        )
+        for name, value, expected, why in unsupported:
+            if value != expected:
+                raise ConfigError(
+                    f"{name}: expected {expected!r} with a U-Net as model.generation, since {why}, "
+                    f"found {value!r}"
+                )
+        if "edit" in self.data.tasks:
             raise ConfigError(
-                "rad_dino: expected the directory of microsoft/rad-dino, since "
-                f"losses.repa_weight is {self.losses.repa_weight}; found none"
+                "data.task: expected 'generation' with a U-Net as model.generation, which reads "
+                "texts and no condition images, found 'edit'"
             )
 
     def _check_tasks(self) -> None:
@@ -251,45 +349,107 @@ class TrainConfig:
                 f"found a mixture of {len(self.data.parts)}"
             )
 
-    def check_used(self) -> None:
+    def unread(self) -> list[tuple[str, Any, Any, str]]:
+        """(dotted name, value, usual value, why) of each setting that this run does not read, where
+        it is not its usual value.
+        """
+        found: list[tuple[str, Any, Any, str]] = []
+
+        def add(name: str, default: Any, why: str) -> None:
+            value: Any = self
+            for part in name.split("."):
+                value = getattr(value, part)
+            if value != default:
+                found.append((name, value, default, why))
+
+        def add_all(group: str, default: Any, why: str, read: tuple[str, ...] = ()) -> None:
+            for field in dataclasses.fields(default):
+                if field.name not in read:
+                    add(f"{group}.{field.name}", getattr(default, field.name), why)
+
+        # Both have one place of their own above.
+        add("data.seed", 0, "in training, which takes seed")
+        add("data.epochs", None, "in training, which takes total_epochs")
+        stage = f"in the stage {self.stage}"
+        if self.stage != "autoencoder":
+            add_all("autoencoder", AutoencoderObjective(), stage)
+        else:
+            add("trainable", None, stage)
+            for name in ("attention", "unroll", "frozen_dtype"):
+                add(f"model.{name}", getattr(ModelConfig(), name), stage)
+            add_all("losses", LossConfig(), stage)
+        if self.stage != "generation":
+            add("model.generation", TransformerStream(), stage)
+        # A weight of 0 says the same.
+        if self.stage == "understanding" and self.losses.mse_weight:
+            add("losses.mse_weight", LossConfig().mse_weight, stage)
+        if self.stage == "generation" and self.losses.ce_weight:
+            add("losses.ce_weight", LossConfig().ce_weight, stage)
+        if self.stage == "autoencoder":
+            add_all("lora", LoraConfig(), stage)
+        elif not self.lora.rank:
+            add_all("lora", LoraConfig(), "in a run without adapters (lora.rank 0)")
+        elif self.pattern != self._default_pattern:
+            add("trainable", None, "in a run with adapters, which are trained instead of the model")
+        if self.stage in ("understanding", "autoencoder"):
+            add_all("repa", RepaConfig(), stage)
+        elif not self.uses_repa:
+            add_all("repa", RepaConfig(), "in a run without REPA (no repa.encoder)")
+        if self.stage in ("generation", "autoencoder"):
+            add_all("evals.reports", ReportEvalConfig(), stage)
+        elif not self.evals.reports.every:
+            add_all("evals.reports", ReportEvalConfig(), "while evals.reports.every is 0")
+        if self.stage in ("understanding", "autoencoder"):
+            add_all("evals.images", ImageEvalConfig(), stage)
+        elif not self.evals.images.every:
+            add_all("evals.images", ImageEvalConfig(), "while evals.images.every is 0")
+        for field, why in self.optimizer.unread():
+            add(f"optimizer.{field}", getattr(OptimizerConfig(), field), why)
+        return found
+
+    def check_used(self, before: "TrainConfig | None" = None) -> None:
         """Refuses settings that this run does not read.
 
+        Args:
+          before: the configuration of the file. What stands in it and is not read any more because
+            of another option is no mistake of the command line.
+
         Raises:
-          ConfigError: names the first one that is not its default.
+          ConfigError: names the first one that is not its usual value.
         """
-        unused: list[tuple[str, Any, Any, str]] = []
-        if self.stage != "autoencoder":
-            default = AutoencoderObjective()
-            unused.append(("autoencoder", self.autoencoder, default, f"the stage {self.stage}"))
-        if not self.use_lora:
-            unused.append(("lora", self.lora, LoraConfig(), "a run without use_lora"))
-        if not self.uses_repa:
-            where = "a run without REPA (losses.repa_weight 0, or another stage than generation)"
-            unused.append(("repa", self.repa, RepaConfig(), where))
-            if self.rad_dino is not None:
-                raise ConfigError(f"rad_dino: is not read in {where}; found {self.rad_dino!r}")
-        if self.stage == "autoencoder" and self.use_lora:
-            raise ConfigError("use_lora: expected False for the stage autoencoder, found True")
-        for group, found, default, where in unused:
-            for field in dataclasses.fields(found):
-                value, usual = getattr(found, field.name), getattr(default, field.name)
-                if value != usual:
-                    raise ConfigError(
-                        f"{group}.{field.name}: is not read in {where}: expected its default "
-                        f"{usual!r}, found {value!r}"
-                    )
+        known = set() if before is None else {
+            (name, str(value)) for name, value in settings(dataclasses.asdict(before))
+        }  # fmt: skip
+        always = set() if before is None else {name for name, *_ in before.unread()}
+        for name, value, usual, why in self.unread():
+            if (name, str(value)) in known and name not in always:
+                continue
+            raise ConfigError(
+                f"{name}: is not read {why}: expected its default {usual!r}, found {value!r}"
+            )
+
+    @property
+    def pattern(self) -> str:
+        """The pattern over the names of trained parameters."""
+        return self._default_pattern if self.trainable is None else self.trainable
+
+    @property
+    def _default_pattern(self) -> str:
+        if self.stage == "generation" and isinstance(self.model.generation, UNetBackbone):
+            return parameter_groups.GENERATION_UNET
+        return _STAGE_TRAINABLE[self.stage]
 
     @property
     def uses_repa(self) -> bool:
         """Whether latents are aligned with a frozen encoder."""
-        return self.stage in ("generation", "joint") and self.losses.repa_weight > 0
+        return self.stage in ("generation", "joint") and self.repa.encoder is not None
 
     @property
     def average_decay(self) -> float | None:
         """The decay of the average of trained weights, None where there is none."""
         if self.ema_decay == "auto":
             # Adapters start at zero and train for few steps: an average of them is not asked for.
-            return None if self.use_lora else DEFAULT_EMA_DECAY
+            return None if self.lora.rank else DEFAULT_EMA_DECAY
         return self.ema_decay
 
     @property
@@ -299,15 +459,29 @@ class TrainConfig:
             return "raw" if self.average_decay is None else "average"
         return self.export
 
-    @property
-    def scheduled_optimizer(self) -> OptimizerConfig:
-        """The optimiser over `total_steps`; a run shorter than its warm-up ends within it."""
-        steps = max(self.total_steps, self.optimizer.warmup_steps + 1)
-        return dataclasses.replace(self.optimizer, total_steps=steps)
-
     def to_dict(self) -> dict[str, Any]:
-        """JSON, for the record: what `auto` stands for in ema_decay is spelled out."""
-        return dataclasses.asdict(self) | {"ema_decay": self.average_decay}
+        """JSON, for the record: what `auto` and the stage stand for is spelled out.
+
+        The backbone is recorded, and compared, with the sizes of the model.
+        """
+        values = dataclasses.asdict(self)
+        del values["model"]["generation"]
+        return values | {"ema_decay": self.average_decay, "trainable": self.pattern}
+
+
+def default_pattern(stage: Any) -> str | None:
+    """The pattern over the names of the parameters that a stage trains by default; None where there
+    is no such stage."""
+    return _STAGE_TRAINABLE.get(stage)
+
+
+def settings(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of every field of `TrainConfig.to_dict`, or of its JSON."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from settings(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -318,15 +492,15 @@ class Invocation:
     """Directory of the run. If it holds checkpoints, the run resumes from the newest."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
     dry_run: bool = False
-    """Compile the step, print what it asks of each device, and train nothing; needs no --out."""
+    """Compile the step and print the memory and time that it needs, without training."""
     topology: str | None = None
-    """With --dry-run: a TPU slice, which need not be there, such as v5e:4x4 or v5p:2x2x2."""
+    """With --dry-run: a TPU slice to compile for, such as v5e:4x4 or v5p:2x2x2; none is needed."""
     break_lock: bool = False
     """Take the directory from a run that cannot be checked, on another machine. Use it only when
     that run has ended."""
     restart_data: bool = False
-    """If the data of a resumed run are not those it was started with: begin their order anew, and
-    keep the state and the optimiser. Without this option such data are refused."""
+    """Accept other data than those that the run was started with: their order starts from the
+    beginning, and the state and the optimiser are kept. By default other data are refused."""
 
 
 def load_config(path: str | os.PathLike[str]) -> tuple[TrainConfig, str]:
@@ -342,17 +516,104 @@ def load_config(path: str | os.PathLike[str]) -> tuple[TrainConfig, str]:
         variables = runpy.run_path(str(file))
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from error
+    except TypeError as error:
+        if (renamed := _renamed_field(str(error))) is None:
+            raise _not_executable(file, error) from error
+        raise ConfigError(f"{file}: {renamed}") from error
     except Exception as error:
-        detail = " ".join(str(error).split())[:200]
-        raise ConfigError(
-            f"{file}: cannot be executed: {type(error).__name__}: {detail}"
-        ) from error
+        raise _not_executable(file, error) from error
     config = variables.get("config")
     if not isinstance(config, TrainConfig):
         raise ConfigError(
             f"{file}: config: expected `config = TrainConfig(...)`, found {type(config).__name__}"
         )
     return config, variables.get("__doc__") or ""
+
+
+def _not_executable(file: Path, error: Exception) -> ConfigError:
+    detail = " ".join(str(error).split())[:200]
+    return ConfigError(f"{file}: cannot be executed: {type(error).__name__}: {detail}")
+
+
+# Settings of earlier versions, and what they are now.
+_RENAMED = {
+    "use_lora": "lora.rank, which is 0 without adapters",
+    "rad_dino": "repa.encoder",
+    "losses.repa_weight": "repa.weight, with repa.encoder",
+    "losses.repa_layer": "repa.layer",
+    "optimizer.total_steps": "total_steps, total_epochs or total_samples, once for the whole run",
+    "data.seed": "seed",
+    "data.epochs": "total_epochs",
+    "autoencoder.ema_decay": "ema_decay",
+    "autoencoder.perceptual_weight": "no setting of train.py: it needs a feature encoder",
+}
+_CLASSES = {
+    "TrainConfig": "", "LossConfig": "losses.", "OptimizerConfig": "optimizer.",
+    "AutoencoderObjective": "autoencoder.",
+}  # fmt: skip
+
+
+def _renamed_field(message: str) -> str | None:
+    """What a field is called now that a constructor does not know, None if it is not an old one."""
+    found = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", message)
+    if found is None or found[1] not in _CLASSES:
+        return None
+    name = _CLASSES[found[1]] + found[2]
+    return f"{name}: is now {_RENAMED[name]}" if name in _RENAMED else None
+
+
+def _renamed_option(arguments: Sequence[str]) -> str | None:
+    """The first option of an earlier version, and what it is now."""
+    for argument in arguments:
+        option = argument.partition("=")[0].replace("_", "-")
+        for name, now in _RENAMED.items():
+            text = "--" + name.replace("_", "-")
+            head, _, last = text.rpartition(".")
+            negated = f"{head}.no-{last}" if head else text.replace("--", "--no-", 1)
+            if option in (text, negated):
+                return f"{option}: is now {now}"
+    return None
+
+
+def _length_of(config: TrainConfig, arguments: Sequence[str]) -> TrainConfig:
+    """`config` with the kind of length that the command line gives, whose value stands there.
+
+    Raises:
+      ConfigError: it gives several.
+    """
+    options = {a.partition("=")[0].replace("_", "-") for a in arguments}
+    given = [name for name in LENGTHS if f"--{name.replace('_', '-')}" in options]
+    if len(given) > 1:
+        raise ConfigError(f"length of the run: expected one of {LENGTHS}, found {given}")
+    if not given:
+        return config
+    lengths: dict[str, Any] = {name: 1 if name in given else None for name in LENGTHS}
+    return dataclasses.replace(config, **lengths)
+
+
+# What people change, in the order of the help.
+_MOST_USED = {
+    "init": "checkpoint to start from",
+    "data.source": "records to train on",
+    "total_steps": "length of the run; or --total-epochs, --total-samples",
+    "optimizer.learning_rate": "peak of the learning rate",
+    "data.rows": "packed rows of a step",
+    "accumulation": "parts that a step is computed in, which takes less memory",
+    "mesh": "how devices share the work",
+    "trainable": "which parameters are trained",
+    "lora.rank": "rank of adapters; 0 for none",
+    "validate_every": "steps between validations",
+}
+
+
+def _most_used(config: TrainConfig) -> str:
+    """The options that people change, with their values, for the first screen of the help."""
+    values = dict(settings(config.to_dict()))
+    lines = ["Most used options, with their values here. All options follow in groups.", ""]
+    for name, text in _MOST_USED.items():
+        option = f"--{name.replace('_', '-')} {values[name]}"
+        lines.append(f"    {option:<40}  {text}")
+    return "\n".join(lines)
 
 
 _CONFIG_PATH = Annotated[LocalPath, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG")]
@@ -374,17 +635,20 @@ def parse_arguments(arguments: Sequence[str]) -> Invocation:
         )
         raise ConfigError(f"CONFIG: expected a configuration file first, found {arguments[0]!r}")
     path, *rest = arguments
+    if (renamed := _renamed_option(rest)) is not None:
+        print(f"error: {renamed}", file=sys.stderr)
+        raise SystemExit(2)
     config, docstring = load_config(path)
     # A dry run writes nothing.
     out = Path() if "--dry-run" in rest else tyro.MISSING
     invocation = tyro.cli(
         tyro.conf.AvoidSubcommands[Invocation],
         prog=f"train.py {path}",
-        description=docstring,
-        default=Invocation(out, config),
+        description=f"{docstring}\n{_most_used(config)}",
+        default=Invocation(out, _length_of(config, rest)),
         args=rest,
     )
-    invocation.config.check_used()
+    invocation.config.check_used(config)
     if invocation.topology is not None and not invocation.dry_run:
         raise ConfigError(f"topology: expected --dry-run with it, found {invocation.topology!r}")
     return invocation

@@ -18,18 +18,24 @@ from jaxtyping import Array, Float, Int
 from unix_jax.data.batch import TrainingBatch
 from unix_jax.models.autoencoder import Autoencoder
 from unix_jax.models.embeddings import patchify
+from unix_jax.models.packed_images import to_stream
 from unix_jax.models.unix import UniX
 from unix_jax.preprocessing.flow import shift_timestep
-from unix_jax.training.losses import Params
+
+Params = dict[str, Any]
 
 
 @struct.dataclass
 class FlowDraw:
-    """x_0, epsilon and t of the gen stream; None where the batch has no such stream."""
+    """x_0, epsilon and t of the gen stream; None where the batch has no such stream.
+
+    grid: (rows, columns) of latent tokens of an image.
+    """
 
     latents: Float[Array, "B G C"] | None = None
     noise: Float[Array, "B G C"] | None = None
     timesteps: Float[Array, "B G"] | None = None
+    grid: tuple[int, int] | None = struct.field(pytree_node=False, default=None)
 
 
 def draw_flow(
@@ -81,30 +87,8 @@ def draw_flow(
         latents=to_stream(tokens, batch.latent_index),
         noise=to_stream(noise, batch.latent_index),
         timesteps=to_stream(per_token[..., None], batch.latent_index)[..., 0],
+        grid=(height // p, width // p),
     )
-
-
-def to_stream(
-    images: Float[Array, "B J T C"], latent_index: Int[Array, "B G"]
-) -> Float[Array, "B G C"]:
-    """The images' tokens where the gen stream has them, zeros at padding."""
-    flat = images.reshape(images.shape[0], -1, images.shape[-1])
-    places = jnp.maximum(latent_index, 0)[..., None]
-    return jnp.where((latent_index >= 0)[..., None], jnp.take_along_axis(flat, places, axis=1), 0.0)
-
-
-def to_images(
-    stream: Float[Array, "B G C"], latent_index: Int[Array, "B G"], images: int, tokens: int
-) -> Float[Array, "B J T C"]:
-    """The inverse of `to_stream`: tokens of the gen stream by image, zeros where none points."""
-    places = jnp.where(latent_index >= 0, latent_index, images * tokens)
-
-    def one(row: Array, place: Array) -> Array:
-        empty = jnp.zeros((images * tokens, row.shape[-1]), row.dtype)
-        return empty.at[place].set(row, mode="drop")
-
-    flat = jax.vmap(one)(stream, places)
-    return flat.reshape(flat.shape[0], images, tokens, -1)
 
 
 def _image_key(key: Array, row: Array, image: Array) -> Array:

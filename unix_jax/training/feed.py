@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -28,7 +29,8 @@ from unix_jax.training.skipped import SkippedSamples
 
 
 class Fed(NamedTuple):
-    """A batch as global arrays and as this process's host arrays; `state` follows it."""
+    """A batch as global arrays and as this process's host arrays; `state` is that of the data from
+    which the next one follows."""
 
     batch: TrainingBatch
     host: TrainingBatch
@@ -52,7 +54,7 @@ def open_records(config: TrainConfig) -> Opened:
     """
     data = training_data(config)
     training = _open(data)
-    if not (config.validate_every or config.preview_every):
+    if not (config.validate_every or config.preview_every or config.evals.any):
         return Opened(training, None, "")
     other = validation_data(config)
     held_out = _open(other)
@@ -107,6 +109,8 @@ class Feed:
         """
         self.notes: list[str] = []
         self.restarted = ""
+        self.error: UniXError | None = None
+        self._last: Fed | None = None
         self._mesh, self._rows = mesh, data.rows
         self._share = row_share(mesh, data.rows)
         share = self._share[1] - self._share[0]
@@ -162,16 +166,39 @@ class Feed:
         return self
 
     def __next__(self) -> Fed:
-        error = None
+        """The next batch, placed.
+
+        Asking the other processes whether they have one as well would wait for the step that runs.
+        So a process without one takes part in the next steps with a batch that makes their losses
+        infinite, which no state survives: all processes see that in the numbers of the same step,
+        and `raise_errors` then tells them why.
+
+        Raises:
+          UniXError: a batch that cannot be made, by a process that is alone, or the first one.
+        """
         try:
-            host, info = next(self._iterator)
-        except UniXError as found:
-            error = found
-        # The other processes would wait for this one's part of the next step.
-        raise_together(error)
+            if self.error is None:
+                host, info = next(self._iterator)
+        except UniXError as error:
+            self.error = error
+        if self._last is None or jax.process_count() == 1:
+            self.raise_errors()
+        if self.error is not None:
+            assert self._last is not None
+            host = jax.tree.map(_infinite, self._last.host)
+            return self._last._replace(batch=self.place(host), host=host)
         # Taken before anything runs ahead: the checkpoint of this step goes on with the next one.
         state = self._iterator.get_state()
-        return Fed(self.place(host), host, info, state)
+        self._last = Fed(self.place(host), host, info, state)
+        return self._last
+
+    def raise_errors(self) -> None:
+        """Raises the error of this process or of another one; all processes call it together.
+
+        Raises:
+          UniXError: a process could not make a batch.
+        """
+        raise_together(self.error)
 
     def place(self, host: TrainingBatch) -> TrainingBatch:
         """A batch of this process's rows as global arrays on the mesh."""
@@ -180,6 +207,13 @@ class Feed:
     def close(self) -> None:
         """Ends the threads that read ahead."""
         self._iterator.close()
+        # A batch of large images is not kept for as long as the feed is known.
+        self._last = None
+
+
+def _infinite(leaf: np.ndarray) -> np.ndarray:
+    """The leaf with infinite numbers, or as it is where it has integers."""
+    return np.full_like(leaf, np.inf) if np.issubdtype(leaf.dtype, np.floating) else leaf
 
 
 def _comparable(vae_params: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -191,8 +225,8 @@ def _comparable(vae_params: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def training_data(config: TrainConfig) -> DataConfig:
-    """The run's data: its seed orders them."""
-    return dataclasses.replace(config.data, seed=config.seed)
+    """The run's data: its seed orders them, and they end with its epochs."""
+    return dataclasses.replace(config.data, seed=config.seed, epochs=config.total_epochs)
 
 
 def validation_data(config: TrainConfig) -> DataConfig:
@@ -248,6 +282,7 @@ def validation_batches(feed: Feed, config: TrainConfig) -> ValidationBatches:
       DataError: there is none.
     """
     found = list(itertools.islice(feed, config.validation.batches))
+    feed.raise_errors()
     if found:
         feed.notes += _left_out("validation: ", found[-1].info, len(feed.records))
     if config.stage == "autoencoder":
@@ -265,15 +300,17 @@ def _left_out(name: str, info: BatchInfo, records: int) -> list[str]:
     return [*skipped.add(info), *skipped.summary(records)]
 
 
-def preview_records(records: RecordSource, config: TrainConfig) -> dict[Task, list[Record]]:
-    """For each task the first held-out records of its parts that have what it needs: an image and a
-    text, and for the task edit a condition. A task without such records is absent.
+def shown_records(
+    records: RecordSource, config: TrainConfig, count: int
+) -> dict[Task, list[Record]]:
+    """For each task the first `count` held-out records of its parts that have what it needs: an
+    image and a text, and for the task edit a condition. A task without such records is absent.
     """
     data, found = validation_data(config), dict[Task, list[Record]]()
     for part, source in source_parts(records, data.source, data.task):
         chosen = found.setdefault(part.task, [])
         for index in range(len(source)):
-            if len(chosen) == config.previews.count:
+            if len(chosen) == count:
                 break
             try:
                 record = source[index]

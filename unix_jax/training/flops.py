@@ -16,9 +16,10 @@ from typing import Literal
 import jax
 import numpy as np
 
-from unix_jax.config import AutoencoderConfig, UniXConfig
+from unix_jax.config import AutoencoderConfig, UNetBackbone, UniXConfig
 from unix_jax.data.batch import TrainingBatch
 from unix_jax.models.dinov2 import Dinov2Config, encoder_size
+from unix_jax.models.unet_config import backbone_config
 
 # Dense bfloat16 peak in FLOP/s by `device_kind`, from the makers' data sheets.
 PEAK_FLOPS = {
@@ -44,7 +45,11 @@ Trained = Literal["understanding", "generation", "all"]
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """What a batch holds, padding excluded. Pairs are (query, key) within one sample."""
+    """What a batch holds, padding excluded. Pairs are (query, key) within one sample.
+
+    vae_images, vae_size: what the autoencoder encodes in the step. latent_images: all images of
+    latents, those encoded before the run too.
+    """
 
     und_tokens: int
     gen_tokens: int
@@ -55,6 +60,7 @@ class Counts:
     vae_images: int
     vae_size: tuple[int, int]
     text_losses: int
+    latent_images: int = 0
 
     @property
     def tokens(self) -> int:
@@ -73,6 +79,10 @@ def count(batch: TrainingBatch, config: UniXConfig) -> Counts:
         size = (batch.vae_pixels.shape[2], batch.vae_pixels.shape[3])
         tokens = size[0] * size[1] // config.latent_downsample**2
         vae_images = int((np.asarray(batch.latent_index) >= 0).sum()) // tokens
+    latent_images = 0
+    if batch.latent_index is not None and batch.noised is not None:
+        index = np.asarray(batch.latent_index)
+        latent_images = int((index >= 0).sum()) // (index.shape[1] // batch.noised.shape[1])
     return Counts(
         und_tokens=int((und > 0).sum()),
         gen_tokens=int((gen > 0).sum()),
@@ -83,6 +93,7 @@ def count(batch: TrainingBatch, config: UniXConfig) -> Counts:
         vae_images=vae_images,
         vae_size=size,
         text_losses=int((np.asarray(batch.ce_weights) > 0).sum()),
+        latent_images=latent_images,
     )
 
 
@@ -110,17 +121,20 @@ def step_flops(
     vit = counts.vit_images * _vit_flops(config)
     und_trained = stage != "generation"
     und_passes, head_passes = (passed, passed) if und_trained else (1, 1)
-    und = counts.und_tokens * per_token * und_passes
+    und: float = counts.und_tokens * per_token * und_passes
     und += counts.und_pairs * pair * (3 if und_trained else 1)
     images = vit * (3 if und_trained and not weights_frozen else 1)
     if stage == "understanding":
         return layers * und + head * head_passes + images
+    encoder = counts.vae_images * encoder_flops(config.vae, counts.vae_size)
+    if isinstance(config.generation, UNetBackbone):
+        unet = 3 * unet_flops(config, counts)
+        return layers * und + head * head_passes + images + unet + encoder
     # Of the backward's four products, those that give the gradients of keys and values reach the
     # keys of the gen stream only where the und stream is frozen.
     gen = counts.gen_tokens * per_token * passed
     gen += (counts.gen_und_pairs * (3 if und_trained else 2) + counts.gen_gen_pairs * 3) * pair
     latents = counts.gen_tokens * 2 * 2 * width * config.latent_channels * 3
-    encoder = counts.vae_images * encoder_flops(config.vae, counts.vae_size)
     return layers * (und + gen) + head * head_passes + images + latents + encoder
 
 
@@ -129,6 +143,51 @@ def _layer_flops(config: UniXConfig) -> tuple[int, int]:
     c = config.decoder
     heads = (2 * c.num_heads + 2 * c.num_kv_heads) * c.head_dim
     return 2 * c.hidden_size * (heads + 3 * c.intermediate_size), 4 * c.num_heads * c.head_dim
+
+
+def unet_flops(config: UniXConfig, counts: Counts) -> float:
+    """Forward FLOPs of the U-Net over all images of latents, each of which it reads once."""
+    c, d = backbone_config(config), config.decoder
+    if not counts.latent_images:
+        return 0.0
+    tokens = counts.gen_tokens // counts.latent_images
+    # und tokens of the sample that an image is in.
+    seen = counts.gen_und_pairs / counts.gen_tokens
+    places = tokens * config.latent_patch_size**2
+
+    def layer(inner: int, outer: int, depth: int) -> float:
+        resnet = _resnet_flops(places, inner, outer) + 2 * c.time_width * outer
+        heads = (2 * d.num_heads + 2 * d.num_kv_heads) * d.head_dim
+        # to_q, to_k, to_v and to_out; the GEGLU's two layers.
+        block: float = 2 * places * outer * (heads + 12 * outer)
+        block += 4 * places * (places + seen) * d.num_heads * d.head_dim
+        ends = 2 * places * 2 * outer**2 if depth else 0
+        return resnet + depth * block + ends
+
+    width = c.widths[0]
+    total: float = 2 * places * 9 * width * (c.in_channels + c.out_channels)
+    total += 2 * c.time_width * (width + c.time_width)
+    skips, sizes = [width], [places]
+    for i, outer in enumerate(c.widths):
+        for _ in range(c.layers[i]):
+            total += layer(width, outer, c.depths[i] * c.down_attention[i])
+            width = outer
+            skips.append(width)
+        if i < len(c.widths) - 1:
+            places = -(-places // 4)
+            sizes.append(places)
+            total += 2 * places * 9 * width**2
+            skips.append(width)
+    total += layer(width, width, c.depths[-1]) + layer(width, width, 0)
+    for i, level in enumerate(reversed(range(len(c.widths)))):
+        places = sizes[level]
+        for _ in range(c.layers[level] + 1):
+            outer = c.widths[level]
+            total += layer(width + skips.pop(), outer, c.up_depths[i] * c.up_attention[i])
+            width = outer
+        if level:
+            total += 2 * sizes[level - 1] * 9 * width**2
+    return counts.latent_images * total
 
 
 def _vit_flops(config: UniXConfig) -> int:

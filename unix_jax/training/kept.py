@@ -28,6 +28,7 @@ from unix_jax.training.config import Weights
 from unix_jax.training.feed import Feed
 from unix_jax.training.lora import LoraConfig, merge_lora
 from unix_jax.training.parameter_groups import merge_params
+from unix_jax.training.resuming import upgraded
 from unix_jax.training.stages import compute_dtype, measured_config
 from unix_jax.training.start import FROZEN, RUN_FILE, TOKENIZER, recorded_share
 
@@ -99,7 +100,7 @@ def export_step(
     file = directory / RUN_FILE
     model_config = UniXConfig.from_dict(_entry(file, "model"), str(file))
     progress = path / "progress" / "metadata"
-    settings = _entry(progress, "config")
+    settings = upgraded(_entry(progress, "config"))
     names = _names(path / "state")
     has_average = any(name.startswith("ema/") for name in names)
     if weights == "auto":
@@ -120,7 +121,7 @@ def export_step(
         part = "ema" if weights == "average" else "trained"
         parts = merge_params(_read(path / "state", part), _read_frozen(directory))
         params, vae_params = parts["unix"], parts.get("autoencoder")
-        if settings["use_lora"]:
+        if settings["lora"]["rank"]:
             params = merge_lora(params, parts["lora"], _dataclass(LoraConfig, settings["lora"]))
     record: dict[str, Any] = {"step": number, "weights": weights}
     if weights == "average":

@@ -26,10 +26,11 @@ Stream = Literal["und", "gen"]
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Which kernels get low-rank adapters, and of what size."""
+    """Low-rank adapters, trained instead of the decoder's own weights: the one place where they are
+    turned on."""
 
-    rank: int = 16
-    """Rank of the product that is added to a kernel."""
+    rank: int = 0
+    """Rank of the product that is added to a kernel; 0 trains the weights themselves."""
     alpha: float = 32.0
     """Scale of the product: it counts alpha / rank."""
     targets: tuple[Target, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -38,8 +39,8 @@ class LoraConfig:
     """Streams whose kernels get adapters."""
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ConfigError(f"rank: expected at least 1, found {self.rank}")
+        if self.rank < 0:
+            raise ConfigError(f"rank: expected at least 0, found {self.rank}")
         for name, values, allowed in (
             ("targets", self.targets, get_args(Target)),
             ("streams", self.streams, get_args(Stream)),
@@ -64,7 +65,12 @@ def init_lora(lora: LoraConfig, config: UniXConfig, key: Array) -> dict[str, Any
     """Boxed adapters {.../q_proj: {a [L, I, R], b [L, R, O]}}: A random, B zero.
 
     The model they are merged into is thus the base at first.
+
+    Raises:
+      ConfigError: a rank of 0.
     """
+    if not lora.rank:
+        raise ConfigError("rank: expected at least 1 for adapters, found 0")
     shapes = flatten(param_shapes(config, boxed=True))
     adapters: dict[str, Any] = {}
     for index, path in enumerate(lora.kernels()):

@@ -1,11 +1,10 @@
-"""The losses of a packed batch: cross-entropy of text, velocity error of latents, REPA.
+"""The loss of a packed batch, in one place: `unix_loss`.
 
-Every function is pure and keeps the losses per token; what they are divided by is counted over
-the whole step, not over the rows at hand. So a step gives the same numbers however its rows are
-spread over devices or microbatches.
+What the sums are divided by is counted over the whole step, not over the rows at hand, so that a
+step gives the same numbers however its rows are spread over devices or microbatches.
 
-Letters: B rows, U und tokens, G latent tokens, J VAE images of a row, T latent tokens of an
-image, C numbers in a latent token, D width.
+Letters: B rows, U und tokens, G latent tokens, J VAE images of a row, C numbers in a latent token,
+D width.
 """
 
 import dataclasses
@@ -15,17 +14,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from unix_jax.data.batch import TrainingBatch
 from unix_jax.errors import ConfigError
+from unix_jax.models.packed_images import PackedImages
 from unix_jax.models.unix import TwoStreamBatch, UniX
 from unix_jax.preprocessing.flow import interpolate
 from unix_jax.training.cross_entropy import chunked_cross_entropy
+from unix_jax.training.draws import FlowDraw, Params, draw_flow
 
-Params = dict[str, Any]
-# (all parts, gen stream after a layer [B, G, D], batch) -> loss of each VAE image [B, J].
-RepaLoss = Callable[[Params, Float[Array, "B G D"], TrainingBatch], Float[Array, "B J"]]
+Metrics = dict[str, Float[Array, ""]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,20 +35,27 @@ class LossConfig:
     """Weight of the cross-entropy of text."""
     mse_weight: float = 1.0
     """Weight of the squared error of the velocity."""
-    repa_weight: float = 0.0
-    """Weight of REPA, the alignment of latents with RAD-DINO; above 0 it needs --rad-dino."""
-    repa_layer: int = 8
-    """Decoder layer, counted from 1, after which REPA reads the gen stream."""
     ce_chunk: int = 128
     """Positions of each row whose logits exist at one time; fewer take less memory."""
 
     def __post_init__(self) -> None:
-        for name in ("ce_weight", "mse_weight", "repa_weight"):
+        for name in ("ce_weight", "mse_weight"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}: expected at least 0, found {getattr(self, name)}")
-        for name in ("repa_layer", "ce_chunk"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        if self.ce_chunk < 1:
+            raise ConfigError(f"ce_chunk: expected at least 1, found {self.ce_chunk}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Alignment:
+    """REPA as a term of the loss, see `repa.make_repa`.
+
+    loss: (all parts, gen stream after `layer` [B, G, D], batch) -> loss of each VAE image [B, J].
+    """
+
+    loss: Callable[[Params, Float[Array, "B G D"], TrainingBatch], Float[Array, "B J"]]
+    weight: float
+    layer: int
 
 
 @struct.dataclass
@@ -92,85 +98,109 @@ def count_totals(batch: TrainingBatch) -> LossTotals:
     return LossTotals(ce, mse, noised, ce_tokens, mse_tokens)
 
 
-def loss_terms(
+def unix_loss(
     model: UniX,
     params: Params,
     batch: TrainingBatch,
-    latents: Float[Array, "B G C"] | None,
-    noise: Float[Array, "B G C"] | None,
-    timesteps: Float[Array, "B G"] | None,
+    key: Array,
     config: LossConfig,
-    repa: RepaLoss | None = None,
-) -> LossTerms:
-    """Every loss per token, for given noise and times.
+    *,
+    row_ids: Int[Array, " B"] | None = None,
+    totals: LossTotals | None = None,
+    repa: Alignment | None = None,
+) -> tuple[Float[Array, ""], Metrics]:
+    """The loss of a batch, and its parts `ce`, `mse` and `repa` without their weights.
 
     Args:
-      params: all parts; `params["unix"]` are the model's.
-      latents, noise, timesteps: x_0, epsilon and t of the gen stream (see `draw_flow`); None
-        where the batch has none. The model sees (1 - t) x_0 + t epsilon and is to give
-        epsilon - x_0.
-      repa: gives the loss of each VAE image; needed if `config.repa_weight` is not 0.
+      model: computes in its `dtype`; the losses are float32.
+      params: all parts: those of `model` under "unix"; "autoencoder" where the batch has pixels
+        to encode; what `repa` reads.
+      batch: packed rows.
+      key: of the step; noise and times depend on it, the row and the image alone.
+      row_ids: each row's index in the batch of the whole step; 0, 1, ... if absent.
+      totals: `count_totals` of the whole step, of which this batch is a part; the batch's own if
+        absent. The losses of the parts of a step add up to that of the step.
+      repa: the alignment with a frozen encoder; none if absent.
 
     Raises:
-      ValueError: `repa` is missing.
+      ValueError: a gen stream without images.
     """
-    wants_repa = config.repa_weight > 0 and batch.gen is not None
-    if wants_repa and repa is None:
-        raise ValueError("repa: expected a function, since repa_weight is not 0, found None")
-    has_gen = batch.gen is not None
+    row_ids = jnp.arange(batch.rows) if row_ids is None else row_ids
+    drawn = draw_flow(model, params, batch, key, row_ids)
+    totals = count_totals(batch) if totals is None else totals
+    loss, metrics, _ = loss_and_terms(model, params, batch, drawn, totals, config, repa)
+    return loss, metrics
+
+
+def loss_and_terms(
+    model: UniX,
+    params: Params,
+    batch: TrainingBatch,
+    drawn: FlowDraw,
+    totals: LossTotals,
+    config: LossConfig,
+    repa: Alignment | None = None,
+) -> tuple[Float[Array, ""], Metrics, LossTerms]:
+    """As `unix_loss` for given latents, noise and times; returns the losses per token besides."""
+    ce = squared_error = error = alignment = x_t = None
+    repa = None if batch.gen is None else repa
+
+    # Rectified flow: x_t = (1 - t) x_0 + t noise, whose velocity dx_t / dt is noise - x_0.
+    x_0, noise, t = drawn.latents, drawn.noise, drawn.timesteps
+    if x_0 is not None and noise is not None and t is not None:
+        x_t = interpolate(x_0, noise, t)
+
+    # One pass over both streams; REPA reads gen after one of the layers.
     streams = TwoStreamBatch(
-        token_ids=batch.token_ids,
-        und=batch.und,
-        vit_pixels=batch.vit_pixels,
-        vit_index=batch.vit_index,
-        gen=batch.gen,
-        latents=interpolate(latents, noise, timesteps) if has_gen else None,  # type: ignore[arg-type]
-        timesteps=timesteps if has_gen else None,
-        latent_position_ids=batch.latent_position_ids,
-    )
-    applied: Any = model.apply(
-        {"params": params["unix"]}, streams, config.repa_layer if wants_repa else None,
-        method=UniX.with_hidden,
+        token_ids=batch.token_ids, und=batch.und,
+        vit_pixels=batch.vit_pixels, vit_index=batch.vit_index,
+        gen=batch.gen, latents=x_t, timesteps=t, latent_position_ids=batch.latent_position_ids,
+        images=_packed_images(batch, drawn),
     )  # fmt: skip
-    (und, gen), hidden = applied
-    ce = squared_error = image_losses = None
+    layer = None if repa is None else repa.layer
+    output: Any = model.apply({"params": params["unix"]}, streams, layer, method=UniX.predict)
+
+    # -log softmax(und @ head)[label] of each token of text that has a weight.
     if config.ce_weight > 0:
         ce = chunked_cross_entropy(
-            und, params["unix"]["lm_head"]["kernel"], batch.labels, batch.ce_weights > 0,
+            output.und, params["unix"]["lm_head"]["kernel"], batch.labels, batch.ce_weights > 0,
             chunk=config.ce_chunk, dtype=model.dtype,
         )  # fmt: skip
-    if config.mse_weight > 0 and has_gen:
-        velocity: Any = model.apply({"params": params["unix"]}, gen, method=UniX.velocity)
-        squared_error = jnp.square(velocity - (noise - latents))  # type: ignore[operator]
-    if wants_repa:
-        image_losses = repa(params, hidden, batch)  # type: ignore[misc]
-    return LossTerms(ce, squared_error, image_losses, und, gen)
 
+    # |velocity - (noise - x_0)|^2 of each latent token, a mean over its numbers.
+    if config.mse_weight > 0 and x_0 is not None and noise is not None:
+        squared_error = jnp.square(output.velocity - (noise - x_0))
+        error = squared_error.mean(axis=-1)
 
-def reduce_losses(
-    terms: LossTerms, batch: TrainingBatch, totals: LossTotals, config: LossConfig
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """(the loss, {ce, mse, repa}): the rows' share of the step's weighted means.
+    # -cos(projected gen stream, features of the frozen encoder) of each noised image.
+    if repa is not None:
+        alignment = repa.loss(params, output.hidden, batch)
 
-    Shares of several sets of rows add up to the loss of the step.
-    """
-
-    def share(values: Array | None, weights: Array | None, total: Array) -> Array:
-        if values is None or weights is None:
-            return jnp.float32(0)
-        # Not a product alone: places without a loss may hold anything, infinities too.
-        summed = jnp.where(weights > 0, weights * values, 0.0).sum()
-        return summed / jnp.where(total > 0, total, 1.0)
-
-    error = None if terms.squared_error is None else terms.squared_error.mean(axis=-1)
-    parts = {
-        "ce": share(terms.ce, batch.ce_weights, totals.ce),
-        "mse": share(error, batch.mse_weights, totals.mse),
-        "repa": share(terms.repa, batch.noised, totals.repa),
+    # Weighted means over the whole step, and their weighted sum.
+    metrics = {
+        "ce": _weighted_mean(ce, batch.ce_weights, totals.ce),
+        "mse": _weighted_mean(error, batch.mse_weights, totals.mse),
+        "repa": _weighted_mean(alignment, batch.noised, totals.repa),
     }
-    loss = (
-        config.ce_weight * parts["ce"]
-        + config.mse_weight * parts["mse"]
-        + config.repa_weight * parts["repa"]
-    )
-    return loss, jax.tree.map(jax.lax.stop_gradient, parts)
+    loss = config.ce_weight * metrics["ce"] + config.mse_weight * metrics["mse"]
+    if repa is not None:
+        loss += repa.weight * metrics["repa"]
+    metrics = jax.tree.map(jax.lax.stop_gradient, metrics)
+    return loss, metrics, LossTerms(ce, squared_error, alignment, output.und, output.gen)
+
+
+def _packed_images(batch: TrainingBatch, drawn: FlowDraw) -> PackedImages | None:
+    if batch.latent_index is None or batch.noised is None or drawn.grid is None:
+        return None
+    return PackedImages(batch.latent_index, batch.noised.shape[1], drawn.grid)
+
+
+def _weighted_mean(
+    values: Array | None, weights: Array | None, total: Float[Array, ""]
+) -> Float[Array, ""]:
+    """sum(weights * values) / total; 0 where there are no values or no weights."""
+    if values is None or weights is None:
+        return jnp.float32(0)
+    # Not a product alone: positions without a loss may hold anything, infinities too.
+    summed = jnp.where(weights > 0, weights * values, 0.0).sum()
+    return summed / jnp.where(total > 0, total, 1.0)

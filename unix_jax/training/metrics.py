@@ -1,9 +1,9 @@
 """What a run reports: `metrics.jsonl`, TensorBoard, Weights & Biases.
 
 `DIR/metrics.jsonl` has one object for each logged step, `DIR/validation.jsonl` one for each
-validation. When a run resumes, lines beyond the restored step are removed, and the run writes them
-anew: after any crash the files equal those of the uninterrupted run to the bit, except
-`TIMING_FIELDS`.
+validation, `DIR/evaluation.jsonl` one for each evaluation of generated reports or images. When a
+run resumes, lines beyond the restored step are removed, and the run writes them anew: after any
+crash the files equal those of the uninterrupted run to the bit, except `TIMING_FIELDS`.
 """
 
 import json
@@ -38,6 +38,7 @@ FIELDS = (
 TIMING_FIELDS = ("tokens_per_second", "mfu")
 METRICS_FILE = "metrics.jsonl"
 VALIDATION_FILE = "validation.jsonl"
+EVALUATION_FILE = "evaluation.jsonl"
 
 
 class MetricsError(UniXError):
@@ -201,7 +202,7 @@ class Metrics:
     ) -> None:
         self._files = (
             {name: JsonLines(directory / name, restored_step) for name in
-             (METRICS_FILE, VALIDATION_FILE)}
+             (METRICS_FILE, VALIDATION_FILE, EVALUATION_FILE)}
             if primary
             else {}
         )  # fmt: skip
@@ -226,6 +227,10 @@ class Metrics:
     def validation(self, values: Mapping[str, Any]) -> None:
         """One line of `validation.jsonl`; `values` has `step`."""
         self._write(VALIDATION_FILE, values, "validation/")
+
+    def evaluation(self, values: Mapping[str, Any]) -> None:
+        """One line of `evaluation.jsonl`; `values` has `step`."""
+        self._write(EVALUATION_FILE, values, "evaluation/")
 
     def _write(self, file: str, values: Mapping[str, Any], prefix: str) -> None:
         if file in self._files:

@@ -17,7 +17,7 @@ from PIL import Image
 from unix_jax.checkpoints.leaves import unflatten
 from unix_jax.config import UniXConfig
 from unix_jax.data.mixture import Task
-from unix_jax.data.pictures import pad_to_fit, vae_pixels
+from unix_jax.data.model_images import vae_pixels
 from unix_jax.data.records import (
     Record,
     captions_of,
@@ -30,13 +30,13 @@ from unix_jax.errors import CheckpointError
 from unix_jax.inference.pipeline import UniXPipeline
 from unix_jax.models.autoencoder import Autoencoder
 from unix_jax.preprocessing.text import Tokenizer
-from unix_jax.preprocessing.transforms import contact_sheet, save_png, to_gray_pil
+from unix_jax.preprocessing.transforms import contact_sheet, pad_to_fit, save_png, to_gray_pil
 from unix_jax.storage.files import atomic_write
 from unix_jax.training.config import TrainConfig
 from unix_jax.training.distributed import is_primary
 from unix_jax.training.export import gather
 from unix_jax.training.metrics import Metrics
-from unix_jax.training.stages import Run, compute_dtype
+from unix_jax.training.stages import Stage, compute_dtype
 
 FOLDER = "previews"
 
@@ -59,7 +59,7 @@ class Preview:
 
 
 def make(
-    run: Run,
+    run: Stage,
     config: TrainConfig,
     state: Any,
     tokenizer: Tokenizer,
@@ -75,15 +75,34 @@ def make(
     Raises:
       UniXError: a file that cannot be written.
     """
-    params, vae_params = local(run.weights(state, config.preferred))
-    if not is_primary():
-        return []
     directory = out / FOLDER
     if config.stage == "autoencoder":
+        _, vae_params = local(run.weights(state, config.preferred))
+        if not is_primary():
+            return []
         shown = records["generation"]
         return [_reconstructions(run.config, vae_params, config, directory, step, shown)]
+    pipe = run_pipeline(run, config, state, tokenizer, mesh)
+    if pipe is None:
+        return []
+    of_task: dict[Task, Callable[..., Preview]] = {
+        "understanding": _reports, "generation": _drawn, "edit": _edited,
+    }  # fmt: skip
+    return [of_task[task](pipe, config, directory, step, shown) for task, shown in records.items()]
+
+
+def run_pipeline(
+    run: Stage, config: TrainConfig, state: Any, tokenizer: Tokenizer, mesh: Mesh
+) -> UniXPipeline | None:
+    """The exported weights of a state, ready to generate; None in all but the first process.
+
+    All processes call it.
+    """
+    params, vae_params = local(run.weights(state, config.preferred))
+    if not is_primary():
+        return None
     one_device = mesh.size == 1 or jax.process_count() > 1
-    pipe = UniXPipeline(
+    return UniXPipeline(
         run.config,
         params,
         vae_params,
@@ -91,10 +110,6 @@ def make(
         dtype=compute_dtype(config.model.dtype, mesh),
         mesh=None if one_device else mesh,
     )
-    of_task: dict[Task, Callable[..., Preview]] = {
-        "understanding": _reports, "generation": _drawn, "edit": _edited,
-    }  # fmt: skip
-    return [of_task[task](pipe, config, directory, step, shown) for task, shown in records.items()]
 
 
 def local(trees: Sequence[Any]) -> list[Any]:
@@ -118,7 +133,7 @@ def _reports(
     """Greedy reports beside the true ones."""
     reports = pipe.generate_report(
         [question_images(record) for record in records],
-        [instructions_for(record, pipe.config.asked)[0] for record in records],
+        prompts=[instructions_for(record, pipe.config.asked)[0] for record in records],
         max_new_tokens=config.previews.max_new_tokens,
     )
     text = "\n\n".join(
@@ -147,7 +162,7 @@ def _drawn(
         prompts,
         height=config.data.vae_height,
         width=config.data.vae_width,
-        num_steps=config.previews.num_steps,
+        num_inference_steps=config.previews.num_steps - 1,
         seed=list(range(len(prompts))),
     )
     return _write_sheet(directory / f"{step:08d}_images.png", contact_sheet(images, prompts))
@@ -171,7 +186,7 @@ def _edited(
         prompts,
         height=config.data.vae_height,
         width=config.data.vae_width,
-        num_steps=config.previews.num_steps,
+        num_inference_steps=config.previews.num_steps - 1,
         images=before,
         seed=list(range(len(prompts))),
     )

@@ -30,21 +30,36 @@ from unix_jax.models.dinov2 import (
     rad_dino_pixels,
 )
 from unix_jax.models.layers import Dtype, dense
-from unix_jax.training.draws import to_images
-from unix_jax.training.losses import Params, RepaLoss
+from unix_jax.models.packed_images import to_images
+from unix_jax.training.draws import Params
+
+# (all parts, gen stream after a layer [B, G, D], batch) -> loss of each VAE image [B, J].
+RepaLoss = Callable[[Params, Float[Array, "B G D"], TrainingBatch], Float[Array, "B J"]]
 
 
 @dataclasses.dataclass(frozen=True)
 class RepaConfig:
-    """The encoder's input and the projector of REPA."""
+    """REPA, the alignment of latents with RAD-DINO in stages that generate: the one place where it
+    is turned on."""
 
+    encoder: str | None = None
+    """Directory of microsoft/rad-dino; REPA is off if absent."""
+    weight: float = 0.5
+    """Weight of the alignment in the loss."""
+    layer: int = 8
+    """Decoder layer, counted from 1, after which the gen stream is read."""
     image_size: int = 518
     """Shorter side in pixels at which RAD-DINO sees an image, a multiple of its patch."""
     hidden_size: int | None = None
     """Width inside the projector; the decoder's if absent."""
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "hidden_size"):
+        if not self.weight > 0:
+            raise ConfigError(
+                f"weight: expected above 0 (without an encoder there is no REPA), "
+                f"found {self.weight}"
+            )
+        for name in ("layer", "image_size", "hidden_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name}: expected at least 1, found {value}")
@@ -148,7 +163,7 @@ def make_repa(
         if batch.vae_pixels is None or batch.latent_index is None or batch.mse_weights is None:
             raise ConfigError(
                 "REPA: expected a batch with vae_pixels, latent_index and mse_weights, found none: "
-                "precomputed moments cannot be used with repa_weight above 0"
+                "precomputed moments cannot be used with repa.encoder"
             )
         rows, images, height, width, _ = batch.vae_pixels.shape
         pixels = batch.vae_pixels.reshape(rows * images, height, width, -1)

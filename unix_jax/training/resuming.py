@@ -3,12 +3,15 @@
 import dataclasses
 import enum
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from unix_jax.errors import ConfigError
-from unix_jax.training.config import TrainConfig
+from unix_jax.training.config import TrainConfig, default_pattern, settings
+from unix_jax.training.lora import LoraConfig
+from unix_jax.training.optimizer import OptimizerConfig
+from unix_jax.training.repa import RepaConfig
 
 
 class Rule(enum.Enum):
@@ -17,6 +20,7 @@ class Rule(enum.Enum):
     FIXED: would change the function or the trained state: refused.
     ORIGIN: was read once, at the start, and is kept in the run: another value is refused, none is
       accepted.
+    ENCODER: as ORIGIN, but none is refused too where there was one: it turns REPA off.
     SWITCH: may change, but not from or to nothing (0, None), which adds arrays to the state.
     RECORDED: may change; said, and written to the run's history.
     FREE: does not change the numbers, except by rounding.
@@ -24,6 +28,7 @@ class Rule(enum.Enum):
 
     FIXED = enum.auto()
     ORIGIN = enum.auto()
+    ENCODER = enum.auto()
     SWITCH = enum.auto()
     RECORDED = enum.auto()
     FREE = enum.auto()
@@ -31,17 +36,19 @@ class Rule(enum.Enum):
 
 _FIELDS: dict[Rule, tuple[str, ...]] = {
     Rule.FIXED: (
-        "stage", "seed", "use_lora", "model.preset", "model.frozen_dtype",
+        "stage", "seed", "trainable", "optimizer.name", "model.preset", "model.frozen_dtype",
         "lora.rank", "lora.alpha", "lora.targets", "lora.streams",
-        "losses.repa_layer", "repa.image_size", "repa.hidden_size", "data.task",
+        "repa.layer", "repa.image_size", "repa.hidden_size", "data.task",
     ),
-    Rule.ORIGIN: ("init", "rad_dino", "model.tokenizer", "data.prompts"),
-    Rule.SWITCH: ("ema_decay", "losses.repa_weight", "optimizer.clip_norm"),
+    Rule.ORIGIN: ("init", "model.tokenizer", "data.prompts"),
+    Rule.ENCODER: ("repa.encoder",),
+    Rule.SWITCH: ("ema_decay", "optimizer.clip_norm"),
     Rule.RECORDED: (
-        "total_steps", "model.dtype",
+        "total_steps", "total_epochs", "total_samples", "model.dtype", "repa.weight",
         "optimizer.learning_rate", "optimizer.warmup_steps", "optimizer.schedule",
-        "optimizer.total_steps", "optimizer.final_fraction", "optimizer.b1", "optimizer.b2",
-        "optimizer.eps", "optimizer.weight_decay",
+        "optimizer.decay_fraction", "optimizer.final_fraction", "optimizer.b1", "optimizer.b2",
+        "optimizer.eps", "optimizer.weight_decay", "optimizer.weight_decay_on",
+        "optimizer.learning_rate_factors",
         "losses.ce_weight", "losses.mse_weight",
         "autoencoder.kl_weight", "autoencoder.mse_weight", "autoencoder.perceptual_weight",
         "autoencoder.crop", "autoencoder.crop_steps", "export",
@@ -62,6 +69,9 @@ _FIELDS: dict[Rule, tuple[str, ...]] = {
         "checkpoint_every", "log_every", "validate_every", "preview_every",
         "checkpoints.keep_last", "checkpoints.keep_best",
         "previews.count", "previews.prompts", "previews.num_steps", "previews.max_new_tokens",
+        "evals.reports.every", "evals.reports.count", "evals.reports.max_new_tokens",
+        "evals.reports.chexbert", "evals.images.every", "evals.images.count",
+        "evals.images.num_inference_steps", "evals.images.rad_dino",
         "logging.tensorboard", "logging.wandb_project", "logging.profile_start",
         "logging.profile_steps",
     ),
@@ -81,13 +91,31 @@ class Change:
         return f"{self.option}: {self.old!r} -> {self.new!r}"
 
 
-def settings(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of every field of `TrainConfig.to_dict`, or of its JSON."""
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from settings(value, f"{prefix}{name}.")
+def upgraded(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """The `config` of a run.json of any version, with the settings of this one.
+
+    Earlier versions had `use_lora`, `rad_dino`, and the weight and the layer of REPA among the
+    losses; AdamW was their only optimiser, and a stage trained what it trains by default.
+    """
+    config: dict[str, Any] = json.loads(json.dumps(recorded))
+    optimizer = config.get("optimizer", {})
+    for name in ("name", "weight_decay_on", "learning_rate_factors", "decay_fraction"):
+        default = json.loads(json.dumps(getattr(OptimizerConfig(), name)))
+        optimizer.setdefault(name, default)
+    optimizer.pop("total_steps", None)
+    if (pattern := default_pattern(config.get("stage"))) is not None:
+        config.setdefault("trainable", pattern)
+    if not config.pop("use_lora", True):
+        config["lora"] = json.loads(json.dumps(dataclasses.asdict(LoraConfig())))
+    losses, encoder = config.get("losses", {}), config.pop("rad_dino", None)
+    if "repa_weight" in losses:
+        weight, layer = losses.pop("repa_weight"), losses.pop("repa_layer", RepaConfig().layer)
+        repa = config.setdefault("repa", {})
+        if weight and encoder is not None:
+            repa |= {"encoder": encoder, "weight": weight, "layer": layer}
         else:
-            yield prefix + name, value
+            config["repa"] = dataclasses.asdict(RepaConfig())
+    return config
 
 
 def changes(
@@ -106,15 +134,15 @@ def changes(
     Raises:
       ConfigError: a change that a run cannot resume with; names all of them with both values.
     """
-    before = dict(settings(recorded))
+    before = dict(settings(upgraded(recorded)))
     refused, accepted = [], []
     for name, new in settings(json.loads(json.dumps(config.to_dict()))):
         rule = RULES[name]
         if name not in before or rule is Rule.FREE or before[name] == new:
             continue
         change = Change(name, before[name], new)
-        if rule is Rule.ORIGIN:
-            if new and not _same_path(before[name], new, started_in):
+        if rule in (Rule.ORIGIN, Rule.ENCODER):
+            if (new or rule is Rule.ENCODER) and not _same_path(before[name], new, started_in):
                 refused.append(change)
         elif rule is Rule.FIXED or (rule is Rule.SWITCH and bool(before[name]) != bool(new)):
             refused.append(change)
@@ -130,7 +158,7 @@ def changes(
 
 
 def _same_path(old: Any, new: Any, started_in: Path | None) -> bool:
-    if not isinstance(old, str):
+    if not isinstance(old, str) or not isinstance(new, str):
         return False
     recorded = Path(old) if started_in is None else started_in / old
     return old == new or recorded.resolve() == Path(new).resolve()

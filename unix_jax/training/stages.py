@@ -1,11 +1,12 @@
-"""What the loop of `train.py` needs of a stage, the same for the model and for the autoencoder.
+"""The stages of training: each a class with its state, its step and its validation.
 
 Letters: B rows, J VAE images of a row, H W pixels.
 """
 
+import abc
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from unix_jax.config import UniXConfig
+from unix_jax.checkpoints.leaves import flatten
+from unix_jax.config import UNetBackbone, UniXConfig
 from unix_jax.data.batch import TrainingBatch
 from unix_jax.errors import ConfigError
 from unix_jax.models import autoencoder as vae
@@ -32,7 +34,9 @@ from unix_jax.training.autoencoder import (
 )
 from unix_jax.training.config import Precision, TrainConfig, Weights
 from unix_jax.training.lora import init_lora, merge_lora
+from unix_jax.training.losses import Alignment
 from unix_jax.training.optimizer import make_optimizer
+from unix_jax.training.parameter_groups import split_params, trains_und
 from unix_jax.training.repa import make_repa, repa_parts
 from unix_jax.training.state import abstract_state, create_state
 from unix_jax.training.step import StepConfig, make_eval_step, make_train_step
@@ -41,59 +45,142 @@ Scalars = Mapping[str, Float[Array, ""]]
 Parts = dict[str, Any]
 # How many images the scale and shift of latents are measured on.
 _STATISTICS_BATCHES = 32
-# Exported weights whose validation loss is higher by this part are worth a warning.
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """A stage, ready to run.
+class Stage(abc.ABC):
+    """What a run trains, ready to run.
 
-    fresh: makes the state of step 0 from loaded parts ("unix", "autoencoder", ...; none needed).
+    config: sizes of the model.
     target: the state's shapes and shardings.
-    step: (state, batch, key) -> (state, metrics); the state is donated but for what is frozen.
-    evaluate: (state, batch, key, ema=False) -> metrics; with `ema` those of the average.
-    validated: the weights to validate; the first ones are the preferred.
+    validated: the weights to validate; the first ones are those that `export` stands for.
     loss_weights: the loss is the sum of these metrics so weighted.
-    batch_flops: of one step over a host's batch.
-    weights: (state, which) -> weights for inference: (parameters, autoencoder's or None).
-    final_config: (state, which, batches of training data) -> the configuration to export.
     """
 
     config: UniXConfig
-    fresh: Callable[[Parts], Any]
     target: Any
-    step: Callable[[Any, TrainingBatch, PRNGKeyArray], tuple[Any, Scalars]]
-    evaluate: Callable[..., Scalars]
-    validated: tuple[Weights, ...]
     loss_weights: Mapping[str, float]
-    batch_flops: Callable[[TrainingBatch], float]
-    weights: Callable[[Any, Weights], tuple[Any, Any | None]]
-    final_config: Callable[[Any, Weights, Iterable[TrainingBatch]], UniXConfig]
+
+    def __init__(self, config: TrainConfig, model_config: UniXConfig, mesh: Mesh) -> None:
+        self.config, self.mesh = model_config, mesh
+        self.key = jax.random.key(config.seed)
+        self.validated: tuple[Weights, ...] = ("raw",)
+        if config.average_decay is not None:
+            first = config.preferred
+            self.validated = (first, "average" if first == "raw" else "raw")
+
+    @abc.abstractmethod
+    def fresh(self, given: Parts) -> Any:
+        """The state of step 0 from loaded parts ("unix", "autoencoder", ...; none needed)."""
+
+    @abc.abstractmethod
+    def train_step(self, number: int) -> Any:
+        """The jitted (state, batch, key) -> (state, metrics) of the step `number`, from 1.
+
+        The state is donated.
+        """
+
+    @abc.abstractmethod
+    def evaluate(
+        self, state: Any, batch: TrainingBatch, key: PRNGKeyArray, *, ema: bool = False
+    ) -> Scalars:
+        """The metrics of a batch; with `ema` those of the average."""
+
+    @abc.abstractmethod
+    def batch_flops(self, batch: TrainingBatch) -> float:
+        """FLOPs of one step over a host's batch."""
+
+    @abc.abstractmethod
+    def trained(self, state: Any) -> Any:
+        """The trained parameters of a state, or of `target`."""
+
+    @abc.abstractmethod
+    def weights(self, state: Any, which: Weights) -> tuple[Any, Any | None]:
+        """Weights for inference: (parameters, the autoencoder's or None)."""
+
+    def final_config(
+        self, state: Any, which: Weights, batches: Iterable[TrainingBatch]
+    ) -> UniXConfig:
+        """The configuration to export; `batches` are training data."""
+        return self.config
+
+    def validate(
+        self, state: Any, batches: Iterable[TrainingBatch], key: PRNGKeyArray
+    ) -> dict[str, float]:
+        """The loss and its terms over all batches, each term weighted by its tokens.
+
+        `loss`, `ce`, ... are of the weights that are exported. The other weights, where there are
+        any, have the same numbers with their name before them: `raw/loss` or `average/loss`.
+
+        Raises:
+          ValueError: no batch.
+        """
+        sums: dict[str, dict[str, float]] = {weights: {} for weights in self.validated}
+        totals: dict[str, float] = {}
+        for number, batch in enumerate(batches):
+            for weights, summed in sums.items():
+                of_batch = jax.random.fold_in(key, number)
+                metrics = to_floats(self.evaluate(state, batch, of_batch, ema=weights == "average"))
+                for name, value in self.terms(metrics).items():
+                    weight = metrics.get(f"{name}_tokens", 1.0)
+                    summed[name] = summed.get(name, 0.0) + value * weight
+                    if weights == self.validated[0]:
+                        totals[name] = totals.get(name, 0.0) + weight
+        if not totals:
+            raise ValueError("validation: expected at least one batch")
+        found: dict[str, float] = {}
+        for weights, summed in sums.items():
+            means = {name: summed[name] / totals[name] for name in summed}
+            means["loss"] = sum(
+                weight * means.get(name, 0.0) for name, weight in self.loss_weights.items()
+            )
+            prefix = "" if weights == self.validated[0] else f"{weights}/"
+            found |= {f"{prefix}{name}": value for name, value in means.items()}
+        return found
+
+    def terms(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Without the counts of tokens, and without terms that had none or have no weight."""
+        return {
+            name: value
+            for name, value in metrics.items()
+            if not name.endswith("_tokens")
+            and metrics.get(f"{name}_tokens", 1.0) > 0
+            and self.loss_weights.get(name, 1.0) > 0
+        }
+
+    def describe_validation(self, step: int, scores: Mapping[str, float]) -> str:
+        """The losses of `validate` in a line, with the weights that each is of."""
+        preferred, *others = self.validated
+        line = f"step {step}: validation loss {scores['loss']:.4g} ({preferred} weights)"
+        return line + "".join(f", {scores[f'{name}/loss']:.4g} ({name})" for name in others)
 
 
-def make_run(
+def make_stage(
     config: TrainConfig,
     model_config: UniXConfig,
     mesh: Mesh,
+    total_steps: int,
     *,
     has_autoencoder: bool = False,
     encoder_config: Dinov2Config | None = None,
-) -> Run:
+) -> Stage:
     """The stage that `config` names.
 
     Args:
       config: of the run.
       model_config: sizes of the model.
       mesh: where everything lives.
+      total_steps: length of the run, over which the learning rate is scheduled.
       has_autoencoder: there is one, frozen, beside the model.
       encoder_config: sizes of REPA's encoder, where REPA is used.
 
     Raises:
       ConfigError: settings that contradict each other.
     """
+    # A run shorter than its warm-up ends within it.
+    total_steps = max(total_steps, config.optimizer.warmup_steps + 1)
     if config.stage == "autoencoder":
-        return _autoencoder_run(config, model_config, mesh)
-    return _unix_run(config, model_config, mesh, has_autoencoder, encoder_config)
+        return AutoencoderStage(config, model_config, mesh, total_steps)
+    return UniXStage(config, model_config, mesh, total_steps, has_autoencoder, encoder_config)
 
 
 def compute_dtype(precision: Precision, mesh: Mesh) -> Any:
@@ -103,95 +190,122 @@ def compute_dtype(precision: Precision, mesh: Mesh) -> Any:
     return jnp.dtype(precision)
 
 
-def _unix_run(
-    config: TrainConfig,
-    model_config: UniXConfig,
-    mesh: Mesh,
-    has_autoencoder: bool,
-    encoder_config: Dinov2Config | None,
-) -> Run:
-    assert config.stage != "autoencoder"
-    stage: Literal["understanding", "generation", "all"] = (
-        "all" if config.stage == "joint" else config.stage
-    )
-    dtype = compute_dtype(config.model.dtype, mesh)
-    _check_attention(config.model.attention, model_config, mesh, dtype)
-    model = UniX(
-        model_config,
-        dtype,
-        attention_implementation=config.model.attention,
-        remat_policy=config.model.remat,
-        unroll=config.model.unroll,
-        freeze_und=stage == "generation",
-    )
-    init: dict[str, Callable[[Array], Any]] = {
-        "unix": lambda key: init_params(model_config, key, boxed=True)
-    }
-    if has_autoencoder:
-        init["autoencoder"] = lambda key: _init_autoencoder(model_config, key)
-    if config.use_lora:
-        init["lora"] = lambda key: init_lora(config.lora, model_config, key)
-    repa = None
-    if encoder_config is not None:
-        repa = make_repa(model_config, encoder_config, config.repa, dtype)
-        init |= repa_parts(model_config, encoder_config, config.repa)
-    tx, schedule = make_optimizer(config.scheduled_optimizer)
-    options: dict[str, Any] = {
-        "init": init,
-        "frozen_dtype": compute_dtype(config.model.frozen_dtype, mesh),
-        "ema": config.average_decay is not None,
-        "lora": config.use_lora,
-        "mesh": mesh,
-    }
-    step_config = StepConfig(
-        losses=config.losses,
-        accumulation=config.accumulation,
-        ema_decay=config.average_decay or 0.0,
-        lora=config.lora if config.use_lora else None,
-    )
-    key = jax.random.key(config.seed)
+class UniXStage(Stage):
+    """Understanding, generation or both: trains what the pattern `trainable` names."""
 
-    def weights(state: Any, which: Weights) -> tuple[Any, Any | None]:
-        merged = state.params(ema=which == "average")
-        unix = merged["unix"]
-        if config.use_lora:
-            unix = merge_lora(unix, merged["lora"], config.lora)
-        return unix, merged.get("autoencoder")
-
-    def batch_flops(batch: TrainingBatch) -> float:
-        counts = flops.count(batch, model_config)
-        total = flops.step_flops(model_config, counts, stage, weights_frozen=config.use_lora)
+    def __init__(
+        self,
+        config: TrainConfig,
+        model_config: UniXConfig,
+        mesh: Mesh,
+        total_steps: int,
+        has_autoencoder: bool,
+        encoder_config: Dinov2Config | None,
+    ) -> None:
+        super().__init__(config, model_config, mesh)
+        dtype = compute_dtype(config.model.dtype, mesh)
+        if isinstance(model_config.generation, UNetBackbone):
+            _check_unet(config)
+        _check_attention(config.model.attention, model_config, mesh, dtype)
+        self._run, self._encoder = config, encoder_config
+        init: dict[str, Callable[[Array], Any]] = {
+            "unix": lambda key: init_params(model_config, key, boxed=True)
+        }
+        if has_autoencoder:
+            init["autoencoder"] = lambda key: _init_autoencoder(model_config, key)
+        if config.lora.rank:
+            init["lora"] = lambda key: init_lora(config.lora, model_config, key)
+        repa = None
         if encoder_config is not None:
+            loss = make_repa(model_config, encoder_config, config.repa, dtype)
+            repa = Alignment(loss, config.repa.weight, config.repa.layer)
+            init |= repa_parts(model_config, encoder_config, config.repa)
+        parts = jax.eval_shape(lambda key: {n: f(key) for n, f in init.items()}, self.key)
+        trained, _ = split_params(parts, config.pattern)
+        config.optimizer.check_names(flatten(trained))
+        # What has no trained parameter before it needs no backward pass.
+        self._frozen_und = config.stage == "generation" and not trains_und(trained)
+        model = UniX(
+            model_config,
+            dtype,
+            attention_implementation=config.model.attention,
+            remat_policy=config.model.remat,
+            unroll=config.model.unroll,
+            freeze_und=self._frozen_und,
+        )
+        self._tx, schedule = make_optimizer(config.optimizer, total_steps)
+        self._options: dict[str, Any] = {
+            "init": init,
+            "frozen_dtype": compute_dtype(config.model.frozen_dtype, mesh),
+            "ema": config.average_decay is not None,
+            "mesh": mesh,
+        }
+        self.target = abstract_state(config.pattern, self._tx, **self._options)
+        step = StepConfig(
+            losses=config.losses,
+            accumulation=config.accumulation,
+            ema_decay=config.average_decay or 0.0,
+            lora=config.lora if config.lora.rank else None,
+        )
+        shardings = jax.tree.map(lambda x: x.sharding, self.target)
+        self._step = make_train_step(
+            model, step, self._tx, schedule, shardings=shardings, repa=repa
+        )
+        self._evaluate = make_eval_step(model, step, mesh=mesh, repa=repa)
+        self.loss_weights = {
+            "ce": config.losses.ce_weight,
+            "mse": config.losses.mse_weight,
+            "repa": 0.0 if repa is None else repa.weight,
+        }
+
+    def fresh(self, given: Parts) -> Any:
+        key = jax.random.fold_in(self.key, 0)
+        return create_state(self._run.pattern, self._tx, key, given=given, **self._options)
+
+    def train_step(self, number: int) -> Any:
+        return self._step
+
+    def evaluate(
+        self, state: Any, batch: TrainingBatch, key: PRNGKeyArray, *, ema: bool = False
+    ) -> Scalars:
+        return self._evaluate(state.averaged() if ema else state, batch, key)
+
+    def batch_flops(self, batch: TrainingBatch) -> float:
+        counts = flops.count(batch, self.config)
+        kind: flops.Trained = "understanding" if self._run.stage == "understanding" else "all"
+        if self._frozen_und:
+            kind = "generation"
+        adapters = self._run.lora.rank > 0
+        total = flops.step_flops(self.config, counts, kind, weights_frozen=adapters)
+        if self._encoder is not None:
             total += flops.repa_flops(
-                encoder_config, config.repa.image_size, counts.vae_images, counts.vae_size
+                self._encoder, self._run.repa.image_size, counts.vae_images, counts.vae_size
             )
         return total
 
-    losses = config.losses
-    return Run(
-        config=model_config,
-        fresh=lambda given: create_state(
-            stage, tx, jax.random.fold_in(key, 0), given=given, **options
-        ),
-        target=abstract_state(stage, tx, **options),
-        step=make_train_step(model, step_config, tx, schedule, mesh=mesh, repa=repa),
-        evaluate=make_eval_step(model, step_config, mesh=mesh, repa=repa),
-        validated=_validated(config),
-        loss_weights={
-            "ce": losses.ce_weight,
-            "mse": losses.mse_weight,
-            "repa": losses.repa_weight,
-        },
-        batch_flops=batch_flops,
-        weights=weights,
-        final_config=lambda *_: model_config,
-    )
+    def trained(self, state: Any) -> Any:
+        return state.trained
+
+    def weights(self, state: Any, which: Weights) -> tuple[Any, Any | None]:
+        merged = state.params(ema=which == "average")
+        unix = merged["unix"]
+        if self._run.lora.rank:
+            unix = merge_lora(unix, merged["lora"], self._run.lora)
+        return unix, merged.get("autoencoder")
 
 
-def _validated(config: TrainConfig) -> tuple[Weights, ...]:
-    if config.average_decay is None:
-        return ("raw",)
-    return ("average", "raw") if config.preferred == "average" else ("raw", "average")
+def _check_unet(config: TrainConfig) -> None:
+    """Raises ConfigError for what needs the gen stream, which a model with a U-Net lacks."""
+    if config.stage == "joint":
+        raise ConfigError(
+            "stage: expected understanding or generation for a model with a U-Net as its "
+            "generation backbone, found 'joint'"
+        )
+    if config.lora.rank and "gen" in config.lora.streams:
+        raise ConfigError(
+            "lora.streams: expected ('und',) for a model with a U-Net as its generation backbone, "
+            f"found {config.lora.streams}"
+        )
 
 
 def _check_attention(name: str, model_config: UniXConfig, mesh: Mesh, dtype: Any) -> None:
@@ -214,84 +328,94 @@ def _init_autoencoder(config: UniXConfig, key: Array) -> Any:
     return vae.Autoencoder(config.vae).init(key, pixels)["params"]
 
 
-def _autoencoder_run(config: TrainConfig, model_config: UniXConfig, mesh: Mesh) -> Run:
-    tx, schedule = make_optimizer(config.scheduled_optimizer)
-    dtype = compute_dtype(config.model.dtype, mesh)
-    objective = config.autoencoder
-    decay, accumulation = config.average_decay, config.accumulation
-    inner = make_autoencoder_step(
-        model_config.vae,
-        tx,
-        objective,
-        dtype=dtype,
-        ema_decay=decay or 0.0,
-        accumulation=accumulation,
-    )
-    evaluation = make_autoencoder_evaluation(model_config.vae, dtype, accumulation=accumulation)
-    replicated = NamedSharding(mesh, PartitionSpec())
-    key = jax.random.key(config.seed)
+class AutoencoderStage(Stage):
+    """The small autoencoder; the model beside it stays untrained."""
 
-    def init(key: PRNGKeyArray) -> AutoencoderState:
-        return init_autoencoder_state(model_config.vae, tx, key, ema=decay is not None)
+    def __init__(
+        self, config: TrainConfig, model_config: UniXConfig, mesh: Mesh, total_steps: int
+    ) -> None:
+        super().__init__(config, model_config, mesh)
+        tx, schedule = make_optimizer(config.optimizer, total_steps)
+        self._tx, self._dtype = tx, compute_dtype(config.model.dtype, mesh)
+        self._objective, self._accumulation = config.autoencoder, config.accumulation
+        self._ema = config.average_decay is not None
+        self.loss_weights = {
+            "l1": 1.0,
+            "mse": self._objective.mse_weight,
+            "kl": self._objective.kl_weight,
+        }
+        self._replicated = NamedSharding(mesh, PartitionSpec())
+        self.target = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._replicated),
+            jax.eval_shape(self._init, self.key),
+        )
+        config.optimizer.check_names(flatten(self.target.params))
 
-    shapes = jax.eval_shape(lambda: init(key))
+        def step_on(objective: Any) -> Any:
+            inner = make_autoencoder_step(
+                model_config.vae, tx, objective, dtype=self._dtype,
+                ema_decay=config.average_decay or 0.0, accumulation=self._accumulation,
+            )  # fmt: skip
 
-    def place(tree: Any) -> Any:
-        return jax.device_put(tree, replicated)
+            def train_step(state: Any, batch: TrainingBatch, key: Array) -> tuple[Any, Any]:
+                check_rows(batch.rows, self._accumulation, mesh)
+                rate = jnp.asarray(schedule(state.step), jnp.float32)
+                state, metrics = inner(state, _images(batch), key)
+                return state, {**metrics, "learning_rate": rate}
 
-    def fresh(given: Parts) -> AutoencoderState:
-        state = init(jax.random.fold_in(key, 0))
+            return jax.jit(train_step, donate_argnums=0)
+
+        self._cropped = step_on(self._objective)
+        # A program of its own, so that crops need only the memory of crops.
+        self._whole = step_on(dataclasses.replace(self._objective, crop=None, crop_steps=None))
+        self._evaluation = make_autoencoder_evaluation(
+            model_config.vae, self._dtype, accumulation=self._accumulation
+        )
+
+    def _init(self, key: PRNGKeyArray) -> AutoencoderState:
+        return init_autoencoder_state(self.config.vae, self._tx, key, ema=self._ema)
+
+    def fresh(self, given: Parts) -> AutoencoderState:
+        state = self._init(jax.random.fold_in(self.key, 0))
         if "autoencoder" in given:
             params = jax.tree.map(jnp.asarray, given["autoencoder"])
-            ema = None if decay is None else jax.tree.map(jnp.copy, params)
+            ema = jax.tree.map(jnp.copy, params) if self._ema else None
             state = state.replace(params=params, ema=ema)  # type: ignore[attr-defined]
-        return place(state)
+        return jax.device_put(state, self._replicated)
 
-    @jax.jit
-    def learning_rate(step: Array) -> Array:
-        return jnp.asarray(schedule(step), jnp.float32)
+    def train_step(self, number: int) -> Any:
+        last = self._objective.crop_steps
+        return self._cropped if last is None or number <= last else self._whole
 
-    def step(state: Any, batch: TrainingBatch, key: PRNGKeyArray) -> tuple[Any, Scalars]:
-        check_rows(batch.rows, accumulation, mesh)
-        rate = learning_rate(state.step)
-        state, metrics = inner(state, _images(batch), key)
-        return state, {**metrics, "learning_rate": rate}
+    def evaluate(
+        self, state: Any, batch: TrainingBatch, key: PRNGKeyArray, *, ema: bool = False
+    ) -> Scalars:
+        check_rows(batch.rows, self._accumulation, self.mesh)
+        return self._evaluation(state.ema if ema else state.params, _images(batch))
 
-    def batch_flops(batch: TrainingBatch) -> float:
+    def batch_flops(self, batch: TrainingBatch) -> float:
         assert batch.vae_pixels is not None
         rows, images, height, width, _ = batch.vae_pixels.shape
         # Of crops also where whole images follow them: a batch does not know its step.
-        size = (height, width) if objective.crop is None else (objective.crop, objective.crop)
+        crop = self._objective.crop
+        size = (height, width) if crop is None else (crop, crop)
         # The decoder mirrors the encoder, with one block a level more.
-        return 3 * 2 * rows * images * flops.encoder_flops(model_config.vae, size)
+        return 3 * 2 * rows * images * flops.encoder_flops(self.config.vae, size)
 
-    def trained(state: Any, which: Weights) -> Any:
-        return state.ema if which == "average" else state.params
+    def trained(self, state: Any) -> Any:
+        return state.params
 
-    def evaluate(
-        state: Any, batch: TrainingBatch, _: PRNGKeyArray, *, ema: bool = False
-    ) -> Scalars:
-        check_rows(batch.rows, accumulation, mesh)
-        return evaluation(state.ema if ema else state.params, _images(batch))
-
-    def final_config(state: Any, which: Weights, batches: Iterable[TrainingBatch]) -> UniXConfig:
-        return measured_config(model_config, trained(state, which), batches, dtype)
-
-    return Run(
-        config=model_config,
-        fresh=fresh,
-        target=jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), shapes
-        ),
-        step=step,
-        evaluate=evaluate,
-        validated=_validated(config),
-        loss_weights={"l1": 1.0, "mse": objective.mse_weight, "kl": objective.kl_weight},
-        batch_flops=batch_flops,
+    def weights(self, state: Any, which: Weights) -> tuple[Any, Any | None]:
         # A whole checkpoint, so that the next stage starts from it: the model is still untrained.
-        weights=lambda state, which: (init_params(model_config, key), trained(state, which)),
-        final_config=final_config,
-    )
+        return init_params(self.config, self.key), self._of(state, which)
+
+    def final_config(
+        self, state: Any, which: Weights, batches: Iterable[TrainingBatch]
+    ) -> UniXConfig:
+        return measured_config(self.config, self._of(state, which), batches, self._dtype)
+
+    def _of(self, state: Any, which: Weights) -> Any:
+        return state.ema if which == "average" else state.params
 
 
 def measured_config(
@@ -312,62 +436,6 @@ def _images(batch: TrainingBatch) -> Float[Array, "B*J H W 3"]:
     return jnp.reshape(pixels, (-1, *pixels.shape[2:]))
 
 
-def validate(
-    run: Run, state: Any, batches: Iterable[TrainingBatch], key: PRNGKeyArray
-) -> dict[str, float]:
-    """The loss and its terms over all batches, each term weighted by its tokens.
-
-    `loss`, `ce`, ... are of the weights that are exported. The other weights, where there are
-    any, have the same numbers with their name before them: `raw/loss` or `average/loss`.
-
-    Raises:
-      ValueError: no batch.
-    """
-    sums: dict[str, dict[str, float]] = {weights: {} for weights in run.validated}
-    totals: dict[str, float] = {}
-    for number, batch in enumerate(batches):
-        for weights, summed in sums.items():
-            metrics = to_floats(
-                run.evaluate(
-                    state, batch, jax.random.fold_in(key, number), ema=weights == "average"
-                )
-            )
-            for name, value in terms(run, metrics).items():
-                weight = metrics.get(f"{name}_tokens", 1.0)
-                summed[name] = summed.get(name, 0.0) + value * weight
-                if weights == run.validated[0]:
-                    totals[name] = totals.get(name, 0.0) + weight
-    if not totals:
-        raise ValueError("validation: expected at least one batch")
-    found: dict[str, float] = {}
-    for weights, summed in sums.items():
-        means = {name: summed[name] / totals[name] for name in summed}
-        means["loss"] = sum(
-            weight * means.get(name, 0.0) for name, weight in run.loss_weights.items()
-        )
-        prefix = "" if weights == run.validated[0] else f"{weights}/"
-        found |= {f"{prefix}{name}": value for name, value in means.items()}
-    return found
-
-
-def describe_validation(run: Run, step: int, scores: Mapping[str, float]) -> str:
-    """The losses of `validate` in a line, with the weights that each is of."""
-    preferred, *others = run.validated
-    line = f"step {step}: validation loss {scores['loss']:.4g} ({preferred} weights)"
-    return line + "".join(f", {scores[f'{name}/loss']:.4g} ({name})" for name in others)
-
-
 def to_floats(metrics: Scalars) -> dict[str, float]:
     """Metrics on the host; waits for the devices."""
     return {name: float(np.asarray(value)) for name, value in metrics.items()}
-
-
-def terms(run: Run, metrics: Mapping[str, float]) -> dict[str, float]:
-    """Without the counts of tokens, and without terms that had none or have no weight."""
-    return {
-        name: value
-        for name, value in metrics.items()
-        if not name.endswith("_tokens")
-        and metrics.get(f"{name}_tokens", 1.0) > 0
-        and run.loss_weights.get(name, 1.0) > 0
-    }

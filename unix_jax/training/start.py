@@ -8,6 +8,7 @@ DIR/frozen/      weights that the run does not change
 import contextlib
 import dataclasses
 import datetime
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,15 +20,17 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from unix_jax.checkpoints import native
-from unix_jax.checkpoints.dinov2 import load_dinov2, load_dinov2_config
+from unix_jax.checkpoints.leaves import flatten, unflatten
 from unix_jax.checkpoints.load import load_config, load_model
 from unix_jax.checkpoints.published import verbatim_files
+from unix_jax.checkpoints.rad_dino_files import load_dinov2, load_dinov2_config
 from unix_jax.checkpoints.run_export import RUN_FILE, resolve_checkpoint
-from unix_jax.config import UniXConfig
+from unix_jax.config import UNetBackbone, UniXConfig
+from unix_jax.data.records import RecordSource
 from unix_jax.errors import CheckpointError, ConfigError
 from unix_jax.instructions import Instructions
 from unix_jax.models.dinov2 import Dinov2Config
-from unix_jax.models.unix import param_shapes
+from unix_jax.models.unix import init_params, param_shapes
 from unix_jax.preprocessing.text import Tokenizer
 from unix_jax.sharding import check_mesh, make_mesh, param_shardings, parse_mesh
 from unix_jax.storage.directory_lock import DirectoryLock
@@ -35,14 +38,17 @@ from unix_jax.storage.files import atomic_directory, atomic_write
 from unix_jax.storage.json_file import read_json, write_json
 from unix_jax.training.average import start_share
 from unix_jax.training.checkpoint_store import CheckpointStore
-from unix_jax.training.config import TrainConfig
+from unix_jax.training.config import TrainConfig, settings
 from unix_jax.training.distributed import agree, is_primary
 from unix_jax.training.export import recover as recover_export
-from unix_jax.training.resuming import RULES, Change, Rule, changes, extended_history, settings
+from unix_jax.training.length import Length, run_length
+from unix_jax.training.resuming import RULES, Change, Rule, changes, extended_history, upgraded
 from unix_jax.training.run_directory import sweep
 
 TOKENIZER = "tokenizer"
 FROZEN = "frozen"
+# Folded into the run's key for the fresh weights of a U-Net.
+_UNET_KEY = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,11 +93,13 @@ def find_origin(config: TrainConfig) -> Origin:
             f"found {config.init or 'none'}; train one with configs/nano_autoencoder.py, or set "
             "data.moments"
         )
+    if config.stage == "generation":
+        model_config = with_backbone(model_config, config, config.init or "the preset")
     model_config = with_instructions(model_config, config.stage, config.data.prompts)
     encoder_config = None
     if config.uses_repa:
-        assert config.rad_dino is not None
-        encoder_config = load_dinov2_config(config.rad_dino)
+        assert config.repa.encoder is not None
+        encoder_config = load_dinov2_config(config.repa.encoder)
     tokenizer = Path(config.model.tokenizer) if config.model.tokenizer else init
     if tokenizer is None:
         raise ConfigError(
@@ -99,6 +107,26 @@ def find_origin(config: TrainConfig) -> Origin:
             "found none"
         )
     return Origin(model_config, has_autoencoder, encoder_config, init, tokenizer)
+
+
+def with_backbone(model_config: UniXConfig, config: TrainConfig, source: str) -> UniXConfig:
+    """The model with the generation backbone that a run trains.
+
+    A U-Net replaces UniX's own backbone. A U-Net that has been trained is not replaced.
+
+    Args:
+      source: where `model_config` comes from, for the error.
+
+    Raises:
+      ConfigError: the model has another U-Net than `model.generation` asks for.
+    """
+    found, asked = model_config.generation, config.model.generation
+    if isinstance(found, UNetBackbone) and found != asked:
+        raise ConfigError(
+            f"model.generation: expected the backbone of {source}, {found}, found {asked}; "
+            "configs/stage2_generation_unet.py shows how a U-Net is configured"
+        )
+    return dataclasses.replace(model_config, generation=asked)
 
 
 def with_instructions(model_config: UniXConfig, stage: str, prompts: tuple[str, ...]) -> UniXConfig:
@@ -125,14 +153,48 @@ def load_parts(origin: Origin, config: TrainConfig, mesh: Mesh) -> dict[str, Any
             boxed = param_shapes(config, boxed=True)
             return param_shardings(boxed, mesh), NamedSharding(mesh, PartitionSpec())
 
-        _, parts["unix"], autoencoder = load_model(
+        loaded, parts["unix"], autoencoder = load_model(
             origin.init, dtype=jnp.float32, shardings=shardings
         )
+        if loaded.generation != origin.model_config.generation:
+            parts["unix"] = _replaced_backbone(parts["unix"], origin.model_config, config, mesh)
         if autoencoder is not None:
             parts["autoencoder"] = autoencoder
     if origin.encoder_config is not None:
-        parts["rad_dino"] = load_dinov2(str(config.rad_dino))[1]
+        parts["rad_dino"] = load_dinov2(str(config.repa.encoder))[1]
     return parts
+
+
+def _replaced_backbone(
+    params: dict[str, Any], model_config: UniXConfig, config: TrainConfig, mesh: Mesh
+) -> dict[str, Any]:
+    """The loaded parameters without their gen stream, and with a fresh U-Net."""
+    shapes = param_shapes(model_config, boxed=True)["unet"]
+    key = jax.random.fold_in(jax.random.key(config.seed), _UNET_KEY)
+
+    def fresh(key: Any) -> Any:
+        return init_params(model_config, key)["unet"]
+
+    unet = jax.jit(fresh, out_shardings=param_shardings(shapes, mesh))(key)
+    wanted = flatten(param_shapes(model_config))
+    kept = {path: x for path, x in flatten(params).items() if path in wanted}
+    return unflatten(kept) | {"unet": unet}
+
+
+def backbone_note(origin: Origin) -> list[str]:
+    """A line about a backbone that is not the checkpoint's."""
+    if origin.init is None:
+        return []
+    loaded, _ = load_config(origin.init)
+    if loaded.generation == origin.model_config.generation:
+        return []
+    own, other = (flatten(param_shapes(c)) for c in (loaded, origin.model_config))
+    left = sum(math.prod(own[path].shape) for path in own.keys() - other.keys())
+    fresh = sum(math.prod(other[path].shape) for path in other.keys() - own.keys())
+    return [
+        f"generation backbone: a U-Net with {fresh:,} fresh parameters replaces the gen stream of "
+        f"{origin.init}, of which {left:,} parameters are left out"
+    ]
 
 
 def make_run_mesh(
@@ -153,6 +215,16 @@ def make_run_mesh(
         mesh = parse_mesh(text, partial=jax.process_count() == 1, devices=devices)
     check_mesh(mesh, model_config)
     return mesh
+
+
+def agreed_length(
+    config: TrainConfig, records: RecordSource, tokenizer: Tokenizer, model_config: UniXConfig
+) -> Length:
+    """The length of a run, counted by the primary process for all of them; see `run_length`."""
+    counted = agree(
+        lambda: dataclasses.asdict(run_length(config, records, tokenizer, model_config))
+    )
+    return Length(**counted)
 
 
 # --- the run's directory -----------------------------------------------------------------------
@@ -235,6 +307,12 @@ def recall(out: Path, config: TrainConfig) -> tuple[Origin, list[Change]]:
     saved = agree(lambda: read_json(file))
     try:
         model_config = UniXConfig.from_dict(saved["model"], str(file))
+        generation = model_config.generation
+        if config.stage == "generation" and generation != config.model.generation:
+            raise ConfigError(
+                f"model.generation: expected {generation}, with which the run in {out} was "
+                f"started, found {config.model.generation}; for another name another --out"
+            )
         if model_config.instructions is None:
             # A run of before models carried their instructions.
             prompts = tuple(saved["config"]["data"]["prompts"])
@@ -250,10 +328,10 @@ def recall(out: Path, config: TrainConfig) -> tuple[Origin, list[Change]]:
 
 
 def resumption(
-    checkpoint_path: Path, config: TrainConfig, step: int, found: Sequence[Change]
+    checkpoint_path: Path, total_steps: int, step: int, found: Sequence[Change]
 ) -> list[str]:
     """Lines about a run that resumes after `step`: from where, and with what other settings."""
-    if step < config.total_steps:
+    if step < total_steps:
         changed = [f"changed from step {step + 1}: {change}" for change in found]
         return [f"resuming from {checkpoint_path}", *changed]
     unused = [str(change) for change in found if change.option != "export"]
@@ -274,9 +352,9 @@ def update_record(out: Path, config: TrainConfig, step: int, found: Sequence[Cha
     file = out / RUN_FILE
     saved = read_json(file)
     current = config.to_dict()
-    before = dict(settings(saved["config"]))
+    before = dict(settings(upgraded(saved["config"])))
     for name, rule in RULES.items():
-        if rule is Rule.ORIGIN and name in before:
+        if rule in (Rule.ORIGIN, Rule.ENCODER) and name in before:
             _set(current, name, before[name])
     history = extended_history(saved.get("history", []), step, list(found), _now())
     _write_record(out, saved | {"config": current, "history": history})
@@ -347,7 +425,9 @@ def recorded_share(progress: Mapping[str, Any], step: int) -> float:
 
 
 def without_frozen(state: Any) -> Any:
-    """The state as checkpoints have it: what a run does not change is not written again."""
+    """The state as checkpoints have it: what a run does not change is not written again, and a
+    state that was halted is that of the last step that was finite."""
+    state = state.replace(halted=None)
     return state.replace(frozen=None) if hasattr(state, "frozen") else state
 
 
@@ -363,6 +443,12 @@ def save_frozen(out: str | os.PathLike[str], state: Any) -> None:
     shutil.rmtree(Path(out) / FROZEN, ignore_errors=True)
     with CheckpointStore(Path(out) / FROZEN) as store:
         store.save(0, frozen, {})
+
+
+def resumed(state: Any, target: Any) -> Any:
+    """A state of a checkpoint with what checkpoints do not have except frozen weights."""
+    going = jax.jit(lambda: jnp.zeros((), jnp.bool_), out_shardings=target.halted.sharding)()
+    return state.replace(halted=going)
 
 
 def restore_frozen(out: str | os.PathLike[str], target: Any, state: Any) -> Any:

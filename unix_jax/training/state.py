@@ -1,8 +1,8 @@
 """The state of a run: trained masters, frozen weights, EMA and optimiser state, each leaf sharded.
 
-Parameters are one dictionary of parts (see `groups`). `init` names every part and makes its fresh
-parameters, boxed with their logical axes: these give the shapes and the shardings of everything
-else, Adam's moments and the EMA included.
+Parameters are one dictionary of parts (see `parameter_groups`). `init` names every part and makes
+its fresh parameters, boxed with their logical axes: these give the shapes and the shardings of
+everything else, the optimiser's moments and the EMA included.
 """
 
 import zlib
@@ -14,15 +14,15 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jax.sharding import Mesh
-from jaxtyping import Array, Int
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Int
 
 from unix_jax.checkpoints.fitting import check_leaves
 from unix_jax.checkpoints.leaves import flatten
 from unix_jax.errors import CheckpointError
 from unix_jax.models.layers import Dtype
 from unix_jax.sharding import ShardingRules, param_shardings
-from unix_jax.training.parameter_groups import Stage, merge_params, split_params
+from unix_jax.training.parameter_groups import merge_params, split_params
 
 Init = Mapping[str, Callable[[Array], Any]]
 
@@ -30,23 +30,33 @@ Init = Mapping[str, Callable[[Array], Any]]
 @struct.dataclass
 class TrainState:
     """step: updates made so far. trained: float32 masters. frozen: everything else, never
-    differentiated. ema: running mean of `trained`, or None. opt_state: optax's, of `trained`."""
+    differentiated. ema: running mean of `trained`, or None. opt_state: optax's, of `trained`.
+    halted: a step was not finite, and since then no step changes anything; not in checkpoints."""
 
     step: Int[Array, ""]
     trained: dict[str, Any]
     frozen: dict[str, Any]
     ema: dict[str, Any] | None
     opt_state: Any
+    halted: Bool[Array, ""]
 
     def params(self, *, ema: bool = False) -> dict[str, Any]:
         """All parts, with the trained ones as they are or as their running mean."""
-        if ema and self.ema is None:
+        return merge_params(self.averaged().trained if ema else self.trained, self.frozen)
+
+    def averaged(self) -> "TrainState":
+        """The state with the running mean in the place of the trained weights.
+
+        Raises:
+          ValueError: there is none.
+        """
+        if self.ema is None:
             raise ValueError("ema: expected a state with a running mean, found None")
-        return merge_params(self.ema if ema and self.ema is not None else self.trained, self.frozen)
+        return self.replace(trained=self.ema)  # type: ignore[attr-defined]
 
 
 def create_state(
-    stage: Stage,
+    trainable: str,
     tx: optax.GradientTransformation,
     key: Array,
     *,
@@ -54,24 +64,24 @@ def create_state(
     given: Mapping[str, Any] | None = None,
     mesh: Mesh | None = None,
     rules: ShardingRules | None = None,
-    lora: bool = False,
     frozen_dtype: Dtype | None = None,
     ema: bool = True,
 ) -> TrainState:
     """A state at step 0, each device making or receiving its own shards alone.
 
     Args:
+      trainable: pattern over the names of parameters, see `parameter_groups`.
       init: for each part, key -> fresh parameters, boxed or not.
       given: parts that are known already (numpy or jax arrays), instead of fresh ones.
-      lora: adapters (the part `lora`) are trained instead of the model.
       frozen_dtype: in which the frozen weights of the model are held; None keeps theirs.
       ema: keep a running mean.
 
     Raises:
       CheckpointError: a given part does not have the names or shapes of a fresh one.
+      ConfigError: the pattern matches nothing.
     """
     given = dict(given or {})
-    options = {"stage": stage, "tx": tx, "lora": lora, "frozen_dtype": frozen_dtype, "ema": ema}
+    options = {"trainable": trainable, "tx": tx, "frozen_dtype": frozen_dtype, "ema": ema}
     shapes = {part: jax.eval_shape(init[part], key) for part in given if part in init}
     _check_given(given, nn.unbox(shapes), init)
     shardings = None
@@ -87,56 +97,92 @@ def create_state(
 
 
 def abstract_state(
-    stage: Stage,
+    trainable: str,
     tx: optax.GradientTransformation,
     *,
     init: Init,
     mesh: Mesh | None = None,
     rules: ShardingRules | None = None,
-    lora: bool = False,
     frozen_dtype: Dtype | None = None,
     ema: bool = True,
 ) -> TrainState:
     """The state's shapes as `jax.ShapeDtypeStruct`, with shardings where a mesh is given."""
-    boxed = _boxed_state(stage, tx, init, lora, frozen_dtype, ema)
+    options = {"trainable": trainable, "tx": tx, "frozen_dtype": frozen_dtype, "ema": ema}
+    shapes = _shapes(init, **options)
     if mesh is None:
-        return nn.unbox(boxed)
+        return shapes
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        nn.unbox(boxed),
-        param_shardings(boxed, mesh, rules),
+        shapes,
+        state_shardings(init=init, mesh=mesh, rules=rules, **options),
     )
 
 
 def state_shardings(
-    stage: Stage,
+    trainable: str,
     tx: optax.GradientTransformation,
     *,
     init: Init,
     mesh: Mesh,
     rules: ShardingRules | None = None,
-    lora: bool = False,
     frozen_dtype: Dtype | None = None,
     ema: bool = True,
 ) -> TrainState:
     """A `NamedSharding` for every leaf of the state."""
-    return param_shardings(_boxed_state(stage, tx, init, lora, frozen_dtype, ema), mesh, rules)
+    shapes = _shapes(init, trainable=trainable, tx=tx, frozen_dtype=frozen_dtype, ema=ema)
+    parts = jax.eval_shape(lambda key: _fresh(init, key), jax.random.key(0))
+    trained, frozen = split_params(parts, trainable)
+    of_trained = param_shardings(trained, mesh, rules)
+    whole = NamedSharding(mesh, PartitionSpec())
+    return TrainState(
+        step=whole,  # type: ignore[arg-type]
+        trained=of_trained,
+        frozen=param_shardings(frozen, mesh, rules),
+        ema=of_trained if ema else None,
+        opt_state=_optimizer_shardings(shapes.opt_state, flatten(trained), mesh, rules),
+        halted=whole,  # type: ignore[arg-type]
+    )
 
 
-def _boxed_state(
-    stage: Stage,
-    tx: optax.GradientTransformation,
-    init: Init,
-    lora: bool,
-    frozen_dtype: Dtype | None,
-    ema: bool,
-) -> TrainState:
-    """Shapes with logical axes. optax maps over the boxes, so its state inherits them."""
+def _optimizer_shardings(
+    opt_state: Any, trained: Mapping[str, Any], mesh: Mesh, rules: ShardingRules | None
+) -> Any:
+    """Of an optimiser's state, whose arrays belong to the parameters that their paths end with.
+
+    An array of the parameter's shape, such as a moment, is split as the parameter is; one that
+    lacks one of its axes, such as a factored moment of Adafactor, along the others. The rest is
+    replicated.
+    """
+
+    def one(path: Any, leaf: Any) -> NamedSharding:
+        names = [str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey)]
+        ends = ("/".join(names[i:]) for i in range(len(names)))
+        box = next((trained[end] for end in ends if end in trained), None)
+        axes = _axes_of(leaf.shape, box)
+        boxed = leaf if axes is None else nn.LogicallyPartitioned(leaf, axes)
+        return param_shardings(boxed, mesh, rules)
+
+    return jax.tree_util.tree_map_with_path(one, opt_state)
+
+
+def _axes_of(shape: tuple[int, ...], box: Any) -> tuple[str | None, ...] | None:
+    """Logical axes of an array that belongs to a boxed parameter, None where it has none."""
+    if not isinstance(box, nn.LogicallyPartitioned):
+        return None
+    whole, axes = box.value.shape, box.names
+    if shape == whole:
+        return axes
+    for i in range(len(whole)):
+        if shape == whole[:i] + whole[i + 1 :]:
+            return axes[:i] + axes[i + 1 :]
+    return None
+
+
+def _shapes(init: Init, **options: Any) -> TrainState:
+    """The state's shapes, from fresh parameters."""
 
     def make(key: Array) -> TrainState:
-        return _assemble(
-            _fresh(init, key), stage=stage, tx=tx, lora=lora, frozen_dtype=frozen_dtype, ema=ema
-        )
+        return _assemble(nn.unbox(_fresh(init, key)), **options)
 
     return jax.eval_shape(make, jax.random.key(0))
 
@@ -152,15 +198,15 @@ def _fresh(init: Init, key: Array) -> dict[str, Any]:
 def _assemble(
     parts: dict[str, Any],
     *,
-    stage: Stage,
+    trainable: str,
     tx: optax.GradientTransformation,
-    lora: bool,
     frozen_dtype: Dtype | None,
     ema: bool,
 ) -> TrainState:
-    trained, frozen = split_params(parts, stage, lora)
-    # Copies: a step donates the masters and the mean, which must be no one else's buffers.
+    trained, frozen = split_params(parts, trainable)
+    # Copies: a step donates the state, whose buffers must be no one else's.
     trained = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), trained)
+    frozen = jax.tree.map(jnp.copy, frozen)
     if frozen_dtype is not None and "unix" in frozen:
         frozen |= {"unix": jax.tree.map(lambda x: x.astype(frozen_dtype), frozen["unix"])}
     return TrainState(
@@ -169,6 +215,7 @@ def _assemble(
         frozen=frozen,
         ema=jax.tree.map(jnp.copy, trained) if ema else None,
         opt_state=tx.init(trained),
+        halted=jnp.zeros((), jnp.bool_),
     )
 
 

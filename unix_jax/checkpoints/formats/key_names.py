@@ -1,4 +1,4 @@
-"""Names of tensors under the segments and prefixes that wrappers and larger models add."""
+"""Tensor names with the segments and prefixes that wrappers and larger models add."""
 
 import re
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ _MAX_PREFIX = 16
 
 
 def known_count(keys: Iterable[str], known: frozenset[str]) -> int:
-    """How many of the keys have a name of the table, whatever wraps it or stands before it."""
+    """The number of keys that contain a name of the table, with any wrapper or prefix."""
     return sum(known_start(key, known) is not None for key in keys)
 
 

@@ -1,4 +1,4 @@
-"""What a pickle can become here: references to tensors, and placeholders that do nothing."""
+"""The values that a pickle may contain: references to tensors, and inert placeholders."""
 
 import dataclasses
 from typing import Any
@@ -17,7 +17,7 @@ class Global:
 
 
 class Opaque:
-    """An object whose type and state are of no interest."""
+    """An object whose type and state are ignored."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Storage:
     Attributes:
       type_name: the torch storage class, as `FloatStorage`.
       key: the name of its bytes.
-      count: its number of elements, as the pickle gives it (not checked).
+      count: its number of elements, as stated in the pickle (not checked).
     """
 
     type_name: str
@@ -37,7 +37,7 @@ class Storage:
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A view of a storage, as the pickle gives it (nothing is checked).
+    """A view of a storage, as stated in the pickle (nothing is checked).
 
     Attributes:
       storage: the storage, if it is one.

@@ -40,11 +40,11 @@ def open_tensors(
     Args:
       path: a `.safetensors` file, a file of `torch.save`, an index of shards
         (`model.safetensors.index.json`, `pytorch_model.bin.index.json`), or a directory of which
-        `find_weights` chooses the files.
-      wanted: `ema` for the average of a file or directory that holds it beside the weights;
-        another name for the entry of that name in a file of `torch.save`.
-      known: names of the model's tensors (`prefixes.known_names`), by which weights are
-        told from other tensors in such a file.
+        `find_weights` selects the files.
+      wanted: `ema` for the average of a file or directory that also contains the weights; another
+        name for the entry of that name in a file of `torch.save`.
+      known: names of the model's tensors (`prefixes.known_names`), which distinguish weights from
+        other tensors in such a file.
 
     Returns:
       The tensors; close it, or use it in a `with` statement.
@@ -74,14 +74,14 @@ def open_weights(
 
 
 def _open_file(path: Path, wanted: str | None, known: frozenset[str]) -> TensorSource:
-    """Opens one file; its first bytes tell the format, its suffix only words the error."""
+    """Opens one file; its first bytes determine the format, its suffix only the error message."""
     file = MappedFile(path)
     try:
         start = file.bytes(0, 64)
         if start.startswith(ZIP_START) or start.startswith(LEGACY_START):
             return TorchFile(file, wanted, known)
         if start.startswith(b"version https://git-lfs"):
-            raise CheckpointError(f"{path}: is a Git LFS pointer; fetch the file itself first")
+            raise CheckpointError(f"{path}: is a Git LFS pointer; download the file itself first")
         if path.suffix in _PICKLE_SUFFIXES and start[8:9] != b"{":
             raise CheckpointError(
                 f"{path}: expected a file of torch.save (a zip, or torch's older format), "
@@ -94,7 +94,7 @@ def _open_file(path: Path, wanted: str | None, known: frozenset[str]) -> TensorS
 
 
 class _Sharded(TensorSource):
-    """Shards as one checkpoint; where an index lists them, together they hold what it lists."""
+    """Shards as one checkpoint; an index, if any, must list exactly their tensors."""
 
     def __init__(
         self,
@@ -188,6 +188,6 @@ def _not_as_listed(path: Path, index: str, expected: set[str], found: set[str]) 
             for what, keys in groups
             if keys
         )
-        return f"{path}: does not hold what {index} says: {'; '.join(lists)}"
+        return f"{path}: does not contain what {index} lists: {'; '.join(lists)}"
 
     return CheckpointError(text(shortened), text(list))

@@ -102,7 +102,7 @@ def _header(file: MappedFile) -> tuple[dict[str, Any], int]:
     length = int.from_bytes(file.bytes(0, 8), "little")
     if length > MAX_HEADER_BYTES:
         raise CheckpointError(
-            f"{path}: not a safetensors file, or not one of weights: header length {length}, "
+            f"{path}: not a safetensors file of weights: header length {length}, "
             f"expected at most {MAX_HEADER_BYTES} bytes"
         )
     if length > file.size - 8:
@@ -112,7 +112,7 @@ def _header(file: MappedFile) -> tuple[dict[str, Any], int]:
         )
     text = file.bytes(8, length)
     if not text.startswith(b"{"):
-        raise CheckpointError(f"{path}: not a safetensors file: the header is no JSON object")
+        raise CheckpointError(f"{path}: not a safetensors file: the header is not a JSON object")
     return parse_json_object(path, text, "safetensors header"), 8 + length
 
 
@@ -121,7 +121,7 @@ def parse_json_object(path: Path, text: bytes, what: str) -> dict[str, Any]:
 
     Raises:
       CheckpointError: the text is not UTF-8 JSON, repeats a name, nests too deep, holds a number
-        or a name that JSON or UTF-8 does not allow, or is no object.
+        or a name that JSON or UTF-8 does not allow, or is not an object.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -209,18 +209,18 @@ def fits_in_numpy(info: TensorInfo) -> bool:
 
 
 def _check_cover(path: Path, spans: dict[str, tuple[int, int]], available: int) -> None:
-    """The tensors must lie end to end and fill the rest of the file."""
+    """The tensors must be contiguous and fill the rest of the file."""
     position = 0
     for key, (begin, end) in sorted(spans.items(), key=lambda item: item[1]):
         if end > available:
             raise CheckpointError(
-                f"{path}: {quoted(key)}: truncated or wrong: its data end at byte {end}, "
+                f"{path}: {quoted(key)}: truncated or wrong: its data ends at byte {end}, "
                 f"but the file holds {available} bytes of data"
             )
         if begin != position:
             fault = "overlap the tensor before them" if begin < position else "leave a gap"
             raise CheckpointError(
-                f"{path}: {quoted(key)}: its data begin at byte {begin}, expected {position}: "
+                f"{path}: {quoted(key)}: its data begins at byte {begin}, expected {position}: "
                 f"they {fault}"
             )
         position = end

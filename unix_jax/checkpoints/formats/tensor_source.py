@@ -1,8 +1,8 @@
-"""What every reader of tensors offers: names, shapes and types first, bytes only on request.
+"""Common interface of the tensor readers: names, shapes and dtypes first, bytes only on request.
 
-A file is mapped, not loaded. Mapped pages count as resident memory of the process once they
-are touched, so a caller that walks through a large file calls `release` after each tensor:
-the pages leave the process and the peak stays near the size of one tensor.
+A file is memory-mapped, not loaded. Mapped pages count as resident memory of the process once they
+are touched, so a caller that iterates over a large file calls `release` after each tensor: the
+pages leave the process and the peak stays near the size of one tensor.
 """
 
 import abc
@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from unix_jax.errors import CheckpointError
+from unix_jax.errors import CheckpointError, SourceNote
 
 # numpy's own limits on an array's rank and byte size: beyond them it raises, so readers refuse.
 MAX_RANK = 32
@@ -59,12 +59,12 @@ class TensorSource(abc.ABC):
 
     Attributes:
       path: what was opened.
-      metadata: the strings that the file keeps beside its tensors (safetensors' `__metadata__`).
-      skipped: names in the file's state dict whose values are no tensors.
+      metadata: the strings in the file's `__metadata__` (safetensors).
+      skipped: names in the file's state dict whose values are not tensors.
       averaged: whether the file says that these weights are an average (EMA).
-      named: whether a name that was asked for (`--weights NAME`) chose among several sets.
+      named: whether a requested name (`--weights NAME`) selected one of several sets.
       checksums: whether each tensor's bytes are compared with a checksum when they are read.
-      sets: the names of the sets of weights in the file, where it has several.
+      sets: the names of the sets of weights in the file, if it has several.
     """
 
     path: Path
@@ -142,7 +142,7 @@ class MappedFile:
       size: its size in bytes, at least 1.
 
     Raises:
-      CheckpointError: the path is missing, empty, unreadable or no regular file.
+      CheckpointError: the path is missing, empty, unreadable or not a regular file.
     """
 
     def __init__(self, path: Path):
@@ -187,7 +187,7 @@ class MappedFile:
         self._map.madvise(mmap.MADV_DONTNEED, start, end - start)
 
     def close(self) -> None:
-        """Lets go of the mapping; it ends with the last view of it.
+        """Releases the mapping; it ends with the last view of it.
 
         It is not unmapped here: a numpy view of a buffer does not stop `mmap.close`, and would
         point at nothing after it.
@@ -201,12 +201,8 @@ class MappedFile:
         return self._mapping
 
 
-class SourceNote(UserWarning):
-    """Says what was chosen, changed or left out of a source; nothing is wrong with it."""
-
-
 def note(line: str) -> None:
-    """Tells the user one line; the command line prints it on standard error."""
+    """Emits a note of one line; the command line prints it on standard error."""
     warnings.warn(line, SourceNote, stacklevel=3)
 
 
@@ -215,7 +211,7 @@ AVERAGE_WORDS = ("ema", "averaged", "average", "avg", "swa", "polyak", "shadow")
 
 
 def is_average(name: str) -> bool:
-    """Whether a file, an entry or a prefix is named as an average of weights.
+    """Whether the name of a file, an entry or a prefix denotes an average of weights.
 
     One of `AVERAGE_WORDS` is a word of the name: `ema_model`, `modelEMA`, `params-ema.pt`.
     """
@@ -226,8 +222,8 @@ def is_average(name: str) -> bool:
 def quoted(value: object, limit: int = 120) -> str:
     """A value from a file for an error message: one printable line of bounded length.
 
-    Only strings, numbers, booleans and None are shown; of anything else, its type, because
-    showing a container from a hostile file may take for ever.
+    Only strings, numbers, booleans and None are shown. For anything else only the type is shown,
+    because formatting a container from a hostile file may take for ever.
     """
     if isinstance(value, str):
         return repr(value) if len(value) <= limit else f"{value[:limit]!r}..."
@@ -239,5 +235,5 @@ def quoted(value: object, limit: int = 120) -> str:
 
 
 def missing_key(path: Path, key: str, keys: Sequence[str]) -> CheckpointError:
-    """The error for a tensor that a file does not hold."""
-    return CheckpointError(f"{path}: has no tensor {quoted(key)} (it holds {len(keys)} tensors)")
+    """The error for a tensor that a file does not contain."""
+    return CheckpointError(f"{path}: has no tensor {quoted(key)} (it contains {len(keys)} tensors)")

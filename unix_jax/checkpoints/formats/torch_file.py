@@ -1,23 +1,23 @@
-"""Files written by `torch.save`, read without torch: the zip format and the one before it.
+"""Reads files written by `torch.save` without torch: the zip format and the older one.
 
-The zip holds `NAME/data.pkl`, whose tensors refer to storages, and one member `NAME/data/KEY` per
-storage. Members are stored without compression, so a tensor is a view of the mapped file. The
-older format is a run of pickles followed by the storages' bytes; its bytes are mapped as well.
+The zip contains `NAME/data.pkl`, whose tensors refer to storages, and one member `NAME/data/KEY`
+per storage. Members are stored without compression, so a tensor is a view of the mapped file. The
+older format is a sequence of pickles followed by the storages' bytes; its bytes are mapped as well.
 
-Torch does not verify the CRC-32 of a zip's members, and may be told not to write them; here each
-member's is verified when its first tensor is read. The older format has no checksums.
+Torch does not verify the CRC-32 of a zip's members, and may be configured not to write them. Here
+each member's CRC-32 is verified when its first tensor is read. The older format has no checksums.
 """
 
 import dataclasses
 import io
 import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+from zlib_ng import zlib_ng
 
 from unix_jax.checkpoints.formats.key_names import known_count
 from unix_jax.checkpoints.formats.pickle_values import Storage, Tensor
@@ -115,10 +115,10 @@ class TorchFile(TensorSource):
     """The state dict of a `torch.save` file; tensors are read-only views wherever possible.
 
     Every dictionary of tensors in the file, under whatever name, may be the state dict, except
-    those of optimizers and the like. Of several, those with fewer than half as many `known` names
-    as the best are no candidates. An average, which its name tells (`is_average`), is taken where
-    `wanted` is `ema`, or where there is nothing else. Of the others, a usual name is preferred,
-    then the one with the most known names. A note says what was taken and what was left.
+    those of optimizers and the like. If there are several, those with fewer than half as many
+    `known` names as the best are not candidates. An average, recognised by its name (`is_average`),
+    is used if `wanted` is `ema`, or if nothing else exists. Among the others, a usual name is
+    preferred, then the one with the most known names. A note states what was used and what was not.
 
     Args:
       file: the mapped file.
@@ -126,8 +126,8 @@ class TorchFile(TensorSource):
       known: names of the model's tensors; if empty, all tensors count.
 
     Raises:
-      CheckpointError: the file is broken, holds no state dict, or its pickle calls something; or
-        several state dicts fit equally.
+      CheckpointError: the file is broken, contains no state dict, or its pickle calls something; or
+        several state dicts match equally well.
     """
 
     def __init__(
@@ -199,7 +199,7 @@ class TorchFile(TensorSource):
         for first in range(0, storage.size, _CHUNK_BYTES):
             count = min(_CHUNK_BYTES, storage.size - first)
             piece = self._file.array(storage.offset + first, (count,), np.dtype(np.uint8))
-            found = zlib.crc32(piece.data, found)
+            found = zlib_ng.crc32(piece.data, found)
             if first + count <= start or first >= start + size:
                 self._file.release(storage.offset + first, count)
         require_crc(f"{self.path}: {quoted(key)}", storage.crc32, found)
@@ -294,8 +294,8 @@ def _storage_itemsizes(value: Any) -> dict[str, int]:
 class _Nest:
     """A dictionary of tensors in a pickle.
 
-    names: those that lead to it. averaged: whether one of them says so. fit: how many of its
-    tensors have a known name.
+    names: the path to it. averaged: whether one of them denotes an average. fit: the number of its
+    tensors with a known name.
     """
 
     names: tuple[str, ...]
@@ -363,7 +363,7 @@ def _inner(
 ) -> Iterator[tuple[tuple[str, ...], dict[Any, Any]]]:
     """(names, dictionary) of the dictionaries in a dictionary, also of those in lists.
 
-    A list whose id was `seen` is passed over: a hostile file may hold one list a million times.
+    A list whose id was `seen` is skipped: a hostile file may hold one list a million times.
     """
     for position, (key, item) in enumerate(entries.items()):
         # The reader of pickles keeps no key that is not a string.
@@ -378,14 +378,14 @@ def _inner(
 
 
 def _chosen(path: Path, found: list[_Nest], wanted: str | None) -> tuple[_Nest, bool]:
-    """The state dict to take, and whether `wanted` is a name that chose it; a note says it."""
+    """The state dict to use, and whether `wanted` is a name that selected it; emits a note."""
     most = max(nest.fit for nest in found)
     whole = [nest for nest in found if 2 * nest.fit >= most]
     averages = [nest for nest in whole if nest.averaged]
     weights = [nest for nest in whole if not nest.averaged]
     if wanted == "model" and not weights:
         raise CheckpointError(
-            f"{path}: expected weights that are no average (--weights model), "
+            f"{path}: expected weights that are not an average (--weights model), "
             f"found {', '.join(shortened([str(nest) for nest in averages]))}"
         )
     answering = [nest for nest in found if wanted is not None and nest.answers(wanted)]
@@ -412,7 +412,7 @@ def _best(path: Path, candidates: list[_Nest]) -> _Nest:
     best = [nest for nest in candidates if nest.fit == most]
     if len(best) > 1:
         raise CheckpointError(
-            f"{path}: expected one set of weights, found {len(best)} that fit equally: "
+            f"{path}: expected one set of weights, found {len(best)} that match equally well: "
             f"{', '.join(shortened([str(nest) for nest in best]))}; name one with --weights NAME "
             "of `unix-jax convert`, or save it alone"
         )
@@ -457,12 +457,12 @@ def _view(path: Path, key: str, tensor: Tensor, storages: dict[str, ByteRange]) 
     if type_name not in table:
         raise CheckpointError(f"{name}: type {quoted(type_name)} is not supported")
     if not _sizes(tensor.shape) or not _sizes(tensor.stride) or not _sizes([tensor.offset]):
-        raise CheckpointError(f"{name}: its shape, strides or offset are no sizes")
+        raise CheckpointError(f"{name}: its shape, strides or offset are not valid sizes")
     info = TensorInfo(tuple(tensor.shape), table[type_name])
     stride = tuple(tensor.stride)
     if len(stride) != len(info.shape) or not fits_in_numpy(info):
         raise CheckpointError(
-            f"{name}: shape {list(info.shape)} and strides {list(stride)} are no tensor"
+            f"{name}: shape {list(info.shape)} and strides {list(stride)} are not a valid tensor"
         )
     place = storages.get(storage.key)
     if place is None:

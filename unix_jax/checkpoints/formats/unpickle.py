@@ -1,19 +1,19 @@
 """A reader of pickles that executes nothing.
 
-A pickle is a program for a small stack machine. Python's own machine imports names and calls
-them; this one has no instruction that does. It is written on top of `pickletools.genops`, which
-only decodes, and knows six kinds of value: Python's plain data, lists, tuples, string-keyed
+A pickle is a program for a small stack machine. Python's own machine imports names and calls them;
+this one has no instruction for either. It is written on top of `pickletools.genops`, which only
+decodes, and knows six kinds of value: Python's plain data, lists, tuples, string-keyed
 dictionaries, `Storage` and `Tensor` references, and inert `Global` / `Opaque` placeholders.
 
 - A name of another library is a `Global`: two strings. It may be a value or a key, as Lightning's
   checkpoints have it.
-- An object made without a call (`NEWOBJ`, then `BUILD`) is `Opaque` and forgets its state.
-- A call (`REDUCE`, `OBJ`, `INST`) yields something only for the functions that rebuild tensors,
-  and `Opaque` for a short list of harmless constructors. Any other call, of `os.system` say, is
-  what an attack looks like: nothing runs, and the whole file is refused.
+- An object made without a call (`NEWOBJ`, then `BUILD`) is `Opaque` and forgets its state. - A call
+(`REDUCE`, `OBJ`, `INST`) yields something only for the functions that rebuild tensors, and `Opaque`
+for a short list of harmless constructors. Any other call, for example of `os.system`, is treated as
+an attack: nothing runs, and the file is refused.
 
-Subclassing `pickle.Unpickler` would be shorter, but its memo can be made to fill the memory by
-one instruction, and its tuples and keys to overflow the stack or to hash for ever.
+Subclassing `pickle.Unpickler` would be shorter, but a single instruction can make its memo fill the
+memory, and its tuples and keys can overflow the stack or hash for ever.
 """
 
 import io
@@ -73,7 +73,7 @@ class _Machine:
 
     def _refused(self, what: str) -> CheckpointError:
         return CheckpointError(
-            f"{self._source}: refused, nothing of it was run: the pickle contains {what}, "
+            f"{self._source}: refused, nothing in it was executed: the pickle contains {what}, "
             "which weights do not need. If you trust the file, save its state dict alone"
         )
 
@@ -340,7 +340,7 @@ _ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
 
 
 def read_pickle(file: io.BytesIO, source: str) -> Any:
-    """The value of the pickle at the position of `file`, which then stands behind it.
+    """The value of the pickle at the position of `file`; afterwards `file` is positioned after it.
 
     Args:
       file: the bytes; torch's older format has several pickles in a row.

@@ -1,7 +1,7 @@
-"""Which files of a directory hold the weights: one file, an index with its shards, or shards alone.
+"""Finds the weight files of a directory: a single file, an index with its shards, or only shards.
 
-A training leaves optimisers, schedulers and states of random generators beside them, and often an
-average of the weights; the choice between weights and average is the user's.
+Training code saves optimisers, schedulers and states of random generators next to them, and often
+an average of the weights. The user chooses between weights and average.
 """
 
 import dataclasses
@@ -41,9 +41,9 @@ _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{1,6})-of-(?P<count>[0-9]{1,6
 
 
 def is_training_state(name: str) -> bool:
-    """Whether a file's stem or an entry of a file is named as what a training saves beside weights.
+    """Whether a file's stem or an entry's name denotes training state other than weights.
 
-    That is the optimizer, the scheduler, the states of random generators, and the like.
+    Examples are the optimizer, the scheduler and the states of random generators.
     """
     return bool(_NOT_WEIGHTS.fullmatch(name) or _OPTIMIZER_SUMS.fullmatch(name))
 
@@ -54,8 +54,8 @@ class WeightFiles:
 
     Attributes:
       paths: the file, or the shards in order; of an index, the index alone.
-      name: how it is called in a message.
-      averaged: whether its name says that it is an average (EMA).
+      name: its name in messages.
+      averaged: whether its name denotes an average (EMA).
     """
 
     paths: tuple[Path, ...]
@@ -116,10 +116,10 @@ def find_weights(
     wanted: str | None = None,
     preferred: Sequence[str] = DIRECTORY_NAMES,
 ) -> WeightFiles:
-    """The set of weights of a directory that is asked for, or the usual one.
+    """The requested set of weights of a directory, or the usual one.
 
-    What is not taken is said. Where only the content of a file can tell, such as whether
-    `model.pt` holds an average, `ema` returns the file of the plain weights.
+    A note names the unused ones. If only the content of a file can show whether it contains an
+    average, as for `model.pt`, `ema` returns the file of the plain weights.
 
     Args:
       directory: the directory.
@@ -140,7 +140,7 @@ def find_weights(
     }
     if wanted == "model" and not kinds[False] and kinds[True]:
         raise CheckpointError(
-            f"{directory}: expected weights that are no average (--weights model), "
+            f"{directory}: expected weights that are not an average (--weights model), "
             f"found {', '.join(shortened([files.name for files in kinds[True]]))}"
         )
     candidates = kinds[wanted == "ema"] or kinds[wanted != "ema"]
@@ -234,7 +234,7 @@ def _checked(files: WeightFiles) -> WeightFiles:
 
 
 def read_weight_map(path: Path) -> dict[str, str]:
-    """An index's table from tensor to shard; shards are plain names beside the index.
+    """An index's table from tensor to shard; shards are plain file names in the index's directory.
 
     Raises:
       CheckpointError: the index is too large, no JSON, or its table is not of that form.
@@ -254,7 +254,7 @@ def read_weight_map(path: Path) -> dict[str, str]:
     for key, name in table.items():
         if not isinstance(name, str) or not _is_plain_name(name):
             raise CheckpointError(
-                f"{path}: {quoted(key)}: expected the name of a shard beside the index, "
+                f"{path}: {quoted(key)}: expected the name of a shard in the index's directory, "
                 f"found {quoted(name)}"
             )
     return table

@@ -1,7 +1,7 @@
-"""Writes tensors to the two published formats, one tensor in memory at a time, without torch.
+"""Writes tensors in the two published formats, one tensor in memory at a time, without torch.
 
-Both writers take `Entry` triples: a name, its shape and type, and a function that makes the
-array when its turn comes. The file appears under its name only when it is whole.
+Both writers take `Entry` triples: a name, its shape and dtype, and a function that creates the
+array when it is written. The file is created atomically.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""YAML files, read without trust."""
+"""Reads untrusted YAML files with limits."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ _MAX_SCALAR = 1000
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Without aliases, which let a few lines expand to gigabytes, and without deep nesting."""
+    """Refuses aliases, which let a few lines expand to gigabytes, and deep nesting."""
 
     depth = 0
 
@@ -40,7 +40,7 @@ def read_yaml(path: Path) -> dict[str, Any] | None:
     """A YAML mapping; None if there is no such file.
 
     Raises:
-      ConfigError: the file cannot be read, is too large, or is no mapping.
+      ConfigError: the file cannot be read, is too large, or is not a mapping.
     """
     if not path.is_file():
         return None

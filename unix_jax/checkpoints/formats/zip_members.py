@@ -1,7 +1,7 @@
-"""Where the members of a zip lie in a mapped file.
+"""Locates the members of a zip in a memory-mapped file.
 
-`zipfile` reads the central directory; the bytes themselves are taken from the mapping, so a member
-that is stored without compression is never copied.
+`zipfile` reads the central directory. The bytes are taken from the mapping, so a member that is
+stored without compression is never copied.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ def zip_members(file: MappedFile) -> dict[str, zipfile.ZipInfo]:
     """The zip's members by name.
 
     Raises:
-      CheckpointError: the file is no whole zip, or a name occurs twice.
+      CheckpointError: the file is not a complete zip, or a name occurs twice.
     """
     path = file.path
     try:
@@ -46,7 +46,7 @@ def zip_members(file: MappedFile) -> dict[str, zipfile.ZipInfo]:
     # What zipfile raises on a broken central directory, as fuzzing found.
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:
         raise CheckpointError(
-            f"{path}: is not a whole zip file (truncated?): {str(error)[:200]}"
+            f"{path}: is not a complete zip file (truncated?): {str(error)[:200]}"
         ) from error
     result: dict[str, zipfile.ZipInfo] = {}
     for member in members:
@@ -88,11 +88,11 @@ def locate(file: MappedFile, member: zipfile.ZipInfo) -> ByteRange:
 
 
 def require_crc(name: str, expected: int, found: int) -> None:
-    """Raises CheckpointError that names the member or tensor, if its CRC-32 is another."""
+    """Raises a CheckpointError that names the member or tensor if its CRC-32 differs."""
     if expected != found:
         raise CheckpointError(
             f"{name}: content changed since the file was written: expected CRC-32 {expected} (in "
-            f"the zip), found {found}; fetch the file again"
+            f"the zip), found {found}; download the file again"
         )
 
 
@@ -100,7 +100,7 @@ def member_bytes(file: MappedFile, member: zipfile.ZipInfo, limit: int) -> bytes
     """The bytes of a small member.
 
     Raises:
-      CheckpointError: it is longer than `limit`, cannot be read, or its CRC-32 is another.
+      CheckpointError: it is longer than `limit`, cannot be read, or its CRC-32 differs.
     """
     if member.file_size > limit:
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""Sources of records, one module per format, and `open_source`, the way in by a short text.
+"""Sources of records, one module per format, and `open_source`, which opens them by a spec.
 
     manifest:DIR                        DIR/manifest.jsonl and images
     csv:FILE?images=DIR&image=COLUMN    CSV or JSON lines, and image folders of Hugging Face
@@ -50,9 +50,9 @@ def open_source(
 
     Args:
       spec: KIND:PATH?OPTION=VALUE&..., as above; values may be percent-encoded.
-      split: keeps the records of one split, such as train; all if absent or "". A file in which
-        no row names a split belongs to every split.
-      image_root: as the option `images`, which it overrides.
+      split: selects the records of one split, such as train; all if None or "". A file in which no
+        row has a split belongs to every split.
+      image_root: overrides the option `images`.
 
     Raises:
       DataError: another kind or option, a missing file, or no records of this split.

@@ -1,9 +1,9 @@
-"""Records in ArrayRecord files: what training reads, since any record is one short read away.
+"""Records in ArrayRecord files, the recommended format for training because of fast random access.
 
 A directory holds shards of one split each, `train-00000.array_record`, and `records.json`, which
 lists them. A record is the length of a JSON header (4 bytes, little-endian), the header (every
-field but the images), and the image files' bytes, which are stored as they came: the image, then
-the other images of a conversation, then the condition. Of several the header has the `sizes`.
+field except the images), and the unchanged bytes of the image files: the image, then the other
+images of a conversation, then the condition. If there are several, the header has their `sizes`.
 """
 
 import dataclasses
@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from array_record.python import array_record_data_source, array_record_module
 from PIL import Image
 
 from unix_jax.data.records import (
@@ -31,8 +30,12 @@ from unix_jax.data.records import (
 )
 from unix_jax.data.sources.fields import parse_object, report_fields, text_field
 from unix_jax.errors import DataError
+from unix_jax.extras import needed
 from unix_jax.storage.files import atomic_directory
 from unix_jax.storage.json_file import read_json, write_json
+
+with needed("array_record", "ArrayRecord", "unix-jax[data]"):
+    from array_record.python import array_record_data_source, array_record_module
 
 INDEX = "records.json"
 FORMAT = 1
@@ -94,7 +97,7 @@ def decode_record(data: bytes, where: str) -> Record:
 
 
 def _images(row: dict[str, Any], data: bytes, where: str) -> list[bytes]:
-    """The images of a record, from what stands below its header."""
+    """The images of a record, from the bytes after its header."""
     sizes = row.get("sizes", [len(data)] if row.get("image") is True else [])
     if not isinstance(sizes, list) or not all(type(size) is int and size >= 0 for size in sizes):
         raise DataError(f"{where}: sizes: expected numbers of bytes, found {str(sizes)[:60]!r}")
@@ -153,7 +156,7 @@ def write_array_records(
     out: str | Path,
     shard_bytes: int = SHARD_BYTES,
 ) -> int:
-    """Writes a directory of records, whole or not at all; returns how many.
+    """Writes a directory of records atomically; returns the number of records.
 
     Args:
       records: in the order in which they are stored; of several splits, each gets its own shards.
@@ -161,7 +164,7 @@ def write_array_records(
       shard_bytes: a shard is closed when it has reached this size.
 
     Raises:
-      DataError: there are no records, or the disk refuses.
+      DataError: there are no records, or they cannot be written.
       UniXError: `out` exists.
     """
     written: dict[str, int] = {}

@@ -8,10 +8,10 @@ FILE holds one such object per line, or is a JSON list of them (.json). The orig
 `test_data.json` spells the same with `images` (a list) and `messages` of `role` and `content`; both
 spellings are read in both files.
 
-Images are paths relative to `images` (FILE's directory unless given), a path or a list of paths.
-The marker `<image>` in a question says where an image belongs, and there is one for each image, in
-order. It is taken out. A question's only image comes before its text; of several, each stays where
-its marker is. Questions and answers alternate; what is learned are the answers.
+Images are paths relative to `images` (by default FILE's directory), a path or a list of paths. The
+markers `<image>` in a question are the positions of the images, one for each image, in order; they
+are removed. A question's only image comes before its text; of several, each stays at its marker.
+Questions and answers alternate; the loss covers the answers.
 """
 
 import re
@@ -88,7 +88,7 @@ def _images(row: dict[str, Any], where: str) -> list[Any]:
 
 
 def _turns(row: dict[str, Any], images: int, where: str) -> tuple[Turn, ...]:
-    """The turns of a row of so many images."""
+    """The turns of a row with this number of images."""
     name = _spelling(row, ("conversations", "messages"), where)
     side, text = ("from", "value") if name == "conversations" else ("role", "content")
     turns = row.get(name)

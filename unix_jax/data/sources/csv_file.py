@@ -1,9 +1,9 @@
 """`csv:FILE?images=DIR&image=COLUMN&findings=COLUMN&...`: one record per row of a table.
 
-FILE is CSV (.csv, .tsv, also .gz) or JSON lines (.jsonl, .json). A directory is Hugging Face's
-image-folder form: its metadata.csv or metadata.jsonl, whose `file_name` is the path of the image.
+FILE is CSV (.csv, .tsv, also .gz) or JSON lines (.jsonl, .json). A directory is read as Hugging
+Face's ImageFolder: its metadata.csv or metadata.jsonl, whose `file_name` is the path of the image.
 
-Each option but `images` names a column; without it the first of these that the file has is taken:
+Each option except `images` names a column; the default is the first existing one of these:
 
 * image: image, file_name, path, Path, filename, image_path; findings; impression
 * report: report, text (a text with or without headings, see `report_sections`)
@@ -11,9 +11,9 @@ Each option but `images` names a column; without it the first of these that the 
 * labels: labels, chexpert_labels, Finding Labels (a list, names separated by "|", or
   the {name: 0 or 1} of CheXGenBench); view; patient; split; key; prompt; answer
 
-Of rows with the same `annotated_prompt` the first counts, as in the original's evaluation of
-images; the others are counted and left out. Its `synthetic_filename` names the record; where such a
-file has no `path` of a real image, it is the image, if `images` says where these lie.
+Of several rows with the same `annotated_prompt` only the first is used, as in the original's
+evaluation of images; the others are counted and skipped. The original's `synthetic_filename` names
+the record. In a file without the `path` of real images, it is the image, if `images` is given.
 """
 
 import ast
@@ -72,8 +72,8 @@ class CsvSource:
 
         Args:
           path: a file, or a directory with a metadata file.
-          split: keeps the rows of one split; see `rows_of_split`.
-          image_root: what image paths are relative to; the file's directory if absent.
+          split: selects the rows of one split; see `rows_of_split`.
+          image_root: the directory of relative image paths; by default the file's directory.
           columns: names of columns, by the keys of `COLUMNS`.
 
         Raises:
@@ -137,9 +137,9 @@ class CsvSource:
             return None
 
     def _warn_of_repeated_keys(self) -> None:
-        """Records are named by their keys; a row's image is its key where it has no other.
+        """Warns of repeated keys; without a column of keys, a row's image is its key.
 
-        Rows that ask questions may share an image.
+        Rows with questions may share an image.
         """
         column = self._column.get("key")
         if column is None and not {"prompt", "answer"} & set(self._column):
@@ -178,7 +178,7 @@ class CsvSource:
         if len(kept) < len(self._rows):
             warnings.warn(
                 f"{self._file}: {len(self._rows) - len(kept)} of {len(self._rows)} rows have an "
-                f"{_PROMPT} that an earlier row has; they are left out",
+                f"{_PROMPT} that an earlier row has; they are skipped",
                 stacklevel=3,
             )
         return np.array(kept, np.int64)

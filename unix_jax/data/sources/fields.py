@@ -41,7 +41,7 @@ def parse_json(text: str | bytes, where: str) -> Any:
 
 
 def text_field(row: Row, name: str, where: str) -> str:
-    """A string without surrounding white space; "" where it is absent or null. Numbers are text."""
+    """A string without surrounding white space; "" if it is absent or null. Numbers become text."""
     value = row.get(name)
     if value is None:
         return ""
@@ -51,7 +51,7 @@ def text_field(row: Row, name: str, where: str) -> str:
 
 
 def texts_field(row: Row, name: str, where: str) -> tuple[str, ...]:
-    """A list of strings, without the empty ones; () where it is absent or null."""
+    """A list of strings, without the empty ones; () if it is absent or null."""
     value = row.get(name)
     if value is None:
         return ()
@@ -62,7 +62,7 @@ def texts_field(row: Row, name: str, where: str) -> tuple[str, ...]:
 
 
 def report_fields(row: Row, where: str) -> dict[str, Any]:
-    """Those fields of a `Record` that every format spells alike."""
+    """The fields of a `Record` that have the same name in every format."""
     found: dict[str, Any] = {name: text_field(row, name, where) for name in _TEXT_FIELDS}
     return found | {name: texts_field(row, name, where) for name in ("captions", "labels")}
 

@@ -1,6 +1,7 @@
 """JSON rows of one file with random access: one object per line, or a list of objects.
 
-Of lines only an index of offsets is held; a list (a file named .json) is held whole.
+For lines only an index of offsets is kept in memory; a list (a file named .json) is kept
+completely.
 """
 
 from collections.abc import Iterator
@@ -16,9 +17,9 @@ from unix_jax.errors import DataError
 
 
 class JsonLines:
-    """The rows of one file, blank lines left out; a line is parsed when it is read.
+    """The rows of one file, blank lines skipped; a line is parsed when it is read.
 
-    unsplit: a split was asked for and the file has none, so that these are all rows.
+    unsplit: a split was requested and the file has none, so these are all rows.
     """
 
     def __init__(self, file: Path, split: str | None) -> None:
@@ -72,7 +73,7 @@ class JsonLines:
         """(the object of row `index`, what errors call it).
 
         Raises:
-          DataError: the row is no JSON object, or the file cannot be read any more.
+          DataError: the row is not a JSON object, or the file cannot be read any more.
         """
         index = checked_index(index, len(self))
         number = int(self._numbers[index])

@@ -1,9 +1,9 @@
-"""`manifest:DIR`: one JSON object a line in DIR/manifest.jsonl, images beside it.
+"""`manifest:DIR`: one JSON object per line in DIR/manifest.jsonl, with image files.
 
 Fields: image (a path relative to DIR), condition (the path of an image that it is generated from),
-findings, impression, captions, labels, view, patient, split, prompt, answer; all may be absent. A
-file in the place of DIR is read as the manifest. Rows without an image are reports alone. Other
-fields (licence, source, ...) are left alone.
+findings, impression, captions, labels, view, patient, split, prompt, answer; all may be absent. DIR
+may also be the manifest file. Rows without an image contain only a report. Other fields (licence,
+source, ...) are ignored.
 """
 
 from collections.abc import Iterator
@@ -27,8 +27,9 @@ class ManifestSource:
 
         Args:
           path: directory with `manifest.jsonl`, or the file.
-          split: keeps the rows of one split.
-          image_root: what `image` is relative to; the manifest's directory if absent.
+          split: selects the rows of one split.
+          image_root: the directory of relative paths in `image`; by default the manifest's
+            directory.
 
         Raises:
           DataError: no such file, or no rows.
@@ -56,7 +57,7 @@ class ManifestSource:
     def _key(self, index: int, row: dict[str, Any], where: str) -> str:
         # Indiana's reports are known by `id`.
         names = (text_field(row, name, where) for name in ("key", "image", "id"))
-        return next((name for name in names if name), self._lines.key(index))
+        return next((name for name in names if name), "") or self._lines.key(index)
 
     def __getitem__(self, index: int) -> Record:
         row, where = self._lines.row(index)
@@ -74,7 +75,7 @@ class ManifestSource:
 
 
 def _other_kind(path: Path, file: Path) -> str | None:
-    """What is there instead of a manifest and how to read it, or None."""
+    """The file that exists instead of a manifest and how to read it, or None."""
     if is_table(file):
         return f"found CSV by its name; read it as csv:{path}"
     if file.suffix.lower() == ".parquet":

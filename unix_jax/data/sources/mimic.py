@@ -4,17 +4,15 @@ In DIR (each CSV plain or gzipped):
 
 * mimic-cxr-2.0.0-metadata.csv: dicom_id, subject_id, study_id, ViewPosition; for pairs also
   StudyDate and StudyTime
-* mimic-cxr-2.0.0-split.csv: dicom_id, split
-* mimic-cxr-2.0.0-chexpert.csv or -negbio.csv, if there: labels of a study, where 1.0
+* mimic-cxr-2.0.0-split.csv: dicom_id, split * mimic-cxr-2.0.0-chexpert.csv or -negbio.csv, if
+present: labels of a study with the value 1.0
 * files/p10/p10000032/s50414267/DICOM_ID.jpg
 
 WHERE is a directory with files/p10/p10000032/s50414267.txt, from MIMIC-CXR (DIR unless given); one
-file with all reports (see `mimic_reports`), whose studies are joined with the images'; or `none`,
-which leaves the texts empty.
-
-`views` keeps the images of these views. `pairs=previous` keeps the images whose patient has an
-earlier study; the condition of a record is an image of that study (`previous_images`).
-Versions other than 2.0.0 are found as well.
+file with all reports (see `mimic_reports`), whose studies are joined with the images'; or `none`
+for empty texts. `views` selects the images of these views. `pairs=previous` selects the images
+whose patient has an earlier study; the condition of a record is an image of that study
+(`previous_images`). Other versions than 2.0.0 are supported as well.
 """
 
 import collections
@@ -24,13 +22,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
 from unix_jax.data.records import Record, checked_index
 from unix_jax.data.report_sections import report_sections
 from unix_jax.data.sources.mimic_reports import StudyReports, is_report_file
 from unix_jax.data.sources.tables import read_header, table_columns, table_rows
 from unix_jax.errors import DataError
+from unix_jax.extras import needed
+
+with needed("pyarrow", "A mimic source", "unix-jax[data]"):
+    import pyarrow as pa
 
 _FRONTAL = {"PA", "AP"}
 
@@ -113,7 +114,7 @@ class MimicSource:
         self._before_studies = pa.array([row.study for row in before], pa.string())
 
     def _previous_images(self, rows: Sequence[_Row]) -> dict[int, _Row]:
-        """The condition of each row that has one, by its line; says how many have none."""
+        """The condition of each row that has one, by its line; warns of those without one."""
         columns = ("StudyDate", "StudyTime")
         times = {
             line: study_time(*row) for line, row in enumerate(_columns(self._metadata, columns), 2)
@@ -129,13 +130,13 @@ class MimicSource:
             why = f" ({unknown} have no valid StudyDate and StudyTime)" if unknown else ""
             warnings.warn(
                 f"{self._metadata}: pairs: {len(rows) - len(previous)} of {len(rows)} images have "
-                f"no image of a similar view in an earlier study and are left out{why}",
+                f"no image of a similar view in an earlier study and are skipped{why}",
                 stacklevel=4,
             )
         return previous
 
     def _with_reports(self, rows: list[_Row], studies: set[str]) -> list[_Row]:
-        """The rows whose study has a report; says how many rows and reports find no partner."""
+        """The rows whose study has a report; warns of unpaired rows and reports."""
         assert self._joined is not None
         texts, file = self._joined.texts, self._joined.file
         kept = [row for row in rows if row.study in texts]
@@ -146,7 +147,7 @@ class MimicSource:
             )
         alone = sum(study not in studies for study in texts)
         found = [
-            f"{len(rows) - len(kept)} of {len(rows)} images have no report in it and are left out"
+            f"{len(rows) - len(kept)} of {len(rows)} images have no report in it and are skipped"
             if len(kept) < len(rows) else "",
             f"{alone} of its {len(texts)} reports belong to no image of {self._metadata.name}"
             if alone else "",
@@ -211,8 +212,8 @@ class MimicSource:
 
 
 def study_time(date: str, time: str) -> tuple[int, float] | None:
-    """What orders studies, from the columns StudyDate (YYYYMMDD) and StudyTime (HHMMSS.fff, without
-    leading zeros); None where they are no such numbers.
+    """Sort key of studies, from the columns StudyDate (YYYYMMDD) and StudyTime (HHMMSS.fff, without
+    leading zeros); None if they are not such numbers.
     """
     try:
         found = int(date), float(time)

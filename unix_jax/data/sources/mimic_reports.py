@@ -1,7 +1,7 @@
 """Reports of MIMIC-CXR's studies: one text file per study, or one file with all of them.
 
-Of the latter two are known: the section parser's `mimic_cxr_sectioned.csv` (also `.gz`; columns
-study, findings, impression, last_paragraph), and what `unix-jax clean` wrote (JSON lines).
+Two of the latter are supported: the section parser's `mimic_cxr_sectioned.csv` (also `.gz`; columns
+study, findings, impression, last_paragraph), and the output of `unix-jax clean` (JSON lines).
 """
 
 import re
@@ -50,7 +50,7 @@ def sections_of_row(row: Mapping[str, Any], where: str) -> tuple[str, str]:
 class StudyReports:
     """Findings and impression by study, of one file.
 
-    unknown: rows that name no study. empty: rows without a text. repeated: rows of a study that an
+    unknown: rows without a study. empty: rows without a text. repeated: rows of a study that an
     earlier row has; the first one counts. broken: rows that cannot be read.
     """
 
@@ -93,7 +93,7 @@ class StudyReports:
             )
 
     def left_out(self) -> str:
-        """The rows that give no report, in words; "" if all do."""
+        """The skipped rows in words; "" if there are none."""
         counts = {
             "name no study": self.unknown,
             "have no text": self.empty,

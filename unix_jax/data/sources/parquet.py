@@ -4,8 +4,8 @@ Columns: `image` (the file's bytes, {bytes, path}, or a path) and `captions` (JS
 strings, an object whose values are strings, or one string; or a native list). `key`, `findings`,
 `impression`, `labels`, `view`, `patient`, `split` are read where they are there.
 
-Parquet is read a row group at a time, and a few stay in memory: neighbours are cheap, a shuffled
-order is not. Write ArrayRecord once (`unix-jax data write`) to train on it.
+Parquet is read one row group at a time, and a few stay in memory: sequential access is fast, a
+shuffled order is not. Write ArrayRecord once (`unix-jax data write`) to train on it.
 """
 
 import functools
@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from unix_jax.data.records import Record, checked_index
 from unix_jax.data.sources.fields import (
@@ -28,6 +26,11 @@ from unix_jax.data.sources.fields import (
 )
 from unix_jax.data.sources.splits import rows_of_split
 from unix_jax.errors import DataError
+from unix_jax.extras import needed
+
+with needed("pyarrow", "A parquet source", "unix-jax[data]"):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 _REQUIRED = ("image", "captions")
 _OPTIONAL = ("key", "findings", "impression", "labels", "view", "patient", "split")
@@ -44,8 +47,8 @@ class ParquetSource:
 
         Args:
           pattern: a file, a directory of `*.parquet`, or a glob pattern.
-          split: keeps the rows whose column `split` is this; see `rows_of_split`.
-          image_root: what image paths are relative to; the file's directory if absent.
+          split: selects the rows with this value in the column `split`; see `rows_of_split`.
+            image_root: the directory of relative image paths; by default the file's directory.
 
         Raises:
           DataError: no such file, not Parquet, a missing column, or no rows.

@@ -1,4 +1,4 @@
-"""Copying a source into ArrayRecord files: read and shrunk by threads, written in order."""
+"""Copies a source into ArrayRecord files: threads read and downscale, rows are written in order."""
 
 import collections
 import itertools
@@ -26,7 +26,7 @@ def prepared(record: Record, max_side: int | None) -> Record:
 class PreparedRecords:
     """The records of a source, prepared by threads and in order; iterate once.
 
-    broken: the messages of rows that could not be read, and were left out.
+    broken: the messages of rows that could not be read, and were skipped.
     """
 
     def __init__(
@@ -37,13 +37,13 @@ class PreparedRecords:
         max_broken: float = 0.01,
         on_row: Callable[[], None] = lambda: None,
     ) -> None:
-        """Prepares nothing yet.
+        """Preparation starts with the iteration.
 
         Args:
           source: what is read.
           max_side: see `shrunk`.
           workers: threads; decoding and shrinking run outside Python's lock.
-          max_broken: the fraction of rows from 0 to 1 that may be left out.
+          max_broken: the fraction of rows from 0 to 1 that may be skipped.
           on_row: called after each row, broken ones included.
         """
         self._source, self._max_side, self._workers = source, max_side, workers

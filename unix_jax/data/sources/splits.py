@@ -1,4 +1,4 @@
-"""Which rows of a file belong to a split; one rule for every kind of source."""
+"""Selects the rows of a file that belong to a split; the same rule for every kind of source."""
 
 import warnings
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ class Chosen(NamedTuple):
 
 
 def rows_of_split(splits: Sequence[str | None], split: str, where: str) -> Chosen:
-    """The rows of one split. A file in which no row names a split belongs to every split.
+    """The rows of one split. A file in which no row has a split belongs to every split.
 
     Args:
       splits: of each row; "" where it names none, None where nobody can know, as in a broken row.
@@ -28,7 +28,7 @@ def rows_of_split(splits: Sequence[str | None], split: str, where: str) -> Chose
     Raises:
       DataError: the file has splits, and no rows of this one.
 
-    Warns of rows without a split in a file that has splits: they are left out.
+    Warns of rows without a split in a file that has splits: they are skipped.
     """
     known = {found for found in splits if found}
     if not known:
@@ -38,7 +38,7 @@ def rows_of_split(splits: Sequence[str | None], split: str, where: str) -> Chose
     without = sum(found == "" for found in splits)
     if without:
         warnings.warn(
-            f"{where}: {without} of {len(splits)} rows name no split; they are left out of "
+            f"{where}: {without} of {len(splits)} rows have no split and are not in "
             f"split {split!r}",
             stacklevel=2,
         )

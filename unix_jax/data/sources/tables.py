@@ -1,4 +1,4 @@
-"""CSV files, plain or gzipped: their rows, and errors that name the file."""
+"""Reads CSV files, plain or gzipped: their rows, and errors that name the file."""
 
 import csv
 import gzip

@@ -1,15 +1,17 @@
-"""`tfds:NAME?data_dir=DIR`: what `tfds_builder` wrote, by `tfds.data_source`."""
+"""`tfds:NAME?data_dir=DIR`: the output of `tfds_builder`, through `tfds.data_source`."""
 
 import threading
 from typing import Any
-
-import tensorflow_datasets as tfds
 
 from unix_jax.data.records import Record, checked_index
 
 # Imported for its builder, by whose name `tfds.data_source` finds the data set.
 from unix_jax.data.sources import tfds_builder
 from unix_jax.errors import DataError
+from unix_jax.extras import needed
+
+with needed("tensorflow_datasets", "tfds", "unix-jax[data]"):
+    import tensorflow_datasets as tfds
 
 
 class TfdsSource:

@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from unix_jax.data.records import Record, RecordSource, Subset, image_bytes
 from unix_jax.data.sources import open_source
 from unix_jax.data.sources.preparation import PreparedRecords
 from unix_jax.errors import DataError
+from unix_jax.extras import needed
+
+with needed("tensorflow_datasets", "tfds", "unix-jax[data]"):
+    import tensorflow_datasets as tfds
 
 NAME = "unix_records"
 TEXTS = ("key", "findings", "impression", "view", "patient", "split", "prompt", "answer")
@@ -30,7 +33,7 @@ class UnixRecords(tfds.core.GeneratorBasedBuilder):
     """Chest X-rays with their reports, from any source of records.
 
     Features: `image`, the bytes of the image file (empty where there is none), and the other fields
-    of `Record` as texts and lists of texts. `broken` lists the rows that were left out.
+    of `Record` as texts and lists of texts. `broken` lists the rows that were skipped.
     """
 
     name = NAME
@@ -95,12 +98,12 @@ class UnixRecords(tfds.core.GeneratorBasedBuilder):
 
 
 def write_tfds(source: RecordSource, data_dir: str | Path, **options: Any) -> tuple[int, list[str]]:
-    """Prepares `UnixRecords` in a directory; returns how many records, and what was left out.
+    """Prepares `UnixRecords` in a directory; returns the number of records, and the skipped rows.
 
     Args:
       source: what is written.
-      data_dir: tfds's directory of data sets; `NAME` must not be there yet.
-      **options: `UnixRecords`'s.
+      data_dir: tfds's directory of data sets; `NAME` must not exist yet. **options:
+        `UnixRecords`'s.
 
     Raises:
       DataError: the data set exists, or cannot be written.

@@ -1,11 +1,11 @@
-"""Joint attention behind one entry.
+"""Joint attention with one entry point.
 
-The mask is never an input: every token carries O(N) metadata and the rule is evaluated where the
-logits are, densely (`xla`), densely for a block of queries at a time (`blocked`), or for blocks of
-queries and keys (`chunked`, and `pallas` on a TPU); `cudnn` alone has it written out.
+The mask is never an input: every token has O(N) metadata and the rule is evaluated where the logits
+are computed, densely (`xla`), densely for a block of queries at a time (`blocked`), or for blocks
+of queries and keys (`chunked`, and `pallas` on a TPU). Only `cudnn` materialises it.
 
-Letters: B batch, T queries, S keys, N query heads, K key-value heads, G = N / K queries that
-share a key head, H head_dim.
+Letters: B batch, T queries, S keys, N query heads, K key-value heads, G = N / K queries that share
+a key head, H head_dim.
 """
 
 import functools
@@ -34,12 +34,12 @@ def attention(
 ) -> Float[Array, "B T N H"]:
     """Softmax attention of `query` over all keys of `blocks` together, scaled by 1 / sqrt(H).
 
-    Logits and softmax are float32. A query that sees no key yields zeros.
+    Logits and softmax are float32. A fully masked query yields zeros.
 
     Args:
       query: rotated queries; N must be a multiple of the blocks' K.
       blocks: one or more sets of keys; they share one softmax.
-      query_metadata: needed when a block carries metadata.
+      query_metadata: required if a block has metadata.
       implementation: `xla` forms [B, N, T, S] logits; `blocked` forms them for `chunk_size`
         queries at a time, which stay in a CPU's caches; `chunked` is the exact online softmax
         over blocks of at most `chunk_size` queries and keys, with O(T + S) memory; `pallas` is the

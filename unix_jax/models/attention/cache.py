@@ -25,7 +25,7 @@ from unix_jax.models.layers import Dtype
 class KVCache:
     """A context of the decoder.
 
-    keys, values: see the module. valid [B, S]: slots that hold a token of the row. index: the
+    keys, values: see the module. valid [B, S]: slots with a token of the row. index: the
     next free slot, common to all rows: rows of unequal length leave holes, so that all write at
     the same slot. A slot is not a rotary position.
     """
@@ -109,7 +109,7 @@ class KVCache:
         )
 
     def finite_rows(self) -> Bool[Array, " B"]:
-        """Whether the keys and values of all of a row's tokens are finite.
+        """Whether the keys and values of all tokens of a row are finite.
 
         An attention kernel does not always pass a NaN on to its result.
         """

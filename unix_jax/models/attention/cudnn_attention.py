@@ -42,11 +42,11 @@ def cudnn_attention(
     blocks: Sequence[KeyBlock],
     query_metadata: TokenMetadata | None,
 ) -> Float[Array, "B T N H"]:
-    """Attention over the keys of all blocks, joined; zeros for a query that sees no key.
+    """Attention over the concatenated keys of all blocks; zeros for a fully masked query.
 
     Raises:
       ValueError: queries that are not 16-bit floats. Whatever JAX raises where the kernel cannot
-        run: another device, or a head_dim that is no multiple of 8 or too large.
+        run: another device, or a head_dim that is not a multiple of 8 or too large.
     """
     if query.dtype not in (jnp.bfloat16, jnp.float16):
         raise ValueError(f"query: expected bfloat16 or float16 for cudnn, found {query.dtype}")
@@ -93,7 +93,7 @@ def _kernel(query: Array, key: Array, value: Array, mask: Array | None) -> Array
 def _mask(
     query: Array, blocks: Sequence[KeyBlock], query_metadata: TokenMetadata | None
 ) -> Bool[Array, "B T S"] | None:
-    """Who sees whom over the joined keys; None where everyone sees everyone."""
+    """The mask over the concatenated keys; None if nothing is masked."""
     if not any(block.masked for block in blocks):
         return None
     parts = []

@@ -1,10 +1,10 @@
 """Exact attention in plain JAX: all logits at once, or those of blocks of queries and keys.
 
-The backward pass computes the weights a second time instead of keeping them, in one loop for every
-way of going through queries and keys.
+The backward pass recomputes the weights instead of saving them, in one loop for every order of
+queries and keys.
 
-Letters: B batch, T queries, S keys, N query heads, K key-value heads, G = N / K queries that
-share a key head, H head_dim.
+Letters: B batch, T queries, S keys, N query heads, K key-value heads, G = N / K queries that share
+a key head, H head_dim.
 """
 
 import dataclasses
@@ -176,7 +176,7 @@ def _attend_forward(
 
 
 def _attend_backward(plan: Plan, kept: Any, gradient: Float[Array, "B T N H"]) -> tuple[Any, ...]:
-    """Gradients of queries, keys and values, from weights that are computed once more.
+    """Gradients of queries, keys and values, from recomputed weights.
 
     As in FlashAttention-2 (Dao, 2023): neither logits nor weights are kept by the forward pass.
     """
@@ -190,7 +190,7 @@ def _attend_backward(plan: Plan, kept: Any, gradient: Float[Array, "B T N H"]) -
     chunks = jax.tree.map(lambda x: _chunks(x, plan.query_size), parts)
 
     def of_queries(sums: list[Any], chunk: tuple[Any, ...]) -> tuple[list[Any], Array]:
-        """Adds what a chunk of queries gives to the sums [n, B, K, S, H] of keys and values."""
+        """Adds a chunk of queries to the sums [n, B, K, S, H] of keys and values."""
         (grouped, grad, delta, metadata), log_sum = chunk
         queries, grad = (einops.rearrange(x, "b t k g h -> b k (g t) h") for x in (grouped, grad))
         delta = jnp.einsum("btkgh->bkgth", delta)
@@ -233,7 +233,7 @@ attend.defvjp(_attend_forward, _attend_backward)
 
 
 def pad_axis(x: Array, axis: int, multiple: int) -> Array:
-    """Zeros behind x up to a multiple along an axis."""
+    """Pads x with zeros to a multiple along an axis."""
     padding = [(0, 0)] * x.ndim
     padding[axis] = (0, -x.shape[axis] % multiple)
     return jnp.pad(x, padding)

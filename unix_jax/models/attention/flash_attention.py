@@ -1,8 +1,8 @@
 """Joint attention as TPU kernels: the online softmax over blocks, with the mask rule inside.
 
 Written in Pallas. Logits live in the chip's own memory, block by block; what reaches the main
-memory are the operands, the result and one number a query. The mask is the rule of `mask.visible`,
-evaluated from the tokens' metadata in each block; blocks in which nobody sees anybody are left out.
+memory are the operands, the result and one number per query. The mask is the rule of
+`mask.visible`, evaluated from the tokens' metadata in each block; fully masked blocks are skipped.
 On other devices the same kernels are interpreted, which is for tests.
 
 Source: FlashAttention-2 (Dao, 2023), whose backward pass recomputes the weights from the logarithm
@@ -35,7 +35,7 @@ _PARALLEL, _SUMMED = pltpu.GridDimensionSemantics.PARALLEL, pltpu.GridDimensionS
 
 @dataclasses.dataclass(frozen=True)
 class _Tiles:
-    """Everything about a call that is no array."""
+    """The static parameters of a call."""
 
     block_q: int
     block_k: int
@@ -54,13 +54,13 @@ def flash_attention(
 ) -> tuple[Float[Array, "B N T H"], Float[Array, "B N T"]]:
     """(attention over the visible keys, logarithm of the sum of the exponentials of their logits).
 
-    Both are float32, and zeros and `MASKED` for a query that sees no key. Results over several sets
-    of keys can be merged by the second. Differentiable in query, key and value; a gradient that
-    nobody reads is not computed.
+    Both are float32, and zeros and `MASKED` for a fully masked query. Results over several sets of
+    keys can be merged by the second. Differentiable in query, key and value; unused gradients are
+    not computed.
 
     Args:
       query: scaled already; N is a multiple of K.
-      block_size: most queries and keys of a block, rounded up to a multiple of 128.
+      block_size: maximum queries and keys per block, rounded up to a multiple of 128.
       interpret: run without a TPU.
     """
     run = functools.partial(_one_device, block_size=block_size, interpret=interpret)
@@ -100,7 +100,7 @@ def _one_device(
 def live_blocks(
     columns: Int[Array, "B T 4"], rows: Int[Array, "B 4 S"], block_q: int, block_k: int
 ) -> Int[Array, "B i j"]:
-    """0 where the block can be left out: no query of it sees a key of it. Some 1 may be empty, too.
+    """0 if the block can be skipped because it is fully masked. A block with 1 may be empty too.
 
     By the ranges of segments, and of splits where the block has one sample.
     """
@@ -136,7 +136,7 @@ def _block(length: int, most: int) -> int:
 
 
 def _fields(metadata: TokenMetadata, block: int) -> list[Array]:
-    """What the rule reads."""
+    """The inputs of the mask rule."""
     fields = (metadata.segment, metadata.split, metadata.order, metadata.mode)
     return [pad_axis(jnp.asarray(x, jnp.int32), 1, block) for x in fields]
 
@@ -261,7 +261,7 @@ def _cost(query: Array, key: Array, products: int, numbers: int) -> pl.CostEstim
 
 
 def _by_query(tiles: _Tiles, group: int, dim: int) -> tuple[Any, ...]:
-    """Blocks of queries, keys, columns, rows, and what is one number a query: grid B N i j."""
+    """Blocks of queries, keys, columns, rows, and what is one number per query: grid B N i j."""
     q, k = tiles.block_q, tiles.block_k
     return (
         pl.BlockSpec((1, 1, q, dim), lambda b, n, i, j, live: (b, n, i, 0)),

@@ -1,4 +1,4 @@
-"""Keys and values with who may see them: what attention reads.
+"""Blocks of keys and values with their visibility.
 
 Letters: B batch, S keys, K key-value heads, H head_dim.
 """
@@ -15,7 +15,7 @@ from unix_jax.models.attention.mask import TokenMetadata, may_attend
 
 @struct.dataclass
 class KeyBlock:
-    """Keys and values [B, S, K, H] with who may see them.
+    """Keys and values [B, S, K, H] with their visibility.
 
     `metadata` (of these keys) asks for the mask rule; `valid` [B, S] marks the keys that every
     query of the row sees, as those of a cache; with neither, every query sees every key.
@@ -28,7 +28,7 @@ class KeyBlock:
 
     @property
     def masked(self) -> bool:
-        """Whether some key may be hidden from some query."""
+        """Whether some key may be masked for some query."""
         return self.metadata is not None or self.valid is not None
 
     @property
@@ -56,8 +56,8 @@ class KeyBlock:
 class MergedKeyBlock:
     """Keys [B*K, H, S] and values [B*K, S, H] of a merged cache; `valid` [B, S] as in `KeyBlock`.
 
-    One merged batch axis, with the contracted axes where matrix products want them. `slot` is
-    where new tokens are written before the block is read, None for a block that is only read.
+    One merged batch axis, with the contracted axes where matrix products need them. `slot` is where
+    new tokens are written before the block is read, None for a block that is only read.
     """
 
     key: Float[Array, "B*K H S"]

@@ -1,4 +1,4 @@
-"""Who sees whom: metadata of every token, and the mask as a rule over it.
+"""The attention mask as a rule over token metadata.
 
 Letters: B batch, N tokens, T queries, S keys.
 """
@@ -21,10 +21,10 @@ Fields = tuple[Array, Array, Array, Array]
 
 @struct.dataclass
 class TokenMetadata:
-    """What the mask rule and RoPE need to know of each token; int32 [B, N] each.
+    """The inputs of the mask rule and RoPE for each token; int32 [B, N] each.
 
-    position: rotary position. segment: sample of the pack, 0 = padding. split: index of the
-    split within its sample. order: place within the sample. mode: CAUSAL, FULL or NOISE.
+    position: rotary position. segment: sample of the pack, 0 = padding. split: index of the split
+    within its sample. order: index within the sample. mode: CAUSAL, FULL or NOISE.
     """
 
     position: Int[Array, "B N"]
@@ -40,7 +40,7 @@ class TokenMetadata:
 
 
 def may_attend(query: TokenMetadata, key: TokenMetadata) -> Bool[Array, "B T S"]:
-    """The mask rule: text is causal, images are bidirectional, noised images are seen by nobody.
+    """The mask rule: text is causal, images are bidirectional, noised images are hidden.
 
     Source: the original's `prepare_attention_mask_per_sample`.
     """
@@ -52,7 +52,7 @@ def may_attend(query: TokenMetadata, key: TokenMetadata) -> Bool[Array, "B T S"]
 def visible(query: Fields, key: Fields) -> Bool[Array, "*B T S"]:
     """`may_attend` of (segment, split, order, mode): [*B, T, 1] of `query`, [*B, 1, S] of `key`.
 
-    The one statement of the rule; kernels evaluate it in their blocks.
+    The only definition of the rule; kernels evaluate it in their blocks.
     """
     q_segment, q_split, q_order, q_mode = query
     k_segment, k_split, k_order, k_mode = key

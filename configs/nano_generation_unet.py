@@ -1,0 +1,59 @@
+"""Generation at 128 pixels with a U-Net instead of the nano model's gen stream: an ablation.
+
+    unix-jax data moments manifest:examples/cxr runs/nano_moments \\
+        --height 128 --width 128 --checkpoint runs/nano_understanding/export
+    python train.py configs/nano_generation_unet.py --init runs/nano_understanding \\
+        --data.moments runs/nano_moments --out runs/nano_generation_unet
+
+The understanding branch, the data, the loss and the length are those of nano_generation.py. The
+U-Net has 3,409,464 parameters, the gen stream that it replaces 3,448,736 (docs/backbones.md).
+
+Time and score: no run of this length has been made yet.
+"""
+
+from unix_jax.config import UNetBackbone
+from unix_jax.data.config import DataConfig
+from unix_jax.training.config import ModelConfig, PreviewConfig, TrainConfig
+from unix_jax.training.losses import LossConfig
+from unix_jax.training.optimizer import OptimizerConfig
+
+config = TrainConfig(
+    stage="generation",
+    total_steps=2000,
+    data=DataConfig(
+        source="manifest:examples/cxr",
+        task="generation",
+        caption_dropout=0.1,
+        rows=4,
+        und_tokens=256,
+        vit_images=0,
+        vae_images=8,
+        vae_height=128,
+        vae_width=128,
+    ),
+    model=ModelConfig(
+        preset="nano",
+        remat="none",
+        generation=UNetBackbone(
+            widths=(48, 64, 96),
+            attention=(True, True, True),
+            layers=(1, 1, 1),
+            depths=(1, 1, 1),
+            norm_groups=16,
+        ),
+    ),
+    optimizer=OptimizerConfig(
+        learning_rate=1e-3,
+        warmup_steps=50,
+        schedule="cosine",
+        final_fraction=0.1,
+        eps=1e-8,
+    ),
+    losses=LossConfig(ce_weight=0.0),
+    mesh="data=1",
+    checkpoint_every=200,
+    log_every=10,
+    validate_every=200,
+    preview_every=500,
+    previews=PreviewConfig(count=8, num_steps=50),
+)

@@ -1,0 +1,147 @@
+"""X-rays, generated images and messages as HTML with the pixels as data URLs.
+
+Nothing is written to disk, and no address exists at which another visitor could find an image. All
+text from visitors is escaped.
+"""
+
+import base64
+import dataclasses
+import html
+import io
+import re
+
+from PIL import Image
+
+from unix_jax.app.choices import ImageChoices, Xray
+from unix_jax.preprocessing.transforms import png_bytes
+
+THUMBNAIL = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """A finished image: its PNG file, a small JPEG of it, and its settings."""
+
+    choices: ImageChoices
+    png: bytes = dataclasses.field(repr=False)
+    thumbnail: bytes = dataclasses.field(repr=False)
+
+    @classmethod
+    def of(cls, image: Image.Image, choices: ImageChoices) -> "Drawing":
+        """Writes the settings into the file."""
+        small = image.convert("RGB")
+        small.thumbnail((THUMBNAIL, THUMBNAIL))
+        return cls(choices, png_bytes(image, metadata(choices)), _jpeg(small))
+
+    @property
+    def file_name(self) -> str:
+        """For the download."""
+        words = re.sub(r"[^a-z0-9]+", "-", self.choices.prompt.lower()).strip("-")[:40]
+        return f"{words.rstrip('-') or 'image'}_seed{self.choices.seed}.png"
+
+
+def metadata(choices: ImageChoices) -> dict[str, str]:
+    """Text entries of a PNG, the same as those of `unix-jax generate`."""
+    settings = dataclasses.asdict(choices.settings)
+    values = {"prompt": choices.prompt, "seed": choices.seed, "software": "unix-jax", **settings}
+    return {key: str(value) for key, value in values.items()}
+
+
+def described(choices: ImageChoices) -> str:
+    """The settings that visitors compare."""
+    settings = choices.settings
+    return (
+        f"seed {choices.seed}, {settings.num_inference_steps} {settings.solver} steps, "
+        f"guidance {settings.guidance_scale:g}, "
+        f"{settings.width} × {settings.height}"
+    )
+
+
+def empty_figure(text: str) -> str:
+    """A placeholder for an image."""
+    return f'<div class="xray empty">{html.escape(text)}</div>'
+
+
+def xray_figure(xray: Xray) -> str:
+    """An uploaded X-ray, with a warning if it has one."""
+    return _figure(
+        _address("jpeg", _jpeg(xray.preview)),
+        f"Chest X-ray {xray.name}",
+        f"<figcaption>{html.escape(xray.name)}</figcaption>"
+        + (complaint(xray.warning) if xray.warning else ""),
+    )
+
+
+def progress_figure(image: Image.Image, choices: ImageChoices, step: int, total: int) -> str:
+    """An unfinished image with a progress bar."""
+    return _figure(
+        _address("jpeg", _jpeg(image)),
+        f"Chest X-ray being generated for: {choices.prompt}",
+        f'<progress max="{total}" value="{step}" aria-label="Generating"></progress>'
+        f"<figcaption>Step {step} of {total}</figcaption>",
+    )
+
+
+def drawing_figure(drawing: Drawing) -> str:
+    """A finished image with its download."""
+    png = _address("png", drawing.png)
+    return _figure(
+        png, f"Generated chest X-ray for: {drawing.choices.prompt}", _below(drawing, png)
+    )
+
+
+def session_figures(drawings: list[Drawing]) -> str:
+    """All generated images, the last one first."""
+    if not drawings:
+        return empty_figure("Generated images appear here.")
+    items = (
+        "<li>"
+        + _figure(
+            _address("jpeg", drawing.thumbnail),
+            f"Generated chest X-ray for: {drawing.choices.prompt}",
+            f"<p>{html.escape(drawing.choices.prompt)}</p>"
+            + _below(drawing, _address("png", drawing.png)),
+        )
+        + "</li>"
+        for drawing in reversed(drawings)
+    )
+    return f'<ul class="session">{"".join(items)}</ul>'
+
+
+def said(text: str) -> str:
+    """A status message, which screen readers announce when idle."""
+    return f'<p class="said" role="status">{html.escape(text)}</p>'
+
+
+def complaint(text: str) -> str:
+    """An error message, which screen readers announce immediately."""
+    return f'<p class="complaint" role="alert">{html.escape(text)}</p>'
+
+
+def data_address(image: Image.Image) -> str:
+    """A small JPEG as a data address."""
+    return _address("jpeg", _jpeg(image))
+
+
+def _below(drawing: Drawing, png: str) -> str:
+    name = html.escape(drawing.file_name)
+    label = html.escape(f"Download PNG: {drawing.choices.prompt}, {described(drawing.choices)}")
+    return (
+        f"<figcaption>{html.escape(described(drawing.choices))}</figcaption>"
+        f'<a class="download" href="{png}" download="{name}" aria-label="{label}">Download PNG</a>'
+    )
+
+
+def _figure(address: str, alternative: str, below: str) -> str:
+    alt = html.escape(alternative)
+    return f'<figure class="xray"><img src="{address}" alt="{alt}">{below}</figure>'
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.convert("RGB").save(file, format="JPEG", quality=90)
+    return file.getvalue()
+
+
+def _address(kind: str, data: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"

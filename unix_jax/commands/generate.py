@@ -1,0 +1,158 @@
+"""`unix-jax generate`: X-rays from texts."""
+
+import dataclasses
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from unix_jax.commands.model import Model
+from unix_jax.commands.progress import advancing
+from unix_jax.commands.terminal import say
+from unix_jax.errors import UniXError
+from unix_jax.storage.arguments import PathText, refuse_without_effect
+
+
+@dataclasses.dataclass
+class Generate(Model):
+    """Generate a chest X-ray from each text: one PNG file each, and a contact sheet of several.
+
+    For example:
+        unix-jax generate "Large right pleural effusion."
+        unix-jax generate "Edema." --num-images 4 --solver pec --num-inference-steps 16 --out edema
+    """
+
+    prompts: Annotated[list[str], tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT ...")] = (
+        dataclasses.field(default_factory=list)
+    )
+    """Texts, for example "Large right pleural effusion."."""
+    out: PathText = "out"
+    """Directory for the images."""
+    height: int | None = None
+    """Pixels; 512, or the largest of a smaller model, if absent."""
+    width: int | None = None
+    """Pixels; likewise."""
+    num_inference_steps: int | None = None
+    """Steps per image, each of which evaluates the network once. If absent, 49, which are the 50
+    grid points of the original, and 50 for a diffusers checkpoint."""
+    solver: Literal["euler", "ab2", "pec"] = "euler"
+    """How each step is made: euler as in the original; ab2 and pec come as close with 16 steps."""
+    timestep_shift: float = 3.0
+    """Above 1 spends more steps near noise."""
+    guidance_scale: float | None = None
+    """Text guidance; 1 turns it off. If absent, 2, and 7.5 for a diffusers checkpoint."""
+    guidance_rescale: float | None = None
+    """For a diffusers checkpoint: how far, from 0 to 1, guidance keeps the spread of outputs."""
+    sampler: Literal["ddim", "euler"] | None = None
+    """For a diffusers checkpoint: the sampler; the checkpoint's own if absent."""
+    image_guidance_scale: float = 1.0
+    """Image guidance; 1 turns it off. Prompts alone: the text guidance becomes 1 + this scale x
+    (guidance scale - 1), as in the original's demos."""
+    guidance_interval: tuple[float, float] = (0.4, 1.0)
+    """Guidance acts for times in (low, high]."""
+    renorm: Literal["global", "channel", "text_channel"] = "global"
+    """How guided velocities are renormalised."""
+    renorm_min: float = 0.0
+    """Lower bound of the renormalisation factor."""
+    seed: int = 0
+    """Seed of the first image; the seeds of the others count up from it."""
+    num_images: int = 1
+    """Images per text."""
+
+    def run(self) -> None:
+        from unix_jax.checkpoints.configurations import is_diffusers
+        from unix_jax.preprocessing.transforms import contact_sheet, save_png
+
+        if not self.prompts:
+            raise UniXError("PROMPT: expected at least one text, found none")
+        if not all(prompt.strip() for prompt in self.prompts):
+            say("PROMPT: a text is empty; its image is generated without a text")
+        if self.num_images < 1:
+            raise UniXError(f"--num-images: expected at least 1, found {self.num_images}")
+        kind, settings = self.diffusion() if is_diffusers(self.directory) else self.unix()
+        out = _writable_directory(self.out)
+        pipe = self.load_as(kind)
+        prompts = [p for p in self.prompts for _ in range(self.num_images)]
+        seeds = [self.seed + i for i in range(len(prompts))]
+        with advancing("step", settings.num_inference_steps) as advance:
+            images = pipe.generate_image(
+                prompts, settings=settings, seed=seeds, callback=lambda step: advance()
+            )
+        told = dataclasses.asdict(settings)
+        for i, (prompt, seed, image) in enumerate(zip(prompts, seeds, images, strict=True)):
+            path = out / f"{i:03d}_{_slug(prompt)}_seed{seed}.png"
+            metadata = {"prompt": prompt, "seed": seed, "software": "unix-jax", **told}
+            if path.exists():
+                say(f"{path}: replaced an earlier file")
+            save_png(path, image, {key: str(value) for key, value in metadata.items()})
+            print(path)
+        if len(images) > 1:
+            sheet = out / "contact_sheet.png"
+            save_png(sheet, contact_sheet(images, prompts))
+            print(sheet)
+
+    # (kind of pipeline, settings): checked before the directory is created and weights are read.
+
+    def diffusion(self) -> tuple[Any, Any]:
+        """For a diffusers checkpoint."""
+        from unix_jax.checkpoints.diffusers_checkpoint import open_diffusers
+        from unix_jax.inference.diffusion import DiffusionPipeline
+        from unix_jax.inference.settings import DiffusionSettings
+
+        others = ("solver", "timestep_shift", "image_guidance_scale", "guidance_interval")
+        where = f"with a diffusers checkpoint, {self.directory}"
+        refuse_without_effect(self, (*others, "renorm", "renorm_min"), where)
+        folder = open_diffusers(self.directory)
+        settings = DiffusionSettings(
+            height=self.height,
+            width=self.width,
+            num_inference_steps=50
+            if self.num_inference_steps is None
+            else self.num_inference_steps,
+            guidance_scale=7.5 if self.guidance_scale is None else self.guidance_scale,
+            guidance_rescale=self.guidance_rescale or 0.0,
+            sampler=self.sampler,
+        )
+        return DiffusionPipeline, settings.checked(folder.vae_config, folder.native_size)
+
+    def unix(self) -> tuple[Any, Any]:
+        """For a checkpoint of UniX."""
+        from unix_jax.checkpoints.configurations import load_config
+        from unix_jax.inference.pipeline import UniXPipeline
+        from unix_jax.inference.settings import ImageSettings
+
+        where = f"with a checkpoint of UniX, {self.directory}"
+        refuse_without_effect(self, ("guidance_rescale", "sampler"), where)
+        settings = ImageSettings(
+            height=self.height,
+            width=self.width,
+            num_inference_steps=49
+            if self.num_inference_steps is None
+            else self.num_inference_steps,
+            solver=self.solver,
+            timestep_shift=self.timestep_shift,
+            guidance_scale=2.0 if self.guidance_scale is None else self.guidance_scale,
+            image_guidance_scale=self.image_guidance_scale,
+            guidance_interval=self.guidance_interval,
+            renorm=self.renorm,
+            renorm_min=self.renorm_min,
+        )
+        return UniXPipeline, settings.checked(load_config(self.directory)[0])
+
+
+def _writable_directory(path: str) -> Path:
+    """Refuses early: an image takes minutes, and must have a directory."""
+    directory = Path(path)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UniXError(f"--out {path}: cannot be created: {error.strerror}") from error
+    if not os.access(directory, os.W_OK):
+        raise UniXError(f"--out {path}: expected a writable directory")
+    return directory
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40].rstrip("-") or "image"

@@ -1,0 +1,132 @@
+"""`unix-jax report`: reports of image files."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from unix_jax.commands.model import Model
+from unix_jax.commands.progress import advancing
+from unix_jax.errors import UniXError
+from unix_jax.storage.arguments import PathText, require_least
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@dataclasses.dataclass
+class Report(Model):
+    """Generate a report for each chest X-ray, or for several of one study (PNG, JPEG, DICOM, ...).
+
+    For example:
+        unix-jax report xray.png
+        unix-jax report frontal.dcm lateral.dcm --images-per-report 2 --checkpoint CHECKPOINT
+        unix-jax report xrays/*.png --checkpoint CHECKPOINT --json > reports.json
+    """
+
+    images: Annotated[list[PathText], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE ...")] = (
+        dataclasses.field(default_factory=list)
+    )
+    """Image files."""
+    images_per_report: int = 1
+    """Number of successive image files that one report describes together, such as 2 for frontal
+    and lateral. The model must be trained on such samples."""
+    batch_size: int = 16
+    """Number of reports that are generated together; the images of one batch are in memory."""
+    prompt: str | None = None
+    """Instruction to the model; if absent, its own for FINDINGS and IMPRESSION."""
+    max_new_tokens: int = 500
+    """Largest number of tokens of one report."""
+    temperature: float = 0.0
+    """0 decodes greedily."""
+    top_p: float = 1.0
+    """Mass of the nucleus that is sampled from."""
+    seed: int = 0
+    """Seed of the sampling."""
+    frame: int | None = None
+    """Which frame of each file to read, counted from 1; files of several frames need it."""
+    resize: Literal["letterbox", "squash"] = "letterbox"
+    """How an image becomes a square: letterbox keeps its aspect ratio, as in the original's
+    evaluation; squash does not, as in its web demo."""
+    json: bool = False
+    """Print a JSON list of {image, report, warning, finish_reason} instead of text. warning is
+    null, or says that the image shows almost nothing. finish_reason is eos where the model ended
+    the report, and length where it was cut at --max-new-tokens. With several images per report,
+    image and warning are lists."""
+
+    def run(self) -> None:
+        from unix_jax.preprocessing.images import check_image
+
+        require_least(self, batch_size=1)
+        if not self.images:
+            raise UniXError("IMAGE: expected at least one image file, found none")
+        each = self.images_per_report
+        if each < 1 or len(self.images) % each:
+            raise UniXError(
+                "--images-per-report: expected at least 1 and a divisor of the number of image "
+                f"files, which is {len(self.images)}, found {each}"
+            )
+        # Before the model is loaded: a wrong path is said at once. Decoding waits for its batch.
+        for path in self.images:
+            check_image(path, frame=self.frame)
+        reports = [self.images[i : i + each] for i in range(0, len(self.images), each)]
+        pipe = self.load()
+        if len(reports) == 1 and not self.json:
+            _, images = self._read(reports)
+            for (piece,) in pipe.stream_report(images, **self._options()):
+                print(piece, end="", flush=True)
+            print()
+            return
+        rows = []
+        with advancing("report", len(reports)) as advance:
+            for row in self._rows(pipe, reports):
+                advance()
+                if not self.json:
+                    print(f"== {', '.join(row['image'])}\n{row['report']}\n", flush=True)
+                    continue
+                if each == 1:
+                    row |= {"image": row["image"][0], "warning": row["warning"][0]}
+                rows.append(row)
+        if self.json:
+            print(json.dumps(rows, ensure_ascii=False, indent=1))
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "prompts": self.prompt,
+            "seed": self.seed,
+            "max_new_tokens": self.max_new_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "resize": self.resize,
+        }
+
+    def _rows(self, pipe: Any, reports: list[list[str]]) -> Iterator[dict[str, Any]]:
+        """What is printed of each report, batch by batch."""
+        from unix_jax.preprocessing.gray_levels import gray_level_problem
+
+        for first in range(0, len(reports), self.batch_size):
+            batch = reports[first : first + self.batch_size]
+            # The last batch is filled up, so that all batches share one compiled program.
+            filled = batch + batch[-1:] * (min(self.batch_size, len(reports)) - len(batch))
+            known, images = self._read(filled)
+            results = pipe.generate_report(images, return_details=True, **self._options())
+            warnings = {path: gray_level_problem(image) or None for path, image in known.items()}
+            for files, result in zip(batch, results, strict=False):
+                yield {
+                    "image": files,
+                    "report": result.text,
+                    "warning": [warnings[path] for path in files],
+                    "finish_reason": result.finish_reason,
+                }
+
+    def _read(
+        self, reports: list[list[str]]
+    ) -> tuple[dict[str, "Image.Image"], list[list["Image.Image"]]]:
+        """(images by path, images of each report); a file that occurs twice is read once."""
+        from unix_jax.preprocessing.images import load_image
+
+        paths = dict.fromkeys(path for files in reports for path in files)
+        known = {path: load_image(path, frame=self.frame) for path in paths}
+        return known, [[known[path] for path in files] for files in reports]

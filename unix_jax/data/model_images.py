@@ -1,0 +1,71 @@
+"""A record's image as the model's inputs of one fixed size. H height, W width in pixels."""
+
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+
+from unix_jax.config import UniXConfig
+from unix_jax.data.config import DataConfig
+from unix_jax.data.records import Record, record_image
+from unix_jax.preprocessing.gray_levels import gray_level_problem
+from unix_jax.preprocessing.transforms import to_model_image, to_padded_vae_image
+
+OnProblem = Callable[[str], object]
+Change = Callable[[Image.Image], Image.Image]
+
+
+def unchanged(image: Image.Image) -> Image.Image:
+    """The image itself: no augmentation."""
+    return image
+
+
+def vit_pixels(
+    record: Record,
+    config: UniXConfig,
+    on_problem: OnProblem = lambda problem: None,
+    number: int = 0,
+    change: Change = unchanged,
+) -> Float[np.ndarray, "H W 3"]:
+    """Letterboxed on white and normalised, as in the evaluation.
+
+    Args:
+      record: with an image.
+      config: the model's sizes.
+      on_problem: called with the image's `gray_level_problem`, if there is one.
+      number: index of the image in `record.images`.
+      change: of the decoded image, such as an augmentation.
+
+    Raises:
+      DataError: the record has no image, or one that cannot be read.
+    """
+    image = change(_image(record, on_problem, number))
+    return to_model_image(image, config.vision.image_size)
+
+
+def vae_pixels(
+    record: Record,
+    data: DataConfig,
+    on_problem: OnProblem = lambda problem: None,
+    change: Change = unchanged,
+) -> Float[np.ndarray, "H W 3"]:
+    """In [-1, 1], padded to `data.vae_height` x `data.vae_width`.
+
+    Args:
+      record, on_problem, change: as in `vit_pixels`.
+      data: has the size, and the gray level of the padding.
+
+    Raises:
+      DataError: as `vit_pixels`.
+    """
+    image = change(_image(record, on_problem))
+    return to_padded_vae_image(image, data.vae_height, data.vae_width, data.vae_padding)
+
+
+def _image(record: Record, on_problem: OnProblem, number: int = 0) -> Image.Image:
+    image = record_image(record, number)
+    problem = gray_level_problem(image)
+    if problem:
+        on_problem(problem)
+    return image

@@ -1,0 +1,321 @@
+"""How reports and images are generated: one frozen object per task, or the same keywords.
+
+Each pipeline's call and its streaming form take `settings=ImageSettings(...)`, or the fields as
+keywords, which make one. The `...Options` classes state these keywords for type checkers.
+"""
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self, TypedDict, TypeVar
+
+import jax.numpy as jnp
+
+from unix_jax.config import AutoencoderConfig, UniXConfig
+from unix_jax.errors import ArgumentNameError, PromptError
+from unix_jax.inference.inputs import TINY, choice, interval, number, require, whole
+from unix_jax.inference.sampling import RENORMS, SOLVERS, Guidance, Renorm, Solver
+from unix_jax.preprocessing.noise_schedule import Sampler
+from unix_jax.preprocessing.transforms import RESIZES, Resize
+
+OutputType = Literal["pil", "np", "latent"]
+OUTPUT_TYPES: tuple[str, ...] = typing.get_args(OutputType)
+# A report's bos, an image, and the prompt's bos and eos take a position each.
+_OTHER_POSITIONS = 4
+_MOST_STEPS = 100_000
+_OLD_PROGRESS = "callback, which is called with an ImageStep after each step"
+
+
+class _Settings:
+    """Refuses names that are no field, before the dataclass does, with what they may stand for."""
+
+    # Name of earlier versions -> what replaced it.
+    renamed: ClassVar[Mapping[str, str]] = {}
+
+    def __new__(cls, *_: Any, **given: Any) -> Self:
+        fields = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        for name in given:
+            if name in fields:
+                continue
+            if name in cls.renamed:
+                raise ArgumentNameError(f"{name}: this argument is now {cls.renamed[name]}")
+            near = difflib.get_close_matches(name, fields, 1)
+            meant = f"; did you mean {near[0]}?" if near else ""
+            raise ArgumentNameError(
+                f"{name}: expected an argument of this call or one of {', '.join(fields)}{meant}"
+            )
+        return super().__new__(cls)
+
+
+_Kind = TypeVar("_Kind", bound=_Settings)
+
+
+def settings_of(kind: type[_Kind], settings: _Kind | None, keywords: Mapping[str, Any]) -> _Kind:
+    """The settings given, or those that the keywords make.
+
+    Raises:
+      PromptError: something else than `kind`, both, or (an `ArgumentNameError`) a keyword that is
+        no field.
+    """
+    made = kind(**keywords)
+    if settings is None:
+        return made
+    require(isinstance(settings, kind), "settings", kind.__name__, settings)
+    if keywords:
+        raise PromptError(
+            f"settings: expected either settings or keywords, found both: {', '.join(keywords)}; "
+            "`dataclasses.replace(settings, ...)` changes some of them"
+        )
+    return settings
+
+
+# --- reports -----------------------------------------------------------------------------------
+
+
+class ReportOptions(TypedDict, total=False):
+    """The fields of `ReportSettings` as keywords."""
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    resize: Resize
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReportSettings(_Settings):
+    """How a report is generated.
+
+    Attributes:
+      max_new_tokens: largest number of new tokens, at least 1. Context and new tokens together
+        must fit the model's positions.
+      temperature: 0 decodes greedily; above, a token is sampled from softmax(logits / temperature).
+      top_p: mass of the nucleus that is sampled from, in (0, 1].
+      resize: how an image becomes the ViT's square: `letterbox` (shrunk, never enlarged, centred
+        on white, as in the original's evaluation) or `squash` (its web demo).
+    """
+
+    max_new_tokens: int = 500
+    temperature: float = 0.0
+    top_p: float = 1.0
+    resize: Resize = "letterbox"
+
+    def checked(self, config: UniXConfig) -> Self:
+        """The same settings as plain numbers.
+
+        Raises:
+          PromptError: a setting that is no finite number of its kind, or out of range.
+        """
+        positions = config.decoder.max_position_embeddings
+        most = positions - _OTHER_POSITIONS
+        expected = f"an integer from 1 to {most} ({positions} positions)"
+        choice("resize", self.resize, RESIZES)
+        return dataclasses.replace(
+            self,
+            max_new_tokens=whole("max_new_tokens", self.max_new_tokens, 1, most, expected),
+            temperature=number("temperature", self.temperature, "a finite number of at least 0", 0),
+            top_p=number("top_p", self.top_p, "a number in (0, 1]", TINY, 1),
+        )
+
+
+# --- images ------------------------------------------------------------------------------------
+
+
+class ImageOptions(TypedDict, total=False):
+    """The fields of `ImageSettings` as keywords."""
+
+    height: int | None
+    width: int | None
+    num_inference_steps: int
+    solver: Solver
+    timestep_shift: float
+    guidance_scale: float
+    image_guidance_scale: float
+    guidance_interval: tuple[float, float]
+    renorm: Renorm
+    renorm_min: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageSettings(_Settings):
+    """How an image is generated with UniX.
+
+    Attributes:
+      height, width: pixels, multiples of `config.latent_downsample`; None is 512, or the largest
+        that a smaller model supports.
+      num_inference_steps: steps from noise to the image, at least 1; each evaluates the network
+        once (with the guidance branches as rows of one batch). The original counts the points of
+        the time grid: its 50 are 49 steps.
+      solver: `euler`, the original's; `ab2` or `pec`, which come as close in fewer steps, see
+        `unix_jax.inference.sampling`. They place a point of the grid at each end of the guidance
+        interval.
+      timestep_shift: above 1 spends more steps near noise.
+      guidance_scale: text guidance; 1 or less turns guidance off.
+      image_guidance_scale: image guidance; 1 or less turns it off, above 1 it needs text guidance.
+        Without a condition image it strengthens the text guidance to
+        1 + image_guidance_scale * (guidance_scale - 1), as in the original.
+      guidance_interval: guidance acts for times in (low, high], 0 <= low <= high <= 1.
+      renorm: `global` (over an image), `channel` (per token) or `text_channel` (per token, after
+        the text step only).
+      renorm_min: lower bound of the renormalisation factor, in [0, 1].
+    """
+
+    renamed: ClassVar[Mapping[str, str]] = {
+        "num_steps": "num_inference_steps, the number of steps made. num_steps counted the points "
+        "of the time grid: num_steps=50 is num_inference_steps=49",
+        "progress": _OLD_PROGRESS,
+    }
+
+    height: int | None = None
+    width: int | None = None
+    num_inference_steps: int = 49
+    solver: Solver = "euler"
+    timestep_shift: float = 3.0
+    guidance_scale: float = 2.0
+    image_guidance_scale: float = 1.0
+    guidance_interval: tuple[float, float] = (0.4, 1.0)
+    renorm: Renorm = "global"
+    renorm_min: float = 0.0
+
+    def size(self, config: UniXConfig) -> tuple[int, int]:
+        """(height, width) in pixels, where None is 512 or the largest of a smaller model.
+
+        Raises:
+          PromptError: a size that this model does not support.
+        """
+        side = config.latent_downsample
+        largest = config.max_latent_size * side
+        default = min(512 // side * side or side, largest)
+        sides, multiple = [], f"a positive multiple of {side}"
+        for name, given in (("height", self.height), ("width", self.width)):
+            value = default if given is None else whole(name, given, side, None, multiple)
+            sides.append(value)
+            require(value % side == 0, name, multiple, value)
+            if not config.interpolate_pos:
+                require(value <= largest, name, f"at most {largest} (position table)", value)
+        return sides[0], sides[1]
+
+    def checked(self, config: UniXConfig) -> Self:
+        """The same settings as plain numbers, sizes in pixels.
+
+        Raises:
+          PromptError: a setting that is no finite number of its kind, that this model does not
+            support, or that would have no effect.
+        """
+        height, width = self.size(config)
+        choice("renorm", self.renorm, RENORMS)
+        choice("solver", self.solver, SOLVERS)
+        text, image = (
+            number(name, getattr(self, name), "a finite number of at least 0", 0)
+            for name in ("guidance_scale", "image_guidance_scale")
+        )
+        if text <= 1 < image:
+            raise PromptError(
+                "image_guidance_scale: expected at most 1 without text guidance "
+                f"(guidance_scale {text:g}), found {image:g}: it acts with text guidance only"
+            )
+        return dataclasses.replace(
+            self,
+            height=height,
+            width=width,
+            num_inference_steps=whole(
+                "num_inference_steps", self.num_inference_steps, 1, _MOST_STEPS
+            ),
+            timestep_shift=number("timestep_shift", self.timestep_shift, "a positive number", TINY),
+            guidance_scale=text,
+            image_guidance_scale=image,
+            guidance_interval=interval("guidance_interval", self.guidance_interval),
+            renorm_min=number("renorm_min", self.renorm_min, "a number in [0, 1]", 0, 1),
+        )
+
+    @property
+    def guided(self) -> bool:
+        """Whether text guidance is used."""
+        return self.guidance_scale > 1
+
+    @property
+    def image_guided(self) -> bool:
+        """Whether image guidance is used: with text guidance only, as in the original."""
+        return self.guided and self.image_guidance_scale > 1
+
+    @property
+    def guidance(self) -> Guidance:
+        """The numbers that a compiled program takes."""
+        numbers = (
+            self.guidance_scale,
+            self.image_guidance_scale,
+            *self.guidance_interval,
+            self.renorm_min,
+        )
+        return Guidance(*(jnp.float32(x) for x in numbers))
+
+
+# --- images of a diffusers checkpoint ----------------------------------------------------------
+
+
+class DiffusionOptions(TypedDict, total=False):
+    """The fields of `DiffusionSettings` as keywords."""
+
+    height: int | None
+    width: int | None
+    num_inference_steps: int
+    guidance_scale: float
+    guidance_rescale: float
+    sampler: Sampler | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiffusionSettings(_Settings):
+    """How an image is generated with a diffusers checkpoint.
+
+    Attributes:
+      height, width: pixels, multiples of the autoencoder's factor; None is the size that the U-Net
+        was trained for.
+      num_inference_steps: evaluations of the U-Net per image.
+      guidance_scale: guidance against the empty prompt; 1 or less turns it off.
+      guidance_rescale: from 0 to 1, how far the spread of guided outputs is brought back to that
+        of the unguided ones.
+      sampler: `ddim` or `euler`, over the checkpoint's noise schedule; None is the checkpoint's
+        own.
+    """
+
+    renamed: ClassVar[Mapping[str, str]] = {
+        "num_steps": "num_inference_steps",
+        "progress": _OLD_PROGRESS,
+    }
+
+    height: int | None = None
+    width: int | None = None
+    num_inference_steps: int = 50
+    guidance_scale: float = 7.5
+    guidance_rescale: float = 0.0
+    sampler: Sampler | None = None
+
+    def checked(self, vae: AutoencoderConfig, native: tuple[int, int]) -> Self:
+        """The same settings as plain numbers, sizes in pixels.
+
+        Raises:
+          PromptError: a setting of another kind, out of range, or without effect.
+        """
+        side = vae.downsample
+        sizes = []
+        for name, latents in zip(("height", "width"), native, strict=True):
+            given = getattr(self, name)
+            multiple = f"a positive multiple of {side}"
+            value = latents * side if given is None else whole(name, given, side, None, multiple)
+            require(value % side == 0, name, multiple, value)
+            sizes.append(value)
+        scale = number("guidance_scale", self.guidance_scale, "a number of at least 0", 0)
+        rescale = number("guidance_rescale", self.guidance_rescale, "a number from 0 to 1", 0, 1)
+        without = "0 without guidance (guidance_scale of at most 1)"
+        require(scale > 1 or rescale == 0, "guidance_rescale", without, rescale)
+        if self.sampler is not None:
+            choice("sampler", self.sampler, typing.get_args(Sampler))
+        return dataclasses.replace(
+            self,
+            height=sizes[0],
+            width=sizes[1],
+            num_inference_steps=whole("num_inference_steps", self.num_inference_steps, 1),
+            guidance_scale=scale,
+            guidance_rescale=rescale,
+        )
