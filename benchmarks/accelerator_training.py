@@ -254,7 +254,7 @@ def main(a: Arguments) -> None:
         prepared = list(pool.map(Prepared.compile, prepared))
     rows = []
     for one in prepared:
-        # The state of one is given back before the next is made.
+        # The state of one is freed before the next is created.
         rows.append(one.measure(a))
         print(rows[-1], flush=True)
     print_table(

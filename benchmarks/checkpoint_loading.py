@@ -1,4 +1,4 @@
-"""What verification costs: time to load a checkpoint with and without it.
+"""Cost of verification: the time to load a checkpoint with and without it.
 
     python benchmarks/checkpoint_loading.py                # 6.4 GB of random bf16
     python benchmarks/checkpoint_loading.py --layers 6     # a smaller one

@@ -1,4 +1,4 @@
-"""What `unix-jax clean --rules-only` does to a corpus, counted without the patterns of the rules.
+"""Effect of `unix-jax clean --rules-only` on a corpus, counted without the patterns of the rules.
 
     python benchmarks/cleaning.py reports_only.jsonl
     python benchmarks/cleaning.py reports_only.jsonl --hits

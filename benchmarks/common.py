@@ -1,4 +1,4 @@
-"""Timing side by side, and the machine's own limits."""
+"""Side-by-side timing, and the limits of the machine."""
 
 import dataclasses
 import os

@@ -1,4 +1,4 @@
-"""What the thresholds of `gray_levels` find in a folder of X-rays, as they are and spoilt.
+"""Detections of the thresholds of `gray_levels` in a folder of X-rays, intact and damaged.
 
 python benchmarks/gray_levels.py examples examples/cxr/images
 """

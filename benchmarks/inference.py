@@ -63,7 +63,7 @@ class Arguments:
     steps: int = 4
     """Euler steps in one run."""
     prompt: int = 64
-    """Tokens of the text that is drawn."""
+    """Number of tokens of the text to generate an image from."""
     batches: tuple[int, ...] = (1, 8)
     """Batch sizes of decoding."""
     sizes: tuple[int, ...] = (256, 512)

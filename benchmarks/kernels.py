@@ -1,4 +1,4 @@
-"""What decides the shape of decoding on a CPU: order and type of matrices, and copies of the cache.
+"""Choices for decoding on a CPU: order and dtype of matrices, and copies of the cache.
 
     python benchmarks/kernels.py
 

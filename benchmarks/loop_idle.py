@@ -1,4 +1,4 @@
-"""The share of a training step in which the device has nothing to do, on one and on two processes.
+"""The fraction of a training step in which the device is idle, on one and on two processes.
 
     python benchmarks/loop_idle.py
 

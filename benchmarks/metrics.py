@@ -1,4 +1,4 @@
-"""Fréchet distance, kernel distance and PRDC against the libraries that others use.
+"""Fréchet distance, kernel distance and PRDC, compared with widely used libraries.
 
     pip install torchmetrics prdc scipy     # the other side, with the extra [torch]
     python benchmarks/metrics.py            # 5,000 x 768 features, and PRDC of 10,000 x 768
@@ -6,7 +6,7 @@
 Both sides get the same random float32 features and take turns in one process. Time is CPU seconds
 of all threads, which other jobs of the machine disturb least; a ratio is the median of the pairwise
 ratios. Memory is the peak of a process of its own above what it held once packages and features
-were there. The difference is that of the values, relative.
+were loaded. The difference is that of the values, relative.
 """
 
 import dataclasses
@@ -52,7 +52,7 @@ def features(rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def identity(columns: int) -> Any:
-    """torchmetrics' "network" for features that are there already."""
+    """torchmetrics' "network" for features that are already computed."""
     import torch
 
     class Features(torch.nn.Module):

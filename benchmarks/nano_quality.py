@@ -1,24 +1,24 @@
-"""What the bundled nano model is worth, on its held-out X-rays.
+"""Quality of the bundled nano model on its held-out X-rays.
 
     python benchmarks/nano_quality.py --out benchmarks/results/nano_quality.txt
 
-Autoencoder: PSNR, SSIM and the error of gray-level gradients of held-out X-rays that were encoded
-and decoded, beside a PCA of blocks with equally many numbers, and beside shrinking to equally many
-pixels. A channel is dead where the posterior's spread exceeds that of its means.
+Autoencoder: PSNR, SSIM and the error of gray-level gradients of held-out X-rays after encoding and
+decoding, compared with a PCA of blocks with the same number of components, and with downscaling to
+the same number of pixels. A channel is dead if the posterior's spread exceeds that of its means.
 
 Reports: how often the findings, and their kind (nothing, COVID-19, other), are those of the labels,
-beside the answer that is commonest in training, beside the one that is commonest among the
-training images of the same hospital, which whoever tells the two hospitals apart can give, and
-beside the answer of the nearest training image. Then the share of the findings that are named
-(macro sensitivity), the training X-rays read right, whether instructions are obeyed, and what is
-said of images that are no radiograph.
+compared with the most common answer in training, with the most common one among the training images
+of the same hospital (a baseline that only recognises the hospital), and with the answer of the
+nearest training image. Then the share of the findings that are named (macro sensitivity), the
+training X-rays reported correctly, whether instructions are followed, and the reports of images
+that are not radiographs.
 
-Images: Fréchet distances to the held-out X-rays of images generated for their captions, beside
+Images: Fréchet distances to the held-out X-rays of images generated for their captions, next to
 those of real X-rays of the training split, of the same held-out ones through the autoencoder, and
 of noise; always of equally many images, since the distance falls with their number. Features are
 the nano model's own ViT's, mean over patches, and gray levels at 8 x 8: RAD-DINO, which the field
 compares with, cannot be bundled. So these distances can be compared with each other only. A
-classifier of gray levels, trained on real X-rays, tells the three commonest captions apart.
+classifier of gray levels, trained on real X-rays, recognises the three most common captions.
 
 Memory: the correlation of each generated X-ray with the training image that is most like it, beside
 that of the held-out ones, at 16 x 16 gray levels. A model that copies is above them.
@@ -467,23 +467,24 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path, help="PNG of the first 16 generated images")
     parser.add_argument(
         "--pairs", type=Path,
-        help="PNG of the 8 generated images that are most like a training image, beside it",
+        help="PNG of the 8 generated images that are most like a training image, next to it",
     )  # fmt: skip
-    a = parser.parse_args()
-    pipe = UniXPipeline.from_pretrained(a.checkpoint)
-    train = records(a.source, "train")
-    held_out = records(a.source, "validate", "test")
-    sections = []
-    if "autoencoder" in a.parts:
-        sections.append(judge_autoencoder(pipe, held_out, train, a.size))
-    if "reports" in a.parts:
-        sections.append(judge_reports(pipe, held_out, train))
-    if "images" in a.parts:
-        sections.append(judge_images(pipe, held_out, train, a.size, a.sheet, a.pairs))
-    text = "\n\n".join("\n".join(lines) for lines in sections)
+    arguments = parser.parse_args()
+    pipe = UniXPipeline.from_pretrained(arguments.checkpoint)
+    train = records(arguments.source, "train")
+    held_out = records(arguments.source, "validate", "test")
+    size, parts = arguments.size, list[list[str]]()
+    if "autoencoder" in arguments.parts:
+        parts.append(judge_autoencoder(pipe, held_out, train, size))
+    if "reports" in arguments.parts:
+        parts.append(judge_reports(pipe, held_out, train))
+    if "images" in arguments.parts:
+        sheet, pairs = arguments.sheet, arguments.pairs
+        parts.append(judge_images(pipe, held_out, train, size, sheet, pairs))
+    text = "\n\n".join("\n".join(lines) for lines in parts)
     print(text)
-    if a.out is not None:
-        a.out.write_text(f"$ python benchmarks/nano_quality.py\n{text}\n", encoding="utf-8")
+    if arguments.out is not None:
+        arguments.out.write_text(f"$ python benchmarks/nano_quality.py\n{text}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""How much of packed rows is padding, and how fast they are planned and laid out.
+"""Padding of packed rows, and the speed of their planning and layout.
 
     python benchmarks/packing.py REPORTS.jsonl --tokenizer CHECKPOINT
 
 REPORTS.jsonl has `findings` and `impression` on each line; no image is read. The understanding task
-of the published size: 576 patches an image, prompts drawn from the default ones. Beside each other:
-one sample a row, padded to the longest text of a batch of as many samples; and packed rows, with
+of the published size: 576 patches per image, random prompts of the default ones. Beside each other:
+one sample per row, padded to the longest text of a batch of as many samples; and packed rows, with
 few or many open at a time. Planning is timed in CPU seconds over the first epoch, tokenizing
 included, and over later ones, when lengths are known. The generation task, with images of 256
-pixels and the reports' captions, has a table of its own: how many places for images stay empty.
+pixels and the reports' captions, has a table of its own: how many positions for images stay empty.
 """
 
 import dataclasses
@@ -59,7 +59,7 @@ def read_records(path: Path) -> list[Record]:
 
 
 def unpacked_padding(samples: RecordSamples, data: DataConfig, batch: int) -> float:
-    """The padded share with one sample a row, in batches as long as their longest."""
+    """The padded share with one sample per row, in batches as long as their longest."""
     costs = [samples.cost(index, 0) for index in np.random.default_rng(0).permutation(len(samples))]
     lengths = np.array([cost.und for cost in costs if not isinstance(cost, Skip)])
     batches = [lengths[i : i + batch] for i in range(0, len(lengths), batch)]
@@ -83,7 +83,7 @@ def plan(samples: RecordSamples, data: DataConfig) -> tuple[float, list[float], 
 
 
 def layout_milliseconds(samples: RecordSamples, config: UniXConfig, data: DataConfig) -> float:
-    """Median time to lay out one row of samples whose images are there already."""
+    """Median time to lay out one row of samples whose images are already loaded."""
     image = np.zeros((config.vision.image_size, config.vision.image_size, 3), np.float32)
     planner = Planner(samples, data)
     seconds = []
@@ -98,7 +98,7 @@ def layout_milliseconds(samples: RecordSamples, config: UniXConfig, data: DataCo
 
 
 def generation_table(a: Arguments, records: list[Record], tokenizer: Tokenizer) -> list[list[str]]:
-    """Rows of (row, share of places for images and for und tokens that stay empty, too long)."""
+    """Rows of (row, share of positions for images and for und tokens that stay empty, too long)."""
     config = UniXConfig.preset("published")
     table = []
     for und_tokens, images in a.generation:

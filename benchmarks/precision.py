@@ -1,4 +1,4 @@
-"""How far other precisions are from the original's float32 numbers: losses, states, gradients.
+"""Deviation of other precisions from the original's float32 results: losses, states, gradients.
 
     python benchmarks/precision.py
     python benchmarks/precision.py --golden DIR

@@ -1,4 +1,4 @@
-"""The published size on this machine: does it fit, and how long does it take?
+"""Memory and time of the model at its published size on this machine.
 
     python benchmarks/published_size.py
 
@@ -34,7 +34,7 @@ class Arguments:
     size: int = 256
     """Side of the image in pixels."""
     checkpoint: str | None = None
-    """Used instead of a random model; also how the fresh process is told."""
+    """Used instead of a random model; also passes the checkpoint to the fresh process."""
 
 
 def measure(a: Arguments) -> None:

@@ -1,4 +1,4 @@
-"""How far the latents of each solver are from the exact path, by network evaluations.
+"""Distance of each solver's latents from the exact path, by network evaluations.
 
 The error is the root mean square of the difference of the latents over that of the reference: the
 same noise, prompts and guidance with a very fine grid. Both cover all images together. Images per

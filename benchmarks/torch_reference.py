@@ -1,4 +1,4 @@
-"""The two-stream denoising step in plain PyTorch: what an eager port would run.
+"""The two-stream denoising step in plain PyTorch, as an eager port would run it.
 
 One branch at a time, as the published sampler does, with `scaled_dot_product_attention`. Takes
 this project's parameters, so that both sides can be checked to give the same velocity. Computes in

@@ -1,4 +1,4 @@
-"""A training step in plain PyTorch: what an eager port would run.
+"""A training step in plain PyTorch, as an eager port would run it.
 
 One sequence holds both streams; each layer takes a stream's tokens out by index, applies that
 stream's weights, and puts them back, and `scaled_dot_product_attention` gets the dense mask of the

@@ -67,11 +67,11 @@ class Arguments:
     report: int = 176
     """Tokens of a report."""
     side: int = 16
-    """Side of a drawn image in latent tokens."""
+    """Side of a generated image in latent tokens."""
     images: int = 4
-    """Drawn images of a row, each with a caption, in the generation stage."""
+    """Generated images per row, each with a caption, in the generation stage."""
     frozen_images: tuple[int, ...] = (1, 2, 4)
-    """Drawn images of a row beside the reports, frozen against full."""
+    """Generated images per row in addition to the reports, frozen against full."""
     depths: tuple[int, int] = (4, 24)
     """Layers of which compile times are compared."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -107,7 +107,7 @@ def random_params(config: UniXConfig) -> dict[str, Any]:
 
 
 def make_batch(a: Arguments, config: UniXConfig, reports: int, images: int) -> TrainingBatch:
-    """Rows that all hold `reports` reports and `images` drawn images, packed without padding."""
+    """Rows of `reports` reports and `images` generated images each, packed without padding."""
     rng = np.random.default_rng(0)
 
     def text(length: int) -> TextSplit:

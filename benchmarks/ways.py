@@ -1,4 +1,4 @@
-"""How long the four main ways through the code are: distinct functions of unix_jax that run on the
+"""Length of the four main ways through the code: distinct functions of unix_jax that run on the
 host, and their files.
 
     python benchmarks/ways.py              # a table beside the aims of docs/architecture.md

@@ -4,13 +4,13 @@
     python train.py configs/nano_autoencoder.py --init runs/nano_start --out runs/nano_autoencoder
 
 The first command fits a linear encoder and decoder in a minute. The networks learn to correct their
-result, on squares of 64 pixels cut from images of 128, and at the end on full images. The export is
-a complete checkpoint, whose model is still untrained: the next stage starts from it. Without
+result, on crops of 64 x 64 pixels from images of 128 x 128, and at the end on complete images. The
+export is a complete checkpoint with an untrained model, from which the next stage starts. Without
 `--init` the linear encoder and decoder start from random weights.
 
 Time: about 14 minutes on 2 busy cores. Score with `--init runs/nano_start`: PSNR 34.9 dB on the
 validation split, mean over images; docs/nano.md compares it with PCA. No run without it has been
-made to its end.
+completed.
 """
 
 from unix_jax.data.config import DataConfig

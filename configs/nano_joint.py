@@ -5,8 +5,8 @@ X-rays, at 128 pixels.
 
 Both streams are trained, as in BAGEL's joint training; the other stages train one of them.
 
-Time: the first 20 steps took 4 minutes on 2 cores that other work shared. Score: none, since no run
-of this configuration has been made to its end.
+Time: the first 20 steps took 4 minutes on 2 busy cores. Score: none, since no run of this
+configuration has been completed.
 """
 
 from unix_jax.data.config import DataConfig

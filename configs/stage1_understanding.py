@@ -4,12 +4,13 @@
     python train.py configs/stage1_understanding.py --init janus --out runs/stage1 \\
         --data.source "mimic:MIMIC_CXR_JPG?reports=clean.jsonl&views=PA,AP"
 
-The published recipe: 256 samples a step, learning rate 1e-4 after 80 steps of warm-up, 3,840 steps,
-AdamW(0.9, 0.95, eps 1e-15) without decay, clipping at 1.0. 128 rows of 1,376 tokens hold about 254
-reports of usual length with their images; longer rows cost more attention and save little padding.
+The published recipe: 256 samples per step, learning rate 1e-4 after 80 steps of warm-up, 3,840
+steps, AdamW(0.9, 0.95, eps 1e-15) without decay, clipping at 1.0. 128 rows of 1,376 tokens hold
+about 254 reports of usual length with their images. Longer rows require more attention and save
+little padding.
 
-Time: one NVIDIA H200 took 5.1 s a step of random data, with `--model.remat dots --accumulation 6`
-(benchmarks/accelerator_training.py) and 96 rows of 2,048 tokens, which makes 5.5 hours; these rows
+Time: one NVIDIA H200 took 5.1 s per step of random data, with `--model.remat dots --accumulation 6`
+(benchmarks/accelerator_training.py) and 96 rows of 2,048 tokens, which is 5.5 hours; these rows
 have not been timed. Score: no run has been made with this code yet; the paper's scores are in its
 tables.
 """

@@ -1,14 +1,14 @@
-"""Stage 2: generation at 256 pixels, at published size. Trains the gen stream, its in- and outputs.
+"""Stage 2: generation at 256 pixels, at published size. Trains the gen stream and its projections.
 
     python train.py configs/stage2_generation.py --init runs/stage1 --repa.encoder RAD_DINO \\
         --out runs/stage2 --data.source "mimic:MIMIC_CXR_JPG?reports=clean.jsonl&views=PA,AP"
 
-The published recipe: 256 images a step, learning rate 2e-4 after 2,000 steps of warm-up, 75,000
+The published recipe: 256 images per step, learning rate 2e-4 after 2,000 steps of warm-up, 75,000
 steps, AdamW(0.9, 0.95, eps 1e-15) without decay, clipping at 1.0, REPA of weight 0.5 after the
 eighth layer, captions dropped with probability 0.1. 128 rows of 2 images.
 
-Time: one NVIDIA H200 took 1.7 s a step of random data, with `--model.remat dots --accumulation 2`
-(benchmarks/accelerator_training.py) and 64 rows of 4 images, which makes 35 hours; these rows have
+Time: one NVIDIA H200 took 1.7 s per step of random data, with `--model.remat dots --accumulation 2`
+(benchmarks/accelerator_training.py) and 64 rows of 4 images, which is 35 hours; these rows have
 not been timed. Score: no run has been made with this code yet; the paper's scores are in its
 tables.
 """

@@ -1,11 +1,11 @@
-"""Stage 3: generation at 512 pixels, at published size. Trains what stage 2 trained, without REPA.
+"""Stage 3: generation at 512 pixels, at published size. Trains stage 2's weights, without REPA.
 
     python train.py configs/stage3_generation_hr.py --init runs/stage2 --out runs/stage3 \\
         --data.source "mimic:MIMIC_CXR_JPG?reports=clean.jsonl&views=PA,AP"
 
-The published recipe: 256 images a step, learning rate 1e-4 from the first step, 5,000 steps,
+The published recipe: 256 images per step, learning rate 1e-4 from the first step, 5,000 steps,
 AdamW(0.9, 0.95, eps 1e-15) without decay, clipping at 1.0, captions dropped with probability 0.1.
-256 rows of one image; the table of 32 x 32 latent positions holds 512 pixels exactly.
+256 rows of one image. The table of 32 x 32 latent positions covers exactly 512 pixels.
 
 Time and score: no run has been made with this code yet; the paper's scores are in its tables.
 """

@@ -1,4 +1,4 @@
-"""`python -m convert`: checkpoints between PyTorch and JAX; the same as `unix-jax convert`."""
+"""The command `python -m convert`: the same as `unix-jax convert`."""
 
 import sys
 

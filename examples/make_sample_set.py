@@ -1,4 +1,4 @@
-"""Makes the bundled sample set: `python examples/make_sample_set.py SOURCE_MANIFEST_DIR OUT`.
+"""Creates the bundled sample set: `python examples/make_sample_set.py SOURCE_MANIFEST_DIR OUT`.
 
 Takes the images of a manifest directory (see docs/data.md) that may be passed on, NIH
 ChestX-ray14 (`nih_*`) and Hannover Medical School (`hann_*`), shrinks them, and writes short

@@ -1,4 +1,4 @@
-"""Makes the nano model's tokenizer: a byte-level BPE over its training texts and instructions.
+"""Creates the nano model's tokenizer: a byte-level BPE over its training texts and instructions.
 
     python examples/make_nano_reports.py runs/nano_reports
     python examples/make_tokenizer.py runs/nano_reports examples/nano_tokenizer
@@ -39,7 +39,7 @@ class Arguments:
     out: tyro.conf.Positional[Path]
     """Directory of the new tokenizer.json."""
     words: int = 1024
-    """At most so many entries, the 256 bytes included."""
+    """Maximum number of entries, including the 256 bytes."""
 
 
 def main(a: Arguments) -> None:

@@ -499,7 +499,7 @@ def test_info_of_the_bundled_model(capsys):
     assert run(["info"]) == 0
     captured = capsys.readouterr()
     assert "hidden_size 256" in " ".join(captured.out.split())
-    assert "examples/nano is used, a small demonstration" in captured.err
+    assert "examples/nano, a small demonstration model" in captured.err
 
 
 def test_help_is_quick_and_loads_no_model():

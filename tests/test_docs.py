@@ -37,6 +37,7 @@ from support.documentation import (
     program,
     prose,
 )
+from support.helps import HELPS
 from unix_jax import cli
 from unix_jax.training.config import Invocation, TrainConfig, parse_arguments
 
@@ -117,6 +118,32 @@ def test_commands_parse(page, monkeypatch, capsys):
                 assert f'"{option}"' in source or re.search(field, source, re.M), line
         else:
             assert name in FOREIGN, f"{line}\nexpected a command that this test knows"
+
+
+@pytest.mark.parametrize("name", [name for name in HELPS if name != "train CONFIG"])
+def test_examples_of_the_help_parse(name, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    show, arguments = HELPS[name]
+    with process_state_kept(), pytest.raises(SystemExit):
+        show(arguments)
+    _, found, text = capsys.readouterr().out.partition("For example:\n")
+    lines = re.findall(r"^ {4}(unix-jax .*)$", text, re.MULTILINE)
+    assert found
+    assert lines
+    for line in lines:
+        words = shlex.split(line.partition(" > ")[0])
+        try:
+            parsed(words, monkeypatch)
+        except SystemExit:
+            pytest.fail(f"{line}\n{capsys.readouterr().err}")
+
+
+def test_lists_of_subcommands_are_short(capsys):
+    for name in ("unix-jax", "convert", "data"):
+        show, arguments = HELPS[name]
+        with pytest.raises(SystemExit):
+            show(arguments)
+        assert capsys.readouterr().out.count("For example:") == 1
 
 
 def subcommands(union):

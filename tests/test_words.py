@@ -1,23 +1,22 @@
-"""The words of the documentation and of every `--help`: the field's own, in plain English.
+"""The words of documentation, help and docstrings: the field's own, in plain English.
 
 The list holds wordings that native readers stumbled over, as narrow patterns with the words to use.
 Code, link targets and quotations are not looked at. A legitimate use that a pattern meets gets an
 exception here, next to the pattern.
 """
 
+import ast
+import inspect
 import re
 import typing
-from pathlib import Path
 
 import pytest
 
+import unix_jax
 from support.documentation import NAMES, PAGES, ROOT
-from unix_jax import cli
-from unix_jax.commands import convert, data
-from unix_jax.training.config import parse_arguments
+from support.helps import HELPS
 
 PAGES, NAMES = [*PAGES, ROOT / "CHANGELOG.md"], [*NAMES, "CHANGELOG.md"]
-CONFIG = Path(__file__).parents[1] / "configs" / "nano_understanding.py"
 
 _UNITS = (
     "cards?|channels?|images?|items?|latents?|lines?|milliseconds?|numbers?|objects?|pixels?|px|"
@@ -150,29 +149,6 @@ def test_words_of_the_documentation(page):
     assert not found, "\n".join(found)
 
 
-def helps():
-    """(the command's name, what shows its help) of every command."""
-    for name in ("report", "generate", "info", "clean", "export", "app"):
-        yield name, cli.main, [name, "--help"]
-    for name in ("reports", "images", "score"):
-        yield f"evaluate {name}", cli.main, ["evaluate", name, "--help"]
-    for command in (
-        "import", "import-janus", "import-diffusers", "export", "cast", "accept", "inspect",
-        "check",
-    ):  # fmt: skip
-        yield f"convert {command}", convert.main, [command, "--help"]
-    for command in ("inspect", "write", "moments"):
-        yield f"data {command}", data.main, [command, "--help"]
-    yield "unix-jax", cli.main, ["--help"]
-    yield "evaluate", cli.main, ["evaluate", "--help"]
-    yield "convert", convert.main, ["--help"]
-    yield "data", data.main, ["--help"]
-    yield "train", parse_arguments, [str(CONFIG), "--help"]
-
-
-HELPS = {name: (show, arguments) for name, show, arguments in helps()}
-
-
 @pytest.mark.parametrize("name", HELPS)
 def test_words_of_the_help(name, capsys):
     show, arguments = HELPS[name]
@@ -183,4 +159,45 @@ def test_words_of_the_help(name, capsys):
     text = re.sub(r"[│╭╮╰╯─]", " ", captured.out)
     assert len(text) > 200, captured.err
     found = complaints(f"{name} --help", masked(text))
+    assert not found, "\n".join(found)
+
+
+def public_docstrings():
+    """(dotted name, docstring) of the public names, and of their public methods and properties."""
+    for package in (unix_jax, unix_jax.data, unix_jax.evaluation, unix_jax.training):
+        yield package.__name__, package.__doc__
+        for name in package.__all__:
+            value = getattr(package, name)
+            if inspect.ismodule(value) or not hasattr(value, "__module__"):
+                continue
+            yield f"{package.__name__}.{name}", value.__doc__
+            for member in vars(value) if inspect.isclass(value) else ():
+                if not member.startswith("_"):
+                    text = getattr(inspect.getattr_static(value, member), "__doc__", None)
+                    yield f"{package.__name__}.{name}.{member}", text
+
+
+def test_words_of_the_public_docstrings():
+    texts = {name: text for name, text in public_docstrings() if text}
+    assert {"unix_jax.UniXPipeline.generate_report", "unix_jax.make_mesh"} <= texts.keys()
+    found = [line for name, text in texts.items() for line in complaints(name, masked(text))]
+    assert not found, "\n".join(found)
+
+
+FOLDERS = ("unix_jax", "convert", "configs", "benchmarks", "examples")
+MODULES = [ROOT / "train.py", *(file for name in FOLDERS for file in (ROOT / name).rglob("*.py"))]
+
+
+def test_titles_of_the_modules():
+    """Each module says what it is in its first line, a sentence or phrase that ends there."""
+    found = []
+    for file in MODULES:
+        name = file.relative_to(ROOT).as_posix()
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        title, _, _ = (ast.get_docstring(tree) or "").partition("\n\n")
+        found += complaints(name, masked(title))
+        if tree.body and not title:
+            found.append(f"{name}: expected a docstring")
+        elif tree.body and not re.search(r"[.:]$", title):
+            found.append(f"{name}: expected a title that ends with a full stop, found {title!r}")
     assert not found, "\n".join(found)

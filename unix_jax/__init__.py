@@ -4,8 +4,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 import lazy_loader
 
-# The public names stand in __init__.pyi. Each is imported when it is first used: the command line
-# answers --help without loading JAX.
+# The public names are in __init__.pyi. Each is imported on first use, so that the command line
+# shows --help without loading JAX.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 try:

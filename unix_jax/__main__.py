@@ -1,4 +1,4 @@
-"""`python -m unix_jax`: the same as `unix-jax`."""
+"""The command `python -m unix_jax`: the same as `unix-jax`."""
 
 import sys
 

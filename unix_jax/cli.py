@@ -1,6 +1,6 @@
-"""`unix-jax`: the command line for reports, images and checkpoints.
+"""The command line `unix-jax`: reports, images, training, checkpoints, evaluation and data.
 
-Errors that an input caused are printed as one message on standard error with exit code 1; the exit
+Errors caused by an input are printed as one message on standard error with exit code 1; the exit
 code of Ctrl-C is 130.
 """
 
@@ -22,18 +22,19 @@ from unix_jax.commands.export import Export
 from unix_jax.commands.generate import Generate
 from unix_jax.commands.info import Info
 from unix_jax.commands.report import Report
+from unix_jax.commands.subcommands import with_short_descriptions
 from unix_jax.commands.terminal import run_command
 from unix_jax.errors import UniXError
 
 # Options of earlier versions, by command -> what replaced them.
 _RENAMED = {
-    ("generate", "--steps"): "--num-inference-steps, the number of steps made. --steps counted the "
-    "points of the time grid: --steps 50 is --num-inference-steps 49. For a diffusers checkpoint "
-    "the number stays the same",
+    ("generate", "--steps"): "--num-inference-steps, the number of steps. --steps counted the "
+    "points of the time grid, so --steps 50 is --num-inference-steps 49. For a diffusers "
+    "checkpoint the number is unchanged",
 }
 _RENAMED["evaluate", "--steps"] = _RENAMED["generate", "--steps"]
 
-# Programs with a command line of their own, by the word that calls them.
+# Subcommands with their own command line: the module, and the first arguments.
 _PROGRAMS = {
     "train": ("unix_jax.commands.train", []),
     "convert": ("unix_jax.commands.convert", []),
@@ -44,7 +45,7 @@ _PROGRAMS = {
 
 @dataclasses.dataclass
 class _Train:
-    """Train from a configuration file: `unix-jax train CONFIG --out DIR`."""
+    """Train a model from a configuration file: `unix-jax train CONFIG --out DIR`."""
 
 
 @dataclasses.dataclass
@@ -59,7 +60,7 @@ class _Check:
 
 @dataclasses.dataclass
 class _Data:
-    """Inspect a source of X-rays and reports, write it as ArrayRecord, or compute moments."""
+    """Inspect a source of X-rays and reports, write it as ArrayRecord, or write moments."""
 
 
 _Command: Any = tyro.conf.OmitSubcommandPrefixes[  # type: ignore[misc]
@@ -77,12 +78,22 @@ _Command: Any = tyro.conf.OmitSubcommandPrefixes[  # type: ignore[misc]
 ]
 
 
+_DESCRIPTION = """UniX: reports from chest X-rays, and chest X-rays from text. Research software,
+not a medical device.
+
+For example:
+    unix-jax report xray.png
+    unix-jax generate "Large right pleural effusion."
+    unix-jax train configs/nano_generation.py --out runs/nano
+"""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs `unix-jax`; returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given and given[0] in _PROGRAMS:
         module, first = _PROGRAMS[given[0]]
-        # Importing it may find that an extra is not installed.
+        # The import raises an error if an extra is not installed.
         return run_command(lambda: importlib.import_module(module).main([*first, *given[1:]]))
 
     def run() -> None:
@@ -94,10 +105,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if replaced := _RENAMED.get((given[0], option.partition("=")[0])):
                 raise UniXError(f"{option}: this option is now {replaced}")
         command: Report | Generate | Info | Evaluate | Clean | Export | App = tyro.cli(
-            _Command,
+            with_short_descriptions(_Command, given),
             prog="unix-jax",
-            description="UniX: reports from chest X-rays, and chest X-rays from text. "
-            "Research software, not a medical device.",
+            description=_DESCRIPTION,
             args=given,
         )
         command.run()
@@ -106,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _require_subcommand(given: Sequence[str]) -> None:
-    """Raises UniXError for a first word that is no subcommand, with the nearest one."""
+    """Raises UniXError if the first word is not a subcommand; the error names the nearest one."""
     annotated = typing.get_args(typing.get_args(_Command)[0])
     names = [typing.get_args(one)[1].name for one in annotated]
     if not given or given[0].startswith("-") or given[0] in names:

@@ -22,7 +22,7 @@ def pipe():
 
 @pytest.fixture(scope="session")
 def xray_png() -> bytes:
-    """The bytes of a small picture."""
+    """The bytes of a small image."""
     ramp = np.add.outer(np.arange(120), np.arange(90)).astype(np.uint8)
     file = io.BytesIO()
     Image.fromarray(ramp).save(file, "PNG")

@@ -24,7 +24,7 @@ HOSTILE = "<script>alert(1)</script>\"' ${value} {{value}}"
 
 @pytest.fixture
 def actions(pipe):
-    return Actions(pipe, Limits(session_pictures=3), SAME)
+    return Actions(pipe, Limits(session_images=3), SAME)
 
 
 def last(steps):
@@ -70,15 +70,15 @@ def test_bad_uploads_are_messages(actions):
     assert list(actions.write_after_reading(Stop(), None, *REPORT)) == [(SAME, SAME)]
 
 
-def test_a_drawing(actions, pipe):
-    items = list(actions.draw(Stop(), (), "effusion", *SETTINGS, *COMMON))
+def test_a_generated_image(actions, pipe):
+    items = list(actions.generate(Stop(), (), "effusion", *SETTINGS, *COMMON))
     assert any("<progress" in figure for figure, *_ in items)
     assert [kept for _, kept, *_ in items[:-1]] == [SAME] * (len(items) - 1)
-    figure, (drawing,), gallery, message = items[-1]
+    figure, (finished,), gallery, message = items[-1]
     assert 'download="effusion_seed0.png"' in figure
-    assert drawing.file_name in gallery
+    assert finished.file_name in gallery
     assert "Done" in message
-    file = Image.open(io.BytesIO(drawing.png))
+    file = Image.open(io.BytesIO(finished.png))
     assert file.text["prompt"] == "effusion"
     assert file.text["seed"] == "0"
     assert file.text["num_inference_steps"] == "4"
@@ -101,7 +101,7 @@ def test_a_comparison(actions):
 def test_a_session_is_bounded(actions):
     kept = ()
     for seed in range(4):
-        _, kept, gallery, _ = last(actions.draw(Stop(), kept, "a", seed, 4, 2.0, *COMMON))
+        _, kept, gallery, _ = last(actions.generate(Stop(), kept, "a", seed, 4, 2.0, *COMMON))
     assert [d.choices.seed for d in kept] == [1, 2, 3]
     assert gallery.index("seed 3") < gallery.index("seed 1")
     cleared, gallery, _ = actions.clear()
@@ -110,7 +110,7 @@ def test_a_session_is_bounded(actions):
 
 
 def test_texts_of_visitors_are_escaped(actions):
-    for figure, _, gallery, _ in actions.draw(Stop(), (), HOSTILE, *SETTINGS, *COMMON):
+    for figure, _, gallery, _ in actions.generate(Stop(), (), HOSTILE, *SETTINGS, *COMMON):
         for shown in (figure, gallery):
             assert "<script" not in shown
     assert html.escape(HOSTILE) in gallery
@@ -118,13 +118,13 @@ def test_texts_of_visitors_are_escaped(actions):
 
 @pytest.mark.parametrize("choices", [("", *SETTINGS), ("a", None, 4, 2.0), ("a", 0, 10**6, 2.0)])
 def test_bad_settings_are_messages(actions, choices):
-    (item,) = actions.draw(Stop(), (), *choices, *COMMON)
+    (item,) = actions.generate(Stop(), (), *choices, *COMMON)
     assert item[1:3] == (SAME, SAME)
     assert 'role="alert"' in item[-1]
 
 
 def test_a_long_prompt_is_a_message(actions):
-    *_, item = actions.draw(Stop(), (), "pneumonia " * 390, *SETTINGS, *COMMON)
+    *_, item = actions.generate(Stop(), (), "pneumonia " * 390, *SETTINGS, *COMMON)
     assert "expected at most" in item[-1]
 
 
@@ -137,7 +137,7 @@ def test_faults_of_ours_are_a_line_and_a_log(actions, caplog):
 
     broken = dataclasses.replace(actions, pipe=Broken())
     with caplog.at_level(logging.ERROR):
-        *_, item = broken.draw(Stop(), (), "a", *SETTINGS, *COMMON)
+        *_, item = broken.generate(Stop(), (), "a", *SETTINGS, *COMMON)
     assert FAILED in item[-1]
     assert "/secret/path" not in item[-1]
     assert "/secret/path" in caplog.text
@@ -145,7 +145,7 @@ def test_faults_of_ours_are_a_line_and_a_log(actions, caplog):
 
 def test_a_stop_ends_what_runs_and_what_waits(actions):
     stop = Stop()
-    steps = actions.draw(stop, (), "a", *SETTINGS, *COMMON)
+    steps = actions.generate(stop, (), "a", *SETTINGS, *COMMON)
     next(steps)
     next(steps)
     assert actions.end(stop) == SAME
@@ -156,7 +156,7 @@ def test_a_stop_ends_what_runs_and_what_waits(actions):
     # One that waits for the model.
     actions.begin(stop)
     assert actions.end(stop) == SAME
-    ((*_, message),) = actions.draw(stop, (), "a", *SETTINGS, *COMMON)
+    ((*_, message),) = actions.generate(stop, (), "a", *SETTINGS, *COMMON)
     assert "Stopped." in message
     # The next request forgets it.
-    assert "Done" in last(actions.draw(stop, (), "a", *SETTINGS, *COMMON))[-1]
+    assert "Done" in last(actions.generate(stop, (), "a", *SETTINGS, *COMMON))[-1]

@@ -1,4 +1,4 @@
-"""The page in headless Chromium: upload, report, picture, comparison, download, refusals."""
+"""The page in headless Chromium: upload, report, image, comparison, download, refusals."""
 
 import re
 import threading
@@ -49,7 +49,7 @@ def settle(page, label, value):
 
 
 def quick(page, tab, *prefixes):
-    """Few steps in a tab, and the smallest picture."""
+    """Few steps in a tab, and the smallest image."""
     page.get_by_role("tab", name=tab).click()
     for prefix in prefixes:
         settle(page, f"number input for {prefix}Steps", 4)
@@ -57,7 +57,7 @@ def quick(page, tab, *prefixes):
     settle(page, "number input for Side", 32)
 
 
-def test_upload_report_draw_compare_download(open_page, address, xray_png):
+def test_upload_report_generate_compare_download(open_page, address, xray_png):
     page, asked = open_page()
     assert page.get_by_text("Research software, not a medical device").is_visible()
 
@@ -71,16 +71,16 @@ def test_upload_report_draw_compare_download(open_page, address, xray_png):
     quick(page, "Generate", "")
     page.get_by_label("Findings").locator("visible=true").fill("Large <b>left</b> effusion")
     page.get_by_role("button", name="Generate", exact=True).click()
-    link = page.locator("#drawing a.download")
+    link = page.locator("#generated a.download")
     link.wait_for()
     with page.expect_download() as downloading:
         link.click()
     name = downloading.value.suggested_filename
     assert name == "large-b-left-b-effusion_seed0.png"
-    picture = Image.open(downloading.value.path())
-    assert picture.size == (32, 32)
-    assert picture.text["prompt"] == "Large <b>left</b> effusion"
-    assert picture.text["num_inference_steps"] == "4"
+    image = Image.open(downloading.value.path())
+    assert image.size == (32, 32)
+    assert image.text["prompt"] == "Large <b>left</b> effusion"
+    assert image.text["num_inference_steps"] == "4"
 
     quick(page, "Compare", "A: ", "B: ")
     page.get_by_role("button", name="Generate both").click()
@@ -138,7 +138,7 @@ def test_a_narrow_screen_and_a_keyboard(open_page):
     for name in ("Click to upload or drop files", "No Finding", "Write the report", "Stop"):
         assert any(name in found for found in reached), (name, reached)
 
-    # Every field has a name, every picture a description.
+    # Every field has a name, every image a description.
     nameless = page.evaluate(
         """() => [...document.querySelectorAll('input:not([type=file]), textarea, button, img')]
         .filter(e => e.offsetParent && !(e.labels && e.labels.length) && !e.innerText.trim()
@@ -170,13 +170,13 @@ def test_stopping(open_page, pipe, monkeypatch):
 
     monkeypatch.setattr(pipe, "stream_image", waiting)
     page, _ = open_page()
-    message = page.locator("#draw-message")
+    message = page.locator("#generate-message")
     quick(page, "Generate", "")
     stop = page.get_by_role("button", name="Stop").locator("visible=true")
     stop.click()
     message.get_by_text("Nothing is running.").wait_for()
     page.get_by_role("button", name="Generate", exact=True).click()
-    page.locator("#drawing figcaption").get_by_text("Step 1 of 3").wait_for()
+    page.locator("#generated figcaption").get_by_text("Step 1 of 3").wait_for()
     with page.expect_response(re.compile("/run/")):
         stop.click()
     message.get_by_text("Stopping …").wait_for()
@@ -184,22 +184,22 @@ def test_stopping(open_page, pipe, monkeypatch):
     message.get_by_text("Stopped.").wait_for()
     # The model is free for the next one.
     page.get_by_role("button", name="Generate", exact=True).click()
-    page.locator("#drawing a.download").wait_for()
+    page.locator("#generated a.download").wait_for()
 
 
-def test_a_picture_appears_step_by_step(open_page):
+def test_an_image_appears_step_by_step(open_page):
     page, _ = open_page()
     page.evaluate(
         """() => { window.seen = []; new MutationObserver(() => {
-        const found = document.querySelector('#drawing figcaption');
+        const found = document.querySelector('#generated figcaption');
         if (found) window.seen.push(found.innerText)
         }).observe(document.body, {subtree: true, childList: true, characterData: true}) }"""
     )
     quick(page, "Generate", "")
     settle(page, "number input for Steps", 12)
     page.get_by_role("button", name="Generate", exact=True).click()
-    page.locator("#drawing a.download").wait_for()
+    page.locator("#generated a.download").wait_for()
     seen = dict.fromkeys(page.evaluate("window.seen"))
     assert sum(text.startswith("Step ") for text in seen) >= 3, seen
-    data = page.locator("#drawing img").get_attribute("src").partition(",")[2]
+    data = page.locator("#generated img").get_attribute("src").partition(",")[2]
     assert data

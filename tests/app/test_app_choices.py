@@ -44,9 +44,9 @@ def dicom_bytes() -> bytes:
 def test_an_xray_is_what_the_pipeline_would_make_of_it(xray_png):
     xray = read_xray(xray_png, "mine", TINY, LIMITS)
     expected = letterbox(Image.open(io.BytesIO(xray_png)).convert("RGB"), 48)
-    assert np.array_equal(xray.picture, expected)
+    assert np.array_equal(xray.image, expected)
     # Letterboxing it again, as the pipeline does, changes nothing.
-    assert np.array_equal(letterbox(xray.picture, 48), expected)
+    assert np.array_equal(letterbox(xray.image, 48), expected)
     assert xray.preview.size == (90, 120)
 
 

@@ -103,7 +103,7 @@ def joined(address, api_name, data):
 
 
 def test_no_file_can_be_named_in_a_message(address, xray_file):
-    """A path in the place of an upload, to a picture that could be shown if it were read."""
+    """A path instead of an upload, to an image that could be shown if it were read."""
     relative = os.path.relpath(xray_file, uploaded_folder())
     for path in (str(xray_file), relative, f"{uploaded_folder()}/{relative}", f"/{xray_file}"):
         payload = {"path": path, "meta": {"_type": "gradio.FileData"}}
@@ -115,7 +115,7 @@ def test_no_file_can_be_named_in_a_message(address, xray_file):
 def test_the_queue_cannot_be_passed(address):
     headers = {"Content-Type": "application/json"}
     body = json.dumps({"data": ["a", *IMAGE.values()]})
-    assert request(address, "POST", "/gradio_api/run/draw", body, headers)[0] == 404
+    assert request(address, "POST", "/gradio_api/run/generate", body, headers)[0] == 404
 
 
 def test_no_address_is_fetched(address):
@@ -139,7 +139,7 @@ def test_a_large_upload_is_refused_before_it_is_sent(address):
     connection.close()
 
 
-def test_report_and_picture_through_the_client(client, xray_file):
+def test_report_and_image_through_the_client(client, xray_file):
     from gradio_client import handle_file
 
     figure, _, message = client.predict(handle_file(xray_file), api_name="/upload")
@@ -147,7 +147,7 @@ def test_report_and_picture_through_the_client(client, xray_file):
     report, message = client.predict("Report:", 6, 0, 1, 0, api_name="/report")
     assert report
     assert "Done" in message
-    figure, gallery, message = client.predict("effusion", *IMAGE.values(), api_name="/draw")
+    figure, gallery, message = client.predict("effusion", *IMAGE.values(), api_name="/generate")
     assert "data:image/png" in figure
     assert "effusion_seed0.png" in gallery
 
@@ -155,9 +155,9 @@ def test_report_and_picture_through_the_client(client, xray_file):
 def test_sessions_are_apart(address, client):
     from gradio_client import Client
 
-    _, mine, _ = client.predict("mine", *IMAGE.values(), api_name="/draw")
+    _, mine, _ = client.predict("mine", *IMAGE.values(), api_name="/generate")
     _, theirs, _ = Client(address, verbose=False).predict(
-        "theirs", *IMAGE.values(), api_name="/draw"
+        "theirs", *IMAGE.values(), api_name="/generate"
     )
     assert "mine" in mine
     assert "theirs" in theirs
@@ -168,7 +168,7 @@ def test_sessions_are_apart(address, client):
 
 def test_bad_settings_are_messages(client):
     for settings in ({"seed": None}, {"seed": -1}, {"seed": 2**40}):
-        *_, message = client.predict("a", *(IMAGE | settings).values(), api_name="/draw")
+        *_, message = client.predict("a", *(IMAGE | settings).values(), api_name="/generate")
         assert 'role="alert"' in message
 
 
@@ -181,7 +181,7 @@ def test_nothing_but_uploads_is_on_disk_and_they_go_with_the_server(pipe, tmp_pa
     with serving(pipe, port=0) as address:
         folder = uploaded_folder()
         client = Client(address, verbose=False)
-        client.predict("a", *IMAGE.values(), api_name="/draw")
+        client.predict("a", *IMAGE.values(), api_name="/generate")
         assert [f for f in folder.rglob("*") if f.is_file()] == []
         client.predict(handle_file(xray_file), api_name="/upload")
         assert {f.name for f in folder.rglob("*") if f.is_file()} == {"xray.png"}
@@ -214,7 +214,7 @@ def test_a_full_queue_turns_visitors_away(pipe):
     long = (IMAGE | {"steps": 80}).values()
     with serving(pipe, port=0, limits=Limits(waiting=1)) as address:
         clients = [Client(address, verbose=False) for _ in range(4)]
-        jobs = [client.submit("a", *long, api_name="/draw") for client in clients]
+        jobs = [client.submit("a", *long, api_name="/generate") for client in clients]
         errors = [str(job.exception(timeout=120)) for job in jobs]
         assert sum("Queue is full" in error for error in errors) in (2, 3), errors
         # Those who waited got theirs.
@@ -237,7 +237,7 @@ def test_eight_visitors_for_a_minute(address, xray_file):
                     raise AssertionError(message)
                 settings = (IMAGE | {"seed": number}).values()
                 _, gallery, message = client.predict(
-                    f"visitor {number}", *settings, api_name="/draw"
+                    f"visitor {number}", *settings, api_name="/generate"
                 )
                 others = (f"visitor {n}:" in gallery for n in range(8) if n != number)
                 if "Done" not in message or any(others):

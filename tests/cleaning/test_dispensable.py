@@ -118,11 +118,14 @@ def test_sentences_that_are_cleaned(before, after):
         "The heart is XXXX normal in size.",
         "Considering technical factors heart size XXXX enlarged.",
         "There are XXXX opacities which appear to XXXX XXXX above the right XXXX fissure.",
-        "Left-sided pacemaker noted with 1-XXXX in right atrium.",
-        "There is a round density in the AP XXXX.",
         "Soft tissue XXXX around the ankle.",
         "Upper lobe XXXX and emphysema.",
-        "Opacity in the left base XXXX atelectasis.",
+        "XXXX bilateral effusions.",
+        "Low lung volumes with XXXX bilateral pleural effusions.",
+        "No XXXX of the pleural effusions.",
+        "The right upper lobe mass is not seen in XXXX study.",
+        "Mediastinal shift, suggesting XXXX physiology.",
+        "XXXX right costophrenic XXXX, right lung free of focal consolidation.",
     ],
 )
 def test_sentences_that_set_the_report_aside(sentence):

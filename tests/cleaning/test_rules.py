@@ -216,3 +216,119 @@ def test_what_is_stated_is_not_denied_by_a_hidden_word():
     cleaned = clean_sections("Right lower lobe infiltrates. No XXXX infiltrates.", "")
     assert cleaned.findings == "Right lower lobe infiltrates. No other infiltrates."
     assert clean_sections("No XXXX infiltrates.", "").findings == "No infiltrates."
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (
+            "Opacity in the left base XXXX atelectasis.",
+            "Opacity in the left base, possibly atelectasis.",
+        ),
+        (
+            "Density in the right base XXXX corresponding to a hiatal hernia.",
+            "Density in the right base possibly corresponding to a hiatal hernia.",
+        ),
+        (
+            "Calcified nodes are XXXX the sequela of prior infection.",
+            "Calcified nodes are possibly the sequela of prior infection.",
+        ),
+        (
+            "Calcified hilar lymph XXXX XXXX sequela of granulomatous disease.",
+            "Calcified hilar lymph nodes, possibly sequela of granulomatous disease.",
+        ),
+        (
+            "Pneumoperitoneum, XXXX postoperative.",
+            "Pneumoperitoneum, possibly postoperative.",
+        ),
+        (
+            "Foreign body over the breast (XXXX nipple piercing).",
+            "Foreign body over the breast (possibly nipple piercing).",
+        ),
+        (
+            "Bibasilar opacities seen on lateral XXXX XXXX be atelectasis.",
+            "Bibasilar opacities seen on lateral view may be atelectasis.",
+        ),
+        (
+            "Retrocardiac opacity XXXX due at XXXX in part to atelectasis.",
+            "Retrocardiac opacity possibly due at least in part to atelectasis.",
+        ),
+        (
+            "Round opacity is XXXX on lateral view to represent atelectasis.",
+            "Round opacity is thought on lateral view to represent atelectasis.",
+        ),
+        (
+            "Rib deformity, also XXXX chronic.",
+            "Rib deformity, also possibly chronic.",
+        ),
+    ],
+)
+def test_hidden_hedges_stay_doubt(before, after):
+    assert clean_sections(before, "").findings == after
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (
+            "Pacemaker generator with a XXXX terminating in the right ventricle.",
+            "Pacemaker generator with a device terminating in the right ventricle.",
+        ),
+        (
+            "There are 2 XXXX masses in the right lung.",
+            "There are 2 masses in the right lung.",
+        ),
+        (
+            "Density over the left posterior rib 8 XXXX callus.",
+            "Density over the left posterior rib 8, possibly callus.",
+        ),
+        (
+            "Confluent and XXXX opacities in the left base.",
+            "Confluent opacities in the left base.",
+        ),
+        (
+            "Fractures of at XXXX the right 5th through 9th ribs.",
+            "Fractures of at least the right 5th through 9th ribs.",
+        ),
+        ("Blunted costophrenic XXXX.", "Blunted costophrenic angles."),
+        ("The central airway is midline and is XXXX.", "The central airway is midline."),
+        ("Inferior sternotomy XXXX is disrupted.", "Inferior sternotomy changes are disrupted."),
+        (
+            "There is XXXX visualization of the diaphragms, which may be due to atelectasis.",
+            "There is limited visualization of the diaphragms, which may be due to atelectasis.",
+        ),
+    ],
+)
+def test_hidden_nouns_leave_no_gap(before, after):
+    assert clean_sections(before, "").findings == after
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("Improved lung volumes, left base opacities.", "Left base opacities."),
+        (
+            "Cardiomegaly with small but increasing right pleural effusion.",
+            "Cardiomegaly with small right pleural effusion.",
+        ),
+        (
+            "There has been interval placement of a left chest tube.",
+            "There is a left chest tube.",
+        ),
+        (
+            "There is improvement in bilateral pulmonary edema with mild residual.",
+            "Mild residual bilateral pulmonary edema.",
+        ),
+        (
+            "Lungs clear and stable/unremarkable mediastinal contour.",
+            "Lungs clear and unremarkable mediastinal contour.",
+        ),
+        (
+            "This may represent resolving or developing pneumonia.",
+            "This may represent pneumonia.",
+        ),
+        ("Note is made of an unchanged hiatal hernia.", "Note is made of a hiatal hernia."),
+    ],
+)
+def test_change_leaves_no_gap(before, after):
+    assert clean_sections(before, "").findings == after

@@ -59,7 +59,7 @@ def test_of_a_source_without_keys_a_few_records_are_read():
     assert len(source.read) == 256
     assert (found["first"], found["last"]) == ("0", "99999")
     assert difference(found, fingerprint(Read(keys[::-1]))).startswith(
-        "the 100000 records are others, or in another order; the first was '0' and is '99999'"
+        "the 100000 records differ, or are in another order; the first was '0' and is '99999'"
     )
     few = fingerprint(Read(["a", "broken", "b"]))
     assert few["records"] == 3

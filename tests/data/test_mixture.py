@@ -307,7 +307,7 @@ def test_fingerprints_of_every_part(tmp_path):
     manifest_b = tmp_path / "b" / "manifest.jsonl"
     manifest_b.write_text(manifest_b.read_text().replace("b1", "c1"))
     changed = fingerprint(open_mixture(f"0.5*{one} + 0.5*{two}", None, "understanding"))
-    assert difference(before, changed).startswith("part 2: the 2 records are others")
+    assert difference(before, changed).startswith("part 2: the 2 records differ")
     single = fingerprint(open_source(one))
     assert difference(before, single) == "expected a mixture of 2 sources, found one source"
     assert difference(single, before) == "expected one source, found a mixture of 2 sources"

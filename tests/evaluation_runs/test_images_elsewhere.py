@@ -22,7 +22,7 @@ from unix_jax.evaluation.inception import Inception, softmax
 from unix_jax.evaluation.nearest import gray_pixels, pair_image
 from unix_jax.evaluation.radiomics import radiomics_distance
 from unix_jax.evaluation.reid import Reidentification
-from unix_jax.evaluation_runs.image_set import images_made_elsewhere
+from unix_jax.evaluation_runs.image_set import images_of_files
 from unix_jax.preprocessing.transforms import save_png, to_pil
 
 COUNT = 12
@@ -185,7 +185,7 @@ def write_repeats(folder, captions, keys=None):
 def paired(folder, table):
     write_jsonl(folder / "made.jsonl", table)
     source = open_source(f"manifest:{folder}")
-    found = images_made_elsewhere(folder / "made.jsonl", source)
+    found = images_of_files(folder / "made.jsonl", source)
     return [image.record for image in found.images], found.notes
 
 
@@ -314,7 +314,7 @@ def test_copies_of_training_images_come_first(data, tmp_path):
     assert value["pixel distance: share nearer than 95 % of real images"] == pytest.approx(
         2 / 12, abs=0.1
     )
-    assert "training images that were compared: 8" in results["notes"]
+    assert "number of compared training images: 8" in results["notes"]
     assert "generated images that are equal to a training image: 2" in results["notes"]
     assert not any(note.startswith("real images that are equal") for note in results["notes"])
     page = (tmp_path / "nearest.html").read_text()

@@ -81,7 +81,7 @@ def test_other_weights_are_refused_and_restarted(toy, train, run, capsys):
     assert train.main(arguments) == 0
     said = capsys.readouterr().err
     assert "source 2: 70.0% of the samples, generation, manifest:" in said
-    assert "the order of the data begins anew" in said
+    assert "the order of the data restarts" in said
     last = toy_run.metrics(run)[-1]
     assert last["source_1_samples"] < last["source_2_samples"]
 

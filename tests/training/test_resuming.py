@@ -250,12 +250,12 @@ def test_a_manifest_in_reverse_order(toy, train, run, tmp_path, capsys):
     options = manifest(toy, tmp_path, lambda lines: lines[::-1])
     error = refused(train, capsys, run, *config, *options)
     assert "data.source: not the records that the run stopped in" in error
-    assert "the 10 records are others, or in another order" in error
+    assert "the 10 records differ, or are in another order" in error
     assert "the first was 'images/000.png' and is 'images/009.png'" in error
     assert "--restart-data" in error
     assert train.main([*config, *options, "--restart-data"]) == 0
     said = capsys.readouterr().err
-    assert "the order of the data begins anew: data.source: not the records" in said
+    assert "the order of the data restarts: data.source: not the records" in said
     lines = toy_run.metrics(run)
     assert [line["step"] for line in lines] == [2, 4, 6, 8]
     assert lines[2]["epoch"] <= lines[1]["epoch"]
@@ -287,7 +287,7 @@ def test_another_plan(toy, train, run, capsys):
     assert "data.und_tokens: expected 128, found 140" in error
     assert train.main([*config, "--restart-data"]) == 0
     said = capsys.readouterr().err
-    assert "the order of the data begins anew: " in said
+    assert "the order of the data restarts: " in said
     assert "data.und_tokens: expected 128, found 140" in said
     assert [line["step"] for line in toy_run.metrics(run)] == [2, 4, 6, 8]
 

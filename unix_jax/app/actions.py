@@ -1,7 +1,7 @@
 """Actions of the page's buttons: generators over one pipeline that yield the page's next state.
 
-The last value of every item is a message. Every failure becomes a message too: an input error with
-its own text, any other error as a line that refers to the server's log.
+The last value of every item is a message. Errors become messages too: an input error with its own
+text, and any other error as a reference to the server's log.
 """
 
 import dataclasses
@@ -19,10 +19,10 @@ from unix_jax.app.choices import (
     report_choices,
 )
 from unix_jax.app.figures import (
-    Drawing,
+    GeneratedImage,
     complaint,
-    drawing_figure,
     empty_figure,
+    generated_figure,
     progress_figure,
     said,
     session_figures,
@@ -31,12 +31,12 @@ from unix_jax.app.figures import (
 from unix_jax.errors import ImageError, UniXError
 from unix_jax.inference.pipeline import UniXPipeline
 
-LOOKS = 10  # at a picture in the making
+PREVIEWS = 10  # of an unfinished image
 NO_XRAY = "The X-ray appears here."
-NO_DRAWING = "The image appears here."
+NO_IMAGE = "The image appears here."
 FAILED = "An error occurred on the server; see its log."
 
-Drawings = tuple[Drawing, ...]
+Session = tuple[GeneratedImage, ...]
 State = tuple[Any, ...]
 
 
@@ -44,8 +44,8 @@ State = tuple[Any, ...]
 class Stop:
     """State of a tab's request: whether it is running, and whether its visitor asked to stop it.
 
-    It is checked between two steps. Gradio's own way, closing a generator from outside, loses the
-    visitor's requests in the meantime.
+    It is checked between two steps. Gradio's own mechanism, which closes a generator from outside,
+    loses requests that the visitor sends in the meantime.
     """
 
     asked: bool = False
@@ -73,7 +73,7 @@ class Actions:
         stop.asked = stop.pending
         return self.unchanged if stop.pending else said("Nothing is running.")
 
-    # Reading gives (xray or None, its figure, report, message).
+    # Reading yields (xray or None, its figure, report, message).
 
     def read_upload(self, stop: Stop, data: bytes | None) -> Iterator[State]:
         """Reads an uploaded file."""
@@ -97,7 +97,7 @@ class Actions:
         xray = read_xray(data, name, self.pipe.config, self.limits)
         return xray, xray_figure(xray), "", self.begin(stop)
 
-    # Writing gives (report, message).
+    # Writing yields (report, message).
 
     def write_report(self, stop: Stop, xray: Xray | None, *choices: Any) -> Iterator[State]:
         """Writes a report token by token; `choices` are those of `report_choices`."""
@@ -109,7 +109,7 @@ class Actions:
             yield "", said("Reading the X-ray …")
             report = ""
             for (piece,) in self.pipe.stream_report(
-                [xray.picture],
+                [xray.image],
                 prompts=chosen.prompt.strip() or None,
                 max_new_tokens=chosen.max_new_tokens,
                 temperature=chosen.temperature,
@@ -129,22 +129,20 @@ class Actions:
         else:
             yield from self.write_report(stop, xray, *choices)
 
-    # Drawing gives (figure or figures, the session's drawings, their figures, message).
+    # Generating yields (figure or figures, the session's images, their figures, message).
 
-    def draw(self, stop: Stop, drawings: Drawings, prompt: Any, *choices: Any) -> Iterator[State]:
+    def generate(self, stop: Stop, session: Session, prompt: Any, *choices: Any) -> Iterator[State]:
         """Generates an image step by step; `choices` are those of `image_choices`."""
 
         def steps() -> Iterator[State]:
             chosen = self._chosen(prompt, *choices)
             yield self._waiting(1, "Generating …")
-            for figure, drawing in self._drawn(chosen):
-                yield (figure, *self._kept(drawings, [drawing]), _progress(drawing))
+            for figure, finished in self._previews(chosen):
+                yield (figure, *self._kept(session, [finished]), _progress(finished))
 
         yield from _told(self._until(stop, steps()), self._blank(1))
 
-    def compare(
-        self, stop: Stop, drawings: Drawings, prompt: Any, *choices: Any
-    ) -> Iterator[State]:
+    def compare(self, stop: Stop, session: Session, prompt: Any, *choices: Any) -> Iterator[State]:
         """Generates images of the same text with two settings, one after the other.
 
         `choices` are seed, steps and guidance of A, those of B, then the common ones.
@@ -156,14 +154,14 @@ class Actions:
             )
             yield self._waiting(2, "Generating A …")
             done = []
-            waiting = empty_figure("Waits for A.")
-            for figure, drawing in self._drawn(first):
-                done = [drawing]
-                kept = self._kept(drawings, done)
+            waiting = empty_figure("Waiting for A …")
+            for figure, finished in self._previews(first):
+                done = [finished]
+                kept = self._kept(session, done)
                 yield (figure, waiting, *kept, said("Generating A …"))
-            for figure, drawing in self._drawn(second):
-                kept = self._kept(drawings, [*done, drawing])
-                yield (self.unchanged, figure, *kept, _progress(drawing, "Generating B …"))
+            for figure, finished in self._previews(second):
+                kept = self._kept(session, [*done, finished])
+                yield (self.unchanged, figure, *kept, _progress(finished, "Generating B …"))
 
         yield from _told(self._until(stop, both()), self._blank(2))
 
@@ -179,26 +177,26 @@ class Actions:
         return (*blank, self.unchanged, self.unchanged, said(text))
 
     def _blank(self, figures: int) -> State:
-        return (*[empty_figure(NO_DRAWING)] * figures, self.unchanged, self.unchanged)
+        return (*[empty_figure(NO_IMAGE)] * figures, self.unchanged, self.unchanged)
 
-    def _drawn(self, chosen: ImageChoices) -> Iterator[tuple[str, Drawing | None]]:
+    def _previews(self, chosen: ImageChoices) -> Iterator[tuple[str, GeneratedImage | None]]:
         """(figure, the finished image or None) at every preview."""
-        every = max(1, chosen.settings.num_inference_steps // LOOKS)
+        every = max(1, chosen.settings.num_inference_steps // PREVIEWS)
         for at in self.pipe.stream_image(
             chosen.prompt, settings=chosen.settings, seed=chosen.seed, every=every
         ):
             if at.step < at.total:
                 yield progress_figure(at.images[0], chosen, at.step, at.total), None
             else:
-                drawing = Drawing.of(at.images[0], chosen)
-                yield drawing_figure(drawing), drawing
+                finished = GeneratedImage.of(at.images[0], chosen)
+                yield generated_figure(finished), finished
 
-    def _kept(self, drawings: Drawings, added: list[Drawing | None]) -> tuple[Any, Any]:
+    def _kept(self, session: Session, added: list[GeneratedImage | None]) -> tuple[Any, Any]:
         """The session's images and their figures, once the last added one is finished."""
         if added[-1] is None:
             return self.unchanged, self.unchanged
-        kept = (*drawings, *(drawing for drawing in added if drawing is not None))
-        kept = kept[-self.limits.session_pictures :]
+        kept = (*session, *(finished for finished in added if finished is not None))
+        kept = kept[-self.limits.session_images :]
         return kept, session_figures(list(kept))
 
     def _until(self, stop: Stop, steps: Iterator[State]) -> Iterator[State]:
@@ -225,5 +223,5 @@ def _told(steps: Iterator[State], blank: State) -> Iterator[State]:
         yield (*blank, complaint(FAILED))
 
 
-def _progress(drawing: Drawing | None, text: str = "Generating …") -> str:
-    return said(text if drawing is None else "Done. The image is kept under Session.")
+def _progress(finished: GeneratedImage | None, text: str = "Generating …") -> str:
+    return said(text if finished is None else "Done. The image is kept under Session.")

@@ -8,7 +8,7 @@ from unix_jax.data.sources import open_source
 from unix_jax.errors import UniXError
 
 ROOT = Path(__file__).parent.parent.parent
-SPLIT = "test"  # no patient of it is in the model's training
+SPLIT = "test"  # records of patients that the model was not trained on
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,7 +30,7 @@ class Limits:
     steps: maximum steps for an image.
     prompt_letters: maximum characters of a text.
     waiting: requests that may wait for the model; further ones are refused.
-    session_pictures: generated images kept for a visitor.
+    session_images: generated images kept for a visitor.
     sessions: visitors whose images are kept.
     """
 
@@ -40,7 +40,7 @@ class Limits:
     steps: int = 200
     prompt_letters: int = 4000
     waiting: int = 32
-    session_pictures: int = 12
+    session_images: int = 12
     sessions: int = 64
 
 
@@ -52,7 +52,7 @@ class Xray:
     """
 
     name: str
-    picture: Image.Image = dataclasses.field(repr=False)
+    image: Image.Image = dataclasses.field(repr=False)
     preview: Image.Image = dataclasses.field(repr=False)
     warning: str = ""
 

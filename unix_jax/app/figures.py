@@ -19,7 +19,7 @@ THUMBNAIL = 256
 
 
 @dataclasses.dataclass(frozen=True)
-class Drawing:
+class GeneratedImage:
     """A finished image: its PNG file, a small JPEG of it, and its settings."""
 
     choices: ImageChoices
@@ -27,15 +27,15 @@ class Drawing:
     thumbnail: bytes = dataclasses.field(repr=False)
 
     @classmethod
-    def of(cls, image: Image.Image, choices: ImageChoices) -> "Drawing":
-        """Writes the settings into the file."""
+    def of(cls, image: Image.Image, choices: ImageChoices) -> "GeneratedImage":
+        """The image and its settings, which are written into the PNG file."""
         small = image.convert("RGB")
         small.thumbnail((THUMBNAIL, THUMBNAIL))
         return cls(choices, png_bytes(image, metadata(choices)), _jpeg(small))
 
     @property
     def file_name(self) -> str:
-        """For the download."""
+        """The file name of the download."""
         words = re.sub(r"[^a-z0-9]+", "-", self.choices.prompt.lower()).strip("-")[:40]
         return f"{words.rstrip('-') or 'image'}_seed{self.choices.seed}.png"
 
@@ -82,28 +82,28 @@ def progress_figure(image: Image.Image, choices: ImageChoices, step: int, total:
     )
 
 
-def drawing_figure(drawing: Drawing) -> str:
+def generated_figure(finished: GeneratedImage) -> str:
     """A finished image with its download."""
-    png = _address("png", drawing.png)
+    png = _address("png", finished.png)
     return _figure(
-        png, f"Generated chest X-ray for: {drawing.choices.prompt}", _below(drawing, png)
+        png, f"Generated chest X-ray for: {finished.choices.prompt}", _below(finished, png)
     )
 
 
-def session_figures(drawings: list[Drawing]) -> str:
+def session_figures(session: list[GeneratedImage]) -> str:
     """All generated images, the last one first."""
-    if not drawings:
+    if not session:
         return empty_figure("Generated images appear here.")
     items = (
         "<li>"
         + _figure(
-            _address("jpeg", drawing.thumbnail),
-            f"Generated chest X-ray for: {drawing.choices.prompt}",
-            f"<p>{html.escape(drawing.choices.prompt)}</p>"
-            + _below(drawing, _address("png", drawing.png)),
+            _address("jpeg", finished.thumbnail),
+            f"Generated chest X-ray for: {finished.choices.prompt}",
+            f"<p>{html.escape(finished.choices.prompt)}</p>"
+            + _below(finished, _address("png", finished.png)),
         )
         + "</li>"
-        for drawing in reversed(drawings)
+        for finished in reversed(session)
     )
     return f'<ul class="session">{"".join(items)}</ul>'
 
@@ -123,11 +123,11 @@ def data_address(image: Image.Image) -> str:
     return _address("jpeg", _jpeg(image))
 
 
-def _below(drawing: Drawing, png: str) -> str:
-    name = html.escape(drawing.file_name)
-    label = html.escape(f"Download PNG: {drawing.choices.prompt}, {described(drawing.choices)}")
+def _below(finished: GeneratedImage, png: str) -> str:
+    name = html.escape(finished.file_name)
+    label = html.escape(f"Download PNG: {finished.choices.prompt}, {described(finished.choices)}")
     return (
-        f"<figcaption>{html.escape(described(drawing.choices))}</figcaption>"
+        f"<figcaption>{html.escape(described(finished.choices))}</figcaption>"
         f'<a class="download" href="{png}" download="{name}" aria-label="{label}">Download PNG</a>'
     )
 

@@ -7,7 +7,7 @@ states of the session.
 import json
 from typing import Any
 
-from unix_jax.app.actions import NO_DRAWING, NO_XRAY, Actions, Stop
+from unix_jax.app.actions import NO_IMAGE, NO_XRAY, Actions, Stop
 from unix_jax.app.bundled import Example, example_texts, example_xrays
 from unix_jax.app.choices import Limits, default_tokens, largest_side
 from unix_jax.app.figures import data_address, empty_figure, said, session_figures
@@ -22,12 +22,15 @@ WARNING = (
     "Research software, not a medical device. Not for diagnosis or treatment; "
     "do not upload images of patients who can be identified."
 )
-SWEEP_SECONDS, FILE_SECONDS = 60, 600  # how often, and how old, uploaded files are deleted
+SWEEP_SECONDS, FILE_SECONDS = (
+    60,
+    600,
+)  # interval between deletions of uploaded files, and their maximum age
 SESSION_SECONDS = 3600
 MODEL: dict[str, Any] = {
     "concurrency_id": "model", "concurrency_limit": 1, "show_progress": "minimal"
 }  # fmt: skip
-# Past the queue: a full one must not keep a visitor from stopping.
+# Outside of the queue: visitors must be able to stop a request while the queue is full.
 AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 
@@ -46,21 +49,21 @@ def build_page(pipe: UniXPipeline, limits: Limits) -> Any:
             f'<p class="warning-line" role="note">{WARNING}</p>',
             js_on_load=None,
         )  # fmt: skip
-        drawings = gr.State((), time_to_live=SESSION_SECONDS)
+        session = gr.State((), time_to_live=SESSION_SECONDS)
         gallery = gr.HTML(session_figures([]), render=False, js_on_load=None)
         with gr.Tabs():
             with gr.Tab("Report"):
                 _report_tab(gr, actions)
             with gr.Tab("Generate"):
-                _draw_tab(gr, actions, drawings, gallery)
+                _generate_tab(gr, actions, session, gallery)
             with gr.Tab("Compare"):
-                _compare_tab(gr, actions, drawings, gallery)
+                _compare_tab(gr, actions, session, gallery)
             with gr.Tab("Session"):
                 gallery.render()
                 clear = gr.Button("Clear this session")
                 message = gr.HTML(js_on_load=None)
                 clear.click(
-                    actions.clear, None, [drawings, gallery, message], api_visibility="private"
+                    actions.clear, None, [session, gallery, message], api_visibility="private"
                 )
     return page
 
@@ -79,7 +82,7 @@ def _report_tab(gr: Any, actions: Actions) -> None:
             )
             gr.HTML(
                 f"<p>{', '.join(FORMATS)} or DICOM, at most {limits.upload_bytes / 2**20:g} MB."
-                f"{' Or an example:' if examples else ''}</p>{_example_pictures(examples)}",
+                f"{' Or an example:' if examples else ''}</p>{_example_images(examples)}",
                 js_on_load=None,
             )
             with gr.Row(elem_id="examples"):
@@ -141,30 +144,30 @@ def _report_tab(gr: Any, actions: Actions) -> None:
         )  # fmt: skip
 
 
-def _draw_tab(gr: Any, actions: Actions, drawings: Any, gallery: Any) -> None:
-    with gr.Row(elem_id="draw-row"):
+def _generate_tab(gr: Any, actions: Actions, session: Any, gallery: Any) -> None:
+    with gr.Row(elem_id="generate-row"):
         with gr.Column(min_width=300):
             prompt = _prompt_field(gr, actions)
             with gr.Row():
-                draw = gr.Button("Generate", variant="primary", min_width=140)
+                generate = gr.Button("Generate", variant="primary", min_width=140)
                 stop = gr.Button("Stop", min_width=90, scale=0)
-            with gr.Column(elem_id="draw-settings"):
+            with gr.Column(elem_id="generate-settings"):
                 settings = _setting_fields(gr, actions, "")
                 with gr.Accordion("More settings", open=False):
                     common = _common_fields(gr, actions)
         with gr.Column(min_width=300):
-            figure = gr.HTML(empty_figure(NO_DRAWING), js_on_load=None, elem_id="drawing")
-            message = gr.HTML(said(""), js_on_load=None, elem_id="draw-message")
+            figure = gr.HTML(empty_figure(NO_IMAGE), js_on_load=None, elem_id="generated")
+            message = gr.HTML(said(""), js_on_load=None, elem_id="generate-message")
     stopped = gr.State(Stop())
-    draw.click(actions.begin, stopped, message, **AT_ONCE).then(
-        actions.draw, [stopped, drawings, prompt, *settings, *common],
-        [figure, drawings, gallery, message],
-        api_name="draw", show_progress_on=message, **MODEL,
+    generate.click(actions.begin, stopped, message, **AT_ONCE).then(
+        actions.generate, [stopped, session, prompt, *settings, *common],
+        [figure, session, gallery, message],
+        api_name="generate", show_progress_on=message, **MODEL,
     )  # fmt: skip
     _stops(stop, actions, stopped, message)
 
 
-def _compare_tab(gr: Any, actions: Actions, drawings: Any, gallery: Any) -> None:
+def _compare_tab(gr: Any, actions: Actions, session: Any, gallery: Any) -> None:
     prompt = _prompt_field(gr, actions)
     sides = []
     with gr.Row():
@@ -172,7 +175,7 @@ def _compare_tab(gr: Any, actions: Actions, drawings: Any, gallery: Any) -> None
             with gr.Column(min_width=280):
                 fields = _setting_fields(gr, actions, f"{name}: ", guidance)
                 figure = gr.HTML(
-                    empty_figure(NO_DRAWING), js_on_load=None, elem_id=f"compared-{name.lower()}"
+                    empty_figure(NO_IMAGE), js_on_load=None, elem_id=f"compared-{name.lower()}"
                 )
                 sides.append((fields, figure))
     message = gr.HTML(said(""), js_on_load=None, elem_id="compare-message")
@@ -184,8 +187,8 @@ def _compare_tab(gr: Any, actions: Actions, drawings: Any, gallery: Any) -> None
     (first, first_figure), (second, second_figure) = sides
     stopped = gr.State(Stop())
     compare.click(actions.begin, stopped, message, **AT_ONCE).then(
-        actions.compare, [stopped, drawings, prompt, *first, *second, *common],
-        [first_figure, second_figure, drawings, gallery, message],
+        actions.compare, [stopped, session, prompt, *first, *second, *common],
+        [first_figure, second_figure, session, gallery, message],
         api_name="compare", show_progress_on=message, **MODEL,
     )  # fmt: skip
     _stops(stop, actions, stopped, message)
@@ -238,7 +241,7 @@ def _common_fields(gr: Any, actions: Actions) -> list[Any]:
 
 
 def _stops(button: Any, actions: Actions, stopped: Any, message: Any) -> None:
-    # Said by the browser: an answer of the server could come after the request's own last word.
+    # Set by the browser: a response of the server could arrive after the request's last message.
     stopping = f"() => {json.dumps(said('Stopping …'))}"
     button.click(None, None, message, js=stopping, api_visibility="private")
     button.click(actions.end, stopped, message, **AT_ONCE)
@@ -256,15 +259,15 @@ def _readable_examples(actions: Actions) -> list[tuple[Example, str]]:
     found = []
     for example in example_xrays():
         try:
-            picture = load_image(example.data)
+            image = load_image(example.data)
         except UniXError:
             continue
-        picture.thumbnail((96, 96))
-        found.append((example, data_address(picture)))
+        image.thumbnail((96, 96))
+        found.append((example, data_address(image)))
     return found
 
 
-def _example_pictures(examples: list[tuple[Example, str]]) -> str:
+def _example_images(examples: list[tuple[Example, str]]) -> str:
     """Each example's image on its button, which keeps its name as a text."""
     rules = (
         f"#example-{i} {{ background-image: url({address}); }}"

@@ -16,7 +16,7 @@ CALLS = {"app_id", "cancel", "heartbeat", "info", "queue", "reset", "run", "star
 FILES = ("/assets/", "/static/")  # of the library itself
 
 MESSAGE_BYTES = 2**18  # settings and texts
-FORM_BYTES = 2**14  # around an uploaded file
+FORM_BYTES = 2**14  # overhead around an uploaded file
 
 # The page's library evaluates code of its own; nothing comes from, or goes to, another host.
 HEADERS = {

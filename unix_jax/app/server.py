@@ -46,7 +46,7 @@ def serving(
             max_size=limits.waiting,
             default_concurrency_limit=2,
             status_update_rate=2,
-            # Nothing that belongs into the queue may be called past it.
+            # Events that use the queue must not be callable without it.
             api_open=False,
         )
         try:
@@ -109,7 +109,7 @@ def _environment(folder: str) -> Iterator[None]:
     }
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
-    # It logs a line for every request to its own server.
+    # httpx logs a line for every request to Gradio's own server.
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         yield

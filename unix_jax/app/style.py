@@ -53,10 +53,10 @@ p.complaint {
 @media (max-width: 640px) {
   .gradio-container .main { padding: 12px !important; min-width: 0; }
   .gradio-container { min-width: 0 !important; width: 100%; }
-  /* The picture right below the button that draws it; the settings after it. */
-  #draw-row > .column:first-child { display: contents; }
-  #draw-settings { order: 2; }
-  #draw-row > .column:last-child { order: 1; }
+  /* The image directly below the button that generates it; the settings after it. */
+  #generate-row > .column:first-child { display: contents; }
+  #generate-settings { order: 2; }
+  #generate-row > .column:last-child { order: 1; }
 }
 :focus-visible { outline: 3px solid #2563eb !important; outline-offset: 2px; }
 """

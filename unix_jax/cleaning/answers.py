@@ -1,4 +1,4 @@
-"""What a language model's reply says: a rewritten report, or a judge's verdict.
+"""Parser of a language model's replies: a rewritten report, or a judge's verdict.
 
 Models surround what was asked for: reasoning in tags or channels, with or without its opening
 marker; prefaces and remarks; fences, bold headings, JSON, characters without width. Only what is

@@ -1,4 +1,4 @@
-"""Automatic checks of a rewritten report against the original: what it may not bring in."""
+"""Automatic checks of a rewritten report against the original, for added statements."""
 
 import re
 from collections.abc import Iterator
@@ -50,7 +50,7 @@ _WIDER_PATTERNS = [
 
 
 def problems(original: str, rewrite: str) -> list[str]:
-    """What is wrong with `rewrite`, each a sentence that says how to put it right; [] if nothing.
+    """The problems of `rewrite`, each as a sentence that states the correction; [] without any.
 
     Format: "FINDINGS: ... IMPRESSION: ..." with text in both, or the only section of the original.
     Content: no number (with its unit), side or device that the original lacks, no side moved from

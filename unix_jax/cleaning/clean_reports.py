@@ -1,7 +1,7 @@
-"""A whole run: every report of a source to OUT, or to the file of those set aside.
+"""A cleaning run: each report of a source goes to OUT, or to the file of rejected reports.
 
-OUT and the rejected file are written when all is done, in the order of the input. Until then a
-run with an endpoint keeps a journal beside OUT; rules alone are fast, and start over.
+OUT and the rejected file are written at the end, in the order of the input. Until then a run with
+an endpoint keeps a journal next to OUT. A run with rules alone is fast and starts over.
 """
 
 import asyncio
@@ -25,20 +25,20 @@ from unix_jax.storage.files import atomic_write
 from unix_jax.storage.journal import Entry, Journal, Status
 
 Progress = Callable[[int, Tokens], None]
-"""Called with the number of reports settled and the tokens spent so far."""
+"""Called with the number of finished reports and the tokens used so far."""
 
-# So many reports failing one after the other mean that the endpoint is down.
+# This number of consecutive failures means that the endpoint is down.
 _FAILURES_IN_A_ROW = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of one report.
+    """The result for one report.
 
-    index: its number in the input.
-    status: done; rejected for good; or failed, to be tried again by a later run.
-    report, reason: the cleaned report, or why there is none.
-    tries, tokens: what it took.
+    index: its index in the input.
+    status: done; rejected permanently; or failed, to be tried again by a later run.
+    report, reason: the cleaned report, or the reason for its absence.
+    tries, tokens: the number of rewrites and the tokens used.
     """
 
     index: int
@@ -49,16 +49,16 @@ class Outcome:
     tokens: Tokens = dataclasses.field(default_factory=Tokens)
 
     def entry(self) -> Entry:
-        """As the journal keeps it."""
+        """The outcome as an entry of the journal."""
         values = dataclasses.asdict(self)
         return Entry(values.pop("index"), status=values.pop("status"), values=values)
 
     @classmethod
     def read(cls, journal: Journal, entry: Entry) -> "Outcome":
-        """As `entry` made it.
+        """The outcome of an entry that `entry` created.
 
         Raises:
-          UniXError: the entry is not of a cleaning.
+          UniXError: the entry is not the outcome of a cleaned report.
         """
         try:
             values = {**entry.values, "tokens": Tokens(**entry.values["tokens"])}
@@ -66,19 +66,20 @@ class Outcome:
         except (KeyError, TypeError):
             raise UniXError(
                 f"{journal.path}: item {entry.index}: expected the outcome of a cleaned report; "
-                "remove the file to start anew"
+                "remove the file to start again"
             ) from None
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What a run did.
+    """The result of a run.
 
-    done, rejected, failed: reports; a failed one is tried again by the next run.
-    left: reports not begun because the budget was spent; OUT is written when this is 0.
-    tokens: of all runs of this journal.
-    changed: by rule, the reports that it changed (rules alone).
-    emptied: reports that lost one section as a whole and keep the other (rules alone).
+    done, rejected, failed: numbers of reports; the next run tries failed reports again.
+    left: number of reports that were not started because the budget was used up; OUT is written
+      when it is 0.
+    tokens: tokens used by all runs of this journal.
+    changed: by rule, the number of reports that it changed (rules alone).
+    emptied: reports that lost one complete section and keep the other (rules alone).
     """
 
     done: int
@@ -91,20 +92,20 @@ class Summary:
 
 
 def rejected_path(out: Path) -> Path:
-    """Where the reports set aside go: OUT.rejected.jsonl."""
+    """The file for reports that are set aside: OUT.rejected.jsonl."""
     return out.with_name(f"{out.stem}.rejected.jsonl")
 
 
 def journal_path(out: Path) -> Path:
-    """Where an unfinished run is kept: OUT.partial.jsonl."""
+    """The journal of an unfinished run: OUT.partial.jsonl."""
     return out.with_name(f"{out.stem}.partial.jsonl")
 
 
 def check_out(out: Path, resumable: bool) -> None:
-    """Refuses to replace what is not this run's own.
+    """Checks that no file of another run would be replaced.
 
     Raises:
-      UniXError: OUT exists, and there is no journal that it belongs to.
+      UniXError: OUT exists without a journal.
     """
     if out.exists() and not (resumable and journal_path(out).exists()):
         raise UniXError(f"{out}: exists already; name a new file")
@@ -178,14 +179,15 @@ async def clean_with_endpoint(
     budget_tokens: int | None = None,
     progress: Progress = lambda done, tokens: None,
 ) -> Summary:
-    """Cleans every report that the journal beside OUT does not have yet.
+    """Cleans every report that the journal next to OUT does not contain yet.
 
-    No report is begun once `budget_tokens` are spent, over all runs of the journal; those in flight
-    are finished. OUT is written when no report is left; the journal stays while any has failed.
+    No report is started after `budget_tokens` are used, over all runs of the journal; started
+    reports are finished. OUT is written when no report is left. The journal is kept as long as any
+    report has failed.
 
     Raises:
-      UniXError: OUT or the journal cannot be written or belong to another run; EndpointError: the
-        endpoint cannot be used. What was done is kept in every case.
+      UniXError: OUT or the journal cannot be written, or belongs to another run.
+      EndpointError: the endpoint cannot be used. Finished work is kept in every case.
     """
     check_out(out, resumable=True)
     header = {
@@ -308,7 +310,7 @@ def _write_outputs(
 
 @contextlib.contextmanager
 def _written(path: Path) -> Iterator[TextIO]:
-    """A text file that appears when it is whole.
+    """A text file, written atomically.
 
     Raises:
       UniXError: it cannot be written.

@@ -1,4 +1,4 @@
-"""Sentences that no rule can clean, and that a report can do without: repeated or mere advice.
+"""Dispensable sentences that no rule can clean: repetitions and mere advice.
 
 Nothing is lost where the rest of the report says the same, or where the sentence only advises an
 examination, a comparison or a correlation and states no finding of its own.

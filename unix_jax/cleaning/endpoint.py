@@ -1,8 +1,8 @@
-"""Chat completions of any OpenAI-compatible endpoint, with the key kept out of everything.
+"""Client for chat completions of OpenAI-compatible endpoints, which never reveals the key.
 
-The client's own retries are off: ours also cover bodies that are broken, wait as long as the
-server asks, and hold back every other request meanwhile. Redirects are not followed: the reports
-and the key go to the address that the user gave, and to no other.
+The library's own retries are disabled. Those of this module also cover invalid bodies, wait as long
+as the server requests, and delay all other requests meanwhile. Redirects are not followed: the
+reports and the key are only sent to the address that the user specified.
 """
 
 import asyncio
@@ -36,11 +36,11 @@ _BROKEN_OFF = frozenset({"error", "insufficient_system_resource", "abort", "canc
 
 
 class EndpointError(UniXError):
-    """The endpoint cannot be used: every further request would fail too."""
+    """The endpoint cannot be used, so that every further request would also fail."""
 
 
 class RequestError(Exception):
-    """One request failed for good.
+    """One request failed permanently.
 
     again: whether a later run may succeed.
     tokens: spent on earlier requests for the same report.
@@ -69,7 +69,7 @@ class Tokens:
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """What the model wrote; `problem` says why it cannot be used, or is ""."""
+    """The model's answer; `problem` states why it cannot be used, or is ""."""
 
     text: str
     tokens: Tokens
@@ -78,11 +78,12 @@ class Completion:
 
 @dataclasses.dataclass(frozen=True)
 class Retries:
-    """How often a request is tried, and how long is waited.
+    """Number of attempts of a request, and the waits between them.
 
-    tries: times that one request is sent.
-    first_wait, longest_wait: seconds before the second try, doubled for each later one, at most.
-    patience: seconds that a server may hold all requests back by Retry-After without one answer.
+    tries: maximum number of attempts.
+    first_wait, longest_wait: wait in seconds before the second attempt, doubled for each later
+      attempt, and its maximum.
+    patience: maximum seconds that a server may delay all requests by Retry-After without an answer.
     """
 
     tries: int = 6
@@ -91,7 +92,7 @@ class Retries:
     patience: float = 600.0
 
     def wait(self, failures: int) -> float:
-        """With jitter, so that requests that failed together do not return together."""
+        """Seconds with jitter, so that requests that failed together are not repeated together."""
         wait = min(self.first_wait * 2.0 ** (failures - 1), self.longest_wait)
         return wait * random.uniform(0.5, 1.0)
 

@@ -1,4 +1,4 @@
-"""What a report states, counted: finding words and devices with their polarity, sides,
+"""Counts of the statements in a report: finding words and devices with their polarity, sides,
 measurements, negations, doubts and statements that something is normal.
 
 It knows nothing of the rules. `guard` compares these counts before and after a change. Where the
@@ -320,7 +320,7 @@ _NO_QUALITY = re.compile(
     r"|\b(?:lower|middle|upper|high|low) (?:limits?|end) of normal\b",
     re.IGNORECASE,
 )
-# Between a finding and a word behind it that describes it.
+# Between a finding and a following word that describes it.
 _IS = re.compile(
     r"\W+(?:(?:is|are|was|were|appears?|seems?)\W+(?:\w+ly\W+)?"
     r"|(?:seen\s+|noted\s+)?(?:in|at|within|of|involving)\s+(?:the\s+|an?\s+)?"

@@ -1,4 +1,4 @@
-"""Whether a report may be changed as proposed: nothing lost, nothing new, still sentences.
+"""Guard against unsafe changes of a report: nothing lost, nothing added, complete sentences.
 
 The guard is independent of the rules. It is asked after each of them; a refusal sets the report
 aside with the reason.
@@ -57,6 +57,9 @@ _BROKEN = re.compile(
     r"|\b(?:is|are)\s+(?:is|are|of|the\W|and|or|to(?! be))\b"
     r"|\b(?:has|have)(?: been)? (?:with|to|for|in|on|at|and|is|are)\b|\b(?:Mr|Mrs|Ms"
     r"|Dr)\. (?:has|is|and)\b"
+    r"|\b(?:is|are) (?:may|might|could|includes?)\b|\bin without\b|\bno the\b"
+    r"|\b(?:do|does|did) not the\b|\bas with an?\b|^it is for\b"
+    r"|\ban? (?:vascular|cortical|osseous|voluntary|retention) (?:or|and|in|on|with|considering)\b"
     r"|\b(?:other|no) or\b|\bstatus post (?:with|and|or|in)\b"
     r"|\b(?:suggests?|suspicious for|due to|with) or\b|, from (?:19|20)\d\d\b|\bwithin limits\b"
     r"|\bwhether (?:the |this |it )?\w*\W*$|\band (?:in|of) the (?:position|size|appearance"
@@ -161,7 +164,7 @@ _EMPTY = re.compile(
     r"|appears?"
     r"|seen|noted|visualized|visible|identified|remaining|remainder|remains?|grossly|mildly"
     r"|slightly"
-    r"|otherwise|likely|evidence|signs?|some|many|over|overlying|made|note|incidental\w*"
+    r"|otherwise|likewise|likely|evidence|signs?|some|many|over|overlying|made|note|incidental\w*"
     r"|visualization"
     r"|demonstrat\w+|show\w*|present|apparent\w*|obvious|findings?|well|could|would|should|will"
     r"|more|less"
@@ -205,7 +208,7 @@ _EMPTY = re.compile(
     r"|nonemergent|already|appropriate|treatment|side|area|determine\w*|alternatively"
     r"|concern|elsewhere|presence|workup|establish|versus|additional|like|case|through|expected"
     r"|suited|options?"
-    r"|choice|best|reference|possible|possibly|follow|ordered|desired?|needed|repeat|lumbar"
+    r"|choice|best|reference|possible|possibly|follow(?:ed)?|ordered|desired?|needed|repeat|lumbar"
     r"|cervical|through|mid"
     r"|recommend\w*|consider\w*|correlat\w+|suggest\w*|follow-?\s?up|clinical\w*|helpful"
     r"|informative|needed"
@@ -247,7 +250,7 @@ _CHANGE_OR_GONE = re.compile(
     r"|nearly|almost"
     r"|partial\w*|mostly|largely|incomplete\w*|virtually|complete\w*|described|now|once"
     r"|appreciated"
-    r"|somewhat|having|during|demonstrated|before|readily|best|note[ds]?"
+    r"|onset|becom\w+|somewhat|having|during|demonstrated|before|readily|best|note[ds]?"
     r"|worse|prominent"
     r"|dense|known|additional|known|known|entirely|fully|subsequent\w*|formerly|undergone"
     r"|resum\w+|re-?accum\w+"
@@ -270,6 +273,7 @@ _SETS_IN = (
     "reflect represent representing right-sided seen signs silhouette structure structures "
     "suggest swelling system telemetry the there thought tube tubes vena vessels view views was "
     "with x-ray "
+    "barrel cuff device limited low materials more risk such window "
 )
 _SET_IN = frozenset(_SETS_IN.split())
 
@@ -289,7 +293,7 @@ _OF_HIDDEN = (
 # Doubt or a cause whose object is hidden: "suggesting XXXX.", "related to old XXXX."
 _HIDDEN_DIAGNOSIS = re.compile(
     r"\b(?:suggest(?:ing|s|ive)|consistent|compatible|may|might|could|representing|sequela"
-    r"|related)\b(?:\s+(?:of|with|to|represent|reflect|be))*"
+    r"|related)\b(?:\s+(?:of|with|to|represent|reflect|be|sequelae?))*"
     r"\s+(?:(?:an?|old|remote|prior|superimposed|vascular)\s+)*(?:(?:X{3,}|_{2,})\s*)+(?=[.,;:)]|$|(?<=\s)(?:is|are)\b)",
     re.IGNORECASE,
 )

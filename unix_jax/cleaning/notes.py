@@ -1,4 +1,4 @@
-"""Notes to doctors: who was told what, by telephone or otherwise; signatures and thanks.
+"""Notes to doctors: notifications by telephone or otherwise, signatures and thanks.
 
 A sentence that also holds a finding is cut at the note. Where no cut keeps the finding, the rule
 returns "", which the guard refuses, and the report is set aside.

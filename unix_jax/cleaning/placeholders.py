@@ -57,8 +57,195 @@ _HEDGED = (
     r"|might|could) (?:represent|reflect)"
     r"|representing|sequela of)"
 )
+_SIGN_SEEN = rf"(?:{_SIGN}|congestion|mass(?:es)?|thickening|effusions?|atelectasis|edema)"
+_PLACE = (
+    r"(?:lobes?|bases?|apex|apices|lungs?|lingula|angles?|sulcus|sulci|hilum|hila|zones?|regions?)"
+)
+# The start of a sentence that denies nothing.
+_AFFIRMED = r"^(?!.*\b(?:no|not|without|nor|neither|negative|free of|clear of)\b)"
+# What rules without a hedge would tell as a fact: nobody writes that a density "is not" these.
+_HARMLESS = r"(?:an? )?(?:atelecta\w+|scar\w*|hiatal hernia|granulomas?|artifact\w*)"
+# A hidden word between a finding and what it is taken for was a word of doubt, or might have been.
+_HIDDEN_HEDGES = (
+    _rule(
+        rf"\b(is|are) {_MARKS} (on (?:the )?(?:lateral|frontal|PA|AP)(?: view)?) to"
+        r" (?=(?:represent|reflect)\b)",
+        r"\1 thought \2 to ",
+    ),
+    _rule(
+        rf"{MARK} ((?:due )?)at {MARK} (?=in part\b|partially\b|partly\b|mildly enlarged\b)",
+        r"possibly \1at least ",
+    ),
+    _rule(rf"^{MARK} onset (?=\w)", ""),
+    _rule(rf"^((?:the )?appearance of [^,.;]+?) {_MARKS} (?={_DIAGNOSIS})", r"\1 may represent "),
+    _rule(rf"\blymph {MARK}", "lymph nodes"),
+    _rule(
+        rf"\b(costophrenic) {MARK}(?=\s+(?:unchanged\s+)?{MARK}|\s+(?:consistent|compatible)\b)",
+        r"\1 angle",
+    ),
+    _rule(rf"\b(pulmonary|hilar) {MARK} (?=(?:suggest\w*|appears?)\b)", r"\1 structures "),
+    _rule(rf"\b(ventricular|cardiac|heart) {MARK}(?=\s+{MARK}\s+(?:related|due))", r"\1 border"),
+    _rule(rf"\bmore {_MARKS} (?=(?:represent|reflect)\w*|(?:due|related)\b)", "more likely "),
+    _rule(
+        rf"\bon ((?:the )?(?:frontal|lateral|PA|AP)) {MARK} {MARK} (?=(?:be|represent|reflect)\b)",
+        r"on \1 view may ",
+    ),
+    _rule(
+        rf"\bin the (left|right) {MARK} {MARK} (?=(?:\w+ )?{_DIAGNOSIS})", r"on the \1, possibly "
+    ),
+    _rule(rf"\b(?:of|in|over) both {MARK}(?=,\s+{MARK}\s)", "bilaterally"),
+    _rule(
+        rf"\({_MARKS}\s+(?=[a-z])(?!(?:best|visuali|seen|noted|from|on|in|at|of|to)\w*)",
+        "(possibly ",
+    ),
+    _rule(rf"\b(is|are) {_MARKS} (?=(?:the |an? )?(?:\w+ )?sequelae?\b)", r"\1 possibly "),
+    _rule(rf"(?<!most)(?<!less)(?:,\s*|\s+){_MARKS} (?=(?:the )?sequelae?\b)", ", possibly "),
+    _rule(
+        rf"(?<!most )(?<!less )(?<!lung ){_MARKS}\s+(?=(?:consistent|compatible|corresponding"
+        r"|indicative|representative) (?:with|to|of)\b)",
+        "possibly ",
+    ),
+    _rule(rf"\balso {_MARKS} (?=(?:acute|subacute|chronic|old|remote)\b)", "also possibly "),
+    _rule(
+        rf"\b(is|are) {_MARKS} (?=(?:accentuated|exaggerated|magnified|artifactual"
+        r"|projectional)\b)",
+        r"\1 possibly ",
+    ),
+    _rule(rf",\s*{_MARKS} to (?=(?:reside|lie|represent|be)\b)", ", thought to "),
+    _rule(
+        rf",\s*there is {_MARKS} (?=(?:[\w-]+ ){{1,4}}or (?:[\w-]+ ){{0,3}}granuloma)",
+        ", there is possibly ",
+    ),
+    _rule(rf"(appearance of the heart),\s*{_MARKS} (?=normal heart size\b)", r"\1, possibly "),
+    _rule(
+        rf",\s*{_MARKS} (?=(?:post(?:operative|surgical|infectious|inflammatory|traumatic)"
+        r"|compensatory|an? component of|patient's|DISH)\b)",
+        ", possibly ",
+    ),
+    _rule(
+        rf"\b({_SIGN}|contour|deformity) {_MARKS} (?=(?:superimposed|overlapping)\b)",
+        r"\1, possibly ",
+    ),
+    _rule(
+        rf"{_AFFIRMED}(.*\b(?:{_SIGN_SEEN}|crowding)) {_MARKS} "
+        r"(?!(?:represent|reflect|relate|indicat|suggest|due|secondary|of|with|may|from|is|are)\w*)"
+        r"(?=(?:[\w-]+ ){0,2}(?:crowding|hypoventilation|edema|scar\w*)\b)",
+        r"\1, possibly ",
+    ),
+    _rule(
+        rf"{_AFFIRMED}(.*\b{_SIGN_SEEN}\b[^.;,]*\b{_PLACE}) (?:unchanged )?{_MARKS} "
+        r"(?!(?:represent|reflect|relate|indicat|suggest|due|secondary|of|with|may|from|is|are)\w*)"
+        r"(?!.*\b(?:versus|vs)\b)"
+        rf"(?=(?:old |pleural |hypoventilation\b)*(?:{_DIAGNOSIS}|hypoventilation\b))",
+        r"\1, possibly ",
+    ),
+    _rule(
+        rf"{_AFFIRMED}(.*\b{_SIGN_SEEN}\b.*\b(?:is|are)) {_MARKS} (?={_HARMLESS}\b)",
+        r"\1 possibly ",
+    ),
+    _rule(rf"\b(rib \d+) {_MARKS} (?=callus\b)", r"\1, possibly "),
+    _rule(rf"\b(is|are) (\d+) {_MARKS} (?=[a-z]+s\b)", r"\1 \2 "),
+    _rule(rf"(,)\s*{_MARKS} of (?={_DIAGNOSIS})", r"\1 possibly "),
+    _rule(rf"(,\s*)(stent|clips?) {_MARKS}{_END}", r"\1possibly \2"),
+    _rule(
+        rf"(stent [^.;]*),\s*{_MARKS} (?=[\w-]+ stent{_END})",
+        r"\1, possibly ",
+    ),
+    _rule(
+        rf"(accentuated by technical factors, heart size) {_MARKS} (?=mildly enlarged\b)",
+        r"\1 is possibly ",
+    ),
+)
+# What is hidden is a noun of which one kind fits, or words that the sentence can do without.
+_HIDDEN_NOUNS = (
+    _rule(rf"\bsternotomy {MARK} (?=mediastinal\b)", "sternotomy changes and "),
+    _rule(rf"\bhigh {MARK} (?=for\b)", "high risk "),
+    _rule(rf"\brotator {MARK}", "rotator cuff"),
+    _rule(rf"\b((?:in|within|level of) (?:the )?AP) {MARK}(?=\s*[.,;]|\s+could\b)", r"\1 window"),
+    _rule(rf"\b(AP|aorticopulmonary) {MARK} (?=(?:lymph )?nodes?\b)", r"\1 window "),
+    _rule(
+        rf"\b(abnormality|malignancy|process|etiology|disease|infection) {MARK} as (?=\w)",
+        r"\1 such as ",
+    ),
+    _rule(
+        r",?\s*\b(?:which )?(?:may|might|could) (?:represent|reflect) (?:the )?sequelae? of"
+        rf" (?:\w+ ){{0,2}}{_MARKS}{_END}",
+        "",
+    ),
+    _rule(
+        rf"\bevaluation {MARK} chest (?=(?:is|should|would|may|could)\b)",
+        "evaluation with chest imaging ",
+    ),
+    _rule(rf"\bhigh-resolution {MARK}", "high-resolution imaging"),
+    _rule(rf"\bhowever, {MARK} (?=is recommended\b)", "however, imaging "),
+    _rule(rf",\s*{MARK} chest (?=(?:would|could|may)\b)", ", CT chest "),
+    _rule(
+        rf"\b((?:generator|pacemaker|defibrillator|ICD)\b[^.;]*\b(?:an?|single)) {MARK} "
+        r"(?=(?:projecting|terminat\w+|overlying|ending)\b)",
+        r"\1 device ",
+    ),
+    _rule(rf"\bwith 1-{MARK} (?=project|in\b|terminat)", "with 1 device "),
+    _rule(rf"\b(a (?:retention|fusion|fixation)) {MARK}", r"\1 device"),
+    _rule(rf"\b(fractured (?:proximal|distal))(?: lateral| medial)? {MARK}", r"\1 device"),
+    _rule(rf"\b(left-sided|right-sided) {MARK} (?=without acute complicat)", r"\1 device "),
+    _rule(rf"\bsternotomy {_MARKS} is\b", "sternotomy changes are"),
+    _rule(rf",?\s*{_MARKS} in appearance(?=\s*[,.;])", ""),
+    _rule(rf"\s+(?:is|are) {_MARKS} (?:and|but) (?=(?:may|might|could|includes?)\b)", " "),
+    _rule(
+        r"\b(patchy|confluent|streaky|linear|hazy|bandlike|reticular|platelike) and"
+        rf" {_MARKS} (?=(?:\w+ ){{0,3}}(?:opacit|densit|atelecta|infiltrat|scarring))",
+        r"\1 ",
+    ),
+    _rule(rf"\b(with small) {_MARKS} (?=remaining and\b)", r"\1 areas "),
+    _rule(rf"\s+and {MARK} film{_END}", ""),
+    _rule(rf"\b(stool) and {MARK} (?=obscur)", r"\1 "),
+    _rule(rf"\banterior {MARK} loss of (?=several|multiple|two\b)", "anterior height loss of "),
+    _rule(
+        rf"\b(no (?:\w+ )?acute) or {MARK} (?=(?:pulmonary|cardio\w*|thoracic|osseous)\b)",
+        r"\1 ",
+    ),
+    _rule(rf"\b{MARK}/(?=fluid level\b)", ""),
+    _rule(rf"\b{MARK}/(?=ICD\b)", ""),
+    _rule(
+        rf"\b(obscured heart|(?:left|right) heart) {MARK}(?=\s*[.,;]|\s+measuring)", r"\1 border"
+    ),
+    _rule(rf"\baortic {MARK} (?=question\b)", "aorta, "),
+    _rule(rf"\b(outflow) and {MARK} (?=most {MARK})", r"\1 "),
+    _rule(rf"\b(chest is (?:\w+ )?){MARK}[- ]shaped", r"\1barrel shaped"),
+    _rule(rf"\bdemonstrates the {_MARKS} configuration,", "demonstrates a configuration"),
+    _rule(
+        rf"\b(surgical) {MARK} (?=(?:seen near|are|overlie|have|remain|project)\b)",
+        r"\1 materials ",
+    ),
+    _rule(rf"\b{MARK}[- ]like (?=deformity)", ""),
+    _rule(rf"\bis {MARK} (?=tube{_END})", "is a "),
+    _rule(rf"\s+with an? {MARK} lumen{_END}", ""),
+    _rule(rf"\s+from top to {MARK}", ""),
+    _rule(rf"\bthere is {MARK} (?=visualization of\b)", "there is limited "),
+    _rule(rf"^{MARK} (overlies|projects) ", r"A structure \1 "),
+    _rule(rf"\s+with pulmonary {MARK}(?=\s*,)", ""),
+    _rule(rf",?\s*with (?:stable )?(?:intact )?(?:stable )?{MARK} placement{_END}", ""),
+    _rule(rf"(?<!left )(?<!right )(?<!posterior )\b(blunted costophrenic) {MARK}", r"\1 angles"),
+    _rule(
+        r"\b((?:hyperexpanded|hyperinflated|expanded|inflated|hyperlucent|aerated) lung)"
+        rf" {MARK}",
+        r"\1s",
+    ),
+    _rule(rf"\b(chest) {MARK} in {MARK} (?=without\b)", r"\1 device in place "),
+    _rule(
+        rf"\bat {MARK} (?=(?:the|one|two|three|(?!\d+ hours)\d+)\b)",
+        "at least ",
+    ),
+    _rule(rf"\bat {MARK} {MARK} (?=bilateral\b)", ""),
+    _rule(rf",?\s*with the {_MARKS} (?:otherwise )?(?:grossly )?intact{_END}", ""),
+    _rule(rf"\s+and (?:is|are) {_MARKS}{_END}", ""),
+    _rule(rf"\bfrom {MARK} (?=as well\b)", ""),
+    _rule(rf"\bin (?:the )?bilateral {MARK} and (?=overlying\b)", "bilaterally and "),
+)
 _PART_ADJECTIVE = r"(?:(?:cortical|vascular|pulmonary|bony|osseous|pleural)\s+)?"
 _COMPLETED = (
+    *_HIDDEN_HEDGES,
+    *_HIDDEN_NOUNS,
     # A cause, or one of several possible things, is hidden; the others stay possible.
     _rule(rf",\s*{_MARKS}\s+from\s+{_MARKS}{_END}", ""),
     _rule(
@@ -391,7 +578,9 @@ _COMPLETED = (
         "",
     ),
     # A size without its unit says nothing.
-    _rule(rf"(?<![\w.,])(?:\d+(?:\.\d+)?\s*x\s*)?\d+(?:\.\d+)?\s+{MARK}(?=\s+[a-z]|\))", ""),
+    _rule(
+        rf"(?<!rib )(?<![\w.,])(?:\d+(?:\.\d+)?\s*x\s*)?\d+(?:\.\d+)?\s+{MARK}(?=\s+[a-z]|\))", ""
+    ),
     _rule(rf"\bnote (?:is )?{_MARKS} of\b", "note is made of"),
     _rule(rf"\b((?:left|right) (?:heart|cardiac)) {MARK}{_PHRASE_END}", r"\1 border"),
     _rule(rf"\bin the setting of {_MARKS}", ""),
@@ -526,15 +715,13 @@ _STATED_OF = (
     r"|limits)"
     r"|an?\s|in size)"
 )
-_SIGN_SEEN = rf"(?:{_SIGN}|congestion|mass(?:es)?|thickening|effusions?|atelectasis|edema)"
-_PLACE = (
-    r"(?:lobes?|bases?|apex|apices|lungs?|lingula|angles?|sulcus|sulci|hilum|hila|zones?|regions?)"
-)
 _MAY_DENY = re.compile(
     rf"(?:^|\bthere (?:is|are)\s+|\b(?:shows?|demonstrates?|reveals?|with)\s+)(?:{_MARKS})\s+"
     rf"(?:{_NOT_A_PLACE}{{0,3}}{_OFTEN_DENIED}"
     r"|(?:acute|significant|focal|definite|visible|suspicious|obvious|discrete|other|convincing"
     rf"|radiographic|gross|further|active)\b|(?:[\w-]+\s+){{1,4}}or\s+(?:\w+\s+)?{_OFTEN_DENIED})"
+    rf"|(?:^|\bwith\s+)(?:{_MARKS})\s+(?:bilateral|left|right)(?:-sided)?\s+(?:pleural\s+)?"
+    rf"effusions?{_END}"
     # A mark is no such word: its letters are X.
     rf"|(?<!\bwhich )(?<!\bthat )(?<!\bthis )(?<!\bit )(?<!\bthere )(?<!\bvolumes )(?<!\bpatient )"
     rf"\b(?:is|are|was|were|has|have|had|appears?|remains?)\s+{_MARKS}(?=\s*(?:[.,;]|$))"
@@ -550,6 +737,14 @@ _MAY_DOUBT = re.compile(
     rf"|{_MARKS}\s+(?:for|of)\s+(?:(?:an?|the|any)\s+)?{_ANY_FINDING}"
     rf"|(?<!\ba )(?<!\ban )(?<!\bthe )(?:{_MARKS})\s+(?:[\w-]+\s+){{0,3}}?(?:versus|vs)\b"
     rf"|\b{_SIGN_SEEN}\s+(?:[^.;,]*\b{_PLACE}\s+)?{_MARKS}\s+{_ANY_FINDING}",
+    re.IGNORECASE,
+)
+# "No XXXX of the effusions" is "no change" of what is there.
+_DENIES_PART = re.compile(rf"\bno\s+{_MARKS}\s+of\s+(?:the|these|this|those)\b", re.IGNORECASE)
+# Nothing is told of a part of the body, or of advice, whose only statement is hidden.
+_UNTOLD = re.compile(
+    rf"^(?:the )?(?:central airways?|airways?|lungs?|cardiomediastinal silhouette|trachea"
+    rf"|clinical correlation) (?:is|are|appears?) {_MARKS}{_END}",
     re.IGNORECASE,
 )
 _DENIES = re.compile(r"\b(?:no|not|without|nor|neither|negative)\b", re.IGNORECASE)
@@ -602,7 +797,10 @@ _HEADLESS = re.compile(
 # The verb, or whether a thing was said to be there, is what is hidden.
 _BROKEN = re.compile(
     rf"\b(?:is|are|was|were)\s+(?:an?\s+)?{_MARKS}\s+(?:evidence|signs?|of)\b"
-    rf"|\bnot\s+{_MARKS}\s+(?:and|or)\b"
+    rf"|\bnot\s+{_MARKS}\s+(?:and|or)\b|\bsuggesting\s+{MARK}\s+physiology|{MARK}\s+cell\b"
+    rf"|\b(?:do|does|did)\s+not\s+{MARK}\s+the\b|^{MARK}\s+correlated\b"
+    rf"|^please\s+{_MARKS}\s+to\b"
+    rf"|^{MARK}\s+(?:left|right)\s+costophrenic\s+angles?,"
     rf"|^\s*{_MARKS}\s+evidence of\b|\bthere\s+{_MARKS}|\bto\s+{_MARKS}\s+(?:within|in"
     r"|on|at|over|above|below|the)\b"
     rf"|\b(?:may|might|could|would|should|will)\s+{_MARKS}(?!\s+(?:be|represent|reflect|have)\b)"
@@ -685,6 +883,8 @@ def without_placeholders(sentence: str) -> str:
     """One sentence, as `drop_placeholders`."""
     if not _ANY.search(sentence):
         return sentence
+    if _UNTOLD.match(sentence):
+        return ""
     before = sentence
     for pattern, replacement in _COMPLETED:
         sentence = pattern.sub(replacement, sentence)
@@ -712,8 +912,10 @@ def hides_meaning(sentence: str) -> str:
     "There is XXXX pneumothorax.": the word may be "no". "The heart is XXXX enlarged.": "not". "Mass
     XXXX for malignancy.": "suspicious". In "No fracture is XXXX seen" the denial is there already.
     """
-    if not _ANY.search(sentence):
+    if not _ANY.search(sentence) or _UNTOLD.match(sentence):
         return ""
+    if _DENIES_PART.search(sentence):
+        return "hides what is denied"
     for pattern, replacement in _COMPLETED:
         sentence = pattern.sub(replacement, sentence)
     sentence = _NO_OF.sub(r"\1 ", sentence)

@@ -1,4 +1,4 @@
-"""Comparison with earlier examinations, taken out so that the finding itself stays.
+"""Removal of comparisons with earlier examinations, which keeps the finding itself.
 
 One X-ray cannot show that something is unchanged: a model trained to say so invents it. History
 that the film does show ("prior sternotomy", "old fracture") is no comparison and stays.
@@ -95,6 +95,8 @@ _DROPPED = re.compile(
     rf"|no (?:prior |previous |available )?comparisons?(?:\s+(?:{_STUDY}|available"
     r"|for review|are|is|at this time))*"
     r"|comparison is made[^.]*|none available"
+    r"|(?:the )?heart and mediastinum (?:is|are) (?:stable|unchanged) given (?:the )?lung volumes"
+    rf"|(?:overall,? )?this is not {_MARK} to represent a (?:significant )?change\b.*"
     rf"|(?:the )?heart and lungs? ha(?:s|ve) {_MARK} in the interval"
     r"|(?:appearance )?(?:is |are )?not (?:significantly )?changed[^.,;]*"
     rf"|comparison:?(?:\s*(?:{_MARK}|none|\d[\d/-]*|available|{_STUDY}|chest|to|with|of"
@@ -181,6 +183,13 @@ _GONE_ARTICLE = re.compile(
     re.IGNORECASE,
 )
 
+# What is not seen in a study whose time is hidden may be gone, or may be new.
+_NOT_SEEN_WHEN = re.compile(
+    r"(?<!which )\b(?:is|are) not (?:\w+ )?(?:seen|visuali[sz]ed|identified|present|evident)"
+    rf" (?:on|in) (?:the )?{_MARK} {_STUDY}",
+    re.IGNORECASE,
+)
+
 # Of something that was named before: "This has developed in the interval, and may be ..."
 _WAS_BEFORE = _rule(
     r"^(this|it|these|they) (?:(?:was|were|has been|have been) present previously"
@@ -207,6 +216,55 @@ _PHRASES = (
     _rule(rf",?\s*\bwhich (?:has|have) been there (?:on|in) {_PRIOR}", ""),
     _rule(
         r"^(?:there (?:is|are) )?(?:improved|improving|increased|decreased) lung volumes"
+        r"(?: bilaterally)?(?: with|,) (?=\w)",
+        "",
+    ),
+    _rule(r"^(?:improved|improving|increased|decreased) lung volumes without (?=\w)", "No "),
+    _rule(
+        r"^(?:the )?lung volumes are (?:decreased|lower|improved|increased) (?:from|since)"
+        rf" {_PRIOR},? and (?=there\b)",
+        "",
+    ),
+    _rule(r"\blower (?=lung volumes (?:as )?compared\b)", "low "),
+    _rule(r"\bthere(?:'s| has| have) been (?:interval )?(?:placement|insertion) of ", "there is "),
+    _rule(r"^there(?:'s| has| have) been (?:interval )?development of ", ""),
+    _rule(r"\b(?:there is )?persistence of (?=an?\b)", "there is "),
+    _rule(r"\bhas become (?=normal\b)", "is "),
+    _rule(r"\b(?:resolving or developing|developing or resolving) (?=\w)", ""),
+    _rule(
+        r"\b(small|mild|minimal|moderate|large) but (?:increasing|decreasing|enlarging|improving"
+        r"|worsening|stable|unchanged) (?=\w)",
+        r"\1 ",
+    ),
+    _rule(r"\b(?:stable|unchanged)/(?=\w)", ""),
+    _rule(rf",\s*(?:small|mild|slight|minimal) interval changes? (?:from|since) {_PRIOR}", ""),
+    _rule(r"\b(?:stable|unchanged) ((?:\w+ )?cardiomegaly) and mediastinal contours?\b", r"\1"),
+    _rule(r"\b(is|are) likewise (?:stable|unchanged)(?=\s*(?:[.,;]|$))", r"\1 present"),
+    _rule(r"\bremain (?=which\b)", "are present "),
+    _rule(
+        rf"\b(leads) in (?:stable|unchanged) position(?: (?:since|from) {_PRIOR})?(?=\s*[.,;])",
+        r"\1 in place",
+    ),
+    _rule(r"^(?:the )?heart and mediastinum are (?:stable|unchanged) (?=normal\b)", ""),
+    _rule(
+        r"^((?:considering|accounting for|allowing for|given)\b[^,;.]*? factors)"
+        rf" (?:{_MARK} )?(?:stable|unchanged) (?:cardiomediastinal silhouette with )?(?=\w)",
+        r"\1, ",
+    ),
+    _rule(
+        r"^(?:there (?:is|has been) )?(?:interval )?(?:improvement|decrease) in ([^.;,]*?) with"
+        r" (mild|small|minimal|moderate) residual(?=\s*[.;]|$)",
+        r"\2 residual \1",
+    ),
+    _rule(rf"\s+with {_MARK} residual(?=\s*(?:[.;]|$))", ""),
+    _rule(r"\s+and improved aeration (?=bilaterally\b)"),
+    _rule(
+        r"\s+and (?:stable|unchanged) (?:mediastinal|hilar|cardiac|mediastinal and hilar) contours?"
+        r"(?=\s*[.,;])",
+        "",
+    ),
+    _rule(
+        r"^(?:there is )?(?:significant |interval |marked )*improvement in aeration bilaterally,?"
         r" with (?=\w)",
         "",
     ),
@@ -510,8 +568,8 @@ _PHRASES = (
         "",
     ),
     _rule(
-        r"\b(?:there (?:is|are|has been|have been)\s+)?(?:an?\s+)?(?:(?:significant|slight|mild"
-        r"|marked"
+        r"\b(?:there(?:'s been| (?:is|are|has been|have been))\s+)?(?:an?\s+)?(?:(?:significant"
+        r"|slight|mild|marked"
         r"|minimal|moderate|apparent|further|some|continued|partial|interval|considerable"
         r"|overall|mildly)\s+)+"
         r"(?:increase|decrease|improvement|worsening|progression|reduction|development"
@@ -814,6 +872,9 @@ def without_priors(sentence: str) -> str:
     if not _TRIGGER.search(sentence):
         return sentence
     if _DROPPED.match(sentence) and not holds_finding(sentence):
+        return ""
+    if _NOT_SEEN_WHEN.search(sentence):
+        # Nothing is left, which the guard refuses.
         return ""
     pattern, replacement = _WAS_BEFORE
     later = pattern.sub(replacement, sentence)

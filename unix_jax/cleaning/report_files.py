@@ -1,4 +1,4 @@
-"""What `clean` reads: JSON lines, CSV, or a directory of .txt files; one report each, by number.
+"""Reader of reports for `clean`: JSON lines, CSV, or a directory of .txt files, by index.
 
 A row has its report in one text field with headings, or in fields `findings` and `impression`. With
 neither of these, `last_paragraph` of MIMIC-CXR's mimic_cxr_sectioned.csv is the report. What names
@@ -31,7 +31,7 @@ _HEADING = re.compile(r"\b(?:FINDINGS|IMPRESSION):")
 
 @dataclasses.dataclass(frozen=True)
 class RawReport:
-    """A report as it came.
+    """A report of the input.
 
     key: its id in the output and in messages; a number where the input has one.
     text: the whole report; with headings unless it had none.
@@ -52,7 +52,7 @@ class RawReport:
 
 
 class ReportSource(Protocol):
-    """Reports by number."""
+    """Random access to reports."""
 
     def __len__(self) -> int: ...
 
@@ -163,7 +163,7 @@ class _Rows:
 
 
 class _TextFiles:
-    """One file a report, in the order of their paths, such as MIMIC-CXR's tree of reports."""
+    """One file per report, in the order of their paths, such as MIMIC-CXR's tree of reports."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory

@@ -1,4 +1,4 @@
-"""Rewrite, check, judge; on "no" again with the reason; set aside after the last try."""
+"""Rewriting of a report: rewrite, check, judge, and retry with the reason for a refusal."""
 
 import dataclasses
 from typing import Protocol

@@ -1,9 +1,9 @@
-"""Sentences of report text: split, rejoined, and put in order after words were taken out."""
+"""Sentences of report text: splitting, joining, and repair after the removal of words."""
 
 import re
 from collections.abc import Callable, Iterable
 
-# A sentence ends at a full stop before a space, but not behind a title or a list number.
+# A sentence ends at a full stop before a space, but not after a title or a list number.
 _END = re.compile(
     r"(?<!\bDr\.)(?<!\bDrs\.)(?<!\bMr\.)(?<!\bMrs\.)(?<!\bMs\.)(?<!\bvs\.)(?<!\bapprox\.)"
     r"(?<!^\d\.)(?<!\s\d\.)(?<!\s\d\d\.)(?<!\bno\.)(?<=[.!?])"
@@ -33,7 +33,7 @@ _COMMA_BEFORE_END = re.compile(r"[\s,;:(-]+(?=[.!?]$)|[\s,;:(-]+$")
 _EMPTY_BRACKETS = re.compile(r"\(\s*[.,;/]?\s*\)|\[\s*\]|<\s*>|\"\s*\"")
 _SPACED_SLASH = re.compile(r"(?<=[a-z])\s+/(?=[a-z])")
 _DOUBLE_STOP = re.compile(r"[.;](?:\s*\.)+")
-_AN_CONSONANT = re.compile(r"\b([Aa])n(?=\s+[bcdfgjklmnpqrstvwyz])")
+_AN_CONSONANT = re.compile(r"\b([Aa])n(?=\s+(?:[bcdfgjklmnpqrstvwyz]|h(?!our|onest|eir)))")
 _A_VOWEL = re.compile(r"\b([Aa])(?=\s+(?:[aeiAEI]|o(?!ne\b)|un(?!i|it)))")
 
 # A sentence of these words alone names a place or a study, and says nothing of it.
@@ -199,7 +199,7 @@ def list_number(sentence: str) -> tuple[str, str]:
 
 
 def renumbered(sentences: Iterable[str]) -> list[str]:
-    """The sentences that say something, their list numbers counted anew from 1.
+    """The sentences that say something, with their list numbers counted again from 1.
 
     A list of one item loses its number. Numbers that do not count up are no list, and stay.
     """
@@ -263,7 +263,8 @@ def mended(sentence: str) -> str:
 
 
 _SINGULAR_SUBJECT = re.compile(
-    r"^((?:the )?(?:heart|mediastinum|aorta|(?:heart|cardiac) size|spine|thorax)) (are|appear)\b",
+    r"^((?:the )?(?:soft tissue|heart|mediastinum|aorta"
+    r"|(?:heart|cardiac) size|spine|thorax)) (are|appear)\b",
     re.IGNORECASE,
 )
 

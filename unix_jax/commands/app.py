@@ -1,4 +1,4 @@
-"""`unix-jax app`: the page in a browser."""
+"""The command `unix-jax app`: the web page."""
 
 import dataclasses
 import signal
@@ -15,6 +15,10 @@ class App:
 
     By default the server listens only on this machine. It has no authentication: put a reverse
     proxy with authentication in front of it before others can reach it.
+
+    For example:
+        unix-jax app
+        unix-jax app --checkpoint CHECKPOINT --port 8080 --max-upload-mb 20
     """
 
     checkpoint: PathText | None = None
@@ -55,8 +59,8 @@ class App:
             waiting=self.max_waiting,
         )
         with serving(pipe, self.host, self.port, limits) as address:
-            print(f"Open {address} (Ctrl-C ends it)", flush=True)
-            # A service manager's way to end it; what visitors uploaded must go then, too.
+            print(f"Open {address} (Ctrl-C stops the server)", flush=True)
+            # Service managers stop a server this way; uploaded files must be deleted then, too.
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
             while True:
                 time.sleep(3600)

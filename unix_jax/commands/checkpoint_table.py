@@ -1,4 +1,4 @@
-"""What a checkpoint is, as a table for people."""
+"""Tables of a checkpoint's sizes, contents and checksums for the terminal."""
 
 import dataclasses
 import math
@@ -17,7 +17,7 @@ from unix_jax.storage.recorded_files import read_listed
 if TYPE_CHECKING:
     from unix_jax.checkpoints.verification import Verified
 
-# Parameters by part, as each training stage trains them: the start of their paths.
+# Parts as the training stages train them: prefixes of the parameter paths.
 _PARTS = {
     "decoder, und": ("decoder/layers/und/", "decoder/norm/und/"),
     "decoder, gen": ("decoder/layers/gen/", "decoder/norm/gen/"),
@@ -67,7 +67,7 @@ def summary(path: str | os.PathLike[str], config: UniXConfig, has_vae: bool) -> 
     side = config.latent_downsample
     table.add_row(
         "images",
-        f"{side} px a latent token, up to {config.max_latent_size * side} px a side"
+        f"{side} px per latent token, up to {config.max_latent_size * side} px per side"
         + (" (interpolated beyond)" if config.interpolate_pos else ""),
     )
     table.add_row("connector_act", config.connector_act)
@@ -106,7 +106,7 @@ def _checksums(path: str | os.PathLike[str]) -> str:
         return "no checksums: written by an earlier version; `convert cast --dtype keep` adds them"
     if not read_listed(path):
         return (
-            "CRC-32 of every array file, verified whenever it is read; none of the other files: "
+            "CRC-32 of every array file, verified whenever it is read; other files have none: "
             "`convert accept` adds them"
         )
     return "CRC-32 of every file, verified whenever it is read"

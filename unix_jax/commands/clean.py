@@ -1,4 +1,4 @@
-"""`unix-jax clean IN OUT`: reports cleaned by rules, or rewritten by a language model."""
+"""The command `unix-jax clean`: reports cleaned by rules or rewritten by a language model."""
 
 import dataclasses
 from pathlib import Path
@@ -32,7 +32,12 @@ _LEAST = {
 
 @dataclasses.dataclass
 class Clean:
-    """Clean radiology reports for training: by rules, or by a language model at an endpoint."""
+    """Clean radiology reports for training, by rules or with a language model at an endpoint.
+
+    For example:
+        unix-jax clean reports.csv clean.jsonl
+        unix-jax clean reports.csv clean.jsonl --endpoint https://api.deepseek.com/v1 --model MODEL
+    """
 
     reports: Annotated[PathText, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
     """JSON lines (.jsonl), .csv or .csv.gz, or a directory of .txt files."""
@@ -95,7 +100,7 @@ class Clean:
         if self.endpoint is None and self.model is not None and not self.rules_only:
             raise UniXError("--endpoint: expected an address together with --model, found none")
         if self.endpoint is not None and self.rules_only:
-            raise UniXError("--endpoint: not used with --rules-only; give one of them")
+            raise UniXError("--endpoint: has no effect with --rules-only; omit one of them")
         if self.endpoint is not None and not self.model:
             raise UniXError("--model: expected a name together with --endpoint, found none")
         require_least(self, **_LEAST)
@@ -188,7 +193,7 @@ class Clean:
         if summary.left:
             raise UniXError(
                 f"--budget-tokens: {self.budget_tokens} are used ({spent}); {summary.left} "
-                "reports are left. Finished work is kept: raise the budget and run the same "
+                "reports remain. Finished work is kept; raise the budget and run the same "
                 "command to resume"
             )
         print(f"{summary.done} reports -> {self.out}")

@@ -1,13 +1,15 @@
-"""`unix-jax convert`: checkpoints between PyTorch and JAX."""
+"""The command `unix-jax convert`: checkpoints between PyTorch and JAX."""
 
 import dataclasses
 import signal
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from unix_jax.commands.progress import advancing
+from unix_jax.commands.subcommands import with_short_descriptions
 from unix_jax.commands.terminal import run_command, say
 from unix_jax.errors import UniXError
 from unix_jax.storage.arguments import LocalPath, WeightsText
@@ -17,7 +19,12 @@ Dtype = Literal["keep", "bfloat16", "float32"]
 
 @dataclasses.dataclass(frozen=True)
 class Import:
-    """Convert the published layout to this project's checkpoint (Orbax, config, tokenizer)."""
+    """Convert the published layout to this project's checkpoint (Orbax, config, tokenizer).
+
+    For example:
+        unix-jax convert import PUBLISHED CHECKPOINT
+        unix-jax convert import PUBLISHED CHECKPOINT --weights ema --dtype bfloat16
+    """
 
     source: tyro.conf.Positional[LocalPath]
     """Directory with config.json, model.safetensors and vae/, or a weight file in such a
@@ -34,8 +41,8 @@ class Import:
     max_latent_size: int | None = None
     """Enlarge the latent position table to this side in tokens (published: 32, which is 512 px)."""
     keep_file: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """A further file of SOURCE to copy into the checkpoint, and thus into its exports, such as
-    `notes.txt`; once for each file."""
+    """Further file of SOURCE to copy into the checkpoint, and thus into its exports, such as
+    `notes.txt`. Repeat the option for each file."""
     verbose: bool = False
     """Print complete lists of keys in an error."""
 
@@ -59,7 +66,12 @@ class Import:
 @dataclasses.dataclass(frozen=True)
 class ImportJanus:
     """Convert Janus-Pro's layout to the initial checkpoint of stage 1 (und is Janus-Pro, gen a
-    copy)."""
+    copy).
+
+    For example:
+        unix-jax convert import-janus JANUS CHECKPOINT
+        unix-jax convert import-janus JANUS CHECKPOINT --vae VAE --seed 1
+    """
 
     source: tyro.conf.Positional[LocalPath]
     """Directory with config.json and the weights, or a weight file in such a directory."""
@@ -104,7 +116,12 @@ class ImportJanus:
 
 @dataclasses.dataclass(frozen=True)
 class ImportDiffusers:
-    """Convert a folder of diffusers' StableDiffusionPipeline to this project's checkpoint."""
+    """Convert a folder of diffusers' StableDiffusionPipeline to this project's checkpoint.
+
+    For example:
+        unix-jax convert import-diffusers DIFFUSERS CHECKPOINT
+        unix-jax convert import-diffusers DIFFUSERS CHECKPOINT --dtype bfloat16
+    """
 
     source: tyro.conf.Positional[LocalPath]
     """Directory with model_index.json, unet/, vae/, text_encoder/, tokenizer/ and scheduler/."""
@@ -134,13 +151,17 @@ class ImportDiffusers:
 @dataclasses.dataclass(frozen=True)
 class Export:
     """Convert this project's checkpoint to the published layout, or to its original diffusers
-    folder."""
+    folder.
+
+    For example:
+        unix-jax convert export CHECKPOINT PUBLISHED
+        unix-jax convert export runs/stage1 PUBLISHED
+    """
 
     checkpoint: tyro.conf.Positional[LocalPath]
-    """A checkpoint written by an import, or the directory of a training run, of which the export is
-    used."""
+    """Checkpoint written by an import, or directory of a training run, whose export is used."""
     out: tyro.conf.Positional[LocalPath]
-    """New directory for the published layout."""
+    """New directory for the published layout or the diffusers folder."""
     allow_non_finite: bool = False
     """Write weights that are NaN or infinite instead of stopping."""
     verbose: bool = False
@@ -168,17 +189,21 @@ class Export:
 @dataclasses.dataclass(frozen=True)
 class Cast:
     """Copy a checkpoint in another floating-point dtype, for example a training export in
-    bfloat16."""
+    bfloat16.
+
+    For example:
+        unix-jax convert cast CHECKPOINT COPY
+        unix-jax convert cast CHECKPOINT COPY --dtype float32
+    """
 
     checkpoint: tyro.conf.Positional[LocalPath]
-    """A checkpoint written by an import, or the directory of a training run, of which the export is
-    used."""
+    """Checkpoint written by an import, or directory of a training run, whose export is used."""
     out: tyro.conf.Positional[LocalPath]
     """New directory for the copy."""
     dtype: Dtype = "bfloat16"
     """Dtype of the model's parameters."""
     vae_dtype: Dtype = "keep"
-    """Dtype of the autoencoder's parameters; the rounding of bfloat16 is visible in its images."""
+    """Dtype of the autoencoder's parameters. In bfloat16, rounding is visible in its images."""
     allow_non_finite: bool = False
     """Write weights that are NaN, infinite or too large for the dtype instead of stopping."""
     verbose: bool = False
@@ -201,11 +226,14 @@ class Cast:
 
 @dataclasses.dataclass(frozen=True)
 class Accept:
-    """Record edits of a checkpoint's config.json, tokenizer or source/ in its index.json."""
+    """Record edits of a checkpoint's config.json, tokenizer or source/ in its index.json.
+
+    For example:
+        unix-jax convert accept CHECKPOINT
+    """
 
     checkpoint: tyro.conf.Positional[LocalPath]
-    """A checkpoint written by an import, or the directory of a training run, of which the export is
-    used."""
+    """Checkpoint written by an import, or directory of a training run, whose export is used."""
     verbose: bool = False
     """Print complete lists of keys in an error."""
 
@@ -221,9 +249,15 @@ class Accept:
 
 @dataclasses.dataclass(frozen=True)
 class Inspect:
-    """Print keys, shapes, dtypes and parameter counts of a file or directory of either layout."""
+    """Print keys, shapes, dtypes and parameter counts of a file or directory of either layout.
+
+    For example:
+        unix-jax convert inspect PUBLISHED
+        unix-jax convert inspect PUBLISHED/model.safetensors
+    """
 
     path: tyro.conf.Positional[LocalPath]
+    """File or directory to inspect."""
     verbose: bool = False
     """Print complete lists of keys in an error."""
 
@@ -236,11 +270,16 @@ class Inspect:
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """Run the model on golden inputs and compare every golden tensor."""
+    """Run the model on golden inputs and compare every golden tensor.
+
+    For example:
+        unix-jax check CHECKPOINT GOLDEN
+        unix-jax check CHECKPOINT GOLDEN --json results.json
+    """
 
     path: tyro.conf.Positional[LocalPath]
-    """A checkpoint of this project, a directory in the published layout, the directory of a
-    training run, or a diffusers folder."""
+    """Checkpoint of this project, directory in the published layout, directory of a training run,
+    or diffusers folder."""
     golden_dir: tyro.conf.Positional[LocalPath]
     """Directory with golden.safetensors and golden.json."""
     json: LocalPath | None = None
@@ -266,17 +305,29 @@ Command = (
 )
 
 
+_DESCRIPTION = """Convert, inspect and check checkpoints of PyTorch and JAX.
+
+For example:
+    unix-jax convert import PUBLISHED CHECKPOINT
+    unix-jax convert export CHECKPOINT PUBLISHED
+"""
+
+
 def main(arguments: list[str] | None = None, prog: str = "unix-jax convert") -> int:
     """Runs one command; the exit code is 0, 1 (an error, as one message), 2 (usage) or 130
     (Ctrl-C)."""
-    # A polite kill cleans up as Ctrl-C does.
+    # SIGTERM cleans up like Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     verbose = False
 
     def run() -> int:
         nonlocal verbose
+        given = sys.argv[1:] if arguments is None else arguments
         command: Any = tyro.cli(
-            Command, args=arguments, prog=prog, description="PyTorch <-> JAX checkpoints."
+            with_short_descriptions(Command, given),
+            args=given,
+            prog=prog,
+            description=_DESCRIPTION,
         )
         verbose = command.verbose
         return command.run()

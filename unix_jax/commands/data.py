@@ -1,7 +1,7 @@
-"""`unix-jax data`: looks into a source of records, writes it as ArrayRecord, and writes
-the autoencoder's moments of its images.
+"""The command `unix-jax data`: sources of records, and the autoencoder's moments of their images.
 
-Errors that an input caused are one line on standard error and exit code 1; Ctrl-C is 130.
+Errors caused by an input are printed as one line on standard error with exit code 1; the exit code
+of Ctrl-C is 130.
 """
 
 import contextlib
@@ -9,6 +9,7 @@ import dataclasses
 import io
 import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,6 +18,7 @@ import tyro
 from rich.console import Console
 
 from unix_jax.commands.progress import advancing
+from unix_jax.commands.subcommands import with_short_descriptions
 from unix_jax.commands.terminal import run_command, say, warn
 from unix_jax.data.sources import open_source
 from unix_jax.errors import UniXError
@@ -32,7 +34,12 @@ _Spec = Annotated[SourceText, tyro.conf.Positional, tyro.conf.arg(metavar="SPEC"
 
 @dataclasses.dataclass
 class Inspect:
-    """Print statistics of a source and its texts, and write a contact sheet."""
+    """Print statistics of a source and its texts, and write a contact sheet.
+
+    For example:
+        unix-jax data inspect manifest:examples/cxr --out sheet.png
+        unix-jax data inspect mimic:DIR --split train --tokenizer CHECKPOINT --und-tokens 2048
+    """
 
     spec: _Spec
     """Source of the records, for example manifest:examples/cxr; docs/data.md lists the kinds."""
@@ -61,7 +68,7 @@ class Inspect:
             fit_rows,
             fit_table,
             inspect_source,
-            sheet_pictures,
+            sheet_images,
             summary_tables,
         )
 
@@ -92,8 +99,8 @@ class Inspect:
         if self.out is not None:
             from unix_jax.preprocessing.transforms import contact_sheet, save_png
 
-            pictures, texts = sheet_pictures(source, self.images, self.seed)
-            save_png(self.out, contact_sheet(pictures, texts))
+            images, texts = sheet_images(source, self.images, self.seed)
+            save_png(self.out, contact_sheet(images, texts))
             say(f"contact sheet: {self.out}")
         if summary.unusable > self.max_broken * summary.rows:
             raise UniXError(
@@ -105,7 +112,12 @@ class Inspect:
 
 @dataclasses.dataclass
 class Write:
-    """Write a source as ArrayRecord, atomically."""
+    """Write a source as ArrayRecord, atomically.
+
+    For example:
+        unix-jax data write mimic:DIR RECORDS --max-side 1024
+        unix-jax data write manifest:examples/cxr RECORDS --format tfds
+    """
 
     spec: _Spec
     """Source of the records, for example mimic:DIR?views=PA,AP; docs/data.md lists the kinds."""
@@ -116,7 +128,7 @@ class Write:
     max_side: int | None = None
     """Downscale larger images to this longest side in pixels."""
     max_broken: float = 0.01
-    """Maximum fraction of broken rows; they are skipped and named."""
+    """Maximum fraction of broken rows. Broken rows are skipped, and a message names each."""
     shard_megabytes: int = 256
     """Size in MB at which a shard is closed."""
     workers: int = min(os.cpu_count() or 1, 16)
@@ -145,7 +157,7 @@ class Write:
             if self.format == "tfds":
                 from unix_jax.data.sources.tfds_builder import write_tfds
 
-                # The library chats on standard output.
+                # The library prints messages on standard output.
                 with contextlib.redirect_stdout(io.StringIO()):
                     count, broken = write_tfds(source, self.out, **options)
             else:
@@ -162,6 +174,10 @@ class Moments:
     """Run the autoencoder's encoder once over a source. Training reads the result (data.moments).
 
     Source, split, size and padding must be those of the training run.
+
+    For example:
+        unix-jax data moments manifest:examples/cxr MOMENTS --checkpoint CHECKPOINT
+        unix-jax data moments mimic:DIR MOMENTS --checkpoint CHECKPOINT --height 512 --width 512
     """
 
     spec: _Spec
@@ -169,7 +185,7 @@ class Moments:
     out: Annotated[PathText, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """New directory for the moments."""
     checkpoint: PathText
-    """Checkpoint with the autoencoder: a converted one, or a directory in the published layout."""
+    """Checkpoint with an autoencoder: converted, or a directory in the published layout."""
     split: str = "train"
     """Split of the source; "" for all records."""
     height: int = 256
@@ -183,8 +199,8 @@ class Moments:
     batch_size: int = 8
     """Number of images per batch of the encoder."""
     max_broken: float = 0.01
-    """Maximum fraction of broken records; they are named, and training skips them. If more are
-    broken, nothing is written and the exit code is 1."""
+    """Maximum fraction of broken records. A message names each, and training skips them. If more
+    are broken, nothing is written and the exit code is 1."""
 
     def run(self) -> None:
         from unix_jax.checkpoints.load import load_vae
@@ -226,7 +242,7 @@ class Moments:
 
 
 def _tokenizer(directory: str) -> "tuple[Tokenizer, UniXConfig]":
-    """The tokenizer of a directory, and its model's sizes: the published ones without a
+    """The tokenizer of a directory, and its model's sizes, which are the published ones without a
     config.json."""
     from unix_jax.checkpoints.load import load_config
     from unix_jax.checkpoints.run_export import resolve_checkpoint
@@ -259,16 +275,25 @@ _Command: Any = tyro.conf.OmitSubcommandPrefixes[  # type: ignore[misc]
 ]
 
 
+_DESCRIPTION = """Inspect a source of chest X-rays and reports, write it as ArrayRecord, or write
+the autoencoder's moments of its images.
+
+For example:
+    unix-jax data inspect manifest:examples/cxr
+    unix-jax data write mimic:DIR RECORDS
+"""
+
+
 def main(arguments: Sequence[str] | None = None, prog: str = "unix-jax data") -> int:
     """Runs the command; returns the exit code."""
 
     def run() -> None:
+        given = sys.argv[1:] if arguments is None else list(arguments)
         command: Inspect | Write | Moments = tyro.cli(
-            _Command,
+            with_short_descriptions(_Command, given),
             prog=prog,
-            description="Look into a source of chest X-rays and reports, write it as ArrayRecord, "
-            "or write the autoencoder's moments of its images.",
-            args=None if arguments is None else list(arguments),
+            description=_DESCRIPTION,
+            args=given,
         )
         command.run()
 

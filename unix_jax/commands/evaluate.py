@@ -1,4 +1,4 @@
-"""`unix-jax evaluate`: metrics of a model's reports and X-rays, or of those from other software."""
+"""The command `unix-jax evaluate`: metrics of reports and X-rays, of a model or other software."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from unix_jax.data.records import RecordSource
-    from unix_jax.evaluation_runs.image_runs import DiffusionDrawingSettings, DrawingSettings
+    from unix_jax.evaluation_runs.image_runs import DiffusionGenerationSettings, GenerationSettings
     from unix_jax.evaluation_runs.image_scores import ImageMetrics
     from unix_jax.evaluation_runs.items import Progress, Share
     from unix_jax.evaluation_runs.nearest_training import Training
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
-# What decides how images are generated, and nothing else.
+# The options that only affect how images are generated.
 _OF_GENERATION = (
     "size", "num_inference_steps", "solver", "timestep_shift", "guidance_scale",
     "guidance_rescale", "sampler", "seed", "dtype", "mesh", "batch_size",
@@ -79,14 +79,14 @@ class _OfReports(_Resampled):
 
         def load_chexbert() -> CheXbert:
             model = CheXbert.from_pretrained(self.chexbert or "")
-            model.encode(["a"])  # its vocabulary is there
+            model.encode(["a"])  # fails without its vocabulary
             return model
 
         if not self.radgraph:
             refuse_without_effect(
                 self, ("radgraph_model", "radgraph_level", "radgraph_path"), "without --radgraph"
             )
-        _on_primary(lambda: text_scores(["a"], ["a"]))  # so are the packages
+        _on_primary(lambda: text_scores(["a"], ["a"]))  # fails without its packages
         chexbert = None if self.chexbert is None else _on_primary(load_chexbert)
         radgraph_path = Path(self.radgraph_path).expanduser()
         annotate = (
@@ -156,7 +156,7 @@ class _OverData(_Resampled):
         return settings
 
     def _of_data(self, source: "RecordSource") -> dict[str, Any]:
-        """What the settings say of the records: all that the split has, and those to take."""
+        """The settings that identify the records: the source, and the numbers of its records."""
         from unix_jax.data.records import Subset
 
         records = len(source.source) if isinstance(source, Subset) else len(source)
@@ -184,7 +184,7 @@ class _OverData(_Resampled):
 
         from unix_jax.sharding import make_mesh, parse_mesh
 
-        # A process's own devices: processes share nothing but the directory.
+        # Only the process's own devices: processes share only the directory.
         devices = jax.local_devices()
         if self.mesh is not None:
             return parse_mesh(self.mesh, devices=devices)
@@ -195,7 +195,12 @@ class _OverData(_Resampled):
 
 @dataclasses.dataclass(kw_only=True)
 class EvaluateReports(_OfReports, _OverData):
-    """Write a report for each X-ray of a data set, and compare it with the record's own report."""
+    """Generate a report for each X-ray of a data set, and compare it with the record's own report.
+
+    For example:
+        unix-jax evaluate reports --checkpoint CHECKPOINT --data manifest:DIR --out results
+        unix-jax evaluate reports --checkpoint CHECKPOINT --data mimic:DIR --out results --radgraph
+    """
 
     prompt: str = ""
     """Instruction for every item. By default, the record's own instruction is used, or the first of
@@ -241,10 +246,15 @@ class EvaluateReports(_OfReports, _OverData):
 @dataclasses.dataclass(kw_only=True)
 class EvaluateImages(_OverData):
     """Generate an X-ray from each text of a data set, or read images from other software, and
-    compare all of them with the images of the data set."""
+    compare all of them with the images of the data set.
+
+    For example:
+        unix-jax evaluate images --checkpoint CHECKPOINT --data manifest:DIR --out results
+        unix-jax evaluate images --generated IMAGES --data csv:FILE --out results --rad-dino DIR
+    """
 
     checkpoint: PathText = ""
-    """The model that generates the images: a converted checkpoint, or a directory in the published
+    """Model that generates the images: a converted checkpoint, or a directory in the published
     layout. Required without --generated."""
     generated: LocalPath | None = None
     """Images from other software, instead of a checkpoint: a folder, or a CSV such as the
@@ -318,7 +328,7 @@ class EvaluateImages(_OverData):
 
     def _generate(self) -> None:
         from unix_jax.evaluation_runs.image_results import summarise_images
-        from unix_jax.evaluation_runs.image_runs import draw_images
+        from unix_jax.evaluation_runs.image_runs import generate_images
         from unix_jax.evaluation_runs.image_set import images_of_run
 
         refuse_without_effect(self, ("generated_root",), "without --generated CSV")
@@ -330,7 +340,7 @@ class EvaluateImages(_OverData):
         out = Path(self.out)
 
         def work(pipe: Any, share: "Share", progress: "Progress") -> None:
-            draw_images(
+            generate_images(
                 pipe, source, out, asked,
                 batch_size=self.batch_size, share=share, progress=progress,
             )  # fmt: skip
@@ -345,15 +355,15 @@ class EvaluateImages(_OverData):
             ),
         )  # fmt: skip
 
-    def _settings(self) -> "DrawingSettings | DiffusionDrawingSettings":
+    def _settings(self) -> "GenerationSettings | DiffusionGenerationSettings":
         """The settings for generating images, checked before the weights are read."""
         from unix_jax.checkpoints.configurations import is_diffusers
         from unix_jax.checkpoints.diffusers_checkpoint import open_diffusers
         from unix_jax.checkpoints.load import load_config
         from unix_jax.evaluation_runs.image_runs import (
-            DiffusionDrawingSettings,
-            DrawingSettings,
-            checked_drawing,
+            DiffusionGenerationSettings,
+            GenerationSettings,
+            checked_generation,
         )
 
         scale = self.guidance_scale
@@ -361,7 +371,7 @@ class EvaluateImages(_OverData):
             where = f"with a diffusers checkpoint, {self.checkpoint}"
             refuse_without_effect(self, ("timestep_shift", "solver"), where)
             folder = open_diffusers(self.checkpoint)
-            return DiffusionDrawingSettings(
+            return DiffusionGenerationSettings(
                 self.size,
                 50 if self.num_inference_steps is None else self.num_inference_steps,
                 7.5 if scale is None else scale,
@@ -378,22 +388,22 @@ class EvaluateImages(_OverData):
             )
         scale = 2.0 if scale is None else scale
         steps = 49 if self.num_inference_steps is None else self.num_inference_steps
-        settings = DrawingSettings(
+        settings = GenerationSettings(
             self.size, steps, self.solver, self.timestep_shift, scale, self.seed
         )
-        return checked_drawing(settings, config)
+        return checked_generation(settings, config)
 
     def _measure(self) -> None:
         from unix_jax.evaluation_runs.evaluation_files import remember
         from unix_jax.evaluation_runs.image_results import summarise_images
-        from unix_jax.evaluation_runs.image_set import images_made_elsewhere
+        from unix_jax.evaluation_runs.image_set import images_of_files
         from unix_jax.evaluation_runs.results import print_table
         from unix_jax.training.distributed import agree
 
         generated, out = self.generated, Path(self.out)
         assert generated is not None
         refuse_without_effect(
-            self, _OF_GENERATION, "without --checkpoint: images made elsewhere stay as they are"
+            self, _OF_GENERATION, "without --checkpoint: images of other software are not changed"
         )
         if out.resolve().is_relative_to(generated.resolve()):
             raise UniXError(f"--out {out}: expected a directory outside of --generated {generated}")
@@ -410,7 +420,7 @@ class EvaluateImages(_OverData):
         }
 
         def measure() -> None:
-            images = images_made_elsewhere(
+            images = images_of_files(
                 generated,
                 source,
                 self.generated_root,
@@ -469,14 +479,19 @@ class EvaluateImages(_OverData):
         tables = RadiomicsTables(
             read_radiomics(self.radiomics_real), read_radiomics(self.radiomics_generated)
         )
-        tables.features()  # their columns fit
+        tables.features()  # fails if their columns differ
         return tables
 
 
 @dataclasses.dataclass
 class EvaluateScore(_OfReports):
     """Evaluate reports from other software: .csv or .jsonl files, including the original's
-    results."""
+    results.
+
+    For example:
+        unix-jax evaluate score --predictions reports.csv
+        unix-jax evaluate score --predictions a.jsonl --references b.jsonl --out results
+    """
 
     predictions: PathText
     """File with the reports to evaluate."""
@@ -525,7 +540,12 @@ class EvaluateScore(_OfReports):
 
 @dataclasses.dataclass
 class Evaluate:
-    """Evaluate a model on a data set, or reports or images from other software."""
+    """Evaluate a model on a data set, or reports or images from other software.
+
+    For example:
+        unix-jax evaluate reports --checkpoint CHECKPOINT --data manifest:DIR --out results
+        unix-jax evaluate score --predictions reports.csv
+    """
 
     what: (
         Annotated[EvaluateReports, tyro.conf.subcommand("reports")]
@@ -549,7 +569,7 @@ def _finish(
     work: Callable[["UniXPipeline", "Share", "Progress"], None],
     summarise: Callable[[], "Results"],
 ) -> None:
-    """Processes this process's share; the metrics follow when all processes have finished."""
+    """Processes this process's share; computes metrics when all processes have finished."""
     import jax
 
     from unix_jax.commands.progress import ProgressLine
@@ -609,7 +629,7 @@ def _with_progress(items: Sequence[Any], unit: str) -> Iterator[Any]:
 
 
 def _on_primary(load: Callable[[], T]) -> T | None:
-    """The result of `load` in the process that measures, None in the others; its error in all."""
+    """The result of `load` in the primary process, None in the others; all raise its error."""
     from unix_jax.training.distributed import agree
 
     loaded: list[T] = []
@@ -618,6 +638,6 @@ def _on_primary(load: Callable[[], T]) -> T | None:
 
 
 def _written(checkpoint: Path) -> int:
-    """Time of the last write to a checkpoint, in seconds: another model may be at the same path."""
+    """Time of the last write to a checkpoint in seconds, since its path may have another model."""
     files = [path for path in checkpoint.rglob("*") if path.is_file()]
     return max((int(path.stat().st_mtime) for path in files), default=0)

@@ -1,4 +1,4 @@
-"""`unix-jax export`: the weights of a training run as a checkpoint for inference."""
+"""The command `unix-jax export`: weights of a training run as a checkpoint for inference."""
 
 import dataclasses
 import warnings
@@ -15,6 +15,10 @@ class Export:
 
     The run may be finished, stopped, killed or still running; it is only read. `unix-jax convert
     export` then writes the published layout for PyTorch.
+
+    For example:
+        unix-jax export runs/stage1
+        unix-jax export runs/stage1 --step best --weights average --out CHECKPOINT
     """
 
     run_directory: Annotated[PathText, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -24,8 +28,8 @@ class Export:
     step: str = "last"
     """Number of a kept step, last, or best (the lowest validation loss)."""
     weights: Literal["auto", "raw", "average"] = "auto"
-    """raw exports the trained weights of that step, average their average, and auto those that the
-    run exports."""
+    """Weights to export: the trained weights of that step (raw), their average (average), or those
+    that the run itself exports (auto)."""
 
     def run(self) -> None:
         from unix_jax.training.average import LARGE_SHARE
@@ -37,7 +41,7 @@ class Export:
         share = record.get("start_share", 0.0)
         if share > LARGE_SHARE:
             warnings.warn(
-                f"{100 * share:.3g} % of this average are the initial weights of the run; "
+                f"{100 * share:.3g} % of this average comes from the initial weights of the run; "
                 "--weights raw exports the trained weights of that step",
                 stacklevel=1,
             )

@@ -1,4 +1,4 @@
-"""`unix-jax generate`: X-rays from texts."""
+"""The command `unix-jax generate`: chest X-rays from text."""
 
 import dataclasses
 import os
@@ -17,7 +17,7 @@ from unix_jax.storage.arguments import PathText, refuse_without_effect
 
 @dataclasses.dataclass
 class Generate(Model):
-    """Generate a chest X-ray from each text: one PNG file each, and a contact sheet of several.
+    """Generate a chest X-ray from each text as a PNG file, and a contact sheet of several images.
 
     For example:
         unix-jax generate "Large right pleural effusion."
@@ -27,39 +27,41 @@ class Generate(Model):
     prompts: Annotated[list[str], tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT ...")] = (
         dataclasses.field(default_factory=list)
     )
-    """Texts, for example "Large right pleural effusion."."""
+    """Texts that describe the images, for example "Large right pleural effusion."."""
     out: PathText = "out"
     """Directory for the images."""
     height: int | None = None
-    """Pixels; 512, or the largest of a smaller model, if absent."""
+    """Height in pixels. The default is 512, or the maximum of a smaller model."""
     width: int | None = None
-    """Pixels; likewise."""
+    """Width in pixels. The default is 512, or the maximum of a smaller model."""
     num_inference_steps: int | None = None
-    """Steps per image, each of which evaluates the network once. If absent, 49, which are the 50
-    grid points of the original, and 50 for a diffusers checkpoint."""
+    """Number of steps per image, each of which evaluates the network once. The default is 49, the
+    original's 50 grid points, or 50 for a diffusers checkpoint."""
     solver: Literal["euler", "ab2", "pec"] = "euler"
-    """How each step is made: euler as in the original; ab2 and pec come as close with 16 steps."""
+    """Solver of the steps: euler as in the original; ab2 and pec are as accurate with 16 steps."""
     timestep_shift: float = 3.0
-    """Above 1 spends more steps near noise."""
+    """Shift of the time grid; values above 1 place more steps near the noise."""
     guidance_scale: float | None = None
-    """Text guidance; 1 turns it off. If absent, 2, and 7.5 for a diffusers checkpoint."""
+    """Text guidance; 1 turns it off. The default is 2, or 7.5 for a diffusers checkpoint."""
     guidance_rescale: float | None = None
-    """For a diffusers checkpoint: how far, from 0 to 1, guidance keeps the spread of outputs."""
+    """Only for diffusers checkpoints: strength, from 0 to 1, of rescaling the guided output to the
+    standard deviation of the conditional one."""
     sampler: Literal["ddim", "euler"] | None = None
-    """For a diffusers checkpoint: the sampler; the checkpoint's own if absent."""
+    """Only for diffusers checkpoints: the sampler. The default is the checkpoint's own."""
     image_guidance_scale: float = 1.0
-    """Image guidance; 1 turns it off. Prompts alone: the text guidance becomes 1 + this scale x
-    (guidance scale - 1), as in the original's demos."""
+    """Image guidance; 1 turns it off. With prompts alone it changes the text guidance to 1 + image
+    guidance x (text guidance - 1), as in the original's demos."""
     guidance_interval: tuple[float, float] = (0.4, 1.0)
-    """Guidance acts for times in (low, high]."""
+    """Guidance is applied at times in (low, high]."""
     renorm: Literal["global", "channel", "text_channel"] = "global"
-    """How guided velocities are renormalised."""
+    """How guided velocities are renormalised: over the image (global), per token (channel), or per
+    token after the text guidance only (text_channel)."""
     renorm_min: float = 0.0
-    """Lower bound of the renormalisation factor."""
+    """Lower bound of the renormalisation factor, from 0 to 1."""
     seed: int = 0
-    """Seed of the first image; the seeds of the others count up from it."""
+    """Random seed of the first image. Each further image uses the next integer."""
     num_images: int = 1
-    """Images per text."""
+    """Number of images per text."""
 
     def run(self) -> None:
         from unix_jax.checkpoints.configurations import is_diffusers
@@ -68,7 +70,7 @@ class Generate(Model):
         if not self.prompts:
             raise UniXError("PROMPT: expected at least one text, found none")
         if not all(prompt.strip() for prompt in self.prompts):
-            say("PROMPT: a text is empty; its image is generated without a text")
+            say("PROMPT: a text is empty; its image is generated without text")
         if self.num_images < 1:
             raise UniXError(f"--num-images: expected at least 1, found {self.num_images}")
         kind, settings = self.diffusion() if is_diffusers(self.directory) else self.unix()
@@ -93,10 +95,10 @@ class Generate(Model):
             save_png(sheet, contact_sheet(images, prompts))
             print(sheet)
 
-    # (kind of pipeline, settings): checked before the directory is created and weights are read.
+    # Settings are checked before the directory is created and before weights are read.
 
     def diffusion(self) -> tuple[Any, Any]:
-        """For a diffusers checkpoint."""
+        """(kind of pipeline, settings) for a diffusers checkpoint."""
         from unix_jax.checkpoints.diffusers_checkpoint import open_diffusers
         from unix_jax.inference.diffusion import DiffusionPipeline
         from unix_jax.inference.settings import DiffusionSettings
@@ -118,7 +120,7 @@ class Generate(Model):
         return DiffusionPipeline, settings.checked(folder.vae_config, folder.native_size)
 
     def unix(self) -> tuple[Any, Any]:
-        """For a checkpoint of UniX."""
+        """(kind of pipeline, settings) for a checkpoint of UniX."""
         from unix_jax.checkpoints.configurations import load_config
         from unix_jax.inference.pipeline import UniXPipeline
         from unix_jax.inference.settings import ImageSettings
@@ -143,7 +145,11 @@ class Generate(Model):
 
 
 def _writable_directory(path: str) -> Path:
-    """Refuses early: an image takes minutes, and must have a directory."""
+    """The created output directory; an error comes before minutes of computation.
+
+    Raises:
+      UniXError: it cannot be created or written to.
+    """
     directory = Path(path)
     try:
         directory.mkdir(parents=True, exist_ok=True)

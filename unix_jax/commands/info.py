@@ -1,4 +1,4 @@
-"""`unix-jax info`: the facts of a checkpoint."""
+"""The command `unix-jax info`: sizes and contents of a checkpoint."""
 
 import dataclasses
 import json
@@ -26,13 +26,13 @@ class Info:
     checkpoint: Annotated[
         PathText | None, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")
     ] = None
-    """Converted checkpoint, directory in the published layout, that of a training run, or a
-    diffusers folder. If absent: examples/nano of the clone, where the package runs from one."""
+    """Converted checkpoint, directory in the published layout, directory of a training run, or
+    diffusers folder. The default is examples/nano if the package runs from a clone."""
     json: bool = False
     """Print the configuration as JSON instead of a table."""
     verify: bool = False
-    """Read every array, compare it with its checksum, and look for NaN and infinite weights. Also
-    of a training run's directory, with all of its checkpoints."""
+    """Read every array, compare it with its checksum, and check for NaN and infinite weights. For
+    the directory of a training run, all of its checkpoints are verified."""
 
     def run(self) -> None:
         from unix_jax.checkpoints.configurations import is_diffusers, load_config

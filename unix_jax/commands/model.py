@@ -1,4 +1,4 @@
-"""Options and loading of the model that several commands share."""
+"""Model options and model loading, shared by several commands."""
 
 import dataclasses
 import functools
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass
 class Model:
-    """Where the model comes from and where it runs."""
+    """Options that select the model and its devices."""
 
     checkpoint: PathText | None = None
-    """Converted checkpoint, directory in the published layout, or directory of a training run. If
-    absent: examples/nano of the clone, a demonstration, where the package runs from a clone."""
+    """Converted checkpoint, directory in the published layout, or directory of a training run. The
+    default is the demonstration model examples/nano if the package runs from a clone."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Of parameters and computation; a CPU uses float32 either way."""
+    """Dtype of parameters and computation; a CPU always uses float32."""
     mesh: str | None = None
-    """Devices to share the work, for example data=2,tensor=4; one device if absent."""
+    """Devices that share the work, for example data=2,tensor=4. The default is one device."""
 
     def load(self) -> "UniXPipeline":
         """The pipeline."""
@@ -32,7 +32,7 @@ class Model:
         return self.load_as(UniXPipeline)
 
     def load_as(self, kind: Any) -> Any:
-        """A pipeline of `kind`, while a line says what is loaded."""
+        """A pipeline of `kind`; a status line names the directory while it is loaded."""
         from unix_jax.sharding import parse_mesh
 
         with ERRORS.status(f"Loading {escape(self.directory)} ..."):
@@ -41,19 +41,19 @@ class Model:
 
     @functools.cached_property
     def directory(self) -> str:
-        """The directory given, or that of the clone's nano model, which is said once."""
+        """The given directory, or that of the clone's nano model; see `default_checkpoint`."""
         return default_checkpoint(self.checkpoint)
 
 
 def default_checkpoint(given: str | None) -> str:
-    """The directory given, or that of the clone's nano model, which is said.
+    """The given directory, or that of the clone's nano model, which a message names.
 
     Raises:
-      UniXError: none given, and the package does not run from a clone.
+      UniXError: no directory is given, and the package does not run from a clone.
     """
     from unix_jax.app.bundled import checkpoint_path
 
     path = checkpoint_path(given)
     if given is None:
-        say(f"no checkpoint given: {path} is used, a small demonstration")
+        say(f"no --checkpoint: using {path}, a small demonstration model")
     return path

@@ -1,6 +1,7 @@
 """The progress bar of every command, on standard error.
 
-A terminal shows a bar with rate and time left, removed at the end; a log gets a line at intervals.
+A terminal shows a bar with the rate and the remaining time, and removes it at the end. In a log, a
+line is printed at intervals.
 """
 
 import contextlib
@@ -33,7 +34,7 @@ class _Rate(ProgressColumn):
 
 
 class ProgressLine:
-    """Shows how many items are done, their numbers, the rate and the time left."""
+    """Shows the number of finished items, their metrics, the rate and the remaining time."""
 
     def __init__(
         self,
@@ -43,13 +44,13 @@ class ProgressLine:
         shown: bool = True,
         seconds_between_lines: float = 30.0,
     ) -> None:
-        """A line that is not started yet.
+        """A progress line that has not started.
 
         Args:
-          unit: what is counted, in the singular.
-          in_bytes: the items are bytes, `unit` is the name of the task.
-          shown: off prints nothing at all.
-          seconds_between_lines: where there is no terminal.
+          unit: name of one item, in the singular.
+          in_bytes: items are bytes, and `unit` is the name of the task.
+          shown: False prints nothing.
+          seconds_between_lines: minimum interval between lines of a log.
         """
         self._unit, self._in_bytes, self._shown = unit, in_bytes, shown
         self._between = seconds_between_lines
@@ -57,7 +58,9 @@ class ProgressLine:
 
     @contextlib.contextmanager
     def over(self, first: int, total: int | None) -> Iterator[None]:
-        """Shows progress meanwhile; `first` of `total` are done. None: the total is told later."""
+        """Shows progress within the block, from `first` of `total` items; `update` may set the
+        total.
+        """
         self._first, self._total = first, total
         self._started = self._said = time.monotonic()
         counts = (
@@ -74,7 +77,7 @@ class ProgressLine:
             TimeRemainingColumn(),
             console=terminal.ERRORS,
             transient=True,
-            # In a log it would leave an empty line.
+            # In a log the bar would leave an empty line.
             disable=not (self._shown and terminal.ERRORS.is_terminal),
         )
         self._task = self._bar.add_task(self._unit, total=total, completed=first, numbers="")
@@ -88,7 +91,9 @@ class ProgressLine:
         *,
         total: int | None = None,
     ) -> None:
-        """Moves on to `done`. With `numbers`, which may be empty, a log gets a line as well."""
+        """Sets the number of finished items. With `numbers`, which may be empty, a line may be
+        printed in a log.
+        """
         assert self._bar is not None
         self._total = total or self._total
         self._bar.update(self._task, completed=done, total=self._total)
@@ -110,19 +115,19 @@ class ProgressLine:
         self.say(f"{unit} {done}/{self._total} {describe_numbers(numbers)} | {speed}")
 
     def say(self, line: str) -> None:
-        """Prints a line that stays."""
+        """Prints a permanent line."""
         if self._shown:
             terminal.say(line)
 
     def warn(self, line: str) -> None:
-        """Prints a warning that stays."""
+        """Prints a permanent warning."""
         if self._shown:
             terminal.warn(line)
 
 
 @contextlib.contextmanager
 def advancing(unit: str, total: int | None = None, *, in_bytes: bool = False) -> Iterator[Callable]:
-    """A `ProgressLine`; yields `advance(count=1, total=None)`, which adds to what is done."""
+    """A `ProgressLine`; yields `advance(count=1, total=None)`, which adds finished items."""
     line = ProgressLine(unit, in_bytes=in_bytes)
     done = 0
 
@@ -136,7 +141,7 @@ def advancing(unit: str, total: int | None = None, *, in_bytes: bool = False) ->
 
 
 def describe_numbers(numbers: Mapping[str, float | None]) -> str:
-    """`name value` of each number that exists, except the step."""
+    """`name value` of each number that is not None, except the step."""
     shown = {name: value for name, value in numbers.items() if value is not None and name != "step"}
     return " ".join(
         f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.4g}"

@@ -1,4 +1,4 @@
-"""`unix-jax report`: reports of image files."""
+"""The command `unix-jax report`: reports from image files."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass
 class Report(Model):
-    """Generate a report for each chest X-ray, or for several of one study (PNG, JPEG, DICOM, ...).
+    """Generate a report for each chest X-ray, or for each study of several (PNG, JPEG, DICOM, ...).
 
     For example:
         unix-jax report xray.png
@@ -31,29 +31,29 @@ class Report(Model):
     )
     """Image files."""
     images_per_report: int = 1
-    """Number of successive image files that one report describes together, such as 2 for frontal
-    and lateral. The model must be trained on such samples."""
+    """Number of consecutive image files per report, for example 2 for a frontal and a lateral view.
+    The model must have been trained on such samples."""
     batch_size: int = 16
-    """Number of reports that are generated together; the images of one batch are in memory."""
+    """Number of reports generated together. The images of one batch are kept in memory."""
     prompt: str | None = None
-    """Instruction to the model; if absent, its own for FINDINGS and IMPRESSION."""
+    """Instruction to the model. The default is the model's own for FINDINGS and IMPRESSION."""
     max_new_tokens: int = 500
-    """Largest number of tokens of one report."""
+    """Maximum number of tokens per report."""
     temperature: float = 0.0
-    """0 decodes greedily."""
+    """Sampling temperature; 0 selects greedy decoding."""
     top_p: float = 1.0
-    """Mass of the nucleus that is sampled from."""
+    """Probability mass of the nucleus from which tokens are sampled, above 0 and at most 1."""
     seed: int = 0
-    """Seed of the sampling."""
+    """Random seed of the sampling."""
     frame: int | None = None
-    """Which frame of each file to read, counted from 1; files of several frames need it."""
+    """Frame to read from each file, counted from 1. Files with several frames require it."""
     resize: Literal["letterbox", "squash"] = "letterbox"
-    """How an image becomes a square: letterbox keeps its aspect ratio, as in the original's
-    evaluation; squash does not, as in its web demo."""
+    """How an image is made square: letterbox keeps its aspect ratio, as in the original's
+    evaluation; squash does not, as in the original's web demo."""
     json: bool = False
     """Print a JSON list of {image, report, warning, finish_reason} instead of text. warning is
-    null, or says that the image shows almost nothing. finish_reason is eos where the model ended
-    the report, and length where it was cut at --max-new-tokens. With several images per report,
+    null, or states that the image shows almost nothing. finish_reason is eos if the model ended
+    the report, and length if it was cut off at --max-new-tokens. With several images per report,
     image and warning are lists."""
 
     def run(self) -> None:
@@ -68,7 +68,8 @@ class Report(Model):
                 "--images-per-report: expected at least 1 and a divisor of the number of image "
                 f"files, which is {len(self.images)}, found {each}"
             )
-        # Before the model is loaded: a wrong path is said at once. Decoding waits for its batch.
+        # Before the model is loaded, so that a wrong path is reported immediately. Each image is
+        # decoded with its batch.
         for path in self.images:
             check_image(path, frame=self.frame)
         reports = [self.images[i : i + each] for i in range(0, len(self.images), each)]
@@ -103,12 +104,12 @@ class Report(Model):
         }
 
     def _rows(self, pipe: Any, reports: list[list[str]]) -> Iterator[dict[str, Any]]:
-        """What is printed of each report, batch by batch."""
+        """The values to print for each report, batch by batch."""
         from unix_jax.preprocessing.gray_levels import gray_level_problem
 
         for first in range(0, len(reports), self.batch_size):
             batch = reports[first : first + self.batch_size]
-            # The last batch is filled up, so that all batches share one compiled program.
+            # The last batch is padded, so that all batches share one compiled program.
             filled = batch + batch[-1:] * (min(self.batch_size, len(reports)) - len(batch))
             known, images = self._read(filled)
             results = pipe.generate_report(images, return_details=True, **self._options())
@@ -124,7 +125,7 @@ class Report(Model):
     def _read(
         self, reports: list[list[str]]
     ) -> tuple[dict[str, "Image.Image"], list[list["Image.Image"]]]:
-        """(images by path, images of each report); a file that occurs twice is read once."""
+        """(images by path, images of each report). A file that occurs twice is read once."""
         from unix_jax.preprocessing.images import load_image
 
         paths = dict.fromkeys(path for files in reports for path in files)

@@ -1,6 +1,6 @@
 """Errors, warnings, Ctrl-C and standard output of every command.
 
-Errors that an input caused are printed as one message on standard error with exit code 1; the exit
+Errors caused by an input are printed as one message on standard error with exit code 1; the exit
 code of Ctrl-C is 130.
 """
 
@@ -40,7 +40,7 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__
 
 
 class _LogLines(logging.Handler):
-    """Prints records of the log as this project's own warnings look."""
+    """Prints log records in the form of this project's own warnings."""
 
     def emit(self, record: logging.LogRecord) -> None:
         style = "yellow" if record.levelno >= logging.WARNING else None
@@ -48,7 +48,7 @@ class _LogLines(logging.Handler):
 
 
 def _print_log() -> None:
-    """Every command shows warnings of the log alike: those of the data loader among others."""
+    """Makes every command print logged warnings, such as those of the data loader."""
     root = logging.getLogger()
     if not any(isinstance(handler, _LogLines) for handler in root.handlers):
         root.addHandler(_LogLines(logging.WARNING))
@@ -60,25 +60,25 @@ def run_command(
     on_error: Callable[[UniXError], str] = str,
     interrupted: str = "interrupted",
 ) -> int:
-    """Runs a whole command; returns its exit code.
+    """Runs a complete command; returns its exit code.
 
     Args:
       command: parses its arguments, runs, and may return an exit code.
-      on_error: the text of an error of ours.
-      interrupted: what Ctrl-C says.
+      on_error: the text to print for a `UniXError`.
+      interrupted: the text to print after Ctrl-C.
     """
     warnings.showwarning = _show_warning
     warnings.simplefilter("always", ImageWarning)
     warnings.simplefilter("always", SourceNote)
     _print_log()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A report may hold a character that the terminal's encoding lacks.
+        # A report may contain a character that the terminal's encoding does not support.
         sys.stdout.reconfigure(errors="replace")
     try:
         try:
             code = command() or 0
         finally:
-            # Also at the end of `--help`, which leaves by SystemExit.
+            # Also after `--help`, which raises SystemExit.
             sys.stdout.flush()
     except UniXError as error:
         return _failed(on_error(error))
@@ -86,7 +86,7 @@ def run_command(
         say(interrupted)
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader ended early (`| head`), which is no error of this program.
+        # The reader ended early (`| head`), which is not an error of this program.
         _close_output()
         return 0
     except OSError as error:
@@ -102,6 +102,6 @@ def _failed(message: str) -> int:
 
 
 def _close_output() -> None:
-    """The remaining buffer of standard output cannot be written, and is not tried again."""
+    """Discards the remaining buffer of standard output, which cannot be written."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

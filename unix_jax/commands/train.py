@@ -1,6 +1,7 @@
-"""Training from the command line to the export: one script, read from top to bottom.
+"""The command `unix-jax train`: a training run, from the command line to the export.
 
-`train.py` and `unix-jax train` run it; `train.py` says what a run writes.
+It is one script, to be read from top to bottom. `train.py` runs it too, and documents the files of
+a run.
 """
 
 import functools
@@ -52,7 +53,7 @@ ON_THE_LINE = ("loss", "ce", "mse", "learning_rate", "tokens_per_second", "mfu")
 
 
 def train(arguments: Sequence[str]) -> int:
-    """One run, from the command line to the export; gives the exit code."""
+    """One run, from the command line to the export; returns the exit code."""
 
     # ============================================================================ parse
     invocation = parse_arguments(arguments)
@@ -146,9 +147,9 @@ def run_in(out: Path, config: TrainConfig, progress: ProgressLine, *, restart_da
     for line in [*describe_sources(feed.records, config.data), *feed.notes]:
         progress.say(line)
     if feed.restarted:
-        progress.say(f"the order of the data begins anew: {feed.restarted}")
+        progress.say(f"the order of the data restarts: {feed.restarted}")
         data_state = None
-        changed.append(Change("order of the data", "as it was", f"anew: {feed.restarted}"))
+        changed.append(Change("order of the data", "as it was", f"restarted: {feed.restarted}"))
     validation: Iterable[TrainingBatch] = ()
     shown: Mapping[Task, Sequence[Record]] = {}
     if opened.held_out is not None and config.validate_every:
@@ -310,5 +311,5 @@ def run_in(out: Path, config: TrainConfig, progress: ProgressLine, *, restart_da
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit code: 0, 1 (an error, in one line), 2 (usage) or 130 (Ctrl-C)."""
+    """Returns the exit code: 0, 1 (an error, on one line), 2 (usage) or 130 (Ctrl-C)."""
     return run_command(lambda: train(sys.argv[1:] if arguments is None else arguments))

@@ -1,4 +1,4 @@
-"""`python -m unix_jax.data`: the same as `unix-jax data`."""
+"""The command `python -m unix_jax.data`: the same as `unix-jax data`."""
 
 import sys
 

@@ -26,7 +26,7 @@ from unix_jax.preprocessing.layout import (
 
 @dataclasses.dataclass(frozen=True)
 class LoadedSample:
-    """A sample with the arrays that its image loaders gave, in order."""
+    """A sample with the arrays of its image loaders, in order."""
 
     sample: TrainingSample
     images: tuple[np.ndarray, ...]
@@ -36,7 +36,7 @@ Row = Sequence[LoadedSample]
 
 
 def load(sample: TrainingSample) -> LoadedSample:
-    """Reads the sample's images; raises what its loaders raise."""
+    """Reads the sample's images; raises the errors of its loaders."""
     return LoadedSample(sample, tuple(read() for read in sample.images))
 
 

@@ -119,11 +119,11 @@ class DataConfig:
                 "data.augmentation: expected none with data.moments, which belong to unchanged "
                 f"images, found {self.augmentation}"
             )
-        drawn = [part for part in self.parts if part.task == "generation"]
-        if self.moments is not None and len(drawn) > 1:
+        generating = [part for part in self.parts if part.task == "generation"]
+        if self.moments is not None and len(generating) > 1:
             raise ConfigError(
-                "data.moments: expected one part of data.source for generation, whose moments they "
-                f"are, found {len(drawn)}: {', '.join(part.spec for part in drawn)}"
+                "data.moments: expected one part of data.source for generation, to which they "
+                f"belong, found {len(generating)}: {', '.join(part.spec for part in generating)}"
             )
 
     @property

@@ -15,7 +15,7 @@ _SAMPLED = 256
 
 @typing.runtime_checkable
 class KeyedSource(typing.Protocol):
-    """A source that knows its keys without reading images."""
+    """A source whose keys are available without reading images."""
 
     def keys(self) -> Iterator[str]:
         """The keys of all records, in their order."""
@@ -24,7 +24,7 @@ class KeyedSource(typing.Protocol):
 def fingerprint(records: RecordSource) -> dict[str, Any]:
     """{records: their number, keys: a hash of their keys in order, first, last}; JSON.
 
-    Of a mixture {records, parts: the fingerprint of each}.
+    For a mixture: {records, parts: the fingerprint of each}.
 
     All keys are hashed if the source has `keys`. In other sources (ArrayRecord, tfds), whose
     records contain their images, 256 evenly spaced records are read, including the first and the
@@ -58,7 +58,7 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         return ""
     text = f"expected {before.get('records')} records, found {now['records']}"
     if before.get("records") == now["records"]:
-        text = f"the {now['records']} records are others, or in another order"
+        text = f"the {now['records']} records differ, or are in another order"
     shown = [
         f"the {name} was {before.get(name)!r} and is {now[name]!r}"
         for name in ("first", "last")

@@ -61,7 +61,7 @@ class Summary:
         return self.broken + self.missing_files
 
     def to_dict(self) -> dict[str, Any]:
-        """What JSON can hold; of the lengths, the percentiles."""
+        """The counts as JSON, with percentiles of the lengths."""
         values = dataclasses.asdict(self)
         values["views"] = [
             {"split": split, "view": view, "records": count}
@@ -149,7 +149,7 @@ def _has_image(record: Record) -> bool:
     return bool(record.image)
 
 
-def sheet_pictures(
+def sheet_images(
     source: RecordSource, count: int, seed: int = 0
 ) -> tuple[list[Image.Image], list[str]]:
     """(small images, their texts) of random records; unreadable ones are skipped.
@@ -158,32 +158,32 @@ def sheet_pictures(
       DataError: no image can be read.
     """
     order = random.Random(seed).sample(range(len(source)), min(len(source), 10 * count))
-    pictures, texts, last = [], [], "no records"
+    images, texts, last = [], [], "no records"
     for index in order:
         try:
             record = source[index]
-            picture = record_image(record)
+            image = record_image(record)
         except DataError as error:
             last = str(error)
             continue
-        picture.thumbnail((SHEET_SIDE, SHEET_SIDE))
-        pictures.append(picture)
+        image.thumbnail((SHEET_SIDE, SHEET_SIDE))
+        images.append(image)
         known = " ".join(part for part in (record.split, record.view) if part)
         texts.append(" | ".join(part for part in (known, report_text(record)) if part))
-        if len(pictures) == count:
+        if len(images) == count:
             break
-    if not pictures:
+    if not images:
         raise DataError(f"contact sheet: expected a readable image, found none: {last}")
-    return pictures, texts
+    return images, texts
 
 
 @dataclasses.dataclass(frozen=True)
 class RowFit:
     """How the reports of a source fill rows of `und_tokens`.
 
-    samples: that fit. rows: that hold all of them, packed as training packs them; by tokens alone,
-    whatever `data.vit_images` allows. too_long: samples that no row holds. without: records without
-    a report or an image.
+    samples: number of samples that fit. rows: number of rows for all of them, packed as in training
+    but by tokens alone, without the limit of `data.vit_images`. too_long: samples that no row can
+    hold. without: records without a report or an image.
     """
 
     und_tokens: int

@@ -44,8 +44,8 @@ class BatchInfo:
     skipped: samples skipped so far, by reason (see `Skip`).
     first_skipped: the first of them that this loader met, by reason: its key and why.
     broken: images and rows of this process that turned out broken so far; they are padding.
-    image_warnings: images of this process so far that show almost nothing (`gray_levels`), each
-      time they are read; they are trained on.
+    image_warnings: images of this process so far that show almost nothing (`gray_levels`), counted
+      each time they are read; training uses them.
     digest: checksum of all rows so far; equal on all processes, or their sources differ.
     sources: counts of each part of a mixture so far; () for one source.
     """
@@ -109,9 +109,9 @@ class Loader(grain.IterDataset[tuple[TrainingBatch, BatchInfo]]):
 
 
 class _Prefetched(ThreadPrefetchDatasetIterator[tuple[TrainingBatch, BatchInfo]]):
-    """Closed once, and at exit at the latest.
+    """An iterator that is closed once, and at exit at the latest.
 
-    Grain's own closes when it is deleted, each time anew; in an interpreter that is half dismantled
+    Grain's own iterator is closed whenever it is deleted; during the shutdown of the interpreter
     that prints a traceback.
     """
 

@@ -35,7 +35,7 @@ FORMAT = "unix-jax-moments-1"
 INDEX = "moments.json"
 FILE = "moments.array_record"
 
-# One entry a group: a read decompresses nothing but the entry.
+# One entry per group, so that a read only decompresses the entry.
 _WRITER_OPTIONS = "group_size:1"
 _KEY_LENGTH = struct.Struct("<I")
 _DTYPES: dict[str, np.dtype] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
@@ -143,7 +143,7 @@ def _check_broken(broken: Sequence[str], total: int, allowed: float) -> None:
 
 
 def _description(config: UniXConfig, data: DataConfig) -> dict[str, Any]:
-    """What moments depend on, besides the weights and the images; JSON."""
+    """The settings that moments depend on, besides the weights and the images; JSON."""
     data.latent_grid(config)
     sizes = dataclasses.asdict(config.vae)
     return {
@@ -190,14 +190,14 @@ def _encoded(
         ahead = submit(0)
         for start in range(0, len(records), batch_size):
             futures, ahead = ahead, submit(start + batch_size)
-            pictures = [future.result() for future in futures]
+            images = [future.result() for future in futures]
             pixels = np.zeros((batch_size, data.vae_height, data.vae_width, 3), np.float32)
-            for place, (_, picture) in enumerate(pictures):
-                if not isinstance(picture, str):
-                    pixels[place] = picture
+            for index, (_, image) in enumerate(images):
+                if not isinstance(image, str):
+                    pixels[index] = image
             moments = np.asarray(_encode(model, vae_params, pixels))
-            for (key, picture), values in zip(pictures, moments, strict=False):
-                yield key, picture if isinstance(picture, str) else values
+            for (key, image), values in zip(images, moments, strict=False):
+                yield key, image if isinstance(image, str) else values
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -1,4 +1,4 @@
-"""Plans which samples share a row, from lengths and a small JSON state, globally.
+"""Global plan of the packed rows, from the lengths of samples and a small JSON state.
 
 A *stream* is the concatenation of epochs, each a permutation of the samples. Stream index s is
 position s % N of epoch s // N. Samples are taken from it in order and put into the first open row
@@ -198,7 +198,7 @@ class Planner:
         self._open = [PlannedRow(indices, self._row_cost(indices)) for indices in open_rows]
 
     def _signature(self) -> dict[str, Any]:
-        """What must not change between saving and restoring."""
+        """The settings that must not change between saving and restoring."""
         fields = ("seed", "shuffle", "und_tokens", "vit_images", "vae_images")
         found: dict[str, Any] = {"samples": self._lengths[0]}
         if self._parts:
@@ -227,7 +227,7 @@ class Planner:
             if self._filled(self._open[place]) >= 1:
                 return self._open.pop(self._balanced(place))
             if len(self._open) > self._data.open_rows:
-                # The newest is not among the candidates: it would give one sample a row.
+                # The newest row is not a candidate: otherwise it would contain a single sample.
                 fullest = max(range(len(self._open) - 1), key=lambda i: self._filled(self._open[i]))
                 return self._open.pop(self._balanced(fullest))
         return self._open.pop(0) if self._open else None

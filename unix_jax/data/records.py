@@ -1,4 +1,4 @@
-"""One example of any source, an X-ray with its texts, and the interface of a source.
+"""The record of any source, an X-ray with its texts, and the interface of a source.
 
 The image is the bytes of a file or a path, never pixels: a record is cheap to create, to pickle and
 to skip, and callers that need the image decode it (`record_image`).

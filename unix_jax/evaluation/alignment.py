@@ -129,10 +129,10 @@ class BioViLT:
           ImageError: an image cannot be read. MetricError: different numbers of images and texts.
         """
         check_reports(texts=texts)
-        pictures = self.image_embeddings(images, batch_size=batch_size)
-        if len(pictures) != len(texts):
-            raise MetricError(f"texts: expected {len(pictures)} as images, found {len(texts)}")
-        return cosine_similarities(pictures, self.text_embeddings(texts, batch_size=batch_size))
+        image_rows = self.image_embeddings(images, batch_size=batch_size)
+        if len(image_rows) != len(texts):
+            raise MetricError(f"texts: expected {len(image_rows)} as images, found {len(texts)}")
+        return cosine_similarities(image_rows, self.text_embeddings(texts, batch_size=batch_size))
 
     def image_embeddings(
         self, images: Iterable[ImageSource], *, batch_size: int = 16

@@ -133,7 +133,7 @@ def _bounds(
     resamples: int,
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The limits [V] of a statistic of drawn row indices, one array [R, N] per sample, to [V, R].
+    """The limits [V] of a statistic of row indices, one array [R, N] per sample, to [V, R].
 
     scipy resamples the indices and not the rows, so that columns, and paired arrays, stay together.
     """
@@ -142,7 +142,7 @@ def _bounds(
         return statistic(*(rows[:, :n] for rows, n in zip(drawn, lengths, strict=True)))
 
     indices = [np.arange(length) for length in lengths]
-    if max(lengths) == 1:  # scipy wants two rows: one is always drawn
+    if max(lengths) == 1:  # scipy requires two rows; a single row is always selected
         fixed = statistic(*(row[None] for row in indices))[:, 0]
         return fixed, fixed
     found = stats.bootstrap(

@@ -2,10 +2,11 @@
 
 Imports `inference` and `evaluation`, which are independent of each other.
 
-* `journal`, `run`: items in batches, each exactly once, whatever kills the run.
-* `reports`, `images`: the two kinds of items.
-* `score`: metrics of reports made anywhere; `image_set`, `image_scores`, `image_results`: images.
-* `nearest_training`: generated images beside training images; `radiomics_tables`: features brought.
+* `items`, `evaluation_files`: items in batches, each exactly once, even if the run is killed.
+* `report_runs`, `image_runs`: generation of reports and of images.
+* `texts`, `score`: reports of any source, and their metrics.
+* `image_set`, `image_scores`, `image_results`: images of any source, their metrics and outputs.
+* `nearest_training`: nearest training images; `radiomics_tables`: features in the user's files.
 * `original_tables`: CSV files with the original's columns.
-* `results`: results.json and the table; `html_report`, `charts`: the page; `paper`: its rows.
+* `results`: results.json and the table; `html_report`, `charts`: the page; `paper`: its figures.
 """

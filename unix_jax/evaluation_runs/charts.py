@@ -28,9 +28,9 @@ class Bar:
 
 
 def bar_chart(title: str, bars: Sequence[Bar], top: float | None = None) -> str:
-    """Horizontal bars from 0 to `top` (by default the largest number); "" for no bars.
+    """Horizontal bars from 0 to `top` (by default the largest number); "" without bars.
 
-    Screen readers read the title.
+    The title is the label for screen readers.
     """
     if not bars:
         return ""

@@ -1,4 +1,4 @@
-"""What the directory of an evaluation holds: its settings, and a journal of each process."""
+"""Files in the directory of an evaluation: its settings, and one journal per process."""
 
 import json
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ def journal_file(directory: Path, process: int = 0) -> Path:
 
 
 def read_entries(directory: Path) -> dict[int, Entry]:
-    """What all processes have done so far, by index, in the order of the source.
+    """The finished items of all processes, by index, in the order of the source.
 
     Raises:
       UniXError: as `unix_jax.storage.journal.read_entries`.
@@ -33,12 +33,12 @@ def read_entries(directory: Path) -> dict[int, Entry]:
 def remember(directory: Path, settings: Mapping[str, Any]) -> None:
     """Writes the settings of a new directory; compares them with those of one that exists.
 
-    `items`, the number of records to take, may be larger than before: the first ones are done, and
-    the new number is stored. Every other setting must be the same.
+    `items`, the number of records to use, may be larger than before: the first records are done,
+    and the new number is stored. Every other setting must be the same.
 
     Raises:
-      UniXError: the directory was started with others, is not one of this program, or cannot be
-        written.
+      UniXError: the directory was started with other settings, was not written by this program, or
+        cannot be written.
     """
     path = directory / SETTINGS
     wanted = json.loads(json.dumps(dict(settings)))
@@ -61,7 +61,7 @@ def remember(directory: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _continues(found: Any, wanted: dict[str, Any]) -> bool:
-    """Whether a directory with the settings `found` holds the beginning of what is `wanted`."""
+    """Whether a directory with the settings `found` contains the beginning of the wanted run."""
     if not isinstance(found, dict):
         return False
     if "records" not in found:  # a directory of an earlier version

@@ -64,14 +64,14 @@ figure { margin: 0; } figure img { max-width: 100%; width: 16rem; } .note { opac
 class Case:
     """One item of the page.
 
-    key: its name; score: what it was ranked by, or None.
-    images: each with its caption; None is an image that cannot be read.
-    texts: by what they are.
+    key: its name; score: the number that ranks it, or None.
+    images: (caption, image) of each; None is an image that cannot be read.
+    texts: by their headings.
     """
 
     key: str
     score: float | None
-    pictures: Sequence[tuple[str, Image.Image | None]]
+    images: Sequence[tuple[str, Image.Image | None]]
     texts: Mapping[str, str]
 
 
@@ -128,7 +128,7 @@ def images_page(
     ]
     note = "Density may exceed 1."
     charts.append(("Precision, recall, density, coverage", bar_chart("PRDC", prdc), note))
-    note = "Smaller is better, but values of few rows are large: compare equal numbers of rows."
+    note = "Smaller is better. Values of few rows are large, so compare equal numbers of rows."
     charts.append(("FD by pathology", bar_chart("FD by pathology", by_pathology), note))
     return _page("Evaluation of generated X-rays", results, charts, ranked_by, worst, best)
 
@@ -143,9 +143,10 @@ def nearest_page(results: Results, cases: Mapping[str, Sequence[Case]], total: i
     """
     figures = {name: one for name, one in results.metrics.items() if name.startswith(tuple(cases))}
     parts = [
-        "<p>Is a training image repeated? Each row has a generated image and the training image "
-        "that it is nearest to, the nearest pairs first. A distance has little meaning by itself: "
-        "compare it with that of real images that were not trained on, and look at the pairs. "
+        "<p>Does the model repeat training images? Each row shows a generated image and the "
+        "training image nearest to it, the nearest pairs first. A distance has little meaning by "
+        "itself: compare it with the distances of real images outside of the training set, and "
+        "view the pairs. "
         "Research software, not a medical device.</p>",
         _list(results.notes),
         _table(
@@ -219,7 +220,7 @@ def _document(title: str, parts: Iterable[str]) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        # Even if escaping failed somewhere, nothing of the page could run or be fetched.
+        # If escaping failed somewhere, the browser would still neither run nor fetch anything.
         '<meta http-equiv="Content-Security-Policy" '
         "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
         f"<title>{_text(title)}</title><style>{_STYLE}</style></head><body>"
@@ -291,22 +292,22 @@ def _flat(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _case(case: Case) -> str:
-    pictures = "".join(
-        f"<figure>{_picture(image, caption or case.key)}"
+    images = "".join(
+        f"<figure>{_figure(image, caption or case.key)}"
         f"<figcaption>{_text(caption)}</figcaption></figure>"
-        for caption, image in case.pictures
+        for caption, image in case.images
     )
     texts = "".join(
         f"<b>{_text(name)}</b><p>{_text(text)}</p>" for name, text in case.texts.items()
     )
     score = "" if case.score is None else f", {number(case.score)}"
     return (
-        f'<div class="case">{pictures}<div><p class="note">{_text(case.key)}{score}</p>'
+        f'<div class="case">{images}<div><p class="note">{_text(case.key)}{score}</p>'
         f"{texts}</div></div>"
     )
 
 
-def _picture(image: Image.Image | None, caption: str) -> str:
+def _figure(image: Image.Image | None, caption: str) -> str:
     if image is None:
         return ""
     small = image.convert("RGB")
@@ -333,7 +334,7 @@ def _failures(results: Results) -> str:
 
 
 def _some(heading: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The first rows, and the number of the others; "" of none."""
+    """The first rows, and the number of the others; "" without rows."""
     more = len(rows) - _SHOWN_FAILURES
     rest = f"<p>and {more} more, in results.json</p>" if more > 0 else ""
     return f"<h2>{heading}</h2>{_table(header, rows[:_SHOWN_FAILURES])}{rest}" if rows else ""

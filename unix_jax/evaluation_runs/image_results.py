@@ -31,7 +31,7 @@ SHEET, PAGE, NEAREST_PAGE, NEAREST_TABLE = (
 NEAREST = "nearest training images"
 # A distance of pixels below this is rounding, of a file format or of the arithmetic.
 _EQUAL = 0.5
-# Shown on the page, of the worst and of the best; on the contact sheet; of the nearest pairs.
+# Number of worst and of best images on the page; images on the contact sheet; nearest pairs.
 _CASES, _ON_SHEET, _PAIRS = 6, 64, 40
 
 
@@ -47,12 +47,12 @@ def summarise_images(
     """Measures the images and writes everything into `out`.
 
     Args:
-      images: what is measured.
+      images: the images to measure.
       out: the directory.
-      kind: `images` of a model's run, or `generated` elsewhere.
-      settings: as remembered in the directory.
+      kind: `images` of a model's run, or `generated` images from other software.
+      settings: the settings that the directory records.
       how: the metrics.
-      training: what the nearest training images are looked up in, if they are.
+      training: the training images to compare with; None omits the comparison.
       steps: shows progress.
 
     Raises:
@@ -97,8 +97,8 @@ def summarise_images(
 
 def _training_notes(nearest: NearestImages) -> list[str]:
     notes = [
-        f"training images that were compared: {nearest.compared}",
-        f"texts that training images have as well: {len(nearest.own)}",
+        f"number of compared training images: {nearest.compared}",
+        f"texts that training images also have: {len(nearest.own)}",
     ]
     for what, values in (
         ("generated", nearest.values[PIXEL]),
@@ -109,7 +109,7 @@ def _training_notes(nearest: NearestImages) -> list[str]:
             notes.append(f"{what} images that are equal to a training image: {equal}")
     if not nearest.usual:
         notes.append(
-            "real images were not compared with the training images: there are none, or they may "
+            "real images were not compared with the training images: the set has none, or they may "
             "be training images themselves"
         )
     return notes
@@ -147,12 +147,12 @@ def _write_nearest(
     def case(space: str, position: int) -> Case:
         image = images.images[position]
         index = int(nearest.indices[space][position])
-        pictures: list[tuple[str, Image.Image | None]] = [
+        shown: list[tuple[str, Image.Image | None]] = [
             ("generated", load_image(image.path)),
             (f"training: {keys[index]}", record_image(training.source[index])),
         ]
         texts = {"text": image.prompt} if image.prompt else {}
-        return Case(image.key, float(nearest.values[space][position]), pictures, texts)
+        return Case(image.key, float(nearest.values[space][position]), shown, texts)
 
     cases = {
         space: [case(space, int(position)) for position in _order(space, values)[:_PAIRS]]
@@ -162,7 +162,7 @@ def _write_nearest(
 
 
 def _order(space: str, values: np.ndarray) -> np.ndarray:
-    """Positions, the nearest pair first."""
+    """Indices of the pairs, the nearest pair first."""
     return np.argsort(-values if space == REID else values, kind="stable")
 
 
@@ -171,10 +171,10 @@ def _order(space: str, values: np.ndarray) -> np.ndarray:
 
 def _sheet(images: ImageSet) -> Image.Image:
     shown = images.images[:_ON_SHEET]
-    pictures = [load_image(image.path) for image in shown]
-    for picture in pictures:
-        picture.thumbnail((256, 256))
-    return contact_sheet(pictures, [image.prompt or image.key for image in shown])
+    thumbnails = [load_image(image.path) for image in shown]
+    for thumbnail in thumbnails:
+        thumbnail.thumbnail((256, 256))
+    return contact_sheet(thumbnails, [image.prompt or image.key for image in shown])
 
 
 def _cases(images: ImageSet, scores: ImageScores) -> tuple[str, list[Case], list[Case]]:
@@ -189,17 +189,17 @@ def _cases(images: ImageSet, scores: ImageScores) -> tuple[str, list[Case], list
 
     def case(position: int) -> Case:
         image = images.images[position]
-        pictures: list[tuple[str, Image.Image | None]] = []
+        shown: list[tuple[str, Image.Image | None]] = []
         if image.record is not None:
             try:
                 record = images.source[image.record]
                 if record.image is not None:
-                    pictures.append(("real", record_image(record)))
-            except UniXError:  # named among the unreadable ones
-                pictures.append(("real", None))
-        pictures.append(("generated", load_image(image.path)))
+                    shown.append(("real", record_image(record)))
+            except UniXError:  # listed among the unreadable records
+                shown.append(("real", None))
+        shown.append(("generated", load_image(image.path)))
         texts = {"text": image.prompt} if image.prompt else {}
-        return Case(image.key, values.get(position), pictures, texts)
+        return Case(image.key, values.get(position), shown, texts)
 
     if not values:
         return ranked_by, [], [case(i) for i in range(min(len(images.images), 2 * _CASES))]

@@ -1,4 +1,4 @@
-"""Generates X-rays from the texts of a data set, item by item, with a journal."""
+"""Generation of X-rays from the texts of a data set, item by item, with a journal."""
 
 import dataclasses
 import hashlib
@@ -22,7 +22,7 @@ FOLDER = "images"
 
 
 @dataclasses.dataclass(frozen=True)
-class DrawingSettings:
+class GenerationSettings:
     """Settings of generated images; see `UniXPipeline.generate_image`.
 
     size: both sides in pixels; None is the model's own.
@@ -37,7 +37,7 @@ class DrawingSettings:
     seed: int = 0
 
     def arguments(self) -> dict[str, Any]:
-        """Of `UniXPipeline.generate_image`."""
+        """The keywords of `UniXPipeline.generate_image`."""
         return {
             "height": self.size,
             "width": self.size,
@@ -49,11 +49,11 @@ class DrawingSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class DiffusionDrawingSettings:
-    """How a diffusers checkpoint generates images; as `DiffusionPipeline.generate_image`.
+class DiffusionGenerationSettings:
+    """Settings of images of a diffusers checkpoint; see `DiffusionPipeline.generate_image`.
 
     size: both sides in pixels; None is the model's own.
-    seed: with an item's number, gives the seed of its noise.
+    seed: together with an item's index, determines its noise.
     """
 
     size: int | None = None
@@ -64,7 +64,7 @@ class DiffusionDrawingSettings:
     seed: int = 0
 
     def arguments(self) -> dict[str, Any]:
-        """Of `DiffusionPipeline.generate_image`."""
+        """The keywords of `DiffusionPipeline.generate_image`."""
         return {
             "height": self.size,
             "width": self.size,
@@ -76,14 +76,14 @@ class DiffusionDrawingSettings:
 
     def checked(
         self, vae: AutoencoderConfig, native: tuple[int, int]
-    ) -> "DiffusionDrawingSettings":
-        """As `checked_drawing`, for the sizes of a diffusers checkpoint."""
+    ) -> "DiffusionGenerationSettings":
+        """Like `checked_generation`, for the sizes of a diffusers checkpoint."""
         values = self.arguments()
         asked = DiffusionSettings(**values).checked(vae, (min(native), min(native)))
         return dataclasses.replace(self, size=asked.height)
 
 
-def checked_drawing(settings: DrawingSettings, config: UniXConfig) -> DrawingSettings:
+def checked_generation(settings: GenerationSettings, config: UniXConfig) -> GenerationSettings:
     """The settings with their size filled in, checked before any item is processed.
 
     Raises:
@@ -99,16 +99,16 @@ def item_seed(seed: int, index: int) -> int:
     return int.from_bytes(digest, "little")
 
 
-def picture_name(index: int) -> str:
+def image_name(index: int) -> str:
     """The path of an item's image, relative to the directory of the run."""
     return f"{FOLDER}/{index:06d}.png"
 
 
-def draw_images(
+def generate_images(
     pipe: UniXPipeline | DiffusionPipeline,
     source: RecordSource,
     out: Path,
-    settings: DrawingSettings | DiffusionDrawingSettings,
+    settings: GenerationSettings | DiffusionGenerationSettings,
     *,
     batch_size: int = 4,
     share: Share | None = None,
@@ -116,8 +116,8 @@ def draw_images(
 ) -> None:
     """Generates an image from each record's first caption into `out`, with journals.
 
-    A record without a text, or whose own image is broken, is recorded as failed; one without an
-    image is generated nevertheless. The entry of an image that shows almost nothing (`gray_levels`)
+    A record without a text, or with a broken image, is recorded as failed. For a record without an
+    image, an image is generated. The entry of an image that shows almost nothing (`gray_levels`)
     has a `warning`.
 
     Raises:
@@ -135,16 +135,16 @@ def draw_images(
 
     def compute(ready: Sequence[Ready[str]], rows: int) -> list[dict[str, Any]]:
         seeds = [item_seed(settings.seed, item.index) for item in ready]
-        pictures = pipe.generate_image(
+        images = pipe.generate_image(
             padded([item.input for item in ready], rows),
             seed=padded(seeds, rows),
             **settings.arguments(),
         )
         values = []
-        for item, seed, picture in zip(ready, seeds, pictures, strict=False):  # less the padding
-            name = picture_name(item.index)
-            save_png(out / name, picture, {"prompt": item.input, "seed": str(seed)})
-            problem = gray_level_problem(picture)
+        for item, seed, image in zip(ready, seeds, images, strict=False):  # less the padding
+            name = image_name(item.index)
+            save_png(out / name, image, {"prompt": item.input, "seed": str(seed)})
+            problem = gray_level_problem(image)
             values.append(
                 {"prompt": item.input, "seed": seed, "image": name}
                 | ({"warning": problem} if problem else {})

@@ -26,7 +26,7 @@ FID, KID = "FID (Inception)", "KID (Inception)"
 SCORE, POOLED_SCORE = "Inception score", "Inception score of pooled features"
 FRD = "FRD"
 _NEIGHBOURS = 5
-# As torchmetrics, which the benchmark uses, has it.
+# The value in torchmetrics, which the benchmark uses.
 _SPLITS = 10
 BY_PATHOLOGY = " by pathology"
 
@@ -81,8 +81,8 @@ class ImageScores:
     metrics: each with its interval, if it has one.
     groups: figures by pathology, by name of the figure.
     not_computed: why a metric is missing.
-    closeness: similarity of each pair of `ImageSet.pairs`; alignment: of each image whose text is
-      known, by its position. None where they are not computed.
+    closeness: similarity of each pair of `ImageSet.pairs`; alignment: similarity of image and text,
+      by the index of each image with a known text. None if they are not computed.
     """
 
     metrics: Mapping[str, Figure]
@@ -261,7 +261,7 @@ def _radiomics(images: ImageSet, how: ImageMetrics) -> tuple[dict[str, Figure], 
         )
     ]
     if not all(len(flags) for flags in members):
-        return metrics, {}, None  # arrays, whose rows have no names
+        return metrics, {}, None  # rows of an array have no names
     groups: dict[str, dict[str, Any]] = {}
     for column, name in enumerate(names):
         a, b = real[members[0][:, column]], fake[members[1][:, column]]
@@ -277,12 +277,12 @@ def _radiomics(images: ImageSet, how: ImageMetrics) -> tuple[dict[str, Figure], 
 
 
 def _check_numbers(images: ImageSet, how: ImageMetrics, fewest: int) -> None:
-    """Raises _Missing unless each shard has at least `fewest` images of either kind."""
+    """Raises _Missing unless each shard has at least `fewest` images of each kind."""
     real, fake = len(images.real), len(images.images)
     if min(real, fake) // how.shards < fewest:
         shards = f"--shards {how.shards}: " if how.shards > 1 else ""
         raise _Missing(
-            f"{shards}expected at least {fewest * how.shards} images of either kind, "
+            f"{shards}expected at least {fewest * how.shards} images of each kind, "
             f"found {real} real and {fake} generated"
         )
 

@@ -59,11 +59,11 @@ class Generated:
 class ImageSet:
     """Generated images and the real ones of a source.
 
-    items: the number of images that there should be; images: those that can be measured.
-    real: numbers of the records whose images they are compared with.
+    items: the expected number of images; images: those that can be measured.
+    real: indices of the records whose images they are compared with.
     side: side of all generated images in pixels; 0 if they do not have one square size.
     failures: items without an image. unreadable: records, or their images, that cannot be read.
-    notes: what a reader of the figures must know of the two sets.
+    notes: remarks about the two sets for readers of the results.
     """
 
     source: RecordSource
@@ -95,7 +95,7 @@ class ImageSet:
 
     @functools.cached_property
     def labels(self) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
-        """Of each real image, and of each generated one: those of its record."""
+        """The labels of the record of each real image, and of each generated one."""
         own = {image.record for image in self.images if image.record is not None}
         found = {index: self.source[index].labels for index in sorted({*self.real, *own})}
         return (
@@ -105,7 +105,7 @@ class ImageSet:
 
     @property
     def labels_by_file(self) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
-        """The same by the names of the files, for features that were made of them."""
+        """The same by file name, for features that were computed from the files."""
         real, fake = self.labels
         records = [self.source[index] for index in self.real]
         return (
@@ -146,10 +146,10 @@ def images_of_run(source: RecordSource, out: Path, side: int) -> ImageSet:
     return ImageSet(source, len(source), images, real, side, failures)
 
 
-# --- images made elsewhere ---------------------------------------------------------------------
+# --- images from other software ----------------------------------------------------------------
 
 
-def images_made_elsewhere(
+def images_of_files(
     generated: Path,
     source: RecordSource,
     root: Path | None = None,
@@ -189,12 +189,12 @@ def images_made_elsewhere(
         record = records.find(row)
         prompt = row.prompt or (records.prompts.get(record, "") if record is not None else "")
         try:
-            picture = load_image(row.path)
+            image = load_image(row.path)
         except ImageError as error:
             failures.append(Entry(number, row.name, "failed", str(error)))
             continue
-        sizes.add(picture.size)
-        warning = gray_level_problem(picture)
+        sizes.add(image.size)
+        warning = gray_level_problem(image)
         images.append(Generated(row.name, row.path, prompt, record, warning))
     if not images:
         raise DataError(

@@ -1,7 +1,7 @@
-"""Processes items in batches, each exactly once: items in a journal are not processed again.
+"""Processing of items in batches, each exactly once, with a journal.
 
-A process's share, and its division into batches, depend only on the number of items, so that a run
-that was killed forms the same batches as one that was not.
+Items in a journal are not processed again. A process's share, and its division into batches, depend
+only on the number of items, so that an interrupted run forms the same batches as another.
 """
 
 import dataclasses
@@ -16,9 +16,9 @@ from unix_jax.evaluation_runs.evaluation_files import journal_file, read_entries
 from unix_jax.storage.journal import Entry, Journal
 
 T = TypeVar("T")
-# Called with the number of this process's items done since the last call.
+# Called with the number of this process's items finished since the last call.
 Progress = Callable[[int], None]
-# Iterates over items and shows how far it is; the text is the unit.
+# Iterates over items and shows progress; the text is the unit.
 Steps = Callable[[Sequence[Any], str], Iterable[Any]]
 
 
@@ -30,7 +30,7 @@ class Share:
     count: int = 1
 
     def items(self, total: int) -> range:
-        """Of `total` items, those of this process."""
+        """The indices of this process among `total` items."""
         return range(self.index, total, self.count)
 
 
@@ -127,17 +127,17 @@ def _computed(ready: Sequence[Ready[T]], rows: int, compute: Compute[T]) -> Iter
 
 
 def unseen(items: Sequence[Any], unit: str) -> Iterable[Any]:
-    """`Steps` that show nothing."""
+    """`Steps` without a display of progress."""
     return items
 
 
 def padded(items: Sequence[Any], rows: int) -> list[Any]:
-    """The items, the last one repeated until there are `rows`."""
+    """The items, padded to `rows` with the last one."""
     return [*items, *[items[-1]] * (rows - len(items))]
 
 
 def wait_for_all(out: Path, total: int, seconds: float = 5.0) -> None:
-    """Returns when the journals of all processes together have every item."""
+    """Waits until the journals of all processes together contain every item."""
     while len(read_entries(out)) < total:
         time.sleep(seconds)
 

@@ -1,8 +1,8 @@
-"""Compares generated images with their nearest training images, to detect memorisation.
+"""Comparison of generated images with their nearest training images, to detect memorisation.
 
-Needs no weights: pixels are always compared. RAD-DINO adds a latent space, and the benchmark's
-siamese network the re-identification score. The same distances of real images that were not trained
-on are the reference.
+Pixels are always compared, which requires no weights. RAD-DINO adds a latent space, and the
+benchmark's siamese network adds the re-identification score. The reference is the same distances
+for real images outside of the training set.
 """
 
 import dataclasses
@@ -29,10 +29,10 @@ from unix_jax.preprocessing.images import load_image
 from unix_jax.storage.journal import Entry
 
 PIXEL, LATENT, REID = "pixel distance", "latent distance", "re-identification score"
-# As the benchmark calls them.
+# The benchmark's names.
 _COLUMNS = {REID: "reid_scores", PIXEL: "pixel_distance", LATENT: "latent_distance"}
 _BLOCK = 64
-# What is nearer than this share of the real images are is unusual.
+# An image is unusual if it is nearer than this share of the real images.
 _USUAL = 0.05
 
 
@@ -57,7 +57,7 @@ class NearestImages:
     """The nearest training image of every generated image, in each space.
 
     values: by space, of each generated image: its distance, or its highest score.
-    indices: by space, the number of that training record.
+    indices: by space, the index of that training record.
     usual: by space, the values of real images; empty without a baseline.
     own: of each text that a training record has, the benchmark's row of privacy_metrics.csv.
     compared: number of training images; unreadable: those that cannot be read.
@@ -158,7 +158,7 @@ def find_nearest(
                 return None
             with_pair = len(spaces) > 1 or own.wants(record)
             small = _Small.of(record_image(record), with_pair)
-            # Its image may be bytes: it must not stay in memory.
+            # The image may be bytes, which must not stay in memory.
             path = record.image if isinstance(record.image, Path) else None
             return _TrainingImage(index, dataclasses.replace(record, image=path), small)
         except UniXError as error:
@@ -178,7 +178,7 @@ def find_nearest(
         return len(block)
 
     waiting: list[int] = []
-    # Decoding takes most of the time, and leaves Python's lock free.
+    # Decoding takes most of the time, and releases Python's global lock.
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for index in steps(range(len(training.source)), "training image"):
             waiting.append(index)

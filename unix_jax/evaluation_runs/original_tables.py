@@ -101,7 +101,7 @@ def write_reports_table(path: Path, entries: Sequence[Entry], source: RecordSour
 def write_summary(path: Path, results: Results) -> None:
     """The figures of reports in one row."""
     values = {name: figure.value for name, figure in results.metrics.items()}
-    # Of all levels the paper's is reported.
+    # Only the paper's level is reported.
     levels = (f"radgraph_{level}" for level in ("partial", "simple", "complete"))
     radgraph = next((values[name] for name in levels if name in values), None)
     if radgraph is not None:
@@ -129,7 +129,7 @@ def write_generations(path: Path, images: Sequence[Generated]) -> None:
 def write_image_tables(out: Path, results: Results, named: str) -> None:
     """The figures of images in one row, and a row for each pathology where there are any.
 
-    `named` is the benchmark's `Extra Info`: what made the images.
+    `named` is the benchmark's `Extra Info`, the name of the model.
     """
     row = {
         column: round(results.metrics[name].value, 3)

@@ -36,7 +36,7 @@ class RadiomicsTables:
     generated: Radiomics
 
     def settings(self) -> dict[str, Any]:
-        """What was read, for results.json."""
+        """The files and their numbers of rows, for results.json."""
         return {
             name: {"file": str(one.path), "rows": len(one.rows), "rows_left_out": one.skipped}
             for name, one in (("real", self.real), ("generated", self.generated))
@@ -52,7 +52,7 @@ class RadiomicsTables:
         ]
 
     def features(self) -> tuple[np.ndarray, np.ndarray]:
-        """Both, with the columns of the real set in its order.
+        """The features of both sets, with the columns in the order of the real set.
 
         Raises:
           DataError: they do not have the same columns.

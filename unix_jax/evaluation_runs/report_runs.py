@@ -1,4 +1,4 @@
-"""Writes reports for the X-rays of a data set, and evaluates them."""
+"""Generation of reports for the X-rays of a data set, and their evaluation."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ from unix_jax.preprocessing.gray_levels import gray_level_problem
 from unix_jax.storage.files import atomic_write
 from unix_jax.storage.journal import Entry
 
-# Shown on the page, of the worst and of the best.
+# Number of worst and of best reports on the page.
 _CASES = 6
 
 
@@ -62,10 +62,10 @@ def write_reports(
     share: Share | None = None,
     progress: Progress = lambda count: None,
 ) -> None:
-    """Writes a report for each record into the journals of `out`, together with the record's own.
+    """Generates a report for each record into the journals of `out`, next to the record's own.
 
     A record without an image, or with a broken one, is recorded as failed. For a record without a
-    report, a report is written but not scored. For a conversation of several turns the first
+    report, a report is generated but not scored. For a conversation of several turns the first
     question is used, with its images. A record whose image shows almost nothing (`gray_levels`) is
     processed and scored, and its entry has a `warning`.
 
@@ -126,14 +126,14 @@ def summarise_reports(
     write_results(out, results)
     original_tables.write_summary(out / original_tables.SUMMARY, results)
 
-    def picture(index: int) -> Image.Image | None:
+    def image_of(index: int) -> Image.Image | None:
         try:
             return record_image(source[done[index].index])
-        except UniXError:  # it was there when the report was written
+        except UniXError:  # it was readable when the report was generated
             return None
 
     keys = [entry.key for entry in done]
-    worst, best = _cases(scores, keys, predictions, references, picture)
+    worst, best = _cases(scores, keys, predictions, references, image_of)
     write_page(out / "report.html", reports_page(results, scores.ranked_by, worst, best))
     return results
 
@@ -190,7 +190,7 @@ def _cases(
     keys: Sequence[str],
     predictions: Sequence[str],
     references: Sequence[str],
-    picture: Callable[[int], Image.Image | None] = lambda index: None,
+    image_of: Callable[[int], Image.Image | None] = lambda index: None,
 ) -> tuple[list[Case], list[Case]]:
     """(worst, best) reports with their images, the worst and the best first."""
     if not scores.rows:
@@ -201,7 +201,7 @@ def _cases(
 
     def case(index: int) -> Case:
         texts = {"reference": references[index], "model": predictions[index]}
-        return Case(keys[index], values[index], [("", picture(index))], texts)
+        return Case(keys[index], values[index], [("", image_of(index))], texts)
 
     return [case(index) for index in order[:count]], [
         case(index) for index in order[count:][::-1][:_CASES]

@@ -25,7 +25,7 @@ class Results:
     """Figures of one evaluation.
 
     kind: `reports`; `images` of a model's run, or `generated` images, from other software.
-    settings: as remembered in the directory.
+    settings: the settings that the directory records.
     scoring: how the figures were computed.
     items: in the source; scored: those in the metrics. Items that are neither scored nor failed
       have nothing to compare with.
@@ -77,7 +77,7 @@ class Results:
             "unreadable_records": _errors(self.unreadable),
             "image_warnings": [
                 {
-                    # An image that was made elsewhere may belong to no record.
+                    # An image from other software may belong to no record.
                     "index": entry.index if entry.index >= 0 else None,
                     "key": entry.key,
                     "warning": entry.values["warning"],
@@ -179,7 +179,7 @@ def counts(results: Results) -> str:
 
 
 def require_result(results: Results) -> None:
-    """Where every item failed there is no result, however complete the files are.
+    """Raises an error if every item failed, since there is no result.
 
     Raises:
       UniXError: every item failed.

@@ -1,4 +1,4 @@
-"""Reads reports from other software: predictions and references from CSV or JSON lines.
+"""Reader of reports from other software: predictions and references from CSV or JSON lines.
 
 Known columns are those of this project's files, those of the original's `understanding_results.csv`
 ("Report Impression", "Ground Truth"), and common names.
@@ -33,9 +33,9 @@ def read_texts(path: str | Path, fields: Sequence[str], key_field: str = "") -> 
 
     Args:
       path: the file.
-      fields: the first of these that the first row has holds the report; where it has none, its
-        `findings` and `impression` are joined.
-      key_field: names the rows; "" takes the first known one, if any.
+      fields: possible columns of the report; the first one that the first row has is used. Without
+        one, `findings` and `impression` are joined.
+      key_field: column of the keys; "" uses the first known one, if any.
 
     Raises:
       DataError: a file of another kind, that cannot be read, or without such a field; a row
@@ -101,7 +101,7 @@ def _by_key(texts: Texts) -> dict[str, str]:
 
 def _csv_rows(file: Path) -> list[tuple[dict[str, Any], str]]:
     try:
-        # The original's files may hold broken characters, which it replaces as well.
+        # The original's files may contain invalid characters, which the original replaces as well.
         with file.open(encoding="utf-8-sig", errors="replace", newline="") as opened:
             reader = csv.DictReader(opened, strict=True)
             rows = [(row, f"{file}: line {reader.line_num}") for row in reader]

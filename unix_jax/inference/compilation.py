@@ -1,4 +1,4 @@
-"""Compiled programs kept on disk, so that a second start does not compile again."""
+"""Persistent cache of compiled programs on disk."""
 
 import os
 from pathlib import Path
@@ -15,11 +15,10 @@ def default_cache_directory() -> Path:
 
 
 def enable_compilation_cache(directory: str | os.PathLike[str] | None = None) -> None:
-    """Turns JAX's persistent compilation cache on for this process.
+    """Enables JAX's persistent compilation cache for this process.
 
-    A directory that was chosen already (`JAX_COMPILATION_CACHE_DIR`, `jax.config`) is kept, so
-    that this never overrides the user. Nothing is written when the directory cannot be created
-    or is a URL.
+    A directory that the user has chosen (`JAX_COMPILATION_CACHE_DIR`, `jax.config`) is kept.
+    Nothing is written if the directory cannot be created or is a URL.
     """
     if jax.config.jax_compilation_cache_dir is not None and directory is None:  # type: ignore[attr-defined]
         return
@@ -31,6 +30,6 @@ def enable_compilation_cache(directory: str | os.PathLike[str] | None = None) ->
     except OSError:
         return
     jax.config.update("jax_compilation_cache_dir", str(path))
-    # Many small programs make up a start: keep them all.
+    # A start compiles many small programs: all of them are kept.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

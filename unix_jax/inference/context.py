@@ -1,4 +1,4 @@
-"""Contexts: splits laid out on the host, then run once through the model into a KV cache.
+"""Contexts: splits laid out on the host, and one run of the model that fills a KV cache.
 
 Letters: B rows, U und tokens, G latent tokens, S cache slots.
 """
@@ -31,7 +31,7 @@ from unix_jax.preprocessing.layout import (
 
 _NAMED_ROWS = 10
 
-# Few capacities mean few compilations; steps of about a third bound what is read in vain.
+# Few capacities mean few compilations; steps of about a third limit the reads of unused slots.
 _BUCKETS = (64, 128, 192, 256, 384, 512, 640, 768, 1024, 1280, 1536, 2048, 2560, 3072, 4096)
 
 
@@ -70,8 +70,9 @@ def prefill(
     """Runs a context once.
 
     Returns:
-      (a cache of `capacity` slots whose first ones hold the und tokens, then the latents, and
-      the final (und, gen) hidden states). Padding occupies slots but is not valid.
+      (cache, hidden): a cache of `capacity` slots, of which the first ones contain the und tokens
+      and then the latents, and the final (und, gen) hidden states. Padding occupies slots but is
+      not valid.
     """
     output: Any = model.apply({"params": params}, batch, method=UniX.forward)
     streams, (keys, values), _ = output
@@ -94,16 +95,16 @@ def finite_rows(cache: KVCache) -> Bool[Array, " B"]:
 def require_finite(
     finite: Any, argument: str, numbers: str, members: Sequence[int] | None = None
 ) -> None:
-    """Checks rows of results.
+    """Checks that rows of results are finite.
 
     Args:
-      finite: [B] of bool, whether each row's numbers are.
-      argument: that has an item per row.
-      numbers: what they are, for the error.
+      finite: [B] of bool, whether all numbers of a row are finite.
+      argument: name of the argument that has an item per row.
+      numbers: description of the numbers, for the error.
       members: the index of each row in `argument`; None for 0, 1, ...
 
     Raises:
-      NonFiniteError: some are not; it names the rows.
+      NonFiniteError: some rows are not finite; the error names them.
     """
     rows = np.flatnonzero(~finite)
     if not len(rows):
@@ -118,7 +119,7 @@ def require_finite(
 
 
 def _text_slots(layout: Layout, split: int, capacity: int) -> Bool[np.ndarray, "B S"]:
-    """Slots of the und stream that belong to the split with that index."""
+    """Slots of the und stream that belong to the split `index`."""
     slots = (np.asarray(layout.und.split) == split) & (np.asarray(layout.und.segment) > 0)
     return np.pad(slots, ((0, 0), (0, capacity - slots.shape[1])))
 
@@ -135,18 +136,18 @@ def image_context(
     guided: bool = False,
     image_rows: bool = False,
 ) -> ImageContext:
-    """The context of one image to be generated per row: [clean image, ViT image,] text.
+    """The context of each row, for which one image is generated: [clean image, ViT image,] text.
 
     Args:
-      texts: token ids of each row's text split, bos and eos included.
+      texts: token ids of each row's text split, including bos and eos.
       grid: (height, width) of the image to generate, in latent tokens.
-      vit_pixels, clean_latents, clean_grid: the condition image of each row, seen by both
-        encoders (or by either); None for text to image.
+      vit_pixels, clean_latents, clean_grid: the condition image of each row for both encoders (or
+        for one of them); None for text to image.
       guided: append rows for the empty text.
       image_rows: append rows for the empty image (the text alone).
 
-    The empty-text rows share the conditional keys and values: images come before the text, so
-    they never saw it, and hiding the text's slots is all that is needed.
+    The empty-text rows share the conditional keys and values with the text's slots masked. This is
+    exact, because images precede the text and do not attend to it.
     """
     config = model.config
     images: list[Split] = []

@@ -1,8 +1,8 @@
-"""Report decoding: one compiled loop over a preallocated cache, a row per report.
+"""Report decoding: one compiled loop over a preallocated cache, with one row per report.
 
-All rows write at a common cache slot while each keeps its own rotary position, so rows of unequal
-length decode together. The loop runs up to a given step: to the end for a whole report, one token
-at a time for streaming, with the same compiled program.
+All rows write to a common cache slot but have their own rotary positions, so that rows of unequal
+length are decoded together. The loop runs up to a given step: to the end for a complete report, or
+token by token for streaming, with the same compiled program.
 
 Letters: B rows, S cache slots, M token buffer, V vocabulary.
 """
@@ -21,11 +21,12 @@ from unix_jax.models.unix import UniX
 
 @struct.dataclass
 class DecodeState:
-    """One decoding in progress.
+    """The state of a decoding run.
 
-    token [B]: the token to feed next. position [B]: its rotary position. tokens [B, M]: new
-    tokens so far, eos from the end of a report on. step: how many. done [B]: eos was met, or
-    logits were not finite. non_finite_step [B]: the first step at which they were not, else -1.
+    token [B]: the next input token. position [B]: its rotary position. tokens [B, M]: new tokens
+    so far, filled with eos after the end of a report. step: number of new tokens. done [B]: whether
+    eos was reached, or logits were not finite. non_finite_step [B]: the first step with logits that
+    were not finite, else -1.
     """
 
     cache: KVCache
@@ -40,7 +41,7 @@ class DecodeState:
 def start(
     cache: KVCache, position: Int[Array, " B"], bos: int, eos: int, buffer: int
 ) -> DecodeState:
-    """Decoding from a fresh bos at `position`, with room for `buffer` new tokens."""
+    """The state before the first step: bos at `position`, and space for `buffer` new tokens."""
     batch = position.shape[0]
     return DecodeState(
         cache=cache,
@@ -59,16 +60,18 @@ def sample_token(
     temperature: Float[Array, ""],
     top_p: Float[Array, ""],
 ) -> Int[Array, " B"]:
-    """One token a row from softmax(logits / temperature), restricted to the nucleus of mass top_p.
+    """One token per row from softmax(logits / temperature), restricted to the nucleus of mass
+    top_p.
 
-    `keys`: one random key per row, so that a row's token does not depend on its neighbours.
+    `keys`: one random key per row, so that a row's token does not depend on the other rows.
     """
-    # Against the largest, and by a normal number: the smallest temperatures are greedy, not NaN.
+    # The maximum is subtracted, and the divisor is a normal number, so that the smallest
+    # temperatures are greedy and do not produce NaN.
     logits = logits - jnp.max(logits, axis=-1, keepdims=True)
     logits = logits / jnp.maximum(temperature, 1e-30)
     order = jnp.argsort(logits, axis=-1, descending=True)
     probabilities = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1), axis=-1)
-    # A token is kept while the mass before it is below top_p: the first one always is.
+    # A token is kept if the mass before it is below top_p, so the first token is always kept.
     before = jnp.cumsum(probabilities, axis=-1) - probabilities
     kept = jnp.where(before < top_p, jnp.log(probabilities), -jnp.inf)
     choice = jax.vmap(jax.random.categorical)(keys, kept)
@@ -87,12 +90,12 @@ def decode_until(
     *,
     greedy: bool,
 ) -> DecodeState:
-    """Decodes until `limit` new tokens, or until every row has met its eos.
+    """Decodes up to `limit` new tokens, or until every row has reached eos.
 
-    The caller keeps `limit` within the token buffer and the cache's free slots.
+    The caller ensures that `limit` fits the token buffer and the cache's free slots.
 
     Args:
-      keys: one random key a row; step i uses fold_in(key, i).
+      keys: one random key per row; step i uses fold_in(key, i).
       temperature, top_p: used when `greedy` is False.
     """
     eos = model.config.special_tokens.eos
@@ -115,7 +118,7 @@ def decode_until(
         else:
             step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, state.step)
             token = sample_token(logits, step_keys, temperature, top_p)
-        # The largest of NaNs is a token like any other.
+        # The argmax of NaNs is a valid token id, so finiteness is checked separately.
         broken = ~state.done & ~jnp.all(jnp.isfinite(logits), axis=-1)
         token = jnp.where(state.done | broken, eos, token)
         return DecodeState(
@@ -135,5 +138,5 @@ def decode_until(
 
 @functools.partial(jax.jit, static_argnames=("capacity",))
 def grow(state: DecodeState, capacity: int) -> DecodeState:
-    """The same decoding with a cache of `capacity` slots."""
+    """The same state with a cache of `capacity` slots."""
     return state.replace(cache=state.cache.grow(capacity))  # type: ignore[attr-defined]

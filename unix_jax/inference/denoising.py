@@ -1,4 +1,4 @@
-"""Text to latents with a diffusion U-Net: the loop of DDIM or Euler steps, with guidance as rows.
+"""Sampling of latents with a diffusion U-Net: DDIM or Euler steps, with guidance as batch rows.
 
 Letters: B images, h w latent rows and columns, C latent channels, S text tokens, D width.
 """
@@ -29,12 +29,12 @@ def denoise(
     *,
     guided: bool,
 ) -> Float[Array, "B h w C"]:
-    """Steps `first` to `last` (exclusive) of `plan`; all of them make scaled latents of noise.
+    """Runs steps `first` to `last` (exclusive) of `plan`; returns scaled latents.
 
     Args:
-      noise: x at step `first`: N(0, I) when it is 0.
+      noise: x at step `first`; N(0, I) if `first` is 0.
       text: hidden states of the prompts, B rows, then of the empty prompts, B rows, if `guided`.
-      guidance_scale, guidance_rescale: as of `StableDiffusionPipeline`.
+      guidance_scale, guidance_rescale: as in `StableDiffusionPipeline`.
     """
     branches = 2 if guided else 1
 

@@ -1,4 +1,4 @@
-"""`DiffusionPipeline`: images from text with a checkpoint of Stable Diffusion's kind.
+"""`DiffusionPipeline`: images from text with a Stable Diffusion checkpoint.
 
 Letters: B rows, h w latent rows and columns, H W pixels, C latent channels.
 """
@@ -53,10 +53,10 @@ from unix_jax.storage.paths import local_path
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DiffusionPipeline:
-    """Text encoder, U-Net and autoencoder, ready to use. Build it with `from_pretrained`.
+    """A text encoder, U-Net and autoencoder for inference. Create it with `from_pretrained`.
 
-    `native` is the size that the U-Net was trained for, in latents; `dtype` that of the
-    computation, except of the autoencoder, which is float32.
+    `native` is the size in latents that the U-Net was trained for. `dtype` is the dtype of the
+    computation, except for the autoencoder, which uses float32.
     """
 
     unet: UNetConfig
@@ -73,17 +73,17 @@ class DiffusionPipeline:
     def from_pretrained(
         cls, path: str | os.PathLike[str], *, dtype: Any = "bfloat16", mesh: Mesh | None = None
     ) -> Self:
-        """Loads a folder of `StableDiffusionPipeline` as it is, or an imported one.
+        """Loads a folder of `StableDiffusionPipeline`, or a checkpoint imported from one.
 
         Args:
           path: the directory.
-          dtype: `bfloat16` or `float32`; a CPU uses float32 either way.
-          mesh: devices to share the work, see `unix_jax.sharding.make_mesh`; None uses one.
+          dtype: `bfloat16` or `float32`; a CPU always uses float32.
+          mesh: devices that share the work, see `unix_jax.sharding.make_mesh`; None uses one.
 
         Raises:
-          CheckpointError, ConfigError: files that are missing, broken or not supported, or that do
-            not fit each other; weights that are not finite.
-          StorageError: a URL, or no path.
+          CheckpointError, ConfigError: files that are missing, broken, not supported, or
+            inconsistent with each other; weights that are not finite.
+          StorageError: a URL, or a value that is not a path.
           PromptError: another dtype.
         """
         choice("dtype", str(dtype), ("bfloat16", "float32"))
@@ -164,12 +164,12 @@ class DiffusionPipeline:
         """Generates one image for each prompt.
 
         Args:
-          prompts: one text or several. What is longer than the text encoder reads is cut off, as
-            in diffusers, with a warning.
-          settings: how images are generated; None makes it of `options`.
+          prompts: one text or several. A text longer than the text encoder's limit is truncated,
+            as in diffusers, with a warning.
+          settings: settings of the images; None makes them from `options`.
           seed: an int for all rows (equal prompts generate equal images), or one per row. A row's
             image does not depend on the other rows.
-          output_type: `pil` (list of PIL images of mode L: the mean of the decoded channels), `np`
+          output_type: `pil` (list of PIL images of mode L, the mean of the decoded channels), `np`
             (float32 [B, H, W, 3] in [0, 1]) or `latent` (float32 scaled latents [B, h, w, C]).
           callback: called with an `ImageStep` after each step.
           return_details: return an `ImageResult` for each image, with its seed and the settings.
@@ -200,7 +200,7 @@ class DiffusionPipeline:
         return [ImageResult(*of_row, used) for of_row in zip(found, seeds, strict=True)]
 
     def _pixels(self, latents: Float[np.ndarray, "B h w C"]) -> Float[np.ndarray, "B H W 3"]:
-        """In [0, 1]. An image at a time: its activations are far larger than it.
+        """Pixels in [0, 1], decoded one image at a time, since activations need far more memory.
 
         Raises:
           NonFiniteError: pixels that are NaN or infinite.
@@ -235,7 +235,7 @@ class DiffusionPipeline:
         noise = jax.vmap(lambda key: jax.random.normal(key, shape))(row_keys(seeds))
         guided, rows = settings.guidance_scale > 1, len(texts)
         shards = 1 if self.mesh is None else sharding.batch_shards(self.mesh)
-        # The last row is repeated until the mesh splits the batch evenly.
+        # The last row is repeated until the mesh divides the batch evenly.
         index = np.minimum(np.arange(rows + -rows % shards), rows - 1)
         ids = ids[index]
         if guided:
@@ -274,7 +274,7 @@ class DiffusionPipeline:
     def _encode(self, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         if isinstance(self.text, ClipTextConfig):
             return self._apply("text_encoder", ClipText(self.text, self.dtype), ids)
-        # Stable Diffusion's pipeline hands no mask over: padding is attended to.
+        # Stable Diffusion's pipeline passes no mask, so that padding is attended to.
         valid = jnp.ones(ids.shape, bool)
         return self._apply("text_encoder", Bert(self.text, self.dtype), ids, valid)
 

@@ -1,4 +1,4 @@
-"""From prompts, and images to condition on, to the latents of images, step by step.
+"""Latents of images, step by step, from prompts and condition images.
 
 Letters: B rows, G latent tokens, C numbers in a latent token, h w latent tokens per side.
 """
@@ -34,13 +34,13 @@ from unix_jax.models.embeddings import patchify, unpatchify
 from unix_jax.preprocessing import flow
 from unix_jax.preprocessing.transforms import to_model_image, to_padded_vae_image
 
-# Numbers of steps up to 63, up to 127 and so on share a compiled program.
+# Step numbers up to 63, up to 127 and so on share a compiled program.
 _GRID_MULTIPLE = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-    """The distinct rows of a call, with their indices among the caller's prompts (`named`)."""
+    """The distinct rows of a call, and their indices among the caller's prompts (`named`)."""
 
     texts: list[list[int]]
     named: list[int]
@@ -51,9 +51,9 @@ class _Rows:
 
 @dataclasses.dataclass(frozen=True)
 class LatentStep:
-    """After `step` of `total` network evaluations: x, and the image that it is on the way to.
+    """The latents x and the estimate of the final image, after `step` of `total` evaluations.
 
-    The estimate is x - t v, with the velocity of the step just taken.
+    The estimate is x - t v, with the velocity of the last step.
     """
 
     step: int
@@ -71,12 +71,11 @@ def generate_latents(
     seed: int | Sequence[int],
     stride: int | None,
 ) -> tuple[list[int], Iterator[LatentStep]]:
-    """Returns (the seed of each row, steps).
+    """Returns (the seed of each row, an iterator of steps).
 
-    A `LatentStep` comes every `stride` steps and at the end; None only at the end. Rows of the same
-    prompt, noise and condition image are computed once.
-
-    Arguments are checked by the call itself, before the first step is asked for.
+    It yields a `LatentStep` every `stride` steps and at the end, or only at the end if `stride` is
+    None. Rows of the same prompt, noise and condition image are computed once. Arguments are
+    checked by the call itself, before the first step is requested.
 
     Raises:
       PromptError: condition images for a model with a U-Net.
@@ -122,7 +121,7 @@ def generate_latents(
 
 
 def time_grid(settings: ImageSettings) -> Float[np.ndarray, " T"]:
-    """The times of a run: the original's, or with the ends of the guidance interval among them."""
+    """The times of a run: the original's, or a grid that includes the guidance interval's ends."""
     steps, shift = settings.num_inference_steps, settings.timestep_shift
     if settings.solver == "euler":
         return flow.timestep_grid(steps + 1, shift)
@@ -199,9 +198,9 @@ def _sample(
     size: tuple[int, int],
     stride: int,
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """(steps done, x, estimate of the image) every `stride` steps; one program for any stride."""
+    """(number of steps, x, estimate) every `stride` steps, with one program for any stride."""
     rows = len(batch.texts)
-    # Without a condition image the empty-image branch is the conditional one.
+    # Without a condition image the empty-image branch equals the conditional one.
     own_rows = settings.image_guided and batch.clean_grid is not None
     texts, x, vit_pixels, clean_latents = loaded.whole_shards(
         batch.texts, noise, batch.vit_pixels, batch.clean_latents

@@ -1,6 +1,7 @@
-"""What callers may pass to the pipeline, checked and brought into one form: a list, an item a row.
+"""Validation of the pipelines' arguments, which become lists with one item per row.
 
-The pipeline's functions share these checks, so that each refuses the same values in the same words.
+All functions of the pipelines share these checks, and thus refuse the same values with the same
+messages.
 """
 
 import math
@@ -35,7 +36,7 @@ _IMAGES = "a path, the bytes of a file, a PIL image or an array, or several of t
 
 
 def image_list(images: Images) -> list[Image.Image]:
-    """Loaded images, one a row.
+    """Loaded images, one per row.
 
     One row: a path, the bytes of a file (`bytes`, `bytearray`, `memoryview`), a PIL image, or an
     array or tensor (NumPy, JAX, torch, anything with `__array__` or `__dlpack__`) of [H, W],
@@ -68,7 +69,7 @@ def image_list(images: Images) -> list[Image.Image]:
 
 
 def image_rows(images: ImageRows) -> list[list[Image.Image]]:
-    """Loaded images of each row: as `image_list`, where a list or tuple among several is one row.
+    """Loaded images of each row: like `image_list`, where an inner list or tuple is one row.
 
     Raises:
       ImageError, PromptError: as `image_list`, or a row without images.
@@ -101,8 +102,9 @@ def _is_array(value: Any) -> bool:
 
 
 def _load(source: Any, argument: str) -> Image.Image:
-    """One image, with a warning where it shows next to nothing. `argument` names it in messages
-    where it has no name of its own.
+    """One image, with a warning if it shows almost nothing.
+
+    `argument` names an image in messages that has no name of its own.
     """
     image = _read(source, argument)
     warn_of_gray_levels(image, str(getattr(image, "filename", "") or argument))
@@ -110,7 +112,7 @@ def _load(source: Any, argument: str) -> Image.Image:
 
 
 def _read(source: Any, argument: str) -> Image.Image:
-    """One image. Errors of what has no name of its own are preceded by `argument`."""
+    """One image. `argument` precedes errors of an image that has no name of its own."""
     if isinstance(source, str | os.PathLike):
         path = local_path(source, argument)
         return load_image(source if isinstance(source, str) else path)
@@ -125,7 +127,7 @@ def _read(source: Any, argument: str) -> Image.Image:
 
 
 def _as_numpy(value: Any, argument: str) -> np.ndarray:
-    """Any array or tensor on the host; a tensor of torch without its gradient."""
+    """Any array or tensor, on the host; a torch tensor is detached from its gradient."""
     try:
         for method in ("detach", "cpu"):
             if callable(getattr(value, method, None)):
@@ -145,12 +147,12 @@ def _as_numpy(value: Any, argument: str) -> np.ndarray:
 
 
 def _type_of(value: Any) -> str:
-    """The name of an array's element type, of any library; "" for what is no array."""
+    """The name of the dtype of an array of any library; "" for other values."""
     return str(getattr(value, "dtype", "")).removeprefix("torch.")
 
 
 def _channels_last(values: np.ndarray, argument: str) -> np.ndarray:
-    """[H, W] or [H, W, C]. An image has at least 16 pixels a side: no shape is ambiguous."""
+    """[H, W] or [H, W, C]. Images have at least 16 pixels per side, so no shape is ambiguous."""
     if values.ndim == 2 or (values.ndim == 3 and values.shape[2] in _CHANNELS):
         return values
     if values.ndim == 3 and values.shape[0] in _CHANNELS:
@@ -159,7 +161,7 @@ def _channels_last(values: np.ndarray, argument: str) -> np.ndarray:
 
 
 def _items(values: Any, argument: str, expected: str) -> list[Any]:
-    """The items of an ordered iterable, read once."""
+    """The items of an ordered iterable, which is read once."""
     refused = isinstance(values, Mapping | Set) or hasattr(values, "read")
     if refused or not isinstance(values, Iterable):
         raise PromptError(f"{argument}: expected {expected}, found {_named(values)}")
@@ -179,15 +181,16 @@ def _shown(value: Any) -> str:
 
 
 def prompt_list(prompts: Prompts, rows: int | None = None) -> list[Any]:
-    """One prompt a row: strings or lists of ids. A single one serves all `rows`.
+    """One prompt per row: strings or lists of ids. A single prompt is used for all `rows`.
 
     Args:
       prompts: a text, or token ids, for all rows; or an ordered iterable (a list, a generator, an
-        array) of them, one a row. An iterable is read once.
-      rows: their number, where it is known.
+        array) of them, one per row. An iterable is read once.
+      rows: the number of rows, if it is known.
 
     Raises:
-      PromptError: none, another number than `rows`, or what is no text and no ids.
+      PromptError: no prompt, another number of prompts than `rows`, or a value that is neither
+        text nor ids.
     """
     expected = "a text, token ids, or several of them"
     if isinstance(prompts, str):
@@ -226,7 +229,7 @@ def _plain(prompt: Any) -> Any:
 # --- numbers -----------------------------------------------------------------------------------
 
 
-# The smallest positive number of the model's arithmetic.
+# The smallest positive normal number of float32, in which the model computes.
 TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -251,10 +254,11 @@ def whole(argument: str, value: Any, low: int, high: int | None = None, expected
 def number(argument: str, value: Any, expected: str, low: float, high: float = math.inf) -> float:
     """A finite number from `low` to `high`, also as a scalar of NumPy, JAX or torch.
 
-    `expected` says the range in the error.
+    `expected` states the range in the error.
 
     Raises:
-      PromptError: another type (a bool, a text), NaN, infinity as float32, or out of range.
+      PromptError: another type (a bool, a text), NaN, a number that is infinite in float32, or one
+        out of range.
     """
     try:
         if _is_bool(value) or isinstance(value, str | bytes | bytearray | complex):
@@ -275,10 +279,10 @@ def _is_bool(value: Any) -> bool:
 
 
 def interval(argument: str, value: Any) -> tuple[float, float]:
-    """(low, high] of times, 0 <= low <= high <= 1; equal ones hold no time.
+    """The interval (low, high] of times, 0 <= low <= high <= 1; empty if they are equal.
 
     Raises:
-      PromptError: no pair, a number out of [0, 1], or the larger one first.
+      PromptError: a value that is not a pair, a number outside of [0, 1], or the larger one first.
     """
     expected = "two times (low, high) in [0, 1], the smaller one first"
     if isinstance(value, str | bytes):
@@ -292,15 +296,15 @@ def interval(argument: str, value: Any) -> tuple[float, float]:
 
 
 def choice(argument: str, value: Any, among: Sequence[str]) -> None:
-    """Raises PromptError unless `value` is one of the words."""
+    """Raises PromptError unless `value` is one of `among`."""
     require(isinstance(value, str) and value in among, argument, f"one of {tuple(among)}", value)
 
 
 def noise_array(argument: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """Finite float32 noise [B, G, C]; [G, C] where B is 1.
+    """Finite float32 noise [B, G, C], or [G, C] if B is 1.
 
     Raises:
-      PromptError: no array of real numbers, another shape, NaN or infinity.
+      PromptError: a value that is not an array of real numbers, another shape, NaN or infinity.
     """
     expected = f"an array of shape {shape} of finite numbers"
     try:
@@ -326,10 +330,10 @@ def _described(value: Any) -> str:
 
 
 def row_seeds(seed: int | Iterable[int], rows: int) -> list[int]:
-    """The seed of each row: an int serves all rows, a sequence has one for each.
+    """The seed of each row, from an int for all rows, or a sequence with one per row.
 
     Raises:
-      PromptError: a seed that is no integer in [0, 2**32), or another number of seeds.
+      PromptError: a seed that is not an integer in [0, 2**32), or another number of seeds.
     """
     expected = f"an integer from 0 to {2**32 - 1}, or {rows} of them"
     several = isinstance(seed, Iterable) and not isinstance(seed, str | bytes)
@@ -343,9 +347,9 @@ def row_seeds(seed: int | Iterable[int], rows: int) -> list[int]:
 
 
 def row_keys(seeds: Sequence[int]) -> Array:
-    """One random key per row, from its own seed alone: the row's index is not used.
+    """One random key per row, which depends on its seed only, not on the row's index.
 
-    Rows of equal inputs and equal seeds give equal outputs.
+    Rows with equal inputs and equal seeds have equal outputs.
     """
     return jax.vmap(jax.random.key)(np.asarray(seeds, np.uint32))
 

@@ -1,4 +1,4 @@
-"""`LoadedModel`: parameters, tokenizer and devices, and how rows of input reach them."""
+"""`LoadedModel`: a model's parameters, tokenizer and devices, and the placement of its inputs."""
 
 import dataclasses
 import functools
@@ -28,11 +28,11 @@ class LoadedModel:
     """A model on its devices.
 
     Attributes:
-      model: the module that `params` fit.
+      model: the module for `params`.
       params: the UniX parameters.
-      vae_params: the autoencoder's, or None (reports only).
-      tokenizer: or None (prompts and reports are then token ids).
-      mesh: or None for one device.
+      vae_params: the autoencoder's parameters; None if only reports are supported.
+      tokenizer: the tokenizer; None if prompts and reports are token ids.
+      mesh: the mesh of devices; None for one device.
     """
 
     model: UniX
@@ -50,22 +50,22 @@ class LoadedModel:
         """The tokenizer.
 
         Raises:
-          CheckpointError: there is none.
+          CheckpointError: the checkpoint has no tokenizer.
         """
         if self.tokenizer is None:
             raise CheckpointError("tokenizer.json: expected in the checkpoint, found none")
         return self.tokenizer
 
     def require_vae(self) -> None:
-        """Raises CheckpointError where there is no autoencoder."""
+        """Raises CheckpointError if the checkpoint has no autoencoder."""
         if self.vae_params is None:
             raise CheckpointError(
                 "vae: expected an autoencoder in the checkpoint (vae/*.ckpt), found none: "
-                "it can write reports, but not generate images"
+                "it can generate reports, but not images"
             )
 
     def encode_prompts(self, prompts: Prompts, rows: int, longest: int) -> list[list[int]]:
-        """Checked text splits, one a row, of at most `longest` tokens.
+        """Validated text splits, one per row, of at most `longest` tokens.
 
         Raises:
           PromptError: a prompt that cannot be used, or another number than `rows`.
@@ -87,7 +87,7 @@ class LoadedModel:
     def autoencode(self, x: np.ndarray, method: str) -> np.ndarray:
         """`encode` (pixels [B, H, W, 3] to latents [B, h, w, C]) or `decode`.
 
-        An image on each device at a time: its activations are far larger than it.
+        Each device processes one image at a time, since activations need far more memory.
         """
         chunk = 1 if self.mesh is None else sharding.batch_shards(self.mesh)
         rows = len(x)
@@ -103,7 +103,7 @@ class LoadedModel:
         return np.concatenate(parts)[:rows]
 
     def whole_shards(self, *batches: Any) -> tuple[Any, ...]:
-        """Each batch with its last row repeated until the mesh splits it evenly; None stays."""
+        """Each batch with its last row repeated until the mesh divides it evenly; None is kept."""
         if self.mesh is None:
             return batches
         shards = sharding.batch_shards(self.mesh)
@@ -120,7 +120,7 @@ class LoadedModel:
         return tuple(pad(rows) for rows in batches)
 
     def place(self, tree: Any) -> Any:
-        """Arrays on the device, or split over the mesh along their rows."""
+        """Arrays on the device, or with their rows divided over the mesh."""
         if self.mesh is None:
             return jax.device_put(tree)
         return sharding.shard_batch(tree, self.mesh)

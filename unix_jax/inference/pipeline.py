@@ -1,4 +1,4 @@
-"""`UniXPipeline`: reports from X-rays and X-rays from text, from files to results.
+"""`UniXPipeline`: reports from chest X-rays, and chest X-rays from text.
 
 Letters: B rows, G latent tokens, C numbers in a latent token.
 """
@@ -57,10 +57,10 @@ ImageCallback = Callable[[ImageStep], object]
 
 
 class UniXPipeline:
-    """A model ready to use. Build it with `from_pretrained`.
+    """A UniX model for inference. Create it with `from_pretrained`.
 
-    `loaded` holds the module, its parameters, the tokenizer and the mesh; each of them has a
-    property of its own here.
+    `loaded` contains the module, its parameters, the tokenizer and the mesh, each of which is also
+    a property of the pipeline.
     """
 
     def __init__(
@@ -73,13 +73,13 @@ class UniXPipeline:
         dtype: Any = jnp.float32,
         mesh: Mesh | None = None,
     ) -> None:
-        """Takes over stacked parameters as they come from a checkpoint.
+        """A pipeline over the stacked parameters of a checkpoint, of which it takes ownership.
 
-        On a CPU or one GPU the decoder's layers are cut apart and dropped from `params`. `dtype` is
-        that of the computation.
+        On a CPU or a single GPU the decoder's layers are unstacked and removed from `params`.
+        `dtype` is that of the computation.
 
         Raises:
-          ConfigError: control tokens outside the vocabulary, or a mesh that cannot be used.
+          ConfigError: control tokens outside of the vocabulary, or a mesh that cannot be used.
         """
         config.check_special_tokens()
         if mesh is not None:
@@ -94,32 +94,32 @@ class UniXPipeline:
 
     @property
     def config(self) -> UniXConfig:
-        """Sizes and token ids."""
+        """The model's sizes and token ids."""
         return self.loaded.config
 
     @property
     def model(self) -> UniX:
-        """The module."""
+        """The Flax module."""
         return self.loaded.model
 
     @property
     def params(self) -> dict[str, Any]:
-        """The UniX parameters, in the form that `model` takes."""
+        """The UniX parameters, in the structure that `model` expects."""
         return self.loaded.params
 
     @property
     def vae_params(self) -> dict[str, Any] | None:
-        """The autoencoder's, or None (reports only)."""
+        """The autoencoder's parameters; None if only reports are supported."""
         return self.loaded.vae_params
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """None where prompts and reports are token ids."""
+        """The tokenizer; None if prompts and reports are token ids."""
         return self.loaded.tokenizer
 
     @property
     def mesh(self) -> Mesh | None:
-        """None for one device."""
+        """The mesh of devices; None for one device."""
         return self.loaded.mesh
 
     @classmethod
@@ -133,23 +133,22 @@ class UniXPipeline:
         allow_non_finite: bool = False,
         compilation_cache: bool = True,
     ) -> Self:
-        """Loads a converted checkpoint, or a directory in the published layout as it is.
+        """Loads a converted checkpoint or a directory in the published layout.
 
         Args:
-          path: the directory; of a training run, its export is meant.
-          dtype: `bfloat16` or `float32`, of the parameters and of the computation, as a text, a
-            NumPy dtype or a type such as `jnp.bfloat16`. A CPU uses
-            float32 whatever is asked: XLA would keep a float32 copy beside bfloat16 weights.
-            The autoencoder stays float32 everywhere.
-          mesh: devices to share the work, see `unix_jax.sharding.make_mesh`; None uses one.
+          path: the directory. For the directory of a training run, its export is loaded.
+          dtype: dtype of the parameters and the computation, `bfloat16` or `float32`, as a string,
+            a NumPy dtype or a type such as `jnp.bfloat16`. A CPU always uses float32, because XLA
+            would keep a float32 copy of bfloat16 weights. The autoencoder always uses float32.
+          mesh: devices that share the work, see `unix_jax.sharding.make_mesh`; None uses one.
           double_bos: overrides the checkpoint's compatibility switch, see `UniXConfig`.
           allow_non_finite: accept weights that are NaN or infinite.
           compilation_cache: keep compiled programs on disk between runs.
 
         Raises:
           CheckpointError, ConfigError: files that are missing, broken, changed since they were
-            written, or do not fit each other; weights that are not finite.
-          StorageError: a URL, or no path.
+            written, or inconsistent with each other; weights that are not finite.
+          StorageError: a URL, or a value that is not a path.
           PromptError: another dtype.
         """
         used = _dtype(dtype)
@@ -190,25 +189,25 @@ class UniXPipeline:
     ) -> None:
         """Writes the model, its configuration and its tokenizer to a new directory, atomically.
 
-        The weights have the type that this pipeline holds: float32 on a CPU whatever the source
-        had, which loses nothing; `unix-jax convert cast` changes it. Tensors of the source that
-        the model does not use are not written.
+        The weights are written in this pipeline's dtype. On a CPU this is float32, to which every
+        source converts exactly; `unix-jax convert cast` changes the dtype. Tensors of the source
+        that the model does not use are not written.
 
         Args:
           path: a new or empty directory.
-          layout: `native`, this project's checkpoint, or `published`, which the original's PyTorch
-            code loads.
+          layout: `native` for this project's checkpoint, or `published` for the layout that the
+            original's PyTorch code loads.
 
         Raises:
           PromptError: another layout.
-          UniXError: `path` has content or cannot be written, or several processes hold the
-            weights.
+          UniXError: `path` is not empty or cannot be written, or the weights are distributed over
+            several processes.
         """
         choice("layout", layout, ("native", "published"))
         path = local_path(path)
         if jax.process_count() > 1:
             raise CheckpointError(
-                f"{path}: expected one process, found {jax.process_count()}: each of them holds a "
+                f"{path}: expected one process, found {jax.process_count()}: each process holds a "
                 "part of the weights; load and save the checkpoint in one process"
             )
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
@@ -220,7 +219,7 @@ class UniXPipeline:
             if layout == "native":
                 native.save(path, self.config, self.params, self.vae_params, copies=copies)
                 return
-            # The export reads a checkpoint: it is written beside the target, where there is room.
+            # The export reads a checkpoint: it is written next to the target, on its file system.
             with _directory_beside(path) as beside:
                 checkpoint = beside / "checkpoint"
                 native.save(checkpoint, self.config, self.params, self.vae_params, copies=copies)
@@ -287,21 +286,22 @@ class UniXPipeline:
         return_details: bool = False,
         **options: Unpack[ReportOptions],
     ) -> list[str] | list[ReportResult]:
-        """Writes one report for each image, or for each list of images.
+        """Generates one report for each image, or for each list of images.
 
         Args:
           images: one image, or an iterable of several: paths, bytes of files, PIL images, arrays
             or tensors. An array of up to three dimensions is one image, [H, W], [H, W, C] or
-            [C, H, W]; one of four dimensions is a batch, [B, H, W, C] or [B, C, H, W], as in
-            diffusers. uint8, uint16, or floats in [0, 1]. A list or tuple among several images
-            has those of one report, such as frontal and lateral: [[a, b], c] makes two reports.
-          prompts: None (the model's own default, see `UniXConfig.instructions`), one for all, or
-            one for each report; strings or ids, in any iterable.
-          settings: how reports are generated; None makes it of `options`.
-          seed: of the sampling; an int for all rows, or one for each.
+            [C, H, W]; an array of four dimensions is a batch, [B, H, W, C] or [B, C, H, W], as in
+            diffusers. Values are uint8, uint16, or floats in [0, 1]. A list or tuple within the
+            iterable contains the images of one report, for example frontal and lateral:
+            [[a, b], c] generates two reports.
+          prompts: None for the model's own instruction (see `UniXConfig.instructions`), one prompt
+            for all reports, or one per report; strings or token ids, in any iterable.
+          settings: settings of the reports; None makes them from `options`.
+          seed: random seed of the sampling; an int for all rows, or one per row.
           callback: called with a `ReportStep` after each new token.
           return_details: return a `ReportResult` for each report, with its token ids, its seed and
-            why it ended.
+            its finish reason.
           **options: the fields of `ReportSettings`: `max_new_tokens`, `temperature`, `top_p`,
             `resize`.
 
@@ -328,7 +328,10 @@ class UniXPipeline:
         callback: ReportCallback | None = None,
         **options: Unpack[ReportOptions],
     ) -> list[list[int]]:
-        """As `generate_report`, returning token ids without bos and eos; needs no tokenizer."""
+        """Like `generate_report`, but returns token ids without bos and eos.
+
+        It does not require a tokenizer.
+        """
         chosen = settings_of(ReportSettings, settings, options)
         found = self._reports(self.tokenizer, images, prompts, chosen, seed, callback)
         return [result.token_ids for result in found]
@@ -367,10 +370,10 @@ class UniXPipeline:
         return_details: bool = False,
         **options: Unpack[ReportOptions],
     ) -> Iterator[list[str]] | Iterator[ReportStep]:
-        """As `generate_report`, token by token: each item has the new text of every row.
+        """Like `generate_report`, token by token: yields the new text of every row.
 
-        The pieces of a row, joined, are its report. With `return_details` each item is a
-        `ReportStep`, with the token ids too. Errors in the arguments are raised by the call
+        The concatenated pieces of a row are its report. With `return_details` each item is a
+        `ReportStep`, which also has the token ids. Errors in the arguments are raised by the call
         itself, before the first item.
         """
         chosen = settings_of(ReportSettings, settings, options)
@@ -465,18 +468,18 @@ class UniXPipeline:
         """Generates one X-ray for each prompt.
 
         Args:
-          prompts: one or several; strings or token ids.
-          settings: how images are generated; None makes it of `options`.
+          prompts: one prompt or several; strings or token ids.
+          settings: settings of the images; None makes them from `options`.
           images: condition images, one per prompt or one for all, in any form that
-            `generate_report` takes; seen by the autoencoder, padded with
-            black to height x width as in training, and by the ViT.
-          initial_noise: x at t = 1, [B, G, C] or [G, C] for one row; overrides `seed`.
-          seed: an int for all rows (equal prompts generate equal images), or one for each.
-          output_type: `pil` (list of PIL images of mode L: the mean of the decoded channels),
-            `np` (float32 [B, height, width, 3] in [0, 1], the channels as they were decoded) or
-            `latent` (float32 tokens [B, G, C]).
+            `generate_report` accepts. The ViT encodes each, and the autoencoder encodes it padded
+            with black to height x width, as in training.
+          initial_noise: x at t = 1, [B, G, C], or [G, C] for one row; overrides `seed`.
+          seed: an int for all rows (equal prompts generate equal images), or one per row.
+          output_type: `pil` (list of PIL images of mode L, the mean of the decoded channels),
+            `np` (float32 [B, height, width, 3] in [0, 1], the decoded channels) or `latent`
+            (float32 tokens [B, G, C]).
           callback: called with an `ImageStep` after each step. Its `images` are a preview, which
-            costs a run of the autoencoder's decoder.
+            requires a run of the autoencoder's decoder.
           return_details: return an `ImageResult` for each image, with its seed and the settings.
           **options: the fields of `ImageSettings`: `height`, `width`, `num_inference_steps`,
             `solver`, `timestep_shift`, `guidance_scale`, `image_guidance_scale`,
@@ -485,7 +488,7 @@ class UniXPipeline:
         Raises:
           ImageError, PromptError: an input that cannot be used.
           NonFiniteError: the model computed NaN or infinite numbers; no result is returned.
-          CheckpointError: the checkpoint has no autoencoder, and pixels are needed.
+          CheckpointError: the checkpoint has no autoencoder, and pixels are requested.
         """
         chosen = settings_of(ImageSettings, settings, options)
         choice("output_type", output_type, OUTPUT_TYPES)
@@ -525,18 +528,19 @@ class UniXPipeline:
         every: int = 5,
         **options: Unpack[ImageOptions],
     ) -> Iterator[ImageStep]:
-        """As `generate_image`, with a preview of the images every few steps.
+        """Like `generate_image`, but yields a preview of the images every few steps.
 
         Args:
           prompts, settings, images, initial_noise, seed, **options: as in `generate_image`.
-          every: steps per preview, at least 1. Each costs a run of the autoencoder's decoder.
+          every: number of steps per preview, at least 1. Each preview requires a run of the
+            autoencoder's decoder.
 
         Yields:
-          The model's present estimate of the finished images; the last item has the images that
+          The model's present estimate of the final images; the last item has the images that
           `generate_image` returns.
 
         Raises:
-          ImageError, PromptError, CheckpointError: as `generate_image`, by the call itself.
+          ImageError, PromptError, CheckpointError: as in `generate_image`, by the call itself.
         """
         chosen = settings_of(ImageSettings, settings, options)
         every = whole("every", every, 1)
@@ -551,7 +555,7 @@ class UniXPipeline:
     ) -> Iterator[ImageStep]:
         for at in states:
             step = self._image_step(at, settings)
-            # Decoded here, so that numbers that are not finite are found at their step.
+            # Decoded here, so that numbers that are not finite raise an error at their step.
             _ = step.images
             yield step
 
@@ -589,7 +593,7 @@ def _require_callable(callback: Any) -> None:
 
 
 def _dtype(given: Any) -> np.dtype:
-    """Raises PromptError for a floating type that the model is not computed in."""
+    """The dtype of the computation; raises PromptError unless it is bfloat16 or float32."""
     try:
         found = jnp.dtype(given)
     except TypeError:

@@ -1,4 +1,4 @@
-"""From images and prompts to the tokens of reports, one row each.
+"""Tokens of reports, one row each, from images and prompts.
 
 Letters: B rows, M tokens so far; pixels are [B, images of a row, H, W, 3].
 """
@@ -35,8 +35,8 @@ def decode_reports(
 
     Each state is (number of rows, token ids so far [rows, M]), every `stride` tokens, or when a
     cache is full. A finished row is filled with eos. Arguments and errors are those of
-    `UniXPipeline.generate_report`; they are checked by the call itself, before the first state is
-    asked for.
+    `UniXPipeline.generate_report`. They are checked by the call itself, before the first state is
+    requested.
 
     Raises:
       NonFiniteError: a context or logits that are NaN or infinite.
@@ -46,7 +46,7 @@ def decode_reports(
     found = image_rows(images)
     rows = len(found)
     most_images = max(len(row) for row in found)
-    # An image takes one position, and the report's bos another.
+    # An image occupies one position, and the report's bos another.
     positions = config.decoder.max_position_embeddings
     longest = positions - settings.max_new_tokens - 1 - most_images
     texts = loaded.encode_prompts(
@@ -54,7 +54,7 @@ def decode_reports(
     )
     seeds = row_seeds(seed, rows)
     side = config.vision.image_size
-    # Rows of fewer images have zeros that no token refers to.
+    # Rows with fewer images have zeros that no token refers to.
     pixels = np.zeros((rows, most_images, side, side, 3), np.float32)
     for row, of_row in enumerate(found):
         for i, image in enumerate(of_row):
@@ -142,7 +142,7 @@ def steps(
 ) -> Iterator[tuple[ReportStep, np.ndarray]]:
     """Yields (step, tokens so far [rows, M]) for each new token of `states`, whose stride is 1.
 
-    A last step without new tokens has the text that still waited for the rest of a character.
+    A last step without new tokens has the remaining text, if a character was incomplete.
     """
     streams: list[Any] = []
     tokens = np.zeros((0, 0), np.int32)

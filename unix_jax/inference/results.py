@@ -1,4 +1,4 @@
-"""What a pipeline returns beside texts and images, and what it hands to callbacks.
+"""Result types of the pipelines: details of reports and images, and the steps of callbacks.
 
 Letters: B rows, G latent tokens, C numbers in a latent token.
 """
@@ -20,13 +20,13 @@ _Settings = TypeVar("_Settings", ImageSettings, DiffusionSettings)
 
 @dataclasses.dataclass(frozen=True)
 class ReportResult:
-    """One report, and how it came about.
+    """One report, with the details of its generation.
 
     Attributes:
       text: the report; None where the checkpoint has no tokenizer.
       token_ids: its tokens, without bos and eos.
       seed: the seed of its sampling, which greedy decoding does not use.
-      finish_reason: `eos` where the model ended it, `length` where it was cut at
+      finish_reason: `eos` if the model ended the report, `length` if it was cut off at
         `max_new_tokens`.
     """
 
@@ -38,12 +38,12 @@ class ReportResult:
 
 @dataclasses.dataclass(frozen=True)
 class ReportStep:
-    """After new token number `step` of at most `total`.
+    """Progress of reports after new token `step` of at most `total`.
 
     Attributes:
-      token_ids: the new token of each row, eos included; None for a row that ended before.
-      pieces: the new text of each row, which may be empty: the bytes of a character wait until it
-        is complete. The pieces of a row, joined, are its report.
+      token_ids: the new token of each row, including eos; None for a row that ended earlier.
+      pieces: the new text of each row. It may be empty, because a character is returned when all
+        of its bytes are known. The concatenated pieces of a row are its report.
     """
 
     step: int
@@ -54,12 +54,12 @@ class ReportStep:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageResult(Generic[_Settings]):
-    """One image, and how it came about.
+    """One image, with the details of its generation.
 
     Attributes:
-      image: as `output_type` asks: a PIL image, pixels [H, W, 3] or latents.
-      seed: the seed of its noise; None where `initial_noise` was given.
-      settings: the settings of the call, with their defaults filled in.
+      image: a PIL image, pixels [H, W, 3] or latents, according to `output_type`.
+      seed: the seed of its noise; None if `initial_noise` was given.
+      settings: the settings of the call, with the defaults filled in.
     """
 
     image: Image.Image | np.ndarray = dataclasses.field(repr=False)
@@ -69,13 +69,12 @@ class ImageResult(Generic[_Settings]):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageStep:
-    """Images that are being generated, after `step` of `total` network evaluations.
+    """Progress of images after `step` of `total` network evaluations.
 
     Attributes:
-      latents: the state, float32 [B, G, C]; [B, h, w, C] of a `DiffusionPipeline`.
-      estimate: the latents of the images that the model predicts at this step, x - t v, with the
-        velocity of the step just taken. In the last step they are `latents`; for a
-        `DiffusionPipeline` they always are.
+      latents: the state x, float32 [B, G, C]; [B, h, w, C] for a `DiffusionPipeline`.
+      estimate: the model's present estimate x - t v of the final latents, with the velocity v of
+        the last step. It equals `latents` at the last step, and always for a `DiffusionPipeline`.
     """
 
     step: int

@@ -1,17 +1,16 @@
 """Image sampling: steps along the flow, with classifier-free guidance as rows of a batch.
 
-The whole run is one compiled program over a range of steps; calling it for part of the range
-(progress, previews) uses the same program. Each step evaluates the network once, whatever the
-solver:
+The run is one compiled program over a range of steps. Progress and previews call the same program
+for a part of the range. With each solver, a step evaluates the network once:
 
-- `euler`: x + h v, the original's.
+- `euler`: x + h v, as in the original.
 - `ab2`: the two-step Adams-Bashforth method for steps of varying length,
-  x + h (v + h / (2 h') (v - v')), where v' and h' are of the step before.
-- `pec`: predict with `ab2`, evaluate there, and correct the step that led there by the trapezoidal
-  rule, x' + h' / 2 (v' + v). The last step is not corrected.
+  x + h (v + h / (2 h') (v - v')), where v' and h' are those of the previous step.
+- `pec`: predict with `ab2`, evaluate there, and correct the previous step by the trapezoidal rule,
+  x' + h' / 2 (v' + v). The last step is not corrected.
 
-The velocity jumps where guidance begins or ends. There `ab2` and `pec` start anew: one Euler step,
-no correction across the jump.
+The velocity jumps where guidance begins or ends. There `ab2` and `pec` restart with one Euler step,
+and do not correct across the jump.
 
 Source: E. Hairer, S. P. Norsett, G. Wanner, Solving Ordinary Differential Equations I, III.5.
 
@@ -34,13 +33,15 @@ Renorm = Literal["global", "channel", "text_channel"]
 RENORMS = ("global", "channel", "text_channel")
 Solver = Literal["euler", "ab2", "pec"]
 SOLVERS: tuple[str, ...] = typing.get_args(Solver)
-# Where v_empty-image comes from: not needed, equal to the conditional one, or rows of its own.
+# Source of v_empty-image: not needed, equal to the conditional one, or its own rows.
 ImageBranch = Literal["none", "conditional", "rows"]
 
 
 @struct.dataclass
 class Guidance:
-    """Scales and limits; all may vary without recompilation. Guidance acts for t in (low, high].
+    """Scales and limits of guidance, which is applied at times t in (low, high].
+
+    All of them may vary without recompilation.
 
     text, image: guidance scales. renorm_min: lower bound of the renormalisation factor.
     """
@@ -54,7 +55,7 @@ class Guidance:
 
 @struct.dataclass
 class ImageContext:
-    """What a noised image sees: rows [conditional | empty text | empty image], B each.
+    """The context of a noised image: rows [conditional | empty text | empty image], B each.
 
     positions: rotary position of the image in each row. latent_position_ids: the same for all rows.
     grid: (rows, columns) of the image in latent tokens.
@@ -68,11 +69,11 @@ class ImageContext:
 
 @struct.dataclass
 class SamplingState:
-    """A sampling run between two steps.
+    """The state of a sampling run between two steps.
 
-    latents: x at the next grid point; of `pec` as predicted, before its correction.
-    velocity: of the last step; zeros before the first one.
-    half: of `pec`, x before the last step moved by half of that step's velocity; else None.
+    latents: x at the next grid point; for `pec` as predicted, before its correction.
+    velocity: that of the last step; zeros before the first step.
+    half: for `pec`, x before the last step plus half of that step; else None.
     """
 
     latents: Float[Array, "B G C"]
@@ -115,7 +116,7 @@ def guide(
 ) -> Float[Array, "B G C"]:
     """Classifier-free guidance with renormalisation, per image.
 
-    Source: BAGEL's sampler, whose `global` norm runs over the whole batch: ours is per image.
+    Source: BAGEL's sampler, whose `global` norm is over the batch; here it is over each image.
     """
 
     def factor(guided: Array, axes: tuple[int, ...]) -> Array:
@@ -150,12 +151,12 @@ def sample_latents(
     renorm: Renorm,
     solver: Solver = "euler",
 ) -> SamplingState:
-    """Steps `first` to `last` (exclusive) of the run over `grid`.
+    """Runs steps `first` to `last` (exclusive) over `grid`.
 
     Args:
-      context: rows for the branches that are asked for, in the order of `ImageContext`.
-      state: at grid[first]; `initial_state` of noise ~ N(0, I) when `first` is 0.
-      grid: falling times, see `flow.timestep_grid`; what comes after grid[last] is not read.
+      context: rows of the requested branches, in the order of `ImageContext`.
+      state: at grid[first]; `initial_state` of noise ~ N(0, I) if `first` is 0.
+      grid: decreasing times, see `flow.timestep_grid`; times after grid[last] are not read.
       guided: whether text guidance is used at all (its scale above 1).
       image_branch: where image guidance, if any, takes its velocity from.
     """
@@ -197,7 +198,7 @@ def sample_latents(
         t, before = grid[i], grid[jnp.maximum(i - 1, 0)]
         x, length = state.latents, t - grid[i + 1]
         v = velocity(x, t)
-        # The step before is of no use at the start and after a jump of the velocity.
+        # The previous step is not used at the start and after a jump of the velocity.
         starts = (i == 0) | (guided & (inside(t) != inside(before)))
         if state.half is not None:
             x = jnp.where(starts, x, state.half - v * ((before - t) / 2))

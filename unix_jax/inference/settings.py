@@ -1,7 +1,8 @@
-"""How reports and images are generated: one frozen object per task, or the same keywords.
+"""Settings of generation: one frozen dataclass per task.
 
-Each pipeline's call and its streaming form take `settings=ImageSettings(...)`, or the fields as
-keywords, which make one. The `...Options` classes state these keywords for type checkers.
+Each pipeline's call and its streaming form accept `settings=ImageSettings(...)`, or the fields as
+keywords, from which the settings are made. The `...Options` classes declare these keywords for type
+checkers.
 """
 
 import dataclasses
@@ -21,16 +22,16 @@ from unix_jax.preprocessing.transforms import RESIZES, Resize
 
 OutputType = Literal["pil", "np", "latent"]
 OUTPUT_TYPES: tuple[str, ...] = typing.get_args(OutputType)
-# A report's bos, an image, and the prompt's bos and eos take a position each.
+# A report's bos, an image, and the prompt's bos and eos occupy one position each.
 _OTHER_POSITIONS = 4
 _MOST_STEPS = 100_000
 _OLD_PROGRESS = "callback, which is called with an ImageStep after each step"
 
 
 class _Settings:
-    """Refuses names that are no field, before the dataclass does, with what they may stand for."""
+    """Raises an error for unknown names, before the dataclass does, that suggests known ones."""
 
-    # Name of earlier versions -> what replaced it.
+    # Names of earlier versions, and what replaced them.
     renamed: ClassVar[Mapping[str, str]] = {}
 
     def __new__(cls, *_: Any, **given: Any) -> Self:
@@ -52,11 +53,11 @@ _Kind = TypeVar("_Kind", bound=_Settings)
 
 
 def settings_of(kind: type[_Kind], settings: _Kind | None, keywords: Mapping[str, Any]) -> _Kind:
-    """The settings given, or those that the keywords make.
+    """The given settings, or those made from the keywords.
 
     Raises:
-      PromptError: something else than `kind`, both, or (an `ArgumentNameError`) a keyword that is
-        no field.
+      PromptError: settings that are not of `kind`, or settings and keywords together.
+      ArgumentNameError: a keyword that is not a field.
     """
     made = kind(**keywords)
     if settings is None:
@@ -84,15 +85,16 @@ class ReportOptions(TypedDict, total=False):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportSettings(_Settings):
-    """How a report is generated.
+    """Settings of report generation.
 
     Attributes:
-      max_new_tokens: largest number of new tokens, at least 1. Context and new tokens together
+      max_new_tokens: maximum number of new tokens, at least 1. Context and new tokens together
         must fit the model's positions.
-      temperature: 0 decodes greedily; above, a token is sampled from softmax(logits / temperature).
-      top_p: mass of the nucleus that is sampled from, in (0, 1].
-      resize: how an image becomes the ViT's square: `letterbox` (shrunk, never enlarged, centred
-        on white, as in the original's evaluation) or `squash` (its web demo).
+      temperature: 0 selects greedy decoding; otherwise each token is sampled from
+        softmax(logits / temperature).
+      top_p: probability mass of the nucleus from which tokens are sampled, in (0, 1].
+      resize: how an image is made square for the ViT: `letterbox` (reduced, never enlarged, and
+        centred on white, as in the original's evaluation) or `squash` (as in its web demo).
     """
 
     max_new_tokens: int = 500
@@ -101,10 +103,10 @@ class ReportSettings(_Settings):
     resize: Resize = "letterbox"
 
     def checked(self, config: UniXConfig) -> Self:
-        """The same settings as plain numbers.
+        """The same settings, converted to plain numbers.
 
         Raises:
-          PromptError: a setting that is no finite number of its kind, or out of range.
+          PromptError: a setting that has another type, is not finite, or is out of range.
         """
         positions = config.decoder.max_position_embeddings
         most = positions - _OTHER_POSITIONS
@@ -138,31 +140,31 @@ class ImageOptions(TypedDict, total=False):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageSettings(_Settings):
-    """How an image is generated with UniX.
+    """Settings of image generation with UniX.
 
     Attributes:
-      height, width: pixels, multiples of `config.latent_downsample`; None is 512, or the largest
-        that a smaller model supports.
-      num_inference_steps: steps from noise to the image, at least 1; each evaluates the network
-        once (with the guidance branches as rows of one batch). The original counts the points of
-        the time grid: its 50 are 49 steps.
-      solver: `euler`, the original's; `ab2` or `pec`, which come as close in fewer steps, see
-        `unix_jax.inference.sampling`. They place a point of the grid at each end of the guidance
-        interval.
-      timestep_shift: above 1 spends more steps near noise.
+      height, width: size in pixels, multiples of `config.latent_downsample`; None is 512, or the
+        maximum of a smaller model.
+      num_inference_steps: number of steps from noise to the image, at least 1. Each step evaluates
+        the network once, with the guidance branches as rows of one batch. The original counts the
+        points of the time grid, so its 50 points are 49 steps.
+      solver: `euler`, as in the original; `ab2` and `pec` reach the same accuracy with fewer
+        steps, see `unix_jax.inference.sampling`. They place a grid point at each end of the
+        guidance interval.
+      timestep_shift: shift of the time grid; values above 1 place more steps near the noise.
       guidance_scale: text guidance; 1 or less turns guidance off.
-      image_guidance_scale: image guidance; 1 or less turns it off, above 1 it needs text guidance.
-        Without a condition image it strengthens the text guidance to
+      image_guidance_scale: image guidance; 1 or less turns it off, and above 1 it requires text
+        guidance. Without a condition image it increases the text guidance to
         1 + image_guidance_scale * (guidance_scale - 1), as in the original.
-      guidance_interval: guidance acts for times in (low, high], 0 <= low <= high <= 1.
+      guidance_interval: guidance is applied at times in (low, high], 0 <= low <= high <= 1.
       renorm: `global` (over an image), `channel` (per token) or `text_channel` (per token, after
-        the text step only).
+        the text guidance only).
       renorm_min: lower bound of the renormalisation factor, in [0, 1].
     """
 
     renamed: ClassVar[Mapping[str, str]] = {
-        "num_steps": "num_inference_steps, the number of steps made. num_steps counted the points "
-        "of the time grid: num_steps=50 is num_inference_steps=49",
+        "num_steps": "num_inference_steps, the number of steps. num_steps counted the points of "
+        "the time grid, so num_steps=50 is num_inference_steps=49",
         "progress": _OLD_PROGRESS,
     }
 
@@ -178,7 +180,7 @@ class ImageSettings(_Settings):
     renorm_min: float = 0.0
 
     def size(self, config: UniXConfig) -> tuple[int, int]:
-        """(height, width) in pixels, where None is 512 or the largest of a smaller model.
+        """(height, width) in pixels, where None is 512, or the maximum of a smaller model.
 
         Raises:
           PromptError: a size that this model does not support.
@@ -196,11 +198,11 @@ class ImageSettings(_Settings):
         return sides[0], sides[1]
 
     def checked(self, config: UniXConfig) -> Self:
-        """The same settings as plain numbers, sizes in pixels.
+        """The same settings, converted to plain numbers, with the size filled in.
 
         Raises:
-          PromptError: a setting that is no finite number of its kind, that this model does not
-            support, or that would have no effect.
+          PromptError: a setting that has another type, is not finite, is not supported by this
+            model, or would have no effect.
         """
         height, width = self.size(config)
         choice("renorm", self.renorm, RENORMS)
@@ -212,7 +214,7 @@ class ImageSettings(_Settings):
         if text <= 1 < image:
             raise PromptError(
                 "image_guidance_scale: expected at most 1 without text guidance "
-                f"(guidance_scale {text:g}), found {image:g}: it acts with text guidance only"
+                f"(guidance_scale {text:g}), found {image:g}: it requires text guidance"
             )
         return dataclasses.replace(
             self,
@@ -240,7 +242,7 @@ class ImageSettings(_Settings):
 
     @property
     def guidance(self) -> Guidance:
-        """The numbers that a compiled program takes."""
+        """The guidance as inputs of a compiled program."""
         numbers = (
             self.guidance_scale,
             self.image_guidance_scale,
@@ -266,17 +268,16 @@ class DiffusionOptions(TypedDict, total=False):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiffusionSettings(_Settings):
-    """How an image is generated with a diffusers checkpoint.
+    """Settings of image generation with a diffusers checkpoint.
 
     Attributes:
-      height, width: pixels, multiples of the autoencoder's factor; None is the size that the U-Net
-        was trained for.
-      num_inference_steps: evaluations of the U-Net per image.
+      height, width: size in pixels, multiples of the autoencoder's factor; None is the size that
+        the U-Net was trained for.
+      num_inference_steps: number of evaluations of the U-Net per image.
       guidance_scale: guidance against the empty prompt; 1 or less turns it off.
-      guidance_rescale: from 0 to 1, how far the spread of guided outputs is brought back to that
-        of the unguided ones.
-      sampler: `ddim` or `euler`, over the checkpoint's noise schedule; None is the checkpoint's
-        own.
+      guidance_rescale: strength, from 0 to 1, of rescaling the guided output to the standard
+        deviation of the conditional one.
+      sampler: `ddim` or `euler`, on the checkpoint's noise schedule; None is the checkpoint's own.
     """
 
     renamed: ClassVar[Mapping[str, str]] = {
@@ -292,10 +293,10 @@ class DiffusionSettings(_Settings):
     sampler: Sampler | None = None
 
     def checked(self, vae: AutoencoderConfig, native: tuple[int, int]) -> Self:
-        """The same settings as plain numbers, sizes in pixels.
+        """The same settings, converted to plain numbers, with the size filled in.
 
         Raises:
-          PromptError: a setting of another kind, out of range, or without effect.
+          PromptError: a setting that has another type, is out of range, or would have no effect.
         """
         side = vae.downsample
         sizes = []

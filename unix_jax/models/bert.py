@@ -1,4 +1,4 @@
-"""BERT, and CheXbert's heads on its first token: the labeller of reports.
+"""BERT with CheXbert's heads on its first token, the labeller of reports.
 
 A frozen encoder for metrics. Post-norm blocks, learned positions, exact GELU.
 

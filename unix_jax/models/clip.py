@@ -1,4 +1,4 @@
-"""CLIP's text encoder: token ids to the hidden states that a U-Net attends to.
+"""CLIP's text encoder, from token ids to the hidden states that a U-Net attends to.
 
 Pre-norm blocks with causal attention and learned positions. Source: transformers' `CLIPTextModel`.
 

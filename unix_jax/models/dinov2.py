@@ -1,4 +1,4 @@
-"""DINOv2 ViT as RAD-DINO uses it: class token, LayerScale, position table resampled to the image.
+"""DINOv2 ViT of RAD-DINO: class token, LayerScale, position table resampled to the image.
 
 A frozen encoder for the alignment of generated images (REPA) and for image metrics.
 

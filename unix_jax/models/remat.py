@@ -1,4 +1,4 @@
-"""Rematerialisation: which activations of a layer the backward pass keeps or recomputes."""
+"""Rematerialisation policies: the activations of a layer that the backward pass recomputes."""
 
 from typing import Any, Literal, get_args
 

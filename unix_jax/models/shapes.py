@@ -1,4 +1,4 @@
-"""Shapes of parameters, each found once: tracing the initialisation of a model takes seconds."""
+"""Cached shapes of parameters, since tracing the initialisation of a model takes seconds."""
 
 import functools
 from collections.abc import Callable

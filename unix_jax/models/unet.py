@@ -1,4 +1,4 @@
-"""Diffusion U-Net: diffusers' `UNet2DConditionModel` as Stable Diffusion 1.x and 2.x configure it.
+"""Diffusion U-Net: diffusers' `UNet2DConditionModel` in the form of Stable Diffusion 1.x and 2.x.
 
 The kind of its context is chosen once, by the type of `UNetConfig.context`: cross-attention to a
 text encoder's hidden states, or UniX's cross-modal attention, in which a block's own keys and the

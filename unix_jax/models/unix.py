@@ -1,4 +1,4 @@
-"""UniX: embeds the streams, runs the decoder, reads text logits and velocities.
+"""UniX: embeds the streams, runs the decoder, returns text logits and velocities.
 
 The type of `UniXConfig.generation` selects what predicts the velocity of latents: the gen stream of
 the decoder, a transformer of the DiT type (flow matching, conditioned in context, no adaLN), or a

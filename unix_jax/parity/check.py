@@ -1,4 +1,4 @@
-"""`unix-jax convert check`: compares this implementation with a directory of golden tensors."""
+"""The command `unix-jax check`: comparison of this implementation with golden tensors."""
 
 import dataclasses
 import json

@@ -99,7 +99,7 @@ class Golden:
         if not self.config.interpolate_pos and max(grid) > largest:
             raise CheckpointError(
                 f"golden image of {height} x {width} px: expected at most max_latent_size "
-                f"{largest} tokens of {side} px a side, found {grid[0]} x {grid[1]}"
+                f"{largest} tokens of {side} px per side, found {grid[0]} x {grid[1]}"
             )
         return grid
 

@@ -220,10 +220,10 @@ def _render(dataset: pydicom.Dataset, stored: np.ndarray, name: str) -> np.ndarr
             f"{name}: PhotometricInterpretation: expected {', '.join(_MONOCHROME)}, RGB, YBR or "
             f"PALETTE COLOR, found {photometric}"
         )
-    picture = _voi(dataset, _modality(dataset, stored), stored)
+    visible = _voi(dataset, _modality(dataset, stored), stored)
     if photometric == "MONOCHROME1":
-        picture = 1 - picture
-    return np.rint(picture * 255).astype(np.uint8)
+        visible = 1 - visible
+    return np.rint(visible * 255).astype(np.uint8)
 
 
 def _full_range(values: np.ndarray, bits: int) -> np.ndarray:
@@ -311,7 +311,7 @@ def _percentile_window(
 ) -> Float[np.ndarray, "H W"]:
     shown = values[~_is_padding(dataset, stored)]
     low, high = np.percentile(shown if shown.size else values, PERCENTILES)
-    if high <= low:  # a nearly constant picture
+    if high <= low:  # a nearly constant image
         low, high = values.min(), max(values.max(), values.min() + 1)
     return ((values - low) / (high - low)).clip(0, 1).astype(np.float32)
 

@@ -103,10 +103,10 @@ def resize_to_stride(
 
 
 def pad_to_fit(image: Image.Image, height: int, width: int, fill: int = 0) -> Image.Image:
-    """The whole picture inside a rectangle, aspect kept: scaled to touch two sides, centred.
+    """The complete image within a rectangle: scaled to touch two sides, centred, aspect ratio kept.
 
-    Bicubic with antialias, as the original's VAE transform. Small pictures grow: otherwise a model
-    learns to draw small radiographs in wide frames.
+    Bicubic with antialias, as in the original's VAE transform. Small images are enlarged, since a
+    model would otherwise learn to generate small radiographs in wide frames.
 
     Args:
       image: of mode RGB or L; it stays as it is.

@@ -114,7 +114,7 @@ class CheckpointStore:
             logging.getLogger("absl").removeFilter(self._log_filter)
 
     def steps(self) -> list[int]:
-        """Steps of the checkpoints that are there, oldest first."""
+        """Steps of the existing checkpoints, oldest first."""
         return sorted(self._manager.all_steps())
 
     def path(self, step: int) -> Path:
@@ -130,7 +130,7 @@ class CheckpointStore:
     ) -> None:
         """Copies the state off the devices and writes it in the background.
 
-        A step that is there already is left alone: equal steps of a run are equal.
+        An existing step is not written again: equal steps of a run are equal.
 
         Args:
           step: number of optimiser steps done.

@@ -630,7 +630,11 @@ def parse_arguments(arguments: Sequence[str]) -> Invocation:
         tyro.cli(
             _usage,
             prog="train.py",
-            description="Trains UniX. `CONFIG --help` lists all options.",
+            description="Train UniX. `unix-jax train CONFIG --help` lists all options.\n\n"
+            "For example:\n"
+            "    unix-jax train configs/nano_generation.py --out runs/nano\n"
+            "    unix-jax train configs/nano_generation.py --out runs/nano --total-steps 100\n"
+            "    unix-jax train configs/nano_generation.py --dry-run",
             args=list(arguments),
         )
         raise ConfigError(f"CONFIG: expected a configuration file first, found {arguments[0]!r}")

@@ -43,7 +43,7 @@ def initialise(
       devices: the directory in which a machine with TPUs has their device files.
 
     Warns:
-      UserWarning: this machine has TPUs and no metadata; it goes on alone.
+      UserWarning: this machine has TPUs and no metadata; it runs alone.
 
     Raises:
       ConfigError: only some of the three are given, or the others do not answer.

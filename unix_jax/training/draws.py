@@ -1,4 +1,4 @@
-"""What a step draws: latents from their posterior, noise and times.
+"""Random inputs of a step: latents from their posterior, noise and times.
 
 Each number depends on the run's key, the step, the row's place in the batch of the whole step and
 the image's place in its row, on nothing else: neither the mesh nor the split into microbatches

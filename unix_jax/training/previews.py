@@ -1,4 +1,4 @@
-"""Samples of a model in training: reports of held-out X-rays, or a sheet of drawn ones.
+"""Samples of a model in training: reports of held-out X-rays, or a sheet of generated ones.
 
 Stands above both `training` and `inference`; `train.py` calls it every so often.
 """

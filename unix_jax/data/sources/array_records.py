@@ -42,7 +42,7 @@ FORMAT = 1
 SHARD_BYTES = 2**28
 JPEG_QUALITY = 95
 
-# One record a group: a read decompresses nothing but the record.
+# One record per group, so that a read only decompresses the record.
 _WRITER_OPTIONS = "group_size:1"
 _HEADER_LENGTH = struct.Struct("<I")
 
@@ -139,15 +139,15 @@ def shrunk(record: Record, max_side: int | None) -> Record:
 
 
 def _shrunk_image(key: str, image: bytes | Path, max_side: int) -> bytes | Path:
-    picture = record_image(Record(key, image))
-    if max(picture.size) <= max_side:
+    decoded = record_image(Record(key, image))
+    if max(decoded.size) <= max_side:
         return image
-    pixels = np.asarray(picture)
+    pixels = np.asarray(decoded)
     if (pixels == pixels[..., :1]).all():
-        picture = picture.convert("L")
-    picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+        decoded = decoded.convert("L")
+    decoded.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=JPEG_QUALITY)
+    decoded.save(buffer, "JPEG", quality=JPEG_QUALITY)
     return buffer.getvalue()
 
 

@@ -2,7 +2,7 @@
 
 Columns: `image` (the file's bytes, {bytes, path}, or a path) and `captions` (JSON: a list of
 strings, an object whose values are strings, or one string; or a native list). `key`, `findings`,
-`impression`, `labels`, `view`, `patient`, `split` are read where they are there.
+`impression`, `labels`, `view`, `patient`, `split` are read if they exist.
 
 Parquet is read one row group at a time, and a few stay in memory: sequential access is fast, a
 shuffled order is not. Write ArrayRecord once (`unix-jax data write`) to train on it.
