@@ -14,6 +14,7 @@ completed.
 """
 
 from unix_jax.data.config import DataConfig
+from unix_jax.storage.bundled import example
 from unix_jax.training.autoencoder import AutoencoderObjective
 from unix_jax.training.config import ModelConfig, PreviewConfig, TrainConfig
 from unix_jax.training.optimizer import OptimizerConfig
@@ -22,7 +23,7 @@ config = TrainConfig(
     stage="autoencoder",
     total_steps=2500,
     data=DataConfig(
-        source="manifest:examples/cxr",
+        source=f"manifest:{example('cxr')}",
         task="generation",
         # The text is not needed: without it a row is one image and its two boundary tokens.
         caption_dropout=1.0,
@@ -33,7 +34,7 @@ config = TrainConfig(
         vae_height=128,
         vae_width=128,
     ),
-    model=ModelConfig(preset="nano", tokenizer="examples/nano_tokenizer"),
+    model=ModelConfig(preset="nano", tokenizer=example("nano_tokenizer")),
     optimizer=OptimizerConfig(
         learning_rate=1e-3,
         warmup_steps=100,

@@ -14,6 +14,7 @@ generated images, and the options of a longer recipe.
 """
 
 from unix_jax.data.config import DataConfig
+from unix_jax.storage.bundled import example
 from unix_jax.training.config import ModelConfig, PreviewConfig, TrainConfig
 from unix_jax.training.losses import LossConfig
 from unix_jax.training.optimizer import OptimizerConfig
@@ -23,7 +24,7 @@ config = TrainConfig(
     total_steps=2000,
     trainable="(gen|time_embedder|vae2llm|llm2vae|repa)/.*",
     data=DataConfig(
-        source="manifest:examples/cxr",
+        source=f"manifest:{example('cxr')}",
         task="generation",
         caption_dropout=0.1,
         rows=4,
