@@ -8,8 +8,9 @@
 The first command only saves time: it encodes the images once instead of at every step.
 
 Time: about 50 minutes on 2 busy cores. Score: squared error of the velocity 0.890 on the validation
-split, and 0.820 at step 1200. After that step images still become clearer, but the model memorises
-some of them. docs/nano.md shows generated images.
+split, and 0.820 at step 1200, for the bundled model, whose autoencoder was an earlier one. After
+that step images still become clearer, but the model memorises some of them. docs/nano.md shows
+generated images, and the options of a longer recipe.
 """
 
 from unix_jax.data.config import DataConfig
