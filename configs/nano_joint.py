@@ -10,6 +10,7 @@ configuration has been completed.
 """
 
 from unix_jax.data.config import DataConfig
+from unix_jax.storage.bundled import example
 from unix_jax.training.config import ModelConfig, PreviewConfig, TrainConfig
 from unix_jax.training.optimizer import OptimizerConfig
 
@@ -17,7 +18,8 @@ config = TrainConfig(
     stage="joint",
     total_steps=500,
     data=DataConfig(
-        source="0.5*understanding:manifest:examples/cxr + 0.5*generation:manifest:examples/cxr",
+        source=f"0.5*understanding:manifest:{example('cxr')}"
+        f" + 0.5*generation:manifest:{example('cxr')}",
         rows=4,
         und_tokens=640,
         vit_images=4,

@@ -177,7 +177,7 @@ ODD = UniXConfig(
 )
 
 
-@pytest.mark.filterwarnings("ignore:vae. norm_groups 4")
+@pytest.mark.filterwarnings("ignore:vae. (norm_groups 4|linear_window 3)")
 @pytest.mark.parametrize("config", [ODD, PUBLISHED, UniXConfig.preset("nano")])
 def test_round_trips_through_json(config):
     assert UniXConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
@@ -186,12 +186,16 @@ def test_round_trips_through_json(config):
     assert read(published, vae) == config
 
 
-def test_norm_groups_that_the_published_code_lacks():
-    with pytest.warns(UserWarning, match="norm_groups 4: the published code always uses 32"):
+def test_what_the_published_autoencoder_lacks():
+    with pytest.warns(UserWarning, match="would compute other images") as warned:
         _, vae = to_published(UniXConfig.preset("nano"))
-    assert vae["model"]["params"]["ddconfig"]["norm_groups"] == 4
+    messages = [str(warning.message) for warning in warned]
+    for name, value, usual in (("norm_groups", 4, 32), ("linear_window", 3, 0)):
+        assert vae["model"]["params"]["ddconfig"][name] == value
+        expected = f"vae: {name} {value}: the published code always uses {usual} and would"
+        assert any(message.startswith(expected) for message in messages)
     _, vae = to_published(PUBLISHED)
-    assert "norm_groups" not in vae["model"]["params"]["ddconfig"]
+    assert not {"norm_groups", "linear_window"} & set(vae["model"]["params"]["ddconfig"])
 
 
 def test_from_dict_keeps_defaults():

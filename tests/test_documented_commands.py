@@ -36,6 +36,7 @@ STAND_INS = {
 }
 SHORTER = (
     (r"train\.py (?!.*--dry-run)", "--total-steps 2 --validation.batches 1"),
+    (r"make_nano_vision\.py", "--steps 2"),
     (r"unix-jax evaluate (reports|images)", "--limit 3"),
     (
         r"python benchmarks/inference\.py",

@@ -123,6 +123,7 @@ TEXTS = frozenset(
     | {"judge_model", "key_variable", "text_field", "chexbert_cut", "prediction_field"}
     | {"reference_field", "key_field", "format", "vae_dtype", "resize", "weights", "step"}
     | {"train_split", "radgraph_model", "radgraph_level", "keep_file"}
+    | {"push", "license", "training_data"}
 )
 
 
@@ -163,7 +164,7 @@ def command_cases():
             found = strings_of(hints[field.name])
             assert found in (set(), {True}, {False}), field.name
             assert found != {False} or field.name in TEXTS, (
-                f"{kind.__name__}.{field.name}: a path? then LocalPath, PathText or SourceText"
+                f"{kind.__name__}.{field.name}: a path? then a type of storage.arguments"
             )
             if found == {True}:
                 paths.append(field.name)

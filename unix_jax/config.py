@@ -68,7 +68,12 @@ class AutoencoderConfig:
     """CompVis KL autoencoder; latent = scale_factor * (z - shift_factor).
 
     norm_groups: number of groups of the group norms; CompVis uses 32. With ch = 32 each group has
-    one channel, whose own mean and standard deviation over the image are lost in every norm.
+      one channel, whose own mean and standard deviation over the image are lost in every norm.
+    in_channels, out_ch: number of channels. With 1, the mean of the image's channels is encoded,
+      and the decoded gray channel is repeated for each of them.
+    linear_window: odd side, in blocks of downsample x downsample pixels, of a linear encoder and a
+      linear decoder whose outputs are added to those of the networks; 0 for none. CompVis' layout
+      has none.
     """
 
     ch: int = 128
@@ -81,6 +86,7 @@ class AutoencoderConfig:
     z_channels: int = 16
     embed_dim: int = 16
     norm_groups: int = 32
+    linear_window: int = 0
     scale_factor: float = 0.238092
     shift_factor: float = -0.201906
 
@@ -325,7 +331,8 @@ def _validate(config: UniXConfig) -> None:
         for field in dataclasses.fields(part):
             value = getattr(part, field.name)
             if isinstance(value, int | float) and not isinstance(value, bool):
-                positive = value > 0 or field.name in ("shift_factor", "timestep_shift")
+                free = ("shift_factor", "timestep_shift", "linear_window")
+                positive = value > 0 or field.name in free
                 _require(positive, f"{name}.{field.name}", "a positive number", value)
     kv_heads = decoder.num_kv_heads
     _require(
@@ -355,6 +362,12 @@ def _validate(config: UniXConfig) -> None:
     )
     _require(bool(vae.ch_mult), "vae.ch_mult", "at least one level", vae.ch_mult)
     _require(vae.norm_groups >= 1, "vae.norm_groups", "at least 1", vae.norm_groups)
+    _require(
+        vae.linear_window == 0 or (vae.linear_window > 0 and vae.linear_window % 2 == 1),
+        "vae.linear_window",
+        "0 or an odd number",
+        vae.linear_window,
+    )
     for multiplier in vae.ch_mult:
         _require(
             multiplier > 0 and vae.ch * multiplier % vae.norm_groups == 0,
@@ -404,7 +417,15 @@ PRESETS: dict[str, UniXConfig] = {
         decoder=DecoderConfig(256, 512, 5, 4, 4, 64, 2048, 2048),
         vision=VisionConfig(128, 16, 128, 4, 4),
         vae=AutoencoderConfig(
-            ch=32, ch_mult=(1, 1, 2, 4), num_res_blocks=1, z_channels=8, embed_dim=8, norm_groups=4
+            ch=16,
+            ch_mult=(1, 1, 2, 4),
+            num_res_blocks=1,
+            in_channels=1,
+            out_ch=1,
+            z_channels=8,
+            embed_dim=8,
+            norm_groups=4,
+            linear_window=3,
         ),
         special_tokens=SpecialTokens(2040, 2041, 2042, 2043, 2044),
         latent_patch_size=2,

@@ -46,7 +46,7 @@ def test_specs(spec, expected):
     ("spec", "expected"),
     [
         ("", "expected KIND:PATH"),
-        ("examples/cxr", "manifest, csv, conversations, parquet, mimic, array_record, tfds"),
+        ("examples/cxr", "manifest, csv, conversations, parquet, hf, mimic, array_record, tfds"),
         ("tsv:x", "found 'tsv:x'"),
         ("manifest:x?images=a&images=b", "expected images=... once"),
         ("manifest:", "expected KIND:PATH"),
@@ -341,7 +341,9 @@ def test_broken_parquet(tmp_path):
     numbers = parquet_file(tmp_path / "n.parquet", {"image": [7], "captions": [[1.5]]})
     assert "row 0: " in error_of(ParquetSource(numbers), 0)
     other = parquet_file(tmp_path / "other.parquet", {"image": [b"x"], "text": ["a"]})
-    with pytest.raises(DataError, match=r"other\.parquet: expected columns .*'captions'.* found"):
+    with pytest.raises(
+        DataError, match=r"other\.parquet: expected the columns .*'captions'.* found"
+    ):
         ParquetSource(other)
     text = tmp_path / "text.parquet"
     text.write_text("no parquet")

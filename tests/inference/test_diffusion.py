@@ -192,7 +192,7 @@ def test_info(tmp_path, capsys):
         assert main(["info", str(path), "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["unet"]["widths"] == [16, 32]
         assert main(["info", str(path), "--verify"]) == 0
-        assert capsys.readouterr().out.count("good") == (3 if path == CLIP else 4)
+        assert capsys.readouterr().out.count("good") == (3 if path == CLIP else 5)
     files = (p for p in (tmp_path / "jax" / "params" / "conv_in.kernel").rglob("*") if p.is_file())
     damaged = max(files, key=lambda p: p.stat().st_size)
     damaged.write_bytes(damaged.read_bytes()[:-8] + b"12345678")

@@ -17,6 +17,7 @@ from unix_jax.data.model_images import vae_pixels, vit_pixels
 from unix_jax.data.records import Record
 from unix_jax.errors import PromptError
 from unix_jax.inference import image_latents
+from unix_jax.inference.inputs import image_list
 from unix_jax.inference.sampling import SamplingState, sample_latents
 from unix_jax.inference.settings import (
     DiffusionOptions,
@@ -156,12 +157,14 @@ def test_a_condition_image_is_prepared_as_in_training(shape):
             seen.append((way, pixels))
             return loaded.autoencode(pixels, way)
 
-    batch = drawing._conditioned(Seeing(), [[1], [2]], image, (12, 20))
+    given = image_list(image)
+    batch = image_latents._conditioned(Seeing(), [[1], [2]], [0, 1], given, [0, 0], (12, 20))
     ((way, pixels),) = seen
     assert way == "encode"
     np.testing.assert_array_equal(pixels[0], vae_pixels(record, data))
     np.testing.assert_array_equal(batch.vit_pixels[1], vit_pixels(record, loaded.config))
-    assert batch.clean_grid == drawing.latent_size(loaded.config, drawing.ImageSettings(12, 20))
+    settings = ImageSettings(height=12, width=20)
+    assert batch.clean_grid == image_latents.latent_size(loaded.config, settings)
     assert len(batch.vit_pixels) == len(batch.clean_latents) == 2
 
 

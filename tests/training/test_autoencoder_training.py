@@ -115,8 +115,21 @@ def test_learns(pixels):
     after = evaluate(state.ema, pixels)
     assert float(after["l1"]) < 0.6 * float(before["l1"])
     assert float(after["psnr"]) > float(before["psnr"]) + 4
-    assert set(metrics) == {"l1", "kl", "loss", "grad_norm"}
+    assert set(metrics) == {"l1", "mse", "kl", "loss", "grad_norm"}
     assert all(np.isfinite(metrics[name]) for name in metrics)
+
+
+def test_the_squared_error_has_its_weight(shallow, pixels):
+    params, losses = initial().params, []
+    for weight in (0.0, 30.0):
+        objective = AutoencoderObjective(kl_weight=0.1, mse_weight=weight)
+        loss, metrics = autoencoder_loss(CONFIG, objective, params, pixels, NOISE)
+        expected = metrics["l1"] + weight * metrics["mse"] + 0.1 * metrics["kl"]
+        np.testing.assert_allclose(loss, expected, rtol=1e-6)
+        losses.append(float(loss))
+    assert losses[1] > losses[0]
+    with pytest.raises(ConfigError, match="mse_weight: expected at least 0"):
+        AutoencoderObjective(mse_weight=-1.0)
 
 
 def test_a_step_depends_on_its_number_and_key_alone(shallow, pixels):

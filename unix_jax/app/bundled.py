@@ -1,4 +1,4 @@
-"""The bundled model and example X-rays of the repository; an installed package lacks them."""
+"""The bundled model and example X-rays, which come with the package."""
 
 import dataclasses
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 from unix_jax.data.records import Record, captions_of, image_bytes
 from unix_jax.data.sources import open_source
 from unix_jax.errors import UniXError
+from unix_jax.storage.bundled import ROOT
 
-ROOT = Path(__file__).parent.parent.parent
 SPLIT = "test"  # records of patients that the model was not trained on
 
 

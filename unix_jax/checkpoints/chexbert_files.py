@@ -14,6 +14,7 @@ from typing import Any
 from unix_jax.checkpoints.file_leaves import infos, table_leaves
 from unix_jax.checkpoints.formats.readers import DIRECTORY_NAMES, open_tensors
 from unix_jax.checkpoints.formats.tensor_source import TensorSource
+from unix_jax.checkpoints.hub_files import labeller_files
 from unix_jax.checkpoints.leaves import place_tree
 from unix_jax.checkpoints.prefixes import known_names, unwrapped
 from unix_jax.checkpoints.published import check_keys
@@ -22,6 +23,7 @@ from unix_jax.checkpoints.table import Entry, linear, norm, stacked
 from unix_jax.config import typed
 from unix_jax.errors import CheckpointError, ConfigError
 from unix_jax.models.bert import CLASSES, FOUR_CLASS_HEADS, NO_FINDING_CLASSES, BertConfig
+from unix_jax.storage.hub import located
 from unix_jax.storage.json_file import read_json
 
 WEIGHTS_NAME = "chexbert.pth"
@@ -114,10 +116,12 @@ def read_bert_config(raw: Any, source: str = "config.json") -> BertConfig:
 def find_chexbert(path: str | os.PathLike[str]) -> Path:
     """The file of weights: `path` itself, or `chexbert.pth` or a usual name in that directory.
 
+    A name on the hub is downloaded.
+
     Raises:
       CheckpointError: there is none.
     """
-    source = Path(path)
+    source = located(path, labeller_files)
     if source.is_file():
         return source
     names = (WEIGHTS_NAME, *DIRECTORY_NAMES)

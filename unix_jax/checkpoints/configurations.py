@@ -10,7 +10,7 @@ from typing import Any
 
 from unix_jax.checkpoints import index
 from unix_jax.checkpoints.formats.weight_files import (
-    DIRECTORY_NAMES,
+    PUBLISHED_VAE_NAMES,
     WeightFiles,
     find_weights,
     weight_files,
@@ -21,11 +21,9 @@ from unix_jax.checkpoints.run_export import resolve_checkpoint
 from unix_jax.config import UniXConfig
 from unix_jax.errors import CheckpointError, ConfigError, SourceNote
 from unix_jax.storage.json_file import read_json
-from unix_jax.storage.paths import local_path
 
 # The published one has some 2 KB.
 MAX_CONFIG_BYTES = 1 << 20
-_VAE_NAMES = ("kl-f16d16.ckpt", *DIRECTORY_NAMES)
 
 
 def load_config(path: str | os.PathLike[str]) -> tuple[UniXConfig, bool]:
@@ -34,9 +32,7 @@ def load_config(path: str | os.PathLike[str]) -> tuple[UniXConfig, bool]:
     Raises:
       CheckpointError, ConfigError: as `load_model`.
     """
-    path = local_path(path)
-    refuse_file(path)
-    path = resolve_checkpoint(path)
+    path = checkpoint_directory(path)
     if index.is_checkpoint(path):
         return index.load_config(path), index.has_vae(path)
     directory = Path(path)
@@ -48,21 +44,25 @@ def load_config(path: str | os.PathLike[str]) -> tuple[UniXConfig, bool]:
         return config, find_vae_weights(directory / "vae") is not None
 
 
-def refuse_file(path: str | os.PathLike[str]) -> None:
-    """Raises CheckpointError for a weight file, whose tokenizer would not be found.
+def checkpoint_directory(path: str | os.PathLike[str]) -> Path:
+    """The local directory of a checkpoint of UniX, see `resolve_checkpoint`.
 
-    Also for a checkpoint of another kind.
+    Raises:
+      CheckpointError: a weight file, whose tokenizer would not be found, or a checkpoint of another
+        kind; or as `resolve_checkpoint`.
     """
-    if Path(path).is_file():
+    directory = resolve_checkpoint(path)
+    if directory.is_file():
         raise CheckpointError(
-            f"{path}: expected a checkpoint directory, found a file; "
+            f"{directory}: expected a checkpoint directory, found a file; "
             "`unix-jax convert import FILE OUT` makes a checkpoint of one weight file"
         )
-    if is_diffusers(path):
+    if is_diffusers(directory):
         raise CheckpointError(
-            f"{path}: expected a checkpoint of UniX, found a diffusers checkpoint, which "
+            f"{directory}: expected a checkpoint of UniX, found a diffusers checkpoint, which "
             "`unix-jax generate`, `evaluate images` and `info` take"
         )
+    return directory
 
 
 def read_configurations(directory: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
@@ -95,7 +95,7 @@ def find_vae_weights(directory: Path, wanted: str | None = None) -> WeightFiles 
     """
     if not directory.is_dir() or not weight_files(directory):
         return None
-    return find_weights(directory, wanted, _VAE_NAMES)
+    return find_weights(directory, wanted, PUBLISHED_VAE_NAMES)
 
 
 def is_diffusers_folder(path: str | os.PathLike[str]) -> bool:

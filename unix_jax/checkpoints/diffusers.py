@@ -28,7 +28,7 @@ from unix_jax.checkpoints.diffusers_table import bert_table, clip_table, kl_tabl
 from unix_jax.checkpoints.file_leaves import table_leaves
 from unix_jax.checkpoints.formats.readers import open_weights
 from unix_jax.checkpoints.formats.tensor_source import TensorSource
-from unix_jax.checkpoints.formats.weight_files import DIRECTORY_NAMES, WeightFiles, find_weights
+from unix_jax.checkpoints.formats.weight_files import DIFFUSERS_NAMES, WeightFiles, find_weights
 from unix_jax.checkpoints.leaves import place_tree
 from unix_jax.checkpoints.prefixes import known_names, unwrapped
 from unix_jax.checkpoints.published import check_keys
@@ -45,24 +45,6 @@ from unix_jax.storage.json_file import read_json
 INDEX = "model_index.json"
 _PIPELINE = "StableDiffusionPipeline"
 _CLASSES = {"unet": {"UNet2DConditionModel"}, "vae": {"AutoencoderKL"}}
-_STEM = "diffusion_pytorch_model"
-
-
-def _names(stem: str, pickle: str) -> tuple[str, ...]:
-    """Names of a part's weights, best first: safetensors before pickles, float32 before float16."""
-    files = [
-        f"{name}{variant}.{suffix}"
-        for name, suffix in ((stem, "safetensors"), (pickle, "bin"))
-        for variant in ("", ".fp16")
-    ]
-    return tuple(name for file in files for name in (file, f"{file}.index.json"))
-
-
-_PART_NAMES = {
-    "unet": _names(_STEM, _STEM),
-    "vae": _names(_STEM, _STEM),
-    "text_encoder": (*DIRECTORY_NAMES, *_names("model", "pytorch_model")),
-}
 # Parts with weights, and where a checkpoint of this project keeps them.
 PARTS = {"unet": "params", "vae": "vae", "text_encoder": "text_encoder"}
 # Counters, poolers and heads that the hidden states do not read.
@@ -203,7 +185,7 @@ class DiffusersFolder:
         directory = self.path / part
         if not directory.is_dir():
             raise CheckpointError(f"{directory}: expected a directory, found none")
-        weights = find_weights(directory, preferred=_PART_NAMES[part])
+        weights = find_weights(directory, preferred=DIFFUSERS_NAMES[part])
         opened = open_weights(weights)
         try:
             table = self.table(part, set(opened.keys()))

@@ -34,6 +34,7 @@ from unix_jax.checkpoints.fitting import check_leaves
 from unix_jax.checkpoints.formats.tensor_source import note
 from unix_jax.checkpoints.formats.weight_files import INDEX_SUFFIX, WEIGHT_SUFFIXES
 from unix_jax.checkpoints.formats.writers import Entry as Written
+from unix_jax.checkpoints.hub_files import checkpoint_files
 from unix_jax.checkpoints.index import write_index
 from unix_jax.checkpoints.leaves import FiniteCheck, Leaf, flatten, place_tree
 from unix_jax.checkpoints.published import file_layout, parse_dtype
@@ -45,6 +46,7 @@ from unix_jax.models.clip import ClipTextConfig
 from unix_jax.models.unet_config import JointAttention
 from unix_jax.storage import recorded_files
 from unix_jax.storage.files import atomic_directory
+from unix_jax.storage.hub import located
 from unix_jax.storage.json_file import read_json, write_json
 
 FORMAT = "unix-jax-diffusers-1"
@@ -100,7 +102,7 @@ def import_diffusers(
     """Converts a folder of `StableDiffusionPipeline` to this project's checkpoint.
 
     Args:
-      source: the folder, with `model_index.json`.
+      source: the folder, with `model_index.json`; or a name on the hub.
       out: a new directory.
       dtype: `keep`, with which `export_diffusers` returns every bit, or the floating-point dtype of
         the U-Net and the text encoder. The autoencoder and the unused tensors keep their types.
@@ -114,7 +116,8 @@ def import_diffusers(
     # Orbax takes half a second to import, and writing alone needs it.
     from unix_jax.checkpoints.orbax_tree import save_tree
 
-    kind, folder, directory = parse_dtype(dtype), DiffusersFolder(source), Path(source)
+    kind, directory = parse_dtype(dtype), located(source, checkpoint_files)
+    folder = DiffusersFolder(directory)
     if not (directory / INDEX).is_file():
         raise CheckpointError(f"{directory / INDEX}: no such file; expected a diffusers folder")
     folder.check()

@@ -131,7 +131,7 @@ class Fields:
         value = self.take(name, default)
         if levels is not None and not isinstance(value, Sequence | None):
             value = [value] * levels
-        numbers = typed(value, tuple, f"{self.source}: {name}")
+        numbers = typed(value, tuple[int, ...], f"{self.source}: {name}")
         if not numbers or min(numbers) <= 0 or (levels is not None and len(numbers) != levels):
             many = "at least 1" if levels is None else str(levels)
             raise self.error(name, f"{many} positive integers", value)
@@ -188,7 +188,7 @@ def read_unet_config(fields: Fields) -> tuple[UNetConfig, bool]:
     up_depths = fields.take("reverse_transformer_layers_per_block")
     if up_depths is not None:
         up_depths = typed(
-            up_depths, tuple, f"{fields.source}: reverse_transformer_layers_per_block"
+            up_depths, tuple[int, ...], f"{fields.source}: reverse_transformer_layers_per_block"
         )
         if len(up_depths) != levels or not 0 < min(up_depths) <= max(up_depths) <= _MOST_LAYERS:
             raise fields.error(

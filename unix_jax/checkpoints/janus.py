@@ -24,6 +24,7 @@ from unix_jax.checkpoints.formats.readers import open_weights
 from unix_jax.checkpoints.formats.tensor_source import TensorSource
 from unix_jax.checkpoints.formats.weight_files import WeightFiles, find_weights
 from unix_jax.checkpoints.formats.yaml_file import read_yaml
+from unix_jax.checkpoints.hub_files import autoencoder_files, checkpoint_files
 from unix_jax.checkpoints.leaves import Leaf, array_leaf, flatten
 from unix_jax.checkpoints.prefixes import known_names, unwrapped
 from unix_jax.checkpoints.published import (
@@ -51,6 +52,7 @@ from unix_jax.config import TIME_FREQUENCIES, SpecialTokens, UniXConfig
 from unix_jax.errors import CheckpointError
 from unix_jax.models.embeddings import sincos_table_2d
 from unix_jax.models.layers import TwoLayerMLP, dense
+from unix_jax.storage.hub import located
 from unix_jax.storage.json_file import read_json
 
 _TOKENS = {
@@ -81,7 +83,7 @@ def import_janus(
 
     Args:
       source: a directory with `config.json`, weights (`pytorch_model.bin`, `model.safetensors`,
-        or shards of either) and tokenizer files; or a weight file in it.
+        or shards of either) and tokenizer files; or a weight file in it; or a name on the hub.
       out: a new directory.
       dtype: `keep`, or the floating-point dtype of the parameters.
       vae: the autoencoder's weight file, or a directory with it and its `config.yaml`; without
@@ -97,9 +99,12 @@ def import_janus(
     Raises:
       UniXError: the source is broken or does not fit its configuration, or `out` exists.
     """
-    directory, file, average = chosen_source(Path(source), weights)
+    source = located(source, functools.partial(checkpoint_files, wanted=weights))
+    directory, file, average = chosen_source(source, weights)
     raw, _ = read_configurations(directory)
-    raw_vae, vae_file = (None, None) if vae is None else _vae_files(Path(vae))
+    raw_vae, vae_file = None, None
+    if vae is not None:
+        raw_vae, vae_file = _vae_files(located(vae, autoencoder_files, "--vae"))
     config = from_published(raw, raw_vae, source=str(directory / "config.json"))
     config = dataclasses.replace(
         config,

@@ -8,16 +8,14 @@ from typing import Any
 import jax.numpy as jnp
 
 from unix_jax.checkpoints import native
-from unix_jax.checkpoints.configurations import load_config, refuse_file
+from unix_jax.checkpoints.configurations import checkpoint_directory, load_config
 from unix_jax.checkpoints.leaves import place_tree
 from unix_jax.checkpoints.published import (
     PublishedSource,
     load_published,
 )
-from unix_jax.checkpoints.run_export import resolve_checkpoint
 from unix_jax.config import UniXConfig
 from unix_jax.errors import CheckpointError
-from unix_jax.storage.paths import local_path
 
 # Called with the configuration; gives the shardings of (parameters, autoencoder parameters).
 Shardings = Callable[[UniXConfig], tuple[Any, Any]]
@@ -35,7 +33,7 @@ def load_model(
 
     Args:
       path: a converted checkpoint, a directory in the published layout, or the directory of a
-        training run, of which the export is used.
+        training run, of which the export is used; or a name on the hub.
       dtype: floating-point dtype to cast to; None keeps that of the files.
       vae_dtype: dtype of the autoencoder, by default float32: it is small and always frozen, and
         the rounding of bfloat16 is visible in its images.
@@ -46,9 +44,7 @@ def load_model(
       CheckpointError, ConfigError: files that are missing, broken, or do not fit each other;
         weights that are not finite.
     """
-    path = local_path(path)
-    refuse_file(path)
-    path = resolve_checkpoint(path)
+    path = checkpoint_directory(path)
     converted = native.is_checkpoint(path)
     placed = vae_placed = None
     if shardings is not None:
@@ -81,9 +77,7 @@ def load_vae(path: str | os.PathLike[str]) -> tuple[UniXConfig, dict[str, Any]]:
     Raises:
       CheckpointError, ConfigError: as `load_model`, or there is no autoencoder.
     """
-    path = local_path(path)
-    refuse_file(path)
-    path, vae_params = resolve_checkpoint(path), None
+    path, vae_params = checkpoint_directory(path), None
     if native.is_checkpoint(path):
         config = native.load_config(path)
         vae_params = native.load_vae_params(path, dtype=jnp.float32)

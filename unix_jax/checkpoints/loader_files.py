@@ -17,9 +17,10 @@ from typing import Any
 
 import yaml
 
-from unix_jax.checkpoints import native
+from unix_jax.checkpoints import native, tokenizer_files
 from unix_jax.checkpoints.formats.yaml_file import read_yaml
 from unix_jax.checkpoints.published_config import from_published, to_published
+from unix_jax.checkpoints.tokenizer_files import write_absent
 from unix_jax.config import SpecialTokens, UniXConfig
 from unix_jax.errors import ConfigError
 from unix_jax.preprocessing.transforms import SIGLIP_MEAN, SIGLIP_STD
@@ -55,13 +56,8 @@ def write_loader_files(
     _complete_configuration(directory / "source", target, config, with_vae, same_weights)
     if not same_weights:
         for name, values in _processor_files(config).items():
-            _write_absent(target / name, values)
+            write_absent(target / name, values)
         _complete_tokenizer(directory, target, config)
-
-
-def _write_absent(file: Path, values: Mapping[str, Any]) -> None:
-    if not file.exists():
-        write_json(file, values)
 
 
 # --- config.json and vae/config.yaml -----------------------------------------------------------
@@ -196,52 +192,19 @@ def _processor_files(config: UniXConfig) -> dict[str, dict[str, Any]]:
 
 
 def _complete_tokenizer(directory: Path, target: Path, config: UniXConfig) -> None:
-    config_file, map_file = target / "tokenizer_config.json", target / "special_tokens_map.json"
-    if config_file.exists() and map_file.exists():
+    if all((target / name).exists() for name in tokenizer_files.COMPANIONS):
         return
-    file = directory / "tokenizer.json"
+    file = directory / tokenizer_files.TOKENIZER
     if not file.is_file():
         warnings.warn(
             f"{directory}: has no tokenizer.json, which the original's code needs", stacklevel=4
         )
         return
-    special = config.special_tokens
-    ids = {"bos_token": special.bos, "eos_token": special.eos, "pad_token": special.pad}
-    contents = _contents(read_json(file))
-    named = {name: contents[number] for name, number in ids.items() if number in contents}
-    if missing := sorted(ids.keys() - named):
+    named, missing = tokenizer_files.control_tokens(file, config.special_tokens)
+    if missing:
         warnings.warn(
             f"{file}: no token has the id of {', '.join(missing)} "
-            f"({', '.join(str(ids[name]) for name in missing)}): omitted from the export's "
-            "tokenizer files",
+            f"({', '.join(map(str, missing.values()))}): omitted from the export's tokenizer files",
             stacklevel=4,
         )
-    _write_absent(
-        config_file,
-        {
-            # The class that the original asks for; it reads tokenizer.json.
-            "tokenizer_class": "LlamaTokenizerFast",
-            "model_max_length": config.decoder.max_position_embeddings,
-            # The original encodes a prompt with the tokenizer's own bos, and puts one before it.
-            "add_bos_token": config.double_bos,
-            "add_eos_token": False,
-            "clean_up_tokenization_spaces": False,
-            "legacy": True,
-            **named,
-        },
-    )
-    _write_absent(map_file, named)
-
-
-def _contents(tokenizer: Any) -> dict[int, str]:
-    """Token texts by id."""
-    tokenizer = tokenizer if isinstance(tokenizer, dict) else {}
-    model = tokenizer.get("model")
-    vocab = model.get("vocab") if isinstance(model, dict) else None
-    found = {v: k for k, v in vocab.items()} if isinstance(vocab, dict) else {}
-    added = tokenizer.get("added_tokens")
-    return found | {
-        token["id"]: token["content"]
-        for token in (added if isinstance(added, list) else [])
-        if isinstance(token, dict) and {"id", "content"} <= token.keys()
-    }
+    tokenizer_files.write_companions(target, config, named)

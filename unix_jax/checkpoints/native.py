@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from unix_jax.checkpoints import tokenizer_files
 from unix_jax.checkpoints.configurations import is_diffusers_checkpoint
 from unix_jax.checkpoints.fitting import check_leaves, check_unix_counts, check_vae_counts
 from unix_jax.checkpoints.index import (
@@ -150,6 +151,9 @@ def save(
                 (directory / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, directory / name)
             write_json(directory / "config.json", config.to_dict())
+            if training is not None:
+                # What an import came with goes back as it came; a training makes a new model.
+                tokenizer_files.complete(directory, config)
             write_index(directory, index)
         except OSError as error:
             raise CheckpointError(

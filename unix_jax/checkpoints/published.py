@@ -7,6 +7,7 @@
 """
 
 import dataclasses
+import functools
 import os
 import shutil
 import tempfile
@@ -34,6 +35,7 @@ from unix_jax.checkpoints.formats.weight_files import (
     find_weights,
     is_file_name,
 )
+from unix_jax.checkpoints.hub_files import checkpoint_files
 from unix_jax.checkpoints.leaves import Leaf, array_leaf, place_tree
 from unix_jax.checkpoints.prefixes import known_names, unwrapped
 from unix_jax.checkpoints.published_config import from_published
@@ -43,6 +45,7 @@ from unix_jax.checkpoints.table import UNUSED, VAE_DROPPED, Entry, unix_table, v
 from unix_jax.config import AutoencoderConfig, UniXConfig
 from unix_jax.errors import CheckpointError, ConfigError, shortened
 from unix_jax.models.embeddings import sincos_table_2d
+from unix_jax.storage.hub import located
 from unix_jax.storage.json_file import read_json, write_json
 from unix_jax.storage.paths import refuse_url
 
@@ -477,7 +480,7 @@ def import_published(
     """Converts a published directory to this project's checkpoint.
 
     Args:
-      source: the published directory, or a weight file in it.
+      source: the published directory, or a weight file in it; or a name on the hub.
       out: a new directory.
       dtype: `keep`, with which `export_published` restores every bit, or the floating-point dtype
         of the model's parameters. The autoencoder and the unused tensors keep their types.
@@ -496,6 +499,8 @@ def import_published(
         are not finite.
     """
     kind = parse_dtype(dtype)
+    select = functools.partial(checkpoint_files, wanted=weights, keep=keep_file)
+    source = located(source, select)
     with (
         PublishedSource(source, weights, max_latent_size) as published,
         tempfile.TemporaryDirectory() as temporary,

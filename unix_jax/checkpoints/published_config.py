@@ -98,8 +98,9 @@ _DDCONFIG = {
     "in_channels": ("in_channels", int),
     "out_ch": ("out_ch", int),
     "z_channels": ("z_channels", int),
-    # Ours: the published code always uses 32, and knows no field for it.
+    # Ours: the published code always uses 32 and 0, and knows no fields for them.
     "norm_groups": ("norm_groups", int),
+    "linear_window": ("linear_window", int),
 }
 _VAE_PARAMS = {
     "embed_dim": ("embed_dim", int),
@@ -311,13 +312,14 @@ def to_published(config: UniXConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     if config.instructions is not None:
         published["instructions"] = dataclasses.asdict(config.instructions)
     ddconfig = renamed(config.vae, _DDCONFIG) | {"double_z": True, "dropout": 0.0}
-    if config.vae.norm_groups == AutoencoderConfig().norm_groups:
-        del ddconfig["norm_groups"]
-    else:
+    for name in ("norm_groups", "linear_window"):
+        usual = getattr(AutoencoderConfig(), name)
+        if ddconfig[name] == usual:
+            del ddconfig[name]
+            continue
         warnings.warn(
-            f"vae: norm_groups {config.vae.norm_groups}: the published code always uses "
-            f"{AutoencoderConfig().norm_groups} and would compute other images; written as "
-            "ddconfig.norm_groups, which unix-jax reads back",
+            f"vae: {name} {ddconfig[name]}: the published code always uses {usual} and would "
+            f"compute other images; written as ddconfig.{name}, which unix-jax reads back",
             stacklevel=3,
         )
     params: dict[str, Any] = {

@@ -8,12 +8,12 @@ import dataclasses
 import os
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from unix_jax.checkpoints.file_leaves import infos, table_leaves
 from unix_jax.checkpoints.formats.readers import open_tensors
 from unix_jax.checkpoints.formats.tensor_source import TensorSource
+from unix_jax.checkpoints.hub_files import encoder_files
 from unix_jax.checkpoints.leaves import place_tree
 from unix_jax.checkpoints.prefixes import known_names, unwrapped
 from unix_jax.checkpoints.published import check_keys
@@ -22,6 +22,7 @@ from unix_jax.checkpoints.table import Entry, conv, linear, norm, stacked
 from unix_jax.config import typed
 from unix_jax.errors import ConfigError
 from unix_jax.models.dinov2 import Dinov2Config
+from unix_jax.storage.hub import located
 from unix_jax.storage.json_file import read_json
 
 # Only masked pre-training uses it.
@@ -106,7 +107,8 @@ def load_dinov2_config(path: str | os.PathLike[str]) -> Dinov2Config:
     Raises:
       ConfigError: as `read_dinov2_config`, or there is no such file.
     """
-    source = (Path(path).parent if Path(path).is_file() else Path(path)) / "config.json"
+    directory = located(path, encoder_files)
+    source = (directory.parent if directory.is_file() else directory) / "config.json"
     return read_dinov2_config(read_json(source), str(source))
 
 
@@ -131,15 +133,17 @@ def load_dinov2(
     """(sizes, parameters of `Dinov2`) of a published directory such as `microsoft/rad-dino`'s.
 
     Args:
-      path: the directory, with `config.json` and `model.safetensors`; or a weight file in it.
+      path: the directory, with `config.json` and `model.safetensors`; or a weight file in it; or a
+        name on the hub.
       dtype: floating-point dtype to cast to; None keeps that of the file.
 
     Raises:
       CheckpointError, ConfigError: files that are missing, broken, or do not fit each other.
     """
+    path = located(path, encoder_files)
     config = load_dinov2_config(path)
     with unwrapped(
-        open_tensors(Path(path), known=DINOV2_NAMES), DINOV2_NAMES, keep=_UNUSED.fullmatch
+        open_tensors(path, known=DINOV2_NAMES), DINOV2_NAMES, keep=_UNUSED.fullmatch
     ) as tensors:
         check_dinov2(config, tensors)
         return config, place_tree(

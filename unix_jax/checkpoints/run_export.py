@@ -1,10 +1,15 @@
-"""Resolves the directory of a training run to its export where a checkpoint is expected."""
+"""Resolves a checkpoint to a local directory: a name on the hub is downloaded.
+
+Of the directory of a training run, the export is used.
+"""
 
 import os
 from pathlib import Path
 
 from unix_jax.checkpoints import index
+from unix_jax.checkpoints.hub_files import checkpoint_files
 from unix_jax.errors import CheckpointError
+from unix_jax.storage.hub import located
 
 RUN_FILE = "run.json"
 EXPORT = "export"
@@ -13,10 +18,13 @@ EXPORT = "export"
 def resolve_checkpoint(path: str | os.PathLike[str]) -> Path:
     """`path`/export if `path` is the directory of a training run, else `path` unchanged.
 
+    A name on the hub is downloaded, see `unix_jax.storage.hub`.
+
     Raises:
       CheckpointError: the run has not been exported.
+      StorageError: a URL, or a name on the hub that cannot be downloaded.
     """
-    directory = Path(path)
+    directory = located(path, checkpoint_files)
     if index.is_checkpoint(directory) or not (directory / RUN_FILE).is_file():
         return directory
     if index.is_checkpoint(directory / EXPORT):

@@ -21,6 +21,13 @@ _WANTED_VAE = re.compile(r"config\.(yaml|json)|(README|LICENSE|LICENCE|NOTICE)([
 MAX_COPIED_BYTES = 64 << 20
 
 
+def is_wanted(name: str) -> bool:
+    """Whether a file of a source, such as `vae/config.yaml`, is copied because of its name."""
+    folder, _, file = name.rpartition("/")
+    pattern = {"": _WANTED, "vae": _WANTED_VAE}.get(folder)
+    return pattern is not None and bool(pattern.fullmatch(file))
+
+
 def wanted_files(directory: Path, keep: Sequence[str] = ()) -> list[tuple[Path, str]]:
     """(file, its name in the source) of the files to keep verbatim; a note names the others.
 

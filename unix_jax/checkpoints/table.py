@@ -310,9 +310,19 @@ def _decoder(config: AutoencoderConfig) -> Iterator[Entry]:
 def vae_table(config: AutoencoderConfig) -> tuple[Entry, ...]:
     """The table of the autoencoder's `state_dict` for these sizes."""
     moments = 2 * config.z_channels, 2 * config.embed_dim
+    linear: tuple[Entry, ...] = ()
+    if config.linear_window:
+        blocks, latents = config.downsample**2, config.embed_dim
+        window = config.linear_window
+        # Ours: CompVis' layout has no linear path.
+        linear = (
+            *conv("linear_encoder", "linear_encoder", blocks * config.in_channels, latents, window),
+            *conv("linear_decoder", "linear_decoder", latents, blocks * config.out_ch, window),
+        )
     return (
         *_encoder(config),
         *_decoder(config),
         *conv("quant_conv", "quant_conv", *moments, 1),
         *conv("post_quant_conv", "post_quant_conv", config.embed_dim, config.z_channels, 1),
+        *linear,
     )

@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Literal
 
-from unix_jax.storage.arguments import PathText, require_least
+from unix_jax.storage.arguments import CheckpointText, require_least
 
 
 @dataclasses.dataclass
@@ -21,9 +21,9 @@ class App:
         unix-jax app --checkpoint CHECKPOINT --port 8080 --max-upload-mb 20
     """
 
-    checkpoint: PathText | None = None
-    """Converted checkpoint, or directory in the published layout. The default is the bundled nano
-    model."""
+    checkpoint: CheckpointText | None = None
+    """Converted checkpoint, directory in the published layout, or a name on the Hugging Face hub.
+    The default is the bundled nano model."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Dtype of parameters and computation; a CPU always uses float32."""
     mesh: str | None = None

@@ -4,15 +4,23 @@ import dataclasses
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from unix_jax.commands.progress import advancing
 from unix_jax.commands.subcommands import with_short_descriptions
-from unix_jax.commands.terminal import run_command, say
+from unix_jax.commands.terminal import ERRORS, run_command, say
 from unix_jax.errors import UniXError
-from unix_jax.storage.arguments import LocalPath, WeightsText
+from unix_jax.storage.arguments import (
+    CheckpointText,
+    LocalPath,
+    WeightsText,
+    refuse_without_effect,
+)
+
+if TYPE_CHECKING:
+    from unix_jax.storage.hub import HubName
 
 Dtype = Literal["keep", "bfloat16", "float32"]
 
@@ -26,9 +34,10 @@ class Import:
         unix-jax convert import PUBLISHED CHECKPOINT --weights ema --dtype bfloat16
     """
 
-    source: tyro.conf.Positional[LocalPath]
+    source: tyro.conf.Positional[CheckpointText]
     """Directory with config.json, model.safetensors and vae/, or a weight file in such a
-    directory."""
+    directory; or a name on the Hugging Face hub, such as ZrH42/UniX or ZrH42/UniX@REVISION, which
+    is downloaded."""
     out: tyro.conf.Positional[LocalPath]
     """New directory for the checkpoint."""
     dtype: Dtype = "keep"
@@ -73,14 +82,16 @@ class ImportJanus:
         unix-jax convert import-janus JANUS CHECKPOINT --vae VAE --seed 1
     """
 
-    source: tyro.conf.Positional[LocalPath]
-    """Directory with config.json and the weights, or a weight file in such a directory."""
+    source: tyro.conf.Positional[CheckpointText]
+    """Directory with config.json and the weights, or a weight file in such a directory; or a name
+    on the Hugging Face hub, such as deepseek-ai/Janus-Pro-1B, which is downloaded."""
     out: tyro.conf.Positional[LocalPath]
     """New directory for the checkpoint."""
     dtype: Dtype = "keep"
     """Dtype of the model's parameters."""
-    vae: LocalPath | None = None
-    """The autoencoder: its weight file, or the directory with the weight file and config.yaml."""
+    vae: CheckpointText | None = None
+    """The autoencoder: its weight file, or the directory with the weight file and config.yaml; or a
+    name on the Hugging Face hub, such as ZrH42/UniX."""
     max_latent_size: int | None = None
     """Side of the latent position table in tokens (published: 32)."""
     latent_patch_size: int | None = None
@@ -123,8 +134,9 @@ class ImportDiffusers:
         unix-jax convert import-diffusers DIFFUSERS CHECKPOINT --dtype bfloat16
     """
 
-    source: tyro.conf.Positional[LocalPath]
-    """Directory with model_index.json, unet/, vae/, text_encoder/, tokenizer/ and scheduler/."""
+    source: tyro.conf.Positional[CheckpointText]
+    """Directory with model_index.json, unet/, vae/, text_encoder/, tokenizer/ and scheduler/; or a
+    name on the Hugging Face hub, which is downloaded."""
     out: tyro.conf.Positional[LocalPath]
     """New directory for the checkpoint."""
     dtype: Dtype = "keep"
@@ -158,12 +170,23 @@ class Export:
         unix-jax convert export runs/stage1 PUBLISHED
     """
 
-    checkpoint: tyro.conf.Positional[LocalPath]
-    """Checkpoint written by an import, or directory of a training run, whose export is used."""
+    checkpoint: tyro.conf.Positional[CheckpointText]
+    """Checkpoint written by an import, or directory of a training run, whose export is used; or a
+    name on the Hugging Face hub."""
     out: tyro.conf.Positional[LocalPath]
     """New directory for the published layout or the diffusers folder."""
     allow_non_finite: bool = False
     """Write weights that are NaN or infinite instead of stopping."""
+    push: str | None = None
+    """Also publish OUT as a model repository on the Hugging Face hub, OWNER/NAME, with a generated
+    model card. Needs --license and a token that may write (`hf auth login`, or HF_TOKEN)."""
+    license: str | None = None
+    """With --push: the licence of the weights, such as mit or cc-by-nc-4.0."""
+    training_data: str | None = None
+    """With --push: what the weights were trained on, in words; if absent, the source that the run
+    recorded."""
+    private: bool = False
+    """With --push: a new repository is private."""
     verbose: bool = False
     """Print complete lists of keys in an error."""
 
@@ -173,17 +196,51 @@ class Export:
             is_diffusers_checkpoint,
         )
         from unix_jax.checkpoints.export import export_published
+        from unix_jax.checkpoints.run_export import resolve_checkpoint
 
-        diffusers = is_diffusers_checkpoint(self.checkpoint)
-        export = export_diffusers if diffusers else export_published
+        name = self._checked_push()
+        checkpoint = resolve_checkpoint(self.checkpoint)
+        export = export_diffusers if is_diffusers_checkpoint(checkpoint) else export_published
         with advancing("export", in_bytes=True) as report:
             export(
-                self.checkpoint,
+                checkpoint,
                 self.out,
                 allow_non_finite=self.allow_non_finite,
                 progress=report,
             )
-        return _written(self.out)
+        code = _written(self.out)
+        if name is not None:
+            self._push(checkpoint, name)
+        return code
+
+    def _checked_push(self) -> "HubName | None":
+        """The repository, before anything is written; None without --push."""
+        from unix_jax.checkpoints.model_card import check_license
+        from unix_jax.storage.hub import check_push
+
+        if self.push is None:
+            names = ("license", "training_data", "private")
+            refuse_without_effect(self, names, "without --push OWNER/NAME")
+            return None
+        check_license(self.license)
+        return check_push(self.push)
+
+    def _push(self, checkpoint: Path, name: "HubName") -> None:
+        from unix_jax.checkpoints.model_card import CARD, model_card
+        from unix_jax.storage.files import atomic_write
+        from unix_jax.storage.hub import push
+
+        file = self.out / CARD
+        source = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else None
+        card = model_card(
+            checkpoint, name.repository, self.license or "", self.training_data, source
+        )
+        with atomic_write(file) as temporary:
+            temporary.write_text(card, encoding="utf-8")
+        with ERRORS.status(f"Pushing {self.out} to {name.repository} ..."):
+            address, replaced = push(self.out, name, "Export of unix-jax", private=self.private)
+        earlier = f"; {replaced} earlier files are in its history" if replaced else ""
+        say(f"pushed {address}{earlier}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,8 +253,9 @@ class Cast:
         unix-jax convert cast CHECKPOINT COPY --dtype float32
     """
 
-    checkpoint: tyro.conf.Positional[LocalPath]
-    """Checkpoint written by an import, or directory of a training run, whose export is used."""
+    checkpoint: tyro.conf.Positional[CheckpointText]
+    """Checkpoint written by an import, or directory of a training run, whose export is used; or a
+    name on the Hugging Face hub."""
     out: tyro.conf.Positional[LocalPath]
     """New directory for the copy."""
     dtype: Dtype = "bfloat16"
@@ -241,6 +299,8 @@ class Accept:
         from unix_jax.checkpoints.native import accept_files
         from unix_jax.checkpoints.run_export import resolve_checkpoint
 
+        if not self.checkpoint.is_dir():  # a name on the hub has no place for edits
+            raise UniXError(f"{self.checkpoint}: expected a local directory, found none")
         path = resolve_checkpoint(self.checkpoint)
         for line in accept_files(path) or [f"{path}: no file changed since it was recorded"]:
             say(line)
@@ -256,8 +316,8 @@ class Inspect:
         unix-jax convert inspect PUBLISHED/model.safetensors
     """
 
-    path: tyro.conf.Positional[LocalPath]
-    """File or directory to inspect."""
+    path: tyro.conf.Positional[CheckpointText]
+    """File or directory to inspect, or a name on the Hugging Face hub."""
     verbose: bool = False
     """Print complete lists of keys in an error."""
 
@@ -277,20 +337,35 @@ class Check:
         unix-jax check CHECKPOINT GOLDEN --json results.json
     """
 
-    path: tyro.conf.Positional[LocalPath]
+    path: tyro.conf.Positional[CheckpointText | None] = None
     """Checkpoint of this project, directory in the published layout, directory of a training run,
-    or diffusers folder."""
-    golden_dir: tyro.conf.Positional[LocalPath]
-    """Directory with golden.safetensors and golden.json."""
+    or diffusers folder; or a name on the Hugging Face hub. The default is the bundled checkpoint of
+    toy size."""
+    golden_dir: tyro.conf.Positional[LocalPath | None] = None
+    """Directory with golden.safetensors and golden.json. Required with a checkpoint."""
     json: LocalPath | None = None
     """File for the results in JSON."""
     verbose: bool = False
     """Print complete lists of keys in an error."""
 
     def run(self) -> int:
+        from unix_jax.checkpoints.run_export import resolve_checkpoint
         from unix_jax.parity.check import check
+        from unix_jax.storage import bundled
 
-        return check(self.path, self.golden_dir, self.json)
+        path, golden_dir = self.path, self.golden_dir
+        if path is None:
+            found = bundled.golden()
+            if found is None:
+                raise UniXError("CHECKPOINT: expected a checkpoint, found none, nor a bundled one")
+            say(f"no checkpoint given: {found[0]} is checked, a bundled one of toy size")
+            path, golden_dir = str(found[0]), found[1]
+        if golden_dir is None:
+            raise UniXError(
+                "GOLDEN-DIR: expected a directory with golden.safetensors and golden.json, of the "
+                f"model in {path}; found none"
+            )
+        return check(resolve_checkpoint(path), golden_dir, self.json)
 
 
 Command = (

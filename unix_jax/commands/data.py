@@ -23,7 +23,7 @@ from unix_jax.commands.terminal import run_command, say, warn
 from unix_jax.data.sources import open_source
 from unix_jax.errors import UniXError
 from unix_jax.preprocessing.images import MIN_SIDE
-from unix_jax.storage.arguments import PathText, SourceText
+from unix_jax.storage.arguments import CheckpointText, PathText, SourceText
 
 if TYPE_CHECKING:
     from unix_jax.config import UniXConfig
@@ -45,8 +45,9 @@ class Inspect:
     """Source of the records, for example manifest:examples/cxr; docs/data.md lists the kinds."""
     split: str | None = None
     """Split to inspect. The default is all records."""
-    tokenizer: PathText | None = None
-    """Directory with tokenizer.json, to measure lengths in tokens instead of words."""
+    tokenizer: CheckpointText | None = None
+    """Directory with tokenizer.json, or a name on the Hugging Face hub, to measure lengths in
+    tokens instead of words."""
     und_tokens: int | None = None
     """Report how many samples fit a row of this number of tokens (data.und_tokens of training);
     needs --tokenizer. The number of tokens per image follows that directory's config.json, or the
@@ -184,8 +185,9 @@ class Moments:
     """Source of the images, for example manifest:examples/cxr; docs/data.md lists the kinds."""
     out: Annotated[PathText, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """New directory for the moments."""
-    checkpoint: PathText
-    """Checkpoint with an autoencoder: converted, or a directory in the published layout."""
+    checkpoint: CheckpointText
+    """Checkpoint with an autoencoder: converted, a directory in the published layout, or a name on
+    the Hugging Face hub."""
     split: str = "train"
     """Split of the source; "" for all records."""
     height: int = 256
@@ -244,12 +246,14 @@ class Moments:
 def _tokenizer(directory: str) -> "tuple[Tokenizer, UniXConfig]":
     """The tokenizer of a directory, and its model's sizes, which are the published ones without a
     config.json."""
+    from unix_jax.checkpoints.hub_files import configuration_files
     from unix_jax.checkpoints.load import load_config
     from unix_jax.checkpoints.run_export import resolve_checkpoint
     from unix_jax.config import UniXConfig
     from unix_jax.preprocessing.text import Tokenizer
+    from unix_jax.storage.hub import located
 
-    directory = str(resolve_checkpoint(directory))
+    directory = str(resolve_checkpoint(located(directory, configuration_files, "--tokenizer")))
     configured = (Path(directory) / "config.json").is_file()
     if not configured:
         return Tokenizer.from_directory(directory), UniXConfig.preset("published")

@@ -1,6 +1,7 @@
 """The command `unix-jax evaluate`: metrics of reports and X-rays, of a model or other software."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -9,6 +10,7 @@ import tyro
 
 from unix_jax.errors import UniXError
 from unix_jax.storage.arguments import (
+    CheckpointText,
     LocalPath,
     PathText,
     SourceText,
@@ -50,9 +52,9 @@ class _Resampled:
 class _OfReports(_Resampled):
     """Options of the metrics of reports."""
 
-    chexbert: PathText | None = None
-    """chexbert.pth or its directory, which must also contain the vocabulary of bert-base-uncased.
-    """
+    chexbert: CheckpointText | None = None
+    """chexbert.pth or its directory, which must also contain the vocabulary of bert-base-uncased;
+    or a name on the Hugging Face hub."""
     chexbert_cut: Literal["tokens", "characters"] = "tokens"
     """Where CheXbert truncates a long report: after 512 tokens, or after 512 characters as in the
     original."""
@@ -108,8 +110,9 @@ class _OfReports(_Resampled):
 class _OverData(_Resampled):
     """Options of a run of a model over a data set. Repeating the command resumes a stopped run."""
 
-    checkpoint: PathText
-    """Converted checkpoint, directory in the published layout, or directory of a training run."""
+    checkpoint: CheckpointText
+    """Converted checkpoint, directory in the published layout, or directory of a training run; or a
+    name on the Hugging Face hub."""
     data: SourceText
     """Source of the records, KIND:PATH, for example manifest:DIR or
     mimic:DIR?reports=clean.jsonl&views=PA,AP."""
@@ -128,6 +131,13 @@ class _OverData(_Resampled):
     """Devices of each process that share its work, for example data=2,tensor=4. By default, the
     batch is divided over all accelerators of the process."""
 
+    @functools.cached_property
+    def _directory(self) -> Path:
+        """The checkpoint's local directory; a name on the hub is downloaded, once per machine."""
+        from unix_jax.checkpoints.run_export import resolve_checkpoint
+
+        return resolve_checkpoint(self.checkpoint)
+
     def _open(self) -> "RecordSource":
         """The records, opened before a model is loaded, since opening may find an error."""
         from unix_jax.data.records import Subset
@@ -140,14 +150,12 @@ class _OverData(_Resampled):
 
     def _begin(self, source: "RecordSource", own: dict[str, Any]) -> dict[str, Any]:
         """The settings, compared with those of the first run in the directory."""
-        from unix_jax.checkpoints.run_export import resolve_checkpoint
         from unix_jax.evaluation_runs.evaluation_files import remember
         from unix_jax.training.distributed import agree
 
-        checkpoint = resolve_checkpoint(self.checkpoint)
         settings = {
-            "checkpoint": str(checkpoint.resolve()),
-            "checkpoint_written": _written(checkpoint),
+            "checkpoint": str(self._directory.resolve()),
+            "checkpoint_written": _written(self._directory),
             "dtype": self.dtype,
             **self._of_data(source),
             **own,
@@ -173,11 +181,8 @@ class _OverData(_Resampled):
         from unix_jax.inference.diffusion import DiffusionPipeline
         from unix_jax.inference.pipeline import UniXPipeline
 
-        if is_diffusers(self.checkpoint):
-            return DiffusionPipeline.from_pretrained(
-                self.checkpoint, dtype=self.dtype, mesh=self._mesh()
-            )
-        return UniXPipeline.from_pretrained(self.checkpoint, dtype=self.dtype, mesh=self._mesh())
+        kind: Any = DiffusionPipeline if is_diffusers(self._directory) else UniXPipeline
+        return kind.from_pretrained(self._directory, dtype=self.dtype, mesh=self._mesh())
 
     def _mesh(self) -> "Mesh | None":
         import jax
@@ -219,7 +224,7 @@ class EvaluateReports(_OfReports, _OverData):
 
         require_least(self, batch_size=1, resamples=1, limit=1, max_new_tokens=1)
         distributed.initialise()
-        config, _ = load_config(self.checkpoint)
+        config, _ = load_config(self._directory)
         largest = config.decoder.max_position_embeddings - 4
         if self.max_new_tokens > largest:
             raise UniXError(
@@ -253,9 +258,9 @@ class EvaluateImages(_OverData):
         unix-jax evaluate images --generated IMAGES --data csv:FILE --out results --rad-dino DIR
     """
 
-    checkpoint: PathText = ""
-    """Model that generates the images: a converted checkpoint, or a directory in the published
-    layout. Required without --generated."""
+    checkpoint: CheckpointText = ""
+    """Model that generates the images: a converted checkpoint, a directory in the published
+    layout, or a name on the Hugging Face hub. Required without --generated."""
     generated: LocalPath | None = None
     """Images from other software, instead of a checkpoint: a folder, or a CSV such as the
     original's, with annotated_prompt and synthetic_filename."""
@@ -281,10 +286,12 @@ class EvaluateImages(_OverData):
     """Only for diffusers checkpoints: the sampler. The default is the checkpoint's own."""
     seed: int = 0
     """Random seed; the noise of each item depends on it and the item's index."""
-    rad_dino: PathText | None = None
-    """Directory of RAD-DINO, for FD, KD, precision, recall, density and coverage."""
-    biovil_t: PathText | None = None
-    """Directory of BioViL-T, for the alignment of image and text."""
+    rad_dino: CheckpointText | None = None
+    """Directory of RAD-DINO, or microsoft/rad-dino to download it, for FD, KD, precision, recall,
+    density and coverage."""
+    biovil_t: CheckpointText | None = None
+    """Directory of BioViL-T, or microsoft/BiomedVLP-BioViL-T to download it, for the alignment of
+    image and text."""
     inception: LocalPath | None = None
     """Weights of torch-fidelity's Inception-v3, for FID, KID and the Inception score."""
     radiomics_real: LocalPath | None = None
@@ -367,10 +374,10 @@ class EvaluateImages(_OverData):
         )
 
         scale = self.guidance_scale
-        if is_diffusers(self.checkpoint):
+        if is_diffusers(self._directory):
             where = f"with a diffusers checkpoint, {self.checkpoint}"
             refuse_without_effect(self, ("timestep_shift", "solver"), where)
-            folder = open_diffusers(self.checkpoint)
+            folder = open_diffusers(self._directory)
             return DiffusionGenerationSettings(
                 self.size,
                 50 if self.num_inference_steps is None else self.num_inference_steps,
@@ -381,7 +388,7 @@ class EvaluateImages(_OverData):
             ).checked(folder.vae_config, folder.native_size)
         where = f"with a checkpoint of UniX, {self.checkpoint}"
         refuse_without_effect(self, ("guidance_rescale", "sampler"), where)
-        config, has_vae = load_config(self.checkpoint)
+        config, has_vae = load_config(self._directory)
         if not has_vae:
             raise UniXError(
                 f"{self.checkpoint}: expected an autoencoder to generate with, found none"

@@ -11,7 +11,7 @@ from rich.markup import escape
 from unix_jax.commands.model import default_checkpoint
 from unix_jax.commands.terminal import ERRORS
 from unix_jax.errors import UniXError
-from unix_jax.storage.arguments import PathText
+from unix_jax.storage.arguments import CheckpointText
 
 
 @dataclasses.dataclass
@@ -24,10 +24,11 @@ class Info:
     """
 
     checkpoint: Annotated[
-        PathText | None, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")
+        CheckpointText | None, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")
     ] = None
     """Converted checkpoint, directory in the published layout, directory of a training run, or
-    diffusers folder. The default is examples/nano if the package runs from a clone."""
+    diffusers folder; or a name on the Hugging Face hub, which is downloaded. The default is the
+    bundled nano model."""
     json: bool = False
     """Print the configuration as JSON instead of a table."""
     verify: bool = False

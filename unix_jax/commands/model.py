@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.markup import escape
 
 from unix_jax.commands.terminal import ERRORS, say
-from unix_jax.storage.arguments import PathText
+from unix_jax.storage.arguments import CheckpointText
 
 if TYPE_CHECKING:
     from unix_jax.inference.pipeline import UniXPipeline
@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 class Model:
     """Options that select the model and its devices."""
 
-    checkpoint: PathText | None = None
-    """Converted checkpoint, directory in the published layout, or directory of a training run. The
-    default is the demonstration model examples/nano if the package runs from a clone."""
+    checkpoint: CheckpointText | None = None
+    """Converted checkpoint, directory in the published layout, or directory of a training run; or a
+    name on the Hugging Face hub, OWNER/NAME or OWNER/NAME@REVISION, which is downloaded. The
+    default is the bundled nano model, a demonstration."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Dtype of parameters and computation; a CPU always uses float32."""
     mesh: str | None = None
@@ -41,19 +42,25 @@ class Model:
 
     @functools.cached_property
     def directory(self) -> str:
-        """The given directory, or that of the clone's nano model; see `default_checkpoint`."""
+        """The local directory of the checkpoint, see `default_checkpoint`; found once."""
         return default_checkpoint(self.checkpoint)
 
 
 def default_checkpoint(given: str | None) -> str:
-    """The given directory, or that of the clone's nano model, which a message names.
+    """The local directory of a checkpoint; without one, that of the bundled nano model, which a
+    message names.
+
+    A name on the hub is downloaded.
 
     Raises:
-      UniXError: no directory is given, and the package does not run from a clone.
+      UniXError: none is given, and no model is bundled.
+      StorageError: a name on the hub that cannot be downloaded.
     """
     from unix_jax.app.bundled import checkpoint_path
+    from unix_jax.checkpoints.hub_files import checkpoint_files
+    from unix_jax.storage.hub import located
 
     path = checkpoint_path(given)
     if given is None:
         say(f"no --checkpoint: using {path}, a small demonstration model")
-    return path
+    return str(located(path, checkpoint_files))

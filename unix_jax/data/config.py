@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import tyro
 
 from unix_jax.config import UniXConfig
+from unix_jax.data.augmentation import AugmentationConfig
 from unix_jax.data.mixture import TASKS, Part, Task, parse_mixture
 from unix_jax.errors import ConfigError
 from unix_jax.storage.paths import local_path, source_text
@@ -38,6 +39,8 @@ class DataConfig:
     """Fraction of generation and edit samples whose text is dropped, for guidance."""
     condition_dropout: float = 0.1
     """Fraction of edit samples whose condition images are both dropped, for guidance."""
+    augmentation: AugmentationConfig = dataclasses.field(default_factory=AugmentationConfig)
+    """Random changes of the images of training samples."""
 
     rows: int = 8
     """Number of packed rows per step over all devices; the processes share them evenly."""
@@ -110,6 +113,11 @@ class DataConfig:
             raise ConfigError(
                 "data.moments: expected none with the task edit, whose samples have two VAE "
                 f"images, found {self.moments!r}"
+            )
+        if self.moments is not None and self.augmentation:
+            raise ConfigError(
+                "data.augmentation: expected none with data.moments, which belong to unchanged "
+                f"images, found {self.augmentation}"
             )
         generating = [part for part in self.parts if part.task == "generation"]
         if self.moments is not None and len(generating) > 1:

@@ -13,6 +13,12 @@ from unix_jax.preprocessing.gray_levels import gray_level_problem
 from unix_jax.preprocessing.transforms import to_model_image, to_padded_vae_image
 
 OnProblem = Callable[[str], object]
+Change = Callable[[Image.Image], Image.Image]
+
+
+def unchanged(image: Image.Image) -> Image.Image:
+    """The image itself: no augmentation."""
+    return image
 
 
 def vit_pixels(
@@ -20,6 +26,7 @@ def vit_pixels(
     config: UniXConfig,
     on_problem: OnProblem = lambda problem: None,
     number: int = 0,
+    change: Change = unchanged,
 ) -> Float[np.ndarray, "H W 3"]:
     """Letterboxed on white and normalised, as in the evaluation.
 
@@ -28,28 +35,32 @@ def vit_pixels(
       config: the model's sizes.
       on_problem: called with the image's `gray_level_problem`, if there is one.
       number: index of the image in `record.images`.
+      change: of the decoded image, such as an augmentation.
 
     Raises:
       DataError: the record has no image, or one that cannot be read.
     """
-    return to_model_image(_image(record, on_problem, number), config.vision.image_size)
+    image = change(_image(record, on_problem, number))
+    return to_model_image(image, config.vision.image_size)
 
 
 def vae_pixels(
-    record: Record, data: DataConfig, on_problem: OnProblem = lambda problem: None
+    record: Record,
+    data: DataConfig,
+    on_problem: OnProblem = lambda problem: None,
+    change: Change = unchanged,
 ) -> Float[np.ndarray, "H W 3"]:
     """In [-1, 1], padded to `data.vae_height` x `data.vae_width`.
 
     Args:
-      record, on_problem: as in `vit_pixels`.
+      record, on_problem, change: as in `vit_pixels`.
       data: has the size, and the gray level of the padding.
 
     Raises:
       DataError: as `vit_pixels`.
     """
-    return to_padded_vae_image(
-        _image(record, on_problem), data.vae_height, data.vae_width, data.vae_padding
-    )
+    image = change(_image(record, on_problem))
+    return to_padded_vae_image(image, data.vae_height, data.vae_width, data.vae_padding)
 
 
 def _image(record: Record, on_problem: OnProblem, number: int = 0) -> Image.Image:

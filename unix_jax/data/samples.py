@@ -14,9 +14,10 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 import numpy as np
 
 from unix_jax.config import UniXConfig
+from unix_jax.data.augmentation import augment
 from unix_jax.data.config import DataConfig
 from unix_jax.data.mixture import MixedRecords, Part, located, part_seed
-from unix_jax.data.model_images import vae_pixels, vit_pixels
+from unix_jax.data.model_images import Change, unchanged, vae_pixels, vit_pixels
 from unix_jax.data.moments import Moments
 from unix_jax.data.records import (
     Record,
@@ -33,6 +34,8 @@ from unix_jax.preprocessing.text import Tokenizer, prompt_split
 
 LoadImage = Callable[[], np.ndarray]
 
+# Sets the numbers of the augmentation apart from those of `draw`.
+_AUGMENTATION = 0xA46
 _BOS_EOS = 2
 _BOUNDARIES = 2
 
@@ -172,7 +175,16 @@ class RecordSamples(abc.ABC):
             return f"record {index}"
 
     def build(self, index: int, epoch: int) -> TrainingSample:
-        return self._build(index, self.records[index], draw(self._data.seed, epoch, index))
+        numbers = draw(self._data.seed, epoch, index)
+        return self._build(index, self.records[index], numbers, self._change(epoch, index))
+
+    def _change(self, epoch: int, index: int) -> Change:
+        """The augmentation of the sample, the same for each of its images."""
+        config = self._data.augmentation
+        if not config:
+            return unchanged
+        seed = (self._data.seed, epoch, index, _AUGMENTATION)
+        return lambda image: augment(image, config, np.random.default_rng(seed))
 
     @abc.abstractmethod
     def _measure(self, index: int, record: Record) -> tuple[int, ...] | Skip:
@@ -182,7 +194,9 @@ class RecordSamples(abc.ABC):
     def _cost(self, lengths: tuple[int, ...], numbers: Draw) -> Cost: ...
 
     @abc.abstractmethod
-    def _build(self, index: int, record: Record, numbers: Draw) -> TrainingSample: ...
+    def _build(
+        self, index: int, record: Record, numbers: Draw, change: Change
+    ) -> TrainingSample: ...
 
     def _length(self, text: str) -> int:
         return len(self._tokenizer.encode(text))
@@ -235,7 +249,7 @@ class UnderstandingSamples(RecordSamples):
         image = self._config.vision.num_patches + _BOUNDARIES
         return Cost(images * image + fixed + prompt, images, 0)
 
-    def _build(self, index: int, record: Record, numbers: Draw) -> TrainingSample:
+    def _build(self, index: int, record: Record, numbers: Draw, change: Change) -> TrainingSample:
         turns = record.turns or (Turn((0,), report_text(record)),)
         if not _asks(record):
             prompts = instructions_for(record, self._instructions)
@@ -251,7 +265,12 @@ class UnderstandingSamples(RecordSamples):
                     splits.append(VitSplit())
                     images.append(
                         functools.partial(
-                            vit_pixels, record, self._config, problems.append, number=part
+                            vit_pixels,
+                            record,
+                            self._config,
+                            problems.append,
+                            number=part,
+                            change=change,
                         )
                     )
             splits.append(self._split(turn.answer))
@@ -303,21 +322,21 @@ class EditSamples(RecordSamples):
             total = total.plus(Cost(text, 0, 0))
         return total
 
-    def _build(self, index: int, record: Record, numbers: Draw) -> TrainingSample:
+    def _build(self, index: int, record: Record, numbers: Draw, change: Change) -> TrainingSample:
         captions = _captions(record)
         splits: list[Split] = [self._noised]
         problems: list[str] = []
         warn = problems.append
-        images: list[LoadImage] = [lambda: vae_pixels(record, self._data, warn)]
+        images: list[LoadImage] = [lambda: vae_pixels(record, self._data, warn, change)]
         if not _drops_caption(numbers, self._data):
             splits = [self._split(captions[int(numbers.caption * len(captions))]), *splits]
         if not self._drops_condition(numbers):
             shown = dataclasses.replace(record, image=record.condition)
             splits = [self._clean, VitSplit(), *splits]
             images = [
-                lambda: vae_pixels(shown, self._data, warn),
+                lambda: vae_pixels(shown, self._data, warn, change),
                 # A warning about this image has been given once.
-                lambda: vit_pixels(shown, self._config),
+                lambda: vit_pixels(shown, self._config, change=change),
                 *images,
             ]
         losses = (False,) * (len(splits) - 1) + (True,)
@@ -363,7 +382,7 @@ class GenerationSamples(RecordSamples):
         text = lengths[int(numbers.caption * len(lengths))] + _BOS_EOS
         return Cost(_BOUNDARIES + (0 if _drops_caption(numbers, self._data) else text), 0, 1)
 
-    def _build(self, index: int, record: Record, numbers: Draw) -> TrainingSample:
+    def _build(self, index: int, record: Record, numbers: Draw, change: Change) -> TrainingSample:
         captions = _captions(record)
         caption = captions[int(numbers.caption * len(captions))]
         texts = () if _drops_caption(numbers, self._data) else (self._split(caption),)
@@ -372,14 +391,14 @@ class GenerationSamples(RecordSamples):
             record.key,
             (*texts, self._image_split),
             (*(False for _ in texts), True),
-            (lambda: self._image(index, record, problems),),
+            (lambda: self._image(index, record, problems, change),),
             problems,
         )
 
-    def _image(self, index: int, record: Record, problems: list[str]) -> np.ndarray:
+    def _image(self, index: int, record: Record, problems: list[str], change: Change) -> np.ndarray:
         if self._moments is not None:
             return self._moments(index, record.key)
-        return vae_pixels(record, self._data, problems.append)
+        return vae_pixels(record, self._data, problems.append, change)
 
 
 def _captions(record: Record) -> Sequence[str]:

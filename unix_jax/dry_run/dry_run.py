@@ -16,9 +16,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from unix_jax.checkpoints.hub_files import configuration_files
 from unix_jax.checkpoints.load import load_config
 from unix_jax.checkpoints.rad_dino_files import load_dinov2_config
-from unix_jax.checkpoints.run_export import resolve_checkpoint
 from unix_jax.config import UniXConfig
 from unix_jax.data.batch import TrainingBatch
 from unix_jax.data.collate import LoadedSample, collate
@@ -31,6 +31,7 @@ from unix_jax.errors import ConfigError
 from unix_jax.models.dinov2 import Dinov2Config
 from unix_jax.preprocessing.layout import Split, TextSplit, VaeSplit, VitSplit, stream_lengths
 from unix_jax.sharding import ShardingRules
+from unix_jax.storage.hub import located
 from unix_jax.training.config import TrainConfig
 from unix_jax.training.feed import validation_data
 from unix_jax.training.flops import peak_flops
@@ -164,7 +165,7 @@ def _sizes(config: TrainConfig) -> tuple[UniXConfig, Dinov2Config | None]:
     """Sizes of the model and of REPA's encoder; the published RAD-DINO's without its directory."""
     model_config = UniXConfig.preset(config.model.preset)
     if config.init is not None:
-        model_config, _ = load_config(resolve_checkpoint(config.init))
+        model_config, _ = load_config(located(config.init, configuration_files))
     if config.stage == "generation":
         model_config = with_backbone(model_config, config, config.init or "the preset")
     if not config.uses_repa:

@@ -10,7 +10,6 @@ Source: Bannur et al., arXiv 2301.04558. Letters: N pairs, E width of an embeddi
 import dataclasses
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from unix_jax.evaluation.torch_weights import load_weights
 from unix_jax.evaluation.wordpiece import VOCABULARY_NAMES, WordPiece
 from unix_jax.extras import require
 from unix_jax.preprocessing.images import ImageSource, load_image
+from unix_jax.storage.hub import located
 from unix_jax.storage.json_file import read_json
 
 IMAGE_WEIGHTS = "biovil_t_image_model_proj_size_128.pt"
@@ -95,7 +95,9 @@ class BioViLT:
           CheckpointError, ConfigError: a file is missing or broken, or they do not fit each other.
           UniXError: `hi-ml-multimodal` is not installed, or does not run with this torch.
         """
-        directory = Path(path)
+        from unix_jax.checkpoints.hub_files import alignment_files
+
+        directory = located(path, alignment_files)
         raw = read_json(directory / "config.json")
         tokenizer = WordPiece.beside(directory)
         if tokenizer is None:

@@ -19,6 +19,7 @@ from PIL import Image
 
 from unix_jax import sharding
 from unix_jax.checkpoints.diffusers_checkpoint import open_diffusers
+from unix_jax.checkpoints.run_export import resolve_checkpoint
 from unix_jax.config import AutoencoderConfig
 from unix_jax.inference.compilation import enable_compilation_cache
 from unix_jax.inference.context import require_finite
@@ -48,7 +49,6 @@ from unix_jax.models.unet_config import UNetConfig
 from unix_jax.preprocessing.noise_schedule import NoiseSchedule
 from unix_jax.preprocessing.prompt_tokenizer import PromptTokenizer
 from unix_jax.preprocessing.transforms import to_gray_pil
-from unix_jax.storage.paths import local_path
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,19 +76,20 @@ class DiffusionPipeline:
         """Loads a folder of `StableDiffusionPipeline`, or a checkpoint imported from one.
 
         Args:
-          path: the directory.
+          path: the directory, or a name on the hub.
           dtype: `bfloat16` or `float32`; a CPU always uses float32.
           mesh: devices that share the work, see `unix_jax.sharding.make_mesh`; None uses one.
 
         Raises:
           CheckpointError, ConfigError: files that are missing, broken, not supported, or
             inconsistent with each other; weights that are not finite.
-          StorageError: a URL, or a value that is not a path.
+          StorageError: a URL, a value that is not a path, or a name on the hub that cannot be
+            downloaded.
           PromptError: another dtype.
         """
         choice("dtype", str(dtype), ("bfloat16", "float32"))
         enable_compilation_cache()
-        folder = open_diffusers(local_path(path))
+        folder = open_diffusers(resolve_checkpoint(path))
         folder.check()
         used = jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else dtype)
         config, text = folder.unet_config[0], folder.text_config

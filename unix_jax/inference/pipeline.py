@@ -136,7 +136,9 @@ class UniXPipeline:
         """Loads a converted checkpoint or a directory in the published layout.
 
         Args:
-          path: the directory. For the directory of a training run, its export is loaded.
+          path: the directory. For the directory of a training run, its export is loaded. Or a name
+            on the hub, such as `ZrH42/UniX` or `ZrH42/UniX@REVISION`, which is downloaded into the
+            hub's cache.
           dtype: dtype of the parameters and the computation, `bfloat16` or `float32`, as a string,
             a NumPy dtype or a type such as `jnp.bfloat16`. A CPU always uses float32, because XLA
             would keep a float32 copy of bfloat16 weights. The autoencoder always uses float32.
@@ -148,11 +150,11 @@ class UniXPipeline:
         Raises:
           CheckpointError, ConfigError: files that are missing, broken, changed since they were
             written, or inconsistent with each other; weights that are not finite.
-          StorageError: a URL, or a value that is not a path.
+          StorageError: a URL, a value that is not a path, or a name on the hub that cannot be
+            downloaded.
           PromptError: another dtype.
         """
         used = _dtype(dtype)
-        path = local_path(path)
         require(
             double_bos is None or isinstance(double_bos, bool), "double_bos", "a bool", double_bos
         )

@@ -1,6 +1,6 @@
-"""KL-f16 variational autoencoder (CompVis layout), always frozen.
+"""KL variational autoencoder (CompVis layout), frozen except in its own stage.
 
-Letters: B batch, H W pixels, h w latents (H / downsample), C z_channels.
+Letters: B batch, H W pixels, h w latents (H / downsample), C z_channels, I O channels of a layer.
 """
 
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, Float
 
 from unix_jax.config import AutoencoderConfig
@@ -76,7 +77,7 @@ class Encoder(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B H W 3"]) -> Float[Array, "B h w 2C"]:
+    def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B h w 2C"]:
         c = self.config
         x = _conv(c.ch, 3, self.dtype, "conv_in")(x)
         for i, (multiplier, resolution) in enumerate(
@@ -108,7 +109,7 @@ class Decoder(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, z: Float[Array, "B h w C"]) -> Float[Array, "B H W 3"]:
+    def __call__(self, z: Float[Array, "B h w C"]) -> Float[Array, "B H W O"]:
         c = self.config
         x = _middle(
             _conv(c.ch * c.ch_mult[-1], 3, self.dtype, "conv_in")(z), c.norm_groups, self.dtype
@@ -139,10 +140,23 @@ class Autoencoder(nn.Module):
         self.decoder = Decoder(c, self.dtype)
         self.quant_conv = nn.Conv(2 * c.embed_dim, (1, 1), dtype=self.dtype)
         self.post_quant_conv = nn.Conv(c.z_channels, (1, 1), dtype=self.dtype)
+        if c.linear_window:
+            window = (c.linear_window, c.linear_window)
+            self.linear_encoder = nn.Conv(c.embed_dim, window, dtype=self.dtype)
+            self.linear_decoder = nn.Conv(c.downsample**2 * c.out_ch, window, dtype=self.dtype)
 
     def moments(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B h w 2C"]:
         """Mean and log-variance of the posterior, stacked on the channel axis, unclamped."""
-        return self.quant_conv(self.encoder(pixels)).astype(jnp.float32)
+        if self.config.in_channels == 1:
+            pixels = jnp.mean(pixels, axis=-1, keepdims=True)
+        moments = self.quant_conv(self.encoder(pixels)).astype(jnp.float32)
+        if not self.config.linear_window:
+            return moments
+        side = self.config.downsample
+        blocks = rearrange(pixels, "b (h i) (w j) c -> b h w (i j c)", i=side, j=side)
+        mean, logvar = jnp.split(moments, 2, axis=-1)
+        mean = mean + self.linear_encoder(blocks).astype(jnp.float32)
+        return jnp.concatenate([mean, logvar], axis=-1)
 
     def encode(
         self, pixels: Float[Array, "B H W 3"], noise: Float[Array, "B h w C"] | None = None
@@ -162,7 +176,12 @@ class Autoencoder(nn.Module):
     def decode(self, latents: Float[Array, "B h w C"]) -> Float[Array, "B H W 3"]:
         """Pixels, nominally in [-1, 1], of scaled latents."""
         z = latents / self.config.scale_factor + self.config.shift_factor
-        return self.decoder(self.post_quant_conv(z)).astype(jnp.float32)
+        pixels = self.decoder(self.post_quant_conv(z)).astype(jnp.float32)
+        if self.config.linear_window:
+            side = self.config.downsample
+            blocks = self.linear_decoder(z).astype(jnp.float32)
+            pixels += rearrange(blocks, "b h w (i j c) -> b (h i) (w j) c", i=side, j=side)
+        return jnp.repeat(pixels, 3, axis=-1) if self.config.out_ch == 1 else pixels
 
     def __call__(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B H W 3"]:
         """Encodes and decodes: touches every parameter, for `init`."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from tyro.constructors import PrimitiveConstructorSpec
 
 from unix_jax.errors import UniXError
+from unix_jax.storage.hub import path_or_name
 from unix_jax.storage.paths import local_path, source_text
 
 
@@ -15,6 +16,10 @@ def _text(text: str) -> str:
     if text:
         local_path(text)
     return text
+
+
+def _checkpoint_text(text: str) -> str:
+    return path_or_name(text) if text else text
 
 
 def _path_type(kind: type, read: Callable[[str], Any], metavar: str) -> Any:
@@ -33,6 +38,8 @@ LocalPath = Annotated[Path, _path_type(Path, local_path, "PATH")]
 """A local file or directory."""
 PathText = Annotated[str, _path_type(str, _text, "PATH")]
 """Like `LocalPath`, kept as a text; "" means none."""
+CheckpointText = Annotated[str, _path_type(str, _checkpoint_text, "PATH|OWNER/NAME")]
+"""A local file or directory, or a name on the hub (`unix_jax.storage.hub`); "" means none."""
 WeightsText = Annotated[str, _path_type(str, _text, "model|ema|NAME|FILE")]
 """Selects the weights of a source: a name, or a local file."""
 SourceText = Annotated[str, _path_type(str, source_text, "KIND:PATH")]

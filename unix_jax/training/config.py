@@ -21,7 +21,9 @@ from unix_jax.data.mixture import TASKS, Task, parse_mixture
 from unix_jax.errors import ConfigError
 from unix_jax.models.attention import Implementation
 from unix_jax.models.remat import RematPolicy
+from unix_jax.storage import bundled
 from unix_jax.storage.arguments import LocalPath
+from unix_jax.storage.hub import path_or_name
 from unix_jax.storage.paths import local_path, source_text
 from unix_jax.training import parameter_groups
 from unix_jax.training.autoencoder import AutoencoderObjective
@@ -112,7 +114,8 @@ class ReportEvalConfig:
     max_new_tokens: int = 128
     """Largest length of reports in tokens."""
     chexbert: str | None = None
-    """CheXbert's weights or their directory, for the F1 of findings; left out if absent."""
+    """CheXbert's weights or their directory, or a name on the Hugging Face hub, for the F1 of
+    findings; left out if absent."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +129,7 @@ class ImageEvalConfig:
     num_inference_steps: int = 49
     """Number of steps of generated images."""
     rad_dino: str | None = None
-    """Directory of microsoft/rad-dino."""
+    """Directory of RAD-DINO, or microsoft/rad-dino to download it."""
 
 
 EVALUATIONS = ("reports", "images")
@@ -235,7 +238,8 @@ class TrainConfig:
     seed: int = 0
     """Seed of initial weights, order of data, and noise."""
     init: str | None = None
-    """Checkpoint to start from: a converted one, a published directory, or that of a run."""
+    """Checkpoint to start from: a converted one, a published directory, or that of a run; or a name
+    on the Hugging Face hub, OWNER/NAME or OWNER/NAME@REVISION."""
     mesh: str | None = None
     """For example data=1,fsdp=8,tensor=1; all devices along fsdp if absent."""
     distributed: DistributedConfig = DistributedConfig()
@@ -261,12 +265,13 @@ class TrainConfig:
 
         for name, path in (
             ("init", self.init), ("repa.encoder", self.repa.encoder),
-            ("model.tokenizer", self.model.tokenizer),
             ("evals.reports.chexbert", self.evals.reports.chexbert),
             ("evals.images.rad_dino", self.evals.images.rad_dino),
         ):  # fmt: skip
             if path is not None:
-                local_path(path, name)
+                path_or_name(path, name)
+        if self.model.tokenizer is not None:
+            local_path(self.model.tokenizer, "model.tokenizer")
         if self.validation.source is not None:
             source_text(self.validation.source, "validation.source")
             parts = parse_mixture(self.validation.source, self.data.task, "validation.source")
@@ -506,12 +511,22 @@ class Invocation:
 def load_config(path: str | os.PathLike[str]) -> tuple[TrainConfig, str]:
     """(the `config` of a Python file, the file's docstring). The file is executed.
 
+    Args:
+      path: of the file; or the name of one of `configs/`, such as nano_understanding, which comes
+        with the package. A file that exists wins.
+
     Raises:
       ConfigError: no such file, one that fails, or one without a `config`.
     """
     file = local_path(path)
     if not file.is_file():
-        raise ConfigError(f"{file}: no such file; expected a configuration such as configs/NAME.py")
+        known = bundled.configurations()
+        if file.stem not in known or file.parent not in (Path(), Path("configs")):
+            raise ConfigError(
+                f"{file}: no such file; expected a configuration such as configs/NAME.py, or one "
+                f"of {', '.join(known)}"
+            )
+        file = known[file.stem]
     try:
         variables = runpy.run_path(str(file))
     except ConfigError as error:

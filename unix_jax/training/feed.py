@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from unix_jax.config import UniXConfig
+from unix_jax.data.augmentation import AugmentationConfig
 from unix_jax.data.batch import TrainingBatch
 from unix_jax.data.config import DataConfig
 from unix_jax.data.fingerprint import difference, fingerprint
@@ -234,6 +235,7 @@ def validation_data(config: TrainConfig) -> DataConfig:
         training_data(config),
         source=config.validation.source or config.data.source,
         split=config.validation.split,
+        augmentation=AugmentationConfig(),
         moments=None,
         shuffle=False,
         epochs=1,

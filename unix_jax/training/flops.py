@@ -224,6 +224,8 @@ def encoder_flops(config: AutoencoderConfig, size: tuple[int, int]) -> int:
             total += 2 * places * 9 * inner**2
     total += 2 * _resnet_flops(places, inner, inner) + _attention_flops(places, inner)
     moments = 2 * config.z_channels
+    block = config.downsample**2 * config.in_channels
+    total += 2 * places * config.linear_window**2 * block * config.embed_dim
     return total + 2 * places * (9 * inner * moments + moments * 2 * config.embed_dim)
 
 

@@ -43,7 +43,7 @@ class RepaConfig:
     is turned on."""
 
     encoder: str | None = None
-    """Directory of microsoft/rad-dino; REPA is off if absent."""
+    """Directory of RAD-DINO, or microsoft/rad-dino to download it; REPA is off if absent."""
     weight: float = 0.5
     """Weight of the alignment in the loss."""
     layer: int = 8

@@ -339,7 +339,11 @@ class AutoencoderStage(Stage):
         self._tx, self._dtype = tx, compute_dtype(config.model.dtype, mesh)
         self._objective, self._accumulation = config.autoencoder, config.accumulation
         self._ema = config.average_decay is not None
-        self.loss_weights = {"l1": 1.0, "kl": self._objective.kl_weight}
+        self.loss_weights = {
+            "l1": 1.0,
+            "mse": self._objective.mse_weight,
+            "kl": self._objective.kl_weight,
+        }
         self._replicated = NamedSharding(mesh, PartitionSpec())
         self.target = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._replicated),

@@ -23,6 +23,27 @@ DIRECTORY_NAMES = (
     "pytorch_model.bin.index.json",
 )
 INDEX_SUFFIX = ".index.json"
+# Likewise in `vae/` of the published layout.
+PUBLISHED_VAE_NAMES = ("kl-f16d16.ckpt", *DIRECTORY_NAMES)
+
+
+def _diffusers_names(stem: str, pickle: str) -> tuple[str, ...]:
+    """Names of a part's weights, best first: safetensors before pickles, float32 before float16."""
+    files = [
+        f"{name}{variant}.{suffix}"
+        for name, suffix in ((stem, "safetensors"), (pickle, "bin"))
+        for variant in ("", ".fp16")
+    ]
+    return tuple(name for file in files for name in (file, f"{file}{INDEX_SUFFIX}"))
+
+
+_UNET_NAMES = _diffusers_names("diffusion_pytorch_model", "diffusion_pytorch_model")
+# Likewise in the folders of a diffusers pipeline.
+DIFFUSERS_NAMES = {
+    "unet": _UNET_NAMES,
+    "vae": _UNET_NAMES,
+    "text_encoder": (*DIRECTORY_NAMES, *_diffusers_names("model", "pytorch_model")),
+}
 # A tensor takes some 120 bytes.
 MAX_INDEX_BYTES = 16 * 2**20
 
@@ -80,19 +101,22 @@ def weight_files(directory: Path) -> list[WeightFiles]:
         names = sorted(entry.name for entry in os.scandir(directory) if not entry.is_dir())
     except OSError as error:
         raise CheckpointError(f"{directory}: cannot be listed: {error.strerror}") from error
-    indexes = [name for name in names if _is_index(name)]
     listed: set[str] = set()
-    for name in indexes:
+    for name in filter(_is_index, names):
         try:
             listed.update(read_weight_map(directory / name).values())
         except CheckpointError:
             continue  # named when it is opened, if it is the one that is chosen
+    return _sets([name for name in names if name not in listed], directory)
+
+
+def _sets(names: Sequence[str], directory: Path = Path()) -> list[WeightFiles]:
+    """Every set of weights among the names of a directory, by name; shards count as one."""
+    indexes = [name for name in names if _is_index(name)]
     singles, shards = [], dict[tuple[str, str, str], list[str]]()
     for name in names:
         path = PurePosixPath(name)
         if path.suffix not in WEIGHT_SUFFIXES or is_training_state(path.stem):
-            continue
-        if name in listed:
             continue
         if match := _SHARD.fullmatch(path.stem):
             if f"{match['stem']}{path.suffix}{INDEX_SUFFIX}" in indexes:
@@ -105,6 +129,40 @@ def weight_files(directory: Path) -> list[WeightFiles]:
         paths = tuple(directory / name for name in parts)
         found.append(WeightFiles(paths, f"{stem}-*-of-{count}{suffix}"))
     return sorted(found, key=lambda files: files.name)
+
+
+def needed_files(
+    names: Sequence[str], wanted: str | None = None, preferred: Sequence[str] = DIRECTORY_NAMES
+) -> list[str]:
+    """The files among the names of a directory that `find_weights` would use, with their shards.
+
+    The arguments are those of `find_weights`, which decides by the content of an index as well:
+    what may be a shard of an index is taken. Where it would find none, or cannot choose, there are
+    none.
+    """
+    names = sorted(name for name in names if "/" not in name)
+    found = _sets(names)
+    if wanted in names:
+        chosen = next((f for f in found if wanted in map(str, f.paths)), None)
+        if chosen is None:
+            return [wanted]
+    else:
+        chosen = _usual(_candidates(found, wanted), preferred)
+    if chosen is None:
+        return []
+    if not chosen.is_index:
+        return [str(path) for path in chosen.paths]
+    stem, suffix = os.path.splitext(chosen.name.removesuffix(INDEX_SUFFIX))
+    files = [name for name in names if name.endswith(suffix)]
+    shards = [name for name in files if re.fullmatch(rf"{re.escape(stem)}-.*", name)]
+    return [chosen.name, *(shards or files)]
+
+
+def _candidates(found: Sequence[WeightFiles], wanted: str | None) -> list[WeightFiles]:
+    """The weights, or the averages where they are wanted; the others where there are none."""
+    averages = [files for files in found if files.averaged]
+    weights = [files for files in found if not files.averaged]
+    return (averages or weights) if wanted == "ema" else (weights or averages)
 
 
 def _is_index(name: str) -> bool:
@@ -134,16 +192,12 @@ def find_weights(
         assert wanted is not None
         return _checked(_named(directory, wanted))
     found = weight_files(directory)
-    kinds: dict[bool, list[WeightFiles]] = {
-        averaged: [files for files in found if files.averaged is averaged]
-        for averaged in (False, True)
-    }
-    if wanted == "model" and not kinds[False] and kinds[True]:
+    candidates = _candidates(found, wanted)
+    if wanted == "model" and found and all(files.averaged for files in found):
         raise CheckpointError(
             f"{directory}: expected weights that are not an average (--weights model), "
-            f"found {', '.join(shortened([files.name for files in kinds[True]]))}"
+            f"found {', '.join(shortened([files.name for files in found]))}"
         )
-    candidates = kinds[wanted == "ema"] or kinds[wanted != "ema"]
     chosen = _usual(candidates, preferred)
     if chosen is None:
         names = ", ".join(shortened([files.name for files in found])) or "none"

@@ -3,7 +3,8 @@
     manifest:DIR                        DIR/manifest.jsonl and images
     csv:FILE?images=DIR&image=COLUMN    CSV or JSON lines, and image folders of Hugging Face
     conversations:FILE?images=DIR       questions and answers, JSON lines or a JSON list
-    parquet:DIR_OR_FILE_OR_GLOB         `image` and `captions`
+    parquet:DIR_OR_FILE_OR_GLOB         `image` and `captions` or a report; columns by options
+    hf:OWNER/NAME?split=NAME            the same of the Parquet files of a data set on the hub
     mimic:DIR?reports=WHERE&views=PA,AP MIMIC-CXR-JPG as published; with pairs=previous images that
                                         follow an earlier study of their patient
     array_record:DIR                    what `unix-jax data write` wrote
@@ -24,11 +25,15 @@ _CSV_COLUMNS = (
     "image", "findings", "impression", "report", "captions", "labels", "view", "patient", "split",
     "key", "prompt", "answer",
 )  # fmt: skip
+_PARQUET_COLUMNS = (
+    "image", "captions", "findings", "impression", "report", "key", "labels", "view", "patient",
+)  # fmt: skip
 _OPTIONS = {
     "manifest": {"images"},
     "csv": {"images", *_CSV_COLUMNS},
     "conversations": {"images"},
-    "parquet": {"images"},
+    "parquet": {"images", "split", *_PARQUET_COLUMNS},
+    "hf": {"split", "config", *_PARQUET_COLUMNS},
     "mimic": {"images", "reports", "views", "pairs"},
     "array_record": set(),
     "tfds": {"data_dir"},
@@ -77,7 +82,15 @@ def open_source(
     if kind == "parquet":
         from unix_jax.data.sources.parquet import ParquetSource
 
-        return ParquetSource(path, split, images)
+        names = (*_PARQUET_COLUMNS, "split")
+        columns = {name: options[name] for name in names if name in options}
+        return ParquetSource(path, split, images, columns)
+    if kind == "hf":
+        from unix_jax.data.sources.hub_dataset import open_hub_dataset
+
+        columns = {name: options[name] for name in _PARQUET_COLUMNS if name in options}
+        wanted = options.get("split", split)
+        return open_hub_dataset(path, wanted, options.get("config"), columns)
     if kind == "mimic":
         from unix_jax.data.sources.mimic import MimicSource
 
@@ -135,7 +148,17 @@ def overlap(
       spec, split: of the one, such as a run's training data; `source`: what was opened for it.
       other_spec, other_split: of the other, such as its validation data.
     """
-    (kind, path, _), (other_kind, other_path, _) = parse_spec(spec), parse_spec(other_spec)
+    (kind, path, options), (other_kind, other_path, others) = (
+        parse_spec(spec),
+        parse_spec(other_spec),
+    )
+    if kind == "hf":
+        from unix_jax.data.sources.hub_dataset import canonical_split
+
+        split = canonical_split(options.get("split", split) or "")
+        other_split = canonical_split(others.get("split", other_split) or "")
+        if options.get("config") != others.get("config"):
+            return False
     if kind != other_kind or Path(path).resolve() != Path(other_path).resolve():
         return False
     return (

@@ -1,8 +1,10 @@
-"""`parquet:DIR_OR_FILE_OR_GLOB`: the original's files for generation.
+"""`parquet:DIR_OR_FILE_OR_GLOB?image=COLUMN&...`: the original's files for generation, and others.
 
-Columns: `image` (the file's bytes, {bytes, path}, or a path) and `captions` (JSON: a list of
-strings, an object whose values are strings, or one string; or a native list). `key`, `findings`,
-`impression`, `labels`, `view`, `patient`, `split` are read if they exist.
+Columns: `image` (the file's bytes, {bytes, path}, or a path), and at least one of `captions` (JSON:
+a list of strings, an object whose values are strings, or one string; or a native list), `findings`,
+`impression` and `report` (a text with or without headings, see `report_sections`). `key`, `labels`,
+`view`, `patient`, `split` are read if they exist. An option with the name of a field names its
+column in the file.
 
 Parquet is read one row group at a time, and a few stay in memory: sequential access is fast, a
 shuffled order is not. Write ArrayRecord once (`unix-jax data write`) to train on it.
@@ -10,13 +12,14 @@ shuffled order is not. Write ArrayRecord once (`unix-jax data write`) to train o
 
 import functools
 import glob
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from unix_jax.data.records import Record, checked_index
+from unix_jax.data.report_sections import report_sections
 from unix_jax.data.sources.fields import (
     image_path,
     parse_json,
@@ -32,8 +35,9 @@ with needed("pyarrow", "A parquet source", "unix-jax[data]"):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-_REQUIRED = ("image", "captions")
-_OPTIONAL = ("key", "findings", "impression", "labels", "view", "patient", "split")
+_TEXTS = ("captions", "findings", "impression", "report")
+COLUMNS = ("image", *_TEXTS, "key", "labels", "view", "patient", "split")
+"""The fields of a record that a column may hold, and the options that name its column."""
 _CACHED_ROW_GROUPS = 4
 
 
@@ -41,24 +45,34 @@ class ParquetSource:
     """Records of one or more Parquet files, in the order of their names."""
 
     def __init__(
-        self, pattern: str | Path, split: str | None = None, image_root: str | Path | None = None
+        self,
+        pattern: str | Path | Sequence[Path],
+        split: str | None = None,
+        image_root: str | Path | None = None,
+        columns: Mapping[str, str] | None = None,
     ) -> None:
         """Reads the files' footers, and the column `split` if one split is asked for.
 
         Args:
-          pattern: a file, a directory of `*.parquet`, or a glob pattern.
+          pattern: a file, a directory of `*.parquet`, a glob pattern, or several files.
           split: selects the rows with this value in the column `split`; see `rows_of_split`.
-            image_root: the directory of relative image paths; by default the file's directory.
+          image_root: the directory of relative image paths; by default the file's directory.
+          columns: the names of the columns in the files, by those of `COLUMNS`.
 
         Raises:
           DataError: no such file, not Parquet, a missing column, or no rows.
         """
-        self._files = _matching_files(pattern)
+        self._files: list[Path]
+        if isinstance(pattern, str | Path):
+            self._files, where = _matching_files(pattern), str(pattern)
+        else:
+            self._files, where = list(pattern), str(pattern[0].parent)
+        self._columns = dict(columns or {})
         self._root = None if image_root is None else Path(image_root)
         # Of each row group: file, number within the file, first row within the file, rows.
         groups: list[tuple[int, int, int, int]] = []
         for number, file in enumerate(self._files):
-            metadata = _checked_metadata(file)
+            metadata = _checked_metadata(file, self._columns)
             first = 0
             for group in range(metadata.num_row_groups):
                 count = metadata.row_group(group).num_rows
@@ -68,20 +82,23 @@ class ParquetSource:
         self._ends = np.cumsum(self._groups[:, 3])
         rows = int(self._ends[-1]) if len(self._ends) else 0
         if not rows:
-            raise DataError(f"{pattern}: expected rows, found none")
+            raise DataError(f"{where}: expected rows, found none")
         self._rows, self.unsplit = np.arange(rows), False
         if split is not None:
-            self._rows, self.unsplit = rows_of_split(self._splits(), split, str(pattern))
+            self._rows, self.unsplit = rows_of_split(self._splits(), split, where)
+
+    def _column(self, field: str) -> str:
+        return self._columns.get(field, field)
 
     def _splits(self) -> list[str | None]:
         """The split of each row, "" where it has none."""
         found: list[str | None] = []
         for file in self._files:
             with pq.ParquetFile(file) as opened:
-                if "split" not in opened.schema_arrow.names:
+                if (name := self._column("split")) not in opened.schema_arrow.names:
                     found += [""] * opened.metadata.num_rows
                     continue
-            column = pq.read_table(file, columns=["split"], partitioning=None)["split"]
+            column = pq.read_table(file, columns=[name], partitioning=None)[name]
             found += [str(value or "") for value in column.to_pylist()]
         return found
 
@@ -96,7 +113,7 @@ class ParquetSource:
         """
         chosen, start = self._rows, 0
         for file in self._files:
-            names = _keys_of(file)
+            names = _keys_of(file, self._column("key"))
             for row in chosen[(chosen >= start) & (chosen < start + len(names))] - start:
                 yield names[row] or f"{file.name}:{row}"
             start += len(names)
@@ -109,31 +126,36 @@ class ParquetSource:
         file = self._files[number]
         where = f"{file}: row {first + offset}"
         try:
-            values = _row_group(file, group).slice(offset, 1).to_pylist()[0]
+            names = tuple(self._column(field) for field in COLUMNS)
+            row_values = _row_group(file, group, names).slice(offset, 1).to_pylist()[0]
         except (pa.ArrowException, OSError, ValueError) as error:
             raise DataError(f"{where}: cannot be read: {_one_line(error)}") from error
+        values = {field: row_values.get(self._column(field)) for field in COLUMNS}
         captions = _captions(values.pop("captions"), where)
         fields = report_fields(values, where) | {"captions": captions}
+        report = text_field(values, "report", where)
+        if report and not (fields["findings"] or fields["impression"]):
+            fields["findings"], fields["impression"] = report_sections(report)
         image = _image(values["image"], self._root or file.parent, where)
         key = text_field(values, "key", where) or f"{file.name}:{first + offset}"
         return Record(key=key, image=image, **fields)
 
 
 @functools.lru_cache(maxsize=_CACHED_ROW_GROUPS)
-def _row_group(file: Path, group: int) -> pa.Table:
+def _row_group(file: Path, group: int, names: tuple[str, ...]) -> pa.Table:
     with pq.ParquetFile(file) as opened:
         found = set(opened.schema_arrow.names)
-        columns = [name for name in (*_REQUIRED, *_OPTIONAL) if name in found]
+        columns = [name for name in dict.fromkeys(names) if name in found]
         return opened.read_row_group(group, columns=columns, use_threads=False)
 
 
-def _keys_of(file: Path) -> list[str]:
-    """The column `key` of a file, "" where it has none."""
+def _keys_of(file: Path, column: str) -> list[str]:
+    """The column of keys of a file, "" where it has none."""
     try:
         with pq.ParquetFile(file) as opened:
-            if "key" not in opened.schema_arrow.names:
+            if column not in opened.schema_arrow.names:
                 return [""] * opened.metadata.num_rows
-            return [str(key or "") for key in opened.read(columns=["key"])["key"].to_pylist()]
+            return [str(key or "") for key in opened.read(columns=[column])[column].to_pylist()]
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{file}: cannot be read: {_one_line(error)}") from error
 
@@ -149,15 +171,20 @@ def _matching_files(pattern: str | Path) -> list[Path]:
     return files
 
 
-def _checked_metadata(file: Path) -> pq.FileMetaData:
+def _checked_metadata(file: Path, columns: Mapping[str, str]) -> pq.FileMetaData:
     try:
         with pq.ParquetFile(file) as opened:
-            metadata, columns = opened.metadata, opened.schema_arrow.names
+            metadata, found = opened.metadata, opened.schema_arrow.names
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{file}: not a Parquet file: {_one_line(error)}") from error
-    missing = [name for name in _REQUIRED if name not in columns]
-    if missing:
-        raise DataError(f"{file}: expected columns {list(_REQUIRED)}, found {columns}")
+    if missing := [f"{field}={name}" for field, name in columns.items() if name not in found]:
+        raise DataError(f"{file}: {', '.join(missing)}: expected one of its columns, {found}")
+    names = {field: columns.get(field, field) for field in COLUMNS}
+    if names["image"] not in found or not any(names[field] in found for field in _TEXTS):
+        raise DataError(
+            f"{file}: expected the columns 'image' and one of {list(_TEXTS)}, found {found}; "
+            "options such as image=COLUMN&report=COLUMN name others"
+        )
     return metadata
 
 
