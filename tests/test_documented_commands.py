@@ -53,7 +53,7 @@ EXTRAS = (
 )
 SECONDS = 1500
 # What a clone does not have, by the names that the pages give it.
-MISSING = re.compile(r"weights/|\bjanus\b|JANUS|CHECKPOINT|SHARED|MIMIC|https://")
+MISSING = re.compile(r"weights/|\bjanus\b|JANUS|CHECKPOINT|SHARED|MIMIC|ZrH42/UniX|OWNER/|https://")
 
 
 def write_lines(path, rows):

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from support import toy_run
+from support.toy_run import one_error
 from unix_jax.inference.pipeline import UniXPipeline
 from unix_jax.training.metrics import FIELDS
 

@@ -17,6 +17,7 @@ import pytest
 from flax import struct
 from jax.sharding import NamedSharding, PartitionSpec
 
+from support.files import content
 from unix_jax.checkpoints import run_files
 from unix_jax.errors import CheckpointError
 from unix_jax.sharding import make_mesh
