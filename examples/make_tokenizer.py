@@ -1,7 +1,6 @@
-"""Creates the nano model's tokenizer: a byte-level BPE over its training texts and instructions.
+"""Creates the nano model's tokenizer: a byte-level BPE over the texts of the bundled sample set.
 
-    python examples/make_nano_reports.py runs/nano_reports
-    python examples/make_tokenizer.py runs/nano_reports examples/nano_tokenizer
+    python examples/make_tokenizer.py examples/cxr examples/nano_tokenizer
 
 The control tokens stand at the ids of the preset `nano`; ids between the last word piece and them
 are free. Any text can be encoded: all 256 bytes are in the vocabulary.
@@ -15,10 +14,10 @@ import tokenizers
 import tyro
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from unix_jax.checkpoints.native import load_config
 from unix_jax.config import UniXConfig
 from unix_jax.data.records import captions_of, report_text
 from unix_jax.data.sources import open_source
-from unix_jax.instructions import Instructions
 from unix_jax.storage.files import atomic_write
 
 CONTROL = {
@@ -44,7 +43,9 @@ class Arguments:
 
 def main(a: Arguments) -> None:
     source = open_source(f"manifest:{a.samples}")
-    texts = [text for sentences in dataclasses.astuple(Instructions()) for text in sentences]
+    # Those that the nano model was trained with: the file comes out as it lies in the repository.
+    asked = load_config(Path(__file__).parent / "nano").asked
+    texts = [asked.default, *asked.findings_and_impression]
     for i in range(len(source)):
         texts += [report_text(source[i]), *captions_of(source[i])]
     trained = tokenizers.Tokenizer(models.BPE())

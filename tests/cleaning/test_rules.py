@@ -25,7 +25,7 @@ from unix_jax.data.report_sections import split_report
 SET_IN = set(
     re.findall(
         r"\w+",
-        "is are there a an seen other present possibly may likely device place nodes angle"
+        "is are there a an seen other present possible possibly may likely device place nodes angle"
         " aorta made view"
         " changes structures structure of ray x the vena cava",
     )

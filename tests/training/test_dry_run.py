@@ -224,7 +224,7 @@ def test_autoencoder_step():
     assert report.memory.total > 0
 
 
-@pytest.mark.parametrize("accumulation", [1, pytest.param(2, marks=pytest.mark.slow), 8])
+@pytest.mark.parametrize("accumulation", [1, 2, 8])
 @pytest.mark.parametrize("stage", ["understanding", "generation"])
 def test_validation_takes_no_more_memory_than_training(stage, accumulation):
     data = DATA if stage == "understanding" else GENERATION

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import warnings
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from unix_jax.checkpoints import native, run_files
 from unix_jax.checkpoints.run_export import resolve_checkpoint
 from unix_jax.errors import CheckpointError
 from unix_jax.storage.directory_lock import LOCK_FILE
-from unix_jax.training import feed
+from unix_jax.training import feed, start
 
 IMAGES = Path(__file__).parents[2] / "examples" / "cxr" / "images"
 
@@ -233,3 +234,15 @@ def test_a_lock_that_is_no_file_is_named(toy, train, tmp_path, capsys):
     (tmp_path / LOCK_FILE).mkdir()
     error = one_error(train, capsys, str(toy("understanding")), "--out", str(tmp_path))
     assert f"{tmp_path / LOCK_FILE}: cannot be written" in error
+
+
+def test_another_tokenizer_than_that_of_the_start_is_said(tmp_path):
+    for name, text in (("init", "{}"), ("same", "{}"), ("other", "{ }")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tokenizer.json").write_text(text)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        start._warn_of_another_tokenizer(tmp_path / "same", tmp_path / "init")
+        start._warn_of_another_tokenizer(tmp_path / "other", None)
+    with pytest.warns(UserWarning, match="is not the tokenizer of --init"):
+        start._warn_of_another_tokenizer(tmp_path / "other", tmp_path / "init")

@@ -20,7 +20,6 @@ ANY_MARK = re.compile(MARK)
 _ANY = ANY_MARK
 _WORD = re.compile(r"[^\W\d_]{2,}")
 
-_NEXT_VERB = r"(?=\s+(?:is|are|was|were|appears?|remains?|has|have|noted|seen|intact)\b)"
 _PHRASE_END = (
     r"(?=\s*(?:[.,;:)]|$)|\s+(?:and|or|with|in|on|of|at|is|are|was|were|appears?|remains?)\b)"
 )
@@ -45,7 +44,6 @@ _SIGN = (
     r"|blunting"
     r"|lesions?|shadows?|lucenc(?:y|ies)|focus|foci|infiltrates?|consolidations?|fullness)"
 )
-_BE_SEEN = r"(?:is|are|was|were|appears?|remains?|has|have|seen|noted)"
 _END = r"(?=\s*(?:[.,;:)]|$))"
 _TIP = (
     r"(?=\s+(?:(?:is |are )?(?:noted|seen|identified|present)\s+)?(?:with (?:its |the |a |an )?"

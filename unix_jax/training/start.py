@@ -11,6 +11,7 @@ import datetime
 import math
 import os
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,22 @@ def find_origin(config: TrainConfig) -> Origin:
             "model.tokenizer: expected a directory with tokenizer.json where no --init is given, "
             "found none"
         )
+    _warn_of_another_tokenizer(tokenizer, init)
     return Origin(model_config, has_autoencoder, encoder_config, init, tokenizer)
+
+
+def _warn_of_another_tokenizer(tokenizer: Path, init: Path | None) -> None:
+    """Embeddings that were trained with one tokenizer mean nothing with another one."""
+    file = tokenizer / "tokenizer.json" if tokenizer.is_dir() else tokenizer
+    own = None if init is None else init / "tokenizer.json"
+    if own is None or not own.is_file() or not file.is_file():
+        return
+    if own.read_bytes() != file.read_bytes():
+        warnings.warn(
+            f"model.tokenizer: {file} is not the tokenizer of --init, {own}: the embeddings of the "
+            "initial weights belong to other tokens",
+            stacklevel=3,
+        )
 
 
 def with_backbone(model_config: UniXConfig, config: TrainConfig, source: str) -> UniXConfig:
