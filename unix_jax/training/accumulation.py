@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from unix_jax.errors import ConfigError
-from unix_jax.sharding import ShardingRules, batch_shards
+from unix_jax.sharding import batch_shards
 
 
 def sum_over_microbatches(function: Callable[..., Any], k: int, *arguments: Any) -> Any:
@@ -45,11 +45,9 @@ def _split(x: Array, k: int) -> Array:
     return nn.with_logical_constraint(split, (None, "batch", *[None] * (x.ndim - 1)))
 
 
-def check_rows(
-    rows: int, k: int, mesh: Mesh | None = None, rules: ShardingRules | None = None
-) -> None:
+def check_rows(rows: int, k: int, mesh: Mesh | None = None) -> None:
     """Raises ConfigError unless B `rows` divide into k microbatches, and these over the mesh."""
-    parts = k * (1 if mesh is None else batch_shards(mesh, rules))
+    parts = k * (1 if mesh is None else batch_shards(mesh))
     if rows % parts:
         raise ConfigError(
             f"batch: expected a multiple of {parts} rows (accumulation {k} x parts of the mesh), "

@@ -27,7 +27,6 @@ from unix_jax.checkpoints.run_files import (
     require_writable,
     set_aside_damaged,
     steps,
-    verify,
     write_listing,
 )
 from unix_jax.errors import CheckpointError
@@ -54,8 +53,6 @@ class CheckpointStore:
         *,
         keep_last: int = 2,
         keep_best: int = 1,
-        metric: str = "loss",
-        higher_is_better: bool = False,
     ) -> None:
         """Opens `directory`/checkpoints, moves damaged ones aside, removes unfinished ones.
 
@@ -63,10 +60,8 @@ class CheckpointStore:
 
         Args:
           directory: of the run; created if absent.
-          keep_last: so many of the newest are kept, at least 1.
-          keep_best: so many of the best by `metric` are kept besides, among those saved with it.
-          metric: a key of the `metrics` given to `save`.
-          higher_is_better: of the metric.
+          keep_last: the number of newest checkpoints to keep, at least 1.
+          keep_best: the number of further ones to keep: those with the least validation loss.
 
         Raises:
           CheckpointError: the directory cannot be created, written or read, or all of its
@@ -82,7 +77,7 @@ class CheckpointStore:
         self.skipped: list[str] = agree(lambda: set_aside_damaged(self.directory))
         self._log_filter = _OrbaxFilter()
         logging.getLogger("absl").addFilter(self._log_filter)
-        self._policy = _KeepLastAndBest(keep_last, keep_best, metric, higher_is_better)
+        self._policy = _KeepLastAndBest(keep_last, keep_best)
         for step in steps(self.directory):
             self._policy.metrics[step] = listing(self.directory / str(step)).get("metrics", {})
         self._pending: tuple[int, Mapping[str, float]] | None = None
@@ -176,25 +171,22 @@ class CheckpointStore:
         self.__exit__(None)
         self._manager.close()
 
-    def restore(self, target: Any, step: int | None = None) -> Restored | None:
-        """The newest usable checkpoint, or that of `step`; None if there is none.
+    def restore(self, target: Any) -> Restored | None:
+        """The newest usable checkpoint; None if there is none.
 
         Args:
           target: the state's pytree with arrays or `jax.ShapeDtypeStruct`s that carry shardings;
             those of the run that wrote the checkpoint do not matter.
-          step: a step of `steps()`.
 
         Raises:
           CheckpointError: the state has other arrays than the checkpoint (another configuration);
-            or it cannot be read, or a file of `step` changed since it was written.
+            or it cannot be read.
         """
-        steps = self.steps() if step is None else [s for s in self.steps() if s == step]
+        # Opening the store has verified the newest one.
+        steps = self.steps()
         if not steps:
             return None
         newest, path = steps[-1], self.path(steps[-1])
-        if step is not None:
-            # Opening the store has verified the newest one only.
-            agree(lambda: verify(path))
         flat = {name: _abstract(leaf) for name, leaf in _flat(target).items()}
         self._require_same_arrays(newest, flat)
         try:
@@ -267,17 +259,16 @@ class CheckpointStore:
 
 
 class _KeepLastAndBest(PreservationPolicy):
-    """The newest `last` checkpoints and the best `best` of those that have the metric."""
+    """The newest `last` checkpoints, and those with the `best` least losses of validation."""
 
-    def __init__(self, last: int, best: int, metric: str, higher_is_better: bool) -> None:
+    def __init__(self, last: int, best: int) -> None:
         self.metrics: dict[int, Mapping[str, float]] = {}
         self._last, self._best = last, best
-        self._metric, self._sign = metric, -1 if higher_is_better else 1
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         steps = sorted(info.step for info in checkpoints)
-        scored = [s for s in steps if self._metric in self.metrics.get(s, {})]
-        scored.sort(key=lambda s: (self._sign * self.metrics[s][self._metric], -s))
+        scored = [s for s in steps if "loss" in self.metrics.get(s, {})]
+        scored.sort(key=lambda s: (self.metrics[s]["loss"], -s))
         kept = {*steps[-self._last :], *scored[: self._best]}
         return [info.step in kept for info in checkpoints]
 

@@ -367,10 +367,9 @@ class TrainConfig:
             if value != default:
                 found.append((name, value, default, why))
 
-        def add_all(group: str, default: Any, why: str, read: tuple[str, ...] = ()) -> None:
+        def add_all(group: str, default: Any, why: str) -> None:
             for field in dataclasses.fields(default):
-                if field.name not in read:
-                    add(f"{group}.{field.name}", getattr(default, field.name), why)
+                add(f"{group}.{field.name}", getattr(default, field.name), why)
 
         # Both have one place of their own above.
         add("data.seed", 0, "in training, which takes seed")

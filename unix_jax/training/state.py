@@ -21,7 +21,7 @@ from unix_jax.checkpoints.fitting import check_leaves
 from unix_jax.checkpoints.leaves import flatten
 from unix_jax.errors import CheckpointError
 from unix_jax.models.layers import Dtype
-from unix_jax.sharding import ShardingRules, param_shardings
+from unix_jax.sharding import param_shardings
 from unix_jax.training.parameter_groups import merge_params, split_params
 
 Init = Mapping[str, Callable[[Array], Any]]
@@ -63,7 +63,6 @@ def create_state(
     init: Init,
     given: Mapping[str, Any] | None = None,
     mesh: Mesh | None = None,
-    rules: ShardingRules | None = None,
     frozen_dtype: Dtype | None = None,
     ema: bool = True,
 ) -> TrainState:
@@ -86,8 +85,8 @@ def create_state(
     _check_given(given, nn.unbox(shapes), init)
     shardings = None
     if mesh is not None:
-        shardings = state_shardings(init=init, mesh=mesh, rules=rules, **options)
-        given = jax.device_put(given, param_shardings(shapes, mesh, rules))
+        shardings = state_shardings(init=init, mesh=mesh, **options)
+        given = jax.device_put(given, param_shardings(shapes, mesh))
 
     def make(key: Array, given: dict[str, Any]) -> TrainState:
         fresh = {part: fn for part, fn in init.items() if part not in given}
@@ -102,7 +101,6 @@ def abstract_state(
     *,
     init: Init,
     mesh: Mesh | None = None,
-    rules: ShardingRules | None = None,
     frozen_dtype: Dtype | None = None,
     ema: bool = True,
 ) -> TrainState:
@@ -114,7 +112,7 @@ def abstract_state(
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         shapes,
-        state_shardings(init=init, mesh=mesh, rules=rules, **options),
+        state_shardings(init=init, mesh=mesh, **options),
     )
 
 
@@ -124,7 +122,6 @@ def state_shardings(
     *,
     init: Init,
     mesh: Mesh,
-    rules: ShardingRules | None = None,
     frozen_dtype: Dtype | None = None,
     ema: bool = True,
 ) -> TrainState:
@@ -132,21 +129,19 @@ def state_shardings(
     shapes = _shapes(init, trainable=trainable, tx=tx, frozen_dtype=frozen_dtype, ema=ema)
     parts = jax.eval_shape(lambda key: _fresh(init, key), jax.random.key(0))
     trained, frozen = split_params(parts, trainable)
-    of_trained = param_shardings(trained, mesh, rules)
+    of_trained = param_shardings(trained, mesh)
     whole = NamedSharding(mesh, PartitionSpec())
     return TrainState(
         step=whole,  # type: ignore[arg-type]
         trained=of_trained,
-        frozen=param_shardings(frozen, mesh, rules),
+        frozen=param_shardings(frozen, mesh),
         ema=of_trained if ema else None,
-        opt_state=_optimizer_shardings(shapes.opt_state, flatten(trained), mesh, rules),
+        opt_state=_optimizer_shardings(shapes.opt_state, flatten(trained), mesh),
         halted=whole,  # type: ignore[arg-type]
     )
 
 
-def _optimizer_shardings(
-    opt_state: Any, trained: Mapping[str, Any], mesh: Mesh, rules: ShardingRules | None
-) -> Any:
+def _optimizer_shardings(opt_state: Any, trained: Mapping[str, Any], mesh: Mesh) -> Any:
     """Of an optimiser's state, whose arrays belong to the parameters that their paths end with.
 
     An array of the parameter's shape, such as a moment, is split as the parameter is; one that
@@ -160,7 +155,7 @@ def _optimizer_shardings(
         box = next((trained[end] for end in ends if end in trained), None)
         axes = _axes_of(leaf.shape, box)
         boxed = leaf if axes is None else nn.LogicallyPartitioned(leaf, axes)
-        return param_shardings(boxed, mesh, rules)
+        return param_shardings(boxed, mesh)
 
     return jax.tree_util.tree_map_with_path(one, opt_state)
 
