@@ -40,7 +40,7 @@ def sum_over_microbatches(function: Callable[..., Any], k: int, *arguments: Any)
 
 
 def _split(x: Array, k: int) -> Array:
-    """[B, ...] -> [k, B / k, ...]: microbatch i has the rows i, i + k, ..."""
+    """[B, ...] -> [k, B / k, ...]: microbatch i contains the rows i, i + k, ..."""
     split = jnp.moveaxis(x.reshape(-1, k, *x.shape[1:]), 1, 0)
     return nn.with_logical_constraint(split, (None, "batch", *[None] * (x.ndim - 1)))
 

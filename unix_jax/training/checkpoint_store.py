@@ -1,13 +1,13 @@
-"""Checkpoints of a training run: written in the background, whole or absent, verified when read.
+"""Checkpoints of a training run: written in the background, atomically, and verified when read.
 
     DIR/checkpoints/STEP/state/      Orbax: every array of the state by its path, EMA included
     DIR/checkpoints/STEP/progress/   Orbax: JSON, the data iterator, the configuration, open meters
     DIR/checkpoints/STEP/files.json  size and CRC-32 of each file, written last; the metrics
-    DIR/checkpoints/damaged/STEP     what failed verification, moved out of the way
+    DIR/checkpoints/damaged/STEP     checkpoints that failed verification
 
-Orbax writes under a temporary name, `files.json` follows there, and one rename makes all of it
-count. So a kill at any moment leaves the checkpoint before usable: older ones are deleted only
-after that rename. Works over any pytree of arrays.
+Orbax writes under a temporary name, `files.json` is added there, and one rename completes the
+checkpoint. Older checkpoints are deleted only after that rename, so a process that is killed at any
+moment leaves a usable one. Works with any pytree of arrays.
 """
 
 import logging
@@ -54,9 +54,9 @@ class CheckpointStore:
         keep_last: int = 2,
         keep_best: int = 1,
     ) -> None:
-        """Opens `directory`/checkpoints, moves damaged ones aside, removes unfinished ones.
+        """Opens `directory`/checkpoints; moves damaged checkpoints away, deletes unfinished ones.
 
-        Damaged ones are moved only where an older usable one is found.
+        Damaged ones are moved only if an older usable one exists.
 
         Args:
           directory: of the run; created if absent.
@@ -103,7 +103,7 @@ class CheckpointStore:
             if kind is None:
                 self.wait()
             else:
-                # The error that is on its way says more than one about the last checkpoint.
+                # The current error is more informative than one about the last checkpoint.
                 self._quietly_finish()
         finally:
             logging.getLogger("absl").removeFilter(self._log_filter)
@@ -227,7 +227,7 @@ class CheckpointStore:
             )
 
     def _require_space(self, state: Any, step: int) -> None:
-        """Refuses early what certainly does not fit; the write itself is checked too."""
+        """Raises CheckpointError early if the disk is too small; the write is checked as well."""
         needed = sum(_local_bytes(leaf) for leaf in jax.tree.leaves(state))
         free = shutil.disk_usage(self.directory).free
         if needed > free:
@@ -274,7 +274,7 @@ class _KeepLastAndBest(PreservationPolicy):
 
 
 class _OrbaxFilter(logging.Filter):
-    """Drops Orbax's own log records: what the user must know is in our errors."""
+    """Drops Orbax's own log records; this project's errors contain what a user needs."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return f"{os.sep}orbax{os.sep}" not in record.pathname
@@ -319,7 +319,7 @@ def first_line(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     for reason in ("No space left on device", "File too large", "Permission denied",
                    "Disk quota exceeded", "Read-only file system"):  # fmt: skip
-        # TensorStore wraps the system's words in a page of context.
+        # TensorStore adds a page of context to the system's message.
         if reason in text:
             return reason
     return text[:200]

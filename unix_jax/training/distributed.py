@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 from unix_jax.errors import ConfigError, UniXError
 from unix_jax.sharding import ShardingRules, batch_shards
 
-# Set by schedulers and pods that run one process a host.
+# Set by schedulers and pods that run one process per host.
 _CLUSTER_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "SLURM_NTASKS", "TPU_WORKER_HOSTNAMES")
 # The device files of a TPU machine's chips, of older and of newer kinds.
 _DEVICES = Path("/dev")
@@ -69,7 +69,7 @@ def _join_slice() -> None:
     except RuntimeError as error:
         raise _not_found(error) from error
     except (ValueError, OSError, ImportError) as error:
-        # No metadata: a machine of its own, or in a cluster of another kind.
+        # No metadata: a single machine, or a cluster of another kind.
         warnings.warn(
             "distributed: this machine has TPUs, but nothing says whether others belong to them "
             f"({_one_line(error)}): it works alone; train.py takes --distributed.coordinator if it "
@@ -147,7 +147,7 @@ def collect(value: Any) -> list[Any]:
 
 
 def raise_together(error: UniXError | None) -> None:
-    """Raises `error`, or that of another process, so that all processes end at the same place.
+    """Raises `error`, or that of another process, so that all processes end at the same point.
 
     Every process calls it, with None where all is well.
 

@@ -1,6 +1,6 @@
 """Samples of a model in training: reports of held-out X-rays, or a sheet of generated ones.
 
-Stands above both `training` and `inference`; `train.py` calls it every so often.
+Uses both `training` and `inference`; `train.py` calls it at intervals.
 """
 
 import dataclasses
@@ -43,14 +43,14 @@ FOLDER = "previews"
 
 @dataclasses.dataclass(frozen=True)
 class Preview:
-    """What a preview wrote, and shows besides: a picture or a text."""
+    """The file of a preview, and its image or its text."""
 
     path: Path
     picture: Image.Image | None = None
     text: str | None = None
 
     def report(self, metrics: Metrics, step: int) -> None:
-        """Shows it where numbers are shown."""
+        """Writes it to the reporters of metrics, such as TensorBoard."""
         name = self.path.stem.partition("_")[2]
         if self.picture is not None:
             metrics.image(step, name, np.asarray(self.picture.convert("RGB")))
@@ -68,7 +68,7 @@ def make(
     step: int,
     records: Mapping[Task, Sequence[Record]],
 ) -> list[Preview]:
-    """What the exported weights make of the held-out records of each task, written to DIR/previews.
+    """Reports and images of held-out records by the weights of an export, written to DIR/previews.
 
     All processes call it; the first one writes.
 
@@ -115,8 +115,8 @@ def run_pipeline(
 def local(trees: Sequence[Any]) -> list[Any]:
     """New containers around arrays that this process can use alone; None stays None.
 
-    The pipeline cuts its containers apart. The arrays are the run's own unless several processes
-    hold them.
+    The pipeline modifies its containers. The arrays are shared with the run, unless several
+    processes hold them.
     """
     if jax.process_count() == 1:
         return [jax.tree.map(lambda leaf: leaf, tree) for tree in trees]
@@ -130,7 +130,7 @@ def _reports(
     step: int,
     records: Sequence[Record],
 ) -> Preview:
-    """Greedy reports beside the true ones."""
+    """Greedy reports next to the references."""
     reports = pipe.generate_report(
         [question_images(record) for record in records],
         prompts=[instructions_for(record, pipe.config.asked)[0] for record in records],
@@ -175,7 +175,7 @@ def _edited(
     step: int,
     records: Sequence[Record],
 ) -> Preview:
-    """Conditions, below them what the model makes of each, and below that the true images."""
+    """A sheet of three rows: conditions, generated images, and true images."""
     shape = config.data.vae_height, config.data.vae_width, config.data.vae_padding
     before, after = (
         [pad_to_fit(record_image(r), *shape) for r in chosen]
@@ -202,7 +202,7 @@ def _reconstructions(
     step: int,
     records: Sequence[Record],
 ) -> Preview:
-    """Held-out images, and below them what the autoencoder makes of them."""
+    """A sheet of two rows: held-out images and their reconstructions."""
     pixels = np.stack([vae_pixels(record, config.data) for record in records])
     decoded = _reconstruct(Autoencoder(model_config.vae), vae_params, pixels)
     both = [to_gray_pil(np.clip(x / 2 + 0.5, 0, 1)) for x in (*pixels, *np.asarray(decoded))]

@@ -193,7 +193,7 @@ def _gradients(
         (loss, parts), gradients = jax.value_and_grad(loss_of, has_aux=True)(working)
         gradients = jax.tree.map(lambda x, master: x.astype(master.dtype), gradients, trained)
         if shardings is not None:
-            # Where the parameters lie: sums over devices may then be scattered, not repeated.
+            # Sharded as the parameters are, so that sums over devices can be reduce-scatters.
             gradients = jax.lax.with_sharding_constraint(gradients, shardings)
         return loss, parts, gradients
 
