@@ -26,14 +26,14 @@ from unix_jax.data.records import (
     record_image,
     report_text,
 )
-from unix_jax.errors import CheckpointError
+from unix_jax.errors import CheckpointError, UniXError
 from unix_jax.inference.pipeline import UniXPipeline
 from unix_jax.models.autoencoder import Autoencoder
 from unix_jax.preprocessing.text import Tokenizer
 from unix_jax.preprocessing.transforms import contact_sheet, pad_to_fit, save_png, to_gray_pil
 from unix_jax.storage.files import atomic_write
 from unix_jax.training.config import TrainConfig
-from unix_jax.training.distributed import is_primary
+from unix_jax.training.distributed import is_primary, raise_together
 from unix_jax.training.export import gather
 from unix_jax.training.metrics import Metrics
 from unix_jax.training.stages import Stage, compute_dtype
@@ -46,14 +46,14 @@ class Preview:
     """The file of a preview, and its image or its text."""
 
     path: Path
-    picture: Image.Image | None = None
+    image: Image.Image | None = None
     text: str | None = None
 
     def report(self, metrics: Metrics, step: int) -> None:
         """Writes it to the reporters of metrics, such as TensorBoard."""
         name = self.path.stem.partition("_")[2]
-        if self.picture is not None:
-            metrics.image(step, name, np.asarray(self.picture.convert("RGB")))
+        if self.image is not None:
+            metrics.image(step, name, np.asarray(self.image.convert("RGB")))
         if self.text is not None:
             metrics.text(step, name, self.text)
 
@@ -73,22 +73,35 @@ def make(
     All processes call it; the first one writes.
 
     Raises:
-      UniXError: a file that cannot be written.
+      UniXError: an image that cannot be read, or a file that cannot be written; in every process.
     """
     directory = out / FOLDER
     if config.stage == "autoencoder":
         _, vae_params = local(run.weights(state, config.preferred))
-        if not is_primary():
-            return []
-        shown = records["generation"]
-        return [_reconstructions(run.config, vae_params, config, directory, step, shown)]
-    pipe = run_pipeline(run, config, state, tokenizer, mesh)
-    if pipe is None:
-        return []
-    of_task: dict[Task, Callable[..., Preview]] = {
-        "understanding": _reports, "generation": _drawn, "edit": _edited,
-    }  # fmt: skip
-    return [of_task[task](pipe, config, directory, step, shown) for task, shown in records.items()]
+
+        def write() -> list[Preview]:
+            shown = records["generation"]
+            return [_reconstructions(run.config, vae_params, config, directory, step, shown)]
+
+    else:
+        pipe = run_pipeline(run, config, state, tokenizer, mesh)
+
+        def write() -> list[Preview]:
+            return [
+                _OF_TASK[task](pipe, config, directory, step, shown)
+                for task, shown in records.items()
+            ]
+
+    made: list[Preview] = []
+    error: UniXError | None = None
+    if is_primary():
+        try:
+            made = write()
+        except UniXError as failed:
+            error = failed
+    # The other processes would wait in the next step for one that has ended.
+    raise_together(error)
+    return made
 
 
 def run_pipeline(
@@ -149,7 +162,7 @@ def _reports(
     return Preview(path, text=text)
 
 
-def _drawn(
+def _generated(
     pipe: UniXPipeline,
     config: TrainConfig,
     directory: Path,
@@ -194,6 +207,11 @@ def _edited(
     return _write_sheet(directory / f"{step:08d}_edited.png", sheet)
 
 
+_OF_TASK: dict[Task, Callable[..., Preview]] = {
+    "understanding": _reports, "generation": _generated, "edit": _edited,
+}  # fmt: skip
+
+
 def _reconstructions(
     model_config: UniXConfig,
     vae_params: Any,
@@ -217,4 +235,4 @@ def _reconstruct(autoencoder: Autoencoder, params: Any, pixels: Any) -> Any:
 
 def _write_sheet(path: Path, sheet: Image.Image) -> Preview:
     save_png(path, sheet)
-    return Preview(path, picture=sheet)
+    return Preview(path, image=sheet)
