@@ -42,7 +42,7 @@ import pytest
 
 GOLDEN = Path(__file__).parent / "golden" / "tiny"
 PROGRAMS = Path(tempfile.gettempdir()) / f"unix-jax-tests-{getpass.getuser()}"
-MOST_RESIDENT = 3 * 2**30  # two workers and what they start fit into 8 GiB
+MOST_RESIDENT = 2 * 2**30  # two workers and what they start fit into 8 GiB
 
 
 def pytest_configure(config):

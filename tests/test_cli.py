@@ -141,7 +141,7 @@ def test_empty_prompt_is_legal(capsys, xray):
 # ------------------------------------------------------------------------- generate
 
 
-def test_generate_writes_pictures_and_a_sheet(capsys, tmp_path):
+def test_generate_writes_images_and_a_sheet(capsys, tmp_path):
     out = tmp_path / "new" / "pictures"
     prompts = ["Large right pleural effusion.", "心 / ../x"]
     assert run(["generate", *prompts, *ON_TINY, *QUICK_IMAGE, "--out", str(out),
@@ -175,7 +175,7 @@ def test_generate_says_what_it_replaces(capsys, tmp_path):
     )
 
 
-def test_one_picture_has_no_sheet_and_the_seed_repeats(capsys, tmp_path):
+def test_one_image_has_no_sheet_and_the_seed_repeats(capsys, tmp_path):
     arguments = ["generate", "Edema.", *ON_TINY, *QUICK_IMAGE]
     for name, seed in (("a", "4"), ("b", "4"), ("c", "5")):
         assert run([*arguments, "--out", str(tmp_path / name), "--seed", seed]) == 0
@@ -185,7 +185,7 @@ def test_one_picture_has_no_sheet_and_the_seed_repeats(capsys, tmp_path):
     capsys.readouterr()
 
 
-def test_empty_text_draws_an_unconditional_picture(capsys, tmp_path):
+def test_empty_text_generates_an_unconditional_image(capsys, tmp_path):
     assert run(["generate", "", *ON_TINY, *QUICK_IMAGE, "--out", str(tmp_path)]) == 0
     assert [p.name for p in tmp_path.iterdir()] == ["000_image_seed0.png"]
     assert "PROMPT: a text is empty" in capsys.readouterr().err
@@ -286,7 +286,7 @@ def test_info_of_no_checkpoint(capsys, tmp_path):
     assert "nowhere" in error_of(capsys, ["info", str(tmp_path / "nowhere")])
 
 
-def test_bad_pictures(capsys, tmp_path, xray):
+def test_bad_images(capsys, tmp_path, xray):
     cases = {
         "pixel.png": "at least 16 pixels",
         "text.png": "expected an image",
@@ -525,7 +525,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_interruption_leaves_no_picture(tmp_path):
+def test_interruption_leaves_no_image(tmp_path):
     out = tmp_path / "out"
     started = process(
         ["generate", "x", *ON_TINY, "--height", "64", "--width", "64",

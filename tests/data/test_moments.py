@@ -50,7 +50,7 @@ def written(params, tmp_path_factory):
     return out, len(calls)
 
 
-def test_pictures_that_show_nothing_are_named(params, tmp_path):
+def test_images_that_show_nothing_are_named(params, tmp_path):
     source = records(COUNT)
     file = io.BytesIO()
     Image.new("L", (24, 20), 255).save(file, "PNG")

@@ -137,7 +137,7 @@ def test_unusable_records_are_told_apart():
         assert found[2] == Skip("broken", "row 2: broken")
 
 
-def test_moments_replace_the_picture():
+def test_moments_replace_the_image():
     moments = np.zeros((6, 4, 8), np.float32)
     records = ListSource([Record("a", None, captions=("A.",))])
     source = GenerationSamples(

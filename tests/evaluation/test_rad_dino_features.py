@@ -39,7 +39,7 @@ def test_without_the_squash_the_centre_is_cut_out(size):
     assert back.mean() == pytest.approx(ramp.mean(), abs=1.5)
 
 
-def test_a_picture_alone_is_that_picture_among_others(encoder, assert_close):
+def test_an_image_alone_is_that_image_among_others(encoder, assert_close):
     features = encoder.features(PICTURES, batch_size=2)
     assert features.shape == (3, 32)
     assert features.dtype == np.float32

@@ -59,7 +59,7 @@ def results_of(out):
     return json.loads((out / "results.json").read_text())
 
 
-def test_without_an_encoder_pictures_alone_are_made_and_it_is_said(drawn):
+def test_without_an_encoder_images_alone_are_made_and_it_is_said(drawn):
     results = results_of(drawn)
     assert results["counts"] == {
         "items": SOME + 1, "scored": SOME - 1, "failed": 2, "not_comparable": 0,
@@ -76,7 +76,7 @@ def test_without_an_encoder_pictures_alone_are_made_and_it_is_said(drawn):
     assert "Samples" in (drawn / "report.html").read_text()
 
 
-def test_a_picture_depends_on_its_item_alone(drawn):
+def test_an_image_depends_on_its_item_alone(drawn):
     prompts = ["Text 9.", "Text 6.", "Other.", "Text 1."]
     seeds = [1, item_seed(0, 6), 2, 3]
     others = toy_pipelines.small_writing_pipe().generate_image(

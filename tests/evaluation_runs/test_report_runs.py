@@ -138,7 +138,7 @@ def test_an_image_that_shows_nothing_is_counted_and_named(tmp_path, capsys):
     assert "nearly black (" in page
 
 
-def test_the_page_runs_nothing_and_shows_the_pictures(whole):
+def test_the_page_runs_nothing_and_shows_the_images(whole):
     page = (whole / "report.html").read_text()
     assert "<script" not in page
     assert "&lt;script&gt;" in page

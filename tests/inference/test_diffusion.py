@@ -53,7 +53,7 @@ def test_every_argument_changes_the_image(pipe):
         assert np.abs(base - other).max() > 1e-3
 
 
-def test_pictures(pipe):
+def test_images(pipe):
     images = pipe.generate_image(["left", "no"], height=12, width=20, num_inference_steps=2)
     assert [image.size for image in images] == [(20, 12)] * 2
     assert images[0].mode == "L"

@@ -73,7 +73,7 @@ def test_golden_images(run):
     close(latents[0], tensors[f"gen.sample.{run}.latent"])
 
 
-def test_golden_picture():
+def test_golden_image():
     pipe, tensors = tiny_pipe(), golden()
     options = arguments(INFO["generation_samples"][0]) | {
         "initial_noise": tensors["gen.init_noise"][None]
@@ -481,7 +481,7 @@ def test_bfloat16_is_float32_on_a_cpu():
     assert isinstance(pipe.tokenizer, Tokenizer)
 
 
-def test_every_kind_of_picture(tmp_path):
+def test_every_kind_of_image(tmp_path):
     array = np.random.default_rng(0).integers(0, 256, (40, 30), dtype=np.uint8)
     file = tmp_path / "x.png"
     Image.fromarray(array).save(file)

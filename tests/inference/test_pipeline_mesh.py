@@ -39,7 +39,7 @@ def test_images_are_one_devices(sharded):
     np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 
-def test_sampled_reports_decoded_pictures_and_edits():
+def test_sampled_reports_decoded_images_and_edits():
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
     sharded, single = UniXPipeline(SMALL, *small_params(), mesh=mesh), small_pipe()
     options = {"prompts": PROMPTS, "max_new_tokens": 10, "temperature": 1.5, "top_p": 0.9,

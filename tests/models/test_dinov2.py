@@ -63,7 +63,7 @@ def test_an_image_alone_is_that_image_among_others(encoder, tensors, assert_clos
     assert_close(apply(pixels[1:]), apply(pixels)[1:], 1e-6)
 
 
-def test_the_patch_grid_is_the_picture(encoder):
+def test_the_patch_grid_is_the_image(encoder):
     """A change in one patch of a non-square image shows most in the same place of the grid."""
     config, apply = encoder
     pixels = np.zeros((2, 42, 70, 3), np.float32)

@@ -46,7 +46,7 @@ class MetricsError(UniXError):
 
 
 class Reporter(Protocol):
-    """Something that shows numbers and pictures of a step."""
+    """A destination of the numbers and images of a step, such as TensorBoard."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
 

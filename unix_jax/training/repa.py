@@ -1,7 +1,7 @@
 """REPA: latent tokens in the middle of the decoder are aligned with a frozen encoder's patches.
 
 Hidden state of a latent token -> three-layer projector -> negative cosine to the RAD-DINO feature
-at the token's place in the picture. Both are grids over one image; the encoder's is resampled in
+at the token's position in the image. Both are grids over one image; the encoder's is resampled in
 two dimensions to the latents'.
 
 Source: Yu et al., arXiv 2410.06940; the original model taps the eighth layer.
@@ -151,7 +151,7 @@ def make_repa(
 
     Raises:
       ConfigError: an image size that the encoder's patch does not divide. The loss itself raises
-        it for batches without pixels (precomputed moments hold no picture to compare with).
+        it for batches without pixels (precomputed moments contain no image to compare with).
     """
     config = _checked(config, encoder_config)
     encoder = Dinov2(encoder_config, dtype)
