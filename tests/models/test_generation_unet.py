@@ -16,7 +16,7 @@ from unix_jax.inference.context import image_context
 from unix_jax.inference.sampling import predict_velocity
 from unix_jax.models.packed_images import PackedImages
 from unix_jax.models.unet_config import backbone_config
-from unix_jax.models.unix import TwoStreamBatch, UniX, init_params, param_shapes
+from unix_jax.models.unix import TwoStreamBatch, UniX, param_shapes, untrained_params
 
 MODEL = UniX(CONFIG)
 TEXTS = [[600, 5, 6, 7, 601], [600, 8, 601], [600, 601], [600, 9, 10, 11, 12, 601]]
@@ -62,7 +62,7 @@ def test_the_parameters_of_the_gen_stream_are_absent():
 
 
 def test_fresh_weights_predict_no_velocity(rows, predict):
-    fresh = predict(init_params(CONFIG, jax.random.key(0)), batch_of(*rows))
+    fresh = predict(untrained_params(CONFIG, jax.random.key(0)), batch_of(*rows))
     assert fresh.gen is None
     np.testing.assert_array_equal(fresh.velocity, 0)
 

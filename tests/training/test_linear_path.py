@@ -1,6 +1,7 @@
 """The linear path of an autoencoder: block PCA, the descent after it, and the start from it."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,7 @@ def images(count=12, side=16):
     return (0.7 * np.stack(waves)[..., None]).astype(np.float32)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def through(config, params, pixels):
     model = Autoencoder(config)
     moments = model.apply({"params": params}, pixels, method="moments")
@@ -37,6 +39,7 @@ def through(config, params, pixels):
     return moments, model.apply({"params": params}, latents, method="decode")
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def fresh(config):
     side = 2 * config.downsample
     return Autoencoder(config).init(jax.random.key(0), jnp.zeros((1, side, side, 3)))["params"]

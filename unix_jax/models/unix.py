@@ -9,6 +9,7 @@ Letters: B batch, U und tokens, G latent tokens, I images of a row, J images of 
 P patches of an image, D width, V vocabulary, C numbers in a latent token.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -366,6 +367,12 @@ def init_params(config: UniXConfig, key: Array, *, boxed: bool = False) -> dict[
     model = UniX(config)
     variables = model.init(key, _probe(config), method=UniX.initialise)
     return variables["params"] if boxed else nn.unbox(variables["params"])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def untrained_params(config: UniXConfig, key: Array) -> dict[str, Any]:
+    """`init_params` as one program, which compiles much faster than its operations one by one."""
+    return init_params(config, key)
 
 
 @traced_once

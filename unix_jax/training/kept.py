@@ -17,7 +17,7 @@ from unix_jax.checkpoints.leaves import flatten, unflatten
 from unix_jax.config import UniXConfig
 from unix_jax.data.config import DataConfig
 from unix_jax.errors import CheckpointError, ConfigError, UniXError
-from unix_jax.models.unix import init_params
+from unix_jax.models.unix import untrained_params
 from unix_jax.preprocessing.text import Tokenizer
 from unix_jax.sharding import make_mesh
 from unix_jax.storage.json_file import read_json
@@ -115,7 +115,7 @@ def export_step(
     if settings["stage"] == "autoencoder":
         part = "ema" if weights == "average" else "params"
         vae_params: Any = _read(path / "state", part)
-        params: Any = init_params(model_config, jax.random.key(settings["seed"]))
+        params: Any = untrained_params(model_config, jax.random.key(settings["seed"]))
         model_config = _measured(model_config, vae_params, settings, tokenizer)
     else:
         part = "ema" if weights == "average" else "trained"

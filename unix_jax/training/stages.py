@@ -21,7 +21,7 @@ from unix_jax.errors import ConfigError
 from unix_jax.models import autoencoder as vae
 from unix_jax.models.attention.cudnn_attention import has_cudnn_attention
 from unix_jax.models.dinov2 import Dinov2Config
-from unix_jax.models.unix import UniX, init_params
+from unix_jax.models.unix import UniX, init_params, untrained_params
 from unix_jax.training import flops
 from unix_jax.training.accumulation import check_rows
 from unix_jax.training.autoencoder import (
@@ -406,7 +406,7 @@ class AutoencoderStage(Stage):
 
     def weights(self, state: Any, which: Weights) -> tuple[Any, Any | None]:
         # A complete checkpoint, from which the next stage starts; the model itself is untrained.
-        return init_params(self.config, self.key), self._of(state, which)
+        return untrained_params(self.config, self.key), self._of(state, which)
 
     def final_config(
         self, state: Any, which: Weights, batches: Iterable[TrainingBatch]
