@@ -16,8 +16,9 @@ def toy(tmp_path_factory):
 
 # Settings that a stage does not read.
 AROUND_THE_STAGE = {
-    "data", "init", "checkpoint_every", "log_every", "validate_every", "preview_every",
-    "checkpoints", "validation", "previews", "evals", "logging", "distributed",
+    "total_steps", "total_epochs", "total_samples", "data", "init", "distributed", "logging",
+    "checkpoint_every", "log_every", "validate_every", "preview_every", "checkpoints",
+    "validation", "previews", "evals",
 }  # fmt: skip
 
 
@@ -32,7 +33,9 @@ def train():
         read = dataclasses.asdict(config)
         for name in AROUND_THE_STAGE:
             del read[name]
-        key = mesh, repr((read, model_config.to_dict(), total_steps, options))
+        # Only the schedule of the learning rate depends on the length.
+        length = None if config.optimizer.schedule == "constant" else total_steps
+        key = mesh, repr((read, model_config.to_dict(), length, options))
         if key not in made:
             made[key] = make_stage(config, model_config, mesh, total_steps, **options)
         return made[key]
