@@ -198,7 +198,8 @@ def test_other_parts_are_as_strict(read, raw, changes):
 LEVELS = st.integers(1, 3)
 
 
-@settings(max_examples=8, deadline=None)
+# Each example traces a U-Net.
+@settings(max_examples=5, deadline=None)
 @given(st.data(), LEVELS)
 def test_any_supported_sizes_have_a_table(data, levels):
     def per_level(*values):

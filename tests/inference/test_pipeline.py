@@ -149,7 +149,7 @@ SAMPLED = {"temperature": 1.5, "top_p": 0.95}
 
 
 @pytest.mark.parametrize(
-    ("options", "sizes"), [({}, (2, 3, 4, 5)), (SAMPLED, (3,))], ids=["greedy", "sampled"]
+    ("options", "sizes"), [({}, (2, 5)), (SAMPLED, (3,))], ids=["greedy", "sampled"]
 )
 def test_report_rows_equal_rows_alone(options, sizes):
     images, seeds = pictures(5, seed=1), [3, 1, 4, 1, 5]

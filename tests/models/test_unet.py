@@ -143,7 +143,14 @@ def test_the_und_stream_is_frozen_and_its_holes_are_not_seen():
 
 
 @pytest.mark.parametrize("config", [SMALL, JOINT], ids=["text", "joint"])
-@pytest.mark.parametrize("axes", [{"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 8}])
+@pytest.mark.parametrize(
+    "axes",
+    [
+        {"data": 2, "fsdp": 2, "tensor": 2},
+        # Compiles for long, and has nothing that the first one does not have.
+        pytest.param({"fsdp": 8}, marks=pytest.mark.slow),
+    ],
+)
 def test_meshes(config, axes, assert_close):
     weights, (x, t, context) = params(config), inputs(config, rows=8)
     model = UNet(config)
