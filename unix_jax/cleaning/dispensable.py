@@ -8,7 +8,7 @@ import re
 
 from unix_jax.cleaning.facts import measurements, normal_statements, qualities, statements
 from unix_jax.cleaning.guard import content_words, may_go
-from unix_jax.cleaning.placeholders import ANY_MARK, MARK
+from unix_jax.cleaning.marks import ANY_MARK, MARK
 
 _OPENING = r"(?:(?:or|and|also|however|alternatively|otherwise)\b,?\s+)?"
 _ADVICE = re.compile(

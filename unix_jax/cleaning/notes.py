@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from unix_jax.cleaning.facts import states_something
 from unix_jax.cleaning.guard import broken, refusal
-from unix_jax.cleaning.placeholders import MARK
+from unix_jax.cleaning.marks import MARK
 from unix_jax.cleaning.sentences import each_sentence, mended
 
 _PERSON = (

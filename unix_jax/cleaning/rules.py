@@ -14,15 +14,10 @@ from collections.abc import Callable, Mapping
 from unix_jax.cleaning.dispensable import is_dispensable
 from unix_jax.cleaning.facts import difference, facts, holds_finding, states_something
 from unix_jax.cleaning.guard import broken, refusal, speaks_of_prior
+from unix_jax.cleaning.hidden_meaning import denying_others, hides_meaning, says_whether
+from unix_jax.cleaning.marks import ANY_MARK
 from unix_jax.cleaning.notes import drop_notes, tells_somebody, without_notes
-from unix_jax.cleaning.placeholders import (
-    ANY_MARK,
-    denying_others,
-    drop_placeholders,
-    hides_meaning,
-    says_whether,
-    without_placeholders,
-)
+from unix_jax.cleaning.placeholders import drop_placeholders, without_placeholders
 from unix_jax.cleaning.priors import drop_priors, without_priors
 from unix_jax.cleaning.sentences import (
     each_sentence,
