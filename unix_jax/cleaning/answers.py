@@ -20,7 +20,7 @@ XML_TAG = re.compile(r"<(/?)([A-Za-z][\w:-]{0,39})(?:\s[^<>]{0,200})?>")
 _LAYOUT_TAG = re.compile(r"</?(?:b|strong|i|em|u|span|code)\s*>", re.IGNORECASE)
 _BREAK_TAG = re.compile(r"</?(?:br|p|div|h[1-6]|ul|ol|hr|pre)\s*/?>", re.IGNORECASE)
 BOXED = re.compile(r"\\boxed\{(?:\\text\{)?([^{}]*)\}?\}")
-# "[**Name**]" is a mark of de-identification, no bold type.
+# "[**Name**]" is a mark of de-identification, not bold type.
 _BOLD = re.compile(r"(?<![\[*])\*{2,3}(?![\]*])")
 _ITALIC = re.compile(r"(?<![\w*\[])\*(?=\S)([^*\n]{1,2000}?)(?<=\S)\*(?![\w*\]])")
 _UNDERSCORED = re.compile(r"(?<![\w_])__?(?=[A-Za-z])([^_\n]{1,2000}?)__?(?![\w_])")
@@ -133,7 +133,7 @@ def _report(text: str) -> str:
 
 
 def _inner(text: str) -> str:
-    """What a fence, a tag or JSON around the report holds; the text itself if there is none."""
+    """The content of a fence, a tag or JSON around the report; without these, the text itself."""
     text = _unquoted(text)
     text = _LONE_FENCE.sub("", text) if text.count("```") == 1 else text
     holding = [match for match in _FENCE.finditer(text) if _holds_report(match[1])]
@@ -190,7 +190,7 @@ def once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _report_in(value: Any) -> str:
-    """The report of a JSON object; "" where a field is neither part of it nor a remark."""
+    """The report of a JSON object; "" if a field is neither part of it nor a remark."""
     if isinstance(value, str):
         return value
     if not isinstance(value, dict):
@@ -214,7 +214,7 @@ def joined(value: Any) -> str:
 
 
 def _plain(text: str) -> str:
-    """Without Markdown and layout tags, with headings in their one form."""
+    """The text without Markdown and layout tags, with headings in one form."""
     text = _XML_SECTION.sub(lambda tag: "\n" if tag[1] else f"\n{tag[2].upper()}: ", text)
     text = _BREAK_TAG.sub("\n", _LAYOUT_TAG.sub("", text))
     text = BOXED.sub(r"\1", text)
@@ -244,7 +244,7 @@ def _unquoted(text: str) -> str:
     inside = text[1:-1]
     if closing and len(text) > 1 and text.endswith(closing) and closing not in inside:
         return inside
-    # A preface may have taken the opening one with it.
+    # The opening quotation mark may have been removed with a preface.
     if text[-1:] in ('"', "”", "`") and not any(mark in text[:-1] for mark in '"“`'):
         return text[:-1]
     return text

@@ -21,7 +21,7 @@ WHEN = (
 )
 AMOUNT = r"\d+(?:\.\d+)?(?:\s*x\s*\d+(?:\.\d+)?)*\s*-?(?:mm|cm|centimeters?|millimeters?)?(?!\w)"
 SIZE_WORD = r"(?:tiny|trace|minimal|small|mild|moderate|large|marked|severe|extensive)"
-# "the most recent prior chest radiograph of 1/2", "prior", "XXXX exam": something earlier.
+# An earlier examination: "the most recent prior chest radiograph of 1/2", "prior", "XXXX exam".
 PRIOR = (
     r"(?:(?:the|a|an|any|multiple|most|her|his|their|patient's)\s+){0,3}"
     rf"(?:(?:{EARLIER}|{HIDDEN})(?:[\s,]+(?:{EARLIER}|{HIDDEN}|chest|abdomen|thoracic"
@@ -67,7 +67,7 @@ AND_VERB = (
     r"|most|suggests?)\b))?"
 )
 NOUN_END = r"(?=\s*(?:[.,;:)]|$))"
-# What was there and is gone is a negative finding: "The effusion has resolved." -> "No effusion."
+# The end of a statement that a finding is gone: "has resolved since the prior study".
 TILL_NOW = (
     rf"(?:\s+(?:completely|entirely|in the interval|on (?:today's|the current) \w+))*"
     rf"(?:\s*,?\s+(?:since|from|compared (?:to|with)|when compared (?:to|with))\s+{PRIOR})?"

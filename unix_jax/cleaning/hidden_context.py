@@ -1,7 +1,5 @@
 """Parts of patterns for the words beside a mark of de-identification."""
 
-# Open-I hides ordinary words too. Where only one word fits it is set in; where several do, a word
-# that claims no more than they all would. Devices and sides are never guessed.
 NORMAL = r"(?:normal|unremarkable|intact|stable|within)\b"
 DIAGNOSIS = (
     r"(?:an? )?(?:[\w-]+ ){0,2}?(?:atelecta\w+|scar\w*|edema|congestion|artifacts?|granulomas?"

@@ -6,9 +6,9 @@ from unix_jax.cleaning.replacements import rule
 
 # The start of a sentence that denies nothing.
 _AFFIRMED = r"^(?!.*\b(?:no|not|without|nor|neither|negative|free of|clear of)\b)"
-# What rules without a hedge would tell as a fact: nobody writes that a density "is not" these.
+# Harmless findings that the hidden word does not deny: nobody writes that a density "is not" these.
 _HARMLESS = r"(?:an? )?(?:atelecta\w+|scar\w*|hiatal hernia|granulomas?|artifact\w*)"
-# A hidden word between a finding and what it is taken for was a word of doubt, or might have been.
+# A hidden word between a finding and its interpretation was a word of doubt, or may have been one.
 HIDDEN_HEDGES = (
     rule(
         rf"\b(is|are) {MARKS} (on (?:the )?(?:lateral|frontal|PA|AP)(?: view)?) to"

@@ -8,8 +8,8 @@ from unix_jax.cleaning.hidden_context import DIAGNOSIS, END, PLACE, SIGN, SIGN_S
 from unix_jax.cleaning.hidden_words import completed
 from unix_jax.cleaning.marks import ANY_MARK, MARK, MARKS
 
-# Where a hidden word may have been "no", "not" or a word of doubt, a sentence without it may say
-# the opposite. What reports often deny, so that "no" fits:
+# If the hidden word may have been "no", "not" or a word of doubt, the sentence without it may state
+# the opposite. These findings are often denied, so that "no" is possible:
 _OFTEN_DENIED = (
     r"(?:pneumothora\w+|(?:hydro|hemo)\w*thora\w+|effusions?|consolidations?|infiltrat\w+|edema"
     r"|pneumonia|fractures?|cardiomegaly|mass(?:es)?|nodules?|(?:free|subdiaphragmatic) air"
@@ -39,7 +39,7 @@ _MAY_DENY = re.compile(
     rf"|radiographic|gross|further|active)\b|(?:[\w-]+\s+){{1,4}}or\s+(?:\w+\s+)?{_OFTEN_DENIED})"
     rf"|(?:^|\bwith\s+)(?:{MARKS})\s+(?:bilateral|left|right)(?:-sided)?\s+(?:pleural\s+)?"
     rf"effusions?{END}"
-    # A mark is no such word: its letters are X.
+    # The word before it is not a mark, which consists of X.
     rf"|(?<!\bwhich )(?<!\bthat )(?<!\bthis )(?<!\bit )(?<!\bthere )(?<!\bvolumes )(?<!\bpatient )"
     rf"\b(?:is|are|was|were|has|have|had|appears?|remains?)\s+{MARKS}(?=\s*(?:[.,;]|$))"
     rf"|(?:(?<=[a-wyz])|(?<=[a-wyz]x))\s+{MARKS}\s+(?:\w+ly\s+)?{_STATED_OF}",
@@ -56,9 +56,9 @@ _MAY_DOUBT = re.compile(
     rf"|\b{SIGN_SEEN}\s+(?:[^.;,]*\b{PLACE}\s+)?{MARKS}\s+{_ANY_FINDING}",
     re.IGNORECASE,
 )
-# "No XXXX of the effusions" is "no change" of what is there.
+# "No XXXX of the effusions" may be "no change", of effusions that are present.
 _DENIES_PART = re.compile(rf"\bno\s+{MARKS}\s+of\s+(?:the|these|this|those)\b", re.IGNORECASE)
-# Nothing is told of a part of the body, or of advice, whose only statement is hidden.
+# The only statement about a part of the body, or about an advice, is hidden.
 UNTOLD = re.compile(
     rf"^(?:the )?(?:central airways?|airways?|lungs?|cardiomediastinal silhouette|trachea"
     rf"|clinical correlation) (?:is|are|appears?) {MARKS}{END}",
@@ -79,7 +79,7 @@ _WORD = re.compile(r"[^\W\d_]{2,}")
 
 
 def denying_others(sentence: str, stated: Container[str]) -> str:
-    """ "No XXXX infiltrates" as "No other infiltrates" where the report states infiltrates.
+    """Replaces "No XXXX infiltrates" by "No other infiltrates" if the report states infiltrates.
 
     The hidden word is most likely "new": without it the sentence would deny what was stated.
 
@@ -94,10 +94,10 @@ def denying_others(sentence: str, stated: Container[str]) -> str:
 
 
 def hides_meaning(sentence: str) -> str:
-    """Why a sentence with marks cannot be read without what they hide; "" where it can.
+    """Why a sentence cannot be understood without its hidden words; "" if it can.
 
     "There is XXXX pneumothorax.": the word may be "no". "The heart is XXXX enlarged.": "not". "Mass
-    XXXX for malignancy.": "suspicious". In "No fracture is XXXX seen" the denial is there already.
+    XXXX for malignancy.": "suspicious". In "No fracture is XXXX seen" the denial exists already.
     """
     if not ANY_MARK.search(sentence) or UNTOLD.match(sentence):
         return ""
@@ -116,7 +116,7 @@ def hides_meaning(sentence: str) -> str:
 
 
 def says_whether(sentence: str) -> bool:
-    """Whether it says that something hidden is possible, or is not there: "Possible XXXX in the
+    """Whether it states that something hidden is possible or absent: "Possible XXXX in the
     right lung." Such a sentence is not left out. "No XXXX." names nothing at all.
     """
     return (

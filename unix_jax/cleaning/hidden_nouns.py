@@ -4,7 +4,7 @@ from unix_jax.cleaning.hidden_context import END, NORMAL
 from unix_jax.cleaning.marks import MARK, MARKS
 from unix_jax.cleaning.replacements import rule
 
-# What is hidden is a noun of which one kind fits, or words that the sentence can do without.
+# The hidden word is a noun of which one kind is possible, or is dispensable.
 HIDDEN_NOUNS = (
     rule(rf"\bsternotomy {MARK} (?=mediastinal\b)", "sternotomy changes and "),
     rule(rf"\bhigh {MARK} (?=for\b)", "high risk "),
@@ -86,7 +86,7 @@ HIDDEN_NOUNS = (
     rule(rf",?\s*with the {MARKS} (?:otherwise )?(?:grossly )?intact{END}", ""),
     rule(rf"\s+and (?:is|are) {MARKS}{END}", ""),
     rule(rf"\bfrom {MARK} (?=as well\b)", ""),
-    # What is said of the sulci, spaces or breath is hidden, and nothing else is said of them.
+    # The only statement about the sulci, the spaces or the inspiration is hidden.
     rule(rf"\s+(?:with|and) {MARKS} (?:costophrenic )?sulci{END}", ""),
     rule(rf"\b(slightly|mildly|somewhat) {MARK} (?=inspirat(?:ory|ion)\b)", r"\1 limited "),
     rule(rf"^there is (?:an? )?{MARKS} (?:inspiration|inspiratory effort){END}", ""),

@@ -144,7 +144,7 @@ _NAMELESS_DEVICES = (
 _VERBS = (
     rule(rf"\bthere {MARKS} be\b", "there may be"),
     rule(rf"\b(is|are) {MARKS} to (?=(?:represent|reflect|be due)\b)", r"\1 thought to "),
-    # One of two coordinated things is hidden.
+    # One of two coordinated words is hidden.
     rule(
         rf"\b(\d+(?:st|nd|rd|th)|first|second|third|fourth|fifth|sixth|seventh|eighth|ninth"
         rf"|tenth) and {MARKS} (?=ribs?\b)",
@@ -531,5 +531,5 @@ _COMPLETED = (
 
 
 def completed(sentence: str) -> str:
-    """The sentence with each mark replaced that a table knows; its spacing is not mended."""
+    """The sentence with the marks replaced that the table knows; its spacing is not repaired."""
     return replaced(sentence, _COMPLETED)

@@ -14,7 +14,7 @@ from unix_jax.cleaning.marks import ANY_MARK, MARK, MARKS
 from unix_jax.cleaning.sentences import each_sentence, mended, says_nothing
 
 _WORD = re.compile(r"[^\W\d_]{2,}")
-# An adjective whose noun is hidden, with nothing that says what it was.
+# An adjective whose noun is hidden and not known from the other words.
 _ADJECTIVE = (
     r"(?:(?!(?:interval|normal|hospital|several|all|scar|scars|clinic|topic|particular|lumbar"
     r"|similar|mortal|level"
@@ -45,14 +45,14 @@ _HEADLESS = re.compile(
     rf"|reflect)\s+{MARKS}\s+on\b"
     rf"|\bnot\s+(?:\w+ly\s+)?{MARKS}\s*\.?$|\bthe\s+{MARKS}\s+(?:appear|which)\b"
     rf"|\bcould not \w+ {MARKS}"
-    # It may have been "no".
+    # The hidden word may have been "no".
     rf"|^(?:there (?:is|are)\s+)?{MARKS}\s+(?:(?:pleural|focal)\s+)?(?:pneumothorax"
     rf"|pneumothoraces|effusions?|consolidations?|fractures?|pneumonia|edema)\s*\.?$"
     rf"|\b(?:seen|visualized|demonstrated) (?:on|in|by) {MARKS} (?=is|are\b)|\bof-{MARK}"
     rf"|{MARK}-of-\w+",
     re.IGNORECASE,
 )
-# The verb, or whether a thing was said to be there, is what is hidden.
+# The hidden word is the verb, or decides whether something is present.
 _BROKEN = re.compile(
     rf"\b(?:is|are|was|were)\s+(?:an?\s+)?{MARKS}\s+(?:evidence|signs?|of)\b"
     rf"|\bnot\s+{MARKS}\s+(?:and|or)\b|\bsuggesting\s+{MARK}\s+physiology|{MARK}\s+cell\b"
@@ -72,7 +72,7 @@ _BROKEN = re.compile(
     rf"|were|heart)\b)\w+\s+{MARKS}\s+(?:and|or)\s+(?=\w+\s+\w+\s*\.?$)(?<!lungs )",
     re.IGNORECASE,
 )
-# A mark with the words that lead to it and serve nothing else.
+# A mark with the words that only lead to it.
 _SERVING = re.compile(
     r"(?:[,(]?\s*\b(?:(?:dated|performed|obtained|from|on|at|by|in|approximately|about"
     r"|per|since|of|to"
@@ -93,7 +93,7 @@ _VERB_FIRST = re.compile(
     re.IGNORECASE,
 )
 _OPENING_MARK = re.compile(rf"^\W*(?:(?:the|both|visualized)\s+)?{MARK}", re.IGNORECASE)
-# Where a device lies is kept, even if its name was hidden.
+# The position of a device is kept, even if its name was hidden.
 _DEVICE = re.compile(r"\b(?:tips?|catheters?|leads?|tubes?|lines?|wires?)\b", re.IGNORECASE)
 # An article whose noun was hidden.
 _ORPHAN = re.compile(
@@ -111,17 +111,17 @@ _SUBJECT_VERB = re.compile(
 
 
 def drop_placeholders(text: str) -> str:
-    """Without marks of de-identification.
+    """Removes marks of de-identification.
 
     "Nodule as on ___, seen by Dr. ___." -> "Nodule, seen."
-    "XXXX are normal." -> "": nobody knows what is.
+    "XXXX are normal." -> "": it is unknown what is normal.
     "Opacities XXXX representing scarring." -> "Opacities possibly representing scarring."
     """
     return each_sentence(text, without_placeholders) if ANY_MARK.search(text) else text
 
 
 def without_placeholders(sentence: str) -> str:
-    """One sentence, as `drop_placeholders`."""
+    """`drop_placeholders` for one sentence."""
     if not ANY_MARK.search(sentence):
         return sentence
     if UNTOLD.match(sentence):
@@ -147,7 +147,7 @@ def without_placeholders(sentence: str) -> str:
 
 
 def _is_lost(sentence: str) -> bool:
-    """Whether more is hidden than said, or the subject itself is."""
+    """Whether more words are hidden than visible, or the subject is hidden."""
     hidden, said = len(ANY_MARK.findall(sentence)), len(_WORD.findall(ANY_MARK.sub(" ", sentence)))
     subject = _LOST_SUBJECT.match(sentence)
     return (hidden >= said and not holds_finding(ANY_MARK.sub(" ", sentence))) or (

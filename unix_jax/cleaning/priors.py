@@ -22,13 +22,13 @@ from unix_jax.cleaning.unchanged_clauses import (
 from unix_jax.cleaning.words_of_change import without_comparisons
 
 _IS_PRESENT = re.compile(r"\b(?:is|are) present\W*$", re.IGNORECASE)
-# What is not seen in a study whose time is hidden may be gone, or may be new.
+# A finding that is not seen in a study with a hidden date may be gone or may be new.
 _NOT_SEEN_WHEN = re.compile(
     r"(?<!which )\b(?:is|are) not (?:\w+ )?(?:seen|visuali[sz]ed|identified|present|evident)"
     rf" (?:on|in) (?:the )?{HIDDEN} {STUDY}",
     re.IGNORECASE,
 )
-# Of something that was named before: "This has developed in the interval, and may be ..."
+# A finding that was named before: "This has developed in the interval, and may be ..."
 _WAS_BEFORE = rule(
     r"^(this|it|these|they) (?:(?:was|were|has been|have been) present previously"
     rf"|(?:was|were) not (?:present|seen|identified|noted) (?:on|in) {PRIOR}"
@@ -36,7 +36,7 @@ _WAS_BEFORE = rule(
     r" (?=(?:is|are|may|might|could|likely|probably)\b)",
     r"\1 ",
 )
-# Sentences without any of these hold no comparison; most are passed by without the slow patterns.
+# Sentences without any of these contain no comparison. Most skip the slow patterns in this way.
 _TRIGGER = re.compile(
     r"compar|prior|previous|earlier|recent|\bsince\b|\blast\b|\bold(?:er)? (?:exam|stud"
     r"|film)|interval|again"
@@ -55,24 +55,24 @@ _TRIGGER = re.compile(
 
 
 def drop_priors(text: str) -> str:
-    """Without comparison with earlier examinations.
+    """Removes comparisons with earlier examinations.
 
     "Stable mild cardiomegaly compared to ___." -> "Mild cardiomegaly."
     "There is a nodule, which has increased since the prior study." -> "There is a nodule."
     "The pneumothorax has resolved." -> "No pneumothorax."
-    "The mediastinum is stable." -> "": nothing is said of the mediastinum itself.
+    "The mediastinum is stable." -> "": nothing is stated about the mediastinum.
     """
     return each_sentence(text, without_priors)
 
 
 def without_priors(sentence: str) -> str:
-    """One sentence, as `drop_priors`; "" where it only compares."""
+    """`drop_priors` for one sentence; "" if it only compares."""
     if not _TRIGGER.search(sentence):
         return sentence
     if ONLY_COMPARES.match(sentence) and not holds_finding(sentence):
         return ""
     if _NOT_SEEN_WHEN.search(sentence):
-        # Nothing is left, which the guard refuses.
+        # The guard refuses an empty sentence.
         return ""
     pattern, replacement = _WAS_BEFORE
     later = pattern.sub(replacement, sentence)
@@ -91,7 +91,7 @@ def without_priors(sentence: str) -> str:
     if changed == sentence:
         return sentence
     changed = mended(changed)
-    # Of a part of the body "is present" says nothing.
+    # "Is present" states nothing about a part of the body.
     if (
         _IS_PRESENT.search(changed)
         and not _IS_PRESENT.search(sentence)

@@ -3,10 +3,10 @@
 import re
 import unicodedata
 
-# Replies are read in linear time; longer ones are no report of any chest.
+# A longer reply is not a report of a chest X-ray.
 MOST_CHARACTERS = 100_000
 # ---- characters
-# Hyphens that look like "-" hide "left-sided" from every later comparison.
+# With another hyphen "left-sided" would differ from itself in every later comparison.
 _HYPHENS = str.maketrans({"\u2010": "-", "\u2011": "-"})
 _ESCAPED_TAG = re.compile(r"&lt;(/?[\w:-]{1,40}|/?[|｜][\w:-]{1,40}[|｜])&gt;")
 # ---- reasoning
@@ -21,7 +21,7 @@ _REASONING_NAME = re.compile(
     re.IGNORECASE,
 )
 _CLOSING_NAME = re.compile(r"end[_-]|eot|inner_suffix|unused95$", re.IGNORECASE)
-# Markers that are no tag of their own, written as one.
+# Markers without the form of a tag, with the tag that replaces them.
 _OTHER_MARKERS = (
     (re.compile(r"<\|channel>\s*(?:thought|analysis)\b"), "<think>"),
     (re.compile(r"<channel\|>"), "</think>"),
@@ -32,7 +32,7 @@ _OTHER_MARKERS = (
 # OpenAI's harmony: <|channel|>analysis<|message|>...<|end|><|start|>assistant<|channel|>final...
 _CHANNEL = re.compile(r"<\|channel\|>\s*(?P<name>\w+)[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>")
 _CHANNEL_END = re.compile(r"<\|(?:end|return|call|start|channel)\|>")
-# The same where the server dropped the special tokens.
+# The same after the server removed the special tokens.
 _BARE_ANALYSIS = re.compile(r"\A\s*(?:assistant)?(?:analysis|commentary)(?P<glued>[A-Z])?")
 _BARE_FINAL = re.compile(r"assistant\s*final")
 _REASONING_LABEL = re.compile(
@@ -58,7 +58,7 @@ _START_OF_TURN = re.compile(
 
 
 def without_reasoning(answer: str) -> str | None:
-    """What follows the reasoning, of visible characters only; None if the reasoning never ends."""
+    """The visible text after the reasoning; None if the reasoning does not end."""
     if len(answer) > MOST_CHARACTERS:
         return None
     text = _visible(answer)
@@ -81,7 +81,7 @@ def without_reasoning(answer: str) -> str | None:
 
 
 def _visible(text: str) -> str:
-    """Without characters that have no width, and with one kind of line end and hyphen."""
+    """The text without zero-width characters, with one kind of line end and hyphen."""
     lines = "\n".join(text.splitlines()).translate(_HYPHENS)
     shown = (
         char for char in lines if char in "\n\t" or unicodedata.category(char) not in ("Cf", "Cc")
@@ -90,9 +90,9 @@ def _visible(text: str) -> str:
 
 
 def _outside_tags(text: str) -> str | None:
-    """What stands outside tags of reasoning; None if one is opened and nothing closes it.
+    """The text outside tags of reasoning; None if a tag is not closed.
 
-    Reasoning may speak of its own tags. Where they do not pair up, it ends at the last closing one.
+    Reasoning may mention its own tags. If the tags are not paired, it ends at the last closing tag.
     """
     depth, start, outside, paired, last_close, opened = 0, 0, list[str](), True, -1, -1
     for tag in _TAG.finditer(text):
@@ -117,7 +117,7 @@ def _outside_tags(text: str) -> str | None:
 
 
 def _after_label(text: str) -> str:
-    """ "Reasoning: ... Answer: ..." without the first part."""
+    """The answer of "Reasoning: ... Answer: ..."; other texts unchanged."""
     if not _REASONING_LABEL.match(text):
         return text
     *_, last = [None, *_ANSWER_LABEL.finditer(text)]
@@ -125,6 +125,6 @@ def _after_label(text: str) -> str:
 
 
 def _own_turn(text: str) -> str:
-    """What the model wrote before it ended its turn, without special tokens."""
+    """The text of the model before the end of its turn, without special tokens."""
     parts = (_START_OF_TURN.sub("\n", part).strip() for part in _END_OF_TURN.split(text))
     return next(filter(None, parts), "")

@@ -1,4 +1,4 @@
-"""Removal of what a language model says about its report: prefaces before it, remarks after it."""
+"""Removal of a language model's prefaces before a report, and of its remarks after it."""
 
 import re
 
@@ -39,14 +39,14 @@ _REMARK = re.compile(
     r"|omitted)|end of (?:the )?report\b)",
     re.IGNORECASE,
 )
-# A remark under "Note:" is one only if it speaks of the rewriting: a radiologist writes notes too.
+# A text after "Note:" is a remark only if it mentions the rewriting: radiologists write notes, too.
 _ABOUT_REWRITING = re.compile(
     r"\b(?:i|me|you|rewr\w+|omitted|deleted|de-?identif\w+|instruct\w+|requested|your"
     r"|original report|(?:references?|mentions?|comparisons?|names?|dates?|views?)\b.*\bremoved"
     r"|removed\b.*\b(?:references?|mentions?|comparisons?|names?|dates?|views?))\b",
     re.IGNORECASE,
 )
-# What a sentence of a report is likely to name, and one about the answer is not.
+# Words that a sentence of a report is likely to contain, unlike one about the answer.
 _CHEST = re.compile(
     r"\b(?:lungs?|pulmonary|pleura\w*|effusions?|pneumo\w+|hearts?|cardi\w+|opaci\w+|consolidat\w+"
     r"|nodul\w+|mass(?:es)?|edema|fractur\w+|tubes?|catheters?|atelecta\w+|hil(?:ar|um|a)"
@@ -57,7 +57,7 @@ _SENTENCE_END = re.compile(r"(?<=[.!?:])\s+|\n+")
 
 
 def without_preface(text: str) -> str:
-    """The text from its first heading on, if all that precedes it is talk about the answer."""
+    """The text from its first heading on, if everything before it is about the answer."""
     found = re.search(r"(?<!\w)(?:FINDINGS|IMPRESSION):", text)
     if found is None:
         return text
@@ -76,7 +76,7 @@ def _is_talk(sentence: str) -> bool:
 
 
 def without_remarks(text: str) -> str:
-    """The text without paragraphs, lines and sentences at its end that speak of the rewriting."""
+    """The text without paragraphs, lines and sentences at its end that are about the rewriting."""
     while True:
         text = text.rstrip()
         starts = {
@@ -91,7 +91,7 @@ def without_remarks(text: str) -> str:
 
 
 def _is_remark(text: str) -> bool:
-    """Whether all of a text speaks of the rewriting."""
+    """Whether the complete text is about the rewriting."""
     found = _REMARK.match(text)
     if found is None or ANY_HEADING.search(text):
         return False

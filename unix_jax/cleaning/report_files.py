@@ -1,8 +1,8 @@
 """Reader of reports for `clean`: JSON lines, CSV, or a directory of .txt files, by index.
 
 A row has its report in one text field with headings, or in fields `findings` and `impression`. With
-neither of these, `last_paragraph` of MIMIC-CXR's mimic_cxr_sectioned.csv is the report. What names
-the study is kept, so that `mimic:DIR?reports=OUT` finds its images.
+neither of these, `last_paragraph` of MIMIC-CXR's mimic_cxr_sectioned.csv is the report. The fields
+that identify the study are kept, so that `mimic:DIR?reports=OUT` finds its images.
 A broken row raises DataError when it is read, not before, so that a run can set it aside.
 """
 

@@ -62,7 +62,7 @@ _GONE_ARTICLE = re.compile(
     r"|visualized|interval|all)\s+)+",
     re.IGNORECASE,
 )
-# What says that something is there, or that not all of it is gone, among what is said to be gone.
+# Words which state that something is present, or that a part of it remains.
 _NOT_GONE = re.compile(
     r"\b(?:develop\w*|appear(?:s|ed|ance|ing)|new(?:ly)?|placed|placement|insert\w+|increas\w+"
     r"|decreas\w+|improv\w+|wors\w+|progress\w*|enlarg(?:ing|ement)|remain(?:s|ing)?|persist\w*"
@@ -73,7 +73,7 @@ _NOT_GONE = re.compile(
     re.IGNORECASE,
 )
 _COORDINATED = re.compile(r"\s*(?:,|/)?\s*\b(?:and|or)\b\s*|\s*,\s*", re.IGNORECASE)
-# A second thing with an article or a size of its own is a statement of its own.
+# A second noun with its own article or size is a statement of its own.
 _ITS_OWN = re.compile(
     r"^(?:an?|the|no|tiny|trace|small|minimal|mild|moderate|large|severe|marked|subtle|slight|still"
     r"|there)\b",
@@ -84,7 +84,7 @@ _DEVICE = re.compile(
     + r"|\b(?:tubes?|lines?|catheters?|leads?|wires?|drains?|devices?)\b",
     re.IGNORECASE,
 )
-# "Two left chest tubes have been removed": how many is not kept.
+# "Two left chest tubes have been removed": the number is not kept.
 _COUNT = re.compile(r"^(?:two|three|four|both|all|\d)(?: of the)?\s+(?=[a-z])", re.IGNORECASE)
 
 
@@ -117,7 +117,7 @@ def as_negative(sentence: str, clean: Callable[[str], str]) -> str | None:
         rest = match["rest"] or "."
         rest = re.sub(r"^\s+with no\b", ", no", rest)
         rest = re.sub(r"^\s+without\b", ", no", re.sub(r"^\s+with\b", ";", rest))
-        # A small letter after "No", except in a name such as PICC.
+        # A lower-case letter after "No", except in a name such as PICC.
         if noun.split()[0][1:].islower():
             noun = noun[0].lower() + noun[1:]
         return mended(without_comparisons(f"No {noun}{rest}"))
@@ -125,9 +125,10 @@ def as_negative(sentence: str, clean: Callable[[str], str]) -> str | None:
 
 
 def _denies_too_much(gone: str) -> bool:
-    """Whether "no" before what is said to be gone would deny more than that.
+    """Whether "no" before `gone` would deny more than the finding that is gone.
 
-    "Resolution of edema and a new right effusion": only a list of like nouns is gone as a whole.
+    "Resolution of edema and a new right effusion": only a list of nouns of one kind is gone as a
+    whole.
     """
     if _NOT_GONE.search(re.sub(r"\bpreviously\b.*?\b(?:seen|noted|described)\b", "", gone)):
         return True

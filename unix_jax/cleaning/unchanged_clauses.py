@@ -7,7 +7,7 @@ from unix_jax.cleaning.facts import holds_finding
 from unix_jax.cleaning.sentences import mended, says_nothing
 from unix_jax.cleaning.words_of_change import without_comparisons
 
-# Sentences that say nothing but a comparison, or tell of something that is no longer there.
+# Sentences that state only a comparison, or only that something hidden was removed.
 ONLY_COMPARES = re.compile(
     rf"^(?:(?:there (?:is|are|has been|have been) )?(?:no|little|minimal) (?:{HIDDEN}\s+|overall "
     rf"|other |gross |significant |interval |appreciable |relevant |definite "
@@ -51,7 +51,7 @@ _VERB = re.compile(
     r"|present|identified|intact|unremarkable|clear|enlarged)\b",
     re.IGNORECASE,
 )
-# A clause of its own within a sentence.
+# The boundary between two clauses of a sentence.
 _SEGMENT = re.compile(
     r"(?P<join>\s*[,;]\s+(?:(?:and|but)\s+)?|\s+but\s+|\s+(?=with(?:out)?\s)"
     r"|\s+and\s+(?=(?:(?:the|there|no|heart|lungs?|mediastin\w+|cardio\w+|cardiac|hilar|pleural"
@@ -77,7 +77,7 @@ _NEUTRAL_TAIL = re.compile(r"(?:,?\s+and|,)\s+(?P<tail>[a-z /-]+?)\s*\.?$", re.I
 
 
 def without_unchanged_clauses(sentence: str) -> str:
-    """Without the clauses that say of a part of the body only that it did not change."""
+    """The sentence without clauses that state only that a part of the body did not change."""
     pieces = _SEGMENT.split(_COMMA_OF_ADJECTIVES.sub(r"\1 ", sentence))
     clauses, joins = _merged(pieces[::2], pieces[1::2])
     if len(clauses) < 2:
@@ -111,7 +111,7 @@ def without_unchanged_clauses(sentence: str) -> str:
 
 
 def _merged(clauses: list[str], joins: list[str]) -> tuple[list[str], list[str]]:
-    """ "and" joins two clauses only where both have a verb; else it joins two nouns."""
+    """Joins the parts around an "and" that joins two nouns, not two clauses with a verb each."""
     merged, kept = [clauses[0]], []
     for join, clause in zip(joins, clauses[1:], strict=True):
         bare = join.strip().lower() == "and"
@@ -124,7 +124,7 @@ def _merged(clauses: list[str], joins: list[str]) -> tuple[list[str], list[str]]
 
 
 def _completed(clauses: list[str], index: int) -> bool:
-    """Whether it is the subject of the next one: "stable heart size and lungs are clear"."""
+    """Whether a clause needs the next one: "stable heart size and lungs are clear"."""
     clause = clauses[index]
     following = clauses[index + 1] if index + 1 < len(clauses) else ""
     if re.match(r"^(?:since|compared|in comparison|when compared|in the)\b", clause, re.I):

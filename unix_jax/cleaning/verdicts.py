@@ -8,7 +8,6 @@ from typing import Any
 from unix_jax.cleaning.answers import BOXED, XML_TAG, joined, once_each
 from unix_jax.cleaning.reasoning import without_reasoning
 
-# ---- verdicts
 _DECISION_KEYS = frozenset(
     {
         "answer",
@@ -59,7 +58,7 @@ _HEDGE = re.compile(
     r"|corrections?)|maybe|perhaps|probably|possibly|wait|actually)\b",
     re.IGNORECASE,
 )
-# "No finding is missing" says the contrary of "No. A finding is missing".
+# "No finding is missing" is the opposite of "No. A finding is missing".
 _STATEMENT = re.compile(
     r"[ \t]+(?!(?:the|it|its|this|that|because|since|as|there|a|an|one|rewrite|original|by|due|both"
     r"|and|but|for|in|here|they|we|i|two|some|several)\b)[A-Za-z]|-\w",
@@ -71,7 +70,7 @@ def _set_of(words: str) -> frozenset[str]:
     return frozenset(words.split())
 
 
-# What begins to judge and says nothing yet: "Let me compare the rewrite with the original."
+# Words of an opening without a judgement: "Let me compare the rewrite with the original."
 _OPENING = _set_of(
     "let let's me us i i'll i'm we will now first next then ok okay sure check checking compare "
     "comparing verify verifying look looking judge judging see carefully step one two three 1 2 3 "
@@ -79,7 +78,7 @@ _OPENING = _set_of(
     "rewrite original report reports text texts with against to at and of each section sections "
     "finding findings my is here verdict answer json"
 )
-# Beside a yes only these words may stand, so that nothing in it can name a fault or a finding.
+# Only these words may occur beside a yes, so that none can name a fault or a finding.
 _ABOUT = _set_of(
     "the a an this that these those it its they their of in to from with by for as at on than i "
     "you we is are was were be been being has have had does do did so also very fully completely "
@@ -106,10 +105,10 @@ _FAULTS = _set_of(
     "mistakes issue issues problem problems discrepancy discrepancies introduced moved removed "
     "fault faults left out gone"
 )
-# What may follow a further fault: "nothing is missing or added to the report".
+# Words after a further fault: "nothing is missing or added to the report".
 _AFTER_FAULT = _set_of("or nor and in to from the at all by rewrite report original text")
 _NOT = _set_of("no not nothing none without never neither nor")
-# What a rewrite has to leave out, and how it is told.
+# Contents that a rewrite must omit, and words for the omission.
 _TO_LEAVE_OUT = _set_of(
     "comparison comparisons prior priors previous earlier examination examinations exam exams "
     "study studies date dates name names placeholder placeholders mark marks de-identification "
@@ -118,7 +117,7 @@ _TO_LEAVE_OUT = _set_of(
 _LEFT_OUT = _set_of(
     "omitted removed dropped deleted left out gone taken rightly correctly appropriately properly"
 )
-# What a rewrite may word in another way.
+# Properties that may differ in a rewrite.
 _STYLE = _set_of("wording phrasing style grammar formatting order spelling punctuation")
 _REWORDED = _set_of("differs different changed improved better simplified shorter shortened")
 _AROUND = _set_of("the a and or of to with is was are were all been has have any")
@@ -130,7 +129,7 @@ _PIECE_END = re.compile(
 
 
 def verdict(answer: str) -> tuple[bool, str] | None:
-    """(accepted, reason) of a judge's reply; None if neither yes nor no can be told.
+    """(accepted, reason) of a judge's reply; None if it is neither yes nor no.
 
     Read are a reply that begins with the word, a labelled one ("Answer: yes", "The verdict is
     no."), the word alone on the last line, and a JSON object. All of them must agree. A yes that is
@@ -159,14 +158,14 @@ def _in_words(text: str) -> Iterator[tuple[bool, str] | None]:
     in_order = sorted(filter(None, matches), key=lambda found: found.start())
     for found in in_order:
         decision = _decision(found["word"], text[found.end("word") :])
-        # What follows the first one has been read with it.
+        # The text after the first word was parsed with it.
         before = text[: in_order[0].start()]
         faithful = decision is None or not decision[0] or _leads_to_yes(before)
         yield decision if faithful else None
 
 
 def _decision(word: str, rest: str) -> tuple[bool, str] | None:
-    """What "yes" or "no" means with what follows it; None if that takes it back."""
+    """The decision of "yes" or "no" with the text after it; None if that text withdraws it."""
     accepted = _DECISIONS[word.lower()]
     both = _BOTH.match(rest)
     if both and (both["word"] or both["joined"] or "").lower() != word.lower():
@@ -178,12 +177,12 @@ def _decision(word: str, rest: str) -> tuple[bool, str] | None:
 
 
 def _is_praise(reason: str) -> bool:
-    """Whether what follows a yes only restates that the rewrite is faithful."""
+    """Whether the text after a yes only states that the rewrite is faithful."""
     return all(map(_piece_is_praise, _PIECE_END.split(reason)))
 
 
 def _leads_to_yes(before: str) -> bool:
-    """Whether what precedes a yes opens the judgement or restates that the rewrite is faithful."""
+    """Whether the text before a yes is an opening, or states that the rewrite is faithful."""
     return all(
         set(re.findall(r"[\w'’]+", piece.lower())) <= _OPENING or _piece_is_praise(piece)
         for piece in _PIECE_END.split(before)
@@ -237,7 +236,7 @@ def _objects(text: str) -> tuple[list[dict[str, Any]], str]:
 
 
 def _decided(value: dict[str, Any]) -> tuple[bool, str] | None:
-    """What a JSON object decides; None if it does not, or says both."""
+    """The decision of a JSON object; None without one, or with both."""
     named = [value[name] for name in _DECISION_KEYS & set(value)]
     if len(named) == 1 and isinstance(named[0], dict):
         return _decided(named[0]) if _DECISION_KEYS & set(named[0]) else None

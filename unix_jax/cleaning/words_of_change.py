@@ -308,5 +308,5 @@ _WORDS_OF_CHANGE = (
 
 
 def without_comparisons(text: str) -> str:
-    """`text` without the phrases and words of both tables; its spacing is not mended."""
+    """`text` without the phrases and words of both tables; its spacing is not repaired."""
     return replaced(text, (*COMPARISONS, *_WORDS_OF_CHANGE))
