@@ -16,6 +16,7 @@ from unix_jax.evaluation_runs.evaluation_files import journal_file, read_entries
 from unix_jax.storage.journal import Entry, Journal
 
 T = TypeVar("T")
+_WAIT_SECONDS = 5.0
 # Called with the number of this process's items finished since the last call.
 Progress = Callable[[int], None]
 # Iterates over items and shows progress; the text is the unit.
@@ -136,10 +137,10 @@ def padded(items: Sequence[Any], rows: int) -> list[Any]:
     return [*items, *[items[-1]] * (rows - len(items))]
 
 
-def wait_for_all(out: Path, total: int, seconds: float = 5.0) -> None:
+def wait_for_all(out: Path, total: int) -> None:
     """Waits until the journals of all processes together contain every item."""
     while len(read_entries(out)) < total:
-        time.sleep(seconds)
+        time.sleep(_WAIT_SECONDS)
 
 
 def key_of(source: RecordSource, index: int) -> str:
