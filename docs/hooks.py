@@ -72,6 +72,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Called by mkdocs with the text of a page; returns the text that is rendered."""
     if page.file.src_uri.startswith(f"{_SOURCES}/"):
         return markdown
+    if page.is_homepage:
+        page.meta.setdefault("hide", ["navigation"])
     docs = Path(config.docs_dir).absolute()
 
     def replaced(link: re.Match[str]) -> str:

@@ -22,13 +22,13 @@ from unix_jax.storage.bundled import example
 IMAGES = Path(__file__).parents[1] / "images"
 XRAY = "nih_0823b2557d1225f4.jpg"
 PROMPTS = ("No acute finding.", "COVID-19 pneumonia.", "Cardiomegaly.", "Pneumonia.")
-WIDTH, MARGIN, GAP = 1680, 32, 24
-SIDE = 500
-"""The side of the X-ray in pixels; the generated ones have half of it, less the gap."""
+WIDTH, MARGIN, GAP = 1200, 24, 24
+SIDE, CELL, LINE = 588, 258, 44
+"""Sides of the X-ray and of a generated one, and the height of a line of text, in pixels."""
 
 
 class Colours(NamedTuple):
-    """Colours of a scheme, as Pillow names them."""
+    """Colours of a scheme, as Pillow names them; the background is transparent."""
 
     background: str
     text: str
@@ -37,8 +37,8 @@ class Colours(NamedTuple):
 
 
 SCHEMES = {
-    "light": Colours("#ffffff", "#1f2328", "#59636e", "#0b6e75"),
-    "dark": Colours("#0d1117", "#e6edf3", "#9198a1", "#4cc3cb"),
+    "light": Colours("#ffffff00", "#1f2328", "#59636e", "#0b6e75"),
+    "dark": Colours("#0d111700", "#e6edf3", "#9198a1", "#4cc3cb"),
 }
 
 
@@ -79,33 +79,34 @@ def showcase(
     colours: Colours,
 ) -> Image.Image:
     """One image: on the left the X-ray and its report, on the right the generated X-rays."""
-    title, body, small = font_of(26), font_of(27), font_of(23)
-    top = MARGIN + 56
-    sheet = Image.new("RGB", (WIDTH, top + SIDE + 2 * 46 + MARGIN), colours.background)
+    title, body = font_of(30), font_of(32)
+    texts = [
+        (heading, wrapped(text, body, WIDTH - 2 * MARGIN)) for heading, text in sections(report)
+    ]
+    top = MARGIN + 48
+    below = top + SIDE + GAP
+    height = below + sum(LINE * (len(lines) + bool(heading)) + GAP for heading, lines in texts)
+    sheet = Image.new("RGBA", (WIDTH, height), colours.background)
     draw = ImageDraw.Draw(sheet)
+    right = WIDTH - MARGIN - 2 * CELL - GAP
+    draw.text((MARGIN, MARGIN - 8), "X-ray in, report out", fill=colours.accent, font=title)
+    draw.text((right, MARGIN - 8), "Text in, X-ray out", fill=colours.accent, font=title)
     square = xray.convert("L")
     square.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    cell = (SIDE - GAP) // 2
-    right = WIDTH - MARGIN - 2 * cell - GAP
-    left = MARGIN + SIDE + GAP + 8
-    draw.text((MARGIN, MARGIN), "X-ray in, report out", fill=colours.accent, font=title)
-    draw.text((right, MARGIN), "Text in, X-ray out", fill=colours.accent, font=title)
-    sheet.paste(square, (MARGIN + (SIDE - square.width) // 2, top))
-    y = top
-    for heading, text in sections(report):
-        if heading:
-            draw.text((left, y), heading, fill=colours.muted, font=small)
-            y += 36
-        for line in wrapped(text, body, right - left - 40):
-            draw.text((left, y), line, fill=colours.text, font=body)
-            y += 38
-        y += 26
+    sheet.paste(square.convert("RGBA"), (MARGIN, top))
     for index, (prompt, image) in enumerate(generated):
-        x = right + index % 2 * (cell + GAP)
-        y = top + index // 2 * (cell + 46 + GAP // 2)
-        sheet.paste(image.convert("L").resize((cell, cell), Image.Resampling.BICUBIC), (x, y))
-        for line in wrapped(prompt, small, cell)[:1]:
-            draw.text((x, y + cell + 8), line, fill=colours.text, font=small)
+        x = right + index % 2 * (CELL + GAP)
+        y = top + index // 2 * (SIDE + GAP) // 2
+        larger = image.convert("L").resize((CELL, CELL), Image.Resampling.BICUBIC)
+        sheet.paste(larger.convert("RGBA"), (x, y))
+        draw.text((x, y + CELL + 4), prompt, fill=colours.text, font=font_of(26))
+    y = below
+    for heading, lines in texts:
+        for number, line in enumerate([heading, *lines] if heading else lines):
+            fill = colours.muted if heading and number == 0 else colours.text
+            draw.text((MARGIN, y), line, fill=fill, font=body)
+            y += LINE
+        y += GAP
     return sheet
 
 
