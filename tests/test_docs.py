@@ -225,7 +225,8 @@ def anchors(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+    html = re.findall(r'\b(?:src|srcset|href)="([^"]+)"', prose(page))
+    for target in [*re.findall(r"\]\(([^)\s]+)\)", prose(page)), *html]:
         if re.match(r"[a-z]+:", target):
             continue
         path, _, anchor = target.partition("#")

@@ -3,9 +3,9 @@
     0.7*mimic:DIR?views=PA,AP + 0.3*csv:FILE
     0.5*understanding:mimic:DIR + 0.5*generation:manifest:DIR
 
-Parts are joined by a plus sign between spaces. A part is [WEIGHT*][TASK:]KIND:PATH?OPTION=...; its
-weight is its share of the samples after division by the sum of all weights, and its task is what
-its records become. Without weights all parts have the same share.
+Parts are joined by a plus sign between spaces. A part is `[WEIGHT*][TASK:]KIND:PATH?OPTION=...`.
+Its weight is its share of the samples after division by the sum of all weights, and its task is
+what its records become. Without weights all parts have the same share.
 """
 
 import bisect

@@ -163,6 +163,26 @@ def report_sections(text: str) -> tuple[str, str]:
     return "", ""
 
 
+def sections_with_problem(text: str) -> tuple[str, str, str]:
+    """(findings, impression, problem) of a whole report.
+
+    The problem states why `report_sections` finds neither section; "" if it finds one.
+    """
+    findings, impression = report_sections(text)
+    if findings or impression:
+        return findings, impression, ""
+    if not _has_words(text):
+        return "", "", "its report has no text"
+    preliminary = dropped_sections(text)
+    why = f"; {shortened(preliminary[0])} is no final reading" if preliminary else ""
+    return "", "", f"its report has no findings and no impression{why}"
+
+
+def shortened(text: str) -> str:
+    """The text in quotation marks for messages, at most 160 characters of it."""
+    return f'"{text if len(text) <= 160 else f"{text[:157]}..."}"'
+
+
 def dropped_sections(text: str) -> list[str]:
     """Texts that `report_sections` leaves out although they belong to the final reading.
 

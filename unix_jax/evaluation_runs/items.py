@@ -51,6 +51,50 @@ Prepare = Callable[[int], tuple[str, T]]
 # padded to, so that few shapes are compiled.
 Compute = Callable[[Sequence[Ready[T]], int], Sequence[dict[str, Any]]]
 
+# Like `Compute`, for any number of inputs and one at a time: yields each item with what was made of
+# it, in any order.
+Stream = Callable[[Iterator[Ready[T]]], Iterable[tuple[Ready[T], dict[str, Any]]]]
+
+
+def stream_items(
+    out: Path,
+    total: int,
+    prepare: Prepare[T],
+    compute: Stream[T],
+    *,
+    name: Callable[[int], str] = str,
+    share: Share | None = None,
+    progress: Progress = lambda count: None,
+) -> None:
+    """Like `run_items`, for a computation that takes inputs when it needs them.
+
+    An item is written to the journal as soon as it is finished. `progress` is called after each.
+
+    Raises:
+      UniXError: a journal that cannot be used.
+    """
+    share = share or Share()
+    with Journal(journal_file(out, share.index)) as journal:
+        done = read_entries(out)
+
+        def keep(entry: Entry) -> None:
+            journal.append([entry])
+            progress(1)
+
+        def ready() -> Iterator[Ready[T]]:
+            for index in share.items(total):
+                if index in done:
+                    continue
+                try:
+                    key, prepared = prepare(index)
+                except (DataError, ImageError, PromptError) as error:
+                    keep(Entry(index, name(index), "failed", str(error)))
+                else:
+                    yield Ready(index, key, prepared)
+
+        for item, values in compute(ready()):
+            keep(Entry(item.index, item.key, values=values))
+
 
 def run_items(
     out: Path,

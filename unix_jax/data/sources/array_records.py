@@ -61,7 +61,7 @@ def encode_record(record: Record) -> bytes:
     values["sizes"] = [len(image) for image in images]
     values["turns"] = [dataclasses.asdict(turn) for turn in record.turns]
     del values["more_images"]
-    for name in ("turns", "condition"):
+    for name in ("turns", "condition", "report_problem"):
         if not values[name]:
             del values[name]
     if len(images) < 2 and not condition:
@@ -92,6 +92,7 @@ def decode_record(data: bytes, where: str) -> Record:
         turns=_turns(row, len(images), where),
         prompt=text_field(row, "prompt", where),
         answer=text_field(row, "answer", where),
+        report_problem=text_field(row, "report_problem", where),
         **report_fields(row, where),
     )
 

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from unix_jax.data.records import Record, checked_index
-from unix_jax.data.report_sections import report_sections
+from unix_jax.data.report_sections import sections_with_problem
 from unix_jax.data.sources.fields import (
     image_path,
     parse_json,
@@ -118,7 +118,8 @@ class CsvSource:
         }  # fmt: skip
         report, image, key = texts.pop("report"), texts.pop("image"), texts.pop("key")
         if report and not (texts["findings"] or texts["impression"]):
-            texts["findings"], texts["impression"] = report_sections(report)
+            names = ("findings", "impression", "report_problem")
+            texts |= dict(zip(names, sections_with_problem(report), strict=True))
         return Record(
             key=key or image or self._rows.key(number),
             image=image_path(image, self._root, where) if image else None,
