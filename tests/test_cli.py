@@ -18,6 +18,7 @@ from unix_jax.cli import main
 
 GOLDEN = Path(__file__).parent / "golden" / "tiny"
 TINY = GOLDEN / "checkpoint"
+DIFFUSERS = GOLDEN.parent / "diffusers_epsilon" / "checkpoint"
 ON_TINY = ["--checkpoint", str(TINY), "--dtype", "float32"]
 QUICK_REPORT = ["--prompt", "Report:", "--max-new-tokens", "6"]
 QUICK_IMAGE = ["--height", "32", "--width", "32", "--num-inference-steps", "3"]
@@ -465,7 +466,13 @@ def test_a_file_without_an_image_is_refused_before_the_model_loads(capsys, tmp_p
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["report", "--help"], ["info", str(TINY)], ["info", str(TINY), "--json"]],
+    [
+        ["--help"],
+        ["report", "--help"],
+        ["info", str(TINY)],
+        ["info", str(TINY), "--json"],
+        ["info", str(DIFFUSERS)],
+    ],
     ids=" ".join,
 )
 def test_quick_commands_import_no_jax(arguments):

@@ -25,7 +25,7 @@ def write(path, fields):
 
 @pytest.mark.parametrize("index", range(len(RUNS)))
 def test_runs_are_those_of_diffusers(index, tmp_path, assert_close):
-    schedule = read_schedule(write(tmp_path, RUNS[index]))
+    schedule = NoiseSchedule.of(read_schedule(write(tmp_path, RUNS[index])))
     plan = schedule.plan(7)
     np.testing.assert_array_equal(plan.timesteps, TENSORS[f"timesteps.{index}"])
     x = jnp.asarray(TENSORS["noise"]) * plan.start_scale

@@ -26,9 +26,8 @@ from unix_jax.commands.convert import main
 from unix_jax.config import AutoencoderConfig
 from unix_jax.errors import CheckpointError, ConfigError
 from unix_jax.models import autoencoder, clip, unet
-from unix_jax.models.bert import BertConfig
-from unix_jax.models.clip import ClipTextConfig
-from unix_jax.models.unet_config import TextAttention, UNetConfig
+from unix_jax.models.encoder_config import CLIP_ACTIVATIONS, BertConfig, ClipTextConfig
+from unix_jax.models.unet_config import UNET_ACTIVATIONS, TextAttention, UNetConfig
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 EPSILON = GOLDEN / "diffusers_epsilon" / "checkpoint"
@@ -364,3 +363,18 @@ def test_the_model_has_the_files_own_paths():
     config, linear = unet_config()
     paths = set(flatten(nn.unbox(unet.param_shapes(config))))
     assert {entry.path for entry in unet_table(config, linear)} == paths
+
+
+@pytest.mark.parametrize("name", ["diffusers_epsilon", "unet_bert", "unet_clip"])
+def test_counted_parameters_are_those_of_the_tables(name):
+    folder = DiffusersFolder(GOLDEN / name / "checkpoint")
+    counts = folder.parameter_counts()
+    assert counts
+    for part, count in counts.items():
+        table = folder.table(part, ())
+        assert count == sum(math.prod(entry.stacked_shape) for entry in table), part
+
+
+def test_activations_by_name_are_those_of_the_models():
+    assert set(UNET_ACTIVATIONS) == set(unet.ACTIVATIONS)
+    assert set(CLIP_ACTIVATIONS) == set(clip._ACTIVATIONS)

@@ -22,7 +22,8 @@ from unix_jax.checkpoints.sizes import count_layers
 from unix_jax.checkpoints.table import Entry, linear, norm, stacked
 from unix_jax.config import typed
 from unix_jax.errors import CheckpointError, ConfigError
-from unix_jax.models.bert import CLASSES, FOUR_CLASS_HEADS, NO_FINDING_CLASSES, BertConfig
+from unix_jax.models.bert import CLASSES, FOUR_CLASS_HEADS, NO_FINDING_CLASSES
+from unix_jax.models.encoder_config import BertConfig
 from unix_jax.storage.hub import located
 from unix_jax.storage.json_file import read_json
 

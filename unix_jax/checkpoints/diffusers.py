@@ -8,22 +8,12 @@ Each part is opened on demand, so a folder may lack unused parts.
 import contextlib
 import dataclasses
 import functools
-import math
-import os
-import re
-from collections.abc import Callable, Collection, Iterator
-from pathlib import Path
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import jax.numpy as jnp
 
-from unix_jax.checkpoints.diffusers_config import (
-    Fields,
-    read_schedule,
-    read_text_config,
-    read_unet_config,
-    read_vae_config,
-)
+from unix_jax.checkpoints.diffusers_sizes import DiffusersSizes, is_unused
 from unix_jax.checkpoints.diffusers_table import bert_table, clip_table, kl_table, unet_table
 from unix_jax.checkpoints.file_leaves import table_leaves
 from unix_jax.checkpoints.formats.readers import open_weights
@@ -33,30 +23,11 @@ from unix_jax.checkpoints.leaves import place_tree
 from unix_jax.checkpoints.prefixes import known_names, unwrapped
 from unix_jax.checkpoints.published import check_keys
 from unix_jax.checkpoints.table import Entry
-from unix_jax.config import AutoencoderConfig
 from unix_jax.errors import CheckpointError, ConfigError
-from unix_jax.models.bert import BertConfig
-from unix_jax.models.clip import ClipTextConfig
-from unix_jax.models.unet_config import JointAttention, TextAttention, UNetConfig
+from unix_jax.models.encoder_config import ClipTextConfig
+from unix_jax.models.unet_config import TextAttention
 from unix_jax.preprocessing.noise_schedule import NoiseSchedule
 from unix_jax.preprocessing.prompt_tokenizer import PromptTokenizer
-from unix_jax.storage.json_file import read_json
-
-INDEX = "model_index.json"
-_PIPELINE = "StableDiffusionPipeline"
-_CLASSES = {"unet": {"UNet2DConditionModel"}, "vae": {"AutoencoderKL"}}
-# Parts with weights, and where a checkpoint of this project keeps them.
-PARTS = {"unet": "params", "vae": "vae", "text_encoder": "text_encoder"}
-# Counters, poolers and heads that the hidden states do not read.
-_TEXT_UNUSED = re.compile(
-    r"((text_model|bert)\.)?(embeddings\.position_ids|pooler\.dense\.(weight|bias))"
-    r"|text_projection\.weight|cls\..*|cls_projection_head\..*"
-)
-
-
-def is_unused(part: str) -> Callable[[str], Any]:
-    """Whether a key of a part is unused."""
-    return _TEXT_UNUSED.fullmatch if part == "text_encoder" else lambda key: False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,77 +39,13 @@ class OpenPart:
     table: tuple[Entry, ...]
 
 
-class DiffusersFolder:
-    """The parts of one folder; each holds its sizes and its parameters in float32.
-
-    Args:
-      path: the folder.
-      joint: where given, the U-Net's attention is UniX's instead of cross-attention to text.
-
-    Raises:
-      ConfigError: `model_index.json` names another pipeline or another kind of a part.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], joint: JointAttention | None = None):
-        self.path = Path(path)
-        self._joint = joint
-        if (self.path / INDEX).is_file():
-            self._check_index(read_json(self.path / INDEX, max_bytes=1 << 20))
-
-    def _check_index(self, raw: Any) -> None:
-        where = self.path / INDEX
-        if not isinstance(raw, dict):
-            raise ConfigError(f"{where}: expected a JSON object, found {type(raw).__name__}")
-        if raw.get("_class_name") != _PIPELINE:
-            raise ConfigError(
-                f"{where}: _class_name: expected {_PIPELINE}, found {raw.get('_class_name')!r}"
-            )
-        for part, classes in _CLASSES.items():
-            found = raw.get(part)
-            if not isinstance(found, list) or len(found) != 2 or found[1] not in classes:
-                raise ConfigError(f"{where}: {part}: expected {sorted(classes)}, found {found!r}")
-
-    def _fields(self, part: str, class_name: str | None = None) -> Fields:
-        return Fields.of_file(self.path / part / "config.json", class_name)
-
-    @functools.cached_property
-    def unet_config(self) -> tuple[UNetConfig, bool]:
-        """The U-Net's sizes, and whether its projections are linear."""
-        config, linear = read_unet_config(self._fields("unet", "UNet2DConditionModel"))
-        if self._joint is not None:
-            config = dataclasses.replace(config, context=self._joint)
-        return config, linear
-
-    @functools.cached_property
-    def native_size(self) -> tuple[int, int]:
-        """(rows, columns) of the latents that the U-Net was trained for; 64 x 64 by default.
-
-        Raises:
-          ConfigError: `sample_size` is not a size.
-        """
-        found = self._fields("unet").take("sample_size")
-        sides = [64 if found is None else found] * 2 if not isinstance(found, list) else found
-        if len(sides) != 2 or not all(type(n) is int and 1 <= n <= 4096 for n in sides):
-            raise ConfigError(
-                f"{self.path / 'unet' / 'config.json'}: sample_size: expected one or two integers "
-                f"from 1 to 4096, found {found!r}"
-            )
-        return sides[0], sides[1]
-
-    @functools.cached_property
-    def vae_config(self) -> AutoencoderConfig:
-        """The autoencoder's sizes."""
-        return read_vae_config(self._fields("vae", "AutoencoderKL"))
-
-    @functools.cached_property
-    def text_config(self) -> ClipTextConfig | BertConfig:
-        """The text encoder's sizes; their type identifies the encoder."""
-        return read_text_config(self._fields("text_encoder"))
+class DiffusersFolder(DiffusersSizes):
+    """The parts of one folder; each holds its sizes and its parameters in float32."""
 
     @functools.cached_property
     def schedule(self) -> NoiseSchedule:
-        """The noise schedule and the sampler."""
-        return read_schedule(self.path / "scheduler" / "scheduler_config.json")
+        """The noise schedule and the steps of its sampler."""
+        return NoiseSchedule.of(self.schedule_config)
 
     @functools.cached_property
     def tokenizer(self) -> PromptTokenizer:
@@ -200,22 +107,6 @@ class DiffusersFolder:
         with self.open_part(part) as opened:
             leaves = table_leaves(opened.table, opened.tensors)
             return place_tree(leaves, jnp.float32, source=str(opened.tensors.path))
-
-    def sizes(self) -> dict[str, Any]:
-        """The configuration of every part, by the part's name; dataclasses."""
-        return {
-            "unet": self.unet_config[0],
-            "vae": self.vae_config,
-            "text_encoder": self.text_config,
-            "scheduler": self.schedule,
-        }
-
-    def parameter_counts(self) -> dict[str, int]:
-        """The number of parameters of every part with weights, by its sizes."""
-        return {
-            part: sum(math.prod(entry.stacked_shape) for entry in self.table(part, ()))
-            for part in PARTS
-        }
 
     def check(self) -> None:
         """Reads every part's configuration, and compares the sizes that two of them state.

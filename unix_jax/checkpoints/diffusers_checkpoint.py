@@ -21,13 +21,8 @@ import numpy as np
 
 from unix_jax.checkpoints import native
 from unix_jax.checkpoints.configurations import is_diffusers_checkpoint
-from unix_jax.checkpoints.diffusers import (
-    INDEX,
-    PARTS,
-    DiffusersFolder,
-    OpenPart,
-    is_unused,
-)
+from unix_jax.checkpoints.diffusers import DiffusersFolder, OpenPart
+from unix_jax.checkpoints.diffusers_sizes import INDEX, PARTS, ImportedSizes, is_unused
 from unix_jax.checkpoints.export import FileTensor, ahead, check_layout, write_file
 from unix_jax.checkpoints.file_leaves import inexact_keys, raw_leaf, table_leaves
 from unix_jax.checkpoints.fitting import check_leaves
@@ -42,9 +37,8 @@ from unix_jax.checkpoints.published import write_index as write_shard_index
 from unix_jax.checkpoints.source_files import MAX_COPIED_BYTES, refuse_links_out
 from unix_jax.errors import CheckpointError, shortened
 from unix_jax.models import autoencoder, bert, clip, unet
-from unix_jax.models.clip import ClipTextConfig
+from unix_jax.models.encoder_config import ClipTextConfig
 from unix_jax.models.unet_config import JointAttention
-from unix_jax.storage import recorded_files
 from unix_jax.storage.files import atomic_directory
 from unix_jax.storage.hub import located
 from unix_jax.storage.json_file import read_json, write_json
@@ -56,14 +50,8 @@ _FOLDERS = ("", "unet", "vae", "text_encoder", "tokenizer", "scheduler", "featur
 _WANTED = re.compile(r".*\.(json|txt)|(README|LICENSE|LICENCE|NOTICE)([._-].*)?", re.IGNORECASE)
 
 
-class DiffusersCheckpoint(DiffusersFolder):
+class DiffusersCheckpoint(ImportedSizes, DiffusersFolder):
     """An imported folder: the configurations of `source/`, the weights of the Orbax directories."""
-
-    def __init__(self, path: str | os.PathLike[str], joint: JointAttention | None = None):
-        self.directory = Path(path)
-        entries = recorded_files.read_listed(self.directory)
-        recorded_files.require(self.directory, entries, entries)
-        super().__init__(self.directory / "source", joint)
 
     def _load(self, part: str) -> dict[str, Any]:
         leaves = native.open_leaves(self.directory, PARTS[part])

@@ -13,16 +13,14 @@ from typing import Any, get_args
 from unix_jax.checkpoints.formats.tensor_source import note
 from unix_jax.config import AutoencoderConfig, typed
 from unix_jax.errors import ConfigError
-from unix_jax.models.bert import BertConfig
-from unix_jax.models.clip import CLIP_ACTIVATIONS, ClipTextConfig
-from unix_jax.models.unet import ACTIVATIONS
-from unix_jax.models.unet_config import TextAttention, UNetConfig
-from unix_jax.preprocessing.noise_schedule import (
+from unix_jax.models.encoder_config import CLIP_ACTIVATIONS, BertConfig, ClipTextConfig
+from unix_jax.models.unet_config import UNET_ACTIVATIONS, TextAttention, UNetConfig
+from unix_jax.preprocessing.schedule_config import (
     BetaSchedule,
     FinalSigma,
-    NoiseSchedule,
     Prediction,
     Sampler,
+    ScheduleConfig,
     Spacing,
 )
 from unix_jax.storage.json_file import read_json
@@ -219,7 +217,7 @@ def read_unet_config(fields: Fields) -> tuple[UNetConfig, bool]:
         time_width=4 * widths[0] if time_width is None else typed(time_width, int, where),
         norm_groups=groups,
         norm_eps=fields.positive("norm_eps", 1e-5, float),
-        activation=fields.chosen("act_fn", ACTIVATIONS, "silu"),
+        activation=fields.chosen("act_fn", UNET_ACTIVATIONS, "silu"),
         sines_first=not fields.typed("flip_sin_to_cos", bool, True),
         freq_shift=fields.typed("freq_shift", float, 0),
         scale_shift_norm=fields.chosen(
@@ -373,7 +371,7 @@ _SCHEDULER_FREE = {
 }  # fmt: skip
 
 
-def read_schedule(path: Path) -> NoiseSchedule:
+def read_schedule(path: Path) -> ScheduleConfig:
     """The noise schedule and sampler of `scheduler/scheduler_config.json`.
 
     A folder with PNDM is sampled with DDIM, with a note.
@@ -391,7 +389,7 @@ def read_schedule(path: Path) -> NoiseSchedule:
     euler = sampler == "euler"
     clip = fields.typed("clip_sample", bool, not euler)
     clip_range = fields.positive("clip_sample_range", 1.0, float)
-    schedule = NoiseSchedule(
+    schedule = ScheduleConfig(
         sampler=sampler,
         num_train_timesteps=fields.positive("num_train_timesteps", 1000, most=_MOST_TIMESTEPS),
         beta_start=fields.positive("beta_start", 0.0001, float),

@@ -27,8 +27,7 @@ from unix_jax.checkpoints.table import (
 )
 from unix_jax.config import AutoencoderConfig
 from unix_jax.models import unet
-from unix_jax.models.bert import BertConfig
-from unix_jax.models.clip import ClipTextConfig
+from unix_jax.models.encoder_config import BertConfig, ClipTextConfig
 from unix_jax.models.unet_config import UNetConfig
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}

@@ -57,8 +57,8 @@ def verify(path: str | os.PathLike[str]) -> Iterator[Verified]:
 
 
 def _diffusers(directory: Path) -> Iterator[Verified]:
-    from unix_jax.checkpoints.diffusers import PARTS
     from unix_jax.checkpoints.diffusers_checkpoint import open_diffusers
+    from unix_jax.checkpoints.diffusers_sizes import PARTS
     from unix_jax.checkpoints.file_leaves import table_leaves
 
     folder = open_diffusers(directory)

@@ -58,10 +58,10 @@ class Info:
         Console().print(summary(path, config, has_vae))
 
     def _print_diffusers(self, path: str) -> None:
-        from unix_jax.checkpoints.diffusers_checkpoint import open_diffusers
+        from unix_jax.checkpoints.diffusers_sizes import read_sizes
         from unix_jax.commands.checkpoint_table import diffusion_summary
 
-        folder = open_diffusers(path)
+        folder = read_sizes(path)
         sizes = folder.sizes()
         if self.json:
             values = {name: dataclasses.asdict(config) for name, config in sizes.items()}

@@ -15,7 +15,7 @@ from unix_jax.inference.pipeline import UniXPipeline
 from unix_jax.inference.sampling import Solver
 from unix_jax.inference.settings import DiffusionSettings, ImageSettings
 from unix_jax.preprocessing.gray_levels import gray_level_problem
-from unix_jax.preprocessing.noise_schedule import Sampler
+from unix_jax.preprocessing.schedule_config import Sampler
 from unix_jax.preprocessing.transforms import save_png
 
 FOLDER = "images"

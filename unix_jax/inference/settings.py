@@ -17,7 +17,7 @@ from unix_jax.config import AutoencoderConfig, UniXConfig
 from unix_jax.errors import ArgumentNameError, PromptError
 from unix_jax.inference.inputs import TINY, choice, interval, number, require, whole
 from unix_jax.inference.sampling import RENORMS, SOLVERS, Guidance, Renorm, Solver
-from unix_jax.preprocessing.noise_schedule import Sampler
+from unix_jax.preprocessing.schedule_config import Sampler
 from unix_jax.preprocessing.transforms import RESIZES, Resize
 
 OutputType = Literal["pil", "np", "latent"]

@@ -5,7 +5,6 @@ A frozen encoder for metrics. Post-norm blocks, learned positions, exact GELU.
 Letters: B batch, T tokens, D width, C the 14 conditions.
 """
 
-import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -15,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from unix_jax.models.attention import Implementation
 from unix_jax.models.encoder_block import BlockSizes, PostNormBlock, stacked
+from unix_jax.models.encoder_config import BertConfig
 from unix_jax.models.layers import Dtype, dense, layer_norm
 from unix_jax.models.shapes import traced_once
 
@@ -22,20 +22,6 @@ from unix_jax.models.shapes import traced_once
 FOUR_CLASS_HEADS, CLASSES, NO_FINDING_CLASSES = 13, 4, 2
 # The logit of the two classes that are absent for "no finding".
 NO_CLASS = -1e9
-
-
-@dataclasses.dataclass(frozen=True)
-class BertConfig:
-    """Sizes; the defaults are those of bert-base-uncased."""
-
-    vocab_size: int = 30522
-    hidden_size: int = 768
-    num_layers: int = 12
-    num_heads: int = 12
-    intermediate_size: int = 3072
-    max_positions: int = 512
-    token_types: int = 2
-    layer_norm_eps: float = 1e-12
 
 
 class Bert(nn.Module):

@@ -5,7 +5,6 @@ Pre-norm blocks with causal attention and learned positions. Source: transformer
 Letters: B batch, T tokens, D width.
 """
 
-import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -16,24 +15,11 @@ from jaxtyping import Array, Float, Int
 from unix_jax.models.attention import Implementation
 from unix_jax.models.attention.mask import CAUSAL, TokenMetadata
 from unix_jax.models.encoder_block import BlockSizes, EncoderBlock, stacked
+from unix_jax.models.encoder_config import ClipTextConfig
 from unix_jax.models.layers import ACTIVATIONS, Dtype, layer_norm
 from unix_jax.models.shapes import traced_once
 
-CLIP_ACTIVATIONS = {"quick_gelu": lambda x: x * nn.sigmoid(1.702 * x), "gelu": ACTIVATIONS["gelu"]}
-
-
-@dataclasses.dataclass(frozen=True)
-class ClipTextConfig:
-    """Sizes; the defaults are those of SD 1.x's encoder (ViT-L/14)."""
-
-    vocab_size: int = 49408
-    hidden_size: int = 768
-    num_layers: int = 12
-    num_heads: int = 12
-    intermediate_size: int = 3072
-    max_positions: int = 77
-    layer_norm_eps: float = 1e-5
-    activation: str = "quick_gelu"
+_ACTIVATIONS = {"quick_gelu": lambda x: x * nn.sigmoid(1.702 * x), "gelu": ACTIVATIONS["gelu"]}
 
 
 class ClipText(nn.Module):
@@ -61,7 +47,7 @@ class ClipText(nn.Module):
         order = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
         zeros = jnp.zeros_like(order)
         tokens = TokenMetadata(order, zeros + 1, zeros, order, zeros + CAUSAL)
-        activation = CLIP_ACTIVATIONS[c.activation]
+        activation = _ACTIVATIONS[c.activation]
         sizes = BlockSizes(c.num_heads, c.intermediate_size, c.layer_norm_eps, activation)
         x, _ = stacked(EncoderBlock, c.num_layers)(
             sizes, self.dtype, self.attention_implementation, name="layers"

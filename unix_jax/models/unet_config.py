@@ -4,6 +4,8 @@ import dataclasses
 
 from unix_jax.config import DecoderConfig, UNetBackbone, UniXConfig
 
+UNET_ACTIVATIONS = ("silu", "swish", "gelu", "mish", "relu")
+
 
 @dataclasses.dataclass(frozen=True)
 class TextAttention:

@@ -6,7 +6,6 @@ without noise: the two differ in the levels that they visit and in the scale of 
 """
 
 import dataclasses
-from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,35 +13,20 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from unix_jax.errors import PromptError
+from unix_jax.preprocessing.schedule_config import Sampler, ScheduleConfig
 
-Prediction = Literal["epsilon", "v_prediction", "sample"]
-Sampler = Literal["ddim", "euler"]
-BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
-Spacing = Literal["leading", "trailing", "linspace"]
-FinalSigma = Literal["zero", "sigma_min"]
 # What Euler puts for alpha = 0, whose sigma would be infinite (diffusers).
 _SMALLEST_ALPHA = 2.0**-24
 
 
 @dataclasses.dataclass(frozen=True)
-class NoiseSchedule:
-    """How noise was added in training, what the network predicts, and how samples are made.
+class NoiseSchedule(ScheduleConfig):
+    """A noise schedule and the steps of its sampler."""
 
-    The fields are those of diffusers' `scheduler_config.json`, with its defaults for DDIM.
-    """
-
-    sampler: Sampler = "ddim"
-    num_train_timesteps: int = 1000
-    beta_start: float = 0.0001
-    beta_end: float = 0.02
-    beta_schedule: BetaSchedule = "linear"
-    prediction_type: Prediction = "epsilon"
-    timestep_spacing: Spacing = "leading"
-    steps_offset: int = 0
-    rescale_betas_zero_snr: bool = False
-    set_alpha_to_one: bool = True
-    clip_sample_range: float | None = None
-    final_sigmas_type: FinalSigma = "zero"
+    @classmethod
+    def of(cls, config: ScheduleConfig) -> "NoiseSchedule":
+        """The schedule with these settings."""
+        return cls(**vars(config))
 
     def with_sampler(self, sampler: Sampler) -> "NoiseSchedule":
         """The same schedule for another sampler; Euler's does not clip, as in diffusers."""
