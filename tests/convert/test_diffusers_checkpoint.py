@@ -16,6 +16,7 @@ from unix_jax.checkpoints.diffusers_checkpoint import (
     export_diffusers,
     import_diffusers,
 )
+from unix_jax.checkpoints.diffusers_sizes import read_sizes
 from unix_jax.checkpoints.formats.readers import open_tensors
 from unix_jax.commands.convert import main
 from unix_jax.errors import CheckpointError, ConfigError, SourceNote, UniXError
@@ -49,6 +50,8 @@ def test_export_returns_every_bit(source, tmp_path, capsys):
     assert main(["import-diffusers", str(source), str(tmp_path / "jax")]) == 0
     assert main(["export", str(tmp_path / "jax"), str(tmp_path / "back")]) == 0
     capsys.readouterr()
+    counts = [read_sizes(path).parameter_counts() for path in (source, tmp_path / "jax")]
+    assert counts[0] == counts[1]
     ours, theirs = files_of(tmp_path / "back"), files_of(source)
     assert ours.keys() == theirs.keys()
     for name, file in theirs.items():

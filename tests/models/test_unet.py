@@ -92,6 +92,11 @@ def test_blocks_read_the_layers_of_the_decoder_in_order():
 
 @pytest.mark.parametrize("config", [SMALL, JOINT], ids=["text", "joint"])
 def test_remat_changes_no_gradient(config, assert_close):
+    """With one level, which has every kind of block that is rematerialised."""
+    config = dataclasses.replace(
+        config, widths=(16,), down_attention=(True,), up_attention=(True,), layers=(1,),
+        depths=(1,), up_depths=(1,), num_heads=(2,),
+    )  # fmt: skip
     weights, (x, t, context) = params(config), inputs(config)
 
     def gradient(policy):
