@@ -239,6 +239,12 @@ def head(params):
 HEAD = np.asarray(TENSORS["language_model.lm_head.weight"], np.float32).T
 
 
+@pytest.fixture
+def no_autoencoder(source):
+    """Most of the time of an import is that of the autoencoder's many arrays."""
+    shutil.rmtree(source / "vae")
+
+
 def import_head(source, *arguments):
     out = source.parent / "out"
     shutil.rmtree(out, ignore_errors=True)
@@ -246,6 +252,7 @@ def import_head(source, *arguments):
     return head(native.load_params(out))
 
 
+@pytest.mark.usefixtures("no_autoencoder")
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 def test_an_average_in_a_file_of_its_own(source, capsys, suffix):
     name = f"ema{suffix}"
@@ -266,6 +273,7 @@ def test_an_average_in_a_file_of_its_own(source, capsys, suffix):
     assert "expected weights that are not an average" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("no_autoencoder")
 @pytest.mark.parametrize(
     ("names", "kept", "prefix"),
     [
@@ -290,6 +298,7 @@ def test_an_average_in_the_same_pickle(source, capsys, names, kept, prefix):
     np.testing.assert_array_equal(import_head(source / "model.pt"), HEAD)
 
 
+@pytest.mark.usefixtures("no_autoencoder")
 def test_an_average_one_level_deeper(source):
     (source / "model.safetensors").unlink()
     file = {"model": {"state_dict": TENSORS}, "ema": {"decay": 0.9, "shadow": changed(TENSORS)}}
@@ -298,6 +307,7 @@ def test_an_average_one_level_deeper(source):
     np.testing.assert_array_equal(import_head(source, "--weights", "ema"), HEAD + 1)
 
 
+@pytest.mark.usefixtures("no_autoencoder")
 def test_an_average_behind_another_prefix(source, capsys):
     both = {f"model.{key}": value for key, value in TENSORS.items()}
     both |= {f"ema_model.{key}": value for key, value in changed(TENSORS).items()}
@@ -390,6 +400,7 @@ def test_weights_under_any_name_precede_an_average(tmp_path, plain, average, sta
         assert offset or lines == [f"{path}: {used}"]
 
 
+@pytest.mark.usefixtures("no_autoencoder")
 def test_an_average_alone_is_said(source, capsys):
     (source / "model.safetensors").unlink()
     write_nested(source / "model.pt", {"swa": changed(TENSORS)})
@@ -400,6 +411,7 @@ def test_an_average_alone_is_said(source, capsys):
     assert "expected weights that are not an average" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("no_autoencoder")
 def test_sets_that_fit_equally_are_named_and_chosen_by_name(source, capsys):
     (source / "model.safetensors").unlink()
     file = {
@@ -438,6 +450,7 @@ def test_weights_in_lists_and_under_integers(tmp_path, known):
             assert lines == [f"{path}: used `{name}` (9 tensors), not `ema` (9 tensors)"]
 
 
+@pytest.mark.usefixtures("no_autoencoder")
 def test_several_averages_are_chosen_by_name(source, capsys):
     (source / "model.safetensors").unlink()
     write_nested(
@@ -449,6 +462,7 @@ def test_several_averages_are_chosen_by_name(source, capsys):
     np.testing.assert_array_equal(import_head(source, "--weights", "ema_2"), HEAD + 1)
 
 
+@pytest.mark.usefixtures("no_autoencoder")
 def test_a_prefix_is_chosen_by_its_name(source, capsys):
     both = {f"one.{key}": value for key, value in TENSORS.items()}
     both |= {f"two.net.{key}": value for key, value in changed(TENSORS).items()}
