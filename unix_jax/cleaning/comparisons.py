@@ -78,11 +78,11 @@ _PRESENT_FINDINGS = (
         r"\b(has|have) (?:now )?(?:moved|migrated)(?: back)? (?:in)?to (?=(?:the|a)\b)", r"<\1> in "
     ),
     rule(
-        r"\bthere (?:has|have) been (?:interval )?development of (?=(?:multiple|several|numerous"
-        r"|many|bilateral|scattered|\w+ (?:nodules|opacities|effusions|infiltrates))\b)",
+        r"(?<=\w,\s)there (?:has|have) been (?:interval )?development of (?=(?:multiple|several"
+        r"|numerous|many|bilateral|scattered|\w+ (?:nodules|opacities|effusions|infiltrates))\b)",
         "there are ",
     ),
-    rule(r"\bthere (?:has|have) been (?:interval )?development of (?=\w)", "there is "),
+    rule(r"(?<=\w,\s)there (?:has|have) been (?:interval )?development of (?=\w)", "there is "),
     rule(
         r"^(?:interval )?(?:decrease|increase|improvement|worsening)d? and (?=(?:left|right"
         r"|bilateral|bibasilar|basilar)\b)",

@@ -253,7 +253,7 @@ _MODIFIED_CHANGE = re.compile(
     re.IGNORECASE,
 )
 _CHANGE_OR_GONE = re.compile(
-    r"(?:perceptible|noticeable|dating|pulled|back|insertion|new\w*|grown|enlarging|longer|distinct|develop\w*"
+    r"(?:perceptible|noticeable|related|dating|pulled|back|insertion|new\w*|grown|enlarging|longer|distinct|develop\w*"
     r"|appeared|occurred|diminish\w*"
     r"|reduc\w+|enlarge\w*|larger|smaller|clear\w+|removed"
     r"|placement|placed|insert\w+|redemonstrat\w*|re-demonstrat\w*|continu\w+|recur\w*|advanced"

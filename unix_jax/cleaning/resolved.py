@@ -64,9 +64,8 @@ _GONE_ARTICLE = re.compile(
 )
 # What is gone follows a statement: "changes with resolution of the pneumothorax".
 _THEN_GONE = re.compile(
-    r"^(?P<head>[^;.]*?\w),?\s+(?P<gone>(?:with (?:the |(?:complete|interval|apparent) )*"
-    r"(?:resolution|removal)|(?:following|after|status post|s/p) (?:the |(?:interval|recent) )*"
-    r"removal) of .+)$",
+    r"^(?P<head>[^;.]*?\w),?\s+with (?:the |(?:complete|interval|apparent) )*"
+    r"(?P<gone>(?:resolution|removal) of .+)$",
     re.IGNORECASE,
 )
 # Words which state that something is present, or that a part of it remains.
@@ -104,10 +103,8 @@ def as_negative(sentence: str, clean: Callable[[str], str]) -> str | None:
     clean: cleans the rest of a sentence if what is gone is not a finding.
     """
     then = _THEN_GONE.match(sentence)
-    if then is not None:
-        gone = re.sub(r"^.*?(?=(?:resolution|removal) of )", "", then["gone"], flags=re.I)
-        removed = re.match(rf"with\b|.*(?:{_DEVICE.pattern})", then["gone"], re.I)
-        negative = as_negative(gone, clean) if removed and holds_finding(gone) else None
+    if then is not None and holds_finding(then["gone"]):
+        negative = as_negative(then["gone"], clean)
         if negative:
             return f"{clean(mended(then['head'] + '.'))} {negative}".strip()
     for pattern in _GONE:
