@@ -214,7 +214,7 @@ def fit_rows(
     source: RecordSource, tokenizer: "Tokenizer", config: "UniXConfig", und_tokens: int
 ) -> RowFit:
     """Plans one epoch of the task understanding in rows of `und_tokens`; decodes no image."""
-    # Imported here: what only counts and measures needs no JAX.
+    # Imported here, since counting and measuring do not need JAX.
     from unix_jax.data.config import DataConfig
     from unix_jax.data.packing import Planner
     from unix_jax.data.samples import Skip, UnderstandingSamples

@@ -34,7 +34,7 @@ from unix_jax.preprocessing.text import Tokenizer, prompt_split
 
 LoadImage = Callable[[], np.ndarray]
 
-# Sets the numbers of the augmentation apart from those of `draw`.
+# Separates the random numbers of the augmentation from those of `draw`.
 _AUGMENTATION = 0xA46
 _BOS_EOS = 2
 _BOUNDARIES = 2
@@ -335,7 +335,7 @@ class EditSamples(RecordSamples):
             splits = [self._clean, VitSplit(), *splits]
             images = [
                 lambda: vae_pixels(shown, self._data, warn, change),
-                # A warning about this image has been given once.
+                # A warning about this image has already been given.
                 lambda: vit_pixels(shown, self._config, change=change),
                 *images,
             ]

@@ -266,7 +266,7 @@ def _chosen_columns(
 
 def _text(values: Mapping[str, Any], name: str, where: str) -> str:
     text = text_field(values, name, where)
-    # As pandas writes a cell without a value.
+    # How pandas writes an empty cell.
     return "" if text.strip().lower() == "nan" else text
 
 
@@ -284,7 +284,7 @@ def _labels(value: Any, where: str) -> tuple[str, ...]:
         value = value.strip()
         value = _literal(value, where) if value[:1] in ("[", "{") else value.split("|")
     if isinstance(value, dict):
-        # CheXpert's -1 is uncertain: only what is present is a label.
+        # CheXpert's -1 means uncertain: only present findings are labels.
         value = [name for name, present in value.items() if present in (1, True)]
     return texts_field({"labels": value}, "labels", where)
 

@@ -294,7 +294,7 @@ def _tables(root: Path, name: str) -> list[Path]:
 
 
 def _columns(file: Path, names: Sequence[str]) -> list[tuple[str, ...]]:
-    # A wrong byte spoils its own row alone, whose number or name it is no more.
+    # A wrong byte affects only its own row, whose number or name is then unknown.
     return list(table_columns(file, names, errors="replace"))
 
 
@@ -325,6 +325,6 @@ def _labels(root: Path) -> dict[str, tuple[str, ...]]:
     for _, row in rows:
         if study < len(row):
             present = tuple(n for i, n in names if i < len(row) and row[i].strip() in ("1", "1.0"))
-            # Few combinations occur: one tuple serves all their studies.
+            # Few combinations occur, so studies share one tuple per combination.
             labels[row[study].strip()] = shared.setdefault(present, present)
     return labels

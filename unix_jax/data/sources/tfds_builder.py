@@ -25,7 +25,7 @@ with needed("tensorflow_datasets", "tfds", "unix-jax[data]"):
 NAME = "unix_records"
 TEXTS = ("key", "findings", "impression", "view", "patient", "split", "prompt", "answer")
 LISTS = ("captions", "labels")
-# The data set's name for records that state no split; "all" is reserved.
+# The data set's name for records without a split; "all" is reserved.
 NO_SPLIT = "records"
 
 
