@@ -15,7 +15,8 @@ EARLIER = (
 WHEN = (
     r"(?:\s*,?\s*(?:(?:performed|obtained|dated?|done|taken|from|on|of|in"
     rf"|at)\s+){{1,2}}(?:the\s+)?(?:{HIDDEN}"
-    r"|\d{1,4}(?:[/-]\d{1,4}){0,2}|yesterday|same day|(?:\w+\s+)?(?:days?|weeks?"
+    r"|\d{1,4}(?:[/-]\d{1,4}){0,2}(?:\s+(?:days?|weeks?|months?|years?) (?:ago|earlier|prior))?"
+    r"|yesterday|same day|(?:\w+\s+)?(?:days?|weeks?"
     r"|months?|years?) (?:ago|earlier|prior))"
     rf"|\s+{HIDDEN}|\s+(?:\w+\s+)?(?:days?|weeks?|months?|years?) (?:ago|earlier|prior))?"
 )

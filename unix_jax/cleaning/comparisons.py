@@ -19,6 +19,142 @@ from unix_jax.cleaning.marks import MARK
 from unix_jax.cleaning.replacements import rule
 
 COMPARING_OPENING = rule(rf"^(?:{COMPARED}|since|from)\s+{PRIOR}\s*,\s*")
+_COMPARATIVE = (
+    r"(?:larger|smaller|bigger|worse|better|greater|increased|decreased|improved|worsened|reduced"
+    r"|diminished|(?:more|less) (?:conspicuous|prominent|apparent|extensive|pronounced|perceptible"
+    r"|dense|confluent|evident|distinct|severe|marked|visible|obvious|noticeable))"
+)
+_DEGREES = (
+    r"(?:(?:slightly|mildly|markedly|significantly|somewhat|minimally|moderately|overall|much|now"
+    r"|also|again)\s+)*"
+)
+_THAN_BEFORE = (
+    r"(?:\s+(?:than|as|versus)\s+(?:previously|before|earlier"
+    rf"|(?:on|in)\s+{PRIOR}|{PRIOR})(?:\s+(?:seen|noted|described))?"
+    rf"|\s+(?:(?:when|as)\s+)?(?:compared (?:to|with)|since|from)\s+{PRIOR})?(?=\s*(?:[.,;]|$))"
+)
+# Not of the heart, the vessels and the like, whose increase is the finding.
+_LESION = (
+    r"(?:nodules?|nodule/mass|mass(?:es)?|effusions?|pneumothorax|pneumothoraces|lesions?|edema"
+    r"|consolidations?|infiltrates?|atelectasis|opacit(?:y|ies)|collections?|hematoma)"
+)
+
+# Words of a comparison around a finding that is present.
+_PRESENT_FINDINGS = (
+    rule(
+        r"^(?:overall,? )?(?:the )?(?:overall )?(?:size|extent|degree|amount|volume|severity) of"
+        r" (?:the )?(?=[^.;,]*\b(?:effusion|pneumothorax|mass|nodule|lesion|edema|opacit|consolid"
+        r"|infiltrat|atelecta|collection|hematoma))([^.;,]*?) (?:appears?|is|are|remains?|seems?"
+        rf"|has|have)(?: to be)? {_DEGREES}{_COMPARATIVE}(?: in (?:size|extent))?{_THAN_BEFORE}",
+        r"\1",
+    ),
+    rule(
+        rf"^([^.;]*\b{_LESION}\b[^.;,]*?) (is|are) {_DEGREES}(?:in|de)creased(?: in (?:size|extent"
+        rf"|number|severity)(?: and (?:size|number))?)?{_THAN_BEFORE}",
+        r"\1 \2 present",
+    ),
+    rule(rf"\s+and (?:appears?|seems?) (?:to be )?{_DEGREES}{_COMPARATIVE}{_THAN_BEFORE}", ""),
+    rule(rf"\b(?:appears|seems) (?:to be )?{_DEGREES}{_COMPARATIVE}{_THAN_BEFORE}", "is present"),
+    rule(rf"\b(?:appear|seem) (?:to be )?{_DEGREES}{_COMPARATIVE}{_THAN_BEFORE}", "are present"),
+    rule(rf"\b(is|are) {_DEGREES}(?:more|less) perceptible{_THAN_BEFORE}", r"\1 present"),
+    rule(r"\bmore (?=prominent (?:interstitial|vascular|bronchovascular|markings)\b)", ""),
+    rule(
+        r"^(?:grossly |essentially )?similar(?:[- ]appearing| appearance of(?: the)?)? (?=\w)"
+        r"(?!(?:changes|findings?|to|in|exam\w*|stud\w+|appearance|chest)\b)",
+        "",
+    ),
+    rule(
+        r"^remaining (?=(?:[\w-]+ ){0,2}(?:obliteration|opacit|effusion|pneumothora|atelecta"
+        r"|consolid|infiltrat|edema|blunting|thicken|densit|nodul))",
+        "",
+    ),
+    rule(
+        r"(?<!no )(?<!or )(?<!without )(?<!and )\bprogressive (?!massive|multifocal|systemic)"
+        r"(?=\w)",
+        "",
+    ),
+    rule(r"^(?:currently|now),?\s+(?=there\b|located\b|within\b|lies\b|in\b|at\b)", ""),
+    rule(
+        r"\b(has|have) (?:now )?(?:moved|migrated)(?: back)? (?:in)?to (?=(?:the|a)\b)", r"<\1> in "
+    ),
+    rule(
+        r"(?<=\w,\s)there (?:has|have) been (?:interval )?development of (?=(?:multiple|several"
+        r"|numerous|many|bilateral|scattered|\w+ (?:nodules|opacities|effusions|infiltrates))\b)",
+        "there are ",
+    ),
+    rule(r"(?<=\w,\s)there (?:has|have) been (?:interval )?development of (?=\w)", "there is "),
+    rule(
+        r"^(?:interval )?(?:decrease|increase|improvement|worsening)d? and (?=(?:left|right"
+        r"|bilateral|bibasilar|basilar)\b)",
+        "",
+    ),
+    rule(
+        r"^(?:interval )?(?:decrease|increase) (?!in\b|of\b)(?=(?:[\w-]+ ){1,5}(?:area|opacit"
+        r"|densit|effusion|nodul|mass\b))",
+        "",
+    ),
+)
+# Removed before the sentence is divided into clauses: advice and reasons that refer to earlier
+# examinations, and phrases that a division would break.
+UNDIVIDED = (
+    rule(
+        r",?\s*(?:however|but|and)?,?\s*\b(?:recommend|suggest|consider|advise)(?:ed|ing)?"
+        r" (?:\w+ )?comparison (?:with|to)\b[^.;]*",
+        "",
+    ),
+    rule(
+        r",?\s*\bgiven (?:the |its |their |this )?(?:interval |long-?term |overall )?stability"
+        rf"(?: over time|(?: (?:since|from|compared (?:to|with))) {PRIOR})?",
+        "",
+    ),
+    rule(
+        r",?\s*(?:and |with )?\b(?:no|without)(?: any)? (?:evidence|findings?|signs?|suggestion) of"
+        r" (?:(?:disease|interval) (?:progression|worsening)|(?:progression|worsening) of (?:the )?"
+        r"disease)",
+        "",
+    ),
+    rule(r"\bsuggesting no (?:\w+ )?(?:progression|change) (?:of|in) (?=the\b)", "suggesting "),
+    rule(
+        rf"\bis not (?:{HIDDEN} )?(?:(?:thought|felt|believed) )?to be (?:significantly "
+        rf"|substantially )?(?:different|changed)(?: from {PRIOR})?,? but is (?:{HIDDEN} )?",
+        "is ",
+    ),
+    rule(
+        rf",?\s+which (?:is|are) (?:better|best) (?:appreciated|seen|visualized|demonstrated)"
+        rf"(?:\s+(?:on|in|by)(?: the)?)? {HIDDEN}(?: of {HIDDEN})?",
+        "",
+    ),
+    rule(
+        r"(?<!seen)(?<!noted)(?<!described)(?<!demonstrated)(?<!identified)(?<!visualized)"
+        r"(?<!present)(?<!appreciated)(?<!there)"
+        r"\s+on (?:the )?(?:old|prior|previous|earlier) (?:chest )?(?:CT scans?|CTs?|films?"
+        r"|radiographs?|studies|x-?rays?)(?=\s*\.?$)",
+        "",
+    ),
+    rule(
+        rf"\s+(?:seen|noted|identified|described) (?:on|in) (?:the )?{HIDDEN} (?:chest|CT|{STUDY})"
+        r"(?= (?:is|are) not (?:seen|visuali[sz]ed|identified|evident)\b)",
+        "",
+    ),
+    rule(r"(?<!there )\b(is|are) redemonstration (?:of|in|over) (?=\w)", r"\1 seen at "),
+    rule(
+        r"^(?:there(?:'s| has) been )?interval enlargement (?:of|in) (?:the )?(?=cardiac|heart)",
+        "Enlargement of the ",
+    ),
+    rule(
+        r"(?:there (?:is|has been) )?(?:(?:significant|interval|marked|mild|some|overall) )*"
+        r"(?:improvement in|improved|better) aeration(?: bilaterally| of (?:the )?lungs?)?,?\s*"
+        r"(?:with|and) (?=\w)",
+        "",
+    ),
+    rule(r"\s+and (?:improved|better) aeration bilaterally\b", ""),
+    rule(
+        r"^(?:stable|unchanged) appearance of (?:the )?(?=[^,;.]*\b(?:left|right|bilateral)\b[^,;.]"
+        r"* with\b)",
+        "",
+    ),
+)
+
 _CONSTRUCTIONS = (
     rule(r"^(?:chest\s+)?comparisons?:\s+(?=there\b)", ""),
     rule(
@@ -35,11 +171,11 @@ _CONSTRUCTIONS = (
     rule(r"\s+(?:has|have) ((?:in|de)creased) in opacity\b", r" of \1 opacity"),
     rule(rf",?\s*\bwhich (?:has|have) been there (?:on|in) {PRIOR}", ""),
     rule(
-        r"^(?:there (?:is|are) )?(?:improved|improving|increased|decreased) lung volumes"
-        r"(?: bilaterally)?(?: with|,) (?=\w)",
+        r"^(?:there (?:is|are) )?(?:improved|improving) lung volumes(?: bilaterally)?(?: with|,)"
+        r" (?=\w)",
         "",
     ),
-    rule(r"^(?:improved|improving|increased|decreased) lung volumes without (?=\w)", "No "),
+    rule(r"^(?:improved|improving) lung volumes without (?=\w)", "No "),
     rule(
         r"^(?:the )?lung volumes are (?:decreased|lower|improved|increased) (?:from|since)"
         rf" {PRIOR},? and (?=there\b)",
@@ -424,6 +560,7 @@ _NO_EARLIER_STUDY = (
 )
 
 COMPARISONS = (
+    *_PRESENT_FINDINGS,
     *_CONSTRUCTIONS,
     *_EARLIER_SIZES,
     *_CHANGE_OF,

@@ -107,7 +107,7 @@ _OF_CHANGE = (
     r"|obvious|relevant|gross(?:ly)?|evidence of|further|apparent|evident|marked(?:ly)?|been|the"
     r"|available|XXXX|_{2,}|much|major|acute|radiographic|any|clear|visible|additional|other"
     r"|convincing|large|overall|great(?:ly)?|previous|other|suspicious|detrimental|short|focal"
-    r"|concerning|recent|for|an?)){0,4}"
+    r"|concerning|recent|for|an?|thought|felt|believed|to|be)){0,4}"
     r"\W+(?:chang\w+|compar\w+|since|priors?|previous(?:ly)?|increas\w+|decreas\w+|improve\w*"
     r"|progress\w*|worsen\w*|older?|different\w*|difference|interval change|longer))"
 )
@@ -130,6 +130,7 @@ _SCOPE_END = re.compile(
     r"|otherwise)\b",
     re.IGNORECASE,
 )
+_GONE_VERBS = ("resolved", "cleared", "removed")
 _REMOVAL_END = re.compile(rf"{_SCOPE_END.pattern}|\bwith\b(?!out)", re.IGNORECASE)
 _CLAUSE = re.compile(
     r"[.;:](?=\s|$)|\b(?:but|however|although|though|while)\b|,\s+(?=no\b|there\b|without\b)",
@@ -154,6 +155,8 @@ _OF_PRIORS = re.compile(
     r"(?:[\s-]+(?:complete(?:ly)?|total(?:ly)?|entirely|interval))*[\s-]+(?:been\s+)?(?:resolved"
     r"|cleared"
     r"|removed|resolution|clearing|resolving)\b(?:\s+of\b)?|"
+    r"\b(?:no|without)(?: any)? (?:evidence|findings?|signs?|suggestion) of (?:(?:disease|interval)"
+    r" (?:progression|worsening)|(?:progression|worsening) of (?:the )?disease)\b|"
     r"\bnot\s+(?:\w+\s+){0,5}?(?:on|in|from)\s+(?:the\s+|an?\s+|his\s+|her\s+|that\s+)?(?:\w+\s+)?"
     r"(?:prior|previous|comparison|earlier|preceding)\b"
     r"|\bnot\s+(?:\w+\s+){0,3}?(?:on|in|from)\s+(?:the\s+)?(?:_{2,}|X{3,})(?!\s+(?:study|view"
@@ -164,13 +167,16 @@ _OF_PRIORS = re.compile(
     r"|\bversus (?:the )?(?:prior|previous)\b|^comparison:?\s+none\b"
     rf"|\b(?:increased|decreased) from {_SIZE_WORD}(?!\w)"
     r"|\b(?:advanced|withdrawn|retracted|pulled back)\s+(?:by\s+)?\d+(?:\.\d+)? ?cm"
-    r"|\benlarging\b|\binterval enlargement\b|\b(?:has|have)\s+(?:\w+ly\s+)?enlarged\b"
+    r"|\benlarging\b|\binterval enlargement\b(?! (?:of|in) (?:the )?(?:heart|cardi))"
+    r"|\b(?:has|have)\s+(?:\w+ly\s+)?enlarged\b"
     rf"|\b(?:previously|formerly)\s+(?:measur\w+\s+|about\s+|approximately\s+)*(?:{_AMOUNT}"
     rf"|{_SIZE_WORD})(?!\w)"
     rf"|\bcompared (?:to|with)\s+(?:about\s+|approximately\s+)?{_AMOUNT}(?:\s+(?:previously"
     rf"|before|on the prior))?"
     rf"|\bfrom\s+{_AMOUNT}\s*(?=to\s+\d)|\bfrom\s+{_SIZE_WORD}\s+(?=to\s+{_SIZE_WORD})"
     r"|\bboth\s+(?:(?:of which\s+)?(?:are|appear|remain)\s+)?(?:stable|unchanged|similar)"
+    r"|\bimprov\w+ lung volumes bilaterally\b"
+    r"|\b(?:improve\w+(?: in)?|better)\s+(?:\w+\s+)?aeration\s+bilaterally\b"
     r"|\b(?:improve\w+|increase\w*|better)\s+(?:\w+\s+)?aeration\s+(?:of|in|at)\s+(?:the\s+)?"
     r"(?:left|right|both|bilateral)"
     r"(?:\s+(?:upper|lower|mid|middle|lung))?\s+(?:lungs?|bases?|lobes?)"
@@ -516,7 +522,9 @@ def _in_clause(clause: str) -> Iterator[_Found]:
 def _denied_spans(clause: str) -> list[tuple[int, int]]:
     spans = []
     for match in _NEGATION.finditer(clause):
-        end = _REMOVAL_END if match[0].lower().startswith(("removal", "resolution")) else _SCOPE_END
+        gone = match[0].lower()
+        removal = gone.startswith(("removal", "resolution")) or gone.endswith(_GONE_VERBS)
+        end = _REMOVAL_END if removal else _SCOPE_END
         stop = end.search(clause, match.end())
         spans.append((match.start(), stop.start() if stop else len(clause)))
     for match in _DENIES_BEFORE.finditer(clause):

@@ -60,11 +60,13 @@ _BROKEN = re.compile(
     r"|\b(?:is|are) (?:may|might|could|includes?)\b|\bin without\b|\bno the\b"
     r"|\b(?:do|does|did) not the\b|\bas with an?\b|^it is for\b"
     r"|\ban? (?:vascular|cortical|osseous|voluntary|retention) (?:or|and|in|on|with|considering)\b"
-    r"|\b(?:other|no) or\b|\bstatus post (?:with|and|or|in)\b"
+    r"|\b(?:amount|degree|portion|number) of (?:\w+ing|in|over)\b|\b(?:other|no) or\b"
+    r"|\bstatus post (?:with|and|or|in)\b"
     r"|\b(?:suggests?|suspicious for|due to|with) or\b|, from (?:19|20)\d\d\b|\bwithin limits\b"
     r"|\bwhether (?:the |this |it )?\w*\W*$|\band (?:in|of) the (?:position|size|appearance"
     r"|location)\b"
-    r"|\b(?:and|or|with|of|in|but|has|have|is|are),(?! as\b)|^(?!post)(?:\w+ )?changes with\b"
+    r"|\b(?:and|or|with|of|in|but|has|have|is|are),(?! as\b)"
+    r"|^(?!post|bronchiect|degener|emphys|fibro|chronic|cystic|interst)(?:\w+ )?changes with\b"
     r"|\b(?:sternal|mediastinal|hilar|pulmonary|cardiac|pleural|osseous|bony|vascular|thoracic"
     r"|aortic)"
     r"\s+(?:from|is|are|was|were|of)\b|\b(?:is|are|has|have|the|an?|of|in|at|with|by"
@@ -121,6 +123,14 @@ _SPEAKS_OF_PRIOR = re.compile(
     r"|\b(?:has|have) been "
     r"(?:removed|replaced|exchanged|inserted)\b|\bappears? to be (?:\w+ )?progression\b"
     r"|^(?:increase|decrease)d? in\b|\bas before\b"
+    r"|^(?:grossly |essentially )?similar\b(?! to (?:the )?(?:left|right))"
+    r"|\b(?:slightly|mildly|somewhat|markedly|significantly|minimally|much) (?:smaller|larger"
+    r"|improved|worse)\b(?! (?:than|on|in|at) (?:the )?(?:left|right|base|bases|lower|upper))"
+    r"|\bwith (?:complete |interval )?resolution of\b|\b(?:has|have) (?:now )?(?:moved|migrated)\b"
+    r"|^now (?:located|in|within|at)\b|\bstability over\b|\bdisease progression\b"
+    r"|\bprogression of (?:the )?disease\b|^(?:interval )?(?:decrease|increase) and\b"
+    r"|^(?!.*\b(?:heart|cardi\w+|aort\w+|silhouette)\b).*\b(?:is|are) (?:\w+ ){0,3}"
+    r"(?:in|de)creased in (?:size|number)\b"
     r"|\bin the interim\b|\bcontinued\b|\bcontinues? to\b"
     rf"|\b(?:has|have) (?:\w+ ){{0,3}}(?:shrunk|grown|doubled|tripled|(?:re-?)?accumulated"
     r"|re-?expanded|returned|recurred|reappeared)\b|\bre-?(?:accumulated|expanded)\b"
@@ -178,7 +188,7 @@ _EMPTY = re.compile(
     r"|his|her"
     r"|him|she|here|when|then|none|nor|near|level|given|being|does|did|done|unable|unclear|who|whom"
     # change and earlier examinations
-    r"|interval|change\w*|unchanged|stable|stability|since|prior|priors|previous\w*|again|compar\w+"
+    r"|moved|migrated|outward|represent\w*|focused|interval|change\w*|unchanged|stable|stability|since|prior|priors|previous\w*|again|compar\w+"
     r"|similar\w*|improv\w+|increas\w+|decreas\w+|progress\w*|wors\w+|resol\w+|substantial\w*"
     r"|appreciabl\w*|significantly|clinically|removal|earlier|recent\w*|outside|available"
     r"|availability"
@@ -243,7 +253,7 @@ _MODIFIED_CHANGE = re.compile(
     re.IGNORECASE,
 )
 _CHANGE_OR_GONE = re.compile(
-    r"(?:represents|dating|pulled|back|insertion|new\w*|grown|enlarging|longer|distinct|develop\w*"
+    r"(?:perceptible|noticeable|related|dating|pulled|back|insertion|new\w*|grown|enlarging|longer|distinct|develop\w*"
     r"|appeared|occurred|diminish\w*"
     r"|reduc\w+|enlarge\w*|larger|smaller|clear\w+|removed"
     r"|placement|placed|insert\w+|redemonstrat\w*|re-demonstrat\w*|continu\w+|recur\w*|advanced"
@@ -268,8 +278,9 @@ _HIDDEN_MARK = re.compile(r"\[\*\*.*?\*\*\]|(?:\w+-)?(?:_{2,}|\w*X{3,}\w*)(?:-[\
 _SETS_IN = (
     "a abnormality an and angle angles aorta appear appearance appears arch are area areas "
     "bilaterally blood bones border cava changes clear compatible deformity device devices "
-    "effort endotracheal evidence excluded field field-of-view heads height heights imaging "
-    "increased indicate inspiratory is least left-sided likely lungs made material may measure "
+    "effort endotracheal evidence excluded field field-of-view heads height heights "
+    "imaging increased indicate inspiratory is least left-sided likely lungs made material may "
+    "measure "
     "measures "
     "no nodes note or other overlie pad place possible possibly present projecting ray "
     "reflect represent representing right-sided seen signs silhouette structure structures "
@@ -329,7 +340,8 @@ def refusal(before: str, after: str, *, hidden: bool = False) -> str:
       go with its hidden subject.
     """
     if not after:
-        if holds_finding(before) or (not hidden and states_something(before)):
+        now = of_now(before)
+        if holds_finding(now) or (not hidden and states_something(now)):
             had = facts(before)
             return f"would lose {_told(critical_first(had.counts)[:6], had) or 'a finding'}"
         if hidden and _HIDDEN_DEVICE.search(before):

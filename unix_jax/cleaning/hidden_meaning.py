@@ -3,7 +3,7 @@
 import re
 from collections.abc import Container
 
-from unix_jax.cleaning.facts import facts
+from unix_jax.cleaning.facts import facts, statements
 from unix_jax.cleaning.hidden_context import DIAGNOSIS, END, PLACE, SIGN, SIGN_SEEN
 from unix_jax.cleaning.hidden_words import completed
 from unix_jax.cleaning.marks import ANY_MARK, MARK, MARKS
@@ -26,7 +26,7 @@ _NOT_A_PLACE = (
 _STATED_OF = (
     r"(?:seen|noted|identified|present|visuali[sz]ed|excluded|evident|demonstrated(?!\s+(?:an?"
     r"|the|no)\b)"
-    r"|appreciated|detected|visible|clear|normal|unremarkable|intact|enlarged|prominent"
+    r"|appreciated|detected|visible|clear|normal|intact|enlarged|prominent"
     r"|elevated|displaced"
     r"|widened|dilated|collapsed|fractured|resolved|cleared|removed|within (?:the )?(?:normal"
     r"|limits)"
@@ -54,6 +54,25 @@ _MAY_DOUBT = re.compile(
     rf"|{MARKS}\s+(?:for|of)\s+(?:(?:an?|the|any)\s+)?{_ANY_FINDING}"
     rf"|(?<!\ba )(?<!\ban )(?<!\bthe )(?:{MARKS})\s+(?:[\w-]+\s+){{0,3}}?(?:versus|vs)\b"
     rf"|\b{SIGN_SEEN}\s+(?:[^.;,]*\b{PLACE}\s+)?{MARKS}\s+{_ANY_FINDING}",
+    re.IGNORECASE,
+)
+# A finding that a sentence states as present is not "not seen" in it.
+_SEEN = re.compile(
+    rf"^there (?:is|are) (?!X{{3}}|_)(?:(?!X{{3}}|__)[\w/-]+ ){{1,6}}?{MARKS}"
+    r" (?:seen|noted|identified|present) (?:throughout|within|in|along)\b"
+    r"(?! the (?:lateral|frontal|PA|AP)\b)",
+    re.IGNORECASE,
+)
+# "Edema and XXXX bilateral effusions": the word may be "small" or "possible".
+_HEDGE = re.compile(
+    r"\b(?:may|might|could|possibl\w+|probabl\w+|likely|suggest\w*|versus|vs|compatible|consistent"
+    r"|suspect\w*|suspicious|question\w*|concern\w*|favor\w*|cannot)\b",
+    re.IGNORECASE,
+)
+_AND_FINDING = re.compile(
+    rf"(?<!left )(?<!right )\b(?:and|with)\s+{MARKS}\s+(?P<finding>(?:[\w-]+\s+){{0,3}}?"
+    r"(?:effusions?|atelectasis|edema"
+    r"|pneumonia|congestion|infiltrates?|pneumothorax|pneumothoraces|consolidations?))\b",
     re.IGNORECASE,
 )
 # "No XXXX of the effusions" may be "no change", of effusions that are present.
@@ -93,7 +112,7 @@ def denying_others(sentence: str, stated: Container[str]) -> str:
     return sentence
 
 
-def hides_meaning(sentence: str) -> str:
+def hides_meaning(sentence: str, rest: str = "") -> str:
     """Why a sentence cannot be understood without its hidden words; "" if it can.
 
     "There is XXXX pneumothorax.": the word may be "no". "The heart is XXXX enlarged.": "not". "Mass
@@ -108,11 +127,21 @@ def hides_meaning(sentence: str) -> str:
     if not ANY_MARK.search(sentence):
         return ""
     denied = _DENIES.search(sentence) is not None
-    if not denied and _MAY_DENY.search(sentence):
+    if not denied and _MAY_DENY.search(sentence) and not _SEEN.match(sentence):
         return "hides a word that may have been a negation"
-    if _MAY_DOUBT.search(sentence):
+    if _MAY_DOUBT.search(sentence) or _may_be_doubted(sentence, rest):
         return "hides a word that may have been one of doubt"
     return ""
+
+
+def _may_be_doubted(sentence: str, rest: str) -> bool:
+    """Whether a hidden word may cast doubt on a finding after "and" that `rest` does not state."""
+    found = _AND_FINDING.search(sentence)
+    if found is None or _HEDGE.search(sentence) or _DENIES.search(sentence, 0, found.start()):
+        return False
+    certain = statements(rest)
+    names = statements(found["finding"])
+    return any(name.startswith("the finding") and name not in certain for name in names)
 
 
 def says_whether(sentence: str) -> bool:

@@ -491,6 +491,11 @@ _PARTS = (
 # The interpretation of a finding at the end of the sentence: "density, XXXX confluence of shadows".
 _LAST_PARTS = (
     rule(
+        rf",\s*{MARKS} on the (left|right), (?=(?:small|moderate|large|trace|minimal|mild) on the"
+        r"\b)",
+        r", present on the \1 and ",
+    ),
+    rule(
         rf"(\b{SIGN}\b(?:[^.;]*[a-z])?),\s*{MARKS}\s+(?!(?:an?|and|or|but|with|without"
         r"|is|are|was|were|no|not|which|that|unremarkable|normal|intact|greater|worse|seen|noted|appreciated"
         r"|visuali[sz]ed|demonstrated|evident|on|at|of|for|to)\b)"

@@ -8,10 +8,10 @@ stays.
 import re
 
 from unix_jax.cleaning.comparison_words import HIDDEN, PRIOR, STUDY
-from unix_jax.cleaning.comparisons import COMPARING_OPENING
+from unix_jax.cleaning.comparisons import COMPARING_OPENING, UNDIVIDED
 from unix_jax.cleaning.facts import holds_finding
 from unix_jax.cleaning.guard import has_verb, says_nothing_by_words
-from unix_jax.cleaning.replacements import rule
+from unix_jax.cleaning.replacements import replaced, rule
 from unix_jax.cleaning.resolved import EXTUBATED, LUNGS_CLEARED, NEARLY_GONE, as_negative
 from unix_jax.cleaning.sentences import each_sentence, mended, says_nothing
 from unix_jax.cleaning.unchanged_clauses import (
@@ -38,7 +38,10 @@ _WAS_BEFORE = rule(
 )
 # Sentences without any of these contain no comparison. Most skip the slow patterns in this way.
 _TRIGGER = re.compile(
-    r"compar|prior|previous|earlier|recent|\bsince\b|\blast\b|\bold(?:er)? (?:exam|stud"
+    r"compar|prior|previous|progressive|similar|perceptible|\bmoved|\bmigrated|currently|stability"
+    r"|remaining"
+    r"|more prominent|differ|earlier|recent|\bsince\b|\blast\b|\bold(?:er)? (?:exam|stud|CT|scan"
+    r"|chest|x-?ray|radiogr"
     r"|film)|interval|again"
     r"|redemonstrat|re-demonstrat|remain|persist|continue|stable|unchanged|similar|change|increas"
     r"|decreas|improv|wors|resol|grown|\bfrom \d|received|\bnot (?:\w+ )?(?:seen|present"
@@ -85,7 +88,7 @@ def without_priors(sentence: str) -> str:
     gone = as_negative(COMPARING_OPENING[0].sub("", sentence), without_priors)
     if gone is not None:
         return gone
-    pruned = without_unchanged_clauses(sentence)
+    pruned = without_unchanged_clauses(replaced(sentence, UNDIVIDED))
     changed = NEARLY_GONE.sub(" ", LUNGS_CLEARED.sub("lungs are clear", pruned))
     changed = without_comparisons(changed)
     if changed == sentence:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 
-from unix_jax.cleaning.comparison_words import NOT_QUITE, TILL_NOW
+from unix_jax.cleaning.comparison_words import HIDDEN, NOT_QUITE, TILL_NOW
 from unix_jax.cleaning.facts import DEVICES, holds_finding
 from unix_jax.cleaning.sentences import mended
 from unix_jax.cleaning.words_of_change import without_comparisons
@@ -25,7 +25,7 @@ _GONE = (
     re.compile(
         r"^(?:there (?:is|are|has been|have been)\s+)?(?:the\s+|an?\s+)?(?:apparent\s+)?"
         r"(?:complete\s+)?(?:interval\s+)?"
-        rf"(?:complete\s+)?(?:removal|resolution) of\s+(?P<np>[^,;.]+?){TILL_NOW}"
+        rf"(?:{HIDDEN}\s+)?(?:complete\s+)?(?:removal|resolution) of\s+(?P<np>[^,;.]+?){TILL_NOW}"
         r"\s*(?P<rest>(?:[,;.]|\s+(?:with(?:out)?|but)\s).*)?$",
         re.IGNORECASE,
     ),
@@ -36,8 +36,8 @@ _GONE = (
         re.IGNORECASE,
     ),
     re.compile(
-        r"^(?:(?:interval(?:ly)?|essentially|completely)\s+)*resolved\s+(?P<np>[^,;.]+?)\s*"
-        r"(?P<rest>[,;.].*)?$",
+        r"^(?:(?:interval(?:ly)?|essentially|completely)\s+)*(?:resolved|cleared)\s+(?P<np>[^,;.]+?)\s*"
+        r"(?P<rest>(?:[,;.]|\s+(?:with(?:out)?|but)\s).*)?$",
         re.I,
     ),
 )
@@ -60,6 +60,12 @@ LUNGS_CLEARED = re.compile(r"\blungs? ha(?:s|ve) (?:now )?cleared\b", re.IGNOREC
 _GONE_ARTICLE = re.compile(
     r"^(?:(?:the|this|these|those|previously|previous|prior|seen|noted|described|identified|an?"
     r"|visualized|interval|all)\s+)+",
+    re.IGNORECASE,
+)
+# What is gone follows a statement: "changes with resolution of the pneumothorax".
+_THEN_GONE = re.compile(
+    r"^(?P<head>[^;.]*?\w),?\s+with (?:the |(?:complete|interval|apparent) )*"
+    r"(?P<gone>(?:resolution|removal) of .+)$",
     re.IGNORECASE,
 )
 # Words which state that something is present, or that a part of it remains.
@@ -96,6 +102,11 @@ def as_negative(sentence: str, clean: Callable[[str], str]) -> str | None:
 
     clean: cleans the rest of a sentence if what is gone is not a finding.
     """
+    then = _THEN_GONE.match(sentence)
+    if then is not None and holds_finding(then["gone"]):
+        negative = as_negative(then["gone"], clean)
+        if negative:
+            return f"{clean(mended(then['head'] + '.'))} {negative}".strip()
     for pattern in _GONE:
         match = pattern.match(sentence)
         if match is None:

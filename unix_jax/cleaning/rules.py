@@ -175,12 +175,14 @@ class _Refused:
 class _Pass:
     """One pass over a report.
 
+    report: the text of both sections.
     stated: names of `facts` that the report states as present.
     left_out: sentences that are dispensable.
     applied, refused: results of the pass. kept: the cleaned sentences.
     """
 
     stated: frozenset[str]
+    report: str
     left_out: frozenset[str] = frozenset()
     applied: set[str] = dataclasses.field(default_factory=set)
     refused: list[_Refused] = dataclasses.field(default_factory=list)
@@ -195,15 +197,16 @@ def clean_sections(findings: str, impression: str) -> Cleaned:
     (`is_dispensable`), they are omitted.
     """
     sections = (findings, impression)
-    counts = facts(" ".join(sections)).counts
-    done = _Pass(frozenset(name for name in counts if name.startswith("the finding")))
+    report = " ".join(sections)
+    counts = facts(report).counts
+    done = _Pass(frozenset(name for name in counts if name.startswith("the finding")), report)
     cleaned = [_cleaned(section, done) for section in sections]
     unclean = {refused.sentence for refused in done.refused}
     if unclean:
         rest = " ".join(done.kept)
         if all(sentence and is_dispensable(sentence, rest) for sentence in unclean):
             rules = {refused.rule or "priors" for refused in done.refused}
-            again = _Pass(done.stated, frozenset(unclean), set(rules))
+            again = _Pass(done.stated, report, frozenset(unclean), set(rules))
             without = [_cleaned(section, again) for section in sections]
             if not again.refused:
                 done, cleaned = again, without
@@ -257,7 +260,7 @@ def _by_every_rule(sentence: str, done: _Pass) -> str:
     for name, rule in _SENTENCE_RULES.items():
         if name == "placeholders" and ANY_MARK.search(text):
             hiding = text
-        reason = hides_meaning(hiding)
+        reason = hides_meaning(hiding, done.report.replace(sentence, " ", 1))
         if reason:
             return refuse(name, reason)
         changed = rule(text)

@@ -22,6 +22,8 @@ ONLY_COMPARES = re.compile(
     r"|there (?:does )?appears? to (?:be|have been) (?:interval )?(?:progression|worsening"
     r"|improvement|change) (?:of|in) (?:the )?(?:changes|findings?|appearance)\b[^,;]*"
     r"|comparison is made[^.]*|none available"
+    r"|similar (?:changes|findings?) (?:appear to have been|have been|were|was|are) (?:present|seen"
+    r"|noted)\b.*"
     r"|(?:the )?heart and mediastinum (?:is|are) (?:stable|unchanged) given (?:the )?lung volumes"
     rf"|(?:overall,? )?this is not {HIDDEN} to represent a (?:significant )?change\b.*"
     rf"|(?:the )?heart and lungs? ha(?:s|ve) {HIDDEN} in the interval"

@@ -88,8 +88,8 @@ _BESIDE_FINDINGS = (
         r"(?=\s*(?:than previously|[.,;]|$)(?<!better)(?<!worse))(?:\s+than previously)"
     ),
     rule(
-        r"\b(?:decreased|decreasing|diminished)\s+(?=(?:[\w-]+\s+){0,4}?(?:airspace|opaci"
-        r"|effusion|edema"
+        r"\b(?:decreased|decreasing|diminished)\s+(?!lung volumes?\b)(?=(?:[\w-]+\s+){0,4}?"
+        r"(?:airspace|opaci|effusion|edema"
         r"|consolid|pneumoth|infiltr|atelect|congest|nodul|mass\b|interstitial|pleural))"
     ),
     rule(r"\b(?:new|newly)\s+(?:develop\w+\s+)?(?=\w)(?<!no new )(?<!without new )(?<!of new )"),
