@@ -189,7 +189,9 @@ def judge_autoencoder(
 def write(pipe: UniXPipeline, images: list[Image.Image], prompt: str | None = None) -> list[str]:
     written = []
     for start in range(0, len(images), BATCH):
-        written += pipe.generate_report(images[start : start + BATCH], prompt, max_new_tokens=96)
+        written += pipe.generate_report(
+            images[start : start + BATCH], prompts=prompt, max_new_tokens=96
+        )
     return written
 
 

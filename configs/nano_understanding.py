@@ -8,6 +8,7 @@ bundled model, whose tokenizer and instructions were earlier ones. docs/nano.md 
 the held-out X-rays are reported correctly, and has the options of a longer recipe.
 """
 
+from unix_jax.data.augmentation import AugmentationConfig
 from unix_jax.data.config import DataConfig
 from unix_jax.storage.bundled import example
 from unix_jax.training.config import ModelConfig, PreviewConfig, TrainConfig
@@ -21,25 +22,29 @@ config = TrainConfig(
     data=DataConfig(
         source=f"manifest:{example('cxr')}",
         task="understanding",
-        rows=4,
-        und_tokens=512,
+        augmentation=AugmentationConfig(
+            shift=0.015, scale=0.02, rotation=1.5, contrast=0.1, noise=0.01
+        ),
+        rows=2,
+        und_tokens=576,
         vit_images=5,
         vae_images=0,
     ),
     model=ModelConfig(preset="nano", tokenizer=example("nano_tokenizer"), remat="none"),
     optimizer=OptimizerConfig(
-        learning_rate=1e-3,
-        warmup_steps=50,
+        name="muon",
+        learning_rate=2e-3,
+        warmup_steps=20,
         schedule="cosine",
-        final_fraction=0.1,
+        final_fraction=0.02,
         eps=1e-8,
         weight_decay=0.05,
     ),
     losses=LossConfig(mse_weight=0.0),
     mesh="data=1",
-    checkpoint_every=50,
+    checkpoint_every=100,
     log_every=10,
-    validate_every=30,
+    validate_every=100,
     preview_every=100,
     previews=PreviewConfig(count=4, max_new_tokens=64),
 )
