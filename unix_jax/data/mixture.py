@@ -25,7 +25,7 @@ from unix_jax.errors import ConfigError, DataError, UniXError
 Task = Literal["understanding", "generation", "edit"]
 TASKS: tuple[Task, ...] = get_args(Task)
 
-# What follows a plus sign looks like a part; a path may contain " + " otherwise.
+# A plus sign separates parts only if a part follows, since a path may contain " + ".
 # A glob pattern has its asterisks after the kind's colon.
 _WEIGHT = r"(?P<weight>[^\s*:]*)\s*\*\s*"
 _JOINT = re.compile(rf"\s+\+\s+(?=(?:{_WEIGHT})?\w+:)".replace("?P<weight>", "?:"))
