@@ -19,7 +19,7 @@ _LOG = get_plugin_logger(__name__)
 _LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(((?:\.\./)+[^)#\s]+)(#[^)\s]*)?\)")
 _PICTURE = re.compile(r"<picture>.*?</picture>", re.DOTALL)
 _EMPTY_HEADER = re.compile(r"<thead>\s*<tr>\s*(?:<th[^>]*>\s*</th>\s*)+</tr>\s*</thead>")
-_CODE = re.compile(r"<code>([^<\s]{1,40})</code>")
+_CODE = re.compile(r"<code>([^<\s]{1,40}|[^<]{1,24})</code>")
 _LANGUAGES = {".py": "python", ".toml": "toml", ".yml": "yaml", ".md": "markdown", ".json": "json"}
 _SOURCES = "repository"
 """The folder of the site with the contents of files outside of `docs/`."""
