@@ -5,6 +5,7 @@ UNIX_JAX_REPOSITORY_URL such a link leads there. Without it the site contains a 
 contents of each file that is linked to, and a link to a directory becomes its path.
 """
 
+import json
 import os
 import re
 from pathlib import Path
@@ -18,7 +19,7 @@ _LOG = get_plugin_logger(__name__)
 _LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(((?:\.\./)+[^)#\s]+)(#[^)\s]*)?\)")
 _PICTURE = re.compile(r"<picture>.*?</picture>", re.DOTALL)
 _EMPTY_HEADER = re.compile(r"<thead>\s*<tr>\s*(?:<th[^>]*>\s*</th>\s*)+</tr>\s*</thead>")
-_CODE = re.compile(r"<code>([^<\s]{1,40})</code>")
+_CODE = re.compile(r"<code>([^<\s]{1,40}|[^<]{1,24})</code>")
 _LANGUAGES = {".py": "python", ".toml": "toml", ".yml": "yaml", ".md": "markdown", ".json": "json"}
 _SOURCES = "repository"
 """The folder of the site with the contents of files outside of `docs/`."""
@@ -62,10 +63,22 @@ def on_files(files: Any, config: Any) -> Any:
 def _contents(file: Path, path: str) -> str:
     """A page that shows a file as it is, and that the search leaves out."""
     text = file.read_text(encoding="utf-8")
+    head = "---\nsearch:\n  exclude: true\nhide:\n  - toc\n---\n"
+    if file.suffix == ".ipynb":
+        return f"{head}`{path}`\n\n{_cells(json.loads(text))}\n"
     fence = "`" * (3 + max(map(len, re.findall(r"^`+", text, re.MULTILINE)), default=0))
     language = _LANGUAGES.get(file.suffix, "text")
-    head = "---\nsearch:\n  exclude: true\nhide:\n  - toc\n---\n"
     return f"{head}# `{path}`\n\n{fence}{language}\n{text.rstrip()}\n{fence}\n"
+
+
+def _cells(notebook: dict[str, Any]) -> str:
+    """The texts and the code of a notebook."""
+    parts = []
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        code = cell["cell_type"] == "code"
+        parts.append(f"```python\n{source}\n```" if code else source)
+    return "\n\n".join(parts)
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:

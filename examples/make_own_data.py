@@ -39,12 +39,14 @@ def chosen(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
     """Evenly spaced rows of each split, so that both hospitals occur in all of them.
 
     Raises:
-      DataError: more rows of a split than exist.
+      DataError: fewer than 10 rows, or more rows of a split than exist.
     """
+    if count < 10:
+        raise DataError(f"count: expected at least 10, found {count}")
     kept = []
     for split, share in SHARES.items():
         found = [row for row in rows if row["split"] == split]
-        wanted = max(round(count * share), 1)
+        wanted = round(count * share)
         if wanted > len(found):
             raise DataError(f"count: expected at most {len(found)} of {split}, found {wanted}")
         kept += [found[i * len(found) // wanted] for i in range(wanted)]

@@ -246,10 +246,21 @@ def test_the_site_builds(tmp_path):
     build = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(tmp_path)],
         cwd=ROOT,
-        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+        env={k: v for k, v in os.environ.items() if k != "UNIX_JAX_REPOSITORY_URL"}
+        | {"NO_MKDOCS_2_WARNING": "1"},
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert build.returncode == 0, build.stdout + build.stderr
     assert "generate_report" in (tmp_path / "api" / "inference.html").read_text(encoding="utf-8")
+    home = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "architecture_dark.svg#only-dark" in home
+    assert home.count('class="grid cards"') == 1
+    # Links into the repository lead to pages of the site, as long as no address is known.
+    assert (tmp_path / "repository" / "train.py.html").exists()
+    for file in tmp_path.glob("*.html"):
+        html = file.read_text(encoding="utf-8")
+        assert not re.search(r"<thead>\s*<tr>\s*(<th[^>]*>\s*</th>\s*)+</tr>", html), file.name
+        for target in re.findall(r'href="(repository/[^"#]+)', html):
+            assert (tmp_path / target).exists(), f"{file.name}: {target}"

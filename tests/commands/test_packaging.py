@@ -1,6 +1,7 @@
 """What an installation holds, and that a user's own files do not get in its way."""
 
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -28,3 +29,29 @@ def test_a_users_own_convert_and_train_are_not_imported(tmp_path):
             cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
         )  # fmt: skip
         assert run.returncode == 0, run.stderr
+
+
+def test_ci_reads_both_commands_of_the_readme():
+    function = re.search(r"^readme_command\(\).*?^\}", (ROOT / ".ci/run").read_text(), re.M | re.S)
+    script = f"set -euo pipefail\nwork=/W python=python3.12\n{function[0]}\nreadme_command "
+    found = {}
+    for marker in ("main-job", "test-command"):
+        run = subprocess.run(
+            ["bash", "-c", f"{script} {marker} env"], cwd=ROOT, capture_output=True, text=True
+        )
+        assert run.returncode == 0, run.stderr
+        found[marker] = run.stdout.rstrip("\n").split(" && ")
+        assert found[marker][0] == "python3.12 -m venv /W/env"
+    install, report, generate = found["main-job"][1:]
+    assert install == "/W/env/bin/pip install -c constraints.txt ."
+    assert report.startswith("/W/env/bin/unix-jax report ")
+    assert generate.endswith(" --out out")
+    assert found["test-command"][1:] == [
+        "/W/env/bin/pip install -c constraints.txt -e '.[dev]'",
+        "/W/env/bin/pytest -n 2",
+    ]
+    missing = subprocess.run(
+        ["bash", "-c", f"{script} other env"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert missing.returncode == 1
+    assert "error: README.md: expected" in missing.stderr

@@ -212,6 +212,13 @@ def test_a_short_run_exports_what_it_trained(run, train, capsys):
     assert last["loss" if weights == "average" else "raw/loss"] <= 1.05 * last["raw/loss"]
 
 
+def test_paths_relative_to_the_working_directory(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(run.parent)
+    _, record = export_step(run.name, tmp_path / "relative", step="best")
+    assert record["step"] == find_step(run.name, "best")
+    assert (tmp_path / "relative" / "index.json").exists()
+
+
 def test_the_best_and_any_kept_step_can_be_exported(run, tmp_path, capsys):
     losses = {line["step"]: line["loss"] for line in validation(run)}
     best = min(losses, key=losses.get)

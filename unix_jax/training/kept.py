@@ -171,7 +171,7 @@ def _read_frozen(run: Path) -> dict[str, Any]:
 
 
 def _names(state: Path) -> list[str]:
-    return list(flatten(_opened(lambda handler: handler.metadata(state).tree, state)))
+    return list(flatten(_opened(lambda handler, path: handler.metadata(path).tree, state)))
 
 
 def _read(state: Path, part: str) -> dict[str, Any]:
@@ -183,8 +183,8 @@ def _read(state: Path, part: str) -> dict[str, Any]:
         if name.startswith(prefix)
     }
     restored = _opened(
-        lambda handler: handler.restore(
-            state,
+        lambda handler, path: handler.restore(
+            path,
             args=ocp.args.PyTreeRestore(
                 unflatten(wanted),
                 restore_args=unflatten(
@@ -198,8 +198,9 @@ def _read(state: Path, part: str) -> dict[str, Any]:
     return restored[part] if part else restored
 
 
-def _opened(read: Callable[[Any], Any], state: Path) -> Any:
+def _opened(read: Callable[[Any, Path], Any], state: Path) -> Any:
+    """What `read` returns for Orbax's handler and the path, which Orbax expects to be absolute."""
     try:
-        return read(ocp.PyTreeCheckpointHandler())
+        return read(ocp.PyTreeCheckpointHandler(), state.absolute())
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{state}: cannot be read: {first_line(error)}") from error
