@@ -49,6 +49,7 @@ SHORTER = (
 EXTRAS = (
     (r"benchmarks/(inference|training)", ("torch", "transformers")),
     (r"unix-jax app", ("gradio",)),
+    (r"unix-jax serve|benchmarks/serving", ("starlette", "uvicorn", "prometheus_client")),
     (r"--topology", ("libtpu",)),
 )
 SECONDS = 1500
@@ -175,7 +176,7 @@ def run_page(page, folder):
         words = list(expanded(prepared(command.words), folder))
         where = f"{name_of(page)}:{command.line}: {shlex.join(words)}"
         process = start(words, command.environment, folder)
-        if command.words[:2] == ["unix-jax", "app"]:
+        if command.words[:2] in (["unix-jax", "app"], ["unix-jax", "serve"]):
             served(process, where)
         elif "--distributed.process-id" in words:
             # Processes that wait for each other.

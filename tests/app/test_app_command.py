@@ -7,10 +7,10 @@ import sys
 import pytest
 
 from unix_jax.app import bundled
-from unix_jax.app.server import _free_port
 from unix_jax.app.style import require_gradio
 from unix_jax.commands.app import App
 from unix_jax.errors import UniXError
+from unix_jax.web.addresses import free_port
 
 
 def test_a_checkpoint_given(tmp_path):
@@ -69,10 +69,10 @@ def test_a_port_in_use():
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(UniXError, match=f"--port {port}: Address already in use"):
-            _free_port("127.0.0.1", port)
-    assert _free_port("127.0.0.1", 0) > 0
+            free_port("127.0.0.1", port)
+    assert free_port("127.0.0.1", 0) > 0
     for port in (-1, 70000):
         with pytest.raises(UniXError, match="--port: expected 0 to 65535"):
-            _free_port("127.0.0.1", port)
+            free_port("127.0.0.1", port)
     with pytest.raises(UniXError, match=r"--host 192\.0\.2\.1"):
-        _free_port("192.0.2.1", 0)
+        free_port("192.0.2.1", 0)

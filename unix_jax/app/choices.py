@@ -11,11 +11,10 @@ from typing import Any
 from PIL import Image
 
 from unix_jax.config import UniXConfig
-from unix_jax.errors import ImageError, PromptError
+from unix_jax.errors import PromptError
 from unix_jax.inference.settings import ImageSettings
-from unix_jax.preprocessing.gray_levels import gray_level_problem, warning_text
-from unix_jax.preprocessing.images import load_image
 from unix_jax.preprocessing.transforms import letterbox
+from unix_jax.web.uploads import read_upload
 
 PREVIEW_SIDE = 640  # pixels of what the page shows
 LARGEST_SEED = 2**32 - 1
@@ -86,20 +85,11 @@ def read_xray(data: bytes, name: str, config: UniXConfig, limits: Limits) -> Xra
     Raises:
       ImageError: too many bytes or pixels, or no image; it names `name`.
     """
-    if len(data) > limits.upload_bytes:
-        raise ImageError(
-            f"{name}: expected at most {limits.upload_bytes / 2**20:g} MB, "
-            f"found {len(data) / 2**20:.1f} MB"
-        )
-    try:
-        whole = load_image(data, max_pixels=limits.pixels)
-    except ImageError as error:
-        raise ImageError(str(error).replace("image bytes", name, 1)) from error
-    preview = whole.copy()
+    upload = read_upload(data, name, max_bytes=limits.upload_bytes, max_pixels=limits.pixels)
+    preview = upload.image.copy()
     preview.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
-    problem = gray_level_problem(whole)
-    warning = warning_text(name, problem) + "." if problem else ""
-    return Xray(name, letterbox(whole, config.vision.image_size), preview, warning)
+    side = config.vision.image_size
+    return Xray(name, letterbox(upload.image, side), preview, upload.warning)
 
 
 def report_choices(

@@ -13,6 +13,7 @@ import re
 from PIL import Image
 
 from unix_jax.app.choices import ImageChoices, Xray
+from unix_jax.inference.results import png_entries
 from unix_jax.preprocessing.transforms import png_bytes
 
 THUMBNAIL = 256
@@ -31,20 +32,14 @@ class GeneratedImage:
         """The image and its settings, which are written into the PNG file."""
         small = image.convert("RGB")
         small.thumbnail((THUMBNAIL, THUMBNAIL))
-        return cls(choices, png_bytes(image, metadata(choices)), _jpeg(small))
+        entries = png_entries(choices.prompt, choices.seed, choices.settings)
+        return cls(choices, png_bytes(image, entries), _jpeg(small))
 
     @property
     def file_name(self) -> str:
         """The file name of the download."""
         words = re.sub(r"[^a-z0-9]+", "-", self.choices.prompt.lower()).strip("-")[:40]
         return f"{words.rstrip('-') or 'image'}_seed{self.choices.seed}.png"
-
-
-def metadata(choices: ImageChoices) -> dict[str, str]:
-    """Text entries of a PNG, the same as those of `unix-jax generate`."""
-    settings = dataclasses.asdict(choices.settings)
-    values = {"prompt": choices.prompt, "seed": choices.seed, "software": "unix-jax", **settings}
-    return {key: str(value) for key, value in values.items()}
 
 
 def described(choices: ImageChoices) -> str:

@@ -3,14 +3,13 @@
 import contextlib
 import logging
 import os
-import socket
 import tempfile
 from collections.abc import Iterator
 
 from unix_jax.app.choices import Limits
 from unix_jax.app.style import require_gradio
-from unix_jax.errors import UniXError
 from unix_jax.inference.pipeline import UniXPipeline
+from unix_jax.web.addresses import free_port
 
 HOST, PORT = "127.0.0.1", 7860
 
@@ -31,7 +30,7 @@ def serving(
       UniXError: Gradio is not installed, or the port or host cannot be used.
     """
     limits = limits or Limits()
-    port = _free_port(host, port)
+    port = free_port(host, port)
     with tempfile.TemporaryDirectory(prefix="unix-jax-app-") as folder, _environment(folder):
         require_gradio()
         # Imported here: it reads the environment above.
@@ -81,20 +80,6 @@ def serving(
             yield address
         finally:
             page.close(verbose=False)
-
-
-def _free_port(host: str, port: int) -> int:
-    """Tests the port: Gradio's own error mentions its environment variables."""
-    if not 0 <= port <= 65535:
-        raise UniXError(f"--port: expected 0 to 65535, found {port}")
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        with socket.socket(family, socket.SOCK_STREAM) as tried:
-            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            tried.bind((host, port))
-            return int(tried.getsockname()[1])
-    except OSError as error:
-        raise UniXError(f"--host {host} --port {port}: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager
