@@ -13,6 +13,7 @@ from PIL import Image
 from unix_jax.app.actions import FAILED, Actions, Stop
 from unix_jax.app.bundled import Example
 from unix_jax.app.choices import Limits
+from unix_jax.inference.programs import ProgramBudget
 from unix_jax.preprocessing.transforms import to_gray_pil
 
 SAME = "unchanged"
@@ -24,7 +25,7 @@ HOSTILE = "<script>alert(1)</script>\"' ${value} {{value}}"
 
 @pytest.fixture
 def actions(pipe):
-    return Actions(pipe, Limits(session_images=3), SAME)
+    return Actions(pipe, Limits(session_images=3), SAME, ProgramBudget(8))
 
 
 def last(steps):
@@ -130,7 +131,7 @@ def test_a_long_prompt_is_a_message(actions):
 
 def test_faults_of_ours_are_a_line_and_a_log(actions, caplog):
     class Broken:
-        config = actions.pipe.config
+        config, loaded = actions.pipe.config, actions.pipe.loaded
 
         def stream_image(self, *_, **__):
             raise RuntimeError("/secret/path")

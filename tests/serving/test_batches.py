@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from unix_jax.inference.image_latents import LatentStep
+from unix_jax.inference.programs import ProgramBudget
 from unix_jax.inference.settings import ImageSettings
 
 pytest.importorskip("prometheus_client", reason="the extra [serve] is not installed")
@@ -33,12 +34,14 @@ def computed(pipe, monkeypatch):
 
     monkeypatch.setattr(batches, "generate_latents", generate)
     monkeypatch.setattr(batches, "decode_latents", decode)
-    return batches.BatchRunner(pipe, ServeLimits(batch_sizes=SIZES), Metrics(SIZES)), rows
+    limits = ServeLimits(batch_sizes=SIZES)
+    run = batches.BatchRunner(pipe, limits, Metrics(SIZES), lambda: False, ProgramBudget(8))
+    return run, rows
 
 
 def job(prompt, *seeds):
     found = []
-    request = ImageRequest(prompt=prompt, seeds=seeds, settings=ImageSettings())
+    request = ImageRequest(prompt=prompt, seeds=seeds, settings=ImageSettings(), prompt_tokens=3)
     return Job(request, found.append), found
 
 

@@ -13,6 +13,7 @@ from unix_jax.app.bundled import Example
 from unix_jax.app.choices import (
     ImageChoices,
     Limits,
+    ReportChoices,
     Xray,
     image_choices,
     read_xray,
@@ -30,6 +31,9 @@ from unix_jax.app.figures import (
 )
 from unix_jax.errors import ImageError, UniXError
 from unix_jax.inference.pipeline import UniXPipeline
+from unix_jax.inference.programs import ProgramBudget, image_shape, report_shape
+from unix_jax.inference.reports import context_tokens
+from unix_jax.inference.settings import ReportSettings
 
 PREVIEWS = 10  # of an unfinished image
 NO_XRAY = "The X-ray appears here."
@@ -56,12 +60,13 @@ class Stop:
 class Actions:
     """Shared by all visitors; the state of a visitor is passed in and returned.
 
-    `unchanged` is Gradio's value for "do not change".
+    `unchanged` is Gradio's value for "do not change". `programs` bounds the compiled programs.
     """
 
     pipe: UniXPipeline
     limits: Limits
     unchanged: Any
+    programs: ProgramBudget
 
     def begin(self, stop: Stop) -> str:
         """Called before a request joins the queue: clears an earlier stop."""
@@ -106,6 +111,7 @@ class Actions:
             if xray is None:
                 raise ImageError("X-ray: expected an upload or an example first, found none")
             chosen = report_choices(*choices, limits=self.limits)
+            self._use_report_programs(chosen)
             yield "", said("Reading the X-ray …")
             report = ""
             for (piece,) in self.pipe.stream_report(
@@ -181,6 +187,10 @@ class Actions:
 
     def _previews(self, chosen: ImageChoices) -> Iterator[tuple[str, GeneratedImage | None]]:
         """(figure, the finished image or None) at every preview."""
+        config = self.pipe.config
+        longest = config.decoder.max_position_embeddings - 2
+        (ids,) = self.pipe.loaded.encode_prompts([chosen.prompt], 1, longest)
+        self.programs.use(image_shape(chosen.settings, 1, len(ids)))
         every = max(1, chosen.settings.num_inference_steps // PREVIEWS)
         for at in self.pipe.stream_image(
             chosen.prompt, settings=chosen.settings, seed=chosen.seed, every=every
@@ -190,6 +200,14 @@ class Actions:
             else:
                 finished = GeneratedImage.of(at.images[0], chosen)
                 yield generated_figure(finished), finished
+
+    def _use_report_programs(self, chosen: ReportChoices) -> None:
+        settings = ReportSettings(
+            max_new_tokens=chosen.max_new_tokens, temperature=chosen.temperature
+        )
+        prompt = chosen.prompt.strip() or self.pipe.config.asked.default
+        tokens = context_tokens(self.pipe.loaded, prompt, 1, settings)
+        self.programs.use(report_shape(settings, 1, 1, tokens))
 
     def _kept(self, session: Session, added: list[GeneratedImage | None]) -> tuple[Any, Any]:
         """The session's images and their figures, once the last added one is finished."""

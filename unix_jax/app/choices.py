@@ -14,6 +14,7 @@ from unix_jax.config import UniXConfig
 from unix_jax.errors import PromptError
 from unix_jax.inference.settings import ImageSettings
 from unix_jax.preprocessing.transforms import letterbox
+from unix_jax.web.shapes import image_sides
 from unix_jax.web.uploads import read_upload
 
 PREVIEW_SIDE = 640  # pixels of what the page shows
@@ -25,20 +26,28 @@ class Limits:
     """Limits of a server.
 
     upload_bytes, pixels: of an uploaded X-ray.
+    visitor_bytes, uploads_bytes: of all uploads on disk, those of one address and those of all
+      visitors.
     new_tokens: of a report.
     steps: maximum steps for an image.
     prompt_letters: maximum characters of a text.
     waiting: requests that may wait for the model; further ones are refused.
+    session_waiting: those of one session, including the one that is computed.
+    programs: shapes of requests whose compiled programs stay in memory.
     session_images: generated images kept for a visitor.
     sessions: visitors whose images are kept.
     """
 
     upload_bytes: int = 64 * 2**20
     pixels: int = 50_000_000
+    visitor_bytes: int = 256 * 2**20
+    uploads_bytes: int = 512 * 2**20
     new_tokens: int = 500
     steps: int = 200
     prompt_letters: int = 4000
     waiting: int = 32
+    session_waiting: int = 4
+    programs: int = 32
     session_images: int = 12
     sessions: int = 64
 
@@ -122,7 +131,7 @@ def image_choices(
     text = _text("Findings", prompt, limits)
     if not text.strip():
         raise PromptError("Findings: expected a text, found none")
-    pixels = _whole("Side", side, 1, largest_side(config))
+    pixels = _side(side, config)
     settings = ImageSettings(
         height=pixels,
         width=pixels,
@@ -136,14 +145,17 @@ def image_choices(
     return ImageChoices(text.strip(), seed, settings.checked(config))
 
 
-def largest_side(config: UniXConfig) -> int:
-    """Pixels along a side that the position table covers."""
-    return config.max_latent_size * config.latent_downsample
-
-
 def default_tokens(config: UniXConfig, limits: Limits) -> int:
     """Maximum tokens of a report: half of the model's positions are kept for X-ray and prompt."""
     return min(limits.new_tokens, config.decoder.max_position_embeddings // 2)
+
+
+def _side(value: Any, config: UniXConfig) -> int:
+    sides = image_sides(config)
+    pixels = _whole("Side", value, 1, sides[-1])
+    if pixels not in sides:
+        raise PromptError(f"Side: expected one of {', '.join(map(str, sides))}, found {pixels}")
+    return pixels
 
 
 def _text(name: str, value: Any, limits: Limits) -> str:
@@ -159,10 +171,19 @@ def _text(name: str, value: Any, limits: Limits) -> str:
 
 def _number(name: str, value: Any, low: float, high: float) -> float:
     found = isinstance(value, int | float) and not isinstance(value, bool)
-    if not found or not math.isfinite(value) or not low <= value <= high:
-        shown = "nothing" if value is None else repr(value)[:40]
+    # Compared before `isfinite`, which an integer of 400 digits overflows; NaN fails both.
+    if not found or not low <= value <= high or not math.isfinite(value):
+        shown = "nothing" if value is None else _shown(value)
         raise PromptError(f"{name}: expected a number from {low:g} to {high:,}, found {shown}")
     return float(value)
+
+
+def _shown(value: Any) -> str:
+    """A value of a field in a message, in at most 40 characters."""
+    if isinstance(value, int) and abs(value) >= 10**40:
+        # Python refuses to print more than 4,300 digits.
+        return "an integer of more than 40 digits"
+    return repr(value)[:40]
 
 
 def _whole(name: str, value: Any, low: int, high: int) -> int:

@@ -9,14 +9,16 @@ from typing import Any
 
 from unix_jax.app.actions import NO_IMAGE, NO_XRAY, Actions, Stop
 from unix_jax.app.bundled import Example, example_texts, example_xrays
-from unix_jax.app.choices import Limits, default_tokens, largest_side
+from unix_jax.app.choices import Limits, default_tokens
 from unix_jax.app.figures import data_address, empty_figure, said, session_figures
 from unix_jax.app.style import require_gradio
 from unix_jax.errors import UniXError
 from unix_jax.inference.pipeline import UniXPipeline
+from unix_jax.inference.programs import ProgramBudget
 from unix_jax.inference.sampling import RENORMS, SOLVERS
 from unix_jax.inference.settings import ImageSettings
 from unix_jax.preprocessing.images import FORMATS, load_image
+from unix_jax.web.shapes import image_sides
 
 WARNING = (
     "Research software, not a medical device. Not for diagnosis or treatment; "
@@ -37,7 +39,7 @@ AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visib
 def build_page(pipe: UniXPipeline, limits: Limits) -> Any:
     """The page as a `gradio.Blocks`, not yet served."""
     gr = require_gradio()
-    actions = Actions(pipe, limits, gr.skip())
+    actions = Actions(pipe, limits, gr.skip(), ProgramBudget(limits.programs))
     with gr.Blocks(
         title="UniX: chest X-rays",
         analytics_enabled=False,
@@ -222,10 +224,9 @@ def _setting_fields(gr: Any, actions: Actions, prefix: str, guidance: float = 2.
 
 def _common_fields(gr: Any, actions: Actions) -> list[Any]:
     config = actions.pipe.config
-    unit = config.latent_downsample
     return [
-        gr.Slider(
-            unit, largest_side(config), ImageSettings().size(config)[0], step=unit,
+        gr.Dropdown(
+            list(image_sides(config)), value=ImageSettings().size(config)[0],
             label="Side", info="In pixels; the image is square",
         ),
         gr.Slider(

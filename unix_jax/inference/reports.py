@@ -46,9 +46,7 @@ def decode_reports(
     found = image_rows(images)
     rows = len(found)
     most_images = max(len(row) for row in found)
-    # An image occupies one position, and the report's bos another.
-    positions = config.decoder.max_position_embeddings
-    longest = positions - settings.max_new_tokens - 1 - most_images
+    longest = _longest_prompt(loaded, settings.max_new_tokens, most_images)
     texts = loaded.encode_prompts(
         config.asked.default if prompts is None else prompts, rows, longest
     )
@@ -63,6 +61,47 @@ def decode_reports(
     return seeds, _decode(loaded, texts, counts, row_keys(seeds), pixels, settings, stride)
 
 
+def context_tokens(loaded: LoadedModel, prompt: str, images: int, settings: ReportSettings) -> int:
+    """Number of tokens of a report's images and its prompt.
+
+    Raises:
+      PromptError: a prompt that cannot be used, or is too long.
+    """
+    longest = _longest_prompt(loaded, settings.max_new_tokens, images)
+    (ids,) = loaded.encode_prompts([prompt], 1, longest)
+    return stream_lengths([[*[VitSplit()] * images, TextSplit(ids)]], loaded.config)[0]
+
+
+def _longest_prompt(loaded: LoadedModel, new_tokens: int, images: int) -> int:
+    # An image occupies one position, and the report's bos another.
+    return loaded.config.decoder.max_position_embeddings - new_tokens - 1 - images
+
+
+def compile_reports(loaded: LoadedModel, rows: int, settings: ReportSettings) -> None:
+    """Compiles the programs that `rows` reports of one image with the default prompt need.
+
+    The decoding loop has a program for each capacity of the cache up to `max_new_tokens`.
+    """
+    config = loaded.config
+    settings = settings.checked(config)
+    prompt, side = config.asked.default, config.vision.image_size
+    longest = _longest_prompt(loaded, settings.max_new_tokens, 1)
+    texts = loaded.encode_prompts(prompt, rows, longest)
+    pixels = np.zeros((rows, 1, side, side, 3), np.float32)
+    texts, counts, keys, pixels = loaded.whole_shards(
+        texts, [1] * rows, row_keys([0] * rows), pixels
+    )
+    state, length, _ = _start(loaded, texts, counts, pixels, settings.max_new_tokens)
+    # The loop ends at once when all rows are finished.
+    state = state.replace(done=jnp.ones_like(state.done))  # type: ignore[attr-defined]
+    keys = loaded.place(keys)
+    while True:
+        state = _advance(loaded, state, 0, keys, settings)
+        if state.cache.capacity >= length + settings.max_new_tokens:
+            return
+        state = _grow(loaded, state)
+
+
 def _decode(
     loaded: LoadedModel,
     texts: list[list[int]],
@@ -72,43 +111,17 @@ def _decode(
     settings: ReportSettings,
     stride: int | None,
 ) -> States:
-    config, rows, most = loaded.config, len(texts), settings.max_new_tokens
+    rows, most = len(texts), settings.max_new_tokens
     texts, counts, keys, pixels = loaded.whole_shards(texts, counts, keys, pixels)
-    samples: list[list[list[Split]]] = [
-        [[*(VitSplit() for _ in range(count)), TextSplit(ids)]]
-        for ids, count in zip(texts, counts, strict=True)
-    ]
-    length = bucket(max(stream_lengths(row, config)[0] for row in samples))
-    layout = lay_out(samples, config, und_length=length)
-    buffer = -(-most // 64) * 64
-    with sharding.use_mesh(loaded.mesh):
-        batch = loaded.place(as_batch(layout, pixels))  # type: ignore[arg-type]
-        cache, _ = prefill(loaded.model, loaded.params, batch, bucket(length + 1))
-        context_finite = finite_rows(cache)
-        special = config.special_tokens
-        state = decoding.start(
-            cache, loaded.place(layout.next_position), special.bos, special.eos, buffer
-        )
-        keys = loaded.place(keys)
+    state, length, context_finite = _start(loaded, texts, counts, pixels, most)
+    keys = loaded.place(keys)
     step = 0
     while step < most:
         room = state.cache.capacity - length - step
         if room == 0:
-            with sharding.use_mesh(loaded.mesh):
-                state = decoding.grow(state, bucket(state.cache.capacity + 1))
+            state = _grow(loaded, state)
             continue
-        limit = min(most, step + min(room, stride or room))
-        with sharding.use_mesh(loaded.mesh):
-            state = decoding.decode_until(
-                loaded.model,
-                loaded.params,
-                state,
-                jnp.int32(limit),
-                keys,
-                jnp.float32(settings.temperature or 1.0),
-                jnp.float32(settings.top_p),
-                greedy=settings.temperature == 0,
-            )
+        state = _advance(loaded, state, min(most, step + min(room, stride or room)), keys, settings)
         step = int(state.step)
         # The loop has ended: these are read without another wait.
         require_finite(
@@ -122,6 +135,58 @@ def _decode(
         yield rows, np.asarray(state.tokens)[:, :step]
         if bool(np.asarray(state.done)[:rows].all()):
             return
+
+
+def _start(
+    loaded: LoadedModel,
+    texts: list[list[int]],
+    counts: list[int],
+    pixels: np.ndarray,
+    new_tokens: int,
+) -> tuple[decoding.DecodeState, int, Any]:
+    """(the state before the first token, slots of the context, whether each row is finite)."""
+    config = loaded.config
+    samples: list[list[list[Split]]] = [
+        [[*(VitSplit() for _ in range(count)), TextSplit(ids)]]
+        for ids, count in zip(texts, counts, strict=True)
+    ]
+    length = bucket(max(stream_lengths(row, config)[0] for row in samples))
+    layout = lay_out(samples, config, und_length=length)
+    buffer = -(-new_tokens // 64) * 64
+    special = config.special_tokens
+    with sharding.use_mesh(loaded.mesh):
+        batch = loaded.place(as_batch(layout, pixels))  # type: ignore[arg-type]
+        cache, _ = prefill(loaded.model, loaded.params, batch, bucket(length + 1))
+        context_finite = finite_rows(cache)
+        state = decoding.start(
+            cache, loaded.place(layout.next_position), special.bos, special.eos, buffer
+        )
+    return state, length, context_finite
+
+
+def _grow(loaded: LoadedModel, state: decoding.DecodeState) -> decoding.DecodeState:
+    with sharding.use_mesh(loaded.mesh):
+        return decoding.grow(state, bucket(state.cache.capacity + 1))
+
+
+def _advance(
+    loaded: LoadedModel,
+    state: decoding.DecodeState,
+    limit: int,
+    keys: Any,
+    settings: ReportSettings,
+) -> decoding.DecodeState:
+    with sharding.use_mesh(loaded.mesh):
+        return decoding.decode_until(
+            loaded.model,
+            loaded.params,
+            state,
+            jnp.int32(limit),
+            keys,
+            jnp.float32(settings.temperature or 1.0),
+            jnp.float32(settings.top_p),
+            greedy=settings.temperature == 0,
+        )
 
 
 def results(

@@ -11,6 +11,7 @@ from unix_jax import __version__
 from unix_jax.errors import UniXError
 from unix_jax.extras import needed
 from unix_jax.inference.pipeline import UniXPipeline
+from unix_jax.inference.programs import ProgramBudget
 from unix_jax.serving.batches import BatchRunner, GeneratedImages, Piece, Report
 from unix_jax.serving.limits import ServeLimits
 from unix_jax.serving.metrics import CONTENT_TYPE, Metrics
@@ -60,7 +61,13 @@ class Application:
         self._limits, self._name, self._created = limits, name, int(time.time())
         self._reader = RequestReader(pipe.loaded, limits, name)
         self.metrics = Metrics(limits.batch_sizes)
-        run = BatchRunner(pipe, limits, self.metrics, lambda: self.scheduler.closed)
+        run = BatchRunner(
+            pipe,
+            limits,
+            self.metrics,
+            lambda: self.scheduler.closed,
+            ProgramBudget(limits.programs),
+        )
         self.scheduler = Scheduler(run, limits)
         self.opened = OpenRequests()
         self.metrics.watch(waiting=lambda: self.scheduler.waiting, opened=lambda: self.opened.count)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from unix_jax.inference.image_latents import decode_latents, generate_latents, latent_size
 from unix_jax.inference.pipeline import UniXPipeline
+from unix_jax.inference.programs import ProgramBudget, image_shape, report_shape
 from unix_jax.inference.reports import decode_reports
 from unix_jax.inference.settings import ImageSettings, ReportSettings
 from unix_jax.preprocessing.transforms import to_gray_pil
@@ -97,12 +98,14 @@ class BatchRunner:
       limits: batch sizes, and the maximum tokens of a report.
       metrics: counts rows, tokens and images.
       stopping: whether the server is stopping, and batches must end.
+      programs: bounds the compiled programs.
     """
 
     pipe: UniXPipeline
     limits: ServeLimits
     metrics: Metrics
-    stopping: Callable[[], bool] = lambda: False
+    stopping: Callable[[], bool]
+    programs: ProgramBudget
 
     def __call__(self, batch: Sequence[Job]) -> None:
         """Computes jobs of equal keys, and delivers to each.
@@ -131,6 +134,8 @@ class BatchRunner:
             temperature=requests[0].temperature,
             top_p=requests[0].top_p,
         )
+        tokens = max(request.context_tokens for request in requests)
+        self.programs.use(report_shape(settings, size, len(requests[0].images), tokens))
         _, states = decode_reports(
             self.pipe.loaded,
             [list(request.images) for request in filled],
@@ -140,9 +145,9 @@ class BatchRunner:
             1 if any(request.stream for request in requests) else STRIDE,
         )
         rows = [_ReportRow(job, self.pipe) for job in batch]
-        for _, tokens in states:
+        for _, ids in states:
             self.metrics.tokens(
-                sum(row.advance(of_row) for row, of_row in zip(rows, tokens, strict=False))
+                sum(row.advance(of_row) for row, of_row in zip(rows, ids, strict=False))
             )
             if self.stopping() or not any(row.waits for row in rows):
                 return
@@ -157,6 +162,8 @@ class BatchRunner:
         size = self.limits.bucket(len(rows))
         self.metrics.batch("image", len(rows), size)
         filled = rows + _other_rows(rows, size - len(rows))
+        tokens = max(request.prompt_tokens for request in requests)
+        self.programs.use(image_shape(settings, size, tokens))
         config = self.pipe.config
         _, states = generate_latents(
             self.pipe.loaded,

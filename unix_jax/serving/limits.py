@@ -23,6 +23,7 @@ class ServeLimits:
       new_tokens: of a report, and the default; None is half of the model's positions, at most 500.
       steps: of a generated image.
       prompt_letters: characters of a text.
+      programs: shapes of batches whose compiled programs stay in memory.
     """
 
     batch_sizes: tuple[int, ...] = (1, 2, 4, 8)
@@ -35,6 +36,7 @@ class ServeLimits:
     new_tokens: int | None = None
     steps: int = 200
     prompt_letters: int = 4000
+    programs: int = 64
 
     def __post_init__(self) -> None:
         sizes = tuple(sorted(set(self.batch_sizes)))

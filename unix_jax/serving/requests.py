@@ -17,8 +17,8 @@ from PIL import Image
 from unix_jax.errors import PromptError
 from unix_jax.inference.inputs import TINY, choice, number, whole
 from unix_jax.inference.loaded import LoadedModel
-from unix_jax.inference.settings import ImageSettings
-from unix_jax.preprocessing.layout import TextSplit, VitSplit, stream_lengths
+from unix_jax.inference.reports import context_tokens
+from unix_jax.inference.settings import ImageSettings, ReportSettings
 from unix_jax.preprocessing.transforms import letterbox
 from unix_jax.serving.limits import ServeLimits
 from unix_jax.serving.refusals import RequestError
@@ -76,11 +76,12 @@ class ReportRequest:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageRequest:
-    """Images to generate from one text, one per seed."""
+    """Images to generate from one text of `prompt_tokens` tokens, one per seed."""
 
     prompt: str = dataclasses.field(repr=False)
     seeds: tuple[int, ...]
     settings: ImageSettings
+    prompt_tokens: int
 
     @property
     def rows(self) -> int:
@@ -197,7 +198,8 @@ class RequestReader:
         )
         fields.end()
         config = self.loaded.config
-        self.loaded.encode_prompts([prompt], 1, config.decoder.max_position_embeddings - 2)
+        longest = config.decoder.max_position_embeddings - 2
+        (ids,) = self.loaded.encode_prompts([prompt], 1, longest)
         settings = ImageSettings(
             height=side, width=side, num_inference_steps=steps, guidance_scale=guidance
         )
@@ -205,6 +207,7 @@ class RequestReader:
             prompt=prompt,
             seeds=tuple(range(seed, seed + count)),
             settings=settings.checked(config),
+            prompt_tokens=len(ids),
         )
 
     def _model(self, fields: "_Fields") -> None:
@@ -284,14 +287,12 @@ class RequestReader:
         return None if size == "auto" else int(size.partition("x")[0])
 
     def _context_tokens(self, prompt: str, images: int, new_tokens: int) -> int:
-        config = self.loaded.config
-        longest = config.decoder.max_position_embeddings - new_tokens - 1 - images
+        settings = ReportSettings(max_new_tokens=new_tokens)
         try:
-            (ids,) = self.loaded.encode_prompts([prompt], 1, longest)
+            return context_tokens(self.loaded, prompt, images, settings)
         except PromptError as error:
             text = str(error).replace("prompt", "messages[0].content", 1)
             raise RequestError(text, param="messages") from error
-        return stream_lengths([[*[VitSplit()] * images, TextSplit(ids)]], config)[0]
 
 
 class _Fields:
