@@ -32,6 +32,13 @@ def test_examples_of_the_repository():
     assert "No acute finding." in bundled.example_texts()
 
 
+def test_labels_of_the_single_files():
+    """Those of the table that states their origin."""
+    text = (bundled.ROOT / "examples" / "ATTRIBUTION.md").read_text(encoding="utf-8")
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| `")]
+    assert {row[0].strip("`"): tuple(row[3].split(", ")) for row in rows} == bundled.LABELS
+
+
 def test_a_package_without_examples(tmp_path):
     assert bundled.example_xrays(root=tmp_path) == []
     assert bundled.example_texts(root=tmp_path)

@@ -14,8 +14,8 @@ import pytest
 pytest.importorskip("gradio", reason="the extra [app] is not installed")
 
 CHECKPOINT = Path(__file__).parent.parent / "golden" / "tiny" / "checkpoint"
-IMAGE = {"seed": 0, "steps": 4, "guidance": 2.0, "side": 32, "shift": 3.0, "renorm": "global",
-         "solver": "euler"}  # fmt: skip
+IMAGE = {"images": 1, "seed": 0, "steps": 4, "guidance": 2.0, "side": 32, "shift": 3.0,
+         "renorm": "global", "solver": "euler"}  # fmt: skip
 
 
 def request(address, method, path, body=None, headers=None):
@@ -214,7 +214,7 @@ def test_malformed_calls_are_one_line_without_the_text(address, client, capfd, c
             [secret],
             [None, None, *[secret] * 8],
             [None, None, {"a": secret}, *values],
-            [None, None, secret, [secret], *values[1:]],
+            [None, None, secret, 1, [secret], *values[2:]],
             [secret, secret, secret, *values],
         )
     ):
@@ -237,9 +237,11 @@ def test_a_seed_of_400_digits(address):
 def test_report_and_image_through_the_client(client, xray_file):
     from gradio_client import handle_file
 
-    figure, _, message = client.predict(handle_file(xray_file), api_name="/upload")
+    figure, *_ = client.predict(handle_file(xray_file), api_name="/upload")
     assert "data:image/jpeg" in figure
-    report, message = client.predict("Report:", 6, 0, 1, 0, api_name="/report")
+    report, sections, gallery, message = client.predict("Report:", 6, 0, 1, 0, api_name="/report")
+    assert "report.json" in sections
+    assert "report.json" in gallery
     assert report
     assert "Done" in message
     figure, gallery, message = client.predict("effusion", *IMAGE.values(), api_name="/generate")
@@ -257,7 +259,7 @@ def test_sessions_are_apart(address, client):
     assert "mine" in mine
     assert "theirs" in theirs
     assert "mine" not in theirs
-    _, message = client.predict("Report:", 6, 0, 1, 0, api_name="/report")
+    *_, message = client.predict("Report:", 6, 0, 1, 0, api_name="/report")
     assert "expected an upload or an example first" in message
 
 
@@ -327,7 +329,7 @@ def test_eight_visitors_for_a_minute(address, xray_file):
             client = Client(address, verbose=False)
             while time.monotonic() < end:
                 client.predict(handle_file(xray_file), api_name="/upload")
-                report, message = client.predict("Report:", 8, 0, 1, 0, api_name="/report")
+                report, *_, message = client.predict("Report:", 8, 0, 1, 0, api_name="/report")
                 if not report or "Done" not in message:
                     raise AssertionError(message)
                 settings = (IMAGE | {"seed": number}).values()

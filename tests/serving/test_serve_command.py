@@ -69,11 +69,8 @@ def test_without_the_extra(monkeypatch):
 
 
 def test_warming_up(pipe):
-    from unix_jax.serving.limits import ServeLimits
-    from unix_jax.serving.warming import warm_up
+    from unix_jax.inference.warming import warm_up
 
     said = []
-    warm_up(pipe, ServeLimits(batch_sizes=(1,), new_tokens=24), said.append)
-    assert [line.partition(" (")[0] for line in said] == [
-        "reports: ready in batches of 1", "images: ready in batches of 1"
-    ]  # fmt: skip
+    warm_up(pipe, (1,), 24, said.append)
+    assert [line.partition(" (")[0] for line in said] == ["reports: ready", "images: ready"]

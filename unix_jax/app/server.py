@@ -29,6 +29,7 @@ def serving(
     port: int = PORT,
     limits: Limits | None = None,
     allow_hosts: Iterable[str] = (),
+    model: str = "",
 ) -> Iterator[str]:
     """Serves the page until the block ends; yields its address.
 
@@ -37,6 +38,7 @@ def serving(
       host: the address to listen on; with 127.0.0.1 only this machine can connect.
       port: the port; 0 selects a free one.
       limits: limits of visitors' requests.
+      model: the model's name on the page.
       allow_hosts: further names in the Host header, such as that of a reverse proxy.
 
     Raises:
@@ -53,7 +55,7 @@ def serving(
         from unix_jax.app import page as page_module
         from unix_jax.app.style import HEAD, theme
 
-        page = page_module.build_page(pipe, limits)
+        page = page_module.build_page(pipe, limits, model)
         uploads = UploadBudget(
             limits.visitor_bytes,
             limits.uploads_bytes,

@@ -4,6 +4,7 @@ import dataclasses
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Literal
 
 from unix_jax.storage.arguments import CheckpointText, require_least
@@ -48,15 +49,19 @@ class App:
     max_session_waiting: int = 4
     """Number of requests of one session that may wait or be computed; further ones are refused."""
 
+    warm_up: bool = True
+    """Compile the default settings before the page is served."""
+
     def run(self) -> None:
         require_least(self, max_upload_mb=1, max_megapixels=1, max_waiting=1, max_session_waiting=1)
         # A visitor can upload one file of the largest size, and so can the visitors together.
         require_least(self, max_visitor_mb=self.max_upload_mb, max_uploads_mb=self.max_visitor_mb)
         from unix_jax.app.bundled import checkpoint_path
-        from unix_jax.app.choices import Limits
+        from unix_jax.app.choices import Limits, default_tokens
         from unix_jax.app.server import serving
         from unix_jax.app.style import require_gradio
         from unix_jax.inference.pipeline import UniXPipeline
+        from unix_jax.inference.warming import warm_up
         from unix_jax.sharding import parse_mesh
         from unix_jax.web.hosts import AllowedHosts
 
@@ -66,6 +71,9 @@ class App:
         print(f"Loading {path} ...", flush=True)
         mesh = None if self.mesh is None else parse_mesh(self.mesh)
         pipe = UniXPipeline.from_pretrained(path, dtype=self.dtype, mesh=mesh)
+        if self.warm_up:
+            print("Compiling ...", flush=True)
+            warm_up(pipe, (1,), default_tokens(pipe.config, Limits()), print)
         limits = Limits(
             upload_bytes=self.max_upload_mb * 2**20,
             pixels=self.max_megapixels * 1_000_000,
@@ -74,7 +82,9 @@ class App:
             waiting=self.max_waiting,
             session_waiting=self.max_session_waiting,
         )
-        with serving(pipe, self.host, self.port, limits, self.allow_host) as address:
+        with serving(
+            pipe, self.host, self.port, limits, self.allow_host, Path(path).name
+        ) as address:
             print(f"Open {address} (Ctrl-C stops the server)", flush=True)
             # Service managers stop a server this way; uploaded files must be deleted then, too.
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

@@ -70,8 +70,8 @@ class Serve(Model):
         from unix_jax.serving.server import api_key, require_packages, serving
 
         require_packages()
+        from unix_jax.inference.warming import warm_up
         from unix_jax.serving.limits import ServeLimits
-        from unix_jax.serving.warming import warm_up
         from unix_jax.web.addresses import free_port
         from unix_jax.web.hosts import AllowedHosts
 
@@ -90,12 +90,12 @@ class Serve(Model):
         free_port(self.host, self.port)
         if self.model_name is not None and not self.model_name.strip():
             raise UniXError("--model-name: expected a name, found an empty text")
-        name = self.model_name or self.checkpoint or Path(self.directory).name
+        name = self.model_name or Path(self.checkpoint or self.directory).name
         pipe = self.load()
         limits.report_tokens(pipe.config)
         if self.warm_up:
             say("Compiling ...")
-            warm_up(pipe, limits, say)
+            warm_up(pipe, self.batch_sizes, limits.report_tokens(pipe.config), say)
         with serving(
             pipe,
             name,

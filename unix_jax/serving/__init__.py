@@ -5,7 +5,6 @@
     requests.py     the bodies of requests, checked
     scheduler.py    jobs that wait, and the one thread that runs them in batches
     batches.py      a batch of jobs on the pipeline
-    warming.py      compilation of every batch size before the first request
     responses.py    results in OpenAI's format
     middleware.py   the API key, the number of requests at a time, their metrics
     application.py  the routes
