@@ -55,7 +55,8 @@ def main() -> None:
                        chosen.choice((0.0, 1.0)), 1.0, i)  # fmt: skip
             shapes.add(("report", len(choices[0]), choices[1], choices[2]))
             read = list(actions.read_upload(Stop(), xray))[-1][0]
-            *_, state = actions.write_report(Stop(), read, *choices)
+            *_, state = actions.write_report(Stop(), session, read, *choices)
+            session = state[2]
         else:
             steps, guidance = chosen.choice((2, 3)), chosen.choice((1.0, 2.0))
             common = (chosen.choice(sides), 3.0, chosen.choice(RENORMS), chosen.choice(SOLVERS))

@@ -49,7 +49,7 @@ class Limits:
     prompt_letters: int = 4000
     waiting: int = 32
     session_waiting: int = 4
-    programs: int = 32
+    programs: int = 12
     session_images: int = 12
     images: int = 4
     files: int = 16

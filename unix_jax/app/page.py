@@ -41,6 +41,15 @@ _SHOW_REPORT = """() => {
     document.querySelector("#report").scrollIntoView({block: "start", behavior: "smooth"})
   }
 }"""
+_COPY = f"""(text) => {{
+  if (navigator.clipboard) {{
+    navigator.clipboard.writeText(text)
+  }} else {{
+    document.querySelector("#report textarea").select()
+    document.execCommand("copy")
+  }}
+  return {json.dumps(said("Copied."))}
+}}"""
 # Outside of the queue: visitors must be able to stop a request while the queue is full.
 AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
@@ -62,10 +71,10 @@ def build_page(pipe: UniXPipeline, limits: Limits, model: str = "") -> Any:
         )  # fmt: skip
         session = gr.State((), time_to_live=SESSION_SECONDS)
         gallery = gr.HTML(session_figures([]), render=False, js_on_load=None)
-        with gr.Tabs() as tabs:
+        with gr.Tabs(overflow_behavior="wrap") as tabs:
             with gr.Tab("Report", id="report"):
                 reading = _report_tab(gr, actions, session, gallery)
-            with gr.Tab("Several files"):
+            with gr.Tab("Files"):
                 _files_tab(gr, actions)
             with gr.Tab("Generate"):
                 read = _generate_tab(gr, actions, session, gallery)
@@ -123,13 +132,13 @@ def _report_tab(gr: Any, actions: Actions, session: Any, gallery: Any) -> Any:
         with gr.Column(min_width=300):
             # Editable: a field that is not cannot be reached by keyboard.
             report = gr.Textbox(
-                label="Report", lines=8, max_lines=30, interactive=True, elem_id="report",
-                buttons=["copy"],
+                label="Report", lines=8, max_lines=30, interactive=True, elem_id="report"
             )  # fmt: skip
             message = gr.HTML(said(""), js_on_load=None, elem_id="report-message")
             with gr.Row():
                 write = gr.Button("Write the report", variant="primary", min_width=140)
                 stop = gr.Button("Stop", min_width=90, scale=0)
+                copy = gr.Button("Copy", min_width=90, scale=0)
             parts = gr.HTML("", js_on_load=None, elem_id="report-sections")
             with gr.Accordion("Settings", open=False):
                 choices = _report_fields(gr, actions)
@@ -142,6 +151,9 @@ def _report_tab(gr: Any, actions: Actions, session: Any, gallery: Any) -> Any:
         api_name="report", show_progress_on=message, **MODEL,
     )  # fmt: skip
     _stops(stop, actions, stopped, message)
+
+    # The library's own button for this takes the name of the field away from screen readers.
+    copy.click(None, report, message, js=_COPY, api_visibility="private")
 
     def reading(event: Any, read: Any, inputs: list[Any], **options: Any) -> Any:
         found = event(
@@ -224,7 +236,7 @@ def _generate_tab(gr: Any, actions: Actions, session: Any, gallery: Any) -> Any:
         with gr.Column(min_width=300):
             figure = gr.HTML(empty_figure(NO_IMAGE), js_on_load=None, elem_id="generated")
             message = gr.HTML(said(""), js_on_load=None, elem_id="generate-message")
-            read = gr.Button("Read this image", size="sm", min_width=140)
+            read = gr.Button("Read the last image", size="sm", min_width=140)
     chance.click(
         None, None, settings[0], js="() => Math.floor(Math.random() * 2 ** 32)",
         api_visibility="private",
@@ -299,7 +311,7 @@ def _setting_fields(gr: Any, actions: Actions, prefix: str, guidance: float = 2.
 def _common_fields(gr: Any, actions: Actions) -> list[Any]:
     config = actions.pipe.config
     return [
-        gr.Dropdown(
+        gr.Radio(
             list(image_sides(config)), value=ImageSettings().size(config)[0],
             label="Side", info="In pixels; the image is square",
         ),

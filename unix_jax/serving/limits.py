@@ -36,7 +36,7 @@ class ServeLimits:
     new_tokens: int | None = None
     steps: int = 200
     prompt_letters: int = 4000
-    programs: int = 64
+    programs: int = 24
 
     def __post_init__(self) -> None:
         sizes = tuple(sorted(set(self.batch_sizes)))
