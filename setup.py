@@ -22,6 +22,9 @@ BUNDLED = (
     "examples/nano_tokenizer/*",
     "tests/golden/tiny/**/*",
 )
+# A target that is not a file of the repository.
+_ELSEWHERE = r"[a-z]+:|#"
+_ATTRIBUTE = re.compile(r'\b(?P<name>src|srcset|href)="(?P<target>[^"]*)"')
 _LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)")
 
 
@@ -47,20 +50,28 @@ class BuildWithBundle(build_py):
 def description(text: str, address: str | None) -> str:
     """README.md for a package index, where links to files of the repository lead nowhere.
 
-    With the repository's address they are made absolute; without it, text is left of them, and
-    nothing of images.
+    With the repository's address they are made absolute, in Markdown and in HTML; without it, text
+    is left of them, and nothing of images.
     """
 
-    def absolute(match: re.Match[str]) -> str:
-        if re.match(r"[a-z]+:|#", match["target"]):
-            return match[0]
-        if address is None:
+    def located(target: str, kind: str) -> str:
+        if address is None or re.match(_ELSEWHERE, target):
+            return target
+        return f"{address.rstrip('/')}/{kind}/main/{target}"
+
+    def link(match: re.Match[str]) -> str:
+        if address is None and not re.match(_ELSEWHERE, match["target"]):
             return "" if match["image"] else match["text"]
-        kind = "raw" if match["image"] else "blob"
-        target = f"{address.rstrip('/')}/{kind}/main/{match['target']}"
+        target = located(match["target"], "raw" if match["image"] else "blob")
         return f"{match['image']}[{match['text']}]({target})"
 
-    return _LINK.sub(absolute, text)
+    def attribute(match: re.Match[str]) -> str:
+        kind = "blob" if match["name"] == "href" else "raw"
+        return f'{match["name"]}="{located(match["target"], kind)}"'
+
+    if address is None:
+        text = re.sub(r"<picture>.*?</picture>\n*", "", text, flags=re.DOTALL)
+    return _ATTRIBUTE.sub(attribute, _LINK.sub(link, text))
 
 
 address = os.environ.get("UNIX_JAX_REPOSITORY_URL") or None

@@ -62,7 +62,7 @@ def whitened_patches(vision: Any, params: Any, images: list[Image.Image]) -> Any
     kernel = (0.5 * components / np.maximum(spread, 0.01 * spread[0])[:, None]).T
     thirds = np.repeat(kernel.reshape(side, side, 1, -1) / 3, 3, axis=2)
     patch = {"kernel": jnp.asarray(thirds, jnp.float32), "bias": jnp.asarray(-mean @ kernel)}
-    # Positions must be heard beside such patches.
+    # Positions must not vanish beside such patches.
     return dict(params) | {"patch_embed": patch, "pos_embed": 10 * params["pos_embed"]}
 
 
@@ -83,16 +83,18 @@ def train(
     model = VisionTransformer(config.vision)
     tx, _ = make_optimizer(
         OptimizerConfig(
-            learning_rate=1e-3, warmup_steps=min(50, steps // 2), schedule="cosine",
+            name="muon", learning_rate=3e-3, warmup_steps=min(20, steps // 2), schedule="cosine",
             final_fraction=0.02, b2=0.99, eps=1e-8, weight_decay=0.02,
         ),
         steps,
     )  # fmt: skip
     width = config.vision.width
+    # The bias starts at the frequencies of the findings, which would take hundreds of steps.
+    frequency = truth.mean(axis=0)
     state: Any = {
         "vit": params,
         "head": jnp.zeros((width, len(names))),
-        "bias": jnp.zeros(len(names)),
+        "bias": jnp.asarray(np.log(frequency / (1 - frequency))),
     }
     optimizer = tx.init(state)
 
@@ -139,7 +141,7 @@ def train(
                 f"{time.monotonic() - began:.0f} s",
                 flush=True,
             )
-        if (number + 1) % 500 == 0 or number + 1 == steps:
+        if (number + 1) % 200 == 0 or number + 1 == steps:
             print(f"  all findings right: training rows {right(state, images, truth)}", flush=True)
             print(f"  validation {right(state, held_images, held_truth)}", flush=True)
     return state["vit"]
@@ -150,7 +152,7 @@ def main() -> None:
     parser.add_argument("init", help="checkpoint, or directory of a run")
     parser.add_argument("reports", type=Path, help="what make_nano_reports.py wrote")
     parser.add_argument("out", type=Path, help="a new directory")
-    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--rows", type=int, default=16, help="number of images in a step")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(

@@ -74,6 +74,8 @@ def test_the_description_has_no_relative_links(build):
     for address in (None, "https://example.org/a/b/"):
         found = build["description"](text, address)
         targets = re.findall(r"\]\(([^)]*)\)", found)
+        targets += re.findall(r'(?:src|srcset|href)="([^"]*)"', found)
         assert all(re.match("https?://|#", target) for target in targets)
-    assert "](https://example.org/a/b/raw/main/docs/images/nano_four.png)" in found
+        assert ("<picture>" in found) == (address is not None)
+    assert 'src="https://example.org/a/b/raw/main/docs/images/showcase_light.png"' in found
     assert "](https://example.org/a/b/blob/main/docs/nano.md)" in found

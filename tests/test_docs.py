@@ -25,6 +25,7 @@ import tyro
 
 import unix_jax.commands.convert as convert_cli
 import unix_jax.commands.data as data_cli
+import unix_jax.commands.evaluate as evaluate_cli
 from support.documentation import (
     FOREIGN,
     NAMES,
@@ -41,7 +42,9 @@ from support.helps import HELPS
 from unix_jax import cli
 from unix_jax.training.config import Invocation, TrainConfig, parse_arguments
 
-MAINS = dict(zip(PROGRAMS, (convert_cli.main, data_cli.main, cli.main), strict=True))
+MAINS = dict(
+    zip(PROGRAMS, (convert_cli.main, data_cli.main, evaluate_cli.main, cli.main), strict=True)
+)
 FOREIGN_OPTIONS = {"--check", "--help", "--requeue", "--signal", "--strict"}
 # Arguments that name weights which must be there before.
 INPUTS = ("checkpoint", "init", "rad_dino", "chexbert", "biovil_t", "vae", "source", "path")
@@ -84,7 +87,7 @@ def inputs(value, words):
     """Weights that the command line itself names."""
     for field in dataclasses.fields(value):
         inner = getattr(value, field.name)
-        if field.name in ("what", "config") and dataclasses.is_dataclass(inner):
+        if field.name == "config" and dataclasses.is_dataclass(inner):
             yield from inputs(inner, words)
         elif field.name in INPUTS and str(inner) in words:
             yield str(inner)
@@ -139,7 +142,7 @@ def test_examples_of_the_help_parse(name, monkeypatch, capsys):
 
 
 def test_lists_of_subcommands_are_short(capsys):
-    for name in ("unix-jax", "convert", "data"):
+    for name in ("unix-jax", "convert", "data", "evaluate"):
         show, arguments = HELPS[name]
         with pytest.raises(SystemExit):
             show(arguments)
@@ -158,6 +161,7 @@ REGISTERED = {
         ("unix-jax", typing.get_args(cli._Command)[0]),
         ("unix-jax convert", convert_cli.Command),
         ("unix-jax data", typing.get_args(data_cli._Command)[0]),
+        ("unix-jax evaluate", typing.get_args(evaluate_cli.Command)[0]),
     )
     for subcommand, kind in subcommands(union).items()
     if f"{name} {subcommand}" not in PROGRAMS
@@ -182,9 +186,6 @@ def options(kind, prefix="--"):
         if dataclasses.is_dataclass(hint):
             # The fields of a run's configuration stand without a prefix.
             yield from options(hint, "--" if hint is TrainConfig else f"{option}.")
-        elif any(dataclasses.is_dataclass(inner) for inner in typing.get_args(hint)):
-            for inner in typing.get_args(hint):
-                yield from options(inner)
         else:
             yield option
 
@@ -224,7 +225,8 @@ def anchors(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+    html = re.findall(r'\b(?:src|srcset|href)="([^"]+)"', prose(page))
+    for target in [*re.findall(r"\]\(([^)\s]+)\)", prose(page)), *html]:
         if re.match(r"[a-z]+:", target):
             continue
         path, _, anchor = target.partition("#")

@@ -35,7 +35,7 @@ STAND_INS = {
     "OUT": "out/OUT",
 }
 SHORTER = (
-    (r"train\.py (?!.*--dry-run)", "--total-steps 2 --validation.batches 1"),
+    (r"(train\.py|unix-jax train) (?!.*--dry-run)", "--total-steps 2 --validation.batches 1"),
     (r"make_nano_vision\.py", "--steps 2"),
     (r"unix-jax evaluate (reports|images)", "--limit 3"),
     (

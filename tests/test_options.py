@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from unix_jax import cli
-from unix_jax.commands import convert, data
+from unix_jax.commands import convert, data, evaluate
 from unix_jax.errors import ConfigError, UniXError
 from unix_jax.training.config import Invocation, load_config, parse_arguments
 
@@ -47,16 +47,11 @@ def options(kind, prefix=""):
 
 
 def commands():
-    unions = [typing.get_args(cli._Command)[0], convert.Command, typing.get_args(data._Command)[0]]
-    for union in unions:
+    annotated = [cli._Command, data._Command, evaluate.Command]
+    for union in [convert.Command, *(typing.get_args(one)[0] for one in annotated)]:
         assert isinstance(union, types.UnionType | typing._UnionGenericAlias)
-        for annotated in typing.get_args(union):
-            kind = typing.get_args(annotated)[0]
-            inner = typing.get_type_hints(kind, include_extras=True).get("what")
-            if inner is None:
-                yield kind
-            else:
-                yield from (typing.get_args(one)[0] for one in typing.get_args(inner))
+        for member in typing.get_args(union):
+            yield typing.get_args(member)[0]
     yield Invocation
 
 

@@ -83,7 +83,7 @@ WORDINGS = [
 
 def masked(text):
     """The text with code, links' targets and quotations blanked; positions stay."""
-    blank = r"^```.*?^```|`[^`]*`|\]\([^)]*\)|<!--.*?-->|\"[^\"]{0,300}\"|^\s*:::.*?$"
+    blank = r"^```.*?^```|`[^`]*`|\]\([^)]*\)|<!--.*?-->|</?picture>|\"[^\"]{0,300}\"|^\s*:::.*?$"
     return re.sub(
         blank, lambda m: re.sub(r"[^\n]", "\0", m[0]), text, flags=re.DOTALL | re.MULTILINE
     )

@@ -17,7 +17,6 @@ import tyro
 from unix_jax import __version__
 from unix_jax.commands.app import App
 from unix_jax.commands.clean import Clean
-from unix_jax.commands.evaluate import Evaluate
 from unix_jax.commands.export import Export
 from unix_jax.commands.generate import Generate
 from unix_jax.commands.info import Info
@@ -41,7 +40,13 @@ _PROGRAMS = {
     "convert": ("unix_jax.commands.convert", []),
     "check": ("unix_jax.commands.convert", ["check"]),
     "data": ("unix_jax.commands.data", []),
+    "evaluate": ("unix_jax.commands.evaluate", []),
 }
+
+
+@dataclasses.dataclass
+class _Evaluate:
+    """Evaluate a model on a data set, or reports or images from other software."""
 
 
 @dataclasses.dataclass
@@ -68,7 +73,7 @@ _Command: Any = tyro.conf.OmitSubcommandPrefixes[  # type: ignore[misc]
     Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Generate, tyro.conf.subcommand("generate")]
     | Annotated[Info, tyro.conf.subcommand("info")]
-    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[_Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Clean, tyro.conf.subcommand("clean")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[App, tyro.conf.subcommand("app")]
@@ -95,18 +100,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given and given[0] in _PROGRAMS:
         module, first = _PROGRAMS[given[0]]
-        # The import raises an error if an extra is not installed.
-        return run_command(lambda: importlib.import_module(module).main([*first, *given[1:]]))
+
+        def run_program() -> int:
+            _refuse_renamed(given)
+            # The import raises an error if an extra is not installed.
+            return importlib.import_module(module).main([*first, *given[1:]])
+
+        return run_command(run_program)
 
     def run() -> None:
         if given == ["--version"]:
             print(f"unix-jax {__version__}")
             return
         _require_subcommand(given)
-        for option in given[1:]:
-            if replaced := _RENAMED.get((given[0], option.partition("=")[0])):
-                raise UniXError(f"{option}: this option is now {replaced}")
-        command: Report | Generate | Info | Evaluate | Clean | Export | App | Serve = tyro.cli(
+        _refuse_renamed(given)
+        command: Report | Generate | Info | Clean | Export | App | Serve = tyro.cli(
             with_short_descriptions(_Command, given),
             prog="unix-jax",
             description=_DESCRIPTION,
@@ -115,6 +123,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.run()
 
     return run_command(run)
+
+
+def _refuse_renamed(given: Sequence[str]) -> None:
+    """Raises UniXError for an option of an earlier version; the error names the new one."""
+    for option in given[1:]:
+        if replaced := _RENAMED.get((given[0], option.partition("=")[0])):
+            raise UniXError(f"{option}: this option is now {replaced}")
 
 
 def _require_subcommand(given: Sequence[str]) -> None:

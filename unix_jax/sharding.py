@@ -143,7 +143,7 @@ def check_mesh(mesh: Mesh, config: UniXConfig) -> None:
             raise ConfigError(f"mesh: tensor={tensor} does not divide {name} {heads}")
 
 
-def param_shardings(boxed: Any, mesh: Mesh, rules: ShardingRules | None = None) -> Any:
+def param_shardings(boxed: Any, mesh: Mesh) -> Any:
     """A tree of `NamedSharding` for parameters whose leaves carry logical axes.
 
     A dimension that its mesh axes do not divide evenly is replicated.
@@ -151,7 +151,7 @@ def param_shardings(boxed: Any, mesh: Mesh, rules: ShardingRules | None = None) 
     Args:
       boxed: `param_shapes(config, boxed=True)`, or boxed parameters.
     """
-    rules = rules or ShardingRules()
+    rules = ShardingRules()
 
     def one(leaf: Any) -> NamedSharding:
         if not isinstance(leaf, nn.LogicallyPartitioned):
@@ -209,19 +209,18 @@ def attention_axes(batch: int, heads: int, kv_heads: int) -> AttentionAxes | Non
     return AttentionAxes(rows, queries, keys)
 
 
-def batch_shards(mesh: Mesh, rules: ShardingRules | None = None) -> int:
+def batch_shards(mesh: Mesh) -> int:
     """Number of parts of the batch; its size must be a multiple of it."""
-    return math.prod(mesh.shape[axis] for axis in _as_tuple((rules or ShardingRules()).batch))
+    return math.prod(mesh.shape[axis] for axis in _as_tuple(ShardingRules().batch))
 
 
-def shard_batch(tree: Any, mesh: Mesh, rules: ShardingRules | None = None) -> Any:
+def shard_batch(tree: Any, mesh: Mesh) -> Any:
     """Places arrays on the mesh, split along their first axis."""
-    rules = rules or ShardingRules()
-    return jax.device_put(tree, NamedSharding(mesh, rules.spec(["batch"])))
+    return jax.device_put(tree, NamedSharding(mesh, ShardingRules().spec(["batch"])))
 
 
 @contextlib.contextmanager
-def use_mesh(mesh: Mesh | None, rules: ShardingRules | None = None) -> Iterator[None]:
+def use_mesh(mesh: Mesh | None) -> Iterator[None]:
     """Makes Linen's logical constraints take effect; without a mesh, does nothing.
 
     `jax.set_mesh` is essential: under a plain `with mesh:` Linen drops them silently.
@@ -229,16 +228,16 @@ def use_mesh(mesh: Mesh | None, rules: ShardingRules | None = None) -> Iterator[
     if mesh is None:
         yield
         return
-    with jax.set_mesh(mesh), nn.logical_axis_rules((rules or ShardingRules()).linen()):
+    with jax.set_mesh(mesh), nn.logical_axis_rules(ShardingRules().linen()):
         yield
 
 
 @contextlib.contextmanager
-def traced_on(mesh: Mesh | None, rules: ShardingRules | None = None) -> Iterator[None]:
+def traced_on(mesh: Mesh | None) -> Iterator[None]:
     """As `use_mesh`, inside a function that is being traced, so that its callers need not care."""
     if mesh is None:
         yield
         return
-    linen = (rules or ShardingRules()).linen()
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(linen):
+    rules = ShardingRules().linen()
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(rules):
         yield

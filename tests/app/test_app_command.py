@@ -10,22 +10,30 @@ from unix_jax.app import bundled
 from unix_jax.app.style import require_gradio
 from unix_jax.commands.app import App
 from unix_jax.errors import UniXError
+from unix_jax.storage.bundled import ROOT
 from unix_jax.web.addresses import free_port
 
 
-def test_a_checkpoint_given(tmp_path):
-    assert bundled.checkpoint_path("mine", tmp_path) == "mine"
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """An empty folder instead of that of the bundled files."""
+    monkeypatch.setattr(bundled, "ROOT", tmp_path)
+    return tmp_path
 
 
-def test_the_bundled_model(tmp_path):
+def test_a_checkpoint_given(elsewhere):
+    assert bundled.checkpoint_path("mine") == "mine"
+
+
+def test_the_bundled_model(elsewhere):
     with pytest.raises(UniXError, match=r"--checkpoint: expected a directory; found no bundled"):
-        bundled.checkpoint_path(None, tmp_path)
-    (tmp_path / "examples" / "nano").mkdir(parents=True)
-    assert bundled.checkpoint_path(None, tmp_path) == str(tmp_path / "examples" / "nano")
+        bundled.checkpoint_path(None)
+    (elsewhere / "examples" / "nano").mkdir(parents=True)
+    assert bundled.checkpoint_path(None) == str(elsewhere / "examples" / "nano")
 
 
 def test_examples_of_the_repository():
-    found = bundled.example_xrays(6)
+    found = bundled.example_xrays()
     assert len(found) == 6
     assert {e.name for e in found} > {"X-ray 1", "No Finding"}
     assert all(e.data[:2] == b"\xff\xd8" for e in found)
@@ -34,20 +42,20 @@ def test_examples_of_the_repository():
 
 def test_labels_of_the_single_files():
     """Those of the table that states their origin."""
-    text = (bundled.ROOT / "examples" / "ATTRIBUTION.md").read_text(encoding="utf-8")
+    text = (ROOT / "examples" / "ATTRIBUTION.md").read_text(encoding="utf-8")
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| `")]
     assert {row[0].strip("`"): tuple(row[3].split(", ")) for row in rows} == bundled.LABELS
 
 
-def test_a_package_without_examples(tmp_path):
-    assert bundled.example_xrays(root=tmp_path) == []
-    assert bundled.example_texts(root=tmp_path)
+def test_a_package_without_examples(elsewhere):
+    assert bundled.example_xrays() == []
+    assert bundled.example_texts()
 
 
-def test_some_examples_only(tmp_path):
-    (tmp_path / "examples").mkdir()
-    shutil.copy(next((bundled.ROOT / "examples").glob("*.jpg")), tmp_path / "examples")
-    assert [e.name for e in bundled.example_xrays(root=tmp_path)] == ["X-ray 1"]
+def test_some_examples_only(elsewhere):
+    (elsewhere / "examples").mkdir()
+    shutil.copy(next((ROOT / "examples").glob("*.jpg")), elsewhere / "examples")
+    assert [e.name for e in bundled.example_xrays()] == ["X-ray 1"]
 
 
 @pytest.mark.parametrize("option", ["max_upload_mb", "max_megapixels", "max_waiting"])

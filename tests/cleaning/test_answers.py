@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unix_jax.cleaning.answers import plain_answer, verdict, why_unusable
+from unix_jax.cleaning.answers import plain_answer, why_unusable
+from unix_jax.cleaning.verdicts import verdict
 
 FIELD = Path(__file__).parents[1] / "field" / "answers.jsonl"
 REPORT = "FINDINGS: The lungs are clear. IMPRESSION: No acute finding."

@@ -76,7 +76,7 @@ def test_inspect_counts_what_is_missing(capsys, tmp_path):
     counted = {name: value for name, value in values.items() if isinstance(value, int)}
     assert counted == {
         "records": 3, "broken": 1, "missing_files": 1, "missing_images": 2, "missing_reports": 2,
-        "missing_captions": 1, "patients": 2, "crossing_patients": 1,
+        "reports_without_sections": 0, "missing_captions": 1, "patients": 2, "crossing_patients": 1,
     }  # fmt: skip
     assert "gone.png: no such file" in values["errors"][0]
     assert "line 4: image" in values["errors"][1]
@@ -85,6 +85,30 @@ def test_inspect_counts_what_is_missing(capsys, tmp_path):
     assert main([*inspect, "--max-broken", "0.5"]) == 0
     assert "broken: " in capsys.readouterr().err
     assert main([*inspect, "--max-broken", "0.49"]) == 1
+
+
+WET_READ = " WET READ: 5:10 PM\n Large left pneumothorax.\n"
+
+
+def test_a_report_without_findings_and_impression_is_counted_and_named(capsys, tmp_path):
+    """Such a study is no sample of training: nothing may leave it out silently."""
+    rows = ["image,report", f'a.png,"{WET_READ}"', "a.png,FINDINGS: Clear lungs.", "a.png,"]
+    Image.new("L", (20, 20)).save(tmp_path / "a.png")
+    (tmp_path / "a.csv").write_text("\n".join(rows))
+    spec = f"csv:{tmp_path / 'a.csv'}"
+    assert main(["inspect", spec]) == 0
+    captured = capsys.readouterr()
+    assert "without report" in captured.out
+    assert 'findings and no impression; "5:10 PM Large left pneumothorax." is no' in captured.err
+    assert main(["inspect", spec, "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert (values["missing_reports"], values["reports_without_sections"]) == (2, 1)
+    assert len(values["report_problems"]) == 1
+    for kind in ("array_record", "tfds"):
+        assert main(["write", spec, str(tmp_path / kind), "--format", kind]) == 0
+        assert "1 records are written without a report" in capsys.readouterr().err
+    written = open_source(f"array_record:{tmp_path / 'array_record'}")
+    assert [bool(record.report_problem) for record in written] == [True, False, False]
 
 
 def test_inspect_tells_how_many_samples_fit_a_row(capsys):

@@ -137,6 +137,12 @@ def test_unusable_records_are_told_apart():
         assert found[2] == Skip("broken", "row 2: broken")
 
 
+def test_a_report_without_sections_is_skipped_with_its_problem():
+    record = Record("wet read", picture(0), report_problem="no findings and no impression")
+    skip = samples([record], UNDERSTANDING).cost(0, 0)
+    assert skip == Skip("no_text", "no findings and no impression")
+
+
 def test_moments_replace_the_picture():
     moments = np.zeros((6, 4, 8), np.float32)
     records = ListSource([Record("a", None, captions=("A.",))])

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import gzip
+import json
 import pickle
 from pathlib import Path
 
@@ -73,6 +74,39 @@ def test_mimic(tmp_path, end):
         DataError, match=r"split dev and views any, found none; splits are \['test'"
     ):
         open_source(f"mimic:{root}", "dev")
+
+
+WET_READ = " WET READ: 5:10 PM\n Large left pneumothorax.\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (WET_READ, 'no findings and no impression; "5:10 PM Large left pneumothorax." is no final'),
+        (" \n", "has no text"),
+        (" FINAL REPORT\n HISTORY:  Cough.\n", "no findings and no impression"),
+    ],
+)
+def test_a_report_without_sections_has_a_problem(tmp_path, text, expected):
+    root = mimic_directory(tmp_path / "mimic")
+    (root / "files/p11/p11000011/s51000000.txt").write_text(text)
+    problems = [record.report_problem for record in open_source(f"mimic:{root}")]
+    assert expected in problems.pop(2)
+    assert problems == ["", "", ""]
+    assert not any(r.report_problem for r in open_source(f"mimic:{root}?reports=none"))
+
+
+def test_rows_without_sections_are_counted_when_a_file_is_joined(tmp_path):
+    root = mimic_directory(tmp_path / "mimic")
+    texts = {"50414267": REPORT, "51000000": WET_READ, "59000000": ""}
+    rows = [json.dumps({"study_id": s, "report": text}) + "\n" for s, text in texts.items()]
+    (tmp_path / "all.jsonl").write_text("".join(rows))
+    with pytest.warns(UserWarning, match="no report in it") as warned:
+        source = open_source(f"mimic:{root}?reports={tmp_path / 'all.jsonl'}")
+    assert [r.key for r in source] == ["d1", "d2"]
+    (message,) = [str(w.message) for w in warned]
+    assert "1 rows that have no text" in message
+    assert "1 rows that have neither findings nor impression (the first: study 51000000" in message
 
 
 def test_mimic_roots(tmp_path):

@@ -48,7 +48,7 @@ def in_memory(record: Record) -> Record:
 
 
 def test_write_and_read(tmp_path, rows):
-    assert write_tfds(rows, tmp_path / "out") == (3, [])
+    assert write_tfds(rows, tmp_path / "out") == (3, [], [])
     spec = f"tfds:unix_records?data_dir={tmp_path / 'out'}"
     source = open_source(spec, "train")
     assert isinstance(source, RecordSource)
@@ -101,7 +101,7 @@ def test_broken_rows_are_left_out_and_named(tmp_path, rows):
     with pytest.raises(DataError, match="row 1 is broken"):
         write_tfds(rows, tmp_path / "out")
     assert not list((tmp_path / "out").rglob("*.array_record*"))
-    count, broken = write_tfds(rows, tmp_path / "out", max_broken=0.5)
+    count, broken, _ = write_tfds(rows, tmp_path / "out", max_broken=0.5)
     assert count == 3
     assert sorted(message.split(":")[0] for message in broken) == ["gone", "row 1 is broken"]
 

@@ -50,7 +50,7 @@ def command(data, out, **options):
 def drawn(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("drawn")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate._OverData, "_load", lambda self: toy_pipelines.small_writing_pipe())
+        patch.setattr(evaluate.OverData, "_load", lambda self: toy_pipelines.small_writing_pipe())
         command(data, out).run()
     return out
 
@@ -116,9 +116,7 @@ def test_with_an_encoder_the_distances_are_those_of_the_library(data, drawn):
 
 def test_prompts_without_images(data, tmp_path, monkeypatch):
     """The original's table: images are generated, and later compared with other records."""
-    monkeypatch.setattr(
-        evaluate._OverData, "_load", lambda self: toy_pipelines.small_writing_pipe()
-    )
+    monkeypatch.setattr(evaluate.OverData, "_load", lambda self: toy_pipelines.small_writing_pipe())
     table = tmp_path / "prompts.csv"
     lines = [f"Text {index}.,{index}.jpg" for index in (1, 2, 1)]
     table.write_text("\n".join(["annotated_prompt,synthetic_filename", *lines]) + "\n")
@@ -184,7 +182,7 @@ def test_a_model_that_cannot_draw_ends_the_run(data, tmp_path, monkeypatch):
         None,
         toy_pipelines.small_writing_pipe().tokenizer,
     )
-    monkeypatch.setattr(evaluate._OverData, "_load", lambda self: pipe)
+    monkeypatch.setattr(evaluate.OverData, "_load", lambda self: pipe)
     with pytest.raises(CheckpointError, match="autoencoder"):
         command(data, tmp_path).run()
     assert (tmp_path / "items-0.jsonl").read_bytes() == b""

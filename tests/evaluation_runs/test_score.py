@@ -4,14 +4,13 @@ import csv
 import json
 import shutil
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import pytest
 import tyro
 
 from unix_jax.commands.evaluate import (
-    Evaluate,
+    Command,
     EvaluateImages,
     EvaluateReports,
     EvaluateScore,
@@ -190,17 +189,12 @@ def test_without_reports_there_are_no_figures():
 
 
 def test_the_command_line_takes_all_three(capsys):
-    command = tyro.conf.OmitSubcommandPrefixes[
-        Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
-        | Annotated[EvaluateScore, tyro.conf.subcommand("other")]
-    ]
     for words, kind in (
         ("reports --checkpoint c --data d --out o --chexbert p --limit 3", EvaluateReports),
         ("images --checkpoint c --data d --out o --rad-dino p --shards 4", EvaluateImages),
         ("score --predictions p --references r --skip-empty", EvaluateScore),
     ):
-        parsed = tyro.cli(command, args=["evaluate", *words.split()])
-        assert isinstance(parsed.what, kind)
-    words = "evaluate images --checkpoint c --data d --out o --shards 2.5"
+        assert isinstance(tyro.cli(Command, args=words.split()), kind)
+    words = "images --checkpoint c --data d --out o --shards 2.5"
     with pytest.raises(SystemExit):
-        tyro.cli(command, args=words.split())
+        tyro.cli(Command, args=words.split())

@@ -15,7 +15,14 @@ from unix_jax.inference.context import as_batch, prefill
 from unix_jax.models.unix import UniX
 from unix_jax.preprocessing.layout import TextSplit, lay_out
 
-sample_token = jax.jit(decoding.sample_token)
+
+@jax.jit
+def sample_token(logits, keys, temperature, top_p):
+    """One temperature and one top_p for all rows."""
+    rows = logits.shape[0]
+    return decoding.sample_token(logits, keys, jnp.full(rows, temperature), jnp.full(rows, top_p))
+
+
 TEXTS = [[600, 5, 6, 7, 601], [600, 601], [600, *range(40), 601]]
 ONE = jnp.float32(1)
 
@@ -101,24 +108,33 @@ def test_impossible_tokens_are_never_drawn():
 # ------------------------------------------------------------------------- the loop
 
 
-def begin(capacity=160, buffer=64, texts=TEXTS, eos=601):
-    pipe = small_pipe()
-    layout = lay_out([[[TextSplit(ids)]] for ids in texts], SMALL, und_length=48)
-    cache, _ = prefill(pipe.model, pipe.params, as_batch(layout), capacity)
-    return decoding.start(cache, layout.next_position, 600, eos, buffer)
+def new_rows(texts, count=64, length=48, capacity=None, temperature=0.0, top_p=1.0, seeds=None):
+    pipe, rows = small_pipe(), len(texts)
+    layout = lay_out([[[TextSplit(ids)]] for ids in texts], SMALL, und_length=length)
+    cache, _ = prefill(pipe.model, pipe.params, as_batch(layout), capacity or length)
+    seeds = jnp.arange(rows) if seeds is None else jnp.asarray(seeds)
+    return decoding.NewRows(
+        cache, jnp.asarray(layout.next_position), jax.vmap(jax.random.key)(seeds),
+        jnp.full(rows, count), jnp.full(rows, temperature), jnp.full(rows, top_p),
+    )  # fmt: skip
 
 
-def run(state, limit, eos=601, greedy=True, temperature=1.0, seeds=None, top_p=1.0):
+def begin(capacity=160, buffer=64, texts=TEXTS, eos=601, **options):
+    return decoding.start(
+        new_rows(texts, buffer, capacity=capacity, **options),
+        context=48, bos=600, eos=eos, buffer=buffer,
+    )  # fmt: skip
+
+
+def run(state, steps, eos=601, choice="greedy", ended=3):
     pipe = small_pipe()
     special = dataclasses.replace(SMALL.special_tokens, eos=eos)
     model = UniX(
         dataclasses.replace(SMALL, special_tokens=special), scan_layers=pipe.model.scan_layers
     )
     return decoding.decode_until(
-        model, pipe.params, state, jnp.int32(limit),
-        jax.vmap(jax.random.key)(jnp.arange(3) if seeds is None else jnp.asarray(seeds)),
-        jnp.float32(temperature), jnp.float32(top_p), greedy=greedy,
-    )  # fmt: skip
+        model, pipe.params, state, jnp.int32(steps), jnp.int32(ended), choice=choice
+    )
 
 
 @jax.jit
@@ -145,34 +161,49 @@ def test_greedy_equals_running_the_whole_sequence_each_time():
         assert row == reference(ids, 12)
 
 
-def test_limit_and_buffer():
+def test_steps_and_buffer():
     state = run(begin(eos=-1), 5, eos=-1)
-    assert int(state.step) == 5
+    assert np.asarray(state.count).tolist() == [5, 5, 5]
     assert int(state.cache.index) == 48 + 5
     assert (np.asarray(state.tokens)[:, 5:] == -1).all()
     assert np.asarray(state.position).tolist() == [len(ids) + 5 for ids in TEXTS]
     assert not np.asarray(state.done).any()
-    again = run(state, 5, eos=-1)
-    assert int(again.step) == 5
+    again = run(state, 0, eos=-1)
+    assert np.asarray(again.count).tolist() == [5, 5, 5]
 
 
-@pytest.mark.parametrize("greedy", [True, False])
-def test_pieces_equal_one_run(greedy):
-    whole = np.asarray(run(begin(eos=-1), 20, -1, greedy, 1.3).tokens)
+def test_each_row_ends_at_its_limit():
+    state = begin(eos=-1).replace(limit=jnp.array([2, 7, 4]))
+    state = run(state, 30, eos=-1)
+    assert np.asarray(state.count).tolist() == [2, 7, 4]
+    assert np.asarray(state.done).all()
+    whole = np.asarray(run(begin(eos=-1), 7, eos=-1).tokens)
+    for row, count in enumerate((2, 7, 4)):
+        assert np.asarray(state.tokens)[row, :count].tolist() == whole[row, :count].tolist()
+        assert (np.asarray(state.tokens)[row, count:] == -1).all()
+
+
+@pytest.mark.parametrize("choice", ["greedy", "sample"])
+def test_pieces_equal_one_run(choice):
+    temperature = 0.0 if choice == "greedy" else 1.3
+    whole = np.asarray(run(begin(eos=-1, temperature=temperature), 20, -1, choice).tokens)
     compiled = decoding.decode_until._cache_size()
-    state = begin(eos=-1)
-    for limit in (1, 2, 3, 10, 11, 20):
-        state = run(state, limit, -1, greedy, 1.3)
+    state = begin(eos=-1, temperature=temperature)
+    for steps in (1, 1, 1, 7, 1, 9):
+        state = run(state, steps, -1, choice)
     np.testing.assert_array_equal(state.tokens, whole)
     assert decoding.decode_until._cache_size() == compiled
 
 
 @pytest.mark.filterwarnings("error")
 def test_growing_in_the_middle_changes_nothing():
-    whole = np.asarray(run(begin(eos=-1), 20, -1, False).tokens)
-    state = run(begin(capacity=48 + 7, eos=-1), 7, -1, False)
-    state = run(decoding.grow(state, 160), 20, -1, False)
-    np.testing.assert_array_equal(state.tokens, whole)
+    whole = np.asarray(run(begin(eos=-1, temperature=1.0), 20, -1, "sample").tokens)
+    state = run(begin(capacity=48 + 7, eos=-1, temperature=1.0), 50, -1, "sample")
+    assert bool(state.full)
+    assert np.asarray(state.count).tolist() == [7, 7, 7]
+    state = decoding.grow(state, context=52, ring=40, buffer=128, eos=-1)
+    assert state.tokens.shape == (3, 128)
+    np.testing.assert_array_equal(run(state, 13, -1, "sample").tokens[:, :64], whole)
 
 
 def test_rows_stop_at_their_own_eos():
@@ -183,13 +214,14 @@ def test_rows_stop_at_their_own_eos():
     ends = firsts[eos]
     assert len({tuple(e) for e in ends}) > 1, "rows that end at different steps"
     state = run(begin(eos=int(eos)), 30, eos=int(eos))
-    for row, end, expected in zip(np.asarray(state.tokens), ends, free, strict=True):
+    for row, count, end, expected in zip(
+        np.asarray(state.tokens), np.asarray(state.count), ends, free, strict=True
+    ):
         stop = end[0] if end else 30
         np.testing.assert_array_equal(row[:stop], expected[:stop])
         assert (row[stop:] == eos).all()
+        assert count == min(stop + 1, 30)
     assert np.asarray(state.done).tolist() == [bool(e) for e in ends]
-    if all(ends):
-        assert int(state.step) == max(e[0] for e in ends) + 1
 
 
 def test_all_rows_done_ends_the_loop():
@@ -197,18 +229,72 @@ def test_all_rows_done_ends_the_loop():
     eos = int(free[3])
     end = int(np.flatnonzero(free == eos)[0])
     state = run(begin(texts=TEXTS[:1] * 3, eos=eos), 30, eos=eos)
-    assert int(state.step) == end + 1
+    assert int(state.cache.index) == 48 + end + 1
     assert np.asarray(state.done).all()
 
 
 def test_sampling_depends_on_the_seed_alone():
-    tokens = np.asarray(
-        run(begin(texts=TEXTS[:1] * 3, eos=-1), 16, -1, False, 2.0, [4, 7, 4]).tokens
-    )
+    state = begin(texts=TEXTS[:1] * 3, eos=-1, temperature=2.0, seeds=[4, 7, 4])
+    tokens = np.asarray(run(state, 16, -1, "sample").tokens)
     np.testing.assert_array_equal(tokens[0], tokens[2])
     assert (tokens[0] != tokens[1]).any()
 
 
 def test_vanishing_top_p_decodes_greedily():
     greedy = np.asarray(run(begin(eos=-1), 16, -1).tokens)
-    np.testing.assert_array_equal(run(begin(eos=-1), 16, -1, False, 1.0, top_p=1e-9).tokens, greedy)
+    state = begin(eos=-1, temperature=1.0, top_p=1e-9)
+    np.testing.assert_array_equal(run(state, 16, -1, "nucleus").tokens, greedy)
+
+
+def test_a_rows_tokens_are_those_of_every_program_that_supports_it():
+    """Rows with other settings change the program, but not the tokens."""
+    rows = {"temperature": jnp.array([0.0, 1.5, 1.5]), "top_p": jnp.array([1.0, 1.0, 0.5])}
+    state = begin(texts=TEXTS[:1] * 3, eos=-1, seeds=[4, 4, 4]).replace(**rows)
+    mixed = np.asarray(run(state, 16, -1, "nucleus").tokens)
+    same = TEXTS[:1] * 3
+    greedy = np.asarray(run(begin(texts=same, eos=-1), 16, -1).tokens)
+    sampled = begin(texts=same, eos=-1, seeds=[4, 4, 4], temperature=1.5)
+    sampled = np.asarray(run(sampled, 16, -1, "sample").tokens)
+    np.testing.assert_array_equal(mixed[0], greedy[0])
+    np.testing.assert_array_equal(mixed[1], sampled[1])
+    assert (mixed[2] != mixed[1]).any()
+
+
+# ------------------------------------------------------------------------- replaced rows
+
+
+def test_replaced_rows_equal_rows_alone():
+    """Rows are replaced while others continue, over several turns of a small ring."""
+    limits = [3, 9, 5, 4, 7, 2, 8, 6, 1, 9, 5]
+    texts = [[600, i, *TEXTS[i % 3][1:]] for i in range(len(limits))]
+    seeds = list(range(10, 10 + len(limits)))
+    options = {"length": 52, "temperature": 1.5}
+    expected = []
+    for text, limit, seed in zip(texts, limits, seeds, strict=True):
+        rows = new_rows([text] * 3, limit, capacity=52 + 16, seeds=[seed] * 3, **options)
+        alone = decoding.start(rows, context=52, bos=600, eos=-1, buffer=64)
+        expected.append(np.asarray(run(alone, 60, -1, "sample").tokens)[0, :limit].tolist())
+    first = new_rows(texts[:3], capacity=52 + 10, seeds=seeds[:3], **options)
+    state = decoding.start(first, context=52, bos=600, eos=-1, buffer=64)
+    state = state.replace(limit=jnp.array(limits[:3]))
+    held, waiting, found = [0, 1, 2], list(range(3, len(limits))), {}
+    while any(index is not None for index in held):
+        state = run(state, 60, -1, "sample", ended=1 + held.count(None))
+        assert not bool(state.full)
+        for row in np.flatnonzero(np.asarray(state.done)):
+            if held[row] is not None:
+                count = int(state.count[row])
+                found[held[row]] = np.asarray(state.tokens)[row, :count].tolist()
+                held[row] = None
+            if waiting:
+                held[row] = waiting.pop(0)
+                index = held[row]
+                # The second of the two new rows is not used.
+                new = new_rows(
+                    [texts[index], texts[0]], limits[index], seeds=[seeds[index], 0], **options
+                )
+                state = decoding.replace_rows(
+                    state, jnp.array([row, row]), jnp.int32(1), new, bos=600, eos=-1
+                )
+    assert [found[i] for i in range(len(limits))] == expected
+    assert int(state.cache.index) <= 52 + 10

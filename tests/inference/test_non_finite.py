@@ -74,6 +74,9 @@ def test_only_the_rows_that_are_not_finite_are_named():
     with pytest.raises(NonFiniteError, match=r"^prompts\[2\]: keys or values of the context"):
         pipe.generate_image([[5], [6], [last]], output_type="latent", **SIZE)
     assert len(pipe.generate_report_ids(pictures(2), prompts=[5], max_new_tokens=3)) == 2
+    prompts = [[5], [6], [7], [last], [8]]
+    with pytest.raises(NonFiniteError, match=r"^images\[3\]: "):
+        pipe.generate_report_ids(pictures(5), prompts=prompts, max_new_tokens=3, batch_size=2)
 
 
 @pytest.mark.parametrize("name", GEN)

@@ -29,6 +29,7 @@ from unix_jax.errors import CheckpointError, ConfigError, ImageError, PromptErro
 from unix_jax.inference import context as context_module
 from unix_jax.inference import decoding, image_latents, pipeline
 from unix_jax.inference import reports as reports_module
+from unix_jax.inference.context import prefill
 from unix_jax.inference.decoding import decode_until
 from unix_jax.inference.settings import ImageSettings, ReportSettings
 from unix_jax.preprocessing import transforms
@@ -152,7 +153,7 @@ SAMPLED = {"temperature": 1.5, "top_p": 0.95}
     ("options", "sizes"), [({}, (2, 3, 4, 5)), (SAMPLED, (3,))], ids=["greedy", "sampled"]
 )
 def test_report_rows_equal_rows_alone(options, sizes):
-    images, seeds = pictures(5, seed=1), [3, 1, 4, 1, 5]
+    images, seeds = pictures(5, seed=1), [3, 1, 4, 2, 5]
     alone = [
         reports([image], [prompt], seed=[seed], **options)[0]
         for image, prompt, seed in zip(images, PROMPTS, seeds, strict=True)
@@ -233,9 +234,9 @@ def test_growing_cache_gives_the_same_tokens(monkeypatch):
     grown: list[int] = []
     grow = decoding.grow
 
-    def watched(state, capacity):
-        grown.append(capacity)
-        return grow(state, capacity)
+    def watched(state, **sizes):
+        grown.append(sizes["context"] + sizes["ring"])
+        return grow(state, **sizes)
 
     monkeypatch.setattr(decoding, "grow", watched)
     assert reports(images, prompts, max_new_tokens=24) == whole
@@ -265,6 +266,87 @@ def test_rows_that_end_early():
         assert reports([image], [prompt], pipe, seed=seed, **options) == [row]
 
 
+@pytest.mark.parametrize("batch_size", [2, 4])
+def test_replaced_rows_equal_rows_alone(batch_size, monkeypatch):
+    """More reports than rows, of many lengths, over a ring that grows and is used again."""
+    monkeypatch.setattr(context_module, "_BUCKETS", (16, 24, 40, 56, 72, 96))
+    pipe, count = early_eos_pipe(), 9
+    images = pictures(count, seed=1)
+    rows = [images[i] if i % 3 else [images[i], images[0]] for i in range(count)]
+    prompts = [PROMPTS[i % 5] for i in range(count)]
+    options = {"max_new_tokens": 40, "temperature": 1.0}
+    alone = [
+        reports([row], [prompt], pipe, seed=i, **options)[0]
+        for i, (row, prompt) in enumerate(zip(rows, prompts, strict=True))
+    ]
+    assert len({len(row) for row in alone}) > 3
+    seeds = list(range(count))
+    assert reports(rows, prompts, pipe, seed=seeds, batch_size=batch_size, **options) == alone
+
+
+def test_reports_are_yielded_when_they_end():
+    pipe, count, taken = early_eos_pipe(), 9, []
+
+    def requests():
+        for i, image in enumerate(pictures(count, seed=1)):
+            taken.append(i)
+            # Settings may differ from report to report.
+            settings = ReportSettings(max_new_tokens=40 - i, temperature=float(i % 2))
+            yield pipe.report_request(image, prompt=PROMPTS[i % 5], settings=settings, seed=i)
+
+    running = pipe.iterate_reports(requests(), batch_size=2)
+    assert taken == []
+    first = next(running)
+    assert len(taken) < count
+    found = dict([first, *running])
+    assert sorted(found) == list(range(count))
+    for i, image in enumerate(pictures(count, seed=1)):
+        (alone,) = pipe._reports(
+            None, image, [PROMPTS[i % 5]],
+            ReportSettings(max_new_tokens=40 - i, temperature=float(i % 2)), i, None, None,
+        )  # fmt: skip
+        assert found[i] == alone
+
+
+def test_reports_in_small_batches_compile_one_shape():
+    pipe, images = early_eos_pipe(), pictures(7)
+    reports(images[:5], [5], pipe, batch_size=2)
+    compiled = [f._cache_size() for f in (decode_until, decoding.replace_rows, prefill)]
+    reports(images, [5], pipe, batch_size=2, temperature=0.0)
+    assert [f._cache_size() for f in (decode_until, decoding.replace_rows, prefill)] == compiled
+
+
+def test_closing_the_iterator_stops_taking_requests():
+    pipe, taken = early_eos_pipe(), []
+    requests = (
+        taken.append(i) or pipe.report_request(image, prompt=[5], max_new_tokens=4)
+        for i, image in enumerate(pictures(20))
+    )
+    running = pipe.iterate_reports(requests, batch_size=2)
+    next(running)
+    running.close()
+    assert len(taken) < 10
+    assert len(reports(pictures(3), [5], pipe, batch_size=2)) == 3
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 1.5, "2", True])
+def test_bad_batch_sizes(batch_size):
+    with pytest.raises(PromptError, match="batch_size: expected"):
+        reports(pictures(2), [5], batch_size=batch_size)
+    with pytest.raises(PromptError, match="batch_size: expected"):
+        small_pipe().iterate_reports([], batch_size=batch_size)
+
+
+def test_a_callback_needs_reports_that_begin_together():
+    options = {"prompts": [5], "batch_size": 1, "callback": print, **WRITE}
+    with pytest.raises(PromptError, match="callback: expected None with batch_size 1 for 2"):
+        small_pipe().generate_report_ids(pictures(2), **options)
+    seen = []
+    options |= {"batch_size": 2, "callback": seen.append}
+    assert small_pipe().generate_report_ids(pictures(2), **options)
+    assert seen
+
+
 # ------------------------------------------------------------------------- streams
 
 
@@ -280,15 +362,13 @@ def test_pieces_joined_are_the_report(options):
 
 
 def test_tokens_that_were_handed_out_do_not_change():
-    settings = ReportSettings(max_new_tokens=10)
-    _, running = reports_module.decode_reports(
-        tiny_pipe().loaded, pictures(2), "Report:", settings, 0, stride=1
-    )
-    states = list(running)
-    copies = [tokens.tolist() for _, tokens in states]
-    last = states[-1][1]
-    for tokens in copies:
-        assert tokens == last[:, : len(tokens[0])].tolist()
+    settings, loaded = ReportSettings(max_new_tokens=10), tiny_pipe().loaded
+    _, requests = reports_module.report_requests(loaded, pictures(2), "Report:", settings, 0)
+    states = list(reports_module.decode_reports(loaded, requests, 2, together=True, stride=1))
+    assert len(states) == 10
+    for step, rows in enumerate(states, start=1):
+        assert rows.counts.tolist() == [step, step]
+        assert rows.tokens[:, :step].tolist() == states[-1].tokens[:, :step].tolist()
 
 
 def test_abandoned_stream_leaves_the_pipeline_usable():

@@ -33,6 +33,13 @@ def test_reports_are_one_devices(sharded):
     assert alone == expected[0]
 
 
+def test_replaced_rows_are_one_devices(sharded):
+    images = pictures(11)
+    options = {"prompts": [PROMPTS[i % 3] for i in range(11)], "max_new_tokens": 6}
+    expected = small_pipe().generate_report_ids(images, **options)
+    assert sharded.generate_report_ids(images, batch_size=5, **options) == expected
+
+
 def test_images_are_one_devices(sharded):
     expected = small_pipe().generate_image(PROMPTS, **DRAW, output_type="latent")
     ours = sharded.generate_image(PROMPTS, **DRAW, output_type="latent")

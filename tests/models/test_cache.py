@@ -78,10 +78,26 @@ def test_append_casts_to_the_cache(filled):
     np.testing.assert_array_equal(keys, plain[0].astype(jnp.bfloat16))
 
 
-def test_grow(filled):
+def test_map_slots(filled):
     cache, expected, valid = filled
-    wide = [np.pad(x, ((0, 0), (0, 0), (0, 4), (0, 0), (0, 0))) for x in expected]
-    check(cache.grow(11), wide, np.pad(valid, ((0, 0), (0, 4))))
+    rolled = cache.map_slots(lambda x, axis: jnp.roll(x, 2, axis))
+    check(rolled, [np.roll(x, 2, 2) for x in expected], np.roll(valid, 2, 1))
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_put_rows(filled, count):
+    cache, expected, valid = filled
+    other = KVCache.create(CONFIG, B, 4, merged=cache.merged)
+    given, plain = new_tokens(np.random.default_rng(3), 3, cache.merged)
+    flags = np.array([[1, 1, 1], [1, 0, 1], [0, 1, 1]], bool)
+    other = other.append(*given, jnp.asarray(flags))
+    rows = np.array([2, 0, B])  # rows out of range are dropped
+    rows[count:] = B
+    for source, target in enumerate(rows[:count]):
+        for x, new in zip(expected, plain, strict=True):
+            x[:, target, :4] = np.pad(new[:, source], ((0, 0), (0, 1), (0, 0), (0, 0)))
+        valid[target] = np.pad(flags[source], (0, 4))
+    check(cache.put_rows(other, jnp.asarray(rows), jnp.int32(count)), expected, valid)
 
 
 def test_first_rows(filled):

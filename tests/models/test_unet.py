@@ -1,6 +1,7 @@
 """The U-Net: sizes, contexts, meshes and gradients; parity: tests/convert/test_diffusers.py."""
 
 import dataclasses
+import functools
 import math
 
 import flax.linen as nn
@@ -45,13 +46,20 @@ def inputs(config, rows=2):
     return normal(4, rows, 8, 6, 4), jnp.linspace(900.0, 3.0, rows), context
 
 
+@functools.cache
 def params(config):
+    rng = np.random.default_rng(5)
     shapes = nn.unbox(param_shapes(config))
-    leaves, tree = jax.tree.flatten(shapes)
-    keys = jax.random.split(jax.random.key(5), len(leaves))
-    return jax.tree.unflatten(
-        tree, [0.3 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
+    return jax.tree.map(
+        lambda leaf: 0.3 * jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), shapes
     )
+
+
+@functools.cache
+def apply(config, dtype=jnp.float32, implementation="auto"):
+    """(parameters, latents, times, context) -> output, compiled once per shape of the inputs."""
+    model = UNet(config, dtype, implementation)
+    return jax.jit(lambda weights, *arguments: model.apply({"params": weights}, *arguments))
 
 
 def count(config):
@@ -102,11 +110,8 @@ def test_remat_changes_no_gradient(config, assert_close):
 @pytest.mark.parametrize("implementation", ["xla", "chunked"])
 def test_attention_implementations_agree(implementation, assert_close):
     weights, arguments = params(JOINT), inputs(JOINT)
-    out = [
-        UNet(JOINT, attention_implementation=name).apply({"params": weights}, *arguments)
-        for name in ("auto", implementation)
-    ]
-    assert_close(out[1], out[0])
+    expected = apply(JOINT)(weights, *arguments)
+    assert_close(apply(JOINT, implementation=implementation)(weights, *arguments), expected)
 
 
 def test_a_merged_cache_reads_as_a_stacked_one(assert_close):
@@ -114,31 +119,27 @@ def test_a_merged_cache_reads_as_a_stacked_one(assert_close):
     cache = context.cache
     empty = KVCache.create(DECODER, 2, 6, merged=True)
     merged = empty.append(tuple(cache.keys), tuple(cache.values), cache.valid)
-    apply = jax.jit(UNet(JOINT).apply)
-    expected = apply({"params": weights}, x, t, context)
-    ours = apply({"params": weights}, x, t, JointContext(merged, context.position))
+    expected = apply(JOINT)(weights, x, t, context)
+    ours = apply(JOINT)(weights, x, t, JointContext(merged, context.position))
     assert_close(ours, expected)
 
 
 def test_the_und_stream_is_frozen_and_its_holes_are_not_seen():
     weights, (x, t, context) = params(JOINT), inputs(JOINT)
-    model = UNet(JOINT)
+    out = apply(JOINT)
 
+    @jax.jit
     def total(keys):
         cache = context.cache.replace(keys=keys)
-        out = model.apply({"params": weights}, x, t, JointContext(cache, context.position))
-        return jnp.sum(out)
+        return jnp.sum(out(weights, x, t, JointContext(cache, context.position)))
 
-    assert not jnp.any(jax.grad(total)(context.cache.keys))
+    assert not jnp.any(jax.jit(jax.grad(total))(context.cache.keys))
     keys = context.cache.keys
     assert total(keys) == total(keys.at[:, 0, 3].set(100.0))  # a slot that row 0 does not have
     assert total(keys) != total(keys.at[:, 1, 3].set(100.0))
     # All tokens of the image share a position: only its distance from the text counts.
     moved = JointContext(context.cache, context.position + 3)
-    assert jnp.any(
-        model.apply({"params": weights}, x, t, moved)
-        != model.apply({"params": weights}, x, t, context)
-    )
+    assert jnp.any(out(weights, x, t, moved) != out(weights, x, t, context))
 
 
 @pytest.mark.parametrize("config", [SMALL, JOINT], ids=["text", "joint"])
@@ -146,7 +147,7 @@ def test_the_und_stream_is_frozen_and_its_holes_are_not_seen():
 def test_meshes(config, axes, assert_close):
     weights, (x, t, context) = params(config), inputs(config, rows=8)
     model = UNet(config)
-    expected = model.apply({"params": weights}, x, t, context)
+    expected = apply(config)(weights, x, t, context)
     mesh = make_mesh(**axes)
     shardings = param_shardings(param_shapes(config), mesh)
     placed = jax.tree.map(jax.device_put, weights, shardings)
@@ -162,14 +163,13 @@ def test_meshes(config, axes, assert_close):
 
 def test_bfloat16_computes_and_returns_float32(assert_close):
     weights, arguments = params(SMALL), inputs(SMALL)
-    half = UNet(SMALL, jnp.bfloat16).apply({"params": weights}, *arguments)
+    half = apply(SMALL, jnp.bfloat16)(weights, *arguments)
     assert half.dtype == jnp.float32
-    assert_close(half, UNet(SMALL).apply({"params": weights}, *arguments), 0.05)
+    assert_close(half, apply(SMALL)(weights, *arguments), 0.05)
 
 
 def test_rows_do_not_see_each_other():
     weights, (x, t, context) = params(SMALL), inputs(SMALL)
-    apply = jax.jit(UNet(SMALL).apply)
-    both = apply({"params": weights}, x, t, context)
-    alone = apply({"params": weights}, x[1:], t[1:], context[1:])
+    both = apply(SMALL)(weights, x, t, context)
+    alone = apply(SMALL)(weights, x[1:], t[1:], context[1:])
     np.testing.assert_allclose(alone[0], both[1], rtol=0, atol=2e-5 * float(jnp.abs(both).max()))

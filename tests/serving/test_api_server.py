@@ -221,16 +221,11 @@ class Slowly:
         self.steps, plain = 0, batches.decode_reports
         self.go = threading.Event()
 
-        def slow(*arguments):
-            seeds, states = plain(*arguments)
-
-            def waiting():
-                for state in states:
-                    self.steps += 1
-                    self.go.wait(seconds)
-                    yield state
-
-            return seeds, waiting()
+        def slow(*arguments, **options):
+            for state in plain(*arguments, **options):
+                self.steps += 1
+                self.go.wait(seconds)
+                yield state
 
         monkeypatch.setattr(batches, "decode_reports", slow)
 
@@ -301,7 +296,7 @@ def test_an_error_of_the_model(pipe, limits, monkeypatch, caplog):
     from unix_jax.serving import batches
 
     def broken(error):
-        def decode(*arguments):
+        def decode(*arguments, **options):
             raise error
 
         monkeypatch.setattr(batches, "decode_reports", decode)

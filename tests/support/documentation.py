@@ -18,7 +18,7 @@ PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 # Longer names first: `unix-jax convert` has a command line of its own.
-PROGRAMS = ("unix-jax convert", "unix-jax data", "unix-jax")
+PROGRAMS = ("unix-jax convert", "unix-jax data", "unix-jax evaluate", "unix-jax")
 SCRIPTS = ("benchmarks/", "examples/")
 # Programs of others, which only their own documentation can check.
 FOREIGN = {

@@ -1,5 +1,6 @@
 """Runs of `train.py` that many tests look at, made once per worker."""
 
+import dataclasses
 import functools
 
 import pytest
@@ -13,10 +14,32 @@ def toy(tmp_path_factory):
     return toy_run.make_toy(tmp_path_factory.mktemp("toy"))
 
 
+# Settings that a stage does not read.
+AROUND_THE_STAGE = {
+    "data", "init", "checkpoint_every", "log_every", "validate_every", "preview_every",
+    "checkpoints", "validation", "previews", "evals", "logging", "distributed",
+}  # fmt: skip
+
+
 @pytest.fixture(scope="session")
 def train():
-    """`train.py` as a module."""
-    return toy_run.load_train()
+    """`train.py` as a module. Runs with equal stages share one, and with it its programs."""
+    from unix_jax.commands import train as command
+
+    made, make_stage = {}, command.make_stage
+
+    def shared(config, model_config, mesh, total_steps, **options):
+        read = dataclasses.asdict(config)
+        for name in AROUND_THE_STAGE:
+            del read[name]
+        key = mesh, repr((read, model_config.to_dict(), total_steps, options))
+        if key not in made:
+            made[key] = make_stage(config, model_config, mesh, total_steps, **options)
+        return made[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "make_stage", shared)
+        yield toy_run.load_train()
 
 
 @pytest.fixture(scope="session")

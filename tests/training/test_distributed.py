@@ -9,6 +9,7 @@ import jax
 import pytest
 
 from unix_jax.errors import ConfigError
+from unix_jax.training import distributed
 from unix_jax.training.distributed import initialise
 
 
@@ -20,15 +21,24 @@ def joined(monkeypatch):
     return calls
 
 
+@pytest.fixture(autouse=True)
+def devices(tmp_path, monkeypatch):
+    """An empty directory of device files, and an environment that says nothing."""
+    for name in ("JAX_PLATFORMS", *distributed._CLUSTER_VARIABLES):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(distributed, "_DEVICES", tmp_path)
+    return tmp_path
+
+
 @pytest.fixture
-def chips(tmp_path, monkeypatch):
+def chips(devices, monkeypatch):
     """A machine with TPUs: their device files and libtpu."""
     module = types.ModuleType("libtpu")
     module.__spec__ = importlib.machinery.ModuleSpec("libtpu", None)
     monkeypatch.setitem(sys.modules, "libtpu", module)
-    (tmp_path / "vfio").mkdir()
-    (tmp_path / "vfio" / "0").touch()
-    return tmp_path
+    (devices / "vfio").mkdir()
+    (devices / "vfio" / "0").touch()
+    return devices
 
 
 @pytest.mark.parametrize(
@@ -42,33 +52,36 @@ def chips(tmp_path, monkeypatch):
         ({"JAX_COORDINATOR_ADDRESS": "a:1"}, 1),
     ],
 )
-def test_schedulers(environment, calls, joined, tmp_path):
-    initialise(environment=environment, devices=tmp_path)
+def test_schedulers(environment, calls, joined, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    initialise()
     assert joined == [(None, None, None)] * calls
 
 
 @pytest.mark.parametrize("name", ["accel0", "vfio/0"])
 def test_machines_with_tpus_ask_their_metadata(name, joined, chips):
     (chips / "vfio" / "0").unlink()
-    initialise(environment={}, devices=chips)
+    initialise()
     assert not joined
     (chips / name).touch()
-    initialise(environment={}, devices=chips)
+    initialise()
     assert joined == [()]
 
 
 @pytest.mark.parametrize(("platforms", "calls"), [("", 1), ("tpu,cpu", 1), ("cpu", 0)])
-def test_tpus_that_are_not_to_be_used(platforms, calls, joined, chips):
-    initialise(environment={"JAX_PLATFORMS": platforms}, devices=chips)
+def test_tpus_that_are_not_to_be_used(platforms, calls, joined, chips, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", platforms)
+    initialise()
     assert len(joined) == calls
 
 
 def test_other_files_and_other_software_are_no_tpu(joined, chips, monkeypatch):
     (chips / "vfio" / "0").rename(chips / "vfio" / "vfio")
-    initialise(environment={}, devices=chips)
+    initialise()
     (chips / "accel0").touch()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    initialise(environment={}, devices=chips)
+    initialise()
     assert not joined
 
 
@@ -81,7 +94,7 @@ def test_a_machine_of_its_own_is_told_so(error, chips, monkeypatch):
 
     monkeypatch.setattr(jax.distributed, "initialize", fail)
     with pytest.warns(UserWarning, match="has TPUs, but nothing says .* it works alone"):
-        initialise(environment={}, devices=chips)
+        initialise()
 
 
 @pytest.mark.parametrize("given", [(), ("a:1", 2, 0)])
@@ -91,11 +104,11 @@ def test_others_that_do_not_answer(given, chips, monkeypatch):
 
     monkeypatch.setattr(jax.distributed, "initialize", fail)
     with pytest.raises(ConfigError, match=r"do not find each other: DEADLINE_EXCEEDED: timed out"):
-        initialise(*given, environment={}, devices=chips)
+        initialise(*given)
 
 
 @pytest.mark.parametrize("given", [("a:1", None, None), (None, 2, 0), ("a:1", 2, None)])
 def test_all_or_nothing(given, joined):
     with pytest.raises(ConfigError, match="expected coordinator, num_processes and process_id"):
-        initialise(*given, environment={})
+        initialise(*given)
     assert not joined

@@ -60,12 +60,12 @@ def test_long_runs_are_extrapolated(source, fields, monkeypatch):
         assert getattr(guessed, name) == pytest.approx(value, rel=0.1), name
 
 
-def test_a_run_of_two_epochs(tmp_path, capsys):
+def test_a_run_of_two_epochs(toy, train, tmp_path, capsys):
     """It ends with its data, its schedule ends with it, and each sample was seen twice."""
-    config = str(toy_run.make_toy(tmp_path)("understanding"))
+    config = str(toy("understanding"))
     options = ["--total-epochs", "2", "--log-every", "1", "--optimizer.schedule", "linear"]
     out = tmp_path / "run"
-    assert toy_run.load_train().main([config, "--out", str(out), *options]) == 0
+    assert train.main([config, "--out", str(out), *options]) == 0
     said = capsys.readouterr()
     lines = toy_run.metrics(out)
     steps = len(lines)
@@ -75,7 +75,7 @@ def test_a_run_of_two_epochs(tmp_path, capsys):
     assert lines[-1]["learning_rate"] == pytest.approx(1e-2 / steps)
     # One more epoch is a longer run, which resumes.
     options[1] = "3"
-    assert toy_run.load_train().main([config, "--out", str(out), *options]) == 0
+    assert train.main([config, "--out", str(out), *options]) == 0
     assert f"changed from step {steps + 1}: total_epochs: 2 -> 3" in capsys.readouterr().err
     assert toy_run.metrics(out)[-1]["epoch"] == 3
 

@@ -50,15 +50,26 @@ def toy_repa(params, hidden, batch):
 REPA = Alignment(toy_repa, weight=0.5, layer=1)
 
 
-def make(accumulation=1, decay=0.5, clip=1e-3):
-    tx, schedule = make_optimizer(
-        OptimizerConfig(learning_rate=1e-2, warmup_steps=2, clip_norm=clip)
-    )
-    config = StepConfig(LOSSES, accumulation, decay)
-    model = UniX(CONFIG, freeze_und=True)
-    step = make_train_step(model, config, tx, schedule, repa=REPA)
-    state = create_state(GENERATION, tx, KEY, init=INIT, given={"unix": unix_params()})
-    return model, config, step, state
+MODEL = UniX(CONFIG, freeze_und=True)
+STEP = StepConfig(LOSSES, accumulation=1, ema_decay=0.5)
+TX, SCHEDULE = make_optimizer(OptimizerConfig(learning_rate=1e-2, warmup_steps=2, clip_norm=1e-3))
+
+
+def make_step(accumulation):
+    config = dataclasses.replace(STEP, accumulation=accumulation)
+    return make_train_step(MODEL, config, TX, SCHEDULE, repa=REPA)
+
+
+@pytest.fixture(scope="module")
+def start():
+    """The state of step 0 as numpy arrays."""
+    state = create_state(GENERATION, TX, KEY, init=INIT, given={"unix": unix_params()})
+    return jax.tree.map(np.asarray, state)
+
+
+@pytest.fixture(scope="module")
+def evaluate():
+    return make_eval_step(MODEL, STEP, repa=REPA)
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +78,11 @@ def batch():
 
 
 @pytest.fixture(scope="module")
-def made(batch):
+def made(batch, start):
     """(step, the state before as numpy, after one step, its metrics)."""
-    _, _, step, state = make()
-    before = jax.tree.map(np.asarray, state)
-    after, metrics = step(state, batch, KEY)
-    return step, before, after, jax.tree.map(float, metrics)
+    step = make_step(1)
+    after, metrics = step(jax.tree.map(jnp.array, start), batch, KEY)
+    return step, start, after, jax.tree.map(float, metrics)
 
 
 # ----------------------------------------------------------------------------- one step
@@ -123,9 +133,8 @@ def test_metrics(made, batch):
 
 def test_accumulation_changes_no_number(made, batch):
     """Rows with unequal numbers of tokens, and draws that follow the row."""
-    _, _, one, expected = made
-    _, _, step, state = make(accumulation=4)
-    after, metrics = step(state, batch, KEY)
+    _, before, one, expected = made
+    after, metrics = make_step(4)(jax.tree.map(jnp.array, before), batch, KEY)
     for name, value in expected.items():
         assert float(metrics[name]) == pytest.approx(value, rel=1e-5), name
     # The first moment is (1 - b1) times the clipped gradient.
@@ -137,10 +146,9 @@ def test_accumulation_changes_no_number(made, batch):
         assert np.abs(ours[path] - whole[path]).max() < 1e-5 * scale, path
 
 
-def test_half_precision_gradients_are_those_of_the_masters(batch):
+def test_half_precision_gradients_are_those_of_the_masters(batch, start):
     """Kernels cast once a step, not where they are used: the same numbers in the same type."""
-    model, config, _, state = make()
-    model = model.clone(dtype=jnp.bfloat16)
+    model, config, state = MODEL.clone(dtype=jnp.bfloat16), STEP, start
     totals = count_totals(batch)
 
     @jax.jit
@@ -187,11 +195,9 @@ def test_a_loss_that_is_not_finite_changes_nothing(made, batch):
         np.testing.assert_array_equal(a, b)
 
 
-def test_evaluation(made, batch):
+def test_evaluation(made, batch, evaluate):
     """The losses of the same draw, with the trained weights or their running means."""
     _, before, after, metrics = made
-    model, config, *_ = make()
-    evaluate = make_eval_step(model, config, repa=REPA)
     ours = evaluate(jax.tree.map(jnp.array, before), batch, jax.random.fold_in(KEY, 0))
     for name, value in ours.items():
         assert float(value) == pytest.approx(metrics[name], rel=1e-5), name
@@ -204,12 +210,10 @@ def test_evaluation(made, batch):
         after.replace(ema=None).averaged()
 
 
-def test_evaluation_in_microbatches_changes_no_number(made, batch):
-    _, before, _, _ = made
-    state = jax.tree.map(jnp.array, before)
-    model, config, *_ = make()
-    whole = make_eval_step(model, config, repa=REPA)(state, batch, KEY)
-    parts = make_eval_step(model, dataclasses.replace(config, accumulation=4), repa=REPA)
+def test_evaluation_in_microbatches_changes_no_number(start, batch, evaluate):
+    state = jax.tree.map(jnp.array, start)
+    whole = evaluate(state, batch, KEY)
+    parts = make_eval_step(MODEL, dataclasses.replace(STEP, accumulation=4), repa=REPA)
     found = parts(state, batch, KEY)
     assert set(found) == set(whole)
     for name, value in whole.items():
@@ -218,10 +222,9 @@ def test_evaluation_in_microbatches_changes_no_number(made, batch):
         parts(state, make_batch(2), KEY)
 
 
-def test_rows_must_divide():
-    _, _, step, state = make(accumulation=3)
+def test_rows_must_divide(start):
     with pytest.raises(ConfigError, match="expected a multiple of 3 rows"):
-        step(state, make_batch(4), KEY)
+        make_step(3)(start, make_batch(4), KEY)
 
 
 @pytest.mark.parametrize(

@@ -96,12 +96,10 @@ def test_keeps_the_last_and_the_best(tmp_path):
     assert sorted(p.name for p in store.directory.iterdir()) == ["2", "5", "6"]
 
 
-def test_a_metric_that_grows_and_steps_without_it(tmp_path):
-    with CheckpointStore(
-        tmp_path, keep_last=1, keep_best=2, metric="f1", higher_is_better=True
-    ) as store:
-        for step, f1 in enumerate([0.5, 0.9, None, 0.7, None]):
-            store.save(step, make_state(step), {}, None if f1 is None else {"f1": f1})
+def test_steps_without_a_loss_are_never_the_best(tmp_path):
+    with CheckpointStore(tmp_path, keep_last=1, keep_best=2) as store:
+        for step, loss in enumerate([0.9, 0.5, None, 0.7, None]):
+            store.save(step, make_state(step), {}, None if loss is None else {"loss": loss})
         store.wait()
         assert store.steps() == [1, 3, 4]
 

@@ -1,7 +1,6 @@
 """The bundled model and example X-rays, which come with the package."""
 
 import dataclasses
-from pathlib import Path
 
 from unix_jax.data.records import Record, captions_of, image_bytes
 from unix_jax.data.sources import open_source
@@ -9,6 +8,7 @@ from unix_jax.errors import UniXError
 from unix_jax.storage.bundled import ROOT
 
 SPLIT = "test"  # records of patients that the model was not trained on
+EXAMPLES = 6
 
 
 # The labels of the single files, which examples/ATTRIBUTION.md lists.
@@ -28,7 +28,7 @@ class Example:
     labels: tuple[str, ...] = ()
 
 
-def checkpoint_path(given: str | None, root: Path = ROOT) -> str:
+def checkpoint_path(given: str | None) -> str:
     """The given directory, or the bundled nano model.
 
     Raises:
@@ -36,35 +36,35 @@ def checkpoint_path(given: str | None, root: Path = ROOT) -> str:
     """
     if given is not None:
         return given
-    nano = root / "examples" / "nano"
+    nano = ROOT / "examples" / "nano"
     if not nano.is_dir():
         raise UniXError(f"--checkpoint: expected a directory; found no bundled model at {nano}")
     return str(nano)
 
 
-def example_xrays(count: int = 6, root: Path = ROOT) -> list[Example]:
-    """Up to `count` examples: the single files first, then held-out records by their labels."""
-    files = sorted((root / "examples").glob("*.jpg"))[: count // 2]
+def example_xrays() -> list[Example]:
+    """Up to six examples: the single files first, then held-out records by their labels."""
+    files = sorted((ROOT / "examples").glob("*.jpg"))[: EXAMPLES // 2]
     found = [
         Example(f"X-ray {i + 1}", file.read_bytes(), LABELS.get(file.name, ()))
         for i, file in enumerate(files)
     ]
-    for record in _distinct(root, count - len(found)):
+    for record in _distinct(EXAMPLES - len(found)):
         data = image_bytes(record)
         if data is not None:
             found.append(Example(", ".join(record.labels), data, record.labels))
     return found
 
 
-def example_texts(count: int = 4, root: Path = ROOT) -> list[str]:
+def example_texts(count: int = 4) -> list[str]:
     """Texts like those that the bundled model was trained on."""
-    captions = [captions_of(record)[0] for record in _distinct(root, count) if captions_of(record)]
+    captions = [captions_of(record)[0] for record in _distinct(count) if captions_of(record)]
     return captions or ["No acute cardiopulmonary process.", "Large right pleural effusion."]
 
 
-def _distinct(root: Path, count: int) -> list[Record]:
+def _distinct(count: int) -> list[Record]:
     """The first record of each set of labels, those with the fewest labels first."""
-    directory = root / "examples" / "cxr"
+    directory = ROOT / "examples" / "cxr"
     if not directory.is_dir():
         return []
     by_labels: dict[tuple[str, ...], Record] = {}

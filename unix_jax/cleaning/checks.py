@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 from unix_jax.cleaning.facts import DEVICES, SIDES
-from unix_jax.cleaning.placeholders import MARK
+from unix_jax.cleaning.marks import MARK
 from unix_jax.data.report_sections import sections_as_read, split_written
 
 _LETTER = re.compile(r"[^\W\d_]")

@@ -1,6 +1,6 @@
 """Dispensable sentences that no rule can clean: repetitions and mere advice.
 
-Nothing is lost where the rest of the report says the same, or where the sentence only advises an
+Nothing is lost if the rest of the report states the same, or if the sentence only advises an
 examination, a comparison or a correlation and states no finding of its own.
 """
 
@@ -8,7 +8,7 @@ import re
 
 from unix_jax.cleaning.facts import measurements, normal_statements, qualities, statements
 from unix_jax.cleaning.guard import content_words, may_go
-from unix_jax.cleaning.placeholders import ANY_MARK, MARK
+from unix_jax.cleaning.marks import ANY_MARK, MARK
 
 _OPENING = r"(?:(?:or|and|also|however|alternatively|otherwise)\b,?\s+)?"
 _ADVICE = re.compile(
@@ -19,8 +19,8 @@ _ADVICE = re.compile(
     r"|suggested)|(?:can|could|would|should|may|might)\s+be)\b",
     re.IGNORECASE,
 )
-# What advice names is not stated: "to determine if there is any adenopathy". With "the" it is, and
-# a reason that follows ("as tuberculosis could have this appearance") is a statement again.
+# A finding in an advice is not stated: "to determine if there is any adenopathy". With "the"
+# it is, and so is a reason after it ("as tuberculosis could have this appearance").
 _REST = r"(?:(?!\b(?:as|since|because|which|that)\b)[^,;.])*"
 _NOT_KNOWN = r"(?!(?:the|this|that|these|those|its?)\b)"
 _SUPPOSED = re.compile(
@@ -37,10 +37,10 @@ _ASSERTS = re.compile(r"\bthere (?:is|are)\b|\b(?:is|are) (?:seen|noted|present)
 
 
 def is_dispensable(sentence: str, rest: str) -> bool:
-    """Whether a report without `sentence` says no less.
+    """Whether a report without `sentence` states the same.
 
     Args:
-      sentence: one that cannot be cleaned.
+      sentence: a sentence that cannot be cleaned.
       rest: the other sentences of the report, cleaned.
     """
     sentence = " ".join(ANY_MARK.sub(lambda mark: f" {mark[0]} ", sentence).split())
@@ -50,7 +50,7 @@ def is_dispensable(sentence: str, rest: str) -> bool:
 
 
 def _is_repeated(sentence: str, rest: str) -> bool:
-    """Whether `rest` states each finding of it, in the same way and with the same words."""
+    """Whether `rest` states each of its findings in the same way and with the same words."""
     return (
         bool(statements(sentence))
         and not normal_statements(sentence)
@@ -60,11 +60,11 @@ def _is_repeated(sentence: str, rest: str) -> bool:
 
 
 def _is_supposed(sentence: str, rest: str) -> bool:
-    """Whether advice states nothing but what `rest` does."""
+    """Whether an advice states only what `rest` states."""
     stated = _SUPPOSED.sub(" ", sentence)
     if _ASSERTS.search(stated) or any(measurements(stated)):
         return False
-    # A finding that nothing else in the report speaks of is not left out, though it is supposed.
+    # A finding that the rest does not mention is not omitted, although it is only supposed.
     named = {_stem(name) for name in statements(sentence)} - _VAGUE
     if not named <= {_stem(name) for name in statements(rest)}:
         return False

@@ -96,7 +96,7 @@ _WORDS = (
 _ANY_WORD = re.compile(
     "|".join(f"(?:{pattern.pattern})" for pattern in _WORDS.values()), re.IGNORECASE
 )
-# What must never change its count, and is named first when it does.
+# Findings that messages name first.
 _CRITICAL = ("pneumothora", "tension", "pneumoperiton", "hemothora", "hemorrhag", "malposition")
 
 # Words that deny. What denies only a change or an earlier examination denies no finding.
@@ -137,15 +137,15 @@ _CLAUSE = re.compile(
 )
 
 _LUNGS_CLEARED = re.compile(r"\blungs?\s+ha(?:s|ve)\s+(?:now\s+)?cleared\b", re.IGNORECASE)
-# More or less than before: no finding of its own.
+# More or less than before: not a finding by itself.
 _COMPARATIVE = re.compile(
     r"\b(?:more|less)\s+(?:prominent|dense|consolidated|confluent|nodular|extensive)(?=\s*"
     r"(?:[.,;]|$|than"
     r"|compared|when compared|since|from|on (?:the )?(?:current|today)))",
     re.IGNORECASE,
 )
-# Not seen earlier is no negative finding; a finding that grew is the finding; an earlier size or
-# degree is not that of the finding.
+# "Not seen earlier" is not a negative finding. A finding that grew is the finding. An earlier size
+# or degree is not that of the finding.
 _SIZE_WORD = r"(?:tiny|trace|minimal|small|mild|moderate|large|marked|severe|extensive)"
 _AMOUNT = r"\d+(?:\.\d+)?(?:\s*x\s*\d+(?:\.\d+)?)*\s*-?(?:mm|cm|centimeters?|millimeters?)?"
 _OF_PRIORS = re.compile(
@@ -208,7 +208,7 @@ _MEASURE = re.compile(
     r"|(?<![\w.])(?P<vertebra>[TL]\d{1,2})(?!\w)|\b(?P<rib>\d{1,2})(?:st|nd|rd|th)\b",
     re.IGNORECASE,
 )
-# What is said of a finding beyond its name, by kinds: words of one line count as one.
+# Properties of a finding by kind: words on one line count as the same.
 _QUALITIES = r"""
 trace: trace|tiny|minute|punctate
 minimal: minimal(?:ly)?
@@ -308,7 +308,7 @@ def _quality_words() -> dict[str, re.Pattern[str]]:
 
 
 _QUALITY_WORDS = _quality_words()
-# Degrees of a change, and numbers of films and of days, are none of a finding.
+# Degrees of a change, and numbers of images and of days, are not properties of a finding.
 _NO_QUALITY = re.compile(
     r"\b(?:\w+ly|trace|minimal|mild|moderate|large|marked|severe|small|partial|slight|subtle"
     r"|extensive|complete|little)\s+(?:and\s+\w+\s+)?(?:interval\s+)?(?=(?:increas|decreas|improve|worse"
@@ -370,10 +370,10 @@ def facts(text: str) -> Facts:
 
 
 def statements(text: str) -> dict[str, str]:
-    """What `text` says of each finding word, by a name with stems: how it says it.
+    """The statements of `text` about each finding word: by a name with stems, the wording.
 
-    Present, denied or doubted, and the side that stands nearest to it. A statement that is made
-    twice is one: a report that is rewritten may say it once.
+    Present, denied or doubted, and the nearest side. A repeated statement counts once, since a
+    rewritten report may state it once.
     """
     found: dict[str, str] = {}
     for clause in _clauses(of_now(text)):
@@ -395,7 +395,7 @@ def statements(text: str) -> dict[str, str]:
 
 
 def qualities(text: str) -> dict[str, str]:
-    """What `text` says of its findings beyond their names, as `statements` names it.
+    """The properties of the findings in `text`, with names as in `statements`.
 
     Degree, age, part of the lung, number, strength of a doubt, and where a device lies: each with
     the finding nearest to it in its clause, or alone where there is none. Words that mean the same
@@ -423,7 +423,7 @@ def qualities(text: str) -> dict[str, str]:
 
 
 def mentions(text: str) -> Counter[str]:
-    """How often `text` states each finding as present, by stem."""
+    """The number of times that `text` states each finding as present, by stem."""
     clauses = _clauses(of_now(text))
     return Counter(f.stem for clause in clauses for f in _in_clause(clause) if not f.denied)
 
@@ -449,14 +449,14 @@ def unsaid(text: str, kept: str) -> list[str]:
 
 
 def _distance(word: "_Found", place: int) -> int:
-    """From a side to a finding; the finding that follows the side is preferred."""
+    """Distance from a side to a finding; the finding after the side is preferred."""
     return word.start - place if word.start > place else place - word.end + _BEHIND
 
 
 def _doubted(word: "_Found", words: list["_Found"], clause: str) -> bool:
-    """Whether a word of doubt stands before it, or after it with no finding to follow.
+    """Whether a word of doubt precedes it, or follows it without another finding after that word.
 
-    Doubt ends where a further thing is named: "likely atelectasis, and a small effusion".
+    Doubt ends at a further finding: "likely atelectasis, and a small effusion".
     """
     last = max(other.start for other in words)
     return any(
@@ -467,13 +467,13 @@ def _doubted(word: "_Found", words: list["_Found"], clause: str) -> bool:
 
 
 def of_now(text: str) -> str:
-    """Without what is said of an earlier examination only."""
+    """The text without statements about an earlier examination only."""
     text = _LUNGS_CLEARED.sub("lungs are clear", text)
     return _COMPARATIVE.sub(" ", _OF_PRIORS.sub(" ", text))
 
 
 def measurements(text: str) -> Iterator[str]:
-    """Sizes with their unit, vertebrae and ribs; dates and times are none."""
+    """Sizes with their unit, vertebrae and ribs; no dates and times."""
     for match in _MEASURE.finditer(text):
         if match["size"]:
             yield f"{match['size']} {match['unit'].lower()}"
@@ -482,13 +482,13 @@ def measurements(text: str) -> Iterator[str]:
 
 
 def holds_finding(text: str) -> bool:
-    """Whether a finding word, a device or a measurement is in it, present or denied."""
+    """Whether the text contains a finding word, a device or a measurement, present or denied."""
     text = _COMPARATIVE.sub(" ", text)
     return _ANY_WORD.search(text) is not None or next(measurements(text), None) is not None
 
 
 def states_something(text: str) -> bool:
-    """Whether it holds a finding, or says that something is normal."""
+    """Whether the text contains a finding, or states that something is normal."""
     return holds_finding(text) or _NORMAL.search(text) is not None
 
 
@@ -531,15 +531,15 @@ def difference(before: Facts, after: Facts) -> tuple[list[str], list[str]]:
 
 
 def critical_first(names: Iterable[str]) -> list[str]:
-    """Sorted, with findings that cannot wait in front."""
+    """Sorted, with critical findings first."""
     return sorted(names, key=lambda name: (not any(word in name for word in _CRITICAL), name))
 
 
 def negations(text: str) -> int:
-    """How often `text` denies something other than a change."""
+    """The number of negations in `text`, except those of a change."""
     return sum(1 for _ in _NEGATION.finditer(of_now(text)))
 
 
 def normal_statements(text: str) -> int:
-    """How often `text` says that something is normal."""
+    """The number of statements in `text` that something is normal."""
     return sum(1 for _ in _NORMAL.finditer(text))

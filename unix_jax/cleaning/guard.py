@@ -75,13 +75,13 @@ _BROKEN = re.compile(
     r"|\b(?:no|without)\s+(?:is|are|of|in|on|and|or)\b|\b(?:due|secondary|related) (?:in|and|or)\b",
     re.IGNORECASE,
 )
-# What happened to something, without what it happened to.
+# A change or property without its noun.
 _BARE = re.compile(
     r"^(?:the |an? )?(?:\w+ly |mild |moderate |marked |severe |slight )*(?:enlargement|enlarged"
     r"|prominen\w+|elevat\w+|displace\w+|widening|dilat\w+"
     r"|broken|fractured|calcified|thickened|tortuous|widened|blunt\w+|loss|narrowing|deviat\w+"
     r"|and \w+|suspicious|concerning|consistent|compatible|suggestive|possibl[ey]|questionable)\W*$"
-    # Findings and parts of the body that nothing is said of.
+    # Findings and parts of the body without a statement.
     r"|^there is lung volumes\b"
     r"|^(?:these|those|this) \w+\W*$"
     r"|^(?:these |the |this )?findings? including\b(?!.*\b(?:is|are|was|were|may|suggests?)\b)"
@@ -140,8 +140,8 @@ _SPEAKS_OF_PRIOR = re.compile(
 )
 
 
-# Parts of the body, and that they are normal: a sentence of these alone says nothing where a change
-# is all that was said of them.
+# Parts of the body, and that they are normal. A sentence of these words alone states nothing if it
+# otherwise stated only a change.
 _ANATOMY = (
     r"normal\w*|unremarkable|intact|clear|limits?|heart|cardiac|lungs?|pulmonary|mediastin\w+"
     r"|cardiomediastin\w+|(?:peri)?hilar|hila|hilum|hilus|pleural?|bony|osseous|skelet\w+"
@@ -157,7 +157,7 @@ _ANATOMY = (
     r"|basilar|cortical|venous|pelvis|nasopharynx|skin|neck|parenchyma|surfaces?|lumbar|cervical"
     r"|segments?|spaces?"
 )
-# Words that say nothing of the film by themselves: a sentence of these alone may go as a whole.
+# Words without a meaning for the image by themselves: a sentence of these alone may be removed.
 _IS_ANATOMY = re.compile(_ANATOMY, re.IGNORECASE)
 _EMPTY = re.compile(
     rf"{_ANATOMY}|"
@@ -187,7 +187,7 @@ _EMPTY = re.compile(
     r"|lack|old|last|previously|evol\w+|short|long|term|further|differ\w+|major|gross|detrimental"
     r"|secondary|associated|intravenous|chronicity|lumen|removed|verify|cross|sectional|partial\w*|excluded|having|current\w*|remote|markedly|largely|moderately"
     r"|somewhat|as|now|exists?|establish\w*|document\w*"
-    # the study itself and how it was taken
+    # the examination and its technique
     r"|chest|thora\w+|process|acute|focal|definite|significant|relevant"
     r"|reveals?|contrast|noncontrast\w*|enhanced|two-view|swimmers?|crosstable|cross-table"
     r"|sternum|computed"
@@ -202,7 +202,7 @@ _EMPTY = re.compile(
     r"|dictat\w+|ap|pa"
     r"|rotat\w+|oblique|decubitus|magnification|bedside|cassettes?|addend\w*|reading|read|wet"
     r"|preliminary"
-    # advice, and who was told what
+    # advice and notifications
     r"|exact|voluntary|suboptimal|raise|around|entered|surgical|trauma|nursing|agree\w*"
     r"|concur\w*|including|little|longer|end|cardio|region|tenderness|discordant"
     r"|high|dyspnea|superimposed|top|artifact\w*"
@@ -233,7 +233,7 @@ _EMPTY = re.compile(
     r"|monday|tuesday|wednesday|thursday|friday|saturday|sunday",
     re.IGNORECASE,
 )
-# What a rule may take out of a sentence that stays, where it speaks of change or holds a mark.
+# Words that a rule may remove from a sentence that mentions a change or contains a mark.
 _MODIFIED_CHANGE = re.compile(
     r"\b(?:(?:tiny|minimal|mild|moderate|large|marked|severe|small|considerable|partial|slight"
     r"|dramatic"
@@ -262,9 +262,9 @@ _CHANGE_OR_GONE = re.compile(
     re.IGNORECASE,
 )
 _WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
-# A mark, with what is joined to it by a hyphen.
+# A mark with the words that a hyphen joins to it.
 _HIDDEN_MARK = re.compile(r"\[\*\*.*?\*\*\]|(?:\w+-)?(?:_{2,}|\w*X{3,}\w*)(?:-[\w-]+)?")
-# What the rules themselves may set in.
+# Words that the rules may insert.
 _SETS_IN = (
     "a abnormality an and angle angles aorta appear appearance appears arch are area areas "
     "bilaterally blood bones border cava changes clear compatible deformity device devices "
@@ -280,7 +280,7 @@ _SETS_IN = (
 _SET_IN = frozenset(_SETS_IN.split())
 
 
-# What a hidden word may be read as: a word of doubt, a device whose kind is not told, surgery's.
+# Facts that may replace a hidden word: a doubt, or a device or structure without its kind.
 _OF_HIDDEN = (
     "doubt",
     'the finding "devices"',
@@ -309,7 +309,7 @@ _HIDDEN_DEVICE = re.compile(
 _DENIES_GROWTH = re.compile(
     r"\b(?:no|not|without)\s+(?:[\w-]+\s+){0,3}?(?:enlarging|growing|expanding|evolving|developing"
     r"|larger|smaller|progressive|recurrent|increasing|worsening|improving)\b"
-    # What is stable is there, whatever "no" before it was meant to say.
+    # A stable finding is present, whatever "no" before it meant.
     r"|\b(?:no|without)\s+(?:evidence of\s+)?(?:an?\s+)?(?:stable|unchanged)\b"
     r"|\b(?:no|without)\s+[^.;,]*?\w\s+and\s+(?:stable|unchanged)\b"
     r"(?!\s+(?:heart|card\w+ (?:size|sil|cont|med)|cardiomed|mediast|hil|lung|appear|bon|oss"
@@ -319,7 +319,7 @@ _DENIES_GROWTH = re.compile(
 
 
 def refusal(before: str, after: str, *, hidden: bool = False) -> str:
-    """Why a sentence must not become `after`, or "" where it may.
+    """Why a sentence must not become `after`; "" if it may.
 
     The counts of `facts` must be the same before and after. Beyond them every word that goes must
     be one that says nothing by itself, and every word that comes one that the rules set in: a
@@ -339,7 +339,7 @@ def refusal(before: str, after: str, *, hidden: bool = False) -> str:
     if len(_DENIES_GROWTH.findall(before)) > len(_DENIES_GROWTH.findall(after)):
         return "would deny more than a change"
     if hidden:
-        # Doubt about what is hidden goes with it.
+        # A doubt about a hidden word is removed with it.
         before = _HIDDEN_DIAGNOSIS.sub("", before)
     had, has = facts(before), facts(after)
     lost, new = difference(had, has)
@@ -349,14 +349,14 @@ def refusal(before: str, after: str, *, hidden: bool = False) -> str:
     if lost:
         return f"would lose {_told(lost, had)}"
     if new:
-        return f"would bring in {_told(new, has)}"
+        return f"would add {_told(new, has)}"
     return _word_refusal(before, after, hidden)
 
 
 def _word_refusal(before: str, after: str, hidden: bool) -> str:
-    """As `refusal`, by the words alone."""
+    """`refusal` by the words alone."""
     had = Counter(content_words(_MODIFIED_CHANGE.sub(" ", of_now(before))))
-    # A part of the body goes with what was compared or hidden there, not otherwise.
+    # A part of the body may be removed only with a comparison or a hidden word.
     may_lose_anatomy = hidden or speaks_of_prior(before) or _HIDDEN_MARK.search(before) is not None
     for word in had - Counter(content_words(of_now(after))):
         parts = word.split("-")
@@ -366,7 +366,7 @@ def _word_refusal(before: str, after: str, hidden: bool) -> str:
             return f'would lose "{word}"'
     for word in Counter(content_words(after)) - Counter(content_words(before)):
         if word not in _SET_IN:
-            return f'would bring in "{word}"'
+            return f'would add "{word}"'
     return ""
 
 
@@ -379,7 +379,7 @@ _NAME = re.compile(
 
 
 def says_nothing_by_words(sentence: str) -> bool:
-    """Whether no word of it says anything of the film by itself."""
+    """Whether no word of it has a meaning for the image by itself."""
     return all(map(_says_nothing, content_words(sentence)))
 
 
@@ -388,12 +388,12 @@ def _says_nothing(word: str) -> bool:
 
 
 def may_go(word: str) -> bool:
-    """Whether a word says nothing of the film by itself, or tells of change alone."""
+    """Whether a word has no meaning for the image by itself, or only that of a change."""
     return len(word) < 3 or bool(_EMPTY.fullmatch(word) or _CHANGE_OR_GONE.fullmatch(word))
 
 
 def content_words(text: str) -> list[str]:
-    """Words of three letters or more, in small letters, without names and hidden words."""
+    """Words of three letters or more, in lower case, without names and hidden words."""
     words = (w.removesuffix("'s") for w in _WORD.findall(_without_names(text).lower()))
     return [word for word in words if len(word) > 2]
 
@@ -442,7 +442,7 @@ def _quality_problems(before: str, after: str) -> list[str]:
 
 
 def _sections(report: str) -> str:
-    """The text that counts: all of a report on one line, whatever headings stand within it."""
+    """The complete text of a report on one line, with every heading within it."""
     sections = sections_as_read(report)
     sections = sections if any(sections) else report_sections(report)
     return " ".join(filter(None, sections)) or report
@@ -454,7 +454,7 @@ _NOTHING_ACUTE = re.compile(
 
 
 def broken(before: str, after: str) -> bool:
-    """Whether a changed sentence is none any more, by what the change itself brought about."""
+    """Whether a change made a sentence incomplete."""
     if _BARE.match(after) and not _BARE.match(before):
         return True
     for pattern in (_BAD_START, _BAD_END):
@@ -468,10 +468,10 @@ def broken(before: str, after: str) -> bool:
 
 
 def has_verb(sentence: str) -> bool:
-    """Whether a word of it may be a verb of a main clause."""
+    """Whether it contains a possible verb of a main clause."""
     return _VERB.search(sentence) is not None
 
 
 def speaks_of_prior(sentence: str) -> bool:
-    """Whether a sentence speaks of change or of an earlier examination."""
+    """Whether a sentence mentions a change or an earlier examination."""
     return _SPEAKS_OF_PRIOR.search(sentence) is not None

@@ -1,6 +1,6 @@
 """Notes to doctors: notifications by telephone or otherwise, signatures and thanks.
 
-A sentence that also holds a finding is cut at the note. Where no cut keeps the finding, the rule
+A sentence that also contains a finding is cut at the note. If no cut keeps the finding, the rule
 returns "", which the guard refuses, and the report is set aside.
 """
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from unix_jax.cleaning.facts import states_something
 from unix_jax.cleaning.guard import broken, refusal
-from unix_jax.cleaning.placeholders import MARK
+from unix_jax.cleaning.marks import MARK
 from unix_jax.cleaning.sentences import each_sentence, mended
 
 _PERSON = (
@@ -96,7 +96,7 @@ _WITHIN = tuple(
         rf"(?P<finding>.+?){_WHEN_TOLD}",
     )
 )
-# An opening that tells who looked: "After review with the staff radiologist there is ..."
+# An opening that names the reader: "After review with the staff radiologist there is ..."
 _REVIEWED_BY = re.compile(
     rf"^(?:after|upon|following|on|per|as per|as|in)\s+[^.;]*?\b{_PERSON}"
     rf"(?:\s+(?:\S*(?:X{{3,}}|_{{2,}})\S*))*(?:\s+by\s+(?:tele)?phone)?"
@@ -104,7 +104,7 @@ _REVIEWED_BY = re.compile(
     re.IGNORECASE,
 )
 _OPENING = re.compile(r"^(?P<note>(?:[^,:;]|:(?=\d))*)[,:;]\s+(?P<rest>.+)$")
-# What follows the finding in its sentence: "... of the mass, discussed with Dr. Smith at 5 pm."
+# A note after the finding in its sentence: "... of the mass, discussed with Dr. Smith at 5 pm."
 _AT_END = re.compile(
     r"[,;:(-]*\s+(?:(?:and|as|which|that)\s+)*(?:(?:this|these|the|above|findings?|results?|it"
     r"|critical)"
@@ -133,7 +133,7 @@ _FINDING_OF = re.compile(
 
 
 def drop_notes(text: str) -> str:
-    """Without who was told what, by telephone or otherwise, signatures and thanks.
+    """Removes notifications by telephone or otherwise, signatures and thanks.
 
     "Mass in the left lung, discussed with Dr. Smith at 5 pm." -> "Mass in the left lung."
     "Dr. Smith was notified of the left pneumothorax." -> "Left pneumothorax."
@@ -142,7 +142,7 @@ def drop_notes(text: str) -> str:
 
 
 def without_notes(sentence: str) -> str:
-    """One sentence, as `drop_notes`; it is cut at the note where it also holds a finding."""
+    """`drop_notes` for one sentence, which is cut at the note if it also contains a finding."""
     if not _is_note(sentence):
         return sentence
     if not states_something(sentence) and not refusal(sentence, ""):
@@ -153,7 +153,7 @@ def without_notes(sentence: str) -> str:
     return ""
 
 
-# Plain words of telling, which no cut is made for.
+# Words for a notification for which there is no cut.
 _TELLS = re.compile(
     r"\b(?:was|were|been) (?:informed|told|notified|alerted|contacted)\b"
     r"|\b(?:nurse|doctor|physician|team|RN|MD) (?:contacted|informed|notified|told|aware)\b"
@@ -164,7 +164,7 @@ _TELLS = re.compile(
 
 
 def tells_somebody(sentence: str) -> bool:
-    """Whether a sentence still tells who was told what."""
+    """Whether a sentence still states who was informed."""
     return _TELLS.search(sentence) is not None
 
 
@@ -175,7 +175,7 @@ def _is_note(text: str) -> bool:
 
 
 def _cuts(sentence: str) -> Iterator[str]:
-    """The sentence without the note, in several ways, those that keep most of it first."""
+    """The sentence without the note, in several versions; the ones that keep most come first."""
     unbracketed = _IN_BRACKETS.sub(lambda m: "" if _is_note(m["note"]) else m[0], sentence)
     if unbracketed != sentence:
         yield mended(unbracketed)
@@ -201,5 +201,5 @@ def _cuts(sentence: str) -> Iterator[str]:
 
 
 def _as_finding(text: str) -> str:
-    """Without "the critical finding of" before it."""
+    """The text without "the critical finding of" before it."""
     return mended(_FINDING_OF.sub("", text))

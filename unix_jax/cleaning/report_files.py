@@ -1,8 +1,8 @@
 """Reader of reports for `clean`: JSON lines, CSV, or a directory of .txt files, by index.
 
 A row has its report in one text field with headings, or in fields `findings` and `impression`. With
-neither of these, `last_paragraph` of MIMIC-CXR's mimic_cxr_sectioned.csv is the report. What names
-the study is kept, so that `mimic:DIR?reports=OUT` finds its images.
+neither of these, `last_paragraph` of MIMIC-CXR's mimic_cxr_sectioned.csv is the report. The fields
+that identify the study are kept, so that `mimic:DIR?reports=OUT` finds its images.
 A broken row raises DataError when it is read, not before, so that a run can set it aside.
 """
 
@@ -16,7 +16,13 @@ from typing import Any, Protocol
 
 from unix_jax.cleaning.facts import unsaid
 from unix_jax.data.records import Record, checked_index, report_text
-from unix_jax.data.report_sections import dropped_sections, report_sections, split_report
+from unix_jax.data.report_sections import (
+    dropped_sections,
+    report_sections,
+    sections_with_problem,
+    shortened,
+    split_report,
+)
 from unix_jax.data.sources.csv_file import CsvRows
 from unix_jax.data.sources.fields import text_field
 from unix_jax.data.sources.lines import JsonLines
@@ -234,19 +240,13 @@ def _id_of(row: Mapping[str, Any], where: str, place: str) -> str | int:
 
 def _vanished(text: str, findings: str, impression: str) -> str:
     """Why `text` must be set aside: its sections lack a finding that a dropped one states."""
-    dropped = dropped_sections(text)
     if not (findings or impression):
-        why = f"; {_short(dropped[0])} is no final reading" if dropped else ""
-        return f"no findings and no impression found{why}"
-    for section in dropped:
+        return sections_with_problem(text)[2]
+    for section in dropped_sections(text):
         lost = unsaid(section, f"{findings} {impression}")
         if lost:
-            return f"{_short(section)} would be left out, and with it {', '.join(lost[:6])}"
+            return f"{shortened(section)} would be left out, and with it {', '.join(lost[:6])}"
     return ""
-
-
-def _short(text: str) -> str:
-    return f'"{text if len(text) <= 160 else f"{text[:157]}..."}"'
 
 
 def _checked(report: RawReport, where: str) -> RawReport:

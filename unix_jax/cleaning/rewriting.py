@@ -3,11 +3,12 @@
 import dataclasses
 from typing import Protocol
 
-from unix_jax.cleaning.answers import plain_answer, verdict, why_unusable
+from unix_jax.cleaning.answers import plain_answer, why_unusable
 from unix_jax.cleaning.checks import problems
 from unix_jax.cleaning.endpoint import Completion, Messages, RequestError, Tokens
 from unix_jax.cleaning.guard import rewriting_problems
 from unix_jax.cleaning.templates import Prompts, filled
+from unix_jax.cleaning.verdicts import verdict
 
 # A judge that says neither is asked once more before the rewrite counts as refused.
 _JUDGE_TRIES = 2

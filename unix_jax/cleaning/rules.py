@@ -1,9 +1,9 @@
 """The rule-based pass: pure functions from the text of one section to its cleaned text.
 
-Each rule removes one kind of text and leaves every other sentence as it is. A rule takes words out
-and, where a sentence would otherwise break, sets in a neutral one ("seen", "other", "possibly"); it
-never adds a number, a side or a device. `clean_sections` runs them in order and says which ones
-changed something.
+Each rule removes one kind of text and leaves other sentences unchanged. If a sentence would be
+incomplete, a rule inserts a neutral word ("seen", "other", "possibly"); it never adds a number,
+a side or a device. `clean_sections` applies the rules in order and returns which ones changed
+something.
 """
 
 import dataclasses
@@ -14,15 +14,10 @@ from collections.abc import Callable, Mapping
 from unix_jax.cleaning.dispensable import is_dispensable
 from unix_jax.cleaning.facts import difference, facts, holds_finding, states_something
 from unix_jax.cleaning.guard import broken, refusal, speaks_of_prior
+from unix_jax.cleaning.hidden_meaning import denying_others, hides_meaning, says_whether
+from unix_jax.cleaning.marks import ANY_MARK
 from unix_jax.cleaning.notes import drop_notes, tells_somebody, without_notes
-from unix_jax.cleaning.placeholders import (
-    ANY_MARK,
-    denying_others,
-    drop_placeholders,
-    hides_meaning,
-    says_whether,
-    without_placeholders,
-)
+from unix_jax.cleaning.placeholders import drop_placeholders, without_placeholders
 from unix_jax.cleaning.priors import drop_priors, without_priors
 from unix_jax.cleaning.sentences import (
     each_sentence,
@@ -84,7 +79,7 @@ _MISSING_SPACE = re.compile(r"(?<=[A-Za-z]{3}\.)(?=[A-Z][a-z]+[ ,])")
 
 @dataclasses.dataclass(frozen=True)
 class Cleaned:
-    """Sections of a report after the rules; "" for one that is absent or of which nothing is left.
+    """Sections of a report after the rules; "" for a section that is absent or became empty.
 
     applied: names of the rules that changed a section, in their order.
     refused: why the report must be set aside, a reason per sentence that no rule may change.
@@ -97,13 +92,13 @@ class Cleaned:
 
 
 def drop_markup(text: str) -> str:
-    """Without HTML tags and escapes, and with the space that is missing between two sentences."""
+    """Removes HTML tags and escapes, and inserts a missing space between two sentences."""
     plain = _TAG.sub(" ", html.unescape(text) if "&" in text else text)
     return _MISSING_SPACE.sub(" ", plain)
 
 
 def drop_views(text: str) -> str:
-    """Without sentences and openings that only name the views or the technique.
+    """Removes sentences and openings that only name the views or the technique.
 
     "PA and lateral views were obtained." -> ""
     "Frontal view of the chest shows a small effusion." -> "A small effusion."
@@ -114,7 +109,7 @@ def drop_views(text: str) -> str:
 
 
 def without_views(sentence: str) -> str:
-    """One sentence, as `drop_views`."""
+    """`drop_views` for one sentence."""
     if _VIEW_ONLY.match(sentence) or _CONSISTS.search(sentence) or _CHEST_ONLY.match(sentence):
         return ""
     shown = _VIEW_SHOWS.match(sentence)
@@ -122,7 +117,7 @@ def without_views(sentence: str) -> str:
         if not _VIEW_HEAD.match(sentence):
             return sentence
         return without_views(mended(_VIEW_HEAD.sub("", sentence, count=1)))
-    # Devices that lie over the chest are worth a sentence of their own.
+    # Devices over the chest become a sentence of their own.
     overlying = (shown["with"] or "").removeprefix(" with").strip()
     rest = _SHOWN_TO_BE.sub(r"\1 is ", shown["rest"])
     rest = re.sub(r"\b(\w+s) is (?=within|normal|clear|unremarkable)", r"\1 are ", rest)
@@ -136,7 +131,7 @@ def tidy_space(text: str) -> str:
         number, body = list_number(sentence)
         return f"{number}. {mended(body)}" if number else mended(sentence)
 
-    # What one round removes may bring a list number or a small letter to the front.
+    # A round may move a list number or a lower-case letter to the front.
     for _ in range(10):
         before, text = text, " ".join(renumbered(map(tidied, split_sentences(text))))
         if text == before:
@@ -152,7 +147,7 @@ RULES: Mapping[str, Rule] = {
     "placeholders": drop_placeholders,
     "space": tidy_space,
 }
-"""Each rule on the text of a section, unguarded."""
+"""Each rule for the text of a section, without the guard."""
 
 _SENTENCE_RULES: Mapping[str, Rule] = {
     "notes": without_notes,
@@ -180,9 +175,9 @@ class _Refused:
 class _Pass:
     """One pass over a report.
 
-    stated: names of `facts` of what the report states as present.
-    left_out: sentences that the report can do without.
-    applied, refused: what the pass finds out. kept: the sentences that it has cleaned.
+    stated: names of `facts` that the report states as present.
+    left_out: sentences that are dispensable.
+    applied, refused: results of the pass. kept: the cleaned sentences.
     """
 
     stated: frozenset[str]
@@ -195,9 +190,9 @@ class _Pass:
 def clean_sections(findings: str, impression: str) -> Cleaned:
     """Both sections after every rule, in the order of `RULES`, each under the guard.
 
-    A sentence that a rule cannot change without losing a finding, bringing one in or breaking the
-    sentence is left as it is, and named in `refused`. Where the report can do without all of these
-    (`is_dispensable`), they are left out.
+    A sentence that a rule cannot change without losing or adding a finding or making the sentence
+    incomplete is not changed, and `refused` names it. If all of these are dispensable
+    (`is_dispensable`), they are omitted.
     """
     sections = (findings, impression)
     counts = facts(" ".join(sections)).counts
@@ -225,17 +220,17 @@ def _cleaned(section: str, done: _Pass) -> str:
     text = each_sentence(text, lambda sentence: _by_every_rule(sentence, done))
     tidy = _of_section("space", text, done)
     if not tidy and holds_finding(section) and not done.refused:
-        why = "nothing would be left of a section that holds a finding"
+        why = "a section that contains a finding would become empty"
         done.refused.append(_Refused("", "", why))
     return tidy
 
 
 def _of_section(name: str, text: str, done: _Pass) -> str:
-    """A rule that works on a whole section, under the counts of the guard."""
+    """A rule for a complete section, checked by the counts of the guard."""
     changed = RULES[name](text)
     if changed == text:
         return text
-    # An escape such as "&lt;" is no word: "lt" would be a side.
+    # An escape such as "&lt;" is not a word: "lt" would be a side.
     lost, new = difference(facts(html.unescape(text)), facts(changed))
     if lost or new:
         done.refused.append(_Refused("", name, f"would change {', '.join([*lost, *new])}"))
@@ -254,7 +249,7 @@ def _by_every_rule(sentence: str, done: _Pass) -> str:
         return sentence
 
     def dropped() -> str:
-        """ "", or the sentence with a reason where it must not be left out."""
+        """ "", or the sentence with a reason if it must not be omitted."""
         if says_whether(hiding):
             return refuse("placeholders", "hides what is denied or possible")
         return ""
@@ -277,21 +272,21 @@ def _by_every_rule(sentence: str, done: _Pass) -> str:
             reason = refusal(sentence, "", hidden=ANY_MARK.search(sentence) is not None)
             return refuse(name, reason) if reason else dropped()
     if tells_somebody(text):
-        return refuse("notes", "still tells who was told")
+        return refuse("notes", "still states who was informed")
     if speaks_of_prior(text):
         if not states_something(text) and not refusal(text, ""):
             done.applied.add("priors")
             return dropped()
-        return refuse("priors", "still speaks of change")
+        return refuse("priors", "still mentions a change")
     if text != sentence:
-        # A rule may have left a sentence of which nothing is said any more.
+        # A rule may have left a sentence that states nothing.
         text = each_sentence(text, lambda part: "" if says_nothing(part) else part)
         if not text:
             return dropped()
     if text != sentence and broken(sentence, text):
         if not refusal(sentence, "", hidden=ANY_MARK.search(sentence) is not None):
             return dropped()
-        return refuse("", f'would be no sentence: "{_short(text)}"')
+        return refuse("", f'would be incomplete: "{_short(text)}"')
     done.kept.append(text)
     return text
 

@@ -14,7 +14,7 @@ _LIST_NUMBER = re.compile(r"^(\d{1,2})[.)](?!\d)\s*")
 _INNER_NUMBER = re.compile(r"(?:^|(?<=\s))(\d{1,2})[.)]\s+(?=\S)")
 _LETTER = re.compile(r"[^\W\d_]")
 
-# Words that cannot end a sentence: left over when what followed them was taken out.
+# Words that cannot end a sentence; they remain if the words after them were removed.
 _DANGLING_END = re.compile(
     r"[\s,:(-]+(?:and|or|with|of|to|in|on|at|by|from|for|the|an|as|is|are|was|were|be|been|has|have"
     r"|had|which|that|than|but|since|per|via|into|over|versus|if|because)(?=\s*[.;!?]?$)",
@@ -27,7 +27,7 @@ _DANGLING_START = re.compile(
 _SPACED_PUNCTUATION = re.compile(r"\s+(?=[,.;:)!?](?!\d))")
 _SPACE_IN_BRACKET = re.compile(r"(?<=[(\[])\s+")
 _DOUBLE_COMMA = re.compile(r"[,;](?:\s*,)+")
-# The second comma of a pair whose first went.
+# The second comma of a pair after the first was removed.
 _COMMA_BEFORE_VERB = re.compile(r"^([^,;]+),\s+(?=(?:is|are|has|have|was|were)\s)")
 _COMMA_BEFORE_END = re.compile(r"[\s,;:(-]+(?=[.!?]$)|[\s,;:(-]+$")
 _EMPTY_BRACKETS = re.compile(r"\(\s*[.,;/]?\s*\)|\[\s*\]|<\s*>|\"\s*\"")
@@ -36,7 +36,7 @@ _DOUBLE_STOP = re.compile(r"[.;](?:\s*\.)+")
 _AN_CONSONANT = re.compile(r"\b([Aa])n(?=\s+(?:[bcdfgjklmnpqrstvwyz]|h(?!our|onest|eir)))")
 _A_VOWEL = re.compile(r"\b([Aa])(?=\s+(?:[aeiAEI]|o(?!ne\b)|un(?!i|it)))")
 
-# A sentence of these words alone names a place or a study, and says nothing of it.
+# A sentence of these words alone names a part of the body or an examination and states nothing.
 _NEUTRAL = frozenset(
     [
         "the",
@@ -174,13 +174,13 @@ _WORDS = re.compile(r"[^\W\d_]+")
 
 
 def split_sentences(text: str) -> list[str]:
-    """Sentences with their punctuation and list numbers; nothing but white space is lost."""
+    """Sentences with their punctuation and list numbers; only white space is lost."""
     parts = (part for item in _list_items(" ".join(text.split())) for part in _END.split(item))
     return [part for part in parts if part]
 
 
 def _list_items(text: str) -> list[str]:
-    """Text cut before 2., 3., ... where it opens with 1.: items may lack their full stops."""
+    """The items of a text that begins with 1.; items may lack their full stops."""
     starts, expected = [0], 1
     for match in _INNER_NUMBER.finditer(text):
         if int(match[1]) != expected or (expected == 1 and match.start() > 0):
@@ -199,9 +199,9 @@ def list_number(sentence: str) -> tuple[str, str]:
 
 
 def renumbered(sentences: Iterable[str]) -> list[str]:
-    """The sentences that say something, with their list numbers counted again from 1.
+    """The sentences with at least one letter, with their list numbers counted again from 1.
 
-    A list of one item loses its number. Numbers that do not count up are no list, and stay.
+    A list of one item loses its number. Numbers that do not increase are not a list and stay.
     """
     kept = [s for s in sentences if _LETTER.search(list_number(s)[1])]
     numbers = [(i, int(n)) for i, s in enumerate(kept) if (n := list_number(s)[0])]
@@ -215,10 +215,10 @@ def renumbered(sentences: Iterable[str]) -> list[str]:
 
 
 def each_sentence(text: str, change: Callable[[str], str]) -> str:
-    """`text` with every sentence changed; one that becomes "" is left out.
+    """`text` with every sentence changed; a sentence that becomes "" is omitted.
 
-    `change` sees a sentence without its list number. The next sentence takes over the number of
-    one that is left out, if it has none. Where nothing changes, `text` is returned as it is.
+    `change` sees a sentence without its list number. The next sentence without a number
+    receives that of an omitted one. If nothing changes, `text` is returned as it is.
     """
     sentences, changed, pending = split_sentences(text), [], ""
     for sentence in sentences:
@@ -239,9 +239,9 @@ def each_sentence(text: str, change: Callable[[str], str]) -> str:
 
 
 def mended(sentence: str) -> str:
-    """A sentence that lost words, with spacing, commas, articles and its capital put right.
+    """Repairs spacing, commas, articles and the capital of a sentence that lost words.
 
-    "" where no letter is left.
+    "" if no letter is left.
     """
     for _ in range(20):
         before = sentence
@@ -257,7 +257,7 @@ def mended(sentence: str) -> str:
         return ""
     sentence = _A_VOWEL.sub(r"\1n", _AN_CONSONANT.sub(r"\1", sentence))
     sentence = _agreeing(sentence)
-    # Beyond ASCII a capital may be another letter: that of µ is no longer a unit.
+    # The capital of a letter outside ASCII may be another letter: that of µ is not a unit.
     first = sentence[0].upper() if sentence[0].isascii() else sentence[0]
     return first + sentence[1:]
 
@@ -270,11 +270,11 @@ _SINGULAR_SUBJECT = re.compile(
 
 
 def _agreeing(sentence: str) -> str:
-    """The verb in the singular where one thing is left of several: "Heart are" -> "Heart is"."""
+    """The verb in the singular if one of several nouns is left: "Heart are" -> "Heart is"."""
     verbs = {"are": "is", "appear": "appears"}
     return _SINGULAR_SUBJECT.sub(lambda m: f"{m[1]} {verbs[m[2].lower()]}", sentence)
 
 
 def says_nothing(sentence: str) -> bool:
-    """Whether only names of places and empty verbs are left, as in "The mediastinum is."."""
+    """Whether only parts of the body and empty verbs are left, as in "The mediastinum is."."""
     return all(word.lower() in _NEUTRAL for word in _WORDS.findall(sentence))

@@ -97,6 +97,8 @@ class Inspect:
                 Console().print(table)
         for error in [] if self.json else summary.errors:
             say(f"broken: {error}", "yellow")
+        for problem in [] if self.json else summary.report_problems:
+            say(f"without report: {problem}", "yellow")
         if self.out is not None:
             from unix_jax.preprocessing.transforms import contact_sheet, save_png
 
@@ -160,13 +162,16 @@ class Write:
 
                 # The library prints messages on standard output.
                 with contextlib.redirect_stdout(io.StringIO()):
-                    count, broken = write_tfds(source, self.out, **options)
+                    count, broken, problems = write_tfds(source, self.out, **options)
             else:
                 records = PreparedRecords(source, **options)
                 count = write_array_records(records, self.out, self.shard_megabytes * 2**20)
-                broken = records.broken
+                broken, problems = records.broken, records.report_problems
         for error in broken:
             say(f"skipped: {error}", "yellow")
+        if problems:
+            first = "; ".join(problems[:3]) + ("; ..." if len(problems) > 3 else "")
+            warn(f"{len(problems)} records are written without a report: {first}")
         print(f"{self.out}: {count} records, {len(broken)} broken rows skipped")
 
 

@@ -34,7 +34,8 @@ class Report(Model):
     """Number of consecutive image files per report, for example 2 for a frontal and a lateral view.
     The model must have been trained on such samples."""
     batch_size: int = 16
-    """Number of reports generated together. The images of one batch are kept in memory."""
+    """Number of reports generated at a time. When a report has ended, the next one takes its row.
+    """
     prompt: str | None = None
     """Instruction to the model. The default is the model's own for FINDINGS and IMPRESSION."""
     max_new_tokens: int = 500
@@ -76,7 +77,7 @@ class Report(Model):
         pipe = self.load()
         if len(reports) == 1 and not self.json:
             _, images = self._read(reports)
-            for (piece,) in pipe.stream_report(images, **self._options()):
+            for (piece,) in pipe.stream_report(images, prompts=self.prompt, **self._settings()):
                 print(piece, end="", flush=True)
             print()
             return
@@ -93,9 +94,8 @@ class Report(Model):
         if self.json:
             print(json.dumps(rows, ensure_ascii=False, indent=1))
 
-    def _options(self) -> dict[str, Any]:
+    def _settings(self) -> dict[str, Any]:
         return {
-            "prompts": self.prompt,
             "seed": self.seed,
             "max_new_tokens": self.max_new_tokens,
             "temperature": self.temperature,
@@ -104,23 +104,33 @@ class Report(Model):
         }
 
     def _rows(self, pipe: Any, reports: list[list[str]]) -> Iterator[dict[str, Any]]:
-        """The values to print for each report, batch by batch."""
+        """The values to print for each report, in the order of the files."""
         from unix_jax.preprocessing.gray_levels import gray_level_problem
 
-        for first in range(0, len(reports), self.batch_size):
-            batch = reports[first : first + self.batch_size]
-            # The last batch is padded, so that all batches share one compiled program.
-            filled = batch + batch[-1:] * (min(self.batch_size, len(reports)) - len(batch))
-            known, images = self._read(filled)
-            results = pipe.generate_report(images, return_details=True, **self._options())
-            warnings = {path: gray_level_problem(image) or None for path, image in known.items()}
-            for files, result in zip(batch, results, strict=False):
+        known: list[dict[str, str | None]] = []
+
+        def requests() -> Iterator[Any]:
+            for files in reports:
+                images, row = self._read([files])
+                found = {path: gray_level_problem(image) or None for path, image in images.items()}
+                known.append(found)
+                yield pipe.report_request(row[0], prompt=self.prompt, **self._settings())
+
+        ended: dict[int, Any] = {}
+        following = 0
+        for index, result in pipe.iterate_reports(
+            requests(), batch_size=min(self.batch_size, len(reports))
+        ):
+            ended[index] = result
+            while following in ended:
+                files, result = reports[following], ended.pop(following)
                 yield {
                     "image": files,
                     "report": result.text,
-                    "warning": [warnings[path] for path in files],
+                    "warning": [known[following][path] for path in files],
                     "finish_reason": result.finish_reason,
                 }
+                following += 1
 
     def _read(
         self, reports: list[list[str]]

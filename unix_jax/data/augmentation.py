@@ -71,7 +71,7 @@ def augment(
     levels = (levels - mean) * (1.0 + contrast * config.contrast) + mean
     levels += 255.0 * config.contrast / 2 * brightness
     if spread:
-        # The channels of a radiograph are equal, and stay so.
+        # All channels of a radiograph are equal and remain equal.
         noise = rng.standard_normal(levels.shape[:2], np.float32) * np.float32(255.0 * spread)
         levels += noise[..., None] if levels.ndim == 3 else noise
     return Image.fromarray(np.rint(levels.clip(0, 255)).astype(np.uint8))
@@ -82,7 +82,7 @@ def _moved(
 ) -> Image.Image:
     """Turned and scaled about the centre, then shifted by pixels right and down."""
     x, y = image.width / 2, image.height / 2
-    # From a pixel of the result to its origin: the inverse of the change.
+    # Maps a pixel of the result to its origin: the inverse of the transform.
     cos, sin = math.cos(angle) / scale, math.sin(angle) / scale
     left, up = -x - shift[0], -y - shift[1]
     matrix = (cos, sin, cos * left + sin * up + x, -sin, cos, -sin * left + cos * up + y)

@@ -121,7 +121,7 @@ def _vae_fields(
         side = config.vae.downsample
         size = (data.vae_height // side, data.vae_width // side, 2 * config.vae.embed_dim)
         inputs = {"vae_moments": _stacked(images, data.vae_images, size)}
-    # Images are of one size and follow one another, so a latent's place says whose it is.
+    # Images have one size and are consecutive, so a latent's index determines its image.
     places = np.arange(layout.gen.segment.shape[1], dtype=np.int32)
     real = np.asarray(layout.gen.segment) > 0
     return inputs | {

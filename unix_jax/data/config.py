@@ -63,7 +63,7 @@ class DataConfig:
     ce_weighting: Literal["token", "sqrt"] = "token"
     """Weight of each predicted token. token: 1; sqrt: 1 / sqrt(number of tokens in its text)."""
 
-    # The order and the random choices of the samples; training takes the seed of the run.
+    # Seed of the order and the random choices of samples; training uses the seed of the run.
     seed: Annotated[int, tyro.conf.Fixed, tyro.conf.Suppress] = 0
     """Seed of the order and of random choices. It is not an option: `train.py` has --seed."""
     shuffle: bool = True

@@ -9,7 +9,7 @@ from unix_jax.data.mixture import MixedRecords
 from unix_jax.data.records import RecordSource
 from unix_jax.errors import UniXError
 
-# Records that are read of a source whose keys stand beside its images.
+# The number of records that are read if reading keys also reads images.
 _SAMPLED = 256
 
 

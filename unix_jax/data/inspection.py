@@ -30,6 +30,8 @@ class Summary:
     views: records of each (split, view). errors: the first messages of `broken` and
       `missing_files`: rows that cannot be read, and image files that do not exist. missing_images:
       records without an image, or whose file does not exist.
+    reports_without_sections: records of `missing_reports` whose report exists and has neither
+      findings nor impression. report_problems: the first messages about them.
     unit: unit of `report_lengths` and `caption_lengths`, tokens or words.
     crossing_patients: in more than one split.
     """
@@ -44,6 +46,8 @@ class Summary:
     missing_files: int = 0
     missing_images: int = 0
     missing_reports: int = 0
+    reports_without_sections: int = 0
+    report_problems: list[str] = dataclasses.field(default_factory=list)
     missing_captions: int = 0
     patients: int = 0
     crossing_patients: int = 0
@@ -126,6 +130,10 @@ def inspect_source(
         summary.missing_images += not _has_image(record)
         report, captions = report_text(record), captions_of(record)
         summary.missing_reports += not report
+        if not report and record.report_problem:
+            summary.reports_without_sections += 1
+            if len(summary.report_problems) < _SHOWN_ERRORS:
+                summary.report_problems.append(f"{record.key}: {record.report_problem}")
         summary.missing_captions += not captions
         answers = [turn.answer for turn in record.turns] or [report]
         summary.report_lengths += [len(measure(answer)) for answer in answers if answer]
@@ -206,7 +214,7 @@ def fit_rows(
     source: RecordSource, tokenizer: "Tokenizer", config: "UniXConfig", und_tokens: int
 ) -> RowFit:
     """Plans one epoch of the task understanding in rows of `und_tokens`; decodes no image."""
-    # Imported here: what only counts and measures needs no JAX.
+    # Imported here, since counting and measuring do not need JAX.
     from unix_jax.data.config import DataConfig
     from unix_jax.data.packing import Planner
     from unix_jax.data.samples import Skip, UnderstandingSamples
@@ -249,6 +257,7 @@ def summary_tables(summary: Summary) -> list[Table]:
         "image file missing": summary.missing_files,
         "without image": summary.missing_images,
         "without report": summary.missing_reports,
+        "with a report that has no findings and no impression": summary.reports_without_sections,
         "without caption": summary.missing_captions,
         "patients": summary.patients,
         "patients in several splits": summary.crossing_patients,

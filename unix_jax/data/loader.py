@@ -109,7 +109,7 @@ class Loader(grain.IterDataset[tuple[TrainingBatch, BatchInfo]]):
 
 
 class _Prefetched(ThreadPrefetchDatasetIterator[tuple[TrainingBatch, BatchInfo]]):
-    """An iterator that is closed once, and at exit at the latest.
+    """An iterator that is closed exactly once, at exit at the latest.
 
     Grain's own iterator is closed whenever it is deleted; during the shutdown of the interpreter
     that prints a traceback.
@@ -167,10 +167,10 @@ class _LoaderIterator(grain.DatasetIterator[tuple[TrainingBatch, BatchInfo]]):
         """Raises DataError if this is not a state of such a loader."""
         self._planner.restore(state)
         local = state.get("local", {})
-        # Another process's counts, or those of another number of processes, say nothing here.
+        # Counts of another process, or of another number of processes, do not apply here.
         same = local.get("process") == [self._loader.process_index, self._loader.process_count]
         self._seen, self._broken = (local["seen"], local["broken"]) if same else (0, 0)
-        # States of earlier versions do not count them.
+        # States of earlier versions have no such count.
         self._warned = local.get("image_warnings", 0) if same else 0
         self._last_errors.clear()
 

@@ -3,9 +3,9 @@
     0.7*mimic:DIR?views=PA,AP + 0.3*csv:FILE
     0.5*understanding:mimic:DIR + 0.5*generation:manifest:DIR
 
-Parts are joined by a plus sign between spaces. A part is [WEIGHT*][TASK:]KIND:PATH?OPTION=...; its
-weight is its share of the samples after division by the sum of all weights, and its task is what
-its records become. Without weights all parts have the same share.
+Parts are joined by a plus sign between spaces. A part is `[WEIGHT*][TASK:]KIND:PATH?OPTION=...`.
+Its weight is its share of the samples after division by the sum of all weights, and its task is
+what its records become. Without weights all parts have the same share.
 """
 
 import bisect
@@ -25,7 +25,7 @@ from unix_jax.errors import ConfigError, DataError, UniXError
 Task = Literal["understanding", "generation", "edit"]
 TASKS: tuple[Task, ...] = get_args(Task)
 
-# What follows a plus sign looks like a part; a path may contain " + " otherwise.
+# A plus sign separates parts only if a part follows, since a path may contain " + ".
 # A glob pattern has its asterisks after the kind's colon.
 _WEIGHT = r"(?P<weight>[^\s*:]*)\s*\*\s*"
 _JOINT = re.compile(rf"\s+\+\s+(?=(?:{_WEIGHT})?\w+:)".replace("?P<weight>", "?:"))

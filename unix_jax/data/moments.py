@@ -39,7 +39,7 @@ FILE = "moments.array_record"
 _WRITER_OPTIONS = "group_size:1"
 _KEY_LENGTH = struct.Struct("<I")
 _DTYPES: dict[str, np.dtype] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
-# They turn moments into latents, and do not change the moments.
+# They convert moments to latents, and do not affect the moments.
 _LATENT_ONLY = ("scale_factor", "shift_factor")
 
 
@@ -134,7 +134,7 @@ def write_moments(
 
 
 def _check_broken(broken: Sequence[str], total: int, allowed: float) -> None:
-    """Of the whole source: its length is known, so a short source may not have more of them."""
+    """Checks the number of broken images against the length of the source."""
     if len(broken) > allowed * total:
         raise DataError(
             f"expected at most {allowed:.2%} of {total} records to be broken (--max-broken), "
@@ -168,7 +168,7 @@ def _encoded(
 ) -> Iterator[tuple[str, np.ndarray | str]]:
     """(key, moments, or why the image is broken) of every record, in order.
 
-    Images that show almost nothing are added to `warned`.
+    Images with almost no content are added to `warned`.
     """
     model = Autoencoder(config.vae)
 
@@ -262,7 +262,7 @@ class Moments:
             2 * config.vae.embed_dim,
         )
         try:
-            # Reads each file's index at once, records when asked for.
+            # Reads each file's index now, and records on demand.
             self._reader = _array_record("data_source").ArrayRecordDataSource(
                 str(self._root / FILE)
             )

@@ -83,7 +83,7 @@ class Planner:
             empty = self._lengths.index(0)
             raise DataError(f"data: expected samples in {self._name(empty)}, found none")
         self._capacity = Cost(data.und_tokens, data.vit_images, data.vae_images)
-        # What fills a row for each kind of sample.
+        # The capacities of a row that each kind of sample uses.
         self._uses = (
             sorted({tuple(Cost._fields.index(name) for name in s.uses) for s in samples.samples})
             if isinstance(samples, MixedSamples) else [(0, 1, 2)]
@@ -91,7 +91,7 @@ class Planner:
         self._orders: dict[tuple[int, int], np.ndarray] = {}
         epochs = data.epochs
         self._ends = [None if epochs is None else epochs * length for length in self._lengths]
-        # Of each part: indices taken from its stream, and how many of them are samples in rows.
+        # Per part: indices taken from its stream, and the number of them that are samples in rows.
         self._positions = [0] * len(self._lengths)
         self._taken = [0] * len(self._lengths)
         self._open: list[PlannedRow] = []
@@ -133,7 +133,7 @@ class Planner:
         order = self._orders.get((part, epoch))
         if order is None:
             order = permutation(length, part_seed(self._data.seed, part), epoch)
-            # Rows that wait reach back into earlier epochs, but hardly ever beyond the last one.
+            # Open rows may contain samples of earlier epochs, but rarely from before the last one.
             kept = {k: o for k, o in self._orders.items() if k[0] != part or k[1] >= epoch - 1}
             self._orders = kept | {(part, epoch): order}
         return first + int(order[place]), epoch
@@ -175,7 +175,7 @@ class Planner:
         """
         try:
             plan, steps, digest = (state[name] for name in ("plan", "steps", "digest"))
-            # Earlier versions had one source, and its position alone.
+            # Earlier versions had one source and stored only its position.
             positions = [int(p) for p in state.get("positions") or [state["position"]]]
             open_rows = [tuple(int(i) for i in row) for row in state["open_rows"]]
             skipped = {reason: int(state["skipped"][reason]) for reason in SKIP_REASONS}
@@ -236,7 +236,7 @@ class Planner:
         """The row to close: the one at `place`, if the samples of each part in closed rows are then
         within one of their share; else the row that brings them nearest to it.
 
-        Without this, the rows that wait would hold more of one part than of another for good.
+        Without this, the open rows would always contain more samples of one part than of another.
         """
         if len(self._lengths) == 1 or any(map(self._has_ended, range(len(self._lengths)))):
             return place
@@ -290,7 +290,7 @@ class Planner:
 
     def _take_from(self, part: int) -> tuple[int, Cost] | None:
         """The next usable sample of a part, None if it has ended."""
-        # Two epochs: a lone usable sample may come first in one and last in the next.
+        # Two epochs: a single usable sample may be first in one and last in the next.
         for _ in range(2 * self._lengths[part]):
             position = self._positions[part]
             if position == self._ends[part]:

@@ -53,6 +53,8 @@ class Record:
       `answer` then are those of the first turn.
     more_images: the images after the first one, which is `image`, in the order of their markers.
     condition: the image that `image` is generated from, such as that of the previous study.
+    report_problem: why a report that exists gives no findings and no impression
+      (`report_sections.sections_with_problem`); "" for others.
     """
 
     key: str
@@ -69,6 +71,7 @@ class Record:
     turns: tuple[Turn, ...] = ()
     more_images: tuple[bytes | Path, ...] = dataclasses.field(default=(), repr=False)
     condition: bytes | Path | None = dataclasses.field(default=None, repr=False)
+    report_problem: str = ""
 
     @property
     def images(self) -> tuple[bytes | Path, ...]:

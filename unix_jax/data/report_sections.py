@@ -34,7 +34,7 @@ _LINE_HEADING = re.compile(
     r"^[ \t]*(?P<name>[A-Za-z](?:[\w ,/&()'.#+-]|:(?=\d)){0,79}?)[ \t]{0,4}:(?!\d)"
 )
 _BARE_HEADING = re.compile(r"^[ \t]*(?P<name>[A-Za-z][A-Za-z /&]{0,40}?)[ \t]*(?:;|-(?=\s)|$)")
-# Within a line: what can be nothing but a heading.
+# Within a line: words that are always a heading.
 _INLINE_UPPER = re.compile(
     r"(?<![\w/&-])(?P<name>(?:(?:FINDINGS?|IMPRESSIONS?|CONCLUSIONS?|RECOMMENDATIONS?)"
     r"(?: AND | & | ?/ ?)?){1,4}):"
@@ -54,7 +54,7 @@ _WRITTEN = re.compile(
 _FINDINGS_WORDS = ("FINDINGS", "FINDING")
 _IMPRESSION_WORDS = ("IMPRESSION", "IMPRESSIONS", "CONCLUSION", "CONCLUSIONS")
 _ADDENDUM = frozenset({"ADDENDUM", "ADDENDA"})
-# Who wrote the addendum, or which one it is: "Attending addendum", "SECOND ADDENDUM".
+# The author or the number of an addendum: "Attending addendum", "SECOND ADDENDUM".
 _BESIDE_ADDENDUM = _word_set(
     "ADDITIONAL AND ATTENDING CORRECTED FINAL FIRST FURTHER LATE RADIOLOGIST RADIOLOGY REPORT "
     "REVISED SECOND THE THIRD TO"
@@ -101,7 +101,7 @@ _BETWEEN_WORDS = _word_set(
     "STUDY THE THREE TO TWO WITH YEAR"
 )
 _SIDES = frozenset({"LEFT", "RIGHT"})
-# Labels of what is read, which may begin a report that has no heading.
+# Labels of the examination, with which a report without headings may begin.
 _ANATOMY = _word_set(
     "AIRWAY AIRWAYS AORTA BONES CARDIAC CARDIOMEDIASTINAL DEVICES DIAPHRAGM ETT HEART HILA HILUM "
     "LINE LINES LUNG LUNGS MEDIASTINUM NGT OGT OSSEOUS PLEURA PLEURAL SOFT SUPPORT TUBE TUBES "
@@ -156,11 +156,31 @@ def report_sections(text: str) -> tuple[str, str]:
         loose = [] if section.kind == "aside" else section.loose_paragraphs()
         if loose:
             return _folded("\n".join(loose)), ""
-    # A name that is not known is the heading of the reading where there is no other: "COMMENT:".
+    # Without another heading, an unknown name is the heading of the reading: "COMMENT:".
     for section in reversed(sections):
         if section.unknown and len(_LETTERS.findall(section.text)) > 1:
             return _folded(section.text), ""
     return "", ""
+
+
+def sections_with_problem(text: str) -> tuple[str, str, str]:
+    """(findings, impression, problem) of a whole report.
+
+    The problem states why `report_sections` finds neither section; "" if it finds one.
+    """
+    findings, impression = report_sections(text)
+    if findings or impression:
+        return findings, impression, ""
+    if not _has_words(text):
+        return "", "", "its report has no text"
+    preliminary = dropped_sections(text)
+    why = f"; {shortened(preliminary[0])} is no final reading" if preliminary else ""
+    return "", "", f"its report has no findings and no impression{why}"
+
+
+def shortened(text: str) -> str:
+    """The text in quotation marks for messages, at most 160 characters of it."""
+    return f'"{text if len(text) <= 160 else f"{text[:157]}..."}"'
 
 
 def dropped_sections(text: str) -> list[str]:
@@ -199,7 +219,7 @@ def sections_as_read(text: str) -> tuple[str, str]:
 def _by_headings(sections: Iterator[_Section]) -> tuple[str, str]:
     texts: dict[str, list[str]] = {"findings": [], "impression": []}
     for section in sections:
-        # Nothing but marks of de-identification is no text.
+        # Text that consists of de-identification marks only counts as no text.
         hidden = "___" in section.text and not _has_words(section.text)
         if section.headed and section.kind in texts and section.text.strip() and not hidden:
             texts[section.kind].append(_folded(section.text))
@@ -284,7 +304,7 @@ def _kind_of(name: str, within: Kind | None, after_blank: bool) -> Kind | None:
     if within in ("findings", "impression"):
         if not (upper and _names_examination(words) and _VIEW_WORDS & set(words)):
             return None
-        # "RIGHT RIBS, TWO VIEWS" tells the side, which its text may leave out.
+        # "RIGHT RIBS, TWO VIEWS" states the side, which its text may omit.
         opens = len(words) > 1 and not _SIDES & set(words)
         return "findings" if opens and (within == "findings" or after_blank) else None
     if _names_examination(words) or (upper and (_VIEW_WORDS | _PART_WORDS) & set(words)):
@@ -295,7 +315,7 @@ def _kind_of(name: str, within: Kind | None, after_blank: bool) -> Kind | None:
 
 
 def _plain_kind(name: str) -> Kind | None:
-    """The kind of a heading that is one wherever it stands."""
+    """The kind of a heading that is one at any position."""
     words, upper = _words(name), name.upper() == name
     if not words:
         return None
@@ -333,7 +353,7 @@ def _reading_kind(words: list[str], upper: bool) -> Kind | None:
     if words[0] in ("CLINICAL", "REASON", "PRIOR", "PREVIOUS", "INDICATION", "HISTORY"):
         return None
     beside = {word for word, kind in zip(words, kinds, strict=True) if kind is None}
-    # Capitals are a heading whatever else they say; a sentence of mixed case is none.
+    # Text in capitals is a heading in any case; a sentence in mixed case is not.
     if not upper and not beside <= _BESIDE:
         return None
     return "findings" if "findings" in kinds else "impression"
@@ -359,7 +379,7 @@ def _is_spelling(word: str, known: str) -> bool:
 
 
 def _typing_errors(word: str, known: str) -> int:
-    """Letters inserted, left out, replaced, or exchanged with their neighbour."""
+    """The number of insertions, omissions, replacements and transpositions of letters."""
     above: list[int] = []
     row = list(range(len(known) + 1))
     for i, letter in enumerate(word, 1):
@@ -373,7 +393,7 @@ def _typing_errors(word: str, known: str) -> int:
 
 
 def _names_examination(words: list[str]) -> bool:
-    """Whether nothing but an examination is named: its part of the body, its views, its date."""
+    """Whether only an examination is named: its body part, views and date."""
     known = _VIEW_WORDS | _BODY_WORDS | _BETWEEN_WORDS
     named = any(word in _VIEW_WORDS or word in _PART_WORDS for word in words)
     return named and all(word in known or not _has_words(word) for word in words)

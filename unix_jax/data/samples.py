@@ -34,7 +34,7 @@ from unix_jax.preprocessing.text import Tokenizer, prompt_split
 
 LoadImage = Callable[[], np.ndarray]
 
-# Sets the numbers of the augmentation apart from those of `draw`.
+# Separates the random numbers of the augmentation from those of `draw`.
 _AUGMENTATION = 0xA46
 _BOS_EOS = 2
 _BOUNDARIES = 2
@@ -60,7 +60,7 @@ class Cost(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Skip:
-    """Why a sample is not used. `detail` is for the log: a broken row's error."""
+    """Why a sample is not used. `detail`, for the log: error of the row, problem of its report."""
 
     reason: Literal["too_long", "no_text", "no_image", "broken"]
     detail: str = ""
@@ -229,7 +229,7 @@ class UnderstandingSamples(RecordSamples):
     def _measure(self, index: int, record: Record) -> tuple[int, ...] | Skip:
         report = report_text(record)
         if not report.strip():
-            return Skip("no_text")
+            return Skip("no_text", record.report_problem)
         if record.image is None:
             return Skip("no_image")
         turns = record.turns or (Turn((0,), report),)
@@ -306,7 +306,7 @@ class EditSamples(RecordSamples):
     def _measure(self, index: int, record: Record) -> tuple[int, ...] | Skip:
         captions = _captions(record)
         if not captions:
-            return Skip("no_text")
+            return Skip("no_text", record.report_problem)
         if record.image is None or record.condition is None:
             absent = "image" if record.image is None else "condition"
             return Skip("no_image", f"it has no {absent}")
@@ -335,7 +335,7 @@ class EditSamples(RecordSamples):
             splits = [self._clean, VitSplit(), *splits]
             images = [
                 lambda: vae_pixels(shown, self._data, warn, change),
-                # A warning about this image has been given once.
+                # A warning about this image has already been given.
                 lambda: vit_pixels(shown, self._config, change=change),
                 *images,
             ]
@@ -373,7 +373,7 @@ class GenerationSamples(RecordSamples):
     def _measure(self, index: int, record: Record) -> tuple[int, ...] | Skip:
         captions = _captions(record)
         if not captions:
-            return Skip("no_text")
+            return Skip("no_text", record.report_problem)
         if record.image is None and self._moments is None:
             return Skip("no_image")
         return tuple(self._length(caption) for caption in captions)

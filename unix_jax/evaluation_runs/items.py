@@ -16,6 +16,7 @@ from unix_jax.evaluation_runs.evaluation_files import journal_file, read_entries
 from unix_jax.storage.journal import Entry, Journal
 
 T = TypeVar("T")
+_WAIT_SECONDS = 5.0
 # Called with the number of this process's items finished since the last call.
 Progress = Callable[[int], None]
 # Iterates over items and shows progress; the text is the unit.
@@ -49,6 +50,50 @@ Prepare = Callable[[int], tuple[str, T]]
 # What was made of each input, JSON by name. `rows`, at least as many, is a size for the batch to be
 # padded to, so that few shapes are compiled.
 Compute = Callable[[Sequence[Ready[T]], int], Sequence[dict[str, Any]]]
+
+# Like `Compute`, for any number of inputs and one at a time: yields each item with what was made of
+# it, in any order.
+Stream = Callable[[Iterator[Ready[T]]], Iterable[tuple[Ready[T], dict[str, Any]]]]
+
+
+def stream_items(
+    out: Path,
+    total: int,
+    prepare: Prepare[T],
+    compute: Stream[T],
+    *,
+    name: Callable[[int], str] = str,
+    share: Share | None = None,
+    progress: Progress = lambda count: None,
+) -> None:
+    """Like `run_items`, for a computation that takes inputs when it needs them.
+
+    An item is written to the journal as soon as it is finished. `progress` is called after each.
+
+    Raises:
+      UniXError: a journal that cannot be used.
+    """
+    share = share or Share()
+    with Journal(journal_file(out, share.index)) as journal:
+        done = read_entries(out)
+
+        def keep(entry: Entry) -> None:
+            journal.append([entry])
+            progress(1)
+
+        def ready() -> Iterator[Ready[T]]:
+            for index in share.items(total):
+                if index in done:
+                    continue
+                try:
+                    key, prepared = prepare(index)
+                except (DataError, ImageError, PromptError) as error:
+                    keep(Entry(index, name(index), "failed", str(error)))
+                else:
+                    yield Ready(index, key, prepared)
+
+        for item, values in compute(ready()):
+            keep(Entry(item.index, item.key, values=values))
 
 
 def run_items(
@@ -136,10 +181,10 @@ def padded(items: Sequence[Any], rows: int) -> list[Any]:
     return [*items, *[items[-1]] * (rows - len(items))]
 
 
-def wait_for_all(out: Path, total: int, seconds: float = 5.0) -> None:
+def wait_for_all(out: Path, total: int) -> None:
     """Waits until the journals of all processes together contain every item."""
     while len(read_entries(out)) < total:
-        time.sleep(seconds)
+        time.sleep(_WAIT_SECONDS)
 
 
 def key_of(source: RecordSource, index: int) -> str:

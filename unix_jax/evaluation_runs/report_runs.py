@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ from unix_jax.errors import ImageWarning, UniXError
 from unix_jax.evaluation_runs import original_tables, paper
 from unix_jax.evaluation_runs.evaluation_files import read_entries
 from unix_jax.evaluation_runs.html_report import Case, reports_page
-from unix_jax.evaluation_runs.items import Progress, Ready, Share, key_of, padded, run_items
+from unix_jax.evaluation_runs.items import Progress, Ready, Share, key_of, stream_items
 from unix_jax.evaluation_runs.results import Results, write_page, write_results
 from unix_jax.evaluation_runs.score import ReportMetrics, ReportScores, score_reports
 from unix_jax.inference.pipeline import UniXPipeline
+from unix_jax.inference.reports import ReportRequest
 from unix_jax.preprocessing.gray_levels import gray_level_problem
 from unix_jax.storage.files import atomic_write
 from unix_jax.storage.journal import Entry
@@ -46,10 +47,9 @@ class ReportSettings:
 
 @dataclasses.dataclass(frozen=True)
 class _Question:
-    images: list[Image.Image]
-    prompt: str
-    reference: str
-    warning: str
+    request: ReportRequest
+    # The values of its entry apart from the report.
+    known: dict[str, str]
 
 
 def write_reports(
@@ -70,7 +70,7 @@ def write_reports(
     processed and scored, and its entry has a `warning`.
 
     Raises:
-      UniXError: a journal that cannot be used.
+      UniXError: a journal that cannot be used, or a batch size below 1.
     """
 
     def prepare(index: int) -> tuple[str, _Question]:
@@ -78,30 +78,35 @@ def write_reports(
         prompt = settings.prompt or instructions_for(record, pipe.config.asked)[0]
         images = question_images(record)
         warning = next(filter(None, map(gray_level_problem, images)), "")
-        return record.key, _Question(images, prompt, report_text(record), warning)
-
-    def compute(ready: Sequence[Ready[_Question]], rows: int) -> list[dict[str, Any]]:
-        questions = padded([item.input for item in ready], rows)
         with warnings.catch_warnings():
             # They are in the journal, with the record's key.
             warnings.simplefilter("ignore", ImageWarning)
-            reports = pipe.generate_report(
-                [question.images for question in questions],
-                prompts=[question.prompt for question in questions],
-                max_new_tokens=settings.max_new_tokens,
+            request = pipe.report_request(
+                images, prompt=prompt, max_new_tokens=settings.max_new_tokens
             )
-        return [
-            {
-                "prediction": report,
-                "reference": item.input.reference,
-                "prompt": item.input.prompt,
-            }
-            | ({"warning": item.input.warning} if item.input.warning else {})
-            for item, report in zip(ready, reports, strict=False)  # less the padding
-        ]
+        known = {"reference": report_text(record), "prompt": prompt}
+        return record.key, _Question(request, known | ({"warning": warning} if warning else {}))
 
-    run_items(
-        out, len(source), batch_size, prepare, compute,
+    def compute(
+        ready: Iterator[Ready[_Question]],
+    ) -> Iterator[tuple[Ready[_Question], dict[str, Any]]]:
+        taken: dict[int, Ready[_Question]] = {}
+
+        def requests() -> Iterator[ReportRequest]:
+            for number, item in enumerate(ready):
+                taken[number] = item
+                yield item.input.request
+
+        for number, result in pipe.iterate_reports(requests(), batch_size=rows):
+            item = taken.pop(number)
+            yield item, {"prediction": result.text} | item.input.known
+
+    if batch_size < 1:
+        raise UniXError(f"batch_size: expected at least 1, found {batch_size}")
+    pipe.loaded.require_tokenizer()
+    rows = max(1, min(batch_size, len((share or Share()).items(len(source)))))
+    stream_items(
+        out, len(source), prepare, compute,
         name=lambda index: key_of(source, index), share=share, progress=progress,
     )  # fmt: skip
 

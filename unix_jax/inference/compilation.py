@@ -14,15 +14,15 @@ def default_cache_directory() -> Path:
     return Path(base) / "unix-jax" / "xla"
 
 
-def enable_compilation_cache(directory: str | os.PathLike[str] | None = None) -> None:
+def enable_compilation_cache() -> None:
     """Enables JAX's persistent compilation cache for this process.
 
     A directory that the user has chosen (`JAX_COMPILATION_CACHE_DIR`, `jax.config`) is kept.
     Nothing is written if the directory cannot be created or is a URL.
     """
-    if jax.config.jax_compilation_cache_dir is not None and directory is None:  # type: ignore[attr-defined]
+    if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
         return
-    path = Path(directory) if directory is not None else default_cache_directory()
+    path = default_cache_directory()
     if is_url(str(path)):
         return
     try:

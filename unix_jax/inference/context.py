@@ -45,12 +45,10 @@ def as_batch(
     layout: Layout,
     vit_pixels: Float[Array, "B I H W 3"] | None = None,
     latents: Float[Array, "B G C"] | None = None,
-    timesteps: Float[Array, "B G"] | None = None,
 ) -> TwoStreamBatch:
-    """The model's input from a layout; latents without `timesteps` are clean (t = 0)."""
+    """The model's input from a layout, with clean latents (t = 0)."""
     has_gen = latents is not None
-    if has_gen and timesteps is None:
-        timesteps = np.zeros(layout.gen.position.shape, np.float32)  # type: ignore[assignment]
+    clean = np.zeros(layout.gen.position.shape, np.float32) if has_gen else None
     return TwoStreamBatch(
         token_ids=layout.token_ids,  # type: ignore[arg-type]
         und=layout.und,
@@ -58,7 +56,7 @@ def as_batch(
         vit_index=None if vit_pixels is None else layout.vit_index,  # type: ignore[arg-type]
         gen=layout.gen if has_gen else None,
         latents=latents,
-        timesteps=timesteps,
+        timesteps=clean,  # type: ignore[arg-type]
         latent_position_ids=layout.latent_position_ids if has_gen else None,  # type: ignore[arg-type]
     )
 

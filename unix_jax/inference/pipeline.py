@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, Unpack, overload
 
@@ -32,9 +32,24 @@ from unix_jax.inference.image_latents import (
     generate_latents,
     latent_size,
 )
-from unix_jax.inference.inputs import ImageRows, Images, Prompts, choice, require, whole
+from unix_jax.inference.inputs import (
+    ImageRows,
+    Images,
+    Prompts,
+    choice,
+    image_list,
+    require,
+    whole,
+)
 from unix_jax.inference.loaded import LoadedModel
-from unix_jax.inference.reports import decode_reports, results, steps
+from unix_jax.inference.reports import (
+    ReportRequest,
+    ReportStream,
+    Rows,
+    decode_reports,
+    ended_reports,
+    report_requests,
+)
 from unix_jax.inference.results import ImageResult, ImageStep, ReportResult, ReportStep
 from unix_jax.inference.settings import (
     OUTPUT_TYPES,
@@ -259,6 +274,7 @@ class UniXPipeline:
         prompts: Prompts | None = None,
         settings: ReportSettings | None = None,
         seed: int | Sequence[int] = 0,
+        batch_size: int | None = None,
         callback: ReportCallback | None = None,
         return_details: Literal[False] = False,
         **options: Unpack[ReportOptions],
@@ -272,6 +288,7 @@ class UniXPipeline:
         prompts: Prompts | None = None,
         settings: ReportSettings | None = None,
         seed: int | Sequence[int] = 0,
+        batch_size: int | None = None,
         callback: ReportCallback | None = None,
         return_details: Literal[True],
         **options: Unpack[ReportOptions],
@@ -284,6 +301,7 @@ class UniXPipeline:
         prompts: Prompts | None = None,
         settings: ReportSettings | None = None,
         seed: int | Sequence[int] = 0,
+        batch_size: int | None = None,
         callback: ReportCallback | None = None,
         return_details: bool = False,
         **options: Unpack[ReportOptions],
@@ -301,7 +319,11 @@ class UniXPipeline:
             for all reports, or one per report; strings or token ids, in any iterable.
           settings: settings of the reports; None makes them from `options`.
           seed: random seed of the sampling; an int for all rows, or one per row.
-          callback: called with a `ReportStep` after each new token.
+          batch_size: number of reports that are generated at a time; None for all. When a report
+            has ended, the next one takes its row. This is faster than one call per batch, and the
+            images are prepared when they are needed.
+          callback: called with a `ReportStep` after each new token; requires that all reports are
+            generated at a time.
           return_details: return a `ReportResult` for each report, with its token ids, its seed and
             its finish reason.
           **options: the fields of `ReportSettings`: `max_new_tokens`, `temperature`, `top_p`,
@@ -317,7 +339,7 @@ class UniXPipeline:
         """
         chosen = settings_of(ReportSettings, settings, options)
         tokenizer = self.loaded.require_tokenizer()
-        found = self._reports(tokenizer, images, prompts, chosen, seed, callback)
+        found = self._reports(tokenizer, images, prompts, chosen, seed, batch_size, callback)
         return found if return_details else [result.text or "" for result in found]
 
     def generate_report_ids(
@@ -327,6 +349,7 @@ class UniXPipeline:
         prompts: Prompts | None = None,
         settings: ReportSettings | None = None,
         seed: int | Sequence[int] = 0,
+        batch_size: int | None = None,
         callback: ReportCallback | None = None,
         **options: Unpack[ReportOptions],
     ) -> list[list[int]]:
@@ -335,7 +358,7 @@ class UniXPipeline:
         It does not require a tokenizer.
         """
         chosen = settings_of(ReportSettings, settings, options)
-        found = self._reports(self.tokenizer, images, prompts, chosen, seed, callback)
+        found = self._reports(self.tokenizer, images, prompts, chosen, seed, batch_size, callback)
         return [result.token_ids for result in found]
 
     @overload
@@ -380,11 +403,77 @@ class UniXPipeline:
         """
         chosen = settings_of(ReportSettings, settings, options)
         tokenizer = self.loaded.require_tokenizer()
-        _, states = decode_reports(self.loaded, images, prompts, chosen, seed, 1)
-        found = steps(tokenizer, states, chosen.max_new_tokens, self.config.special_tokens.eos)
-        if return_details:
-            return (step for step, _ in found)
-        return (step.pieces for step, _ in found)
+        seeds, requests = report_requests(self.loaded, images, prompts, chosen, seed)
+        # Listed, so that errors of images are raised here.
+        states = decode_reports(self.loaded, list(requests), len(seeds), together=True, stride=1)
+        found = self._steps(self._stream(tokenizer, len(seeds), chosen), states)
+        return found if return_details else (step.pieces for step in found)
+
+    def report_request(
+        self,
+        images: Images,
+        *,
+        prompt: str | Sequence[int] | None = None,
+        settings: ReportSettings | None = None,
+        seed: int = 0,
+        **options: Unpack[ReportOptions],
+    ) -> ReportRequest:
+        """A report for `iterate_reports`, with its arguments checked and its images prepared.
+
+        Args:
+          images: the image or the images of the report, in any form that `generate_report` accepts.
+          prompt: None for the model's own instruction, a string, or token ids.
+          settings, seed, **options: as in `generate_report`.
+
+        Raises:
+          ImageError, PromptError: an input that cannot be used.
+        """
+        chosen = settings_of(ReportSettings, settings, options)
+        row = image_list(images)
+        prompts = None if prompt is None else [prompt]
+        _, requests = report_requests(self.loaded, [row], prompts, chosen, seed)  # type: ignore[arg-type]
+        return next(requests)
+
+    def iterate_reports(
+        self, requests: Iterable[ReportRequest], *, batch_size: int = 16
+    ) -> Iterator[tuple[int, ReportResult]]:
+        """Generates any number of reports, and yields each when it has ended.
+
+        When a report has ended, the next request takes its row. The results are those of
+        `generate_report`. Closing the iterator stops the generation.
+
+        Args:
+          requests: made by `report_request`, in any iterable, for example a generator. They are
+            taken when they are needed, a few in advance.
+          batch_size: number of reports that are generated at a time, at least 1.
+
+        Yields:
+          (index of the request, its result).
+
+        Raises:
+          PromptError: another batch size, by the call itself.
+          NonFiniteError: the model computed NaN or infinite numbers; the error names images[i] of
+            request i.
+        """
+        batch_size = whole("batch_size", batch_size, 1)
+        eos = self.config.special_tokens.eos
+        return (
+            ended
+            for rows in decode_reports(self.loaded, requests, batch_size)
+            for ended in ended_reports(rows, self.tokenizer, eos)
+        )
+
+    @staticmethod
+    def _steps(stream: ReportStream, states: Iterator[Rows]) -> Iterator[ReportStep]:
+        for rows in states:
+            yield from stream.push(rows)
+        yield stream.flush()
+
+    def _stream(
+        self, tokenizer: Tokenizer | None, rows: int, settings: ReportSettings
+    ) -> ReportStream:
+        eos = self.config.special_tokens.eos
+        return ReportStream(tokenizer, rows, settings.max_new_tokens, eos)
 
     def _reports(
         self,
@@ -393,19 +482,37 @@ class UniXPipeline:
         prompts: Prompts | None,
         settings: ReportSettings,
         seed: int | Sequence[int],
+        batch_size: int | None,
         callback: ReportCallback | None,
     ) -> list[ReportResult]:
         _require_callable(callback)
-        eos, stride = self.config.special_tokens.eos, None if callback is None else 1
-        seeds, states = decode_reports(self.loaded, images, prompts, settings, seed, stride)
-        tokens = np.zeros((len(seeds), 0), np.int32)
-        if callback is None:
-            for _, tokens in states:  # noqa: B007
-                pass
-        else:
-            for step, tokens in steps(tokenizer, states, settings.max_new_tokens, eos):  # noqa: B007
-                callback(step)
-        return results(tokenizer, seeds, tokens[: len(seeds)], eos)
+        if batch_size is not None:
+            batch_size = whole("batch_size", batch_size, 1)
+        seeds, requests = report_requests(self.loaded, images, prompts, settings, seed)
+        together = batch_size is None or batch_size >= len(seeds)
+        if callback is not None and not together:
+            raise PromptError(
+                f"callback: expected None with batch_size {batch_size} for {len(seeds)} reports, "
+                "because the steps of a callback are those of reports that begin together"
+            )
+        rows = len(seeds) if batch_size is None else min(batch_size, len(seeds))
+        stream = self._stream(tokenizer, rows, settings)
+        stride = None if callback is None else 1
+        found: dict[int, ReportResult] = {}
+        for state in decode_reports(
+            self.loaded,
+            list(requests) if together else requests,
+            rows,
+            together=together,
+            stride=stride,
+        ):
+            if callback is not None:
+                for step in stream.push(state):
+                    callback(step)
+            found |= ended_reports(state, tokenizer, self.config.special_tokens.eos)
+        if callback is not None:
+            callback(stream.flush())
+        return [found[index] for index in range(len(seeds))]
 
     # ------------------------------------------------------------------------- images
 

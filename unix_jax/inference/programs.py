@@ -43,7 +43,10 @@ class ProgramBudget:
 def report_shape(settings: ReportSettings, rows: int, images: int, tokens: int) -> Hashable:
     """What the programs of reports depend on, for `tokens` tokens of context per row."""
     buffer = -(-settings.max_new_tokens // 64)
-    return "report", rows, images, bucket(tokens), buffer, settings.temperature == 0
+    choice = (
+        "greedy" if settings.temperature == 0 else "sample" if settings.top_p == 1 else "nucleus"
+    )
+    return "report", rows, images, bucket(tokens), buffer, choice
 
 
 def image_shape(settings: ImageSettings, rows: int, tokens: int) -> Hashable:

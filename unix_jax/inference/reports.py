@@ -1,64 +1,93 @@
 """Tokens of reports, one row each, from images and prompts.
 
+A fixed number of rows is decoded together. A row whose report has ended is given the next request
+at once: its context is prefilled into the row, and the other rows continue.
+
 Letters: B rows, M tokens so far; pixels are [B, images of a row, H, W, 3].
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+from PIL import Image
 
 from unix_jax import sharding
+from unix_jax.config import UniXConfig
 from unix_jax.inference import decoding
 from unix_jax.inference.context import as_batch, bucket, finite_rows, prefill, require_finite
 from unix_jax.inference.inputs import ImageRows, Prompts, image_rows, row_keys, row_seeds
 from unix_jax.inference.loaded import LoadedModel
-from unix_jax.inference.results import ReportResult, ReportStep
+from unix_jax.inference.results import FinishReason, ReportResult, ReportStep
 from unix_jax.inference.settings import ReportSettings
 from unix_jax.preprocessing.layout import Split, TextSplit, VitSplit, lay_out, stream_lengths
 from unix_jax.preprocessing.text import Tokenizer
 from unix_jax.preprocessing.transforms import to_model_image
 
-States = Iterator[tuple[int, np.ndarray]]
+# Part of the rows that may be idle until their replacements are prefilled together.
+_IDLE = 8
+_WITHOUT_LIMIT = 2**30
 
 
-def decode_reports(
+@dataclasses.dataclass(frozen=True, eq=False)
+class ReportRequest:
+    """A report to generate, whose arguments are checked; see `UniXPipeline.report_request`.
+
+    Attributes:
+      text: token ids of the prompt's split, including bos and eos.
+      pixels: the images, normalised for the ViT [I, H, W, 3].
+      seed: random seed of the sampling.
+      settings: settings of this report.
+    """
+
+    text: Sequence[int] = dataclasses.field(repr=False)
+    pixels: Float[np.ndarray, "I H W 3"] = dataclasses.field(repr=False)
+    seed: int
+    settings: ReportSettings
+
+
+class Rows(NamedTuple):
+    """The rows after some steps.
+
+    requests: each row's request and its index; None for an idle row. tokens [B, M]: its new tokens,
+    filled with eos. counts [B]: number of new tokens. done [B]: whether the report has ended.
+    """
+
+    requests: list[tuple[int, ReportRequest] | None]
+    tokens: Int[np.ndarray, "B M"]
+    counts: Int[np.ndarray, " B"]
+    done: Bool[np.ndarray, " B"]
+
+
+def report_requests(
     loaded: LoadedModel,
     images: ImageRows,
     prompts: Prompts | None,
     settings: ReportSettings,
     seed: int | Sequence[int],
-    stride: int | None,
-) -> tuple[list[int], States]:
-    """Returns (the seed of each row, states).
+) -> tuple[list[int], Iterator[ReportRequest]]:
+    """Returns (the seed of each row, its request).
 
-    Each state is (number of rows, token ids so far [rows, M]), every `stride` tokens, or when a
-    cache is full. A finished row is filled with eos. Arguments and errors are those of
-    `UniXPipeline.generate_report`. They are checked by the call itself, before the first state is
-    requested.
-
-    Raises:
-      NonFiniteError: a context or logits that are NaN or infinite.
+    Arguments and errors are those of `UniXPipeline.generate_report`. They are checked by the call
+    itself. The model's input is made from a row's images when its request is taken.
     """
     config = loaded.config
     settings = settings.checked(config)
     found = image_rows(images)
-    rows = len(found)
     most_images = max(len(row) for row in found)
     longest = _longest_prompt(loaded, settings.max_new_tokens, most_images)
-    texts = loaded.encode_prompts(
-        config.asked.default if prompts is None else prompts, rows, longest
+    prompts = config.asked.default if prompts is None else prompts
+    texts = loaded.encode_prompts(prompts, len(found), longest)
+    seeds = row_seeds(seed, len(found))
+    return seeds, (
+        ReportRequest(text, _pixels(loaded, row, settings), row_seed, settings)
+        for text, row, row_seed in zip(texts, found, seeds, strict=True)
     )
-    seeds = row_seeds(seed, rows)
-    side = config.vision.image_size
-    # Rows with fewer images have zeros that no token refers to.
-    pixels = np.zeros((rows, most_images, side, side, 3), np.float32)
-    for row, of_row in enumerate(found):
-        for i, image in enumerate(of_row):
-            pixels[row, i] = to_model_image(image, side, settings.resize)
-    counts = [len(row) for row in found]
-    return seeds, _decode(loaded, texts, counts, row_keys(seeds), pixels, settings, stride)
 
 
 def context_tokens(loaded: LoadedModel, prompt: str, images: int, settings: ReportSettings) -> int:
@@ -72,154 +101,282 @@ def context_tokens(loaded: LoadedModel, prompt: str, images: int, settings: Repo
     return stream_lengths([[*[VitSplit()] * images, TextSplit(ids)]], loaded.config)[0]
 
 
+def compile_reports(loaded: LoadedModel, rows: int, settings: ReportSettings) -> None:
+    """Compiles the greedy programs of `rows` reports that begin together with the default prompt.
+
+    The decoding loop has a program for each size of the ring up to `max_new_tokens`.
+    """
+    shards = 1 if loaded.mesh is None else sharding.batch_shards(loaded.mesh)
+    rows = -(-rows // shards) * shards
+    special, side = loaded.config.special_tokens, loaded.config.vision.image_size
+    gray = Image.new("L", (side, side), 128)
+    longest = _longest_prompt(loaded, settings.max_new_tokens, 1)
+    (text,) = loaded.encode_prompts(loaded.config.asked.default, 1, longest)
+    request = ReportRequest(text, _pixels(loaded, [gray], settings), 0, settings)
+    shape = _Shape(0, 0, 0).fitting(loaded.config, [request])
+    new = _prefilled(loaded, [request] * rows, rows, rows, shape)
+    with sharding.use_mesh(loaded.mesh):
+        finite_rows(new.cache)
+        # No row is used: the loop ends before its first step.
+        state = _started(new, 0, rows, shape, bos=special.bos, eos=special.eos)
+        while True:
+            state = decoding.decode_until(
+                loaded.model,
+                loaded.params,
+                state,
+                jnp.int32(1),
+                jnp.int32(rows),
+                choice="greedy",
+            )
+            if shape.ring >= settings.max_new_tokens:
+                return
+            shape = shape.with_more_slots(state)
+            state = _grown(state, shape, special.eos)
+
+
 def _longest_prompt(loaded: LoadedModel, new_tokens: int, images: int) -> int:
     # An image occupies one position, and the report's bos another.
     return loaded.config.decoder.max_position_embeddings - new_tokens - 1 - images
 
 
-def compile_reports(loaded: LoadedModel, rows: int, settings: ReportSettings) -> None:
-    """Compiles the programs that `rows` reports of one image with the default prompt need.
+def _pixels(
+    loaded: LoadedModel, images: Sequence[Image.Image], settings: ReportSettings
+) -> Float[np.ndarray, "I H W 3"]:
+    side = loaded.config.vision.image_size
+    return np.stack([to_model_image(image, side, settings.resize) for image in images])
 
-    The decoding loop has a program for each capacity of the cache up to `max_new_tokens`.
+
+def decode_reports(
+    loaded: LoadedModel,
+    requests: Iterable[ReportRequest],
+    rows: int,
+    *,
+    together: bool = False,
+    stride: int | None = None,
+) -> Iterator[Rows]:
+    """Decodes the requests in `rows` rows, or in a few more if the mesh requires it.
+
+    Yields the rows every `stride` tokens; without it when rows have ended, or when the cache is
+    full. A row whose report has ended is given to another request after it was yielded. Requests
+    are taken when they are needed, a few in advance.
+
+    Args:
+      rows: number of rows.
+      together: whether all requests, of which there are at most `rows`, begin together. Otherwise
+        rows are prefilled in small groups, whose shape is compiled once.
+
+    Raises:
+      NonFiniteError: a context or logits that are NaN or infinite; it names images[i] of request i.
     """
-    config = loaded.config
-    settings = settings.checked(config)
-    prompt, side = config.asked.default, config.vision.image_size
-    longest = _longest_prompt(loaded, settings.max_new_tokens, 1)
-    texts = loaded.encode_prompts(prompt, rows, longest)
-    pixels = np.zeros((rows, 1, side, side, 3), np.float32)
-    texts, counts, keys, pixels = loaded.whole_shards(
-        texts, [1] * rows, row_keys([0] * rows), pixels
-    )
-    state, length, _ = _start(loaded, texts, counts, pixels, settings.max_new_tokens)
-    # The loop ends at once when all rows are finished.
-    state = state.replace(done=jnp.ones_like(state.done))  # type: ignore[attr-defined]
-    keys = loaded.place(keys)
+    shards = 1 if loaded.mesh is None else sharding.batch_shards(loaded.mesh)
+    rows = -(-rows // shards) * shards
+    group = rows if together else _group_size(rows, shards)
+    special = loaded.config.special_tokens
+    ends = {"bos": special.bos, "eos": special.eos}
+    numbered = enumerate(requests)
+    waiting = list(itertools.islice(numbered, rows))
+    held: list[tuple[int, ReportRequest] | None] = [None] * rows
+    state: decoding.DecodeState | None = None
+    shape = _Shape(0, 0, 0)
     while True:
-        state = _advance(loaded, state, 0, keys, settings)
-        if state.cache.capacity >= length + settings.max_new_tokens:
+        finite: list[tuple[list[int], Array]] = []
+        idle = [row for row in range(rows) if held[row] is None]
+        while waiting and len(idle) >= group:
+            taken, waiting = waiting[:group], waiting[group:]
+            into, idle = idle[: len(taken)], idle[group:]
+            shape = shape.fitting(loaded.config, [request for _, request in taken])
+            new = _prefilled(loaded, [request for _, request in taken], group, rows, shape)
+            with sharding.use_mesh(loaded.mesh):
+                finite.append(([index for index, _ in taken], finite_rows(new.cache)))
+                if state is None:
+                    state = _started(new, len(taken), rows, shape, **ends)
+                else:
+                    state = _grown(state, shape, special.eos)
+                    filled = np.asarray(into + into[-1:] * (group - len(into)), np.int32)
+                    state = decoding.replace_rows(
+                        state,
+                        filled,
+                        jnp.int32(len(into)),
+                        new,
+                        **ends,
+                    )
+            for row, item in zip(into, taken, strict=True):
+                held[row] = item
+        active = [(row, *item) for row, item in enumerate(held) if item is not None]
+        if state is None or not active:
             return
-        state = _grow(loaded, state)
+        with sharding.use_mesh(loaded.mesh):
+            if bool(state.full):
+                shape = shape.with_more_slots(state)
+                state = _grown(state, shape, special.eos)
+            state = decoding.decode_until(
+                loaded.model,
+                loaded.params,
+                state,
+                jnp.int32(stride or _WITHOUT_LIMIT),
+                jnp.int32(group if waiting else rows),
+                choice=_choice([request.settings for _, _, request in active]),
+            )
+        # Images of further requests are prepared while the device decodes.
+        waiting += itertools.islice(numbered, max(0, 2 * group - len(waiting)))
+        for members, of_contexts in finite:
+            require_finite(
+                np.asarray(of_contexts)[: len(members)],
+                "images",
+                "keys or values of the context (image and prompt)",
+                members,
+            )
+        at, members = [row for row, _, _ in active], [index for _, index, _ in active]
+        broken = np.asarray(state.non_finite_step)[at]
+        first = broken[broken >= 0].min(initial=_WITHOUT_LIMIT) + 1
+        require_finite(broken < 0, "images", f"logits, first of new token {first},", members)
+        done = np.asarray(state.done)
+        yield Rows(held, np.asarray(state.tokens), np.asarray(state.count), done)
+        held = [None if done[row] else item for row, item in enumerate(held)]
 
 
-def _decode(
-    loaded: LoadedModel,
-    texts: list[list[int]],
-    counts: list[int],
-    keys: Any,
-    pixels: np.ndarray,
-    settings: ReportSettings,
-    stride: int | None,
-) -> States:
-    rows, most = len(texts), settings.max_new_tokens
-    texts, counts, keys, pixels = loaded.whole_shards(texts, counts, keys, pixels)
-    state, length, context_finite = _start(loaded, texts, counts, pixels, most)
-    keys = loaded.place(keys)
-    step = 0
-    while step < most:
-        room = state.cache.capacity - length - step
-        if room == 0:
-            state = _grow(loaded, state)
-            continue
-        state = _advance(loaded, state, min(most, step + min(room, stride or room)), keys, settings)
-        step = int(state.step)
-        # The loop has ended: these are read without another wait.
-        require_finite(
-            np.asarray(context_finite)[:rows],
-            "images",
-            "keys or values of the context (image and prompt)",
+def _group_size(rows: int, shards: int) -> int:
+    """Number of rows that are prefilled together: a multiple of the shards, a divisor of `rows`."""
+    most = max(rows // _IDLE, shards)
+    return max(size for size in range(shards, most + 1, shards) if rows % size == 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shape:
+    """Sizes that compiled programs depend on; they only increase during a run.
+
+    context: slots of a context. images: images of a row. buffer: new tokens of a row. ring: slots
+    for the tokens of all rows; 0 until the first prefill.
+    """
+
+    context: int
+    images: int
+    buffer: int
+    ring: int = 0
+
+    def fitting(self, config: UniXConfig, requests: Sequence[ReportRequest]) -> "_Shape":
+        """The same with space for the requests."""
+        lengths = [stream_lengths([_splits(request)], config)[0] for request in requests]
+        context = max(self.context, bucket(max(lengths)))
+        most = max(request.settings.max_new_tokens for request in requests)
+        return _Shape(
+            context,
+            max(self.images, *(len(request.pixels) for request in requests)),
+            max(self.buffer, -(-most // 64) * 64),
+            self.ring or bucket(context + 1) - context,
         )
-        broken = np.asarray(state.non_finite_step)[:rows]
-        first = broken[broken >= 0].min(initial=step) + 1
-        require_finite(broken < 0, "images", f"logits, first of new token {first},")
-        yield rows, np.asarray(state.tokens)[:, :step]
-        if bool(np.asarray(state.done)[:rows].all()):
-            return
+
+    def with_more_slots(self, state: decoding.DecodeState) -> "_Shape":
+        ring = bucket(state.cache.capacity + 1) - state.context
+        return dataclasses.replace(self, ring=ring)
 
 
-def _start(
-    loaded: LoadedModel,
-    texts: list[list[int]],
-    counts: list[int],
-    pixels: np.ndarray,
-    new_tokens: int,
-) -> tuple[decoding.DecodeState, int, Any]:
-    """(the state before the first token, slots of the context, whether each row is finite)."""
-    config = loaded.config
-    samples: list[list[list[Split]]] = [
-        [[*(VitSplit() for _ in range(count)), TextSplit(ids)]]
-        for ids, count in zip(texts, counts, strict=True)
-    ]
-    length = bucket(max(stream_lengths(row, config)[0] for row in samples))
-    layout = lay_out(samples, config, und_length=length)
-    buffer = -(-new_tokens // 64) * 64
-    special = config.special_tokens
+def _splits(request: ReportRequest) -> list[Split]:
+    return [*(VitSplit() for _ in request.pixels), TextSplit(request.text)]
+
+
+def _prefilled(
+    loaded: LoadedModel, requests: Sequence[ReportRequest], group: int, rows: int, shape: _Shape
+) -> decoding.NewRows:
+    """The contexts of the requests, the last of which is repeated to fill the group."""
+    requests = [*requests, *[requests[-1]] * (group - len(requests))]
+    layout = lay_out([[_splits(request)] for request in requests], loaded.config, shape.context)
+    # Rows with fewer images have zeros that no token refers to.
+    pixels = np.zeros((group, shape.images, *requests[0].pixels.shape[1:]), np.float32)
+    for row, request in enumerate(requests):
+        pixels[row, : len(request.pixels)] = request.pixels
+    settings = [request.settings for request in requests]
+    # A group that is a whole batch needs no copy if it has the slots of the ring already.
+    capacity = shape.context + (shape.ring if group == rows else 0)
     with sharding.use_mesh(loaded.mesh):
         batch = loaded.place(as_batch(layout, pixels))  # type: ignore[arg-type]
-        cache, _ = prefill(loaded.model, loaded.params, batch, bucket(length + 1))
-        context_finite = finite_rows(cache)
-        state = decoding.start(
-            cache, loaded.place(layout.next_position), special.bos, special.eos, buffer
+        cache, _ = prefill(loaded.model, loaded.params, batch, capacity)
+        return decoding.NewRows(
+            cache,
+            *loaded.place(
+                (
+                    layout.next_position,
+                    row_keys([request.seed for request in requests]),
+                    np.asarray([x.max_new_tokens for x in settings], np.int32),
+                    np.asarray([x.temperature for x in settings], np.float32),
+                    np.asarray([x.top_p for x in settings], np.float32),
+                )
+            ),
         )
-    return state, length, context_finite
 
 
-def _grow(loaded: LoadedModel, state: decoding.DecodeState) -> decoding.DecodeState:
-    with sharding.use_mesh(loaded.mesh):
-        return decoding.grow(state, bucket(state.cache.capacity + 1))
-
-
-def _advance(
-    loaded: LoadedModel,
-    state: decoding.DecodeState,
-    limit: int,
-    keys: Any,
-    settings: ReportSettings,
+def _started(
+    new: decoding.NewRows, used: int, rows: int, shape: _Shape, *, bos: int, eos: int
 ) -> decoding.DecodeState:
-    with sharding.use_mesh(loaded.mesh):
-        return decoding.decode_until(
-            loaded.model,
-            loaded.params,
-            state,
-            jnp.int32(limit),
-            keys,
-            jnp.float32(settings.temperature or 1.0),
-            jnp.float32(settings.top_p),
-            greedy=settings.temperature == 0,
-        )
+    """The first group of rows; idle rows are copies of it whose reports have ended."""
+    group = new.position.shape[0]
+    copies = rows // group
+    if copies > 1:
+        cache = new.cache.repeat([new.cache.valid] * copies)
+        rest = jax.tree.map(lambda x: jnp.concatenate([x] * copies), new.replace(cache=None))  # type: ignore[attr-defined]
+        new = rest.replace(cache=cache)
+    state = decoding.start(new, context=shape.context, bos=bos, eos=eos, buffer=shape.buffer)
+    state = state.replace(done=state.done | (jnp.arange(rows) >= used))  # type: ignore[attr-defined]
+    return _grown(state, shape, eos)
 
 
-def results(
-    tokenizer: Tokenizer | None, seeds: Sequence[int], tokens: np.ndarray, eos: int
-) -> list[ReportResult]:
-    """One result per row of the last state's tokens [rows, M]."""
+def _grown(state: decoding.DecodeState, shape: _Shape, eos: int) -> decoding.DecodeState:
+    """The state with the sizes of `shape`."""
+    sizes = (state.context, state.ring, state.tokens.shape[1])
+    if sizes == (shape.context, shape.ring, shape.buffer):
+        return state
+    return decoding.grow(
+        state, context=shape.context, ring=shape.ring, buffer=shape.buffer, eos=eos
+    )
+
+
+def _choice(settings: Sequence[ReportSettings]) -> decoding.Choice:
+    """The fastest program that supports the settings of all rows."""
+    if all(x.temperature == 0 for x in settings):
+        return "greedy"
+    return "sample" if all(x.temperature == 0 or x.top_p == 1 for x in settings) else "nucleus"
+
+
+def ended_reports(
+    rows: Rows, tokenizer: Tokenizer | None, eos: int
+) -> list[tuple[int, ReportResult]]:
+    """(index of the request, its result) of each report that has ended in these steps."""
     found = []
-    for seed, row in zip(seeds, tokens, strict=True):
-        ends = np.flatnonzero(row == eos)
-        ids = row[: ends[0] if len(ends) else None].tolist()
+    for item, tokens, count, done in zip(*rows, strict=True):
+        if item is None or not done:
+            continue
+        index, request = item
+        ids = tokens[:count].tolist()
+        complete = eos in ids
+        ids = ids[: ids.index(eos)] if complete else ids
         text = None if tokenizer is None else tokenizer.decode(ids)
-        found.append(ReportResult(text, ids, seed, "eos" if len(ends) else "length"))
+        reason: FinishReason = "eos" if complete else "length"
+        found.append((index, ReportResult(text, ids, request.seed, reason)))
     return found
 
 
-def steps(
-    tokenizer: Tokenizer | None, states: States, total: int, eos: int
-) -> Iterator[tuple[ReportStep, np.ndarray]]:
-    """Yields (step, tokens so far [rows, M]) for each new token of `states`, whose stride is 1.
+class ReportStream:
+    """The steps of reports that are decoded together from the first token on."""
 
-    A last step without new tokens has the remaining text, if a character was incomplete.
-    """
-    streams: list[Any] = []
-    tokens = np.zeros((0, 0), np.int32)
-    for rows, tokens in states:
-        if tokenizer is not None and not streams:
-            streams = [tokenizer.stream() for _ in range(rows)]
-        tokens = tokens[:rows]
-        new = tokens[:, -1].tolist()
-        # The stream drops control tokens, the eos that fills a finished row among them.
-        pieces = [stream.push(token) for stream, token in zip(streams, new, strict=bool(streams))]
-        over = (tokens[:, :-1] == eos).any(axis=1)
-        ids = [None if ended else token for ended, token in zip(over, new, strict=True)]
-        yield ReportStep(tokens.shape[1], total, ids, pieces or [""] * rows), tokens
-    rest = [stream.flush() for stream in streams] or [""] * len(tokens)
-    yield ReportStep(tokens.shape[1], total, [None] * len(tokens), rest), tokens
+    def __init__(self, tokenizer: Tokenizer | None, rows: int, total: int, eos: int) -> None:
+        """`rows` reports of at most `total` tokens."""
+        self._streams = [] if tokenizer is None else [tokenizer.stream() for _ in range(rows)]
+        self._rows, self._total, self._eos, self._step = rows, total, eos, 0
+
+    def push(self, rows: Rows) -> Iterator[ReportStep]:
+        """The steps that every row has reached or ended before."""
+        tokens, counts, done = (x[: self._rows] for x in rows[1:])
+        reached = int(counts.max() if done.all() else counts[~done].min())
+        for step in range(self._step, reached):
+            new = tokens[:, step].tolist()
+            # The stream drops control tokens, the eos that fills a finished row among them.
+            pieces = [s.push(token) for s, token in zip(self._streams, new, strict=False)]
+            over = (tokens[:, :step] == self._eos).any(axis=1)
+            ids = [None if ended else token for ended, token in zip(over, new, strict=True)]
+            self._step = step + 1
+            yield ReportStep(self._step, self._total, ids, pieces or [""] * self._rows)
+
+    def flush(self) -> ReportStep:
+        """A last step without new tokens: the remaining text, if a character was incomplete."""
+        rest = [stream.flush() for stream in self._streams] or [""] * self._rows
+        return ReportStep(self._step, self._total, [None] * self._rows, rest)

@@ -90,7 +90,7 @@ class Encoder(nn.Module):
                 if resolution in c.attn_resolutions:
                     x = AttentionBlock(c.norm_groups, self.dtype, name=f"down_{i}_attn_{j}")(x)
             if i != len(c.ch_mult) - 1:
-                # The original pads right and bottom only.
+                # As in the original, padded only on the right and at the bottom.
                 x = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
                 x = nn.Conv(
                     x.shape[-1], (3, 3), strides=(2, 2), padding="VALID", dtype=self.dtype,

@@ -20,7 +20,7 @@ from unix_jax.models.shapes import traced_once
 
 # CheXbert: 13 conditions with four classes, and "no finding" with two.
 FOUR_CLASS_HEADS, CLASSES, NO_FINDING_CLASSES = 13, 4, 2
-# Logit of the two classes that "no finding" does not have.
+# The logit of the two classes that are absent for "no finding".
 NO_CLASS = -1e9
 
 

@@ -28,7 +28,7 @@ from unix_jax.models.attention.rope import apply_rope, rope_angles
 from unix_jax.models.layers import Dtype, RMSNorm, dense
 from unix_jax.models.remat import RematPolicy, rematerialised
 
-# Keys and values of a frozen und stream: all that the backward pass of gen reads of it.
+# Keys and values of a frozen und stream, which the backward pass of gen reads.
 _FROZEN = "frozen_und"
 
 Streams = tuple[Array | None, Array | None]
@@ -50,7 +50,7 @@ class DecoderOutput(NamedTuple):
 
 @functools.partial(jax.checkpoint, prevent_cse=False)
 def _gated(gate: Array, up: Array) -> Array:
-    # Its inputs are kept for the backward pass, and nothing in between.
+    # Only its inputs are saved for the backward pass.
     return nn.silu(gate) * up
 
 
@@ -262,7 +262,7 @@ class Decoder(nn.Module):
             raise ValueError("write: expected with a cache and without metadata")
         slot = None
         if write is not None and cache is not None and cache.merged:
-            # Written first, then read: in the other order XLA copies the cache for every token.
+            # Written before it is read: in the opposite order XLA copies the cache for every token.
             slot, cache = cache.index, cache.reserve(write)
         if all(x is None for x in streams):
             raise ValueError("streams: expected at least one stream, found (None, None)")

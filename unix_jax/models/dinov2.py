@@ -117,7 +117,7 @@ class Dinov2(nn.Module):
         cls = jnp.broadcast_to(cls.astype(x.dtype), (batch, 1, c.hidden_size))
         x = jnp.concatenate([cls, x.reshape(batch, -1, c.hidden_size)], axis=1)
         x = x + position_table(table, height, width).astype(x.dtype)
-        # Else XLA may leave the width split, as the weights are, and sum every product over it.
+        # Otherwise XLA may keep the width sharded, like the weights, and all-reduce every product.
         x = nn.with_logical_constraint(x, ("batch", "length", "embed_act"))
         sizes = BlockSizes(
             c.num_heads, c.mlp_size, c.layer_norm_eps, qkv_bias=c.qkv_bias, layer_scale=True

@@ -11,11 +11,12 @@ from jaxtyping import Array, Float, Int
 
 from unix_jax.config import TIME_FREQUENCIES
 
+_MAX_PERIOD = 10000.0
+
 
 def timestep_sinusoid(
     t: Float[Array, "*batch"],
     dim: int = TIME_FREQUENCIES,
-    max_period: float = 10000.0,
     *,
     freq_shift: float = 0.0,
 ) -> Float[Array, "*batch dim"]:
@@ -27,7 +28,7 @@ def timestep_sinusoid(
     """
     half = dim // 2
     exponent = jnp.arange(half, dtype=jnp.float32) / (half - freq_shift)
-    frequencies = jnp.exp(-jnp.log(max_period) * exponent)
+    frequencies = jnp.exp(-jnp.log(_MAX_PERIOD) * exponent)
     angles = t.astype(jnp.float32)[..., None] * frequencies
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 

@@ -53,8 +53,8 @@ class EncoderBlock(nn.Module):
 
         Args:
           x: the tokens.
-          tokens: by whose rule they see each other; None: each sees all.
-          valid: those that are seen at all; None: all.
+          tokens: metadata for the mask rule; None: every token attends to all.
+          valid: the tokens that may be attended to; None: all.
         """
         eps = self.sizes.layer_norm_eps
         y = self._attend(layer_norm(eps, self.dtype, "norm1")(x), tokens, valid)

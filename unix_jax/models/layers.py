@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 Dtype = Any
-_FEW_ROWS = 64  # up to here a matrix product is bound by reading the matrix
+_FEW_ROWS = 64  # up to this number of rows, reading the matrix bounds a product
 
 
 def dense(

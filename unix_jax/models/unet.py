@@ -156,7 +156,7 @@ class TransformerBlock(nn.Module):
         # All positions of an image share one rotary position, as latents do in the decoder.
         angles = rope_angles(context.position[:, None], d.head_dim, d.rope_theta)
         layer = self.config.matching_layer(self.index, d.num_layers)
-        # The und stream is frozen: what it cached is a constant.
+        # The und stream is frozen, so its cache is a constant.
         cache = jax.lax.stop_gradient(context.cache)
         block = cache.block(cache.keys[layer], cache.values[layer])
         sizes = (d.num_heads, d.num_kv_heads, d.head_dim, self.dtype, self.implementation)
@@ -257,7 +257,7 @@ class UNet(nn.Module):
                 x = _upsampled(x, *skips[-1].shape[1:3])
                 x = _conv(c.widths[level], 3, dtype, f"{name}_upsamplers_0_conv", wide)(x)
         x = act(group_norm(c.norm_groups, dtype, "conv_norm_out", c.norm_eps)(x))
-        # Fresh weights predict 0, as those of UniX's own backbone do.
+        # Fresh weights predict 0, like those of UniX's own backbone.
         zeros = {"kernel_init": nn.initializers.zeros}
         x = _conv(c.out_channels, c.conv_out_kernel, dtype, "conv_out", wide, **zeros)(x)
         return x.astype(jnp.float32)

@@ -32,7 +32,7 @@ from unix_jax.models.unet_config import backbone_config
 from unix_jax.models.vision import VisionTransformer
 
 _ACTIVATION = ("batch", "length", "embed_act")
-# The U-Net's time runs over the steps of a noise schedule, as in diffusion models.
+# The U-Net's times are steps of a noise schedule, as in diffusion models.
 _UNET_TIMES = 1000.0
 
 
@@ -149,7 +149,7 @@ class UniX(nn.Module):
         position_ids: Int[Array, "B G"],
     ) -> Float[Array, "B G D"]:
         """vae2llm(x_t) + time_embed(t) + latent_pos (BAGEL's latent input)."""
-        # Fixed by design: never trained, whatever the optimiser is given.
+        # Fixed by design: never trained, also if an optimiser receives it.
         table = jax.lax.stop_gradient(self.latent_pos_embed)
         table = nn.with_logical_constraint(table, (None, "embed_act"))
         time = self.time_embedder(timestep_sinusoid(timesteps).astype(self.dtype))

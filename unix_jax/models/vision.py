@@ -49,7 +49,7 @@ class VisionTransformer(nn.Module):
             nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, None, "embed")),
             (1, c.num_patches, c.width),
         )
-        # Without it the images may be gathered: the kernel before is split along its outputs.
+        # Otherwise the images may be gathered, since the kernel before is split along its outputs.
         x = nn.with_logical_constraint(
             x + table.astype(self.dtype), ("batch", "length", "embed_act")
         )

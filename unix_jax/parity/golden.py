@@ -196,12 +196,18 @@ def understanding_tensors(golden: Golden) -> Tensors:
     # The file may run on past an eos: an impossible one keeps the loop going for its whole length.
     endless = dataclasses.replace(special, eos=-1)
     model = UniX(dataclasses.replace(config, special_tokens=endless))
-    state = decoding.start(cache, layout.next_position, special.bos, -1, len(forced))  # type: ignore[arg-type]
-    state = decoding.decode_until(
-        model, golden.params, state, jnp.int32(len(forced) - 1),
-        jax.random.split(jax.random.key(0), 1), jnp.float32(1), jnp.float32(1), greedy=True,
+    count = len(forced) - 1
+    new_rows = decoding.NewRows(
+        cache, layout.next_position, jax.random.split(jax.random.key(0), 1),  # type: ignore[arg-type]
+        jnp.full(1, count), jnp.zeros(1), jnp.ones(1),
     )  # fmt: skip
-    new = np.asarray(state.tokens)[0, : len(forced) - 1]
+    state = decoding.start(
+        new_rows, context=layout.token_ids.shape[1], bos=special.bos, eos=-1, buffer=count
+    )
+    state = decoding.decode_until(
+        model, golden.params, state, jnp.int32(count), jnp.int32(1), choice="greedy"
+    )
+    new = np.asarray(state.tokens)[0]
     out["und.greedy_tokens"] = np.concatenate([[special.bos], new])
     return out
 

@@ -127,27 +127,39 @@ class BatchRunner:
         requests: list[Any] = [job.request for job in batch]
         size = self.limits.bucket(len(batch))
         self.metrics.batch("report", len(batch), size)
-        filled = requests + requests[-1:] * (size - len(batch))
-        settings = ReportSettings(
-            # The same for all batches: a program for every number would be compiled.
-            max_new_tokens=self.limits.report_tokens(self.pipe.config),
-            temperature=requests[0].temperature,
-            top_p=requests[0].top_p,
+        # The same number of tokens for all rows: each number of 64 has programs of its own.
+        most = self.limits.report_tokens(self.pipe.config)
+        decoded = [
+            self.pipe.report_request(
+                list(request.images),
+                prompt=request.prompt,
+                seed=request.seed,
+                max_new_tokens=most,
+                temperature=request.temperature,
+                top_p=request.top_p,
+            )
+            for request in requests
+        ]
+        of_all = ReportSettings(
+            max_new_tokens=most,
+            temperature=max(request.temperature for request in requests),
+            top_p=min(request.top_p for request in requests),
         )
         tokens = max(request.context_tokens for request in requests)
-        self.programs.use(report_shape(settings, size, len(requests[0].images), tokens))
-        _, states = decode_reports(
-            self.pipe.loaded,
-            [list(request.images) for request in filled],
-            [request.prompt for request in filled],
-            settings,
-            [request.seed for request in filled],
-            1 if any(request.stream for request in requests) else STRIDE,
-        )
+        self.programs.use(report_shape(of_all, size, len(requests[0].images), tokens))
         rows = [_ReportRow(job, self.pipe) for job in batch]
-        for _, ids in states:
+        for state in decode_reports(
+            self.pipe.loaded,
+            decoded,
+            size,
+            together=True,
+            stride=1 if any(request.stream for request in requests) else STRIDE,
+        ):
             self.metrics.tokens(
-                sum(row.advance(of_row) for row, of_row in zip(rows, ids, strict=False))
+                sum(
+                    row.advance(ids[:count])
+                    for row, ids, count in zip(rows, state.tokens, state.counts, strict=False)
+                )
             )
             if self.stopping() or not any(row.waits for row in rows):
                 return

@@ -71,7 +71,7 @@ class ReportRequest:
     @property
     def key(self) -> tuple[Any, ...]:
         """Requests of equal keys can be computed together."""
-        return "report", len(self.images), self.temperature, self.top_p
+        return "report", len(self.images)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,7 +152,7 @@ class RequestReader:
             prompt=prompt,
             max_new_tokens=wanted[0] or wanted[1] or most,
             temperature=temperature,
-            # Greedy decoding does not use it: such requests share a batch.
+            # Greedy decoding does not use it, and the program without it is faster.
             top_p=top_p if temperature else 1.0,
             seed=secrets.randbelow(_LARGEST_SEED + 1) if seed is None else seed,
             stream=stream,

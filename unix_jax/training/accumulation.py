@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from unix_jax.errors import ConfigError
-from unix_jax.sharding import ShardingRules, batch_shards
+from unix_jax.sharding import batch_shards
 
 
 def sum_over_microbatches(function: Callable[..., Any], k: int, *arguments: Any) -> Any:
@@ -40,16 +40,14 @@ def sum_over_microbatches(function: Callable[..., Any], k: int, *arguments: Any)
 
 
 def _split(x: Array, k: int) -> Array:
-    """[B, ...] -> [k, B / k, ...]: microbatch i has the rows i, i + k, ..."""
+    """[B, ...] -> [k, B / k, ...]: microbatch i contains the rows i, i + k, ..."""
     split = jnp.moveaxis(x.reshape(-1, k, *x.shape[1:]), 1, 0)
     return nn.with_logical_constraint(split, (None, "batch", *[None] * (x.ndim - 1)))
 
 
-def check_rows(
-    rows: int, k: int, mesh: Mesh | None = None, rules: ShardingRules | None = None
-) -> None:
+def check_rows(rows: int, k: int, mesh: Mesh | None = None) -> None:
     """Raises ConfigError unless B `rows` divide into k microbatches, and these over the mesh."""
-    parts = k * (1 if mesh is None else batch_shards(mesh, rules))
+    parts = k * (1 if mesh is None else batch_shards(mesh))
     if rows % parts:
         raise ConfigError(
             f"batch: expected a multiple of {parts} rows (accumulation {k} x parts of the mesh), "

@@ -158,7 +158,7 @@ def autoencoder_loss(
     """
     model = Autoencoder(config, dtype)
     moments: Any = model.apply({"params": params}, pixels, method="moments")
-    # `decode` undoes the scale and shift that `latent` applies: they may be measured afterwards.
+    # `decode` inverts the scale and shift of `latent`, so they may be measured after training.
     latents = model.apply({}, moments, noise, method="latent")
     decoded: Any = model.apply({"params": params}, latents, method="decode")
     metrics = {
@@ -250,7 +250,7 @@ def make_autoencoder_step(
 
             return jax.grad(loss, has_aux=True)(state.params)
 
-        # Every term is a mean over images, and microbatches have equally many.
+        # Every term is a mean over images, and all microbatches have the same number of images.
         grads, metrics = jax.tree.map(
             lambda total: total / accumulation,
             sum_over_microbatches(

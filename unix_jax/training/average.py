@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-# With `auto`, an average whose loss is higher than that of the raw weights by more is not exported.
+# With `auto`, the average is not exported if its loss exceeds that of the raw weights by more.
 LARGE_DIFFERENCE = 0.05
-# A start that has more weight than this in the export is worth a warning.
+# Warn if the initial weights have a larger share than this in the exported average.
 LARGE_SHARE = 0.05
 
 

@@ -1,13 +1,13 @@
-"""Checkpoints of a training run: written in the background, whole or absent, verified when read.
+"""Checkpoints of a training run: written in the background, atomically, and verified when read.
 
     DIR/checkpoints/STEP/state/      Orbax: every array of the state by its path, EMA included
     DIR/checkpoints/STEP/progress/   Orbax: JSON, the data iterator, the configuration, open meters
     DIR/checkpoints/STEP/files.json  size and CRC-32 of each file, written last; the metrics
-    DIR/checkpoints/damaged/STEP     what failed verification, moved out of the way
+    DIR/checkpoints/damaged/STEP     checkpoints that failed verification
 
-Orbax writes under a temporary name, `files.json` follows there, and one rename makes all of it
-count. So a kill at any moment leaves the checkpoint before usable: older ones are deleted only
-after that rename. Works over any pytree of arrays.
+Orbax writes under a temporary name, `files.json` is added there, and one rename completes the
+checkpoint. Older checkpoints are deleted only after that rename, so a process that is killed at any
+moment leaves a usable one. Works with any pytree of arrays.
 """
 
 import logging
@@ -27,7 +27,6 @@ from unix_jax.checkpoints.run_files import (
     require_writable,
     set_aside_damaged,
     steps,
-    verify,
     write_listing,
 )
 from unix_jax.errors import CheckpointError
@@ -54,19 +53,15 @@ class CheckpointStore:
         *,
         keep_last: int = 2,
         keep_best: int = 1,
-        metric: str = "loss",
-        higher_is_better: bool = False,
     ) -> None:
-        """Opens `directory`/checkpoints, moves damaged ones aside, removes unfinished ones.
+        """Opens `directory`/checkpoints; moves damaged checkpoints away, deletes unfinished ones.
 
-        Damaged ones are moved only where an older usable one is found.
+        Damaged ones are moved only if an older usable one exists.
 
         Args:
           directory: of the run; created if absent.
-          keep_last: so many of the newest are kept, at least 1.
-          keep_best: so many of the best by `metric` are kept besides, among those saved with it.
-          metric: a key of the `metrics` given to `save`.
-          higher_is_better: of the metric.
+          keep_last: the number of newest checkpoints to keep, at least 1.
+          keep_best: the number of further ones to keep: those with the least validation loss.
 
         Raises:
           CheckpointError: the directory cannot be created, written or read, or all of its
@@ -82,7 +77,7 @@ class CheckpointStore:
         self.skipped: list[str] = agree(lambda: set_aside_damaged(self.directory))
         self._log_filter = _OrbaxFilter()
         logging.getLogger("absl").addFilter(self._log_filter)
-        self._policy = _KeepLastAndBest(keep_last, keep_best, metric, higher_is_better)
+        self._policy = _KeepLastAndBest(keep_last, keep_best)
         for step in steps(self.directory):
             self._policy.metrics[step] = listing(self.directory / str(step)).get("metrics", {})
         self._pending: tuple[int, Mapping[str, float]] | None = None
@@ -108,7 +103,7 @@ class CheckpointStore:
             if kind is None:
                 self.wait()
             else:
-                # The error that is on its way says more than one about the last checkpoint.
+                # The current error is more informative than one about the last checkpoint.
                 self._quietly_finish()
         finally:
             logging.getLogger("absl").removeFilter(self._log_filter)
@@ -176,25 +171,22 @@ class CheckpointStore:
         self.__exit__(None)
         self._manager.close()
 
-    def restore(self, target: Any, step: int | None = None) -> Restored | None:
-        """The newest usable checkpoint, or that of `step`; None if there is none.
+    def restore(self, target: Any) -> Restored | None:
+        """The newest usable checkpoint; None if there is none.
 
         Args:
           target: the state's pytree with arrays or `jax.ShapeDtypeStruct`s that carry shardings;
             those of the run that wrote the checkpoint do not matter.
-          step: a step of `steps()`.
 
         Raises:
           CheckpointError: the state has other arrays than the checkpoint (another configuration);
-            or it cannot be read, or a file of `step` changed since it was written.
+            or it cannot be read.
         """
-        steps = self.steps() if step is None else [s for s in self.steps() if s == step]
+        # Opening the store has verified the newest one.
+        steps = self.steps()
         if not steps:
             return None
         newest, path = steps[-1], self.path(steps[-1])
-        if step is not None:
-            # Opening the store has verified the newest one only.
-            agree(lambda: verify(path))
         flat = {name: _abstract(leaf) for name, leaf in _flat(target).items()}
         self._require_same_arrays(newest, flat)
         try:
@@ -235,7 +227,7 @@ class CheckpointStore:
             )
 
     def _require_space(self, state: Any, step: int) -> None:
-        """Refuses early what certainly does not fit; the write itself is checked too."""
+        """Raises CheckpointError early if the disk is too small; the write is checked as well."""
         needed = sum(_local_bytes(leaf) for leaf in jax.tree.leaves(state))
         free = shutil.disk_usage(self.directory).free
         if needed > free:
@@ -267,23 +259,22 @@ class CheckpointStore:
 
 
 class _KeepLastAndBest(PreservationPolicy):
-    """The newest `last` checkpoints and the best `best` of those that have the metric."""
+    """The newest `last` checkpoints, and those with the `best` least losses of validation."""
 
-    def __init__(self, last: int, best: int, metric: str, higher_is_better: bool) -> None:
+    def __init__(self, last: int, best: int) -> None:
         self.metrics: dict[int, Mapping[str, float]] = {}
         self._last, self._best = last, best
-        self._metric, self._sign = metric, -1 if higher_is_better else 1
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         steps = sorted(info.step for info in checkpoints)
-        scored = [s for s in steps if self._metric in self.metrics.get(s, {})]
-        scored.sort(key=lambda s: (self._sign * self.metrics[s][self._metric], -s))
+        scored = [s for s in steps if "loss" in self.metrics.get(s, {})]
+        scored.sort(key=lambda s: (self.metrics[s]["loss"], -s))
         kept = {*steps[-self._last :], *scored[: self._best]}
         return [info.step in kept for info in checkpoints]
 
 
 class _OrbaxFilter(logging.Filter):
-    """Drops Orbax's own log records: what the user must know is in our errors."""
+    """Drops Orbax's own log records; this project's errors contain what a user needs."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return f"{os.sep}orbax{os.sep}" not in record.pathname
@@ -328,7 +319,7 @@ def first_line(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     for reason in ("No space left on device", "File too large", "Permission denied",
                    "Disk quota exceeded", "Read-only file system"):  # fmt: skip
-        # TensorStore wraps the system's words in a page of context.
+        # TensorStore adds a page of context to the system's message.
         if reason in text:
             return reason
     return text[:200]

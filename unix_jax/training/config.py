@@ -43,7 +43,7 @@ _STAGE_TASKS: dict[Stage, tuple[Task, ...]] = {
     "joint": TASKS,
     "autoencoder": ("generation",),
 }
-# What the stages train unless the configuration says otherwise.
+# The trained parameters of each stage by default.
 _STAGE_TRAINABLE: dict[Stage, str] = {
     "understanding": parameter_groups.UNDERSTANDING,
     "generation": parameter_groups.GENERATION,
@@ -367,12 +367,11 @@ class TrainConfig:
             if value != default:
                 found.append((name, value, default, why))
 
-        def add_all(group: str, default: Any, why: str, read: tuple[str, ...] = ()) -> None:
+        def add_all(group: str, default: Any, why: str) -> None:
             for field in dataclasses.fields(default):
-                if field.name not in read:
-                    add(f"{group}.{field.name}", getattr(default, field.name), why)
+                add(f"{group}.{field.name}", getattr(default, field.name), why)
 
-        # Both have one place of their own above.
+        # Both are set elsewhere in the configuration.
         add("data.seed", 0, "in training, which takes seed")
         add("data.epochs", None, "in training, which takes total_epochs")
         stage = f"in the stage {self.stage}"
@@ -385,7 +384,7 @@ class TrainConfig:
             add_all("losses", LossConfig(), stage)
         if self.stage != "generation":
             add("model.generation", TransformerStream(), stage)
-        # A weight of 0 says the same.
+        # A weight of 0 has the same effect.
         if self.stage == "understanding" and self.losses.mse_weight:
             add("losses.mse_weight", LossConfig().mse_weight, stage)
         if self.stage == "generation" and self.losses.ce_weight:
@@ -453,7 +452,7 @@ class TrainConfig:
     def average_decay(self) -> float | None:
         """The decay of the average of trained weights, None where there is none."""
         if self.ema_decay == "auto":
-            # Adapters start at zero and train for few steps: an average of them is not asked for.
+            # Adapters start at zero and train for few steps, so they are not averaged by default.
             return None if self.lora.rank else DEFAULT_EMA_DECAY
         return self.ema_decay
 
@@ -550,7 +549,7 @@ def _not_executable(file: Path, error: Exception) -> ConfigError:
     return ConfigError(f"{file}: cannot be executed: {type(error).__name__}: {detail}")
 
 
-# Settings of earlier versions, and what they are now.
+# Settings of earlier versions and their replacements.
 _RENAMED = {
     "use_lora": "lora.rank, which is 0 without adapters",
     "rad_dino": "repa.encoder",
@@ -606,7 +605,7 @@ def _length_of(config: TrainConfig, arguments: Sequence[str]) -> TrainConfig:
     return dataclasses.replace(config, **lengths)
 
 
-# What people change, in the order of the help.
+# The options that users change most, in the order of the help.
 _MOST_USED = {
     "init": "checkpoint to start from",
     "data.source": "records to train on",
@@ -622,7 +621,7 @@ _MOST_USED = {
 
 
 def _most_used(config: TrainConfig) -> str:
-    """The options that people change, with their values, for the first screen of the help."""
+    """The options that users change most, with their values, for the first screen of the help."""
     values = dict(settings(config.to_dict()))
     lines = ["Most used options, with their values here. All options follow in groups.", ""]
     for name, text in _MOST_USED.items():
@@ -641,7 +640,7 @@ def parse_arguments(arguments: Sequence[str]) -> Invocation:
       ConfigError: the file or a value in it. SystemExit: usage.
     """
     if not arguments or arguments[0].startswith("-"):
-        # Shows what a command line looks like; the options themselves depend on the file.
+        # Shows the form of a command line; the options depend on the configuration file.
         tyro.cli(
             _usage,
             prog="train.py",

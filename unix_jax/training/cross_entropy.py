@@ -46,7 +46,7 @@ def chunked_cross_entropy(
     length = hidden.shape[1]
     chunk = min(chunk, length)
     count = -(-length // chunk)
-    # Known to all devices alike, so that they run the same chunks.
+    # The same on all devices, so that they run the same chunks.
     used = jnp.arange(count) * chunk < mask.sum(axis=1).max()
     axes = axes_in_use("batch")
     rows = functools.partial(_rows, chunk=chunk, dtype=dtype, axes=axes)
@@ -75,7 +75,7 @@ def _rows(
     length = hidden.shape[1]
     # Its gradients are those of these rows until here, where they are summed over the devices.
     kernel = jax.lax.pcast(kernel, axes, to="varying")
-    # A stable sort: places with a loss first, in their own order.
+    # A stable sort: positions with a loss first, in their original order.
     order = jnp.argsort(~mask, axis=1, stable=True)
     places = jnp.pad(order, ((0, 0), (0, used.shape[0] * chunk - length)))
     by_chunk = jnp.moveaxis(places.reshape(places.shape[0], -1, chunk), 1, 0)
@@ -85,7 +85,7 @@ def _rows(
 
 
 class _Static(NamedTuple):
-    """What is no array: the products' type, and the mesh axes over which rows are split."""
+    """Static arguments: the dtype of the products, and the mesh axes over which rows are split."""
 
     dtype: Dtype
     axes: tuple[str, ...]
@@ -97,7 +97,7 @@ class _Static(NamedTuple):
 def _in_place(
     chunks: Shaped[Array, "C B S *rest"], inverse: Int[Array, "B U"]
 ) -> Shaped[Array, "B U *rest"]:
-    """Sorted places back in their order."""
+    """Restores the original order of sorted positions."""
     rows = jnp.moveaxis(chunks, 0, 1)
     rows = rows.reshape(rows.shape[0], -1, *rows.shape[3:])
     index = inverse.reshape(*inverse.shape, *[1] * (rows.ndim - 2))
@@ -191,5 +191,5 @@ def _logits(
     logits = jnp.einsum("bsd,dv->bsv", taken, kernel, preferred_element_type=jnp.float32)
     logits = nn.with_logical_constraint(logits, (None, None, "vocab"))
     targets = jnp.take_along_axis(labels, places, axis=1)
-    # Compared, not indexed: an index would gather a split vocabulary.
+    # A comparison instead of an index, which would gather a sharded vocabulary.
     return logits, jnp.arange(logits.shape[-1]) == targets[..., None]

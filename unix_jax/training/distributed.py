@@ -19,9 +19,10 @@ from jax.sharding import Mesh, NamedSharding
 from unix_jax.errors import ConfigError, UniXError
 from unix_jax.sharding import ShardingRules, batch_shards
 
-# Set by schedulers and pods that run one process a host.
+# Set by schedulers and pods that run one process per host.
 _CLUSTER_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "SLURM_NTASKS", "TPU_WORKER_HOSTNAMES")
-# The chips of a TPU machine, of older and of newer kinds.
+# The device files of a TPU machine's chips, of older and of newer kinds.
+_DEVICES = Path("/dev")
 _TPU_CHIPS = ("accel[0-9]*", "vfio/[0-9]*")
 
 
@@ -29,8 +30,6 @@ def initialise(
     coordinator: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
-    environment: Mapping[str, str] | None = None,
-    devices: Path = Path("/dev"),
 ) -> None:
     """Joins the other processes, if there are any; to be called before any device is touched.
 
@@ -39,8 +38,6 @@ def initialise(
         JAX_COORDINATOR_ADDRESS), on a machine with TPUs as its metadata say, or one process where
         neither says anything.
       num_processes, process_id: with `coordinator`.
-      environment: variables that stand in for the process's own.
-      devices: the directory in which a machine with TPUs has their device files.
 
     Warns:
       UserWarning: this machine has TPUs and no metadata; it runs alone.
@@ -48,11 +45,10 @@ def initialise(
     Raises:
       ConfigError: only some of the three are given, or the others do not answer.
     """
-    environment = os.environ if environment is None else environment
     given = (coordinator, num_processes, process_id)
     if given == (None, None, None):
-        if not _in_cluster(environment):
-            if _has_tpu(environment, devices):
+        if not _in_cluster(os.environ):
+            if _has_tpu(os.environ):
                 _join_slice()
             return
     elif None in given:
@@ -73,7 +69,7 @@ def _join_slice() -> None:
     except RuntimeError as error:
         raise _not_found(error) from error
     except (ValueError, OSError, ImportError) as error:
-        # No metadata: a machine of its own, or in a cluster of another kind.
+        # No metadata: a single machine, or a cluster of another kind.
         warnings.warn(
             "distributed: this machine has TPUs, but nothing says whether others belong to them "
             f"({_one_line(error)}): it works alone; train.py takes --distributed.coordinator if it "
@@ -90,12 +86,12 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def _has_tpu(environment: Mapping[str, str], devices: Path) -> bool:
+def _has_tpu(environment: Mapping[str, str]) -> bool:
     """Whether JAX will take TPUs of this machine. Asking JAX itself would start them."""
     platforms = environment.get("JAX_PLATFORMS", "")
     if platforms and "tpu" not in platforms.split(","):
         return False
-    chips = any(True for pattern in _TPU_CHIPS for _ in devices.glob(pattern))
+    chips = any(True for pattern in _TPU_CHIPS for _ in _DEVICES.glob(pattern))
     return chips and importlib.util.find_spec("libtpu") is not None
 
 
@@ -151,7 +147,7 @@ def collect(value: Any) -> list[Any]:
 
 
 def raise_together(error: UniXError | None) -> None:
-    """Raises `error`, or that of another process, so that all processes end at the same place.
+    """Raises `error`, or that of another process, so that all processes end at the same point.
 
     Every process calls it, with None where all is well.
 
@@ -168,7 +164,7 @@ def raise_together(error: UniXError | None) -> None:
         raise error
 
 
-def row_share(mesh: Mesh, rows: int, rules: ShardingRules | None = None) -> tuple[int, int]:
+def row_share(mesh: Mesh, rows: int) -> tuple[int, int]:
     """The rows of a global batch that this process's devices hold, as (first, one past the last).
 
     Processes that differ only along the tensor axis hold the same rows.
@@ -176,12 +172,12 @@ def row_share(mesh: Mesh, rows: int, rules: ShardingRules | None = None) -> tupl
     Raises:
       ConfigError: the mesh does not divide the rows, or gives a process rows that are not one run.
     """
-    shards = batch_shards(mesh, rules)
+    shards = batch_shards(mesh)
     if rows % shards:
         raise ConfigError(f"data.rows: expected a multiple of {shards} (mesh), found {rows}")
     held = {
         index[0].indices(rows)[:2]
-        for index in _batch_sharding(mesh, rules).addressable_devices_indices_map((rows,)).values()
+        for index in _batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()
         if index is not None
     }
     first, last = min(a for a, _ in held), max(b for _, b in held)
@@ -190,11 +186,9 @@ def row_share(mesh: Mesh, rows: int, rules: ShardingRules | None = None) -> tupl
     return first, last
 
 
-def place_batch(
-    batch: Any, mesh: Mesh, rows: int, share: tuple[int, int], rules: ShardingRules | None = None
-) -> Any:
+def place_batch(batch: Any, mesh: Mesh, rows: int, share: tuple[int, int]) -> Any:
     """A process's rows [first, last) of a global batch of `rows`, as global arrays on the mesh."""
-    sharding = _batch_sharding(mesh, rules)
+    sharding = _batch_sharding(mesh)
 
     def place(leaf: np.ndarray) -> jax.Array:
         def read(index: tuple[slice, ...] | None) -> np.ndarray:
@@ -207,8 +201,8 @@ def place_batch(
     return jax.tree.map(place, batch)
 
 
-def _batch_sharding(mesh: Mesh, rules: ShardingRules | None) -> NamedSharding:
-    return NamedSharding(mesh, (rules or ShardingRules()).spec(["batch"]))
+def _batch_sharding(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, ShardingRules().spec(["batch"]))
 
 
 def to_host(leaf: Any) -> np.ndarray:

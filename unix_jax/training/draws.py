@@ -76,7 +76,7 @@ def draw_flow(
         method=Autoencoder.latent,
     )  # fmt: skip
     p = config.latent_patch_size
-    # Odd rows and columns make no whole token, as in inference.
+    # A remaining odd row or column does not form a token, as in inference.
     whole = latent[:, :, : height // p * p, : width // p * p]
     tokens = jax.vmap(lambda x: patchify(x, p))(whole)
     noise = normal(noise_keys, tokens.shape[2:])
@@ -96,7 +96,7 @@ def _image_key(key: Array, row: Array, image: Array) -> Array:
 
 
 def _moments(model: UniX, params: Params, batch: TrainingBatch) -> Float[Array, "B J h w 2*z"]:
-    """Posterior of every image."""
+    """The posterior's moments of every image."""
     if batch.vae_moments is not None:
         return batch.vae_moments.astype(jnp.float32)
     if batch.vae_pixels is None:

@@ -26,7 +26,7 @@ from unix_jax.preprocessing.transforms import pad_to_fit
 from unix_jax.training.config import EVALUATIONS, TrainConfig
 from unix_jax.training.feed import shown_records
 
-# Reports or images that are generated together.
+# Number of reports or images per generated batch.
 _BATCH = 8
 
 
@@ -73,7 +73,9 @@ def _reports(config: TrainConfig, records: Sequence[Record]) -> Callable[[Any], 
     """BLEU and ROUGE-L of greedy reports, and the F1 of their findings where CheXbert is given."""
     settings = config.evals.reports
     references = [report_text(record) for record in records]
-    text_scores(references[:1], references[:1])  # A package that is absent is told at the start.
+    text_scores(
+        references[:1], references[:1]
+    )  # Raises an error at the start if a package is missing.
     chexbert = None if settings.chexbert is None else CheXbert.from_pretrained(settings.chexbert)
     true_labels = None if chexbert is None else chexbert.labels(references)
 

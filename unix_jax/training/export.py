@@ -81,7 +81,7 @@ def write(
 def gather(tree: Mapping[str, Any]) -> dict[str, Any]:
     """A flat dictionary whose arrays this process can read whole."""
     flat = flatten(tree)
-    # What this process holds already is fetched leaf by leaf when it is written.
+    # Arrays that this process holds are fetched one by one while they are written.
     return {
         path: value if getattr(value, "is_fully_addressable", True) else to_host(value)
         for path, value in flat.items()

@@ -150,7 +150,7 @@ class Feed:
         except UniXError as found:
             error = found
         try:
-            # Processes that see other data must not wait for each other.
+            # Processes with different data must not wait for each other.
             raise_together(error)
         except UniXError as found:
             self._iterator.close()
@@ -187,7 +187,7 @@ class Feed:
             assert self._last is not None
             host = jax.tree.map(_infinite, self._last.host)
             return self._last._replace(batch=self.place(host), host=host)
-        # Taken before anything runs ahead: the checkpoint of this step goes on with the next one.
+        # Taken before prefetching: the checkpoint of this step resumes with the next batch.
         state = self._iterator.get_state()
         self._last = Fed(self.place(host), host, info, state)
         return self._last
@@ -207,17 +207,17 @@ class Feed:
     def close(self) -> None:
         """Ends the threads that read ahead."""
         self._iterator.close()
-        # A batch of large images is not kept for as long as the feed is known.
+        # Frees the memory of a batch of large images.
         self._last = None
 
 
 def _infinite(leaf: np.ndarray) -> np.ndarray:
-    """The leaf with infinite numbers, or as it is where it has integers."""
+    """The leaf filled with infinity; a leaf of integers is returned unchanged."""
     return np.full_like(leaf, np.inf) if np.issubdtype(leaf.dtype, np.floating) else leaf
 
 
 def _comparable(vae_params: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Weights as they were when moments were written, None if they are not at hand."""
+    """The weights as they were when moments were written, None if they are not available."""
     if vae_params is None:
         return None
     flat = gather(vae_params)

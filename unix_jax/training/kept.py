@@ -131,7 +131,7 @@ def export_step(
 
 
 def _entry(file: Path, name: str) -> dict[str, Any]:
-    """An object in a JSON file that `train.py` wrote."""
+    """A JSON object from a file that `train.py` wrote."""
     value = read_json(file, CheckpointError)
     entry = value.get(name) if isinstance(value, dict) else None
     if not isinstance(entry, dict):
@@ -142,7 +142,7 @@ def _entry(file: Path, name: str) -> dict[str, Any]:
 def _measured(
     config: UniXConfig, vae_params: Any, settings: Mapping[str, Any], tokenizer: Path
 ) -> UniXConfig:
-    """As at the end of a run of the stage autoencoder: on the run's own data."""
+    """The latent statistics on the run's own data, as after a run of the stage autoencoder."""
     data = _dataclass(DataConfig, settings["data"] | {"seed": settings["seed"]})
     mesh = make_mesh(devices=jax.devices()[:1])
     feed = Feed(data, config, Tokenizer.from_directory(tokenizer, config.special_tokens), mesh)
@@ -154,7 +154,7 @@ def _measured(
 
 
 def _dataclass(kind: Any, values: Mapping[str, Any]) -> Any:
-    """A configuration from its JSON, where tuples are lists."""
+    """A configuration from its JSON form, in which tuples are lists."""
     try:
         return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
     except TypeError as error:

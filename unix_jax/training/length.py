@@ -15,9 +15,9 @@ from unix_jax.preprocessing.text import Tokenizer
 from unix_jax.training.config import TrainConfig
 from unix_jax.training.feed import training_data
 
-# Samples that are planned to find the number of steps, beyond which it is extrapolated.
+# The number of samples that are planned to find the number of steps; it is extrapolated beyond.
 _COUNTED = 20_000
-# Where the number of steps is given, only the rates are wanted.
+# If the number of steps is given, only the rates are needed.
 _SAMPLED = 500
 
 
@@ -54,7 +54,7 @@ def run_length(
         planner = Planner(record_samples(records, tokenizer, model_config, data), data)
         return _count(config, planner)
     finally:
-        # The loader plans the same rows, and says what is wrong with them.
+        # The loader plans the same rows and reports any error in them.
         log.disabled = before
 
 

@@ -167,7 +167,7 @@ def loss_and_terms(
             chunk=config.ce_chunk, dtype=model.dtype,
         )  # fmt: skip
 
-    # |velocity - (noise - x_0)|^2 of each latent token, a mean over its numbers.
+    # |velocity - (noise - x_0)|^2 of each latent token, averaged over its channels.
     if config.mse_weight > 0 and x_0 is not None and noise is not None:
         squared_error = jnp.square(output.velocity - (noise - x_0))
         error = squared_error.mean(axis=-1)
@@ -201,6 +201,6 @@ def _weighted_mean(
     """sum(weights * values) / total; 0 where there are no values or no weights."""
     if values is None or weights is None:
         return jnp.float32(0)
-    # Not a product alone: positions without a loss may hold anything, infinities too.
+    # Not only a product: positions without a loss may contain any value, also infinity.
     summed = jnp.where(weights > 0, weights * values, 0.0).sum()
     return summed / jnp.where(total > 0, total, 1.0)

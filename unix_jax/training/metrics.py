@@ -61,7 +61,7 @@ class JsonLines:
     """A file of one JSON object a line, each with a `step`, in the order of steps."""
 
     def __init__(self, path: Path, restored_step: int) -> None:
-        """Opens `path` for appending; lines beyond `restored_step`, or broken off, are removed.
+        """Opens `path` for appending; lines after `restored_step` and incomplete lines are removed.
 
         Raises:
           MetricsError: the file cannot be written.
@@ -95,7 +95,7 @@ class JsonLines:
 
 
 def _number(value: Any) -> Any:
-    """A Python number; what is not finite has no JSON and becomes null."""
+    """A Python number; values that are not finite become null, since JSON has none."""
     if isinstance(value, np.generic | np.ndarray):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
@@ -132,7 +132,7 @@ class TensorBoard:
                 "tensorboard: expected the package tensorboardX; `pip install tensorboardX`, or "
                 "turn it off with --logging.no-tensorboard"
             ) from error
-        # TensorBoard hides what an interrupted run wrote at these steps and later.
+        # TensorBoard hides what an interrupted run wrote from this step on.
         purge = restored_step + 1 if restored_step else None
         try:
             self._writer = SummaryWriter(str(directory), purge_step=purge)
@@ -178,7 +178,7 @@ class WeightsAndBiases:
             )
         except wandb.errors.Error as error:
             raise MetricsError(f"wandb_project {project!r}: {error}") from error
-        # Steps may come again after a restart; `step` as a plain metric allows that.
+        # Steps may repeat after a restart, which `step` as a plain metric allows.
         self._run.define_metric("*", step_metric="step")
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:

@@ -18,7 +18,7 @@ from unix_jax.training.parameter_groups import check_matches, compiled
 Schedule = Literal["constant", "cosine", "linear", "warmup-stable-decay"]
 Optimizer = Literal["adamw", "lion", "adafactor", "muon"]
 
-# What each optimiser reads besides learning rate, weight decay and clipping.
+# The settings that each optimiser reads in addition to learning rate, weight decay and clipping.
 _READ: dict[Optimizer, tuple[str, ...]] = {
     "adamw": ("b1", "b2", "eps"),
     "lion": ("b1", "b2"),
@@ -147,7 +147,7 @@ def make_schedule(config: OptimizerConfig, total_steps: int | None = None) -> op
                 after = optax.linear_schedule(peak, last, falling, rest - falling)
     if not warmup:
         return after
-    # Step 0 must already learn: the ramp starts one step above zero.
+    # The ramp starts one step above zero, so that step 0 has a learning rate.
     ramp = optax.linear_schedule(peak / warmup, peak, warmup - 1) if warmup > 1 else after
     return optax.join_schedules([ramp, after], [warmup])
 
@@ -192,7 +192,7 @@ def _optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.Gradi
 def _scaled(
     optimizer: optax.GradientTransformation, factors: tuple[tuple[str, float], ...]
 ) -> optax.GradientTransformation:
-    """The optimiser with its updates multiplied by name; its state is as it was."""
+    """The optimiser with its updates multiplied by a factor per name; its state is unchanged."""
     if not factors:
         return optimizer
     patterns = [(compiled(p, "optimizer.learning_rate_factors"), factor) for p, factor in factors]
@@ -214,7 +214,7 @@ def _is_matrix(name: str) -> bool:
 
 
 def _matrices(params: Any) -> Any:
-    """For Muon: which axes of a parameter are those of a matrix; None where it has none."""
+    """For Muon: the axes of a parameter that form a matrix, or None."""
     of_stack = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
     return _by_name(lambda name, x: of_stack if _is_matrix(name) and x.ndim == 3 else None, params)
 

@@ -24,9 +24,9 @@ JOINT = (
     "(und|embed_tokens|lm_head|vision|connector|gen|time_embedder|vae2llm|llm2vae|repa)/.*"
 )  # fmt: skip
 
-# Frozen whatever the pattern: encoders that come trained, and a fixed table.
+# Always frozen: pretrained encoders and a fixed table.
 _NEVER = re.compile(r"(autoencoder|rad_dino)/.*|unix/latent_pos_embed")
-# Everything that the und stream is computed from.
+# All parameters that the und stream depends on.
 _UND = "unix/(embed_tokens|vision|connector|decoder/[^/]*/und)/.*|lora/decoder/[^/]*/und/.*"
 
 

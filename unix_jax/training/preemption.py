@@ -25,7 +25,7 @@ class StopRequest:
         self._several = jax.process_count() > 1
 
     def __enter__(self) -> Self:
-        # JAX's own handler of SIGTERM must stay where several processes listen to it.
+        # JAX's own handler of SIGTERM is kept for runs of several processes, which use it.
         heard = (signal.SIGINT,) if self._several else (signal.SIGINT, signal.SIGTERM)
         self._handlers = {number: signal.signal(number, self._note) for number in heard}
         return self
@@ -36,7 +36,7 @@ class StopRequest:
 
     def _note(self, number: int, _: FrameType | None) -> None:
         if number == signal.SIGINT and self.signal == signal.SIGINT:
-            # Written without buffers: the main thread may be anywhere, in a print as well.
+            # Written without a buffer, since the main thread may be inside a print.
             os.write(_STANDARD_ERROR, b"interrupted twice: quitting at once\n")
             os._exit(INTERRUPTED)
         self.signal = signal.Signals(number)
@@ -47,7 +47,7 @@ class StopRequest:
                 b"Ctrl-C again quits at once\n",
             )
         if self._several:
-            # Tells the other processes too.
+            # Also informs the other processes.
             os.kill(os.getpid(), signal.SIGTERM)
 
     def reached(self, step: int) -> bool:

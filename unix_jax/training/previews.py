@@ -1,6 +1,6 @@
 """Samples of a model in training: reports of held-out X-rays, or a sheet of generated ones.
 
-Stands above both `training` and `inference`; `train.py` calls it every so often.
+Uses both `training` and `inference`; `train.py` calls it at intervals.
 """
 
 import dataclasses
@@ -26,14 +26,14 @@ from unix_jax.data.records import (
     record_image,
     report_text,
 )
-from unix_jax.errors import CheckpointError
+from unix_jax.errors import CheckpointError, UniXError
 from unix_jax.inference.pipeline import UniXPipeline
 from unix_jax.models.autoencoder import Autoencoder
 from unix_jax.preprocessing.text import Tokenizer
 from unix_jax.preprocessing.transforms import contact_sheet, pad_to_fit, save_png, to_gray_pil
 from unix_jax.storage.files import atomic_write
 from unix_jax.training.config import TrainConfig
-from unix_jax.training.distributed import is_primary
+from unix_jax.training.distributed import is_primary, raise_together
 from unix_jax.training.export import gather
 from unix_jax.training.metrics import Metrics
 from unix_jax.training.stages import Stage, compute_dtype
@@ -43,17 +43,17 @@ FOLDER = "previews"
 
 @dataclasses.dataclass(frozen=True)
 class Preview:
-    """What a preview wrote, and shows besides: a picture or a text."""
+    """The file of a preview, and its image or its text."""
 
     path: Path
-    picture: Image.Image | None = None
+    image: Image.Image | None = None
     text: str | None = None
 
     def report(self, metrics: Metrics, step: int) -> None:
-        """Shows it where numbers are shown."""
+        """Writes it to the reporters of metrics, such as TensorBoard."""
         name = self.path.stem.partition("_")[2]
-        if self.picture is not None:
-            metrics.image(step, name, np.asarray(self.picture.convert("RGB")))
+        if self.image is not None:
+            metrics.image(step, name, np.asarray(self.image.convert("RGB")))
         if self.text is not None:
             metrics.text(step, name, self.text)
 
@@ -68,27 +68,40 @@ def make(
     step: int,
     records: Mapping[Task, Sequence[Record]],
 ) -> list[Preview]:
-    """What the exported weights make of the held-out records of each task, written to DIR/previews.
+    """Reports and images of held-out records by the weights of an export, written to DIR/previews.
 
     All processes call it; the first one writes.
 
     Raises:
-      UniXError: a file that cannot be written.
+      UniXError: an image that cannot be read, or a file that cannot be written; in every process.
     """
     directory = out / FOLDER
     if config.stage == "autoencoder":
         _, vae_params = local(run.weights(state, config.preferred))
-        if not is_primary():
-            return []
-        shown = records["generation"]
-        return [_reconstructions(run.config, vae_params, config, directory, step, shown)]
-    pipe = run_pipeline(run, config, state, tokenizer, mesh)
-    if pipe is None:
-        return []
-    of_task: dict[Task, Callable[..., Preview]] = {
-        "understanding": _reports, "generation": _drawn, "edit": _edited,
-    }  # fmt: skip
-    return [of_task[task](pipe, config, directory, step, shown) for task, shown in records.items()]
+
+        def write() -> list[Preview]:
+            shown = records["generation"]
+            return [_reconstructions(run.config, vae_params, config, directory, step, shown)]
+
+    else:
+        pipe = run_pipeline(run, config, state, tokenizer, mesh)
+
+        def write() -> list[Preview]:
+            return [
+                _OF_TASK[task](pipe, config, directory, step, shown)
+                for task, shown in records.items()
+            ]
+
+    made: list[Preview] = []
+    error: UniXError | None = None
+    if is_primary():
+        try:
+            made = write()
+        except UniXError as failed:
+            error = failed
+    # The other processes would wait in the next step for one that has ended.
+    raise_together(error)
+    return made
 
 
 def run_pipeline(
@@ -115,8 +128,8 @@ def run_pipeline(
 def local(trees: Sequence[Any]) -> list[Any]:
     """New containers around arrays that this process can use alone; None stays None.
 
-    The pipeline cuts its containers apart. The arrays are the run's own unless several processes
-    hold them.
+    The pipeline modifies its containers. The arrays are shared with the run, unless several
+    processes hold them.
     """
     if jax.process_count() == 1:
         return [jax.tree.map(lambda leaf: leaf, tree) for tree in trees]
@@ -130,7 +143,7 @@ def _reports(
     step: int,
     records: Sequence[Record],
 ) -> Preview:
-    """Greedy reports beside the true ones."""
+    """Greedy reports next to the references."""
     reports = pipe.generate_report(
         [question_images(record) for record in records],
         prompts=[instructions_for(record, pipe.config.asked)[0] for record in records],
@@ -149,7 +162,7 @@ def _reports(
     return Preview(path, text=text)
 
 
-def _drawn(
+def _generated(
     pipe: UniXPipeline,
     config: TrainConfig,
     directory: Path,
@@ -175,7 +188,7 @@ def _edited(
     step: int,
     records: Sequence[Record],
 ) -> Preview:
-    """Conditions, below them what the model makes of each, and below that the true images."""
+    """A sheet of three rows: conditions, generated images, and true images."""
     shape = config.data.vae_height, config.data.vae_width, config.data.vae_padding
     before, after = (
         [pad_to_fit(record_image(r), *shape) for r in chosen]
@@ -194,6 +207,11 @@ def _edited(
     return _write_sheet(directory / f"{step:08d}_edited.png", sheet)
 
 
+_OF_TASK: dict[Task, Callable[..., Preview]] = {
+    "understanding": _reports, "generation": _generated, "edit": _edited,
+}  # fmt: skip
+
+
 def _reconstructions(
     model_config: UniXConfig,
     vae_params: Any,
@@ -202,7 +220,7 @@ def _reconstructions(
     step: int,
     records: Sequence[Record],
 ) -> Preview:
-    """Held-out images, and below them what the autoencoder makes of them."""
+    """A sheet of two rows: held-out images and their reconstructions."""
     pixels = np.stack([vae_pixels(record, config.data) for record in records])
     decoded = _reconstruct(Autoencoder(model_config.vae), vae_params, pixels)
     both = [to_gray_pil(np.clip(x / 2 + 0.5, 0, 1)) for x in (*pixels, *np.asarray(decoded))]
@@ -217,4 +235,4 @@ def _reconstruct(autoencoder: Autoencoder, params: Any, pixels: Any) -> Any:
 
 def _write_sheet(path: Path, sheet: Image.Image) -> Preview:
     save_png(path, sheet)
-    return Preview(path, picture=sheet)
+    return Preview(path, image=sheet)

@@ -74,7 +74,7 @@ class RepaProjector(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch E"]:
-        # Widths of small models too: the scale of the features does not depend on them.
+        # Also for small models: the scale of the features does not depend on the width.
         init = nn.initializers.lecun_normal()
         for name, features, axes in (
             ("fc1", self.hidden_size, ("embed", "mlp")),
@@ -109,7 +109,7 @@ def negative_cosine(
     def unit(x: Array) -> Array:
         x = x.astype(jnp.float32)
         square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
-        # The bound is inside the root, whose slope at 0 is not finite.
+        # The lower bound is inside the square root, whose derivative at 0 is infinite.
         return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
 
     return -jnp.sum(unit(ours) * unit(target), axis=-1)

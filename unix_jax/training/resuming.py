@@ -62,7 +62,7 @@ _FIELDS: dict[Rule, tuple[str, ...]] = {
     ),
     Rule.FREE: (
         "model.attention", "model.remat", "model.unroll", "losses.ce_chunk", "accumulation", "mesh",
-        # The run's seed is used in the place of that of its data.
+        # The seed of the run replaces the seed of its data.
         "data.seed", "data.max_broken_fraction", "data.broken_after", "data.threads",
         "data.prefetch",
         "distributed.coordinator", "distributed.num_processes", "distributed.process_id",

@@ -15,7 +15,7 @@ from unix_jax.storage.json_file import read_json
 from unix_jax.training.checkpoint_store import FOLDER
 from unix_jax.training.metrics import EVALUATION_FILE, METRICS_FILE, VALIDATION_FILE
 
-# What a run writes besides run.json, and would overwrite.
+# Files that a run writes in addition to run.json, and would overwrite.
 _OF_A_RUN = (
     FOLDER, EXPORT, METRICS_FILE, VALIDATION_FILE, EVALUATION_FILE,
     "frozen", "tokenizer", "previews", "tensorboard", "profile", "parameters.txt",

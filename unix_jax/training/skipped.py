@@ -12,7 +12,7 @@ class SkippedSamples:
     """The samples that one pass over data left out, as its batches tell."""
 
     def __init__(self, name: str = "") -> None:
-        """`name` of the data stands before each line, such as `validation: `."""
+        """`name` of the data is the prefix of each line, such as `validation: `."""
         self._name = name
         self._said: set[str] = set()
         self._info: BatchInfo | None = None

@@ -38,12 +38,12 @@ from unix_jax.training.losses import Alignment
 from unix_jax.training.optimizer import make_optimizer
 from unix_jax.training.parameter_groups import split_params, trains_und
 from unix_jax.training.repa import make_repa, repa_parts
-from unix_jax.training.state import abstract_state, create_state
+from unix_jax.training.state import abstract_state, create_state, init_shapes
 from unix_jax.training.step import StepConfig, make_eval_step, make_train_step
 
 Scalars = Mapping[str, Float[Array, ""]]
 Parts = dict[str, Any]
-# How many images the scale and shift of latents are measured on.
+# The number of batches that the scale and shift of latents are measured on.
 _STATISTICS_BATCHES = 32
 
 
@@ -176,7 +176,7 @@ def make_stage(
     Raises:
       ConfigError: settings that contradict each other.
     """
-    # A run shorter than its warm-up ends within it.
+    # A run that is shorter than its warm-up ends during the warm-up.
     total_steps = max(total_steps, config.optimizer.warmup_steps + 1)
     if config.stage == "autoencoder":
         return AutoencoderStage(config, model_config, mesh, total_steps)
@@ -220,10 +220,9 @@ class UniXStage(Stage):
             loss = make_repa(model_config, encoder_config, config.repa, dtype)
             repa = Alignment(loss, config.repa.weight, config.repa.layer)
             init |= repa_parts(model_config, encoder_config, config.repa)
-        parts = jax.eval_shape(lambda key: {n: f(key) for n, f in init.items()}, self.key)
-        trained, _ = split_params(parts, config.pattern)
+        trained, _ = split_params(init_shapes(init), config.pattern)
         config.optimizer.check_names(flatten(trained))
-        # What has no trained parameter before it needs no backward pass.
+        # Layers without trained parameters before them need no backward pass.
         self._frozen_und = config.stage == "generation" and not trains_und(trained)
         model = UniX(
             model_config,
@@ -295,7 +294,7 @@ class UniXStage(Stage):
 
 
 def _check_unet(config: TrainConfig) -> None:
-    """Raises ConfigError for what needs the gen stream, which a model with a U-Net lacks."""
+    """Raises ConfigError for settings that need a gen stream, which a model with a U-Net lacks."""
     if config.stage == "joint":
         raise ConfigError(
             "stage: expected understanding or generation for a model with a U-Net as its "
@@ -366,7 +365,7 @@ class AutoencoderStage(Stage):
             return jax.jit(train_step, donate_argnums=0)
 
         self._cropped = step_on(self._objective)
-        # A program of its own, so that crops need only the memory of crops.
+        # A separate program, so that training on crops does not need the memory of whole images.
         self._whole = step_on(dataclasses.replace(self._objective, crop=None, crop_steps=None))
         self._evaluation = make_autoencoder_evaluation(
             model_config.vae, self._dtype, accumulation=self._accumulation
@@ -396,17 +395,17 @@ class AutoencoderStage(Stage):
     def batch_flops(self, batch: TrainingBatch) -> float:
         assert batch.vae_pixels is not None
         rows, images, height, width, _ = batch.vae_pixels.shape
-        # Of crops also where whole images follow them: a batch does not know its step.
+        # Counted for crops even if whole images follow, since a batch does not know its step.
         crop = self._objective.crop
         size = (height, width) if crop is None else (crop, crop)
-        # The decoder mirrors the encoder, with one block a level more.
+        # The decoder mirrors the encoder, with one more block per level.
         return 3 * 2 * rows * images * flops.encoder_flops(self.config.vae, size)
 
     def trained(self, state: Any) -> Any:
         return state.params
 
     def weights(self, state: Any, which: Weights) -> tuple[Any, Any | None]:
-        # A whole checkpoint, so that the next stage starts from it: the model is still untrained.
+        # A complete checkpoint, from which the next stage starts; the model itself is untrained.
         return init_params(self.config, self.key), self._of(state, which)
 
     def final_config(

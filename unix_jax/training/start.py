@@ -112,7 +112,7 @@ def find_origin(config: TrainConfig) -> Origin:
 
 
 def _warn_of_another_tokenizer(tokenizer: Path, init: Path | None) -> None:
-    """Embeddings that were trained with one tokenizer mean nothing with another one."""
+    """Warns of another tokenizer, with which the trained embeddings have no meaning."""
     file = tokenizer / "tokenizer.json" if tokenizer.is_dir() else tokenizer
     own = None if init is None else init / "tokenizer.json"
     if own is None or not own.is_file() or not file.is_file():
@@ -279,7 +279,7 @@ def remember(out: Path, config: TrainConfig, origin: Origin) -> None:
         return
     tokenizer = origin.tokenizer
     files = _files_to_carry(origin)
-    # First, so that whatever else a killed run leaves is known to be of a run.
+    # Written first, so that all other files of a killed run are known to belong to a run.
     _write_record(
         out,
         {
@@ -304,7 +304,7 @@ def remember(out: Path, config: TrainConfig, origin: Origin) -> None:
 
 
 def _files_to_carry(origin: Origin) -> dict[str, Path]:
-    """By name in a checkpoint: tokenizer files, and what the start has beside its weights."""
+    """By name in a checkpoint: tokenizer files, and the other files of the start except weights."""
     start: list[tuple[Path, str]] = []
     if origin.init is not None:
         converted = native.is_checkpoint(origin.init)
@@ -330,7 +330,7 @@ def recall(out: Path, config: TrainConfig) -> tuple[Origin, list[Change]]:
                 f"started, found {config.model.generation}; for another name another --out"
             )
         if model_config.instructions is None:
-            # A run of before models carried their instructions.
+            # A run of an earlier version, whose model had no instructions.
             prompts = tuple(saved["config"]["data"]["prompts"])
             model_config = with_instructions(model_config, saved["config"]["stage"], prompts)
         has_autoencoder = bool(saved["autoencoder"])
@@ -406,7 +406,7 @@ def keep_average(out: Path, config: TrainConfig) -> TrainConfig:
     """
     before = agree(lambda: read_json(out / RUN_FILE))["config"]
     if config.stage == "autoencoder" and "ema_decay" in before.get("autoencoder", {}):
-        # As earlier versions wrote it.
+        # The form of earlier versions.
         before = before["autoencoder"]
     decay = before.get("ema_decay")
     if config.ema_decay == "auto":

@@ -1,8 +1,8 @@
 """The state of a run: trained masters, frozen weights, EMA and optimiser state, each leaf sharded.
 
-Parameters are one dictionary of parts (see `parameter_groups`). `init` names every part and makes
-its fresh parameters, boxed with their logical axes: these give the shapes and the shardings of
-everything else, the optimiser's moments and the EMA included.
+Parameters are one dictionary of parts (see `parameter_groups`). `init` names every part and creates
+its fresh parameters, boxed with their logical axes. These define the shapes and shardings of all
+other arrays, including the optimiser's moments and the EMA.
 """
 
 import zlib
@@ -21,7 +21,7 @@ from unix_jax.checkpoints.fitting import check_leaves
 from unix_jax.checkpoints.leaves import flatten
 from unix_jax.errors import CheckpointError
 from unix_jax.models.layers import Dtype
-from unix_jax.sharding import ShardingRules, param_shardings
+from unix_jax.sharding import param_shardings
 from unix_jax.training.parameter_groups import merge_params, split_params
 
 Init = Mapping[str, Callable[[Array], Any]]
@@ -45,7 +45,7 @@ class TrainState:
         return merge_params(self.averaged().trained if ema else self.trained, self.frozen)
 
     def averaged(self) -> "TrainState":
-        """The state with the running mean in the place of the trained weights.
+        """The state with the running mean instead of the trained weights.
 
         Raises:
           ValueError: there is none.
@@ -63,17 +63,16 @@ def create_state(
     init: Init,
     given: Mapping[str, Any] | None = None,
     mesh: Mesh | None = None,
-    rules: ShardingRules | None = None,
     frozen_dtype: Dtype | None = None,
     ema: bool = True,
 ) -> TrainState:
-    """A state at step 0, each device making or receiving its own shards alone.
+    """A state at step 0; each device creates or receives only its own shards.
 
     Args:
       trainable: pattern over the names of parameters, see `parameter_groups`.
       init: for each part, key -> fresh parameters, boxed or not.
-      given: parts that are known already (numpy or jax arrays), instead of fresh ones.
-      frozen_dtype: in which the frozen weights of the model are held; None keeps theirs.
+      given: existing parts (numpy or jax arrays), used instead of fresh ones.
+      frozen_dtype: dtype of the model's frozen weights; None keeps their dtype.
       ema: keep a running mean.
 
     Raises:
@@ -82,12 +81,12 @@ def create_state(
     """
     given = dict(given or {})
     options = {"trainable": trainable, "tx": tx, "frozen_dtype": frozen_dtype, "ema": ema}
-    shapes = {part: jax.eval_shape(init[part], key) for part in given if part in init}
+    shapes = {part: shape for part, shape in init_shapes(init).items() if part in given}
     _check_given(given, nn.unbox(shapes), init)
     shardings = None
     if mesh is not None:
-        shardings = state_shardings(init=init, mesh=mesh, rules=rules, **options)
-        given = jax.device_put(given, param_shardings(shapes, mesh, rules))
+        shardings = state_shardings(init=init, mesh=mesh, **options)
+        given = jax.device_put(given, param_shardings(shapes, mesh))
 
     def make(key: Array, given: dict[str, Any]) -> TrainState:
         fresh = {part: fn for part, fn in init.items() if part not in given}
@@ -102,7 +101,6 @@ def abstract_state(
     *,
     init: Init,
     mesh: Mesh | None = None,
-    rules: ShardingRules | None = None,
     frozen_dtype: Dtype | None = None,
     ema: bool = True,
 ) -> TrainState:
@@ -114,7 +112,7 @@ def abstract_state(
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         shapes,
-        state_shardings(init=init, mesh=mesh, rules=rules, **options),
+        state_shardings(init=init, mesh=mesh, **options),
     )
 
 
@@ -124,30 +122,26 @@ def state_shardings(
     *,
     init: Init,
     mesh: Mesh,
-    rules: ShardingRules | None = None,
     frozen_dtype: Dtype | None = None,
     ema: bool = True,
 ) -> TrainState:
     """A `NamedSharding` for every leaf of the state."""
     shapes = _shapes(init, trainable=trainable, tx=tx, frozen_dtype=frozen_dtype, ema=ema)
-    parts = jax.eval_shape(lambda key: _fresh(init, key), jax.random.key(0))
-    trained, frozen = split_params(parts, trainable)
-    of_trained = param_shardings(trained, mesh, rules)
+    trained, frozen = split_params(init_shapes(init), trainable)
+    of_trained = param_shardings(trained, mesh)
     whole = NamedSharding(mesh, PartitionSpec())
     return TrainState(
         step=whole,  # type: ignore[arg-type]
         trained=of_trained,
-        frozen=param_shardings(frozen, mesh, rules),
+        frozen=param_shardings(frozen, mesh),
         ema=of_trained if ema else None,
-        opt_state=_optimizer_shardings(shapes.opt_state, flatten(trained), mesh, rules),
+        opt_state=_optimizer_shardings(shapes.opt_state, flatten(trained), mesh),
         halted=whole,  # type: ignore[arg-type]
     )
 
 
-def _optimizer_shardings(
-    opt_state: Any, trained: Mapping[str, Any], mesh: Mesh, rules: ShardingRules | None
-) -> Any:
-    """Of an optimiser's state, whose arrays belong to the parameters that their paths end with.
+def _optimizer_shardings(opt_state: Any, trained: Mapping[str, Any], mesh: Mesh) -> Any:
+    """Shardings of an optimiser's state; its paths end with the names of the parameters.
 
     An array of the parameter's shape, such as a moment, is split as the parameter is; one that
     lacks one of its axes, such as a factored moment of Adafactor, along the others. The rest is
@@ -160,7 +154,7 @@ def _optimizer_shardings(
         box = next((trained[end] for end in ends if end in trained), None)
         axes = _axes_of(leaf.shape, box)
         boxed = leaf if axes is None else nn.LogicallyPartitioned(leaf, axes)
-        return param_shardings(boxed, mesh, rules)
+        return param_shardings(boxed, mesh)
 
     return jax.tree_util.tree_map_with_path(one, opt_state)
 
@@ -178,17 +172,22 @@ def _axes_of(shape: tuple[int, ...], box: Any) -> tuple[str | None, ...] | None:
     return None
 
 
+def init_shapes(init: Init) -> dict[str, Any]:
+    """The boxed shapes of every part's fresh parameters.
+
+    A model is traced once, since JAX remembers the shapes of each function of `init`.
+    """
+    key = jax.random.key(0)
+    return {part: jax.eval_shape(make, key) for part, make in init.items()}
+
+
 def _shapes(init: Init, **options: Any) -> TrainState:
     """The state's shapes, from fresh parameters."""
-
-    def make(key: Array) -> TrainState:
-        return _assemble(nn.unbox(_fresh(init, key)), **options)
-
-    return jax.eval_shape(make, jax.random.key(0))
+    return jax.eval_shape(lambda parts: _assemble(parts, **options), nn.unbox(init_shapes(init)))
 
 
 def _fresh(init: Init, key: Array) -> dict[str, Any]:
-    # By name: a part's numbers do not depend on which other parts there are.
+    # By name, so that a part's random numbers do not depend on the other parts.
     return {
         part: make(jax.random.fold_in(key, zlib.crc32(part.encode())))
         for part, make in init.items()
@@ -204,7 +203,7 @@ def _assemble(
     ema: bool,
 ) -> TrainState:
     trained, frozen = split_params(parts, trainable)
-    # Copies: a step donates the state, whose buffers must be no one else's.
+    # Copies, since a step donates the state and its buffers must not be shared.
     trained = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), trained)
     frozen = jax.tree.map(jnp.copy, frozen)
     if frozen_dtype is not None and "unix" in frozen:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from unix_jax.data.batch import TrainingBatch
 from unix_jax.errors import ConfigError
 from unix_jax.models.unix import UniX
-from unix_jax.sharding import ShardingRules, traced_on
+from unix_jax.sharding import traced_on
 from unix_jax.training.accumulation import check_rows, sum_over_microbatches
 from unix_jax.training.average import update_average
 from unix_jax.training.draws import Params
@@ -60,7 +60,6 @@ def make_train_step(
     schedule: optax.Schedule,
     *,
     shardings: TrainState | None = None,
-    rules: ShardingRules | None = None,
     repa: Alignment | None = None,
 ) -> Any:
     """The jitted function (state, batch, key) -> (state, metrics); the state is donated.
@@ -83,8 +82,8 @@ def make_train_step(
     mesh = None if shardings is None else jax.tree.leaves(shardings)[0].mesh
 
     def train_step(state: TrainState, batch: TrainingBatch, key: Array) -> tuple[TrainState, Any]:
-        check_rows(batch.rows, config.accumulation, mesh, rules)
-        with traced_on(mesh, rules):
+        check_rows(batch.rows, config.accumulation, mesh)
+        with traced_on(mesh):
             key = jax.random.fold_in(key, state.step)
             of_trained = None if shardings is None else shardings.trained
             loss, parts, totals, gradients = _gradients(
@@ -118,7 +117,6 @@ def make_eval_step(
     config: StepConfig,
     *,
     mesh: Mesh | None = None,
-    rules: ShardingRules | None = None,
     repa: Alignment | None = None,
 ) -> Any:
     """The jitted function (state, batch, key) -> metrics: the losses of one batch, no update.
@@ -134,8 +132,8 @@ def make_eval_step(
     """
 
     def eval_step(state: TrainState, batch: TrainingBatch, key: Array) -> Metrics:
-        check_rows(batch.rows, config.accumulation, mesh, rules)
-        with traced_on(mesh, rules):
+        check_rows(batch.rows, config.accumulation, mesh)
+        with traced_on(mesh):
             params = merge_params(state.trained, state.frozen)
             totals = count_totals(batch)
 
@@ -195,7 +193,7 @@ def _gradients(
         (loss, parts), gradients = jax.value_and_grad(loss_of, has_aux=True)(working)
         gradients = jax.tree.map(lambda x, master: x.astype(master.dtype), gradients, trained)
         if shardings is not None:
-            # Where the parameters lie: sums over devices may then be scattered, not repeated.
+            # Sharded as the parameters are, so that sums over devices can be reduce-scatters.
             gradients = jax.lax.with_sharding_constraint(gradients, shardings)
         return loss, parts, gradients
 

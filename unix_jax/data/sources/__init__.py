@@ -42,9 +42,9 @@ _OPTIONS = {
 KINDS = tuple(_OPTIONS)
 """The kinds of sources."""
 
-# How a part of a mixture (`unix_jax.data.mixture`) begins that is no source by itself.
+# The beginning of a part of a mixture (`unix_jax.data.mixture`), which is not a source by itself.
 _PART = re.compile(r"[^\s:*]*\s*\*|(?:understanding|generation|edit):")
-# A glob pattern may hold "?" too: only one that begins a list of options separates them.
+# A glob pattern may also contain "?"; only one before a list of options is a separator.
 _SPEC = re.compile(r"(?P<kind>\w+):(?P<path>.+?)(?:\?(?P<options>\w+=.*))?", re.DOTALL)
 
 
@@ -65,7 +65,7 @@ def open_source(
     kind, path, options = parse_spec(spec)
     split = split or None
     images = image_root if image_root is not None else options.get("images")
-    # Imported by kind: each brings a library that the others do without.
+    # Imported by kind, since each needs a library that the others do not.
     if kind == "manifest":
         from unix_jax.data.sources.manifest import ManifestSource
 

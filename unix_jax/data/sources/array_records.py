@@ -61,7 +61,7 @@ def encode_record(record: Record) -> bytes:
     values["sizes"] = [len(image) for image in images]
     values["turns"] = [dataclasses.asdict(turn) for turn in record.turns]
     del values["more_images"]
-    for name in ("turns", "condition"):
+    for name in ("turns", "condition", "report_problem"):
         if not values[name]:
             del values[name]
     if len(images) < 2 and not condition:
@@ -92,6 +92,7 @@ def decode_record(data: bytes, where: str) -> Record:
         turns=_turns(row, len(images), where),
         prompt=text_field(row, "prompt", where),
         answer=text_field(row, "answer", where),
+        report_problem=text_field(row, "report_problem", where),
         **report_fields(row, where),
     )
 
@@ -210,7 +211,7 @@ class _Shards:
         return array_record_module.ArrayRecordWriter(path, _WRITER_OPTIONS), entry, 0
 
     def close(self) -> dict[str, int]:
-        """Records of each split, after every shard is on disk."""
+        """The number of records per split, after every shard is on disk."""
         for writer, _, _ in self._open.values():
             writer.close()
         counts: dict[str, int] = {}
@@ -231,7 +232,7 @@ class ArrayRecordSource:
         """
         root = Path(directory)
         shards = list(_checked_shards(root / INDEX))
-        # As in every kind of source: one without splits belongs to every split.
+        # As in every kind of source, a data set without splits belongs to every split.
         self.unsplit = split is not None and not any(name for _, name, _ in shards)
         every = split is None or self.unsplit
         chosen = [shard for shard in shards if every or shard[1] == split]
@@ -267,7 +268,7 @@ class ArrayRecordSource:
             return self._opened
 
     def __getstate__(self) -> dict[str, Any]:
-        # Open files stay where they are: a worker opens its own.
+        # Open files are not pickled: a worker opens its own.
         return {"_files": self._files, "_length": self._length, "unsplit": self.unsplit}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -131,7 +131,7 @@ def _question(text: str, first: int) -> tuple[str | int, ...]:
     """The texts and images of a question; its first image has the index `first`."""
     pieces = text.split(IMAGE_MARKER)
     if len(pieces) <= 2:
-        # An only image comes first, wherever its marker is.
+        # A single image comes first, at any position of its marker.
         joined = _AROUND_MARKER.sub(" ", text).strip()
         return (*range(first, first + len(pieces) - 1), *([joined] if joined else []))
     parts: list[str | int] = []
@@ -142,7 +142,7 @@ def _question(text: str, first: int) -> tuple[str | int, ...]:
 
 
 def _spelling(row: dict[str, Any], names: tuple[str, str], where: str) -> str:
-    """The one of two names that the row has, or the first."""
+    """The one of two field names that the row has, or the first."""
     found = [name for name in names if row.get(name) is not None]
     if len(found) > 1:
         raise DataError(f"{where}: expected {names[0]} or {names[1]}, found both")

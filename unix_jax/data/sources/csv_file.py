@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from unix_jax.data.records import Record, checked_index
-from unix_jax.data.report_sections import report_sections
+from unix_jax.data.report_sections import sections_with_problem
 from unix_jax.data.sources.fields import (
     image_path,
     parse_json,
@@ -118,7 +118,8 @@ class CsvSource:
         }  # fmt: skip
         report, image, key = texts.pop("report"), texts.pop("image"), texts.pop("key")
         if report and not (texts["findings"] or texts["impression"]):
-            texts["findings"], texts["impression"] = report_sections(report)
+            names = ("findings", "impression", "report_problem")
+            texts |= dict(zip(names, sections_with_problem(report), strict=True))
         return Record(
             key=key or image or self._rows.key(number),
             image=image_path(image, self._root, where) if image else None,
@@ -265,7 +266,7 @@ def _chosen_columns(
 
 def _text(values: Mapping[str, Any], name: str, where: str) -> str:
     text = text_field(values, name, where)
-    # As pandas writes a cell without a value.
+    # How pandas writes an empty cell.
     return "" if text.strip().lower() == "nan" else text
 
 
@@ -283,7 +284,7 @@ def _labels(value: Any, where: str) -> tuple[str, ...]:
         value = value.strip()
         value = _literal(value, where) if value[:1] in ("[", "{") else value.split("|")
     if isinstance(value, dict):
-        # CheXpert's -1 is uncertain: only what is present is a label.
+        # CheXpert's -1 means uncertain: only present findings are labels.
         value = [name for name, present in value.items() if present in (1, True)]
     return texts_field({"labels": value}, "labels", where)
 

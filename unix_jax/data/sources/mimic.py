@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from unix_jax.data.records import Record, checked_index
-from unix_jax.data.report_sections import report_sections
+from unix_jax.data.report_sections import sections_with_problem
 from unix_jax.data.sources.mimic_reports import StudyReports, is_report_file
 from unix_jax.data.sources.tables import read_header, table_columns, table_rows
 from unix_jax.errors import DataError
@@ -179,9 +179,9 @@ class MimicSource:
             raise DataError(f"{where}: expected a row of the split table, found none")
         folder = Path("files") / f"p{patient[:2]}" / f"p{patient}"
         if self._joined is not None:
-            findings, impression = self._joined.texts[visit]
+            findings, impression, problem = *self._joined.texts[visit], ""
         else:
-            findings, impression = self._sections(folder / f"s{visit}.txt", where)
+            findings, impression, problem = self._sections(folder / f"s{visit}.txt", where)
         condition = None
         if self._pairs:
             before = self._before_dicoms[index].as_py()
@@ -198,14 +198,16 @@ class MimicSource:
             patient=patient,
             split=split,
             labels=self._labels.get(visit, ()),
+            report_problem=problem,
         )
 
-    def _sections(self, file: Path, where: str) -> tuple[str, str]:
+    def _sections(self, file: Path, where: str) -> tuple[str, str, str]:
+        """(findings, impression, the problem of a report that gives neither)."""
         if self._reports is None:
-            return "", ""
+            return "", "", ""
         report = self._reports / file
         try:
-            return report_sections(report.read_text(encoding="utf-8"))
+            return sections_with_problem(report.read_text(encoding="utf-8"))
         except (OSError, UnicodeError) as error:
             reason = getattr(error, "strerror", None) or "expected UTF-8"
             raise DataError(f"{where}: report {report}: {reason}") from error
@@ -292,7 +294,7 @@ def _tables(root: Path, name: str) -> list[Path]:
 
 
 def _columns(file: Path, names: Sequence[str]) -> list[tuple[str, ...]]:
-    # A wrong byte spoils its own row alone, whose number or name it is no more.
+    # A wrong byte affects only its own row, whose number or name is then unknown.
     return list(table_columns(file, names, errors="replace"))
 
 
@@ -323,6 +325,6 @@ def _labels(root: Path) -> dict[str, tuple[str, ...]]:
     for _, row in rows:
         if study < len(row):
             present = tuple(n for i, n in names if i < len(row) and row[i].strip() in ("1", "1.0"))
-            # Few combinations occur: one tuple serves all their studies.
+            # Few combinations occur, so studies share one tuple per combination.
             labels[row[study].strip()] = shared.setdefault(present, present)
     return labels

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from unix_jax.data.report_sections import report_sections
+from unix_jax.data.report_sections import sections_with_problem
 from unix_jax.data.sources.fields import text_field
 from unix_jax.data.sources.lines import JsonLines
 from unix_jax.data.sources.tables import is_table, read_header, row_of_cells, table_rows
@@ -39,19 +39,25 @@ def patient_and_study(path: str) -> tuple[str, str] | None:
     return found and (found[1], found[2])
 
 
-def sections_of_row(row: Mapping[str, Any], where: str) -> tuple[str, str]:
-    """(findings, impression) of a row; with neither, its last paragraph counts as findings."""
+def sections_of_row(row: Mapping[str, Any], where: str) -> tuple[str, str, str]:
+    """(findings, impression, problem) of a row; with neither, its last paragraph counts as
+    findings. The problem is that of `sections_with_problem`, "" for a row without a report.
+    """
     findings, impression, last, report, text = (text_field(row, n, where) for n in _TEXT_FIELDS)
+    problem = ""
     if not (findings or impression):
-        findings, impression = (last, "") if last else report_sections(report or text)
-    return " ".join(findings.split()), " ".join(impression.split())
+        findings, whole = last, "" if last else report or text
+        if whole:
+            findings, impression, problem = sections_with_problem(whole)
+    return " ".join(findings.split()), " ".join(impression.split()), problem
 
 
 class StudyReports:
     """Findings and impression by study, of one file.
 
-    unknown: rows without a study. empty: rows without a text. repeated: rows of a study that an
-    earlier row has; the first one counts. broken: rows that cannot be read.
+    unknown: rows without a study. empty: rows without a text. unread: rows whose text has neither
+    findings nor impression. repeated: rows of a study that an earlier row has; the first one
+    counts. broken: rows that cannot be read.
     """
 
     def __init__(self, file: Path) -> None:
@@ -62,7 +68,8 @@ class StudyReports:
         """
         self.file = file
         self.texts: dict[str, tuple[str, str]] = {}
-        self.unknown = self.empty = self.repeated = self.broken = 0
+        self.unknown = self.empty = self.unread = self.repeated = self.broken = 0
+        self._first_unread = ""
         for read in self._csv_rows() if is_table(file) else self._json_rows():
             if isinstance(read, DataError):
                 self.broken += 1
@@ -71,7 +78,7 @@ class StudyReports:
             row, where = read
             try:
                 names = [text_field(row, name, where) for name in _STUDY_FIELDS]
-                sections = sections_of_row(row, where)
+                findings, impression, problem = sections_of_row(row, where)
             except DataError as error:
                 self.broken += 1
                 last = str(error)
@@ -79,12 +86,15 @@ class StudyReports:
             study = next((found for name in names if (found := study_number(name))), None)
             if study is None:
                 self.unknown += 1
-            elif not any(sections):
+            elif problem:
+                self.unread += 1
+                self._first_unread = self._first_unread or f"study {study}: {problem}"
+            elif not (findings or impression):
                 self.empty += 1
             elif study in self.texts:
                 self.repeated += 1
             else:
-                self.texts[study] = sections
+                self.texts[study] = findings, impression
         if not self.texts:
             why = f"; the last row: {last}" if self.broken else ""
             raise DataError(
@@ -97,6 +107,7 @@ class StudyReports:
         counts = {
             "name no study": self.unknown,
             "have no text": self.empty,
+            f"have neither findings nor impression (the first: {self._first_unread})": self.unread,
             "repeat a study (the first row counts)": self.repeated,
             "cannot be read": self.broken,
         }

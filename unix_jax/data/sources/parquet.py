@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from unix_jax.data.records import Record, checked_index
-from unix_jax.data.report_sections import report_sections
+from unix_jax.data.report_sections import sections_with_problem
 from unix_jax.data.sources.fields import (
     image_path,
     parse_json,
@@ -126,8 +126,8 @@ class ParquetSource:
         file = self._files[number]
         where = f"{file}: row {first + offset}"
         try:
-            names = tuple(self._column(field) for field in COLUMNS)
-            row_values = _row_group(file, group, names).slice(offset, 1).to_pylist()[0]
+            columns = tuple(self._column(field) for field in COLUMNS)
+            row_values = _row_group(file, group, columns).slice(offset, 1).to_pylist()[0]
         except (pa.ArrowException, OSError, ValueError) as error:
             raise DataError(f"{where}: cannot be read: {_one_line(error)}") from error
         values = {field: row_values.get(self._column(field)) for field in COLUMNS}
@@ -135,7 +135,8 @@ class ParquetSource:
         fields = report_fields(values, where) | {"captions": captions}
         report = text_field(values, "report", where)
         if report and not (fields["findings"] or fields["impression"]):
-            fields["findings"], fields["impression"] = report_sections(report)
+            names = ("findings", "impression", "report_problem")
+            fields |= dict(zip(names, sections_with_problem(report), strict=True))
         image = _image(values["image"], self._root or file.parent, where)
         key = text_field(values, "key", where) or f"{file.name}:{first + offset}"
         return Record(key=key, image=image, **fields)

@@ -27,6 +27,7 @@ class PreparedRecords:
     """The records of a source, prepared by threads and in order; iterate once.
 
     broken: the messages of rows that could not be read, and were skipped.
+    report_problems: of the records whose report has no findings and no impression, key and problem.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class PreparedRecords:
         self._source, self._max_side, self._workers = source, max_side, workers
         self._max_broken, self._on_row = max_broken, on_row
         self.broken: list[str] = []
+        self.report_problems: list[str] = []
 
     def __iter__(self) -> Iterator[Record]:
         """Yields the records.
@@ -58,6 +60,8 @@ class PreparedRecords:
         """
         for result in _ordered_map(self._read, range(len(self._source)), self._workers):
             if isinstance(result, Record):
+                if result.report_problem:
+                    self.report_problems.append(f"{result.key}: {result.report_problem}")
                 yield result
             else:
                 self.broken.append(str(result))

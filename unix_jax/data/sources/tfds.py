@@ -5,7 +5,7 @@ from typing import Any
 
 from unix_jax.data.records import Record, checked_index
 
-# Imported for its builder, by whose name `tfds.data_source` finds the data set.
+# Imported to register its builder, by whose name `tfds.data_source` finds the data set.
 from unix_jax.data.sources import tfds_builder
 from unix_jax.errors import DataError
 from unix_jax.extras import needed
@@ -30,7 +30,7 @@ class TfdsSource:
         """
         self._where = f"tfds:{name}" + (f"?data_dir={data_dir}" if data_dir else "")
         self._arguments: tuple[str, str | None, str | None] = name, None, data_dir
-        # As in every kind of source: one without splits belongs to every split.
+        # As in every kind of source, a data set without splits belongs to every split.
         self.unsplit = split is not None and self._has_no_splits()
         self._arguments = name, None if self.unsplit else split, data_dir
         self._lock = threading.Lock()

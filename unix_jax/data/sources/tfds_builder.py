@@ -25,7 +25,7 @@ with needed("tensorflow_datasets", "tfds", "unix-jax[data]"):
 NAME = "unix_records"
 TEXTS = ("key", "findings", "impression", "view", "patient", "split", "prompt", "answer")
 LISTS = ("captions", "labels")
-# The data set's name for records that state no split; "all" is reserved.
+# The data set's name for records without a split; "all" is reserved.
 NO_SPLIT = "records"
 
 
@@ -33,7 +33,8 @@ class UnixRecords(tfds.core.GeneratorBasedBuilder):
     """Chest X-rays with their reports, from any source of records.
 
     Features: `image`, the bytes of the image file (empty where there is none), and the other fields
-    of `Record` as texts and lists of texts. `broken` lists the rows that were skipped.
+    of `Record` as texts and lists of texts. `broken` and `report_problems` are as in
+    `PreparedRecords`.
     """
 
     name = NAME
@@ -64,6 +65,7 @@ class UnixRecords(tfds.core.GeneratorBasedBuilder):
             "max_broken": max_broken,
         }
         self.broken: list[str] = []
+        self.report_problems: list[str] = []
         # Other formats need TensorFlow, and have no random access.
         kwargs["file_format"] = tfds.core.FileFormat.ARRAY_RECORD
         super().__init__(**kwargs)
@@ -95,10 +97,15 @@ class UnixRecords(tfds.core.GeneratorBasedBuilder):
         for number, record in enumerate(records):
             yield number, to_example(record)
         self.broken += records.broken
+        self.report_problems += records.report_problems
 
 
-def write_tfds(source: RecordSource, data_dir: str | Path, **options: Any) -> tuple[int, list[str]]:
-    """Prepares `UnixRecords` in a directory; returns the number of records, and the skipped rows.
+def write_tfds(
+    source: RecordSource, data_dir: str | Path, **options: Any
+) -> tuple[int, list[str], list[str]]:
+    """Prepares `UnixRecords` in a directory.
+
+    Returns the number of records, and the lists `broken` and `report_problems`.
 
     Args:
       source: what is written.
@@ -120,7 +127,7 @@ def write_tfds(source: RecordSource, data_dir: str | Path, **options: Any) -> tu
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{data_dir}: cannot be written: {reason}") from error
     splits = builder.info.splits.values()
-    return sum(split.num_examples for split in splits), builder.broken
+    return sum(split.num_examples for split in splits), builder.broken, builder.report_problems
 
 
 def indices_by_split(source: RecordSource) -> dict[str, list[int]]:

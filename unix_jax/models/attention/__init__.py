@@ -93,7 +93,7 @@ def _chosen(query: Array, blocks: Sequence[KeyBlock | MergedKeyBlock]) -> Implem
     platform = _platform()
     if platform == "cpu":
         return "blocked"
-    # A single token reads the cache where it lies: no kernel is needed.
+    # A single token reads the cache in place, so no kernel is needed.
     if platform == "gpu" and query.shape[1] > 1 and has_cudnn_attention(query):
         return "cudnn"
     return "xla" if sum(block.num_keys for block in blocks) <= 8192 else "chunked"
@@ -112,7 +112,7 @@ def _attend_pallas(
     query_metadata: TokenMetadata | None,
     chunk_size: int,
 ) -> Array:
-    # A tenth of a second, which only those who ask for it shall wait.
+    # Takes a tenth of a second, so it is imported only on request.
     from unix_jax.models.attention.flash_attention import flash_attention
 
     platform = _platform()
@@ -131,7 +131,7 @@ def _attend_pallas(
         )
         outs.append(out)
         sums.append(log_sum[..., None])
-    # The blocks share a softmax: each counts for as much as its logits' exponentials.
+    # The blocks share a softmax: each is weighted by the sum of its logits' exponentials.
     peak = jax.lax.stop_gradient(functools.reduce(jnp.maximum, sums))
     shares = [jnp.exp(x - peak) for x in sums]
     total = functools.reduce(jnp.add, shares)

@@ -126,20 +126,42 @@ class KVCache:
         tokens = jnp.all(jnp.stack(keys + values), axis=0)
         return jnp.all(finite | tokens, axis=1)
 
-    def grow(self, capacity: int) -> "KVCache":
-        """The same cache with room for `capacity` slots."""
-        extra = capacity - self.capacity
-
-        def pad(x: Array, axis: int) -> Array:
-            return jnp.pad(x, [(0, extra if i == axis else 0) for i in range(x.ndim)])
-
+    def map_slots(self, change: Callable[[Array, int], Array]) -> "KVCache":
+        """The same cache after `change(array, axis of its slots)` of keys, values and validity."""
         key_axis, value_axis = self._slot_axes
         return KVCache(
-            keys=jax.tree.map(lambda x: pad(x, key_axis), self.keys),
-            values=jax.tree.map(lambda x: pad(x, value_axis), self.values),
-            valid=pad(self.valid, 1),
+            keys=jax.tree.map(lambda x: change(x, key_axis), self.keys),
+            values=jax.tree.map(lambda x: change(x, value_axis), self.values),
+            valid=change(self.valid, 1),
             index=self.index,
         )
+
+    def put_rows(
+        self, other: "KVCache", rows: Int[Array, " m"], count: Int[Array, ""]
+    ) -> "KVCache":
+        """The cache with rows[i] replaced by row i of `other`, for each i below `count`.
+
+        `other` may have a smaller capacity; the further slots of a replaced row are not valid.
+        """
+        axis = self._row_axis
+
+        def one(target: Array, source: Array, i: Array) -> Array:
+            # The merged layout has several indices per row.
+            each = source.shape[axis] // other.valid.shape[0]
+            row = jax.lax.dynamic_slice_in_dim(source, i * each, each, axis)
+            begin: list[Any] = [0] * target.ndim
+            begin[axis] = rows[i] * each
+            return jax.lax.dynamic_update_slice(target, row.astype(target.dtype), begin)
+
+        def copy(i: Array, arrays: tuple[Any, Any]) -> tuple[Any, Any]:
+            return jax.tree.map(
+                lambda target, source: one(target, source, i), arrays, (other.keys, other.values)
+            )
+
+        keys, values = jax.lax.fori_loop(0, count, copy, (self.keys, self.values))
+        valid = jnp.pad(other.valid, ((0, 0), (0, self.capacity - other.capacity)))
+        valid = self.valid.at[rows].set(valid, mode="drop")
+        return KVCache(keys, values, valid, self.index)
 
     def first_rows(self, rows: int) -> "KVCache":
         """The first `rows` rows."""

@@ -19,7 +19,7 @@ from unix_jax.models.attention.key_blocks import KeyBlock
 from unix_jax.models.attention.mask import TokenMetadata
 from unix_jax.sharding import attention_axes
 
-# Of every card that has the kernel (Ampere and later).
+# The largest head size on all GPUs that have the kernel (Ampere and later).
 _LARGEST_HEAD = 128
 
 
@@ -56,7 +56,7 @@ def cudnn_attention(
     )
     mask = _mask(query, blocks, query_metadata)
     if length % 2 or key.shape[1] % 2:
-        # Its backward pass wants even lengths.
+        # Its backward pass requires even lengths.
         if mask is None:
             mask = jnp.ones((query.shape[0], length, key.shape[1]), bool)
         query, key, value, mask = (
@@ -71,7 +71,7 @@ def cudnn_attention(
 
 
 def _kernel(query: Array, key: Array, value: Array, mask: Array | None) -> Array:
-    """The kernel, on a mesh by each device for its own rows and heads."""
+    """The kernel; on a mesh, each device runs it for its own rows and heads."""
 
     def run(query: Array, key: Array, value: Array, *mask: Array) -> Array:
         return jax.nn.dot_product_attention(

@@ -69,7 +69,7 @@ def _dense(
     metadata: TokenMetadata | None,
     blocks: Sequence[KeyBlock | MergedKeyBlock],
 ) -> tuple[Float[Array, "B K G T H"], Float[Array, "B K G T 1"]]:
-    # The blocks share a softmax without being joined: a cache is read where it lies.
+    # The blocks share a softmax without concatenation: a cache is read in place.
     logits = [_logits(grouped, block, metadata) for block in blocks]
     peaks = [x.max(axis=-1, keepdims=True) for x in logits]
     peak = functools.reduce(jnp.maximum, peaks)
@@ -114,7 +114,7 @@ def _online(
 
 def _normalised(peak: Array, total: Array, out: Array) -> tuple[Array, Array]:
     """(weighted means, logarithms of sums); zeros, and more than any logit, where total is 0."""
-    unseen = total == 0  # NaN is no zero, and shall be seen
+    unseen = total == 0  # NaN is not zero and must remain visible
     safe = jnp.where(unseen, 1.0, total)
     return jnp.where(unseen, 0.0, out / safe), jnp.where(unseen, -MASKED, peak + jnp.log(safe))
 

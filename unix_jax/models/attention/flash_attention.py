@@ -28,8 +28,8 @@ from unix_jax.models.attention.exact_attention import pad_axis
 from unix_jax.models.attention.mask import MASKED, TokenMetadata, visible
 from unix_jax.sharding import attention_axes
 
-_LANES = 128  # blocks of keys are a multiple of it
-# Grid axes along which a kernel adds up come last.
+_LANES = 128  # block sizes of keys are multiples of it
+# Grid axes over which a kernel accumulates come last.
 _PARALLEL, _SUMMED = pltpu.GridDimensionSemantics.PARALLEL, pltpu.GridDimensionSemantics.ARBITRARY
 
 
@@ -89,7 +89,7 @@ def _one_device(
     tiles = _Tiles(_block(length, block_size), _block(keys, block_size), interpret)
     query = pad_axis(query, 2, tiles.block_q)
     key, value = (pad_axis(x, 2, tiles.block_k) for x in (key, value))
-    # Padding has segment 0, and is seen by nobody.
+    # Padding has segment 0 and is attended to by no token.
     columns = jnp.stack(_fields(query_metadata, tiles.block_q), axis=2)
     rows = jnp.stack(_fields(key_metadata, tiles.block_k), axis=1)
     live = live_blocks(columns, rows, tiles.block_q, tiles.block_k)
@@ -188,7 +188,7 @@ def _forward_kernel(
     @pl.when(j == pl.num_programs(3) - 1)
     def _() -> None:
         total = total_ref[:, :1]
-        unseen = total == 0  # NaN is no zero, and shall be seen
+        unseen = total == 0  # NaN is not zero and must remain visible
         safe = jnp.where(unseen, 1.0, total)
         out_ref[0, 0] = sum_ref[...] / safe
         lse_ref[0, 0] = jnp.where(unseen, MASKED, peak_ref[:, :1] + jnp.log(safe))

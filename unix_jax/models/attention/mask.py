@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Int
 
-# How the tokens of a split see each other (REFERENCE: mask per sample, split by split).
+# Attention within a split (REFERENCE: mask per sample, split by split).
 CAUSAL, FULL, NOISE = 0, 1, 2
 
-# The logit of a key that is not seen: finite, so that no difference of two is NaN.
+# The logit of a masked key: finite, so that the difference of two is never NaN.
 MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
 
 Fields = tuple[Array, Array, Array, Array]

@@ -23,6 +23,6 @@ def apply_rope(
     cos, sin = (a[:, :, None, None, :] for a in angles)
     halves = x.astype(jnp.float32).reshape(*x.shape[:-1], 2, -1)
     sign = jnp.array([[-1.0], [1.0]])
-    # Reversed, not cut and joined: XLA ends a fusion at every concatenation.
+    # A reversal instead of a concatenation, since XLA ends a fusion at every concatenation.
     rotated = halves * cos + halves[..., ::-1, :] * (sign * sin)
     return rotated.reshape(x.shape).astype(x.dtype)
