@@ -44,11 +44,13 @@ SHORTER = (
         "--steps 1 --batches 1 --sizes 64 --repeats 1",
     ),
     (r"python benchmarks/training\.py", "--quick"),
+    (r"python benchmarks/serving\.py", "--seconds 2 --rounds 1 --clients 2 --batch-sizes 1 2"),
 )
 # Modules without which a command says that it needs an extra.
 EXTRAS = (
     (r"benchmarks/(inference|training)", ("torch", "transformers")),
     (r"unix-jax app", ("gradio",)),
+    (r"unix-jax serve|benchmarks/serving", ("starlette", "uvicorn", "prometheus_client")),
     (r"--topology", ("libtpu",)),
 )
 SECONDS = 1500
@@ -135,8 +137,8 @@ def ended(process, where):
     assert process.returncode == 0, f"{where}\n{output[-4000:]}"
 
 
-def served(process, where):
-    """A server answers on the address that it prints, and ends at Ctrl-C."""
+def served(process, where, path, expected):
+    """A server answers at a path of the address that it prints, and ends at Ctrl-C."""
     deadline = threading.Timer(SECONDS, killed, [process])
     deadline.start()
     output, found = "", None
@@ -145,8 +147,8 @@ def served(process, where):
             output += line
             found = re.search(r"http://127\.0\.0\.1:\d+/", output)
         assert found, f"{where}\n{output}"
-        with urllib.request.urlopen(found[0], timeout=60) as answer:
-            assert b"<html" in answer.read(), where
+        with urllib.request.urlopen(f"{found[0]}{path}", timeout=60) as answer:
+            assert expected in answer.read(), where
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(60) == 130, where
     finally:
@@ -176,7 +178,9 @@ def run_page(page, folder):
         where = f"{name_of(page)}:{command.line}: {shlex.join(words)}"
         process = start(words, command.environment, folder)
         if command.words[:2] == ["unix-jax", "app"]:
-            served(process, where)
+            served(process, where, "", b"<html")
+        elif command.words[:2] == ["unix-jax", "serve"]:
+            served(process, where, "health", b'"ok"')
         elif "--distributed.process-id" in words:
             # Processes that wait for each other.
             waiting.append((process, where))

@@ -21,6 +21,7 @@ from unix_jax.commands.export import Export
 from unix_jax.commands.generate import Generate
 from unix_jax.commands.info import Info
 from unix_jax.commands.report import Report
+from unix_jax.commands.serve import Serve
 from unix_jax.commands.subcommands import with_short_descriptions
 from unix_jax.commands.terminal import run_command
 from unix_jax.errors import UniXError
@@ -76,6 +77,7 @@ _Command: Any = tyro.conf.OmitSubcommandPrefixes[  # type: ignore[misc]
     | Annotated[Clean, tyro.conf.subcommand("clean")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[App, tyro.conf.subcommand("app")]
+    | Annotated[Serve, tyro.conf.subcommand("serve")]
     | Annotated[_Train, tyro.conf.subcommand("train")]
     | Annotated[_Convert, tyro.conf.subcommand("convert")]
     | Annotated[_Check, tyro.conf.subcommand("check")]
@@ -112,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return
         _require_subcommand(given)
         _refuse_renamed(given)
-        command: Report | Generate | Info | Clean | Export | App = tyro.cli(
+        command: Report | Generate | Info | Clean | Export | App | Serve = tyro.cli(
             with_short_descriptions(_Command, given),
             prog="unix-jax",
             description=_DESCRIPTION,

@@ -1,10 +1,14 @@
 """What buttons do, without a page."""
 
+import base64
+import csv
 import dataclasses
 import html
 import io
 import itertools
+import json
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -13,6 +17,7 @@ from PIL import Image
 from unix_jax.app.actions import FAILED, Actions, Stop
 from unix_jax.app.bundled import Example
 from unix_jax.app.choices import Limits
+from unix_jax.inference.programs import ProgramBudget
 from unix_jax.preprocessing.transforms import to_gray_pil
 
 SAME = "unchanged"
@@ -24,7 +29,7 @@ HOSTILE = "<script>alert(1)</script>\"' ${value} {{value}}"
 
 @pytest.fixture
 def actions(pipe):
-    return Actions(pipe, Limits(session_images=3), SAME)
+    return Actions(pipe, Limits(session_images=3), SAME, ProgramBudget(8))
 
 
 def last(steps):
@@ -32,17 +37,72 @@ def last(steps):
 
 
 def test_an_upload_and_its_report(actions, pipe, xray_png):
-    xray, figure, report, _ = last(actions.read_upload(Stop(), xray_png))
+    xray, figure, report, *_ = last(actions.read_upload(Stop(), xray_png))
     assert "data:image/jpeg;base64," in figure
     assert 'alt="Chest X-ray Uploaded X-ray"' in figure
     assert report == ""
-    items = list(actions.write_report(Stop(), xray, *REPORT))
+    items = list(actions.write_report(Stop(), (), xray, *REPORT))
     assert len(items) > 3
     texts = [item[0] for item in items]
     assert all(b.startswith(a) for a, b in itertools.pairwise(texts))
     (expected,) = pipe.generate_report([xray_png], prompts="Report:", max_new_tokens=6)
     assert texts[-1] == expected
-    assert "Done" in items[-1][1]
+    _, sections, (kept,), gallery, message = items[-1]
+    assert "Done" in message
+    assert kept.text == expected
+    assert html.escape(expected) in sections
+    assert "cut off at the maximum length" in sections
+    assert sections in gallery
+    assert [item[2] for item in items[:-1]] == [SAME] * (len(items) - 1)
+
+
+def test_several_files(actions, pipe, xray_png, tmp_path):
+    names = ("<b>one</b>.png", "=two.png", "three.png")
+    files = [tmp_path / name.replace("/", "_") for name in names]
+    for file in files[:2]:
+        file.write_bytes(xray_png)
+    files[2].write_text("not an image")
+    items = list(actions.read_files(Stop(), [str(file) for file in files], *REPORT))
+    table, message = items[-1]
+    assert "Done: 2 reports. 1 could not be read." in message
+    assert "<b>one" not in table
+    assert table.count("<tr>") == 4
+    assert "three.png: expected an image with a sound header" in table
+    (expected,) = pipe.generate_report([xray_png], prompts="Report:", max_new_tokens=6)
+    found = {
+        name: base64.b64decode(data).decode()
+        for data, name in re.findall(r'base64,([^"]*)" download="(reports[^"]*)"', table)
+    }
+    rows = json.loads(found["reports.json"])
+    assert [row["report"] for row in rows] == [expected, expected, None]
+    assert [row["image"] for row in rows][1:] == ["=two.png", "three.png"]
+    rows = list(csv.DictReader(io.StringIO(found["reports.csv"])))
+    assert rows[1]["image"] == "'=two.png"
+    assert rows[2]["error"].startswith("three.png: ")
+    for wrong in (None, [], ["x"] * 17):
+        ((_, message),) = actions.read_files(Stop(), wrong, *REPORT)
+        assert "Files: expected 1 to 16" in message
+
+
+def test_several_images_and_the_report_of_the_last_one(actions):
+    items = list(actions.generate(Stop(), (), "effusion", *SETTINGS, *COMMON, count=2))
+    figure, kept, _, message = items[-1]
+    assert [image.choices.seed for image in kept] == [0, 1]
+    assert "effusion_seed0.png" in figure
+    assert "effusion_seed1.png" in figure
+    assert "per step" in message
+    # The first one is kept as soon as it is finished.
+    assert any(item[1] != SAME and len(item[1]) == 1 for item in items)
+    xray, *_ = last(actions.read_generated(Stop(), kept))
+    assert xray.name == "Generated: effusion (seed 1)"
+    *_, message = last(actions.read_generated(Stop(), ()))
+    assert "expected one in this session, found none" in message
+
+
+@pytest.mark.parametrize(("seed", "count"), [(0, 5), (0, 0), (0, 1.5), (2**32 - 1, 2), (0, None)])
+def test_bad_numbers_of_images(actions, seed, count):
+    (item,) = actions.generate(Stop(), (), "a", seed, 4, 2.0, *COMMON, count=count)
+    assert 'role="alert"' in item[-1]
 
 
 def test_an_upload_that_shows_nothing_is_warned_of(actions):
@@ -56,18 +116,21 @@ def test_an_upload_that_shows_nothing_is_warned_of(actions):
 
 
 def test_examples(actions, xray_png):
-    xray, *_ = last(actions.read_example(Stop(), Example("No Finding", xray_png)))
+    example = Example("No Finding", xray_png, ("No Finding",))
+    xray, *_ = last(actions.read_example(Stop(), example))
     assert xray.name == "Example: No Finding"
+    *_, (_, sections, *_) = actions.write_report(Stop(), (), xray, *REPORT)
+    assert "Labels in the data set: <strong>No Finding</strong>" in sections
 
 
 def test_bad_uploads_are_messages(actions):
     for data in (b"text", b"", None):
-        xray, figure, _, message = last(actions.read_upload(Stop(), data))
+        xray, figure, *_, message = last(actions.read_upload(Stop(), data))
         assert xray is None
         assert "<img" not in figure
         assert 'role="alert"' in message
     # Nothing is written after it, and its message stays.
-    assert list(actions.write_after_reading(Stop(), None, *REPORT)) == [(SAME, SAME)]
+    assert list(actions.write_after_reading(Stop(), (), None, *REPORT)) == [(SAME,) * 5]
 
 
 def test_a_generated_image(actions, pipe):
@@ -130,7 +193,7 @@ def test_a_long_prompt_is_a_message(actions):
 
 def test_faults_of_ours_are_a_line_and_a_log(actions, caplog):
     class Broken:
-        config = actions.pipe.config
+        config, loaded = actions.pipe.config, actions.pipe.loaded
 
         def stream_image(self, *_, **__):
             raise RuntimeError("/secret/path")

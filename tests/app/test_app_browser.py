@@ -1,8 +1,10 @@
 """The page in headless Chromium: upload, report, image, comparison, download, refusals."""
 
+import json
 import re
 import threading
 import urllib.parse
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -54,7 +56,7 @@ def quick(page, tab, *prefixes):
     for prefix in prefixes:
         settle(page, f"number input for {prefix}Steps", 4)
     page.get_by_role("button", name="More settings").locator("visible=true").click()
-    settle(page, "number input for Side", 32)
+    page.get_by_role("radio", name="32", exact=True).locator("visible=true").check()
 
 
 def test_upload_report_generate_compare_download(open_page, address, xray_png):
@@ -89,14 +91,57 @@ def test_upload_report_generate_compare_download(open_page, address, xray_png):
 
     page.get_by_role("tab", name="Session").click()
     figures = page.locator("ul.session figure")
-    assert figures.count() == 3
+    # Three images, and the report before them.
+    assert figures.count() == 4
     assert figures.nth(2).get_by_text("Large <b>left</b> effusion").is_visible()
     page.get_by_role("button", name="Clear this session").click()
-    page.get_by_text("Generated images appear here.").wait_for()
+    page.get_by_text("Generated images and reports appear here.").wait_for()
 
     # Nothing came from elsewhere: no fonts, no analytics.
     hosts = {urllib.parse.urlsplit(url).netloc for url in asked if url.startswith("http")}
     assert hosts == {urllib.parse.urlsplit(address).netloc}
+
+
+def test_a_generated_image_is_read_and_a_report_downloaded(open_page):
+    page, _ = open_page()
+    page.get_by_role("button", name="Settings").locator("visible=true").click()
+    settle(page, "number input for Maximum length", 4)
+    quick(page, "Generate", "")
+    page.get_by_role("button", name="Random seed").click()
+    settle(page, "number input for Images", 2)
+    page.get_by_role("button", name="Generate", exact=True).click()
+    page.locator("#generate-message").get_by_text("per step").wait_for()
+    assert page.locator("#generated a.download").count() == 2
+    page.get_by_role("button", name="Read the last image").click()
+    page.locator("#xray figcaption").get_by_text("Generated: COVID-19 pneumonia.").wait_for()
+    page.locator("#report-message").get_by_text("Done.").wait_for()
+    page.get_by_role("button", name="Copy").click()
+    page.locator("#report-message").get_by_text("Copied.").wait_for()
+    with page.expect_download() as downloading:
+        page.locator("#report-sections").get_by_role("link", name="Download JSON").click()
+    found = json.loads(Path(downloading.value.path()).read_text())
+    assert found["report"] == page.locator("#report textarea").input_value()
+    assert found["finish_reason"] == "length"
+    page.get_by_role("tab", name="Session").click()
+    assert page.locator("ul.session figure").locator("visible=true").count() == 3
+
+
+def test_several_files_become_a_table(open_page, xray_png):
+    page, _ = open_page()
+    page.get_by_role("tab", name="Files").click()
+    page.get_by_role("button", name="Settings").locator("visible=true").click()
+    settle(page, "number input for Maximum length", 4)
+    page.locator("#files input[type=file]").set_input_files(
+        [
+            {"name": name, "mimeType": "image/png", "buffer": data}
+            for name, data in (("a.png", xray_png), ("b.png", b"This is a text."))
+        ]
+    )
+    page.get_by_text("b.png").wait_for()
+    page.get_by_role("button", name="Write the reports").click()
+    page.locator("#files-message").get_by_text("Done: 1 reports. 1 could not be read.").wait_for()
+    assert page.locator("table.reports th[scope=row]").all_inner_texts() == ["a.png", "b.png"]
+    assert page.locator("table.reports .complaint").get_by_text("sound header").is_visible()
 
 
 def test_what_is_no_xray_is_refused_with_a_message(open_page, bomb_png, xray_png, tmp_path):
@@ -121,7 +166,7 @@ def test_what_is_no_xray_is_refused_with_a_message(open_page, bomb_png, xray_png
 
 def test_a_narrow_screen_and_a_keyboard(open_page):
     page, _ = open_page(390, 844)
-    for tab in ("Report", "Generate", "Compare", "Session"):
+    for tab in ("Report", "Files", "Generate", "Compare", "Session"):
         page.get_by_role("tab", name=tab).click()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.get_by_role("tab", name="Report").click()
@@ -176,7 +221,7 @@ def test_stopping(open_page, pipe, monkeypatch):
     stop.click()
     message.get_by_text("Nothing is running.").wait_for()
     page.get_by_role("button", name="Generate", exact=True).click()
-    page.locator("#generated figcaption").get_by_text("Step 1 of 3").wait_for()
+    page.locator("#generated figcaption").get_by_text("Step 1 of 4").wait_for()
     with page.expect_response(re.compile("/run/")):
         stop.click()
     message.get_by_text("Stopping …").wait_for()

@@ -7,11 +7,11 @@ import sys
 import pytest
 
 from unix_jax.app import bundled
-from unix_jax.app.server import _free_port
 from unix_jax.app.style import require_gradio
 from unix_jax.commands.app import App
 from unix_jax.errors import UniXError
 from unix_jax.storage.bundled import ROOT
+from unix_jax.web.addresses import free_port
 
 
 @pytest.fixture
@@ -38,6 +38,13 @@ def test_examples_of_the_repository():
     assert {e.name for e in found} > {"X-ray 1", "No Finding"}
     assert all(e.data[:2] == b"\xff\xd8" for e in found)
     assert "No acute finding." in bundled.example_texts()
+
+
+def test_labels_of_the_single_files():
+    """Those of the table that states their origin."""
+    text = (ROOT / "examples" / "ATTRIBUTION.md").read_text(encoding="utf-8")
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| `")]
+    assert {row[0].strip("`"): tuple(row[3].split(", ")) for row in rows} == bundled.LABELS
 
 
 def test_a_package_without_examples(elsewhere):
@@ -77,10 +84,10 @@ def test_a_port_in_use():
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(UniXError, match=f"--port {port}: Address already in use"):
-            _free_port("127.0.0.1", port)
-    assert _free_port("127.0.0.1", 0) > 0
+            free_port("127.0.0.1", port)
+    assert free_port("127.0.0.1", 0) > 0
     for port in (-1, 70000):
         with pytest.raises(UniXError, match="--port: expected 0 to 65535"):
-            _free_port("127.0.0.1", port)
+            free_port("127.0.0.1", port)
     with pytest.raises(UniXError, match=r"--host 192\.0\.2\.1"):
-        _free_port("192.0.2.1", 0)
+        free_port("192.0.2.1", 0)

@@ -14,8 +14,8 @@ import pytest
 pytest.importorskip("gradio", reason="the extra [app] is not installed")
 
 CHECKPOINT = Path(__file__).parent.parent / "golden" / "tiny" / "checkpoint"
-IMAGE = {"seed": 0, "steps": 4, "guidance": 2.0, "side": 32, "shift": 3.0, "renorm": "global",
-         "solver": "euler"}  # fmt: skip
+IMAGE = {"images": 1, "seed": 0, "steps": 4, "guidance": 2.0, "side": 32, "shift": 3.0,
+         "renorm": "global", "solver": "euler"}  # fmt: skip
 
 
 def request(address, method, path, body=None, headers=None):
@@ -87,14 +87,22 @@ def test_no_file_can_be_read(address, client, xray_file, target):
             assert status in (403, 404, 405), path
 
 
+def join(address, number, data, session="mine", headers=None):
+    """(status, body) of a request that joins the queue."""
+    body = json.dumps({"fn_index": number, "session_hash": session, "data": data})
+    headers = {"Content-Type": "application/json"} | (headers or {})
+    return request(address, "POST", "/gradio_api/queue/join", body, headers)
+
+
+def number_of(address, api_name):
+    _, config = request(address, "GET", "/config")
+    return next(d["id"] for d in json.loads(config)["dependencies"] if d["api_name"] == api_name)
+
+
 def joined(address, api_name, data):
     """The queue's last message for an event, sent without a client that would upload files."""
-    _, config = request(address, "GET", "/config")
-    number = next(d["id"] for d in json.loads(config)["dependencies"] if d["api_name"] == api_name)
-    session = {"fn_index": number, "session_hash": "mine"}
-    headers = {"Content-Type": "application/json"}
-    body = json.dumps(session | {"data": data})
-    status, answer = request(address, "POST", "/gradio_api/queue/join", body, headers)
+    number = number_of(address, api_name)
+    status, answer = join(address, number, data)
     assert status == 200, answer
     _, stream = request(address, "GET", "/gradio_api/queue/data?session_hash=mine")
     lines = [line.removeprefix("data: ") for line in stream.decode().splitlines() if line]
@@ -107,7 +115,7 @@ def test_no_file_can_be_named_in_a_message(address, xray_file):
     relative = os.path.relpath(xray_file, uploaded_folder())
     for path in (str(xray_file), relative, f"{uploaded_folder()}/{relative}", f"/{xray_file}"):
         payload = {"path": path, "meta": {"_type": "gradio.FileData"}}
-        message = joined(address, "upload", [payload])
+        message = joined(address, "upload", [None, payload])
         assert not message["success"]
         assert "data:image" not in json.dumps(message)
 
@@ -139,12 +147,101 @@ def test_a_large_upload_is_refused_before_it_is_sent(address):
     connection.close()
 
 
+def test_other_names_and_other_sites_are_refused(address, xray_png):
+    assert request(address, "GET", "/", None, {"Host": "evil.example"})[0] == 421
+    assert request(address, "GET", "/config", None, {"Host": "evil.example:7860"})[0] == 421
+    number, data = number_of(address, "generate"), [None, None, "a", *IMAGE.values()]
+    for headers in (
+        {"Host": "evil.example"},
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+    ):
+        status, _ = join(address, number, data, headers=headers)
+        assert status == (421 if "Host" in headers else 403)
+        form = {"Content-Type": "multipart/form-data; boundary=x"} | headers
+        assert request(address, "POST", "/gradio_api/upload", xray_png, form)[0] == status
+    assert [f for f in uploaded_folder().rglob("*") if f.is_file() and f.name == "x"] == []
+
+
+def test_an_added_name_is_answered(pipe):
+    from unix_jax.app.server import serving
+
+    with serving(pipe, port=0, allow_hosts=["xrays.example.org"]) as found:
+        assert request(found, "GET", "/", None, {"Host": "xrays.example.org"})[0] == 200
+        assert request(found, "GET", "/", None, {"Host": "evil.example"})[0] == 421
+
+
+def test_many_uploads_are_refused(pipe, xray_png):
+    from unix_jax.app.choices import Limits
+    from unix_jax.app.server import serving
+
+    parts = b'--x\r\nContent-Disposition: form-data; name="files"; filename="x"\r\n\r\n'
+    body = parts + b"0" * 2**20 + b"\r\n--x--\r\n"
+    form = {"Content-Type": "multipart/form-data; boundary=x"}
+    limits = Limits(upload_bytes=2**21, visitor_bytes=5 * 2**20, uploads_bytes=8 * 2**20)
+    with serving(pipe, port=0, limits=limits) as found:
+        answers = [request(found, "POST", "/gradio_api/upload", body, form) for _ in range(9)]
+        assert [status for status, _ in answers] == [200] * 4 + [429] * 5
+        assert b"from your address" in answers[-1][1]
+        on_disk = sum(f.stat().st_size for f in uploaded_folder().rglob("*") if f.is_file())
+        assert on_disk <= 5 * 2**20
+
+
+def test_a_flood_of_one_session_is_refused(pipe):
+    from unix_jax.app.choices import Limits
+    from unix_jax.app.server import serving
+
+    data = [None, None, "a", *(IMAGE | {"steps": 80}).values()]
+    with serving(pipe, port=0, limits=Limits(waiting=6, session_waiting=2)) as found:
+        number = number_of(found, "generate")
+        one = [join(found, number, data, "one")[0] for _ in range(5)]
+        assert one == [200] * 2 + [429] * 3
+        # Many names of sessions meet the bound of the whole queue.
+        many = [join(found, number, data, f"s{i}")[0] for i in range(12)]
+        assert set(many) == {200, 503}
+        assert many.count(200) <= 6
+
+
+def test_malformed_calls_are_one_line_without_the_text(address, client, capfd, caplog):
+    number = number_of(address, "generate")
+    secret = "Name of a patient"
+    values = list(IMAGE.values())
+    for i, data in enumerate(
+        (
+            [],
+            [secret],
+            [None, None, *[secret] * 8],
+            [None, None, {"a": secret}, *values],
+            [None, None, secret, 1, [secret], *values[2:]],
+            [secret, secret, secret, *values],
+        )
+    ):
+        join(address, number, data, f"malformed{i}")
+        request(address, "GET", f"/gradio_api/queue/data?session_hash=malformed{i}")
+    join(address, 10**6, [secret], "unknown")
+    printed = capfd.readouterr()
+    for text in (printed.out, printed.err, caplog.text):
+        assert secret not in text
+        assert "Traceback" not in text
+    assert "a call of the page failed" in caplog.text
+
+
+def test_a_seed_of_400_digits(address):
+    data = [None, None, "a", *(IMAGE | {"seed": 10**400}).values()]
+    message = joined(address, "generate", data)
+    assert "integer of more than 40 digits" in json.dumps(message)
+
+
 def test_report_and_image_through_the_client(client, xray_file):
     from gradio_client import handle_file
 
-    figure, _, message = client.predict(handle_file(xray_file), api_name="/upload")
+    figure, *_ = client.predict(handle_file(xray_file), api_name="/upload")
     assert "data:image/jpeg" in figure
-    report, message = client.predict("Report:", 6, 0, 1, 0, api_name="/report")
+    report, sections, gallery, message = client.predict("Report:", 6, 0, 1, 0, api_name="/report")
+    assert "report.json" in sections
+    assert "report.json" in gallery
     assert report
     assert "Done" in message
     figure, gallery, message = client.predict("effusion", *IMAGE.values(), api_name="/generate")
@@ -162,7 +259,7 @@ def test_sessions_are_apart(address, client):
     assert "mine" in mine
     assert "theirs" in theirs
     assert "mine" not in theirs
-    _, message = client.predict("Report:", 6, 0, 1, 0, api_name="/report")
+    *_, message = client.predict("Report:", 6, 0, 1, 0, api_name="/report")
     assert "expected an upload or an example first" in message
 
 
@@ -232,7 +329,7 @@ def test_eight_visitors_for_a_minute(address, xray_file):
             client = Client(address, verbose=False)
             while time.monotonic() < end:
                 client.predict(handle_file(xray_file), api_name="/upload")
-                report, message = client.predict("Report:", 8, 0, 1, 0, api_name="/report")
+                report, *_, message = client.predict("Report:", 8, 0, 1, 0, api_name="/report")
                 if not report or "Done" not in message:
                     raise AssertionError(message)
                 settings = (IMAGE | {"seed": number}).values()

@@ -10,7 +10,7 @@ CONFIG = ROOT / "configs" / "nano_understanding.py"
 
 def _helps():
     """(the command's name, what shows its help, the arguments) of every command."""
-    for name in ("report", "generate", "info", "clean", "export", "app", "check"):
+    for name in ("report", "generate", "info", "clean", "export", "app", "serve", "check"):
         yield name, cli.main, [name, "--help"]
     for name in ("reports", "images", "score"):
         yield f"evaluate {name}", cli.main, ["evaluate", name, "--help"]

@@ -11,12 +11,21 @@ SPLIT = "test"  # records of patients that the model was not trained on
 EXAMPLES = 6
 
 
+# The labels of the single files, which examples/ATTRIBUTION.md lists.
+LABELS = {
+    "nih_0823b2557d1225f4.jpg": ("No Finding",),
+    "nih_a1f696e719425b42.jpg": ("Atelectasis", "Cardiomegaly", "Pneumonia"),
+    "nih_a44e40f80bea8dec.jpg": ("Consolidation", "Effusion", "Infiltration", "Pneumonia"),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """An X-ray file and its label."""
+    """An X-ray file, its name on the page, and its labels in the data set, if they are known."""
 
     name: str
     data: bytes = dataclasses.field(repr=False)
+    labels: tuple[str, ...] = ()
 
 
 def checkpoint_path(given: str | None) -> str:
@@ -36,11 +45,14 @@ def checkpoint_path(given: str | None) -> str:
 def example_xrays() -> list[Example]:
     """Up to six examples: the single files first, then held-out records by their labels."""
     files = sorted((ROOT / "examples").glob("*.jpg"))[: EXAMPLES // 2]
-    found = [Example(f"X-ray {i + 1}", file.read_bytes()) for i, file in enumerate(files)]
+    found = [
+        Example(f"X-ray {i + 1}", file.read_bytes(), LABELS.get(file.name, ()))
+        for i, file in enumerate(files)
+    ]
     for record in _distinct(EXAMPLES - len(found)):
         data = image_bytes(record)
         if data is not None:
-            found.append(Example(", ".join(record.labels), data))
+            found.append(Example(", ".join(record.labels), data, record.labels))
     return found
 
 

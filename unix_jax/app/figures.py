@@ -9,10 +9,13 @@ import dataclasses
 import html
 import io
 import re
+from collections.abc import Sequence
 
 from PIL import Image
 
 from unix_jax.app.choices import ImageChoices, Xray
+from unix_jax.app.reports import WrittenReport, sections
+from unix_jax.inference.results import png_entries
 from unix_jax.preprocessing.transforms import png_bytes
 
 THUMBNAIL = 256
@@ -31,20 +34,14 @@ class GeneratedImage:
         """The image and its settings, which are written into the PNG file."""
         small = image.convert("RGB")
         small.thumbnail((THUMBNAIL, THUMBNAIL))
-        return cls(choices, png_bytes(image, metadata(choices)), _jpeg(small))
+        entries = png_entries(choices.prompt, choices.seed, choices.settings)
+        return cls(choices, png_bytes(image, entries), _jpeg(small))
 
     @property
     def file_name(self) -> str:
         """The file name of the download."""
         words = re.sub(r"[^a-z0-9]+", "-", self.choices.prompt.lower()).strip("-")[:40]
         return f"{words.rstrip('-') or 'image'}_seed{self.choices.seed}.png"
-
-
-def metadata(choices: ImageChoices) -> dict[str, str]:
-    """Text entries of a PNG, the same as those of `unix-jax generate`."""
-    settings = dataclasses.asdict(choices.settings)
-    values = {"prompt": choices.prompt, "seed": choices.seed, "software": "unix-jax", **settings}
-    return {key: str(value) for key, value in values.items()}
 
 
 def described(choices: ImageChoices) -> str:
@@ -63,7 +60,7 @@ def empty_figure(text: str) -> str:
 
 
 def xray_figure(xray: Xray) -> str:
-    """An uploaded X-ray, with a warning if it has one."""
+    """An X-ray, with a warning if it has one."""
     return _figure(
         _address("jpeg", _jpeg(xray.preview)),
         f"Chest X-ray {xray.name}",
@@ -90,22 +87,37 @@ def generated_figure(finished: GeneratedImage) -> str:
     )
 
 
-def session_figures(session: list[GeneratedImage]) -> str:
-    """All generated images, the last one first."""
+def several_figures(figures: Sequence[str]) -> str:
+    """Figures side by side; a single one alone."""
+    if len(figures) == 1:
+        return figures[0]
+    return f'<ul class="session">{"".join(f"<li>{figure}</li>" for figure in figures)}</ul>'
+
+
+def session_figures(session: Sequence[GeneratedImage | WrittenReport]) -> str:
+    """All generated images and reports, the last one first."""
     if not session:
-        return empty_figure("Generated images appear here.")
-    items = (
-        "<li>"
-        + _figure(
-            _address("jpeg", finished.thumbnail),
-            f"Generated chest X-ray for: {finished.choices.prompt}",
-            f"<p>{html.escape(finished.choices.prompt)}</p>"
-            + _below(finished, _address("png", finished.png)),
-        )
-        + "</li>"
-        for finished in reversed(session)
-    )
+        return empty_figure("Generated images and reports appear here.")
+    items = (f"<li>{_session_figure(finished)}</li>" for finished in reversed(session))
     return f'<ul class="session">{"".join(items)}</ul>'
+
+
+def _session_figure(finished: GeneratedImage | WrittenReport) -> str:
+    if isinstance(finished, WrittenReport):
+        small = finished.xray.preview.copy()
+        small.thumbnail((THUMBNAIL, THUMBNAIL))
+        name = html.escape(finished.xray.name)
+        return _figure(
+            _address("jpeg", _jpeg(small)),
+            f"Chest X-ray {finished.xray.name}",
+            f"<figcaption>{name}</figcaption>{sections(finished)}",
+        )
+    return _figure(
+        _address("jpeg", finished.thumbnail),
+        f"Generated chest X-ray for: {finished.choices.prompt}",
+        f"<p>{html.escape(finished.choices.prompt)}</p>"
+        + _below(finished, _address("png", finished.png)),
+    )
 
 
 def said(text: str) -> str:

@@ -1,22 +1,28 @@
-"""The Gradio page: four tabs over `Actions`.
+"""The Gradio page: five tabs over `Actions`.
 
 All events that run the model share one queue and run one at a time. The visitor's data is in the
 states of the session.
 """
 
+import html
 import json
 from typing import Any
 
+import jax
+
+from unix_jax import __version__
 from unix_jax.app.actions import NO_IMAGE, NO_XRAY, Actions, Stop
 from unix_jax.app.bundled import Example, example_texts, example_xrays
-from unix_jax.app.choices import Limits, default_tokens, largest_side
+from unix_jax.app.choices import Limits, default_tokens
 from unix_jax.app.figures import data_address, empty_figure, said, session_figures
 from unix_jax.app.style import require_gradio
 from unix_jax.errors import UniXError
 from unix_jax.inference.pipeline import UniXPipeline
+from unix_jax.inference.programs import ProgramBudget
 from unix_jax.inference.sampling import RENORMS, SOLVERS
 from unix_jax.inference.settings import ImageSettings
 from unix_jax.preprocessing.images import FORMATS, load_image
+from unix_jax.web.shapes import image_sides
 
 WARNING = (
     "Research software, not a medical device. Not for diagnosis or treatment; "
@@ -30,14 +36,28 @@ SESSION_SECONDS = 3600
 MODEL: dict[str, Any] = {
     "concurrency_id": "model", "concurrency_limit": 1, "show_progress": "minimal"
 }  # fmt: skip
+_SHOW_REPORT = """() => {
+  if (window.innerWidth < 640) {
+    document.querySelector("#report").scrollIntoView({block: "start", behavior: "smooth"})
+  }
+}"""
+_COPY = f"""(text) => {{
+  if (navigator.clipboard) {{
+    navigator.clipboard.writeText(text)
+  }} else {{
+    document.querySelector("#report textarea").select()
+    document.execCommand("copy")
+  }}
+  return {json.dumps(said("Copied."))}
+}}"""
 # Outside of the queue: visitors must be able to stop a request while the queue is full.
 AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 
-def build_page(pipe: UniXPipeline, limits: Limits) -> Any:
-    """The page as a `gradio.Blocks`, not yet served."""
+def build_page(pipe: UniXPipeline, limits: Limits, model: str = "") -> Any:
+    """The page as a `gradio.Blocks`, not yet served; `model` is the model's name."""
     gr = require_gradio()
-    actions = Actions(pipe, limits, gr.skip())
+    actions = Actions(pipe, limits, gr.skip(), ProgramBudget(limits.programs), model)
     with gr.Blocks(
         title="UniX: chest X-rays",
         analytics_enabled=False,
@@ -51,11 +71,13 @@ def build_page(pipe: UniXPipeline, limits: Limits) -> Any:
         )  # fmt: skip
         session = gr.State((), time_to_live=SESSION_SECONDS)
         gallery = gr.HTML(session_figures([]), render=False, js_on_load=None)
-        with gr.Tabs():
-            with gr.Tab("Report"):
-                _report_tab(gr, actions)
+        with gr.Tabs(overflow_behavior="wrap") as tabs:
+            with gr.Tab("Report", id="report"):
+                reading = _report_tab(gr, actions, session, gallery)
+            with gr.Tab("Files"):
+                _files_tab(gr, actions)
             with gr.Tab("Generate"):
-                _generate_tab(gr, actions, session, gallery)
+                read = _generate_tab(gr, actions, session, gallery)
             with gr.Tab("Compare"):
                 _compare_tab(gr, actions, session, gallery)
             with gr.Tab("Session"):
@@ -65,10 +87,26 @@ def build_page(pipe: UniXPipeline, limits: Limits) -> Any:
                 clear.click(
                     actions.clear, None, [session, gallery, message], api_visibility="private"
                 )
+        shown = read.click(
+            lambda: gr.Tabs(selected="report"), None, tabs,
+            api_visibility="private", show_progress="hidden",
+        )  # fmt: skip
+        reading(shown.then, actions.read_generated, [session])
+        gr.HTML(f'<p class="about">{_about(pipe, model)}</p>', js_on_load=None)
     return page
 
 
-def _report_tab(gr: Any, actions: Actions) -> None:
+def _about(pipe: UniXPipeline, model: str) -> str:
+    millions = sum(leaf.size for leaf in jax.tree.leaves(pipe.params)) / 1e6
+    side = ImageSettings().size(pipe.config)[0]
+    return (
+        f"Model: {html.escape(model or 'unnamed')}, {millions:,.1f} million parameters, images of "
+        f"up to {side} × {side} pixels. Software: unix-jax {__version__}."
+    )
+
+
+def _report_tab(gr: Any, actions: Actions, session: Any, gallery: Any) -> Any:
+    """Returns a function that makes an event read an X-ray and write its report."""
     limits, xray = actions.limits, gr.State(None, time_to_live=SESSION_SECONDS)
     stopped = gr.State(Stop())
     examples = _readable_examples(actions)
@@ -94,57 +132,92 @@ def _report_tab(gr: Any, actions: Actions) -> None:
         with gr.Column(min_width=300):
             # Editable: a field that is not cannot be reached by keyboard.
             report = gr.Textbox(
-                label="Report", lines=10, max_lines=30, interactive=True, elem_id="report"
-            )
+                label="Report", lines=8, max_lines=30, interactive=True, elem_id="report"
+            )  # fmt: skip
             message = gr.HTML(said(""), js_on_load=None, elem_id="report-message")
             with gr.Row():
                 write = gr.Button("Write the report", variant="primary", min_width=140)
                 stop = gr.Button("Stop", min_width=90, scale=0)
+                copy = gr.Button("Copy", min_width=90, scale=0)
+            parts = gr.HTML("", js_on_load=None, elem_id="report-sections")
             with gr.Accordion("Settings", open=False):
-                choices = [
-                    gr.Textbox(
-                        label="Instruction", lines=2,
-                        info="Empty: " + actions.pipe.config.asked.default,
-                        max_length=limits.prompt_letters,
-                    ),
-                    gr.Slider(
-                        1, limits.new_tokens, default_tokens(actions.pipe.config, limits), step=1,
-                        label="Maximum length", info="In tokens",
-                    ),
-                    gr.Slider(0, 2, 0, step=0.1, label="Temperature", info="0 decodes greedily"),
-                    gr.Slider(0.05, 1, 1, step=0.05, label="Nucleus", info="Probability mass"),
-                    gr.Number(0, label="Seed", precision=0),
-                ]  # fmt: skip
-    written = [report, message]
+                choices = _report_fields(gr, actions)
+    given, written = (
+        [stopped, session, xray, *choices],
+        [report, parts, session, gallery, message],
+    )
     write.click(actions.begin, stopped, message, **AT_ONCE).then(
-        actions.write_report, [stopped, xray, *choices], written,
+        actions.write_report, given, written,
         api_name="report", show_progress_on=message, **MODEL,
     )  # fmt: skip
     _stops(stop, actions, stopped, message)
 
-    def then_write(reading: Any) -> None:
-        reading.then(
-            actions.write_after_reading, [stopped, xray, *choices], written,
+    # The library's own button for this takes the name of the field away from screen readers.
+    copy.click(None, report, message, js=_COPY, api_visibility="private")
+
+    def reading(event: Any, read: Any, inputs: list[Any], **options: Any) -> Any:
+        found = event(
+            read, [stopped, *inputs], [xray, figure, report, parts, message],
+            show_progress="hidden", **({"api_visibility": "private"} | options),
+        )  # fmt: skip
+        # On a narrow screen the report is below the upload.
+        found.then(None, None, None, js=_SHOW_REPORT, api_visibility="private")
+        found.then(
+            actions.write_after_reading, given, written,
             api_visibility="private", show_progress_on=message, **MODEL,
         )  # fmt: skip
+        return found
 
-    read = [xray, figure, *written]
-    reading = upload.upload(
-        actions.read_upload, [stopped, upload], read, api_name="upload", show_progress="hidden"
+    uploaded = reading(
+        upload.upload, actions.read_upload, [upload], api_name="upload", api_visibility="public"
     )
     # The file is read: the field is empty again for the next one.
-    reading.then(lambda: None, None, upload, api_visibility="private", show_progress="hidden")
-    then_write(reading)
+    uploaded.then(lambda: None, None, upload, api_visibility="private", show_progress="hidden")
     for button, (example, _) in zip(buttons, examples, strict=True):
-        then_write(
-            button.click(
-                _reading(actions, example), stopped, read,
-                api_visibility="private", show_progress="hidden",
-            )
-        )  # fmt: skip
+        reading(button.click, _reading(actions, example), [])
+    return reading
 
 
-def _generate_tab(gr: Any, actions: Actions, session: Any, gallery: Any) -> None:
+def _report_fields(gr: Any, actions: Actions) -> list[Any]:
+    limits = actions.limits
+    return [
+        gr.Textbox(
+            label="Instruction", lines=2,
+            info="Empty: " + actions.pipe.config.asked.default,
+            max_length=limits.prompt_letters,
+        ),
+        gr.Slider(
+            1, limits.new_tokens, default_tokens(actions.pipe.config, limits), step=1,
+            label="Maximum length", info="In tokens",
+        ),
+        gr.Slider(0, 2, 0, step=0.1, label="Temperature", info="0 decodes greedily"),
+        gr.Slider(0.05, 1, 1, step=0.05, label="Nucleus", info="Probability mass"),
+        gr.Number(0, label="Seed", precision=0),
+    ]  # fmt: skip
+
+
+def _files_tab(gr: Any, actions: Actions) -> None:
+    limits, stopped = actions.limits, gr.State(Stop())
+    files = gr.File(
+        label="Chest X-rays", file_count="multiple", type="filepath", height=200, elem_id="files"
+    )
+    gr.HTML(f"<p>At most {limits.files} files, one report for each.</p>", js_on_load=None)
+    with gr.Row():
+        write = gr.Button("Write the reports", variant="primary", min_width=140)
+        stop = gr.Button("Stop", min_width=90, scale=0)
+    message = gr.HTML(said(""), js_on_load=None, elem_id="files-message")
+    found = gr.HTML("", js_on_load=None, elem_id="files-table")
+    with gr.Accordion("Settings", open=False):
+        choices = _report_fields(gr, actions)
+    write.click(actions.begin, stopped, message, **AT_ONCE).then(
+        actions.read_files, [stopped, files, *choices], [found, message],
+        api_name="files", show_progress_on=message, **MODEL,
+    )  # fmt: skip
+    _stops(stop, actions, stopped, message)
+
+
+def _generate_tab(gr: Any, actions: Actions, session: Any, gallery: Any) -> Any:
+    """Returns the button that reads the generated image."""
     with gr.Row(elem_id="generate-row"):
         with gr.Column(min_width=300):
             prompt = _prompt_field(gr, actions)
@@ -153,18 +226,33 @@ def _generate_tab(gr: Any, actions: Actions, session: Any, gallery: Any) -> None
                 stop = gr.Button("Stop", min_width=90, scale=0)
             with gr.Column(elem_id="generate-settings"):
                 settings = _setting_fields(gr, actions, "")
+                chance = gr.Button("Random seed", size="sm", min_width=120)
+                count = gr.Slider(
+                    1, actions.limits.images, 1, step=1, label="Images",
+                    info="Each further image uses the next seed",
+                )  # fmt: skip
                 with gr.Accordion("More settings", open=False):
                     common = _common_fields(gr, actions)
         with gr.Column(min_width=300):
             figure = gr.HTML(empty_figure(NO_IMAGE), js_on_load=None, elem_id="generated")
             message = gr.HTML(said(""), js_on_load=None, elem_id="generate-message")
+            read = gr.Button("Read the last image", size="sm", min_width=140)
+    chance.click(
+        None, None, settings[0], js="() => Math.floor(Math.random() * 2 ** 32)",
+        api_visibility="private",
+    )  # fmt: skip
     stopped = gr.State(Stop())
+
+    def generated(stop: Stop, kept: Any, text: Any, images: Any, *choices: Any) -> Any:
+        yield from actions.generate(stop, kept, text, *choices, count=images)
+
     generate.click(actions.begin, stopped, message, **AT_ONCE).then(
-        actions.generate, [stopped, session, prompt, *settings, *common],
+        generated, [stopped, session, prompt, count, *settings, *common],
         [figure, session, gallery, message],
         api_name="generate", show_progress_on=message, **MODEL,
     )  # fmt: skip
     _stops(stop, actions, stopped, message)
+    return read
 
 
 def _compare_tab(gr: Any, actions: Actions, session: Any, gallery: Any) -> None:
@@ -222,10 +310,9 @@ def _setting_fields(gr: Any, actions: Actions, prefix: str, guidance: float = 2.
 
 def _common_fields(gr: Any, actions: Actions) -> list[Any]:
     config = actions.pipe.config
-    unit = config.latent_downsample
     return [
-        gr.Slider(
-            unit, largest_side(config), ImageSettings().size(config)[0], step=unit,
+        gr.Radio(
+            list(image_sides(config)), value=ImageSettings().size(config)[0],
             label="Side", info="In pixels; the image is square",
         ),
         gr.Slider(

@@ -3,21 +3,33 @@
 import contextlib
 import logging
 import os
-import socket
+import sys
 import tempfile
-from collections.abc import Iterator
+import traceback
+import types
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from unix_jax.app.choices import Limits
+from unix_jax.app.request_limits import Guard, log_failure
 from unix_jax.app.style import require_gradio
-from unix_jax.errors import UniXError
+from unix_jax.app.upload_budget import UploadBudget
 from unix_jax.inference.pipeline import UniXPipeline
+from unix_jax.web.addresses import free_port
+from unix_jax.web.guard import HostGuard
+from unix_jax.web.hosts import AllowedHosts
 
 HOST, PORT = "127.0.0.1", 7860
 
 
 @contextlib.contextmanager
 def serving(
-    pipe: UniXPipeline, host: str = HOST, port: int = PORT, limits: Limits | None = None
+    pipe: UniXPipeline,
+    host: str = HOST,
+    port: int = PORT,
+    limits: Limits | None = None,
+    allow_hosts: Iterable[str] = (),
+    model: str = "",
 ) -> Iterator[str]:
     """Serves the page until the block ends; yields its address.
 
@@ -26,22 +38,29 @@ def serving(
       host: the address to listen on; with 127.0.0.1 only this machine can connect.
       port: the port; 0 selects a free one.
       limits: limits of visitors' requests.
+      model: the model's name on the page.
+      allow_hosts: further names in the Host header, such as that of a reverse proxy.
 
     Raises:
       UniXError: Gradio is not installed, or the port or host cannot be used.
     """
     limits = limits or Limits()
-    port = _free_port(host, port)
+    hosts = AllowedHosts.of(host, allow_hosts)
+    port = free_port(host, port)
     with tempfile.TemporaryDirectory(prefix="unix-jax-app-") as folder, _environment(folder):
         require_gradio()
         # Imported here: it reads the environment above.
         from starlette.middleware import Middleware
 
-        from unix_jax.app.page import build_page
-        from unix_jax.app.request_limits import Guard
+        from unix_jax.app import page as page_module
         from unix_jax.app.style import HEAD, theme
 
-        page = build_page(pipe, limits)
+        page = page_module.build_page(pipe, limits, model)
+        uploads = UploadBudget(
+            limits.visitor_bytes,
+            limits.uploads_bytes,
+            page_module.FILE_SECONDS + 2 * page_module.SWEEP_SECONDS,
+        )
         page.queue(
             max_size=limits.waiting,
             default_concurrency_limit=2,
@@ -49,7 +68,9 @@ def serving(
             # Events that use the queue must not be callable without it.
             api_open=False,
         )
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.callback(page.close, verbose=False)
+            stack.enter_context(_short_log())
             _, address, _ = page.launch(
                 server_name=host,
                 server_port=port,
@@ -70,7 +91,16 @@ def serving(
                 ssr_mode=False,
                 footer_links=[],
                 app_kwargs={
-                    "middleware": [Middleware(Guard, upload_bytes=limits.upload_bytes)],
+                    "middleware": [
+                        Middleware(HostGuard, hosts=hosts),
+                        Middleware(
+                            Guard,
+                            upload_bytes=limits.upload_bytes,
+                            uploads=uploads,
+                            waiting=lambda session: _open_requests(page, session),
+                            session_waiting=limits.session_waiting,
+                        ),
+                    ],
                     "docs_url": None,
                     "redoc_url": None,
                     "openapi_url": None,
@@ -79,22 +109,34 @@ def serving(
                 head=HEAD,
             )
             yield address
-        finally:
-            page.close(verbose=False)
 
 
-def _free_port(host: str, port: int) -> int:
-    """Tests the port: Gradio's own error mentions its environment variables."""
-    if not 0 <= port <= 65535:
-        raise UniXError(f"--port: expected 0 to 65535, found {port}")
+def _open_requests(page: Any, session: str) -> int:
+    """The number of a session's requests that wait, are computed, or whose result is not read."""
+    return len(page._queue.pending_event_ids_session.get(session, ()))
+
+
+@contextlib.contextmanager
+def _short_log() -> Iterator[None]:
+    """Replaces the tracebacks that Gradio prints, which contain visitors' values, with one line."""
+    import gradio
+
+    modules = [gradio.queueing, gradio.routes, gradio.route_utils]
+    before = [module.traceback for module in modules]
+
+    class Short(types.ModuleType):
+        def print_exc(self, *_: Any, **__: Any) -> None:
+            log_failure(sys.exception())
+
+    short = Short("traceback")
+    short.__dict__.update({k: v for k, v in vars(traceback).items() if k != "print_exc"})
+    for module in modules:
+        module.traceback = short
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        with socket.socket(family, socket.SOCK_STREAM) as tried:
-            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            tried.bind((host, port))
-            return int(tried.getsockname()[1])
-    except OSError as error:
-        raise UniXError(f"--host {host} --port {port}: {error.strerror or error}") from error
+        yield
+    finally:
+        for module, plain in zip(modules, before, strict=True):
+            module.traceback = plain
 
 
 @contextlib.contextmanager

@@ -50,6 +50,17 @@ p.complaint {
   border-left: 4px solid #dc2626; font-weight: 600; overflow-wrap: anywhere;
   background: color-mix(in srgb, #dc2626 10%, transparent);
 }
+.report h3 { margin: .75rem 0 .25rem !important; font-size: 1rem !important; }
+.report p { margin: 0 0 .5rem !important; overflow-wrap: anywhere; }
+figure.xray .report p { text-align: left; }
+p.truth { margin: .5rem 0; }
+table.reports { width: 100%; border-collapse: collapse; }
+table.reports :is(th, td) {
+  padding: .5rem; text-align: left; vertical-align: top; overflow-wrap: anywhere;
+  border-bottom: 1px solid var(--border-color-primary);
+}
+table.reports th[scope=row] { width: 30%; font-weight: 600; }
+p.about { margin: 1rem 0 0; font-size: .85rem; color: var(--body-text-color-subdued); }
 @media (max-width: 640px) {
   .gradio-container .main { padding: 12px !important; min-width: 0; }
   .gradio-container { min-width: 0 !important; width: 100%; }

@@ -65,6 +65,7 @@ class Generate(Model):
 
     def run(self) -> None:
         from unix_jax.checkpoints.configurations import is_diffusers
+        from unix_jax.inference.results import png_entries
         from unix_jax.preprocessing.transforms import contact_sheet, save_png
 
         if not self.prompts:
@@ -82,13 +83,11 @@ class Generate(Model):
             images = pipe.generate_image(
                 prompts, settings=settings, seed=seeds, callback=lambda step: advance()
             )
-        told = dataclasses.asdict(settings)
         for i, (prompt, seed, image) in enumerate(zip(prompts, seeds, images, strict=True)):
             path = out / f"{i:03d}_{_slug(prompt)}_seed{seed}.png"
-            metadata = {"prompt": prompt, "seed": seed, "software": "unix-jax", **told}
             if path.exists():
                 say(f"{path}: replaced an earlier file")
-            save_png(path, image, {key: str(value) for key, value in metadata.items()})
+            save_png(path, image, png_entries(prompt, seed, settings))
             print(path)
         if len(images) > 1:
             sheet = out / "contact_sheet.png"

@@ -130,6 +130,11 @@ def time_grid(settings: ImageSettings) -> Float[np.ndarray, " T"]:
     return flow.timestep_grid_through(steps, shift, (low, high) if acts else ())
 
 
+def padded_steps(points: int) -> int:
+    """Length of the array of a time grid's points; programs depend on it."""
+    return -(-points // _GRID_MULTIPLE) * _GRID_MULTIPLE
+
+
 def _distinct(keys: Sequence[Any]) -> tuple[list[int], list[int]]:
     """(index of the first occurrence of each distinct key, the number of each key among them)."""
     first: dict[Any, int] = {}
@@ -220,7 +225,7 @@ def _sample(
         state = initial_state(loaded.place(x), settings.solver)
         context_finite = finite_rows(context.cache)
     total = len(times) - 1
-    grid = jnp.asarray(np.pad(times, (0, -len(times) % _GRID_MULTIPLE)))
+    grid = jnp.asarray(np.pad(times, (0, padded_steps(len(times)) - len(times))))
     branch = "rows" if own_rows else "conditional" if settings.image_guided else "none"
 
     def advance(state: SamplingState, first: int, last: int) -> SamplingState:

@@ -80,9 +80,7 @@ def report_requests(
     settings = settings.checked(config)
     found = image_rows(images)
     most_images = max(len(row) for row in found)
-    # An image occupies one position, and the report's bos another.
-    positions = config.decoder.max_position_embeddings
-    longest = positions - settings.max_new_tokens - 1 - most_images
+    longest = _longest_prompt(loaded, settings.max_new_tokens, most_images)
     prompts = config.asked.default if prompts is None else prompts
     texts = loaded.encode_prompts(prompts, len(found), longest)
     seeds = row_seeds(seed, len(found))
@@ -90,6 +88,55 @@ def report_requests(
         ReportRequest(text, _pixels(loaded, row, settings), row_seed, settings)
         for text, row, row_seed in zip(texts, found, seeds, strict=True)
     )
+
+
+def context_tokens(loaded: LoadedModel, prompt: str, images: int, settings: ReportSettings) -> int:
+    """Number of tokens of a report's images and its prompt.
+
+    Raises:
+      PromptError: a prompt that cannot be used, or is too long.
+    """
+    longest = _longest_prompt(loaded, settings.max_new_tokens, images)
+    (ids,) = loaded.encode_prompts([prompt], 1, longest)
+    return stream_lengths([[*[VitSplit()] * images, TextSplit(ids)]], loaded.config)[0]
+
+
+def compile_reports(loaded: LoadedModel, rows: int, settings: ReportSettings) -> None:
+    """Compiles the greedy programs of `rows` reports that begin together with the default prompt.
+
+    The decoding loop has a program for each size of the ring up to `max_new_tokens`.
+    """
+    shards = 1 if loaded.mesh is None else sharding.batch_shards(loaded.mesh)
+    rows = -(-rows // shards) * shards
+    special, side = loaded.config.special_tokens, loaded.config.vision.image_size
+    gray = Image.new("L", (side, side), 128)
+    longest = _longest_prompt(loaded, settings.max_new_tokens, 1)
+    (text,) = loaded.encode_prompts(loaded.config.asked.default, 1, longest)
+    request = ReportRequest(text, _pixels(loaded, [gray], settings), 0, settings)
+    shape = _Shape(0, 0, 0).fitting(loaded.config, [request])
+    new = _prefilled(loaded, [request] * rows, rows, rows, shape)
+    with sharding.use_mesh(loaded.mesh):
+        finite_rows(new.cache)
+        # No row is used: the loop ends before its first step.
+        state = _started(new, 0, rows, shape, bos=special.bos, eos=special.eos)
+        while True:
+            state = decoding.decode_until(
+                loaded.model,
+                loaded.params,
+                state,
+                jnp.int32(1),
+                jnp.int32(rows),
+                choice="greedy",
+            )
+            if shape.ring >= settings.max_new_tokens:
+                return
+            shape = shape.with_more_slots(state)
+            state = _grown(state, shape, special.eos)
+
+
+def _longest_prompt(loaded: LoadedModel, new_tokens: int, images: int) -> int:
+    # An image occupies one position, and the report's bos another.
+    return loaded.config.decoder.max_position_embeddings - new_tokens - 1 - images
 
 
 def _pixels(

@@ -91,3 +91,11 @@ class ImageStep:
           NonFiniteError: pixels that are NaN or infinite.
         """
         return self._decode(self.estimate)
+
+
+def png_entries(
+    prompt: str, seed: int, settings: ImageSettings | DiffusionSettings
+) -> dict[str, str]:
+    """Text entries of the PNG file of a generated image: its text, its seed and its settings."""
+    values = {"prompt": prompt, "seed": seed, "software": "unix-jax"}
+    return {key: str(value) for key, value in (values | dataclasses.asdict(settings)).items()}

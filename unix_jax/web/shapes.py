@@ -1,0 +1,22 @@
+"""Sizes of generated images that a server supports.
+
+Each size compiles programs of its own. A server that accepted every size would compile for hours
+and keep all programs in memory.
+"""
+
+from unix_jax.config import UniXConfig
+from unix_jax.inference.settings import ImageSettings
+
+_SIDES = 4
+
+
+def largest_side(config: UniXConfig) -> int:
+    """Pixels along a side that the position table covers."""
+    return config.max_latent_size * config.latent_downsample
+
+
+def image_sides(config: UniXConfig) -> tuple[int, ...]:
+    """Sides of square images in pixels, ascending: quarters of the largest, and the default."""
+    unit, largest = config.latent_downsample, largest_side(config)
+    quarters = {max(unit, round(largest * i / _SIDES / unit) * unit) for i in range(1, _SIDES + 1)}
+    return tuple(sorted(quarters | {ImageSettings().size(config)[0]}))
