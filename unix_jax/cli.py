@@ -24,6 +24,7 @@ from unix_jax.commands.info import Info
 from unix_jax.commands.report import Report
 from unix_jax.commands.subcommands import with_short_descriptions
 from unix_jax.commands.terminal import run_command
+from unix_jax.dry_run import topology
 from unix_jax.errors import UniXError
 
 # Options of earlier versions, by command -> what replaced them.
@@ -93,8 +94,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given and given[0] in _PROGRAMS:
         module, first = _PROGRAMS[given[0]]
-        # The import raises an error if an extra is not installed.
-        return run_command(lambda: importlib.import_module(module).main([*first, *given[1:]]))
+
+        def program() -> int | None:
+            if given[0] == "train":
+                # Before the seconds that it takes to load JAX.
+                topology.check_arguments(given[1:])
+            # The import raises an error if an extra is not installed.
+            return importlib.import_module(module).main([*first, *given[1:]])
+
+        return run_command(program)
 
     def run() -> None:
         if given == ["--version"]:

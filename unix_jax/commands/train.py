@@ -103,6 +103,7 @@ def run_in(out: Path, config: TrainConfig, progress: ProgressLine, *, restart_da
 
     # =================================================================== mesh and length
     mesh = start.make_run_mesh(config.mesh, model_config)
+    start.check_run_rows(config, mesh, model_config)
     length = start.agreed_length(config, opened.training, tokenizer, model_config)
     total = length.steps
 

@@ -7,7 +7,7 @@ import importlib.util
 import json
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -168,39 +168,44 @@ def raise_together(error: UniXError | None) -> None:
         raise error
 
 
-def row_share(mesh: Mesh, rows: int, rules: ShardingRules | None = None) -> tuple[int, int]:
-    """The rows of a global batch that this process's devices hold, as (first, one past the last).
+def row_share(mesh: Mesh, rows: int, rules: ShardingRules | None = None) -> tuple[int, ...]:
+    """Indices, in ascending order, of the rows of a global batch that this process's devices hold.
 
-    Processes that differ only along the tensor axis hold the same rows.
+    They need not be adjacent: a mesh follows the links between the chips of a TPU slice, and a ring
+    through them leaves a machine and comes back to it. Processes that differ only along the tensor
+    axis hold the same rows.
 
     Raises:
-      ConfigError: the mesh does not divide the rows, or gives a process rows that are not one run.
+      ConfigError: the mesh does not divide the rows.
     """
     shards = batch_shards(mesh, rules)
     if rows % shards:
         raise ConfigError(f"data.rows: expected a multiple of {shards} (mesh), found {rows}")
-    held = {
-        index[0].indices(rows)[:2]
-        for index in _batch_sharding(mesh, rules).addressable_devices_indices_map((rows,)).values()
-        if index is not None
-    }
-    first, last = min(a for a, _ in held), max(b for _, b in held)
-    if sum(b - a for a, b in held) != last - first or rows % (last - first):
-        raise ConfigError(f"mesh: expected each process to hold a run of rows, found {held}")
-    return first, last
+    held: set[int] = set()
+    indices = _batch_sharding(mesh, rules).addressable_devices_indices_map((rows,))
+    for index in indices.values():
+        assert index is not None
+        held.update(range(*index[0].indices(rows)))
+    return tuple(sorted(held))
 
 
 def place_batch(
-    batch: Any, mesh: Mesh, rows: int, share: tuple[int, int], rules: ShardingRules | None = None
+    batch: Any, mesh: Mesh, rows: int, share: Sequence[int], rules: ShardingRules | None = None
 ) -> Any:
-    """A process's rows [first, last) of a global batch of `rows`, as global arrays on the mesh."""
+    """This process's rows of a global batch of `rows`, as global arrays on the mesh.
+
+    Args:
+      share: indices of the rows in `batch`, see `row_share`.
+    """
     sharding = _batch_sharding(mesh, rules)
+    local = {row: position for position, row in enumerate(share)}
 
     def place(leaf: np.ndarray) -> jax.Array:
         def read(index: tuple[slice, ...] | None) -> np.ndarray:
             assert index is not None
             start, stop, _ = index[0].indices(rows)
-            return leaf[start - share[0] : stop - share[0]]
+            # The rows of a shard are adjacent in the global batch, and so they are in the share.
+            return leaf[local[start] : local[start] + stop - start]
 
         return jax.make_array_from_callback((rows, *leaf.shape[1:]), sharding, read)
 
