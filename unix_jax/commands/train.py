@@ -38,6 +38,7 @@ from unix_jax.training.feed import (
     validation_batches,
     validation_data,
 )
+from unix_jax.training.liveness import ending_together
 from unix_jax.training.metrics import Metrics, Window, make_reporters
 from unix_jax.training.overview import overview, write_parameters
 from unix_jax.training.preemption import StopRequest
@@ -70,7 +71,7 @@ def train(arguments: Sequence[str]) -> int:
     enable_compilation_cache()
     progress = ProgressLine(shown=distributed.is_primary())
 
-    with start.locked(out, invocation.break_lock) as note:
+    with ending_together(), start.locked(out, invocation.break_lock) as note:
         if note:
             progress.say(note)
         return run_in(out, config, progress, restart_data=invocation.restart_data)
