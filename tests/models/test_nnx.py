@@ -38,7 +38,9 @@ def batch():
 def wrapped(key):
     """The NNX module with fresh parameters; docs/nnx.md explains `use_eager_sharding`."""
     with nnx.use_eager_sharding(False):
-        return bridge.ToNNX(LINEN).lazy_init(unix._probe(CONFIG), method=UniX.initialise, rngs=key)
+        return bridge.ToNNX(LINEN).lazy_init(
+            unix.probe_batch(CONFIG), method=UniX.initialise, rngs=key
+        )
 
 
 def named(tree):

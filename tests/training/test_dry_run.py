@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 from support.toy_run import MODEL, load_train
@@ -23,6 +25,7 @@ from unix_jax.errors import ConfigError
 from unix_jax.models.unix import param_shapes
 from unix_jax.sharding import make_mesh
 from unix_jax.training import flops
+from unix_jax.training.accumulation import check_rows
 from unix_jax.training.config import ModelConfig, TrainConfig, parse_arguments
 from unix_jax.training.flops import peak_flops
 from unix_jax.training.start import make_run_mesh
@@ -257,6 +260,60 @@ def test_the_larger_step_is_reported():
 def test_rows_that_do_not_divide():
     with pytest.raises(ConfigError, match="multiple of 16 rows"):
         compile_step(dataclasses.replace(CONFIG, accumulation=2), MODEL, make_mesh(fsdp=8))
+
+
+@pytest.mark.parametrize(
+    ("rows", "accumulation", "mesh", "advice"),
+    [
+        # Accumulation alone.
+        (16, 4, {"fsdp": 8}, ["--accumulation 2: the same batch"]),
+        (24, 4, {"data": 8}, ["--accumulation 3: the same batch"]),
+        # Fewer parts, or more rows.
+        (
+            4,
+            4,
+            {"data": 2, "fsdp": 4},
+            [
+                "--accumulation 1 --mesh data=2,fsdp=2,tensor=2: the same batch",
+                "--accumulation 1 --data.rows 8: a batch of 8 rows instead of 4; adjust",
+            ],
+        ),
+        (3, 1, {"fsdp": 8}, ["--accumulation 1 --data.rows 8: a batch of 8 rows instead of 3"]),
+    ],
+)
+def test_options_that_fit(rows, accumulation, mesh, advice):
+    with pytest.raises(ConfigError) as caught:
+        check_rows(rows, accumulation, make_mesh(**mesh), heads=2)
+    first, *lines = str(caught.value).splitlines()
+    assert first.endswith(f"found {rows}. Options that fit:")
+    assert len(lines) == len(advice)
+    for line, expected in zip(lines, advice, strict=True):
+        assert line.startswith(f"  {expected}")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(1, 600), k=st.integers(1, 9), fsdp=st.integers(1, 8), heads=st.integers(1, 8)
+)
+def test_the_options_do_fit(rows, k, fsdp, heads):
+    """Every line is a command line that would not be refused."""
+    mesh = jax.sharding.AbstractMesh((2, fsdp, 1), ("data", "fsdp", "tensor"))
+    try:
+        check_rows(rows, k, mesh, heads=heads)
+    except ConfigError as error:
+        lines = str(error).splitlines()[1:]
+        assert lines
+        for line in lines:
+            words = line.split(":")[0].split()
+            options = dict(zip(words[::2], words[1::2], strict=True))
+            axes = dict(part.split("=") for part in options.get("--mesh", "").split(",") if part)
+            sizes = [int(axes.get(name, size)) for name, size in mesh.shape.items()]
+            assert math.prod(sizes) == mesh.size
+            assert heads % sizes[2] == 0
+            changed = jax.sharding.AbstractMesh(tuple(sizes), mesh.axis_names)
+            asked = int(options.get("--data.rows", rows))
+            assert asked >= rows
+            check_rows(asked, int(options["--accumulation"]), changed, heads=heads)
 
 
 def test_a_kernel_that_the_devices_do_not_have():
