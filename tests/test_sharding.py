@@ -3,14 +3,16 @@
 import dataclasses
 import functools
 import re
+import types
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from unix_jax import sharding as own
 from unix_jax.config import DecoderConfig, UniXConfig, VisionConfig
 from unix_jax.errors import ConfigError
 from unix_jax.models import autoencoder
@@ -18,14 +20,18 @@ from unix_jax.models.unix import TwoStreamBatch, UniX, param_shapes
 from unix_jax.preprocessing.layout import TextSplit, VaeSplit, VitSplit, lay_out
 from unix_jax.sharding import (
     ShardingRules,
+    _arranged,
     batch_shards,
     check_mesh,
     make_mesh,
     param_shardings,
     parse_mesh,
     shard_batch,
+    slice_count,
     use_mesh,
 )
+from unix_jax.training import distributed
+from unix_jax.training.distributed import place_batch, row_share
 
 CONFIG = dataclasses.replace(
     UniXConfig.preset("tiny"),
@@ -320,3 +326,84 @@ def test_make_mesh_on_some_devices():
     assert mesh.devices.shape == (1, 2, 1)
     with pytest.raises(ConfigError, match="multiply to 2 devices"):
         make_mesh(fsdp=4, devices=jax.devices()[:2])
+
+
+# ----------------------------------------------------------------------------- several slices
+
+
+def stand_ins(count=8, slices=2, platform="cpu"):
+    """Devices as JAX lists them, in another order than that of their slices."""
+    made = [
+        types.SimpleNamespace(
+            id=i,
+            platform=platform,
+            device_kind=platform,
+            process_index=i // 2,
+            slice_index=i * slices // count,
+        )
+        for i in range(count)
+    ]
+    return made[::2] + made[1::2]
+
+
+def test_slices_are_counted():
+    assert slice_count(jax.devices()) == 1
+    assert slice_count(stand_ins()) == 2
+    assert slice_count(stand_ins(slices=4)) == 4
+    # The machines of a GPU cluster are no slices.
+    assert slice_count(stand_ins(platform="gpu")) == 1
+
+
+@pytest.mark.parametrize(("slices", "sizes"), [(2, (4, 2, 1)), (2, (2, 2, 2)), (4, (4, 2, 1))])
+def test_only_the_data_axis_spans_slices(slices, sizes):
+    arranged = _arranged(sizes, stand_ins(slices=slices), slices)
+    assert arranged.shape == sizes
+    assert sorted(device.id for device in arranged.flat) == list(range(8))
+    per_slice = sizes[0] // slices
+    for number in range(slices):
+        part = arranged[number * per_slice : (number + 1) * per_slice]
+        assert {device.slice_index for device in part.flat} == {number}
+
+
+@pytest.mark.parametrize("axes", [{"fsdp": 8}, {"data": 2, "fsdp": 4}, {"data": 1, "tensor": 8}])
+def test_an_axis_that_would_span_slices(axes):
+    with pytest.raises(ConfigError, match="expected data to be a multiple of 4, the number of sl"):
+        make_mesh(**axes, devices=stand_ins(slices=4))
+
+
+def test_axes_that_do_not_fit_the_links(monkeypatch):
+    def refuse(*_, **__):
+        raise NotImplementedError("Failed to find assignment")
+
+    monkeypatch.setattr(own.mesh_utils, "create_device_mesh", refuse)
+    with pytest.raises(ConfigError, match=r"expected axes that fit the links .* Failed to find"):
+        make_mesh(fsdp=8)
+
+
+def test_rows_follow_the_order_of_the_devices():
+    """A ring through a slice leaves a machine and comes back to it."""
+    ring = np.array(jax.devices())[[0, 3, 1, 7, 2, 6, 4, 5]].reshape(1, 8, 1)
+    mesh = Mesh(ring, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    share = row_share(mesh, 16)
+    assert share == tuple(range(16))
+    rows = np.arange(32, dtype=np.float32).reshape(16, 2)
+    placed = place_batch({"x": rows}, mesh, 16, share)["x"]
+    np.testing.assert_array_equal(placed, rows)
+    for shard in placed.addressable_shards:
+        position = list(ring.flat).index(shard.device)
+        np.testing.assert_array_equal(shard.data, rows[2 * position : 2 * position + 2])
+
+
+class HalfOfTheDevices(NamedSharding):
+    """As a process sees it that holds the devices of even ids."""
+
+    def addressable_devices_indices_map(self, shape):
+        return {d: i for d, i in self.devices_indices_map(shape).items() if d.id % 2 == 0}
+
+
+def test_rows_of_a_process_need_not_be_adjacent(monkeypatch):
+    monkeypatch.setattr(distributed, "NamedSharding", HalfOfTheDevices)
+    assert row_share(make_mesh(data=8), 16) == (0, 1, 4, 5, 8, 9, 12, 13)
+    assert row_share(make_mesh(data=4, tensor=2), 8) == tuple(range(8))
+    with pytest.raises(ConfigError, match="multiple of 8"):
+        row_share(make_mesh(data=8), 12)

@@ -24,6 +24,7 @@ from unix_jax.commands.report import Report
 from unix_jax.commands.serve import Serve
 from unix_jax.commands.subcommands import with_short_descriptions
 from unix_jax.commands.terminal import run_command
+from unix_jax.dry_run import topology
 from unix_jax.errors import UniXError
 
 # Options of earlier versions, by command -> what replaced them.
@@ -101,8 +102,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given and given[0] in _PROGRAMS:
         module, first = _PROGRAMS[given[0]]
 
-        def run_program() -> int:
+        def run_program() -> int | None:
             _refuse_renamed(given)
+            if given[0] == "train":
+                # Before the seconds that it takes to load JAX.
+                topology.check_arguments(given[1:])
             # The import raises an error if an extra is not installed.
             return importlib.import_module(module).main([*first, *given[1:]])
 

@@ -3,6 +3,9 @@
 The mesh has the axes `data` (replicated parameters), `fsdp` (parameters split along `embed`) and
 `tensor` (heads, MLP and vocabulary). All are Auto axes: under Explicit ones, the default of
 `jax.make_mesh`, Linen's logical constraints raise.
+
+Several TPU slices are one mesh. Their network is much slower than the links within a slice, so only
+`data` spans it: it carries the sum of the gradients and nothing else.
 """
 
 import contextlib
@@ -13,6 +16,8 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from unix_jax.config import UniXConfig
@@ -85,22 +90,59 @@ def _as_tuple(axes: MeshAxes) -> tuple[str, ...]:
     return () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
 
 
+def slice_count(devices: Sequence[Any]) -> int:
+    """Number of slices that the devices belong to.
+
+    JAX numbers the machines of a GPU cluster as slices, too. They count as one: a mesh axis may
+    span their network.
+    """
+    if devices[0].platform == "gpu":
+        return 1
+    return len({getattr(device, "slice_index", None) or 0 for device in devices})
+
+
 def make_mesh(
     data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
 ) -> Mesh:
     """A mesh of Auto axes (data, fsdp, tensor) over `devices` (default: all).
 
+    Of several slices, each has a contiguous part of the data axis.
+
     Raises:
-      ConfigError: the axes do not multiply to the number of devices.
+      ConfigError: the axes do not multiply to the number of devices, the slices do not divide the
+        data axis, or the axes do not fit the links between the devices.
     """
     sizes = (data, fsdp, tensor)
     available = jax.devices() if devices is None else list(devices)
+    found = f"found data={data}, fsdp={fsdp}, tensor={tensor}"
     if math.prod(sizes) != len(available) or min(sizes) < 1:
+        raise ConfigError(f"mesh: expected axes that multiply to {len(available)} devices, {found}")
+    slices = slice_count(available)
+    if data % slices:
         raise ConfigError(
-            f"mesh: expected axes that multiply to {len(available)} devices, "
-            f"found data={data}, fsdp={fsdp}, tensor={tensor}"
+            f"mesh: expected data to be a multiple of {slices}, the number of slices, whose "
+            f"network no other axis may span, {found}"
         )
-    return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=available)
+    try:
+        arranged = _arranged(sizes, available, slices)
+    except (AssertionError, NotImplementedError, ValueError) as error:
+        # JAX knows the links of each kind of device.
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"mesh: expected axes that fit the links between {len(available)} x "
+            f"{available[0].device_kind}, {found}: {reason}"
+        ) from error
+    return Mesh(arranged, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _arranged(sizes: tuple[int, int, int], devices: Sequence[Any], slices: int) -> np.ndarray:
+    """The devices as an array of `sizes`, neighbours in the mesh linked directly where possible."""
+    if slices == 1:
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    data, fsdp, tensor = sizes
+    return mesh_utils.create_hybrid_device_mesh(
+        (data // slices, fsdp, tensor), (slices, 1, 1), devices, allow_split_physical_axes=True
+    )
 
 
 def parse_mesh(text: str, *, partial: bool = False, devices: Sequence[Any] | None = None) -> Mesh:

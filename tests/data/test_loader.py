@@ -299,3 +299,13 @@ def test_errors():
         loader(UNDERSTANDING, records(0))
     with pytest.raises(DataError, match=r"data state"):
         iter(loader(UNDERSTANDING)).set_state({"next_index": 3})
+
+
+def test_rows_of_a_process_that_are_not_adjacent():
+    """Together, two processes with interleaved rows build what one builds."""
+    samples = record_samples(records(COUNT), tokenizer(), CONFIG, UNDERSTANDING)
+    whole, _ = next(iter(Loader(samples, CONFIG, UNDERSTANDING, 0, 1)))
+    for rows in (range(0, UNDERSTANDING.rows, 2), range(1, UNDERSTANDING.rows, 2)):
+        part, info = next(iter(Loader(samples, CONFIG, UNDERSTANDING, 0, 2, rows=rows)))
+        np.testing.assert_array_equal(part.token_ids, whole.token_ids[list(rows)])
+        assert len(info.keys) == len(rows)

@@ -4,23 +4,31 @@ import dataclasses
 import gc
 import importlib.util
 import math
+import subprocess
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 from support.toy_run import MODEL, load_train
 from unix_jax.data.config import DataConfig
-from unix_jax.dry_run import hlo, topology
+from unix_jax.dry_run import dry_run, hlo, topology
 from unix_jax.dry_run.dry_run import Memory, Report, compile_step, full_row
 from unix_jax.dry_run.topology import parse_topology, topology_devices
 from unix_jax.errors import ConfigError
 from unix_jax.models.unix import param_shapes
 from unix_jax.sharding import make_mesh
 from unix_jax.training import flops
+from unix_jax.training.accumulation import check_rows
 from unix_jax.training.config import ModelConfig, TrainConfig, parse_arguments
+from unix_jax.training.flops import peak_flops
+from unix_jax.training.start import make_run_mesh
 
 DATA = DataConfig(source="nowhere", rows=8, und_tokens=64, vit_images=2)
 CONFIG = TrainConfig(stage="understanding", data=DATA, total_steps=2)
@@ -254,6 +262,60 @@ def test_rows_that_do_not_divide():
         compile_step(dataclasses.replace(CONFIG, accumulation=2), MODEL, make_mesh(fsdp=8))
 
 
+@pytest.mark.parametrize(
+    ("rows", "accumulation", "mesh", "advice"),
+    [
+        # Accumulation alone.
+        (16, 4, {"fsdp": 8}, ["--accumulation 2: the same batch"]),
+        (24, 4, {"data": 8}, ["--accumulation 3: the same batch"]),
+        # Fewer parts, or more rows.
+        (
+            4,
+            4,
+            {"data": 2, "fsdp": 4},
+            [
+                "--accumulation 1 --mesh data=2,fsdp=2,tensor=2: the same batch",
+                "--accumulation 1 --data.rows 8: a batch of 8 rows instead of 4; adjust",
+            ],
+        ),
+        (3, 1, {"fsdp": 8}, ["--accumulation 1 --data.rows 8: a batch of 8 rows instead of 3"]),
+    ],
+)
+def test_options_that_fit(rows, accumulation, mesh, advice):
+    with pytest.raises(ConfigError) as caught:
+        check_rows(rows, accumulation, make_mesh(**mesh), heads=2)
+    first, *lines = str(caught.value).splitlines()
+    assert first.endswith(f"found {rows}. Options that fit:")
+    assert len(lines) == len(advice)
+    for line, expected in zip(lines, advice, strict=True):
+        assert line.startswith(f"  {expected}")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(1, 600), k=st.integers(1, 9), fsdp=st.integers(1, 8), heads=st.integers(1, 8)
+)
+def test_the_options_do_fit(rows, k, fsdp, heads):
+    """Every line is a command line that would not be refused."""
+    mesh = jax.sharding.AbstractMesh((2, fsdp, 1), ("data", "fsdp", "tensor"))
+    try:
+        check_rows(rows, k, mesh, heads=heads)
+    except ConfigError as error:
+        lines = str(error).splitlines()[1:]
+        assert lines
+        for line in lines:
+            words = line.split(":")[0].split()
+            options = dict(zip(words[::2], words[1::2], strict=True))
+            axes = dict(part.split("=") for part in options.get("--mesh", "").split(",") if part)
+            sizes = [int(axes.get(name, size)) for name, size in mesh.shape.items()]
+            assert math.prod(sizes) == mesh.size
+            assert heads % sizes[2] == 0
+            changed = jax.sharding.AbstractMesh(tuple(sizes), mesh.axis_names)
+            asked = int(options.get("--data.rows", rows))
+            assert asked >= rows
+            check_rows(asked, int(options["--accumulation"]), changed, heads=heads)
+
+
 def test_a_kernel_that_the_devices_do_not_have():
     config = dataclasses.replace(CONFIG, model=ModelConfig(attention="cudnn"))
     with pytest.raises(ConfigError, match=r"expected an NVIDIA GPU .* found cpu, float32 and"):
@@ -308,10 +370,155 @@ def test_arguments(tmp_path):
         parse_arguments([path])
 
 
-@pytest.mark.parametrize("text", ["v5e", "v5e:4", "v5e:4x4x4", "v5p:2x2", "v3:2x2", "v5e:0x4"])
-def test_unknown_topologies(text):
-    with pytest.raises(ConfigError, match="topology: expected one of v5e:NxN"):
+@pytest.mark.parametrize(
+    ("text", "chip", "sizes", "count"),
+    [
+        ("v4:2x2x1", "v4", (2, 2, 1), 1),
+        ("v5e:4x4", "v5e", (4, 4), 1),
+        ("v5e:16x16", "v5e", (16, 16), 1),
+        ("v5p:2x2x2", "v5p", (2, 2, 2), 1),
+        ("v5p:16x20x28", "v5p", (16, 20, 28), 1),
+        ("v6e:8x8", "v6e", (8, 8), 1),
+        ("trillium:8x8", "v6e", (8, 8), 1),
+        ("Trillium:8x8", "v6e", (8, 8), 1),
+        ("v5litepod:1x1", "v5e", (1, 1), 1),
+        ("v7x:2x2x1", "v7x", (2, 2, 1), 1),
+        ("tpu7x:4x4x4", "v7x", (4, 4, 4), 1),
+        ("ironwood:2x2x2", "v7x", (2, 2, 2), 1),
+        ("2xv5e:4x4", "v5e", (4, 4), 2),
+        ("16xtrillium:16x16", "v6e", (16, 16), 16),
+    ],
+)
+def test_topologies(text, chip, sizes, count):
+    found = parse_topology(text)
+    assert (found.chip.name, found.sizes, found.count) == (chip, sizes, count)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", "another form"),
+        ("v5e", "another form"),
+        ("v5e-16", "another form"),
+        ("v5e:4x", "another form"),
+        ("xv5e:4x4", "the chip 'xv5e'"),
+        ("v3:2x2", "the chip 'v3'"),
+        ("v5e:4", "1 dimensions"),
+        ("v5e:4x4x4", "3 dimensions"),
+        ("v5p:2x2", "2 dimensions"),
+        ("v5e:0x4", "a slice of 0x4 chips"),
+        ("v5e:3x4", "a slice of 3x4 chips"),
+        ("v5e:32x32", "a slice of 32x32 chips"),
+        ("v4:20x4x4", "a slice of 20x4x4 chips"),
+        ("0xv5e:4x4", "0 slices"),
+        ("1000xv5e:4x4", "1000 slices"),
+    ],
+)
+def test_unknown_topologies(text, found):
+    with pytest.raises(ConfigError) as caught:
         parse_topology(text)
+    message = str(caught.value)
+    assert f"found {found} in {text!r}" in message
+    for known in (*topology.CHIPS, *topology.ALIASES):
+        assert known in message
+
+
+@pytest.mark.parametrize("argument", [["--topology", "v9:2x2"], ["--topology=v9:2x2"]])
+def test_a_topology_is_checked_before_jax_is_loaded(argument):
+    """By the command itself: JAX takes seconds to load."""
+    code = (
+        "import sys\n"
+        "from unix_jax import cli\n"
+        "code = cli.main(['train', 'nowhere.py', '--dry-run', *sys.argv[1:]])\n"
+        "sys.exit(code if 'jax' not in sys.modules else 3)\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code, *argument], capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 1, ran.stderr
+    assert ran.stderr.startswith("error: topology: expected a TPU slice such as v5e:4x4")
+    assert "Traceback" not in ran.stderr
+
+
+def test_every_chip_is_known_by_its_devices():
+    for chip in topology.CHIPS.values():
+        for kind in chip.kinds:
+            device = types.SimpleNamespace(device_kind=kind)
+            assert topology.chip_of(device) is chip
+            assert peak_flops(device) == chip.flops
+
+
+class UnreadableProgram:
+    """A compiled program of which a compiler returns memory and no usable text."""
+
+    def __init__(self, program, text):
+        self.program, self.text = program, text
+
+    def as_text(self):
+        if isinstance(self.text, Exception):
+            raise self.text
+        return self.text
+
+    def memory_analysis(self):
+        return self.program.memory_analysis()
+
+    def cost_analysis(self):
+        return self.program.cost_analysis()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,
+        "",
+        jax.errors.JaxRuntimeError("UNIMPLEMENTED: no text"),
+        RuntimeError("no text"),
+        "HloModule x\n",
+        "ENTRY %main () -> f32[] {\n  %a = f32[] dot(%b, %c)\n}\n",
+        "ENTRY %main () -> f32[] {\n  %a = f32[]\n}\n",
+        "ENTRY %main () -> f32[] {\n  %a = f32[] fusion(), calls=%unknown\n}\n",
+    ],
+)
+def test_a_program_that_cannot_be_read_reports_its_memory(text, monkeypatch):
+    compiled = dry_run._compile
+    monkeypatch.setattr(
+        dry_run, "_compile", lambda *given: UnreadableProgram(compiled(*given), text)
+    )
+    report = compile_step(CONFIG, MODEL, make_mesh(devices=jax.devices()[:1]))
+    assert isinstance(report.work, str)
+    assert report.bounds() == {}
+    lines = report.lines()
+    assert any(line.startswith("memory ") for line in lines)
+    assert lines[-1].startswith("no traffic and no bounds: the program cannot be read (")
+    assert report.memory.total > 0
+
+
+def test_what_leaves_a_slice_is_counted_apart():
+    """A sum over two slices: the device hands its part to the host, which exchanges it."""
+    program = """HloModule slices
+ENTRY %main (x: f32[64,8]) -> f32[64,8] {
+  %x = f32[64,8]{1,0} parameter(0)
+  %after-all = token[] after-all()
+  %send = (f32[64,8]{1,0}, u32[], token[]) send(%x, %after-all), channel_id=2, FRONTEND
+  %recv = (f32[64,8]{1,0}, u32[], token[]) recv(%after-all), channel_id=1, FRONTEND
+  %recv-done = (f32[64,8]{1,0}, token[]) recv-done(%recv), channel_id=1
+  ROOT %sum = f32[64,8]{1,0} get-tuple-element(%recv-done), index=0
+}
+""".replace(
+        "FRONTEND",
+        'is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}',
+    )
+    work = hlo.analyse(program, 32, 4)
+    assert work.collectives == {}
+    assert work.between_slices == {"all-reduce": (1, 2 * 3 / 4 * 64 * 8 * 4)}
+    assert work.slice_bytes == 2 * 3 / 4 * 64 * 8 * 4
+    device = type("Device", (), {"device_kind": "TPU v5 lite"})()
+    memory = Memory(2**30, 0, 0, 0, 0)
+    report = Report(32, device, {"data": 4}, 1.0, memory, work, 1.0, 0.0, slices=4)
+    assert report.bounds()["DCN"] == pytest.approx(work.slice_bytes / 3.125e9)
+    text = "\n".join(report.lines())
+    assert "32 x TPU v5 lite in 4 slices" in text
+    assert "to slices " in text
 
 
 def test_without_libtpu(monkeypatch):
@@ -320,20 +527,51 @@ def test_without_libtpu(monkeypatch):
         topology_devices("v5e:4x4")
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
+needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (extra tpu)"
 )
-def test_step_for_a_topology():
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("text", "devices", "mesh"),
+    [
+        ("v4:2x2x4", 16, {"data": 1, "fsdp": 16}),
+        ("v5e:4x4", 16, {"data": 1, "fsdp": 16}),
+        ("v5p:2x2x2", 8, {"data": 1, "fsdp": 8}),
+        ("trillium:8x8", 64, {"data": 1, "fsdp": 64}),
+        ("v7x:2x2x2", 16, {"data": 1, "fsdp": 16}),
+        ("2xv5e:4x4", 32, {"data": 2, "fsdp": 16}),
+        ("4xv4:2x2x1", 16, {"data": 4, "fsdp": 4}),
+    ],
+)
+def test_devices_of_topologies(text, devices, mesh):
+    found = topology_devices(text)
+    assert len(found) == devices
+    assert topology.chip_of(found[0]) is parse_topology(text).chip
+    made = make_run_mesh(None, MODEL, found)
+    assert {axis: made.shape[axis] for axis in mesh} == mesh
+    # Only the data axis leaves a slice.
+    for one in made.devices.reshape(mesh["data"], -1):
+        assert len({getattr(device, "slice_index", 0) for device in one}) == 1
+    assert make_run_mesh(f"data={devices // 4},fsdp=2,tensor=2", MODEL, found).size == devices
+
+
+@pytest.mark.slow
+@needs_libtpu
+@pytest.mark.parametrize("text", ["v5e:2x2", "2xv5e:2x2"])
+def test_step_for_a_topology(text):
     """A TPU's program: bfloat16, and attention as a TPU takes it."""
-    mesh = make_mesh(fsdp=4, devices=topology_devices("v5e:2x2"))
+    slices = parse_topology(text).count
+    mesh = make_run_mesh(None, MODEL, topology_devices(text))
     config = dataclasses.replace(CONFIG, model=ModelConfig(preset="tiny"))
     report = compile_step(config, MODEL, mesh)
     assert report.fits
-    assert set(report.bounds()) == {"compute", "HBM", "ICI"}
+    assert set(report.bounds()) == {"compute", "HBM", "ICI", *(["DCN"] if slices > 1 else [])}
+    assert (report.work.slice_bytes > 0) == (slices > 1)
     assert report.work.collectives
     assert report.model_flops < 4 * report.work.flops
     assert np.isfinite(report.memory.total)
     text = "\n".join(report.lines())
-    assert "4 x TPU v5 lite" in text
+    assert f"{4 * slices} x TPU v5 lite" in text
     assert "MFU" in text

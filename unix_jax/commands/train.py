@@ -38,6 +38,7 @@ from unix_jax.training.feed import (
     validation_batches,
     validation_data,
 )
+from unix_jax.training.liveness import ending_together
 from unix_jax.training.metrics import Metrics, Window, make_reporters
 from unix_jax.training.overview import overview, write_parameters
 from unix_jax.training.preemption import StopRequest
@@ -70,7 +71,7 @@ def train(arguments: Sequence[str]) -> int:
     enable_compilation_cache()
     progress = ProgressLine(shown=distributed.is_primary())
 
-    with start.locked(out, invocation.break_lock) as note:
+    with ending_together(), start.locked(out, invocation.break_lock) as note:
         if note:
             progress.say(note)
         return run_in(out, config, progress, restart_data=invocation.restart_data)
@@ -103,6 +104,7 @@ def run_in(out: Path, config: TrainConfig, progress: ProgressLine, *, restart_da
 
     # =================================================================== mesh and length
     mesh = start.make_run_mesh(config.mesh, model_config)
+    start.check_run_rows(config, mesh, model_config)
     length = start.agreed_length(config, opened.training, tokenizer, model_config)
     total = length.steps
 

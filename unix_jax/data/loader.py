@@ -68,8 +68,9 @@ class BatchInfo:
 class Loader(grain.IterDataset[tuple[TrainingBatch, BatchInfo]]):
     """Batches of this process's rows: `for batch, info in loader`.
 
-    Each batch has `data.rows / process_count` rows; process p has the p-th share of the global
-    step's rows. With `data.epochs` the iterator ends, after rows that may be empty.
+    A batch has the `rows` of the global step. By default process p has the p-th of
+    `process_count` equal shares. With `data.epochs` the iterator ends, after rows that may be
+    empty.
     """
 
     def __init__(
@@ -79,12 +80,14 @@ class Loader(grain.IterDataset[tuple[TrainingBatch, BatchInfo]]):
         data: DataConfig,
         process_index: int | None = None,
         process_count: int | None = None,
+        rows: Sequence[int] | None = None,
     ) -> None:
         """Args:
           samples: see `record_samples`.
           config: the model's sizes.
           data: the size of a row, and the order.
           process_index, process_count: of this process; JAX's unless given.
+          rows: indices of this process's rows in the global step, as its devices hold them.
 
         Raises:
           ConfigError: rows that the processes cannot share, or a VAE size that does not fit.
@@ -94,11 +97,14 @@ class Loader(grain.IterDataset[tuple[TrainingBatch, BatchInfo]]):
         self.samples, self.config, self.data = samples, config, data
         self.process_index = jax.process_index() if process_index is None else process_index
         self.process_count = jax.process_count() if process_count is None else process_count
-        if data.rows % self.process_count:
+        if rows is None and data.rows % self.process_count:
             raise ConfigError(
                 f"data.rows: expected a multiple of {self.process_count} processes, "
                 f"found {data.rows}"
             )
+        share = data.rows // self.process_count
+        first = self.process_index * share
+        self.rows = tuple(range(first, first + share) if rows is None else rows)
         data.gen_tokens(config)
         Planner(samples, data)
 
@@ -148,9 +154,7 @@ class _LoaderIterator(grain.DatasetIterator[tuple[TrainingBatch, BatchInfo]]):
         if planned is None:
             raise StopIteration
         loader, data = self._loader, self._loader.data
-        share = data.rows // loader.process_count
-        own = planned[loader.process_index * share : (loader.process_index + 1) * share]
-        rows = self._materialise(own)
+        rows = self._materialise([planned[row] for row in loader.rows])
         batch = collate(rows, loader.config, data)
         return batch, self._info(planned, rows)
 

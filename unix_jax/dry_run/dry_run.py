@@ -30,13 +30,13 @@ from unix_jax.dry_run.topology import Chip, chip_of, topology_devices
 from unix_jax.errors import ConfigError
 from unix_jax.models.dinov2 import Dinov2Config
 from unix_jax.preprocessing.layout import Split, TextSplit, VaeSplit, VitSplit, stream_lengths
-from unix_jax.sharding import ShardingRules
+from unix_jax.sharding import ShardingRules, slice_count
 from unix_jax.storage.hub import located
 from unix_jax.training.config import TrainConfig
 from unix_jax.training.feed import validation_data
 from unix_jax.training.flops import peak_flops
 from unix_jax.training.stages import make_stage
-from unix_jax.training.start import make_run_mesh, with_backbone
+from unix_jax.training.start import check_run_rows, make_run_mesh, with_backbone
 
 _GIB = 2.0**30
 
@@ -62,8 +62,9 @@ class Report:
 
     memory: of the training step. validation: of the evaluation step, during which the complete
     state stays on the device; None if the run does not validate.
-    model_flops: FLOPs of the model
-    for a full batch (see `flops`), divided by the number of devices.
+    work: of the training step; a text that says why not, if the program's text cannot be read.
+    model_flops: FLOPs of the model for a full batch (see `flops`), divided by the number of
+    devices.
     compiler_flops: XLA's own figure, which counts the body of a loop once.
     """
 
@@ -72,10 +73,11 @@ class Report:
     mesh: dict[str, int]
     seconds: float
     memory: Memory
-    work: hlo.Work
+    work: hlo.Work | str
     model_flops: float
     compiler_flops: float
     validation: Memory | None = None
+    slices: int = 1
 
     @property
     def peak(self) -> int:
@@ -93,22 +95,27 @@ class Report:
         return None if self.chip is None else self.peak <= self.chip.hbm
 
     def bounds(self) -> dict[str, float]:
-        """Minimum seconds of the step, by the limiting resource."""
+        """Minimum seconds of the step, by the limiting resource; none if the work is unknown."""
+        if isinstance(self.work, str):
+            return {}
         peak, chip = peak_flops(self.device), self.chip
         bounds = {} if peak is None else {"compute": self.work.flops / peak}
         if chip is not None:
             bounds["HBM"] = self.work.hbm_bytes / chip.hbm_bandwidth
             bounds["ICI"] = self.work.sent_bytes / chip.ici_bandwidth
+            if self.slices > 1:
+                bounds["DCN"] = self.work.slice_bytes / chip.dcn_bandwidth
         return bounds
 
     def lines(self) -> list[str]:
         """The report as lines of text."""
-        m, w = self.memory, self.work
+        m = self.memory
         capacity = "" if self.chip is None else f" of {self.chip.hbm / _GIB:.2f} GiB"
         verdict = {None: "", True: ": fits", False: ": DOES NOT FIT"}[self.fits]
         axes = ",".join(f"{name}={size}" for name, size in self.mesh.items())
+        slices = "" if self.slices == 1 else f" in {self.slices} slices"
         lines = [
-            f"compiled for {self.devices} x {self.device.device_kind}, mesh {axes}, "
+            f"compiled for {self.devices} x {self.device.device_kind}{slices}, mesh {axes}, "
             f"in {self.seconds:.0f} s; figures are of one device and one step",
             f"memory       {_gib(self.peak)}{capacity}{verdict}",
             f"training     {_gib(m.total)}",
@@ -117,16 +124,29 @@ class Report:
             f"  outputs    {_gib(m.outputs)}, of which {_gib(m.aliased)} in place of arguments",
             f"  program    {_gib(m.program)}",
             _validation_line(self.validation),
-            f"FLOPs        {w.flops / 1e12:.3f} T compiled; {self.model_flops / 1e12:.3f} T of the "
-            f"model; {self.compiler_flops / 1e12:.3f} T by XLA, each loop's body once",
-            f"HBM traffic  {_gib(w.hbm_bytes)}",
-            f"sent         {_gib(w.sent_bytes)}",
         ]
-        for kind in hlo.COLLECTIVES:
-            if kind in w.collectives:
-                count, sent = w.collectives[kind]
-                lines.append(f"  {kind:<19}{count:>7} x  {_gib(sent)}")
-        return lines + self._bound_lines()
+        if isinstance(self.work, str):
+            return [
+                *lines,
+                f"FLOPs        {self.model_flops / 1e12:.3f} T of the model; "
+                f"{self.compiler_flops / 1e12:.3f} T by XLA, each loop's body once",
+                f"no traffic and no bounds: the program cannot be read ({self.work}); the memory "
+                "above is the compiler's own figure",
+            ]
+        return lines + self._work_lines(self.work) + self._bound_lines()
+
+    def _work_lines(self, work: hlo.Work) -> list[str]:
+        lines = [
+            f"FLOPs        {work.flops / 1e12:.3f} T compiled; {self.model_flops / 1e12:.3f} T of "
+            f"the model; {self.compiler_flops / 1e12:.3f} T by XLA, each loop's body once",
+            f"HBM traffic  {_gib(work.hbm_bytes)}",
+            f"sent         {_gib(work.sent_bytes)}",
+            *_collective_lines(work.collectives),
+        ]
+        if self.slices > 1:
+            lines.append(f"to slices    {_gib(work.slice_bytes)}, through the hosts' network (DCN)")
+            lines += _collective_lines(work.between_slices)
+        return lines
 
     def _bound_lines(self) -> list[str]:
         bounds, peak = self.bounds(), peak_flops(self.device)
@@ -140,11 +160,19 @@ class Report:
         ]
 
 
+def _collective_lines(collectives: dict[str, tuple[int, float]]) -> list[str]:
+    kinds = [kind for kind in hlo.COLLECTIVES if kind in collectives]
+    kinds += [kind for kind in collectives if kind not in hlo.COLLECTIVES]
+    return [
+        f"  {kind:<19}{collectives[kind][0]:>7} x  {_gib(collectives[kind][1])}" for kind in kinds
+    ]
+
+
 def dry_run(config: TrainConfig, topology: str | None) -> int:
     """Prints the report; returns the exit code: 1 if the step does not fit into the memory.
 
     Args:
-      topology: a TPU slice such as `v5e:4x4`; None: the devices of this machine.
+      topology: TPU slices such as `v5e:4x4` or `2xv5e:4x4`; None: the devices of this machine.
 
     Raises:
       ConfigError, CheckpointError: settings that contradict each other, or an unknown topology.
@@ -156,6 +184,7 @@ def dry_run(config: TrainConfig, topology: str | None) -> int:
         devices = topology_devices(topology)
     model_config, encoder_config = _sizes(config)
     mesh = make_run_mesh(config.mesh, model_config, devices)
+    check_run_rows(config, mesh, model_config)
     report = compile_step(config, model_config, mesh, encoder_config)
     print("\n".join(report.lines()))
     return 1 if report.fits is False else 0
@@ -214,17 +243,37 @@ def compile_step(
         validation = dataclasses.replace(evaluation, arguments=max(held, evaluation.arguments))
     seconds = time.monotonic() - begin
     cost = compiled.cost_analysis() or {}
+    slices = slice_count(list(mesh.devices.flat))
     return Report(
         devices=mesh.size,
         device=mesh.devices.flat[0],
         mesh=dict(mesh.shape),
         seconds=seconds,
         memory=memory,
-        work=hlo.analyse(compiled.as_text(), mesh.size),
+        work=_work(compiled, mesh.size, slices),
         model_flops=stage.batch_flops(row) * config.data.rows / mesh.size,
         compiler_flops=cost.get("flops", 0.0),
         validation=validation,
+        slices=slices,
     )
+
+
+def _work(compiled: Any, devices: int, slices: int) -> hlo.Work | str:
+    """What is read from the program's text, or why it cannot be read.
+
+    The text is XLA's own affair: its form changes between versions, and for large programs there
+    may be none. The memory does not depend on it.
+    """
+    try:
+        text = compiled.as_text()
+    except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:
+        return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    if not text:
+        return "the compiler returns no text"
+    try:
+        return hlo.analyse(text, devices, slices)
+    except hlo.HloError as error:
+        return " ".join(str(error).split())[:200]
 
 
 def _memory(compiled: Any) -> Memory:

@@ -21,6 +21,8 @@ COLLECTIVES = (
     "all-to-all",
     "collective-permute",
 )
+# What the runtime of several slices does with the data that a program sends to the host.
+_TRANSFER = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 
 # Nothing moves in memory for these, or what they call moves it.
 _FREE = frozenset(
@@ -39,32 +41,55 @@ class Work:
     flops: of matrix products, convolutions and kernels, including recomputation.
     hbm_bytes: read from and written to the device's memory.
     collectives: kind -> (count, bytes that the device sends around a ring).
+    between_slices: the same of the part that leaves a slice, through the network of the hosts.
     """
 
     flops: float = 0.0
     hbm_bytes: float = 0.0
     collectives: dict[str, tuple[int, float]] = dataclasses.field(default_factory=dict)
+    between_slices: dict[str, tuple[int, float]] = dataclasses.field(default_factory=dict)
 
     @property
     def sent_bytes(self) -> float:
+        """Within a slice."""
         return sum(sent for _, sent in self.collectives.values())
 
+    @property
+    def slice_bytes(self) -> float:
+        """To other slices."""
+        return sum(sent for _, sent in self.between_slices.values())
 
-def analyse(text: str, devices: int) -> Work:
+
+def analyse(text: str, devices: int, slices: int = 1) -> Work:
     """The work of a compiled program.
 
     Args:
       text: of an optimised module, from `compiled.as_text()`.
       devices: that run it together.
+      slices: that the devices belong to.
+
+    Raises:
+      HloError: the text is not of the known form.
     """
-    computations, entry = parse(text)
-    walk = _Walk(computations, devices)
-    walk.visit(entry, 1, fused=False)
+    walk = None
+    try:
+        computations, entry = parse(text)
+        walk = _Walk(computations, devices, slices)
+        walk.visit(entry, 1, fused=False)
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, StopIteration,
+            TypeError, ValueError) as error:  # fmt: skip
+        at = "" if walk is None or walk.current is None else f", in {walk.current[:120]!r}"
+        raise HloError(f"{type(error).__name__}: {error}{at}") from error
     work = walk.work
-    for kind, _, times, sent in walk.collectives.values():
-        count, total = work.collectives.get(kind, (0, 0.0))
-        work.collectives[kind] = (count + times, total + sent * times)
+    for kind, between, times, sent in walk.collectives.values():
+        totals = work.between_slices if between else work.collectives
+        count, total = totals.get(kind, (0, 0.0))
+        totals[kind] = (count + times, total + sent * times)
     return work
+
+
+class HloError(Exception):
+    """The text of a program that this module cannot read: XLA changes its form without notice."""
 
 
 # ---------------------------------------------------------------------------------------- walk
@@ -73,15 +98,19 @@ def analyse(text: str, devices: int) -> Work:
 class _Walk:
     """Sums the work of computations, each multiplied by its number of runs."""
 
-    def __init__(self, computations: dict[str, Computation], devices: int) -> None:
-        self.computations, self.devices, self.work = computations, devices, Work()
+    def __init__(self, computations: dict[str, Computation], devices: int, slices: int) -> None:
+        self.computations, self.devices, self.slices = computations, devices, slices
+        self.work = Work()
         # By channel: a TPU's program names one collective in every step that it runs beside.
-        self.collectives: dict[str, tuple[str, str, int, float]] = {}
+        # (kind, whether it is between slices, number of runs, bytes sent in each)
+        self.collectives: dict[str, tuple[str, bool, int, float]] = {}
+        self.current: str | None = None
 
     def visit(self, name: str, times: int, *, fused: bool) -> None:
         computation = self.computations[name]
         for instruction in computation.values():
             opcode = instruction.opcode
+            self.current = f"{instruction.name} = {opcode}{instruction.attributes}"
             if opcode in ("dot", "convolution"):
                 self.work.flops += times * _product_flops(instruction, computation)
             elif opcode == "custom-call":
@@ -89,13 +118,23 @@ class _Walk:
             elif (kind := opcode.removesuffix("-start")) in COLLECTIVES:
                 channel = re.search(r"channel_id=(\d+)", instruction.attributes)
                 key = channel.group(1) if channel else f"{name}/{instruction.name}"
-                sent = _sent_bytes(kind, instruction, computation, self.devices)
-                before = self.collectives.get(key, (kind, key, 0, 0.0))
-                self.collectives[key] = (kind, key, max(times, before[2]), sent)
+                size = _operand_bytes(instruction, computation)
+                sent = size * _ring(kind, _group_size(instruction.attributes, self.devices))
+                self._count(key, kind, False, times, sent)
+            elif opcode == "send" and (found := _TRANSFER.search(instruction.attributes)):
+                kind = found.group(1).lower().replace("_", "-")
+                size = _operand_bytes(instruction, computation)
+                sent = size * _ring(kind, self.slices)
+                self._count(f"{name}/{instruction.name}", kind, True, times, sent)
             if not fused:
                 self.work.hbm_bytes += times * self._moved(instruction, computation)
             for called, runs, inside in self._calls(instruction, computation):
                 self.visit(called, times * runs, fused=fused or inside)
+
+    def _count(self, key: str, kind: str, between: bool, times: int, sent: float) -> None:
+        before = self.collectives.get(key)
+        runs = times if before is None else max(times, before[2])
+        self.collectives[key] = (kind, between, runs, sent)
 
     def _calls(
         self, instruction: Instruction, computation: Computation
@@ -153,6 +192,8 @@ class _Walk:
         operands = [computation[name] for name in instruction.operands if name in computation]
         if opcode in ("dynamic-slice", "slice", "gather"):
             return 2 * _hbm(instruction.shapes)
+        if opcode == "send":
+            return sum(_hbm(o.shapes) for o in operands)
         if opcode == "slice-start":
             return min(_hbm(operands[0].shapes), max(s.bytes for s in instruction.shapes[1:]))
         if opcode == "dynamic-update-slice":
@@ -310,28 +351,24 @@ def _convolution_flops(
     return 2.0 * places * batch * features * out[of_out.index("f")]
 
 
-def _sent_bytes(
-    kind: str, instruction: Instruction, computation: Computation, devices: int
-) -> float:
-    """Bytes that a device sends in a collective around the ring of its group."""
-    size = sum(
+def _operand_bytes(instruction: Instruction, computation: Computation) -> int:
+    return sum(
         shape.bytes
         for name in instruction.operands
         if name in computation
         for shape in computation[name].shapes
     )
-    group = _group_size(instruction.attributes, devices)
+
+
+def _ring(kind: str, group: int) -> float:
+    """Bytes that a member of a group sends around its ring, per byte of its operands."""
     others = (group - 1) / group
-    return (
-        size
-        * {
-            "all-gather": group - 1,
-            "reduce-scatter": others,
-            "all-reduce": 2 * others,
-            "all-to-all": others,
-            "collective-permute": 1,
-        }[kind]
-    )
+    return {
+        "all-gather": group - 1,
+        "reduce-scatter": others,
+        "all-reduce": 2 * others,
+        "all-to-all": others,
+    }.get(kind, 1)
 
 
 def _group_size(attributes: str, devices: int) -> int:

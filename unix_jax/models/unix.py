@@ -344,7 +344,7 @@ def unroll_params(params: dict[str, Any], num_layers: int) -> dict[str, Any]:
     }
 
 
-def _probe(config: UniXConfig) -> TwoStreamBatch:
+def probe_batch(config: UniXConfig) -> TwoStreamBatch:
     """The smallest batch that touches every parameter."""
     side = config.vision.image_size
     zeros = jnp.zeros((1, 1), jnp.int32)
@@ -365,7 +365,7 @@ def _probe(config: UniXConfig) -> TwoStreamBatch:
 def init_params(config: UniXConfig, key: Array, *, boxed: bool = False) -> dict[str, Any]:
     """Fresh float32 parameters; `boxed` keeps the logical axes of each."""
     model = UniX(config)
-    variables = model.init(key, _probe(config), method=UniX.initialise)
+    variables = model.init(key, probe_batch(config), method=UniX.initialise)
     return variables["params"] if boxed else nn.unbox(variables["params"])
 
 

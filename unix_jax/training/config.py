@@ -498,7 +498,8 @@ class Invocation:
     dry_run: bool = False
     """Compile the step and print the memory and time that it needs, without training."""
     topology: str | None = None
-    """With --dry-run: a TPU slice to compile for, such as v5e:4x4 or v5p:2x2x2; none is needed."""
+    """With --dry-run: TPU slices to compile for, such as v5e:4x4 or v5p:2x2x2, or 2xv5e:4x4 for two
+    slices of 16 chips; none is needed."""
     break_lock: bool = False
     """Take the directory from a run that cannot be checked, on another machine. Use it only when
     that run has ended."""

@@ -113,14 +113,14 @@ class Feed:
         self._last: Fed | None = None
         self._mesh, self._rows = mesh, data.rows
         self._share = row_share(mesh, data.rows)
-        share = self._share[1] - self._share[0]
         self.records: RecordSource = _open(data) if records is None else records
         self._loader = Loader(
             record_samples(self.records, tokenizer, model_config, data, _comparable(vae_params)),
             model_config,
             data,
-            process_index=self._share[0] // share,
-            process_count=data.rows // share,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            rows=self._share,
         )
         self._iterator = iter(self._loader)
         if state is not None:

@@ -33,10 +33,11 @@ from unix_jax.instructions import Instructions
 from unix_jax.models.dinov2 import Dinov2Config
 from unix_jax.models.unix import init_params, param_shapes
 from unix_jax.preprocessing.text import Tokenizer
-from unix_jax.sharding import check_mesh, make_mesh, param_shardings, parse_mesh
+from unix_jax.sharding import check_mesh, make_mesh, param_shardings, parse_mesh, slice_count
 from unix_jax.storage.directory_lock import DirectoryLock
 from unix_jax.storage.files import atomic_directory, atomic_write
 from unix_jax.storage.json_file import read_json, write_json
+from unix_jax.training.accumulation import check_rows
 from unix_jax.training.average import start_share
 from unix_jax.training.checkpoint_store import CheckpointStore
 from unix_jax.training.config import TrainConfig, settings
@@ -216,21 +217,38 @@ def backbone_note(origin: Origin) -> list[str]:
 def make_run_mesh(
     text: str | None, model_config: UniXConfig, devices: Sequence[Any] | None = None
 ) -> Mesh:
-    """The mesh of `data=1,fsdp=8,tensor=1`, or all `devices` (default: all) along fsdp.
+    """The mesh of `data=1,fsdp=8,tensor=1` over all `devices` (default: all of JAX).
 
-    One process may leave devices unused; of several, each must have its part.
+    Without text, a slice's devices are along fsdp, and several slices along data. One process may
+    leave devices unused; of several, each must have its part.
 
     Raises:
       ConfigError: axes that do not fit the devices or the model.
     """
+    available = jax.devices() if devices is None else list(devices)
     if text is None:
-        mesh = make_mesh(
-            fsdp=jax.device_count() if devices is None else len(devices), devices=devices
-        )
+        slices = slice_count(available)
+        mesh = make_mesh(data=slices, fsdp=len(available) // slices, devices=available)
     else:
-        mesh = parse_mesh(text, partial=jax.process_count() == 1, devices=devices)
+        alone = len({device.process_index for device in available}) == 1
+        mesh = parse_mesh(text, partial=alone, devices=available)
     check_mesh(mesh, model_config)
     return mesh
+
+
+def check_run_rows(config: TrainConfig, mesh: Mesh, model_config: UniXConfig) -> None:
+    """Refuses rows that do not divide over the mesh and `accumulation`, and says which do.
+
+    Raises:
+      ConfigError: the rows do not divide evenly.
+    """
+    decoder = model_config.decoder
+    check_rows(
+        config.data.rows,
+        config.accumulation,
+        mesh,
+        heads=math.gcd(decoder.num_heads, decoder.num_kv_heads),
+    )
 
 
 def agreed_length(
