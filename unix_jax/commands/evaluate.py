@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
+from unix_jax.commands.model import Drafting
 from unix_jax.errors import UniXError
 from unix_jax.storage.arguments import (
     CheckpointText,
@@ -175,14 +176,14 @@ class _OverData(_Resampled):
             "items": len(source),
         }
 
-    def _load(self) -> Any:
-        """The pipeline of the checkpoint's kind."""
+    def _load(self, **options: Any) -> Any:
+        """The pipeline of the checkpoint's kind; `options` are those of `from_pretrained`."""
         from unix_jax.checkpoints.configurations import is_diffusers
         from unix_jax.inference.diffusion import DiffusionPipeline
         from unix_jax.inference.pipeline import UniXPipeline
 
         kind: Any = DiffusionPipeline if is_diffusers(self._directory) else UniXPipeline
-        return kind.from_pretrained(self._directory, dtype=self.dtype, mesh=self._mesh())
+        return kind.from_pretrained(self._directory, dtype=self.dtype, mesh=self._mesh(), **options)
 
     def _mesh(self) -> "Mesh | None":
         import jax
@@ -199,7 +200,7 @@ class _OverData(_Resampled):
 
 
 @dataclasses.dataclass(kw_only=True)
-class EvaluateReports(_OfReports, _OverData):
+class EvaluateReports(Drafting, _OfReports, _OverData):
     """Generate a report for each X-ray of a data set, and compare it with the record's own report.
 
     For example:
@@ -223,6 +224,7 @@ class EvaluateReports(_OfReports, _OverData):
         from unix_jax.training import distributed
 
         require_least(self, batch_size=1, resamples=1, limit=1, max_new_tokens=1)
+        self.check_draft()
         distributed.initialise()
         config, _ = load_config(self._directory)
         largest = config.decoder.max_position_embeddings - 4
@@ -239,11 +241,11 @@ class EvaluateReports(_OfReports, _OverData):
         def work(pipe: "UniXPipeline", share: "Share", progress: "Progress") -> None:
             write_reports(
                 pipe, source, out, asked,
-                batch_size=self.batch_size, share=share, progress=progress,
+                batch_size=self.batch_size, draft=self.draft, share=share, progress=progress,
             )  # fmt: skip
 
         _finish(
-            out, len(source), "report", self._load, work,
+            out, len(source), "report", lambda: self._load(ngrams=self.ngrams), work,
             lambda: summarise_reports(source, out, settings, how),
         )  # fmt: skip
 
