@@ -11,29 +11,13 @@ from unix_jax.errors import PromptError
 from unix_jax.inference import context as context_module
 from unix_jax.inference import decoding, drafts
 from unix_jax.inference.drafts import DRAFTED, Drafts, NGramDrafter, PromptDrafter
-from unix_jax.preprocessing.ngrams import NGrams, OfLength
+from unix_jax.preprocessing.ngrams import count_ids
 
 BOS, EOS = SMALL.special_tokens.bos, SMALL.special_tokens.eos
 
 
-def counted(sequences, order=4) -> NGrams:
-    """The n-grams of sequences of ids, counted by a plain loop."""
-    parts = []
-    for length in range(1, order + 1):
-        found: dict = {}
-        for ids in sequences:
-            for end in range(length, len(ids)):
-                found.setdefault(tuple(ids[end - length : end]), []).append(ids[end])
-        best = {c: max(set(v), key=lambda t, v=v: (v.count(t), -t)) for c, v in found.items()}
-        parts.append(
-            OfLength(
-                np.array(list(found), np.int32).reshape(-1, length),
-                np.array(list(best.values()), np.int32),
-                np.array([found[c].count(t) for c, t in best.items()], np.int32),
-                np.array([len(v) for v in found.values()], np.int32),
-            )
-        )
-    return NGrams(tuple(parts), "", len(sequences))
+def counted(sequences, order=4):
+    return count_ids(sequences, "", order)
 
 
 def propose(drafter, reports, prompts=None, buffer=32):

@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,11 +141,20 @@ def count_ngrams(texts: Iterable[str], tokenizer: Tokenizer, order: int = ORDER)
       DataError: no text.
     """
     special = tokenizer.special_tokens
+    sequences = ([special.bos, *tokenizer.encode(text), special.eos] for text in texts)
+    return count_ids(sequences, fingerprint(tokenizer), order)
+
+
+def count_ids(sequences: Iterable[Sequence[int]], tokenizer: str, order: int = ORDER) -> NGrams:
+    """Counts the n-grams of sequences of ids of a tokenizer with that `fingerprint`.
+
+    Raises:
+      DataError: no sequence.
+    """
     followers: list[dict[tuple[int, ...], collections.Counter[int]]] = [{} for _ in range(order)]
     reports = 0
-    for text in texts:
+    for ids in sequences:
         reports += 1
-        ids = [special.bos, *tokenizer.encode(text), special.eos]
         for end in range(1, len(ids)):
             for length in range(1, min(order, end) + 1):
                 of_length = followers[length - 1]
@@ -154,7 +163,7 @@ def count_ngrams(texts: Iterable[str], tokenizer: Tokenizer, order: int = ORDER)
     if not reports:
         raise DataError("n-grams: expected at least one report, found none")
     parts = tuple(_most_frequent(found, n) for n, found in enumerate(followers, start=1))
-    return NGrams(parts, fingerprint(tokenizer), reports)
+    return NGrams(parts, tokenizer, reports)
 
 
 def _most_frequent(
