@@ -139,8 +139,8 @@ class Report(Drafting, Model):
         self, reports: list[list[str]]
     ) -> tuple[dict[str, "Image.Image"], list[list["Image.Image"]]]:
         """(images by path, images of each report). A file that occurs twice is read once."""
-        from unix_jax.preprocessing.images import load_image
+        from unix_jax.preprocessing.images import load_levels
 
         paths = dict.fromkeys(path for files in reports for path in files)
-        known = {path: load_image(path, frame=self.frame) for path in paths}
+        known = {path: load_levels(path, frame=self.frame) for path in paths}
         return known, [[known[path] for path in files] for files in reports]
