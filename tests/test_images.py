@@ -1,5 +1,6 @@
 """Image decoding: formats, values and what is refused."""
 
+import functools
 import io
 
 import numpy as np
@@ -7,8 +8,16 @@ import pytest
 from PIL import Image
 
 from support.toy_images import NOISE, RAMP, gray, picture_file
+from unix_jax.data.augmentation import AugmentationConfig, augment
 from unix_jax.errors import ImageError
-from unix_jax.preprocessing.images import check_image, load_image
+from unix_jax.preprocessing.gray_levels import gray_level_problem
+from unix_jax.preprocessing.images import check_image, load_image, load_levels
+from unix_jax.preprocessing.transforms import (
+    to_model_image,
+    to_padded_vae_image,
+    to_vae_image,
+    to_vit_image,
+)
 
 # ---- headers
 
@@ -240,3 +249,58 @@ def test_pixel_limit_is_an_argument():
     with pytest.raises(ImageError, match=r"at most 3000 pixels .*found 64 x 48 = 3072"):
         load_image(RAMP, max_pixels=3000)
     assert load_image(np.zeros((4, 4), np.uint8), min_side=4).size == (4, 4)
+
+
+# ---- gray levels in one channel
+
+
+WIDE = np.asarray(Image.effect_noise((333, 257), 90))  # more than the models read, sides are odd
+KINDS = {
+    "gray png": lambda: picture_file(Image.fromarray(WIDE), "PNG"),
+    "gray jpeg": lambda: picture_file(Image.fromarray(WIDE), "JPEG"),
+    "16 bit": lambda: picture_file(Image.fromarray(WIDE.astype(np.uint16) * 257), "PNG"),
+    "bilevel": lambda: picture_file(Image.fromarray(WIDE).convert("1"), "PNG"),
+    "gray with alpha": lambda: picture_file(Image.fromarray(WIDE).convert("LA"), "PNG"),
+    "colour": lambda: picture_file(Image.merge("RGB", [Image.fromarray(WIDE)] * 3), "PNG"),
+    "transparent level": lambda: picture_file(Image.fromarray(WIDE), "PNG", transparency=90),
+    "array": lambda: WIDE,
+    "floats": lambda: WIDE / 255,
+    "PIL image": lambda: Image.fromarray(WIDE),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_channel_gives_the_models_inputs_of_three(kind):
+    whole, levels = load_image(KINDS[kind]()), load_levels(KINDS[kind]())
+    assert whole.mode == "RGB"
+    gray_kind = kind not in ("gray with alpha", "colour", "transparent level")
+    assert levels.mode == ("L" if gray_kind else "RGB")
+    assert np.array_equal(levels.convert("RGB"), whole)
+    for transform in (
+        functools.partial(to_model_image, size=48),
+        functools.partial(to_model_image, size=48, resize="squash"),
+        functools.partial(to_model_image, size=400),
+        functools.partial(to_padded_vae_image, height=64, width=40),
+        functools.partial(to_padded_vae_image, height=400, width=300, fill=9),
+        functools.partial(to_vit_image, max_size=64),
+        functools.partial(to_vae_image, max_size=64),
+    ):
+        assert np.array_equal(transform(levels), transform(whole))
+    assert gray_level_problem(levels) == gray_level_problem(whole)
+    change = AugmentationConfig(0.1, 0.1, 5, 0.2, 0.05)
+    changed = [augment(x, change, np.random.default_rng(3)) for x in (levels, whole)]
+    assert np.array_equal(changed[0].convert("RGB"), changed[1])
+
+
+def test_a_draft_of_a_jpeg_is_smaller_and_similar():
+    ramp = np.add.outer(np.arange(600), np.arange(800)) * 255 // 1400
+    file = picture_file(Image.fromarray(ramp.astype(np.uint8)), "JPEG")
+    whole = load_levels(file)
+    for side, size in ((100, (200, 150)), (150, (200, 150)), (151, (400, 300)), (301, (800, 600))):
+        draft = load_levels(file, draft_side=side)
+        assert draft.size == size
+        small = [np.asarray(to_model_image(x, 64), np.float32) for x in (whole, draft)]
+        assert np.abs(small[0] - small[1]).max() * 0.34 * 255 < 3
+    # Other formats are decoded completely.
+    png = picture_file(Image.fromarray(ramp.astype(np.uint8)), "PNG")
+    assert load_levels(png, draft_side=100).size == (800, 600)

@@ -116,6 +116,7 @@ def new_rows(texts, count=64, length=48, capacity=None, temperature=0.0, top_p=1
     return decoding.NewRows(
         cache, jnp.asarray(layout.next_position), jax.vmap(jax.random.key)(seeds),
         jnp.full(rows, count), jnp.full(rows, temperature), jnp.full(rows, top_p),
+        jnp.zeros((rows, 0), jnp.int32),
     )  # fmt: skip
 
 

@@ -303,7 +303,7 @@ def test_reports_are_yielded_when_they_end():
     for i, image in enumerate(pictures(count, seed=1)):
         (alone,) = pipe._reports(
             None, image, [PROMPTS[i % 5]],
-            ReportSettings(max_new_tokens=40 - i, temperature=float(i % 2)), i, None, None,
+            ReportSettings(max_new_tokens=40 - i, temperature=float(i % 2)), i, None, "none", None,
         )  # fmt: skip
         assert found[i] == alone
 

@@ -1,4 +1,4 @@
-"""The command `unix-jax data`: sources of records, and the autoencoder's moments of their images.
+"""The command `unix-jax data`: sources of records, moments of their images, n-grams of their texts.
 
 Errors caused by an input are printed as one line on standard error with exit code 1; the exit code
 of Ctrl-C is 130.
@@ -10,7 +10,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,7 +21,7 @@ from unix_jax.commands.progress import advancing
 from unix_jax.commands.subcommands import with_short_descriptions
 from unix_jax.commands.terminal import run_command, say, warn
 from unix_jax.data.sources import open_source
-from unix_jax.errors import UniXError
+from unix_jax.errors import DataError, UniXError
 from unix_jax.preprocessing.images import MIN_SIDE
 from unix_jax.storage.arguments import CheckpointText, PathText, SourceText
 
@@ -248,6 +248,62 @@ class Moments:
             warn(f"{len(written.image_warnings)} images show almost nothing: {first}{more}")
 
 
+@dataclasses.dataclass
+class Ngrams:
+    """Count the n-grams of a source's reports. Report generation reads the file (--ngrams).
+
+    The reports must be those of training, never those of an evaluation. A report without text is
+    not counted.
+
+    For example:
+        unix-jax data ngrams manifest:examples/cxr ngrams.safetensors --tokenizer CHECKPOINT
+        unix-jax report xray.png --checkpoint CHECKPOINT --draft ngram --ngrams ngrams.safetensors
+    """
+
+    spec: _Spec
+    """Source of the records, for example manifest:examples/cxr; docs/data.md lists the kinds."""
+    out: Annotated[PathText, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    """New file for the n-grams."""
+    tokenizer: CheckpointText
+    """Directory with the tokenizer.json of the checkpoint that will generate the reports, or a name
+    on the Hugging Face hub."""
+    split: str = "train"
+    """Split of the source; "" for all records."""
+
+    def run(self) -> None:
+        from unix_jax.data.records import report_text
+        from unix_jax.preprocessing.ngrams import count_ngrams
+
+        if Path(self.out).exists():
+            raise UniXError(f"{self.out}: expected a new file, found an existing one")
+        tokenizer, _ = _tokenizer(self.tokenizer)
+        source = open_source(self.spec, self.split)
+        broken: list[str] = []
+
+        def texts() -> Iterator[str]:
+            with advancing("count", len(source)) as advance:
+                for index in range(len(source)):
+                    advance()
+                    try:
+                        text = report_text(source[index])
+                    except DataError as error:
+                        broken.append(str(error))
+                        continue
+                    if text:
+                        yield text
+
+        found = count_ngrams(texts(), tokenizer)
+        found.save(self.out)
+        for error in broken:
+            say(f"skipped: {error}", "yellow")
+        contexts = sum(len(part.tokens) for part in found.parts)
+        without = len(source) - found.reports - len(broken)
+        print(
+            f"{self.out}: {contexts:,} contexts from {found.reports} reports, {without} records "
+            f"without a report, {len(broken)} broken rows skipped"
+        )
+
+
 def _tokenizer(directory: str) -> "tuple[Tokenizer, UniXConfig]":
     """The tokenizer of a directory, and its model's sizes, which are the published ones without a
     config.json."""
@@ -281,11 +337,12 @@ _Command: Any = tyro.conf.OmitSubcommandPrefixes[  # type: ignore[misc]
     Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[Write, tyro.conf.subcommand("write")]
     | Annotated[Moments, tyro.conf.subcommand("moments")]
+    | Annotated[Ngrams, tyro.conf.subcommand("ngrams")]
 ]
 
 
-_DESCRIPTION = """Inspect a source of chest X-rays and reports, write it as ArrayRecord, or write
-the autoencoder's moments of its images.
+_DESCRIPTION = """Inspect a source of chest X-rays and reports, write it as ArrayRecord, write the
+autoencoder's moments of its images, or count the n-grams of its reports.
 
 For example:
     unix-jax data inspect manifest:examples/cxr
@@ -298,7 +355,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "unix-jax data") ->
 
     def run() -> None:
         given = sys.argv[1:] if arguments is None else list(arguments)
-        command: Inspect | Write | Moments = tyro.cli(
+        command: Inspect | Write | Moments | Ngrams = tyro.cli(
             with_short_descriptions(_Command, given),
             prog=prog,
             description=_DESCRIPTION,

@@ -10,6 +10,7 @@ import tyro
 
 from unix_jax.commands.evaluate_images import EvaluateImages
 from unix_jax.commands.evaluation_run import OverData, Resampled, finish, on_primary
+from unix_jax.commands.model import Drafting
 from unix_jax.commands.subcommands import with_short_descriptions
 from unix_jax.commands.terminal import run_command
 from unix_jax.errors import UniXError
@@ -85,7 +86,7 @@ class OfReports(Resampled):
 
 
 @dataclasses.dataclass(kw_only=True)
-class EvaluateReports(OfReports, OverData):
+class EvaluateReports(Drafting, OfReports, OverData):
     """Generate a report for each X-ray of a data set, and compare it with the record's own report.
 
     For example:
@@ -109,6 +110,7 @@ class EvaluateReports(OfReports, OverData):
         from unix_jax.training import distributed
 
         require_least(self, batch_size=1, resamples=1, limit=1, max_new_tokens=1)
+        self.check_draft()
         distributed.initialise()
         config, _ = load_config(self._directory)
         largest = config.decoder.max_position_embeddings - 4
@@ -125,11 +127,11 @@ class EvaluateReports(OfReports, OverData):
         def work(pipe: "UniXPipeline", share: "Share", progress: "Progress") -> None:
             write_reports(
                 pipe, source, out, asked,
-                batch_size=self.batch_size, share=share, progress=progress,
+                batch_size=self.batch_size, draft=self.draft, share=share, progress=progress,
             )  # fmt: skip
 
         finish(
-            out, len(source), "report", self._load, work,
+            out, len(source), "report", lambda: self._load(ngrams=self.ngrams), work,
             lambda: summarise_reports(source, out, settings, how),
         )  # fmt: skip
 

@@ -99,14 +99,14 @@ class OverData(Resampled):
             "items": len(source),
         }
 
-    def _load(self) -> Any:
-        """The pipeline of the checkpoint's kind."""
+    def _load(self, **options: Any) -> Any:
+        """The pipeline of the checkpoint's kind; `options` are those of `from_pretrained`."""
         from unix_jax.checkpoints.configurations import is_diffusers
         from unix_jax.inference.diffusion import DiffusionPipeline
         from unix_jax.inference.pipeline import UniXPipeline
 
         kind: Any = DiffusionPipeline if is_diffusers(self._directory) else UniXPipeline
-        return kind.from_pretrained(self._directory, dtype=self.dtype, mesh=self._mesh())
+        return kind.from_pretrained(self._directory, dtype=self.dtype, mesh=self._mesh(), **options)
 
     def _mesh(self) -> "Mesh | None":
         import jax

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.markup import escape
 
 from unix_jax.commands.terminal import ERRORS, say
-from unix_jax.storage.arguments import CheckpointText
+from unix_jax.errors import UniXError
+from unix_jax.storage.arguments import CheckpointText, PathText
 
 if TYPE_CHECKING:
     from unix_jax.inference.pipeline import UniXPipeline
@@ -26,24 +27,46 @@ class Model:
     mesh: str | None = None
     """Devices that share the work, for example data=2,tensor=4. The default is one device."""
 
-    def load(self) -> "UniXPipeline":
-        """The pipeline."""
+    def load(self, **options: Any) -> "UniXPipeline":
+        """The pipeline; `options` are those of `load_as`."""
         from unix_jax.inference.pipeline import UniXPipeline
 
-        return self.load_as(UniXPipeline)
+        return self.load_as(UniXPipeline, **options)
 
-    def load_as(self, kind: Any) -> Any:
-        """A pipeline of `kind`; a status line names the directory while it is loaded."""
+    def load_as(self, kind: Any, **options: Any) -> Any:
+        """A pipeline of `kind`; a status line names the directory while it is loaded.
+
+        `options` are further arguments of `from_pretrained`.
+        """
         from unix_jax.sharding import parse_mesh
 
         with ERRORS.status(f"Loading {escape(self.directory)} ..."):
             mesh = None if self.mesh is None else parse_mesh(self.mesh)
-            return kind.from_pretrained(self.directory, dtype=self.dtype, mesh=mesh)
+            return kind.from_pretrained(self.directory, dtype=self.dtype, mesh=mesh, **options)
 
     @functools.cached_property
     def directory(self) -> str:
         """The local directory of the checkpoint, see `default_checkpoint`; found once."""
         return default_checkpoint(self.checkpoint)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Drafting:
+    """Options that generate the same reports in fewer steps."""
+
+    draft: Literal["none", "ngram", "prompt"] = "none"
+    """Draft the next tokens, so that one step of the model verifies several: from the n-grams of
+    --ngrams, or from repetitions in the prompt and the report. The reports are the same, except
+    where two tokens are equally probable up to rounding. Requires greedy decoding."""
+    ngrams: PathText | None = None
+    """File for --draft ngram, made by `unix-jax data ngrams`."""
+
+    def check_draft(self) -> None:
+        """Raises UniXError for a file without its draft, or a draft without its file."""
+        if self.draft == "ngram" and self.ngrams is None:
+            raise UniXError("--ngrams: expected a file for --draft ngram, found none")
+        if self.draft != "ngram" and self.ngrams is not None:
+            raise UniXError("--ngrams: has no effect without --draft ngram")
 
 
 def default_checkpoint(given: str | None) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from unix_jax.commands.model import Model
+from unix_jax.commands.model import Drafting, Model
 from unix_jax.commands.progress import advancing
 from unix_jax.errors import UniXError
 from unix_jax.storage.arguments import PathText, require_least
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass
-class Report(Model):
+class Report(Drafting, Model):
     """Generate a report for each chest X-ray, or for each study of several (PNG, JPEG, DICOM, ...).
 
     For example:
@@ -61,6 +61,7 @@ class Report(Model):
         from unix_jax.preprocessing.images import check_image
 
         require_least(self, batch_size=1)
+        self.check_draft()
         if not self.images:
             raise UniXError("IMAGE: expected at least one image file, found none")
         each = self.images_per_report
@@ -74,10 +75,12 @@ class Report(Model):
         for path in self.images:
             check_image(path, frame=self.frame)
         reports = [self.images[i : i + each] for i in range(0, len(self.images), each)]
-        pipe = self.load()
+        pipe = self.load(ngrams=self.ngrams)
         if len(reports) == 1 and not self.json:
             _, images = self._read(reports)
-            for (piece,) in pipe.stream_report(images, prompts=self.prompt, **self._settings()):
+            for (piece,) in pipe.stream_report(
+                images, prompts=self.prompt, draft=self.draft, **self._settings()
+            ):
                 print(piece, end="", flush=True)
             print()
             return
@@ -119,7 +122,7 @@ class Report(Model):
         ended: dict[int, Any] = {}
         following = 0
         for index, result in pipe.iterate_reports(
-            requests(), batch_size=min(self.batch_size, len(reports))
+            requests(), batch_size=min(self.batch_size, len(reports)), draft=self.draft
         ):
             ended[index] = result
             while following in ended:
@@ -136,8 +139,8 @@ class Report(Model):
         self, reports: list[list[str]]
     ) -> tuple[dict[str, "Image.Image"], list[list["Image.Image"]]]:
         """(images by path, images of each report). A file that occurs twice is read once."""
-        from unix_jax.preprocessing.images import load_image
+        from unix_jax.preprocessing.images import load_levels
 
         paths = dict.fromkeys(path for files in reports for path in files)
-        known = {path: load_image(path, frame=self.frame) for path in paths}
+        known = {path: load_levels(path, frame=self.frame) for path in paths}
         return known, [[known[path] for path in files] for files in reports]

@@ -67,7 +67,8 @@ def augment(
     if not (config.contrast or spread):
         return image
     levels = np.asarray(image, np.float32)
-    mean = levels.mean()
+    # Exact, so that one channel and three equal ones give the same image.
+    mean = float(levels.mean(dtype=np.float64))
     levels = (levels - mean) * (1.0 + contrast * config.contrast) + mean
     levels += 255.0 * config.contrast / 2 * brightness
     if spread:

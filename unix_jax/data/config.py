@@ -1,6 +1,7 @@
 """Configuration of a run's data and its packing: one frozen dataclass."""
 
 import dataclasses
+import os
 from typing import Annotated, Literal
 
 import tyro
@@ -57,6 +58,10 @@ class DataConfig:
     vae_padding: int = 0
     """Gray level of the padding, 0 to 255. Black matches the unexposed border of a radiograph; a
     model that learns white bars generates them."""
+    jpeg_draft: bool = False
+    """Decode large JPEG files at a half, a quarter or an eighth of their size, with at least twice
+    the pixels that the model reads along each side. Faster; gray levels differ slightly from those
+    of inference. Validation and other formats are not affected."""
     moments: str | None = None
     """Directory written by `unix-jax data moments`, used instead of the pixels of VAE images. In a
     mixture, it belongs to the only part for generation."""
@@ -78,8 +83,8 @@ class DataConfig:
     """Maximum fraction of broken images and records so far; above it, the run stops."""
     broken_after: int = 200
     """Minimum number of samples before this fraction is checked."""
-    threads: int = 8
-    """Number of threads that read and decode."""
+    threads: int = min(os.cpu_count() or 1, 64)
+    """Number of threads that read and decode. The default is the number of cores, at most 64."""
     prefetch: int = 2
     """Number of batches that are prepared in advance."""
 

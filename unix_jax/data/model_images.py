@@ -8,12 +8,14 @@ from PIL import Image
 
 from unix_jax.config import UniXConfig
 from unix_jax.data.config import DataConfig
-from unix_jax.data.records import Record, record_image
+from unix_jax.data.records import Record, record_levels
 from unix_jax.preprocessing.gray_levels import gray_level_problem
 from unix_jax.preprocessing.transforms import to_model_image, to_padded_vae_image
 
 OnProblem = Callable[[str], object]
 Change = Callable[[Image.Image], Image.Image]
+# A JPEG draft has at least this multiple of the pixels that the model reads along a side.
+_DRAFT = 2
 
 
 def unchanged(image: Image.Image) -> Image.Image:
@@ -27,6 +29,8 @@ def vit_pixels(
     on_problem: OnProblem = lambda problem: None,
     number: int = 0,
     change: Change = unchanged,
+    *,
+    jpeg_draft: bool = False,
 ) -> Float[np.ndarray, "H W 3"]:
     """Letterboxed on white and normalised, as in the evaluation.
 
@@ -36,12 +40,14 @@ def vit_pixels(
       on_problem: called with the image's `gray_level_problem`, if there is one.
       number: index of the image in `record.images`.
       change: of the decoded image, such as an augmentation.
+      jpeg_draft: see `DataConfig`.
 
     Raises:
       DataError: the record has no image, or one that cannot be read.
     """
-    image = change(_image(record, on_problem, number))
-    return to_model_image(image, config.vision.image_size)
+    side = config.vision.image_size
+    draft_side = _DRAFT * side if jpeg_draft else None
+    return to_model_image(change(_image(record, on_problem, number, draft_side)), side)
 
 
 def vae_pixels(
@@ -54,17 +60,20 @@ def vae_pixels(
 
     Args:
       record, on_problem, change: as in `vit_pixels`.
-      data: has the size, and the gray level of the padding.
+      data: has the size, the gray level of the padding, and `jpeg_draft`.
 
     Raises:
       DataError: as `vit_pixels`.
     """
-    image = change(_image(record, on_problem))
+    draft_side = _DRAFT * max(data.vae_height, data.vae_width) if data.jpeg_draft else None
+    image = change(_image(record, on_problem, 0, draft_side))
     return to_padded_vae_image(image, data.vae_height, data.vae_width, data.vae_padding)
 
 
-def _image(record: Record, on_problem: OnProblem, number: int = 0) -> Image.Image:
-    image = record_image(record, number)
+def _image(
+    record: Record, on_problem: OnProblem, number: int, draft_side: int | None
+) -> Image.Image:
+    image = record_levels(record, number, draft_side)
     problem = gray_level_problem(image)
     if problem:
         on_problem(problem)

@@ -5,6 +5,7 @@ to skip, and callers that need the image decode it (`record_image`).
 """
 
 import dataclasses
+import functools
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from PIL import Image
 
 from unix_jax.errors import DataError, ImageError
 from unix_jax.instructions import Instructions
-from unix_jax.preprocessing.images import load_image
+from unix_jax.preprocessing.images import load_image, load_levels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,22 +148,33 @@ def record_image(record: Record, number: int = 0) -> Image.Image:
     Raises:
       DataError: no image, or one that cannot be read; it names the record.
     """
+    return _decoded(record, number, load_image)
+
+
+def record_levels(record: Record, number: int = 0, draft_side: int | None = None) -> Image.Image:
+    """Like `record_image`, but a grayscale image has mode L; arguments as of `load_levels`."""
+    return _decoded(record, number, functools.partial(load_levels, draft_side=draft_side))
+
+
+def _decoded(
+    record: Record, number: int, load: Callable[[bytes | Path], Image.Image]
+) -> Image.Image:
     if record.image is None:
         raise DataError(f"{record.key}: expected an image, found none")
     try:
-        return load_image(record.images[number])
+        return load(record.images[number])
     except ImageError as error:
         raise DataError(f"{record.key}: {error}") from error
 
 
 def question_images(record: Record) -> list[Image.Image]:
-    """The decoded images of the record's (first) question.
+    """The decoded images of the record's (first) question, as `record_levels` returns them.
 
     Raises:
       DataError: as `record_image`.
     """
     numbers = record.turns[0].images if record.turns else (0,)
-    return [record_image(record, number) for number in numbers or (0,)]
+    return [record_levels(record, number) for number in numbers or (0,)]
 
 
 def image_bytes(record: Record) -> bytes | None:

@@ -271,6 +271,7 @@ class UnderstandingSamples(RecordSamples):
                             problems.append,
                             number=part,
                             change=change,
+                            jpeg_draft=self._data.jpeg_draft,
                         )
                     )
             splits.append(self._split(turn.answer))
@@ -336,7 +337,9 @@ class EditSamples(RecordSamples):
             images = [
                 lambda: vae_pixels(shown, self._data, warn, change),
                 # A warning about this image has already been given.
-                lambda: vit_pixels(shown, self._config, change=change),
+                lambda: vit_pixels(
+                    shown, self._config, change=change, jpeg_draft=self._data.jpeg_draft
+                ),
                 *images,
             ]
         losses = (False,) * (len(splits) - 1) + (True,)

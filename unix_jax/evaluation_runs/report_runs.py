@@ -23,6 +23,7 @@ from unix_jax.evaluation_runs.html_report import Case, reports_page
 from unix_jax.evaluation_runs.items import Progress, Ready, Share, key_of, stream_items
 from unix_jax.evaluation_runs.results import Results, write_page, write_results
 from unix_jax.evaluation_runs.score import ReportMetrics, ReportScores, score_reports
+from unix_jax.inference.drafts import Draft
 from unix_jax.inference.pipeline import UniXPipeline
 from unix_jax.inference.reports import ReportRequest
 from unix_jax.preprocessing.gray_levels import gray_level_problem
@@ -59,6 +60,7 @@ def write_reports(
     settings: ReportSettings,
     *,
     batch_size: int = 16,
+    draft: Draft = "none",
     share: Share | None = None,
     progress: Progress = lambda count: None,
 ) -> None:
@@ -67,7 +69,7 @@ def write_reports(
     A record without an image, or with a broken one, is recorded as failed. For a record without a
     report, a report is generated but not scored. For a conversation of several turns the first
     question is used, with its images. A record whose image shows almost nothing (`gray_levels`) is
-    processed and scored, and its entry has a `warning`.
+    processed and scored, and its entry has a `warning`. `draft` is that of `iterate_reports`.
 
     Raises:
       UniXError: a journal that cannot be used, or a batch size below 1.
@@ -97,7 +99,7 @@ def write_reports(
                 taken[number] = item
                 yield item.input.request
 
-        for number, result in pipe.iterate_reports(requests(), batch_size=rows):
+        for number, result in pipe.iterate_reports(requests(), batch_size=rows, draft=draft):
             item = taken.pop(number)
             yield item, {"prediction": result.text} | item.input.known
 

@@ -6,7 +6,10 @@ replaced by another report at once (`replace_rows`), while the other rows contin
 ended reports are used again. The same compiled program runs any number of steps: one for streaming,
 and as many as the ring has room for otherwise.
 
-Letters: B rows, m new rows, S cache slots, M token buffer, V vocabulary.
+With a drafter, a step may verify several drafted tokens of each row at once. A drafted token is
+kept if it is the model's own choice after the tokens before it, so the report is the same.
+
+Letters: B rows, m new rows, S cache slots, M token buffer, V vocabulary, N tokens of a step.
 """
 
 import functools
@@ -17,7 +20,9 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from unix_jax.inference.drafts import Drafter, Drafts
 from unix_jax.models.attention.cache import KVCache
+from unix_jax.models.attention.mask import CAUSAL, TokenMetadata
 from unix_jax.models.unix import UniX
 
 Choice = Literal["greedy", "sample", "nucleus"]
@@ -36,7 +41,9 @@ class DecodeState:
     of new tokens. limit [B]: maximum of `count`. temperature, top_p [B]: as in `sample_token`.
     used [B]: number of slots of the ring that were used since
     the row began. done [B]: whether the row has ended: by eos, by its limit, or because logits were
-    not finite. non_finite_step [B]: the first step with logits that were not finite, else -1.
+    not finite. non_finite_step [B]: the first new token whose logits were not finite, else -1.
+    drafts: the next tokens according to the drafter; None without one. slots: maximum number of
+    tokens of a step.
     """
 
     cache: KVCache
@@ -51,7 +58,9 @@ class DecodeState:
     used: Int[Array, " B"]
     done: Bool[Array, " B"]
     non_finite_step: Int[Array, " B"]
+    drafts: Drafts | None
     context: int = struct.field(pytree_node=False)
+    slots: int = struct.field(pytree_node=False)
 
     @property
     def ring(self) -> int:
@@ -60,8 +69,24 @@ class DecodeState:
 
     @property
     def full(self) -> Bool[Array, ""]:
-        """Whether the ring has no slot for another token of an active row; see `grow`."""
-        return jnp.any(~self.done & (self.used >= self.ring))
+        """Whether the ring has too few slots for another step of an active row; see `grow`."""
+        needed = self.used + self._skipped + self.slots
+        return jnp.any(~self.done & (needed > self.ring))
+
+    @property
+    def _skipped(self) -> Int[Array, ""]:
+        """Number of slots at the end of the ring that are too few for a step."""
+        left = self.cache.capacity - self.cache.index
+        return jnp.where(left < self.slots, left, 0)
+
+    def at_slot(self) -> "DecodeState":
+        """The state whose next slot has room for a step; see `full`."""
+        left = self.cache.capacity - self.cache.index
+        index = jnp.where(left < self.slots, self.context, self.cache.index)
+        return self.replace(  # type: ignore[attr-defined]
+            cache=self.cache.replace(index=index),  # type: ignore[attr-defined]
+            used=self.used + self._skipped,
+        )
 
 
 @struct.dataclass
@@ -70,7 +95,8 @@ class NewRows:
 
     cache: the prefilled contexts. position [m]: rotary position of the first token, bos. keys [m]:
     one random key per row; new token i of a row uses fold_in(key, i). limit, temperature, top_p
-    [m]: see `DecodeState`.
+    [m]: see `DecodeState`. prompts [m, T]: token ids that prompt lookup may copy, at the end, after
+    -1; T may be 0.
     """
 
     cache: KVCache
@@ -79,12 +105,16 @@ class NewRows:
     limit: Int[Array, " m"]
     temperature: Float[Array, " m"]
     top_p: Float[Array, " m"]
+    prompts: Int[Array, "m T"]
 
 
-def start(new: NewRows, *, context: int, bos: int, eos: int, buffer: int) -> DecodeState:
+def start(
+    new: NewRows, *, context: int, bos: int, eos: int, buffer: int, drafted: int = 0
+) -> DecodeState:
     """The state before the first step, with space for `buffer` new tokens per row.
 
     The contexts are in the first `context` slots of the cache, and the ring is the remainder.
+    `drafted` is the number of drafted tokens that a step verifies, 0 without a drafter.
     """
     batch = new.position.shape[0]
 
@@ -105,7 +135,9 @@ def start(new: NewRows, *, context: int, bos: int, eos: int, buffer: int) -> Dec
         used=filled(0),
         done=jnp.zeros((batch,), bool),
         non_finite_step=filled(-1),
+        drafts=Drafts.create(new.prompts, drafted) if drafted else None,
         context=context,
+        slots=1 + drafted,
     )
 
 
@@ -150,63 +182,123 @@ def decode_until(
     state: DecodeState,
     steps: Int[Array, ""],
     ended: Int[Array, ""],
+    drafter: Drafter | None = None,
     *,
     choice: Choice,
 ) -> DecodeState:
-    """Decodes one token per step for each active row.
+    """Decodes one token per step for each active row, or several with a drafter.
 
     Stops after `steps` steps, when at least `ended` rows have ended, or when the ring is full.
-    `choice` must support the settings of every active row.
+    `choice` must support the settings of every active row; a drafter requires `greedy`.
     """
-    eos = model.config.special_tokens.eos
-
-    def apply(method: Any, *args: Any) -> Any:
-        return model.apply({"params": params}, *args, method=method)
 
     def unfinished(carry: tuple[DecodeState, Array]) -> Array:
         state, step = carry
         return (step < steps) & (jnp.sum(state.done) < ended) & ~state.full
 
-    def one(carry: tuple[DecodeState, Array]) -> tuple[DecodeState, Array]:
-        state, step = carry
-        active = ~state.done
-        x = apply(UniX.embed_text, state.token[:, None])
-        (hidden, _), cache, _ = apply(
-            UniX.decode, (x, None), (state.position[:, None], None), None, _at_slot(state),
-            jnp.ones_like(active)[:, None],
-        )  # fmt: skip
-        logits = apply(UniX.logits, hidden[:, 0])
-        if choice == "greedy":
-            token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        else:
-            keys = jax.vmap(jax.random.fold_in)(state.keys, state.count)
-            top_p = state.top_p if choice == "nucleus" else None
-            token = sample_token(logits, keys, state.temperature, top_p)
-        # The argmax of NaNs is a valid token id, so finiteness is checked separately.
-        broken = active & ~jnp.all(jnp.isfinite(logits), axis=-1)
-        token = jnp.where(broken, eos, token)
-        here = active[:, None] & (jnp.arange(state.tokens.shape[1]) == state.count[:, None])
-        count = state.count + active
-        following = state.replace(  # type: ignore[attr-defined]
-            cache=cache,
-            token=token,
-            position=state.position + active,
-            tokens=jnp.where(here, token[:, None], state.tokens),
-            count=count,
-            used=state.used + 1,
-            done=state.done | broken | (token == eos) | (count >= state.limit),
-            non_finite_step=jnp.where(broken, state.count, state.non_finite_step),
+    def step_of(tokens: int) -> Any:
+        def step(carry: tuple[DecodeState, Array]) -> tuple[DecodeState, Array]:
+            state, count = carry
+            return _step(model, params, state, drafter, tokens, choice), count + 1
+
+        return step
+
+    carry = (state, jnp.int32(0))
+    if drafter is None:
+        return jax.lax.while_loop(unfinished, step_of(1), carry)[0]
+
+    def worthwhile(carry: tuple[DecodeState, Array]) -> Array:
+        state, _ = carry
+        assert drafter is not None
+        assert state.drafts is not None
+        return drafter.worthwhile(state.drafts, ~state.done)
+
+    def stretches(carry: tuple[DecodeState, Array]) -> tuple[DecodeState, Array]:
+        # Two loops, not a choice in one, which would copy the cache for every token.
+        carry = jax.lax.while_loop(
+            lambda c: unfinished(c) & worthwhile(c), step_of(state.slots), carry
         )
-        return following, step + 1
+        return jax.lax.while_loop(lambda c: unfinished(c) & ~worthwhile(c), step_of(1), carry)
 
-    return jax.lax.while_loop(unfinished, one, (state, jnp.int32(0)))[0]
+    return jax.lax.while_loop(unfinished, stretches, carry)[0]
 
 
-def _at_slot(state: DecodeState) -> KVCache:
-    """The cache, which starts again at the first slot of the ring after the last one."""
-    cache = state.cache
-    index = jnp.where(cache.index >= cache.capacity, state.context, cache.index)
-    return cache.replace(index=index)  # type: ignore[attr-defined]
+def _step(
+    model: UniX,
+    params: Any,
+    state: DecodeState,
+    drafter: Drafter | None,
+    tokens: int,
+    choice: Choice,
+) -> DecodeState:
+    """Runs the next token of each row and `tokens` - 1 drafted ones, and keeps what is right."""
+    eos = model.config.special_tokens.eos
+    state = state.at_slot()
+    active, slot = ~state.done, state.cache.index
+
+    def apply(method: Any, *args: Any) -> Any:
+        return model.apply({"params": params}, *args, method=method)
+
+    inputs, metadata = state.token[:, None], None
+    offsets = jnp.arange(tokens)[None]
+    positions = state.position[:, None] + offsets
+    if tokens > 1:
+        assert state.drafts is not None
+        inputs = jnp.concatenate([inputs, state.drafts.tokens[:, : tokens - 1]], axis=1)
+        zeros = jnp.zeros_like(inputs)
+        metadata = TokenMetadata(positions, zeros + 1, zeros, zeros + offsets, zeros + CAUSAL)
+    x = apply(UniX.embed_text, jnp.maximum(inputs, 0))
+    (hidden, _), cache, _ = apply(
+        UniX.decode, (x, None), (positions, None), metadata, state.cache,
+        jnp.ones(inputs.shape, bool),
+    )  # fmt: skip
+    logits = apply(UniX.logits, hidden)
+    if choice == "greedy":
+        chosen = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    else:
+        keys = jax.vmap(jax.random.fold_in)(state.keys, state.count)
+        top_p = state.top_p if choice == "nucleus" else None
+        chosen = sample_token(logits[:, 0], keys, state.temperature, top_p)[:, None]
+    # A drafted token is right if it is the one chosen after the token before it.
+    right = jnp.cumprod(inputs[:, 1:] == chosen[:, :-1], axis=1).sum(axis=1)
+    ends = chosen == eos
+    until_end = jnp.where(jnp.any(ends, axis=1), jnp.argmax(ends, axis=1) + 1, tokens)
+    new = jnp.minimum(jnp.minimum(right + 1, until_end), state.limit - state.count)
+    new = jnp.where(active, new, 0)
+    kept = offsets < new[:, None]
+    # The argmax of NaNs is a valid token id, so finiteness is checked separately.
+    wrong = kept & ~jnp.all(jnp.isfinite(logits), axis=-1)
+    broken = jnp.any(wrong, axis=1)
+    index = jnp.arange(state.tokens.shape[1])[None] - state.count[:, None]
+    written = (index >= 0) & (index < new[:, None])
+    values = jnp.take_along_axis(chosen, jnp.clip(index, 0, tokens - 1), axis=1)
+    last = jnp.take_along_axis(chosen, jnp.maximum(new - 1, 0)[:, None], axis=1)[:, 0]
+    count = state.count + new
+    advance = jnp.int32(1)
+    if tokens > 1:
+        advance = jnp.maximum(jnp.max(new), 1)
+        valid = jax.lax.dynamic_update_slice_in_dim(cache.valid, kept, slot, 1)
+        cache = cache.replace(valid=valid, index=slot + advance)
+    following = state.replace(  # type: ignore[attr-defined]
+        cache=cache,
+        token=jnp.where(active, last, state.token),
+        position=state.position + new,
+        tokens=jnp.where(written, values, state.tokens),
+        count=count,
+        used=state.used + advance,
+        done=state.done | broken | jnp.any(ends & kept, axis=1) | (count >= state.limit),
+        non_finite_step=jnp.where(
+            broken, state.count + jnp.argmax(wrong, axis=1), state.non_finite_step
+        ),
+    )
+    if drafter is None:
+        return following
+    assert state.drafts is not None
+    drafts = drafter.propose(
+        state.drafts.checked(chosen[:, 0], active), following.tokens, count,
+        model.config.special_tokens.bos,
+    )  # fmt: skip
+    return following.replace(drafts=drafts)
 
 
 @functools.partial(jax.jit, static_argnames=("bos", "eos"), donate_argnames=("state",))
@@ -245,12 +337,19 @@ def replace_rows(
         used=put(state.used, 0),
         done=put(state.done, False),
         non_finite_step=put(state.non_finite_step, -1),
+        drafts=None
+        if state.drafts is None
+        else jax.tree.map(put, state.drafts, Drafts.create(new.prompts, state.slots - 1)),
     )
 
 
-@functools.partial(jax.jit, static_argnames=("context", "ring", "buffer", "eos"))
-def grow(state: DecodeState, *, context: int, ring: int, buffer: int, eos: int) -> DecodeState:
-    """The same state with more slots for the context and the ring, and a longer token buffer.
+@functools.partial(jax.jit, static_argnames=("context", "ring", "buffer", "prompt", "eos"))
+def grow(
+    state: DecodeState, *, context: int, ring: int, buffer: int, eos: int, prompt: int = 0
+) -> DecodeState:
+    """The same state with more slots for the context and the ring, and longer token buffers.
+
+    `buffer` is that of the new tokens, `prompt` that of the prompts that a drafter reads.
 
     The slots of the ring are rotated: the next one, which is the oldest, becomes the first.
     """
@@ -266,9 +365,10 @@ def grow(state: DecodeState, *, context: int, ring: int, buffer: int, eos: int) 
     cache: Any = state.cache.map_slots(change)
     tokens = state.tokens
     tokens = jnp.pad(tokens, ((0, 0), (0, buffer - tokens.shape[1])), constant_values=eos)
+    drafts = None if state.drafts is None else state.drafts.with_prompts_of(prompt)
     index = jnp.int32(context + state.ring)
     return state.replace(  # type: ignore[attr-defined]
-        cache=cache.replace(index=index), tokens=tokens, context=context
+        cache=cache.replace(index=index), tokens=tokens, drafts=drafts, context=context
     )
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from unix_jax.errors import ImageError, PromptError
 from unix_jax.preprocessing.gray_levels import warn_of_gray_levels
-from unix_jax.preprocessing.images import ImageSource, load_image
+from unix_jax.preprocessing.images import ImageSource, load_levels
 from unix_jax.storage.paths import local_path
 
 Images = ImageSource | Iterable[ImageSource]
@@ -36,7 +36,7 @@ _IMAGES = "a path, the bytes of a file, a PIL image or an array, or several of t
 
 
 def image_list(images: Images) -> list[Image.Image]:
-    """Loaded images, one per row.
+    """Loaded images, one per row; grayscale has mode L.
 
     One row: a path, the bytes of a file (`bytes`, `bytearray`, `memoryview`), a PIL image, or an
     array or tensor (NumPy, JAX, torch, anything with `__array__` or `__dlpack__`) of [H, W],
@@ -115,13 +115,13 @@ def _read(source: Any, argument: str) -> Image.Image:
     """One image. `argument` precedes errors of an image that has no name of its own."""
     if isinstance(source, str | os.PathLike):
         path = local_path(source, argument)
-        return load_image(source if isinstance(source, str) else path)
+        return load_levels(source if isinstance(source, str) else path)
     if not _is_single(source):
         if not _is_array(source):
             raise ImageError(f"{argument}: expected {_IMAGES}, found {_named(source)}")
         source = _channels_last(_as_numpy(source, argument), argument)
     try:
-        return load_image(source)
+        return load_levels(source)
     except ImageError as error:
         raise ImageError(f"{argument}: {error}") from error
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import numpy as np
@@ -11,8 +11,9 @@ from jaxtyping import Array
 
 from unix_jax import sharding
 from unix_jax.config import UniXConfig
-from unix_jax.errors import CheckpointError
-from unix_jax.inference.inputs import Prompts, prompt_list
+from unix_jax.errors import CheckpointError, PromptError
+from unix_jax.inference.drafts import Draft, Drafter, NGramDrafter, PromptDrafter
+from unix_jax.inference.inputs import Prompts, choice, prompt_list
 from unix_jax.models.autoencoder import Autoencoder
 from unix_jax.models.unix import UniX
 from unix_jax.preprocessing.text import Tokenizer, encode_prompt
@@ -33,6 +34,7 @@ class LoadedModel:
       vae_params: the autoencoder's parameters; None if only reports are supported.
       tokenizer: the tokenizer; None if prompts and reports are token ids.
       mesh: the mesh of devices; None for one device.
+      ngrams: the drafter of draft="ngram"; None without a file.
     """
 
     model: UniX
@@ -40,6 +42,23 @@ class LoadedModel:
     vae_params: dict[str, Any] | None
     tokenizer: Tokenizer | None
     mesh: Mesh | None
+    ngrams: NGramDrafter | None = None
+
+    def drafter(self, draft: Draft) -> Drafter | None:
+        """The drafter of a call.
+
+        Raises:
+          PromptError: another name, or `ngram` without a file.
+        """
+        choice("draft", draft, get_args(Draft))
+        if draft == "ngram" and self.ngrams is None:
+            raise PromptError(
+                "draft: ngram needs n-grams, found none; load them with "
+                "UniXPipeline.from_pretrained(..., ngrams=FILE)"
+            )
+        if draft == "ngram":
+            return self.ngrams
+        return PromptDrafter.create() if draft == "prompt" else None
 
     @property
     def config(self) -> UniXConfig:

@@ -26,6 +26,7 @@ from unix_jax.checkpoints.run_export import resolve_checkpoint
 from unix_jax.config import UniXConfig
 from unix_jax.errors import CheckpointError, PromptError
 from unix_jax.inference.compilation import enable_compilation_cache
+from unix_jax.inference.drafts import Draft, NGramDrafter
 from unix_jax.inference.image_latents import (
     LatentStep,
     decode_latents,
@@ -49,6 +50,7 @@ from unix_jax.inference.reports import (
     decode_reports,
     ended_reports,
     report_requests,
+    require_greedy,
 )
 from unix_jax.inference.results import ImageResult, ImageStep, ReportResult, ReportStep
 from unix_jax.inference.settings import (
@@ -62,6 +64,7 @@ from unix_jax.inference.settings import (
 )
 from unix_jax.models.autoencoder import param_shapes as vae_param_shapes
 from unix_jax.models.unix import UniX, param_shapes, unroll_params
+from unix_jax.preprocessing.ngrams import NGrams
 from unix_jax.preprocessing.text import Tokenizer
 from unix_jax.preprocessing.transforms import to_gray_pil
 from unix_jax.storage import recorded_files
@@ -87,11 +90,12 @@ class UniXPipeline:
         *,
         dtype: Any = jnp.float32,
         mesh: Mesh | None = None,
+        ngrams: NGrams | None = None,
     ) -> None:
         """A pipeline over the stacked parameters of a checkpoint, of which it takes ownership.
 
         On a CPU or a single GPU the decoder's layers are unstacked and removed from `params`.
-        `dtype` is that of the computation.
+        `dtype` is that of the computation. `ngrams` is for draft="ngram".
 
         Raises:
           ConfigError: control tokens outside of the vocabulary, or a mesh that cannot be used.
@@ -105,7 +109,8 @@ class UniXPipeline:
         if not scan_layers:
             params = unroll_params(params, config.decoder.num_layers)
         model = UniX(config, dtype, scan_layers=scan_layers)
-        self.loaded = LoadedModel(model, params, vae_params, tokenizer, mesh)
+        drafter = None if ngrams is None else NGramDrafter.create(ngrams)
+        self.loaded = LoadedModel(model, params, vae_params, tokenizer, mesh, drafter)
 
     @property
     def config(self) -> UniXConfig:
@@ -147,6 +152,7 @@ class UniXPipeline:
         double_bos: bool | None = None,
         allow_non_finite: bool = False,
         compilation_cache: bool = True,
+        ngrams: str | os.PathLike[str] | None = None,
     ) -> Self:
         """Loads a converted checkpoint or a directory in the published layout.
 
@@ -161,6 +167,7 @@ class UniXPipeline:
           double_bos: overrides the checkpoint's compatibility switch, see `UniXConfig`.
           allow_non_finite: accept weights that are NaN or infinite.
           compilation_cache: keep compiled programs on disk between runs.
+          ngrams: file of n-grams for draft="ngram", made by `unix-jax data ngrams`.
 
         Raises:
           CheckpointError, ConfigError: files that are missing, broken, changed since they were
@@ -168,6 +175,7 @@ class UniXPipeline:
           StorageError: a URL, a value that is not a path, or a name on the hub that cannot be
             downloaded.
           PromptError: another dtype.
+          DataError: a file of n-grams that cannot be read, or of another tokenizer.
         """
         used = _dtype(dtype)
         require(
@@ -185,6 +193,8 @@ class UniXPipeline:
                 sharding.param_shardings(vae_param_shapes(config.vae), mesh),
             )
 
+        # Before the model, so that a wrong path is reported immediately.
+        counted = None if ngrams is None else NGrams.load(local_path(ngrams, "ngrams"))
         path = resolve_checkpoint(path)
         used = jnp.dtype(jnp.float32) if jax.default_backend() == "cpu" else used
         config, params, vae_params = load_model(
@@ -199,7 +209,9 @@ class UniXPipeline:
         if recorded_files.has_file(path, "tokenizer.json"):
             tokenizer = Tokenizer.from_directory(str(path), config.special_tokens)
             tokenizer.check_vocab(config.decoder.vocab_size)
-        return cls(config, params, vae_params, tokenizer, dtype=used, mesh=mesh)
+        if ngrams is not None and counted is not None:
+            counted.check_tokenizer(tokenizer, ngrams)
+        return cls(config, params, vae_params, tokenizer, dtype=used, mesh=mesh, ngrams=counted)
 
     def save_pretrained(
         self, path: str | os.PathLike[str], *, layout: Literal["native", "published"] = "native"
@@ -275,6 +287,7 @@ class UniXPipeline:
         settings: ReportSettings | None = None,
         seed: int | Sequence[int] = 0,
         batch_size: int | None = None,
+        draft: Draft = "none",
         callback: ReportCallback | None = None,
         return_details: Literal[False] = False,
         **options: Unpack[ReportOptions],
@@ -289,6 +302,7 @@ class UniXPipeline:
         settings: ReportSettings | None = None,
         seed: int | Sequence[int] = 0,
         batch_size: int | None = None,
+        draft: Draft = "none",
         callback: ReportCallback | None = None,
         return_details: Literal[True],
         **options: Unpack[ReportOptions],
@@ -302,6 +316,7 @@ class UniXPipeline:
         settings: ReportSettings | None = None,
         seed: int | Sequence[int] = 0,
         batch_size: int | None = None,
+        draft: Draft = "none",
         callback: ReportCallback | None = None,
         return_details: bool = False,
         **options: Unpack[ReportOptions],
@@ -322,6 +337,11 @@ class UniXPipeline:
           batch_size: number of reports that are generated at a time; None for all. When a report
             has ended, the next one takes its row. This is faster than one call per batch, and the
             images are prepared when they are needed.
+          draft: `ngram` drafts the next tokens from the file of n-grams that the pipeline was
+            loaded with, `prompt` from repetitions in the prompt and the report. One step of the
+            model verifies several drafted tokens, so that fewer steps are needed. The report is the
+            same, except where two tokens are equally probable up to rounding. Requires temperature
+            0.
           callback: called with a `ReportStep` after each new token; requires that all reports are
             generated at a time.
           return_details: return a `ReportResult` for each report, with its token ids, its seed and
@@ -339,7 +359,7 @@ class UniXPipeline:
         """
         chosen = settings_of(ReportSettings, settings, options)
         tokenizer = self.loaded.require_tokenizer()
-        found = self._reports(tokenizer, images, prompts, chosen, seed, batch_size, callback)
+        found = self._reports(tokenizer, images, prompts, chosen, seed, batch_size, draft, callback)
         return found if return_details else [result.text or "" for result in found]
 
     def generate_report_ids(
@@ -350,6 +370,7 @@ class UniXPipeline:
         settings: ReportSettings | None = None,
         seed: int | Sequence[int] = 0,
         batch_size: int | None = None,
+        draft: Draft = "none",
         callback: ReportCallback | None = None,
         **options: Unpack[ReportOptions],
     ) -> list[list[int]]:
@@ -358,7 +379,9 @@ class UniXPipeline:
         It does not require a tokenizer.
         """
         chosen = settings_of(ReportSettings, settings, options)
-        found = self._reports(self.tokenizer, images, prompts, chosen, seed, batch_size, callback)
+        found = self._reports(
+            self.tokenizer, images, prompts, chosen, seed, batch_size, draft, callback
+        )
         return [result.token_ids for result in found]
 
     @overload
@@ -369,6 +392,7 @@ class UniXPipeline:
         prompts: Prompts | None = None,
         settings: ReportSettings | None = None,
         seed: int | Sequence[int] = 0,
+        draft: Draft = "none",
         return_details: Literal[False] = False,
         **options: Unpack[ReportOptions],
     ) -> Iterator[list[str]]: ...
@@ -381,6 +405,7 @@ class UniXPipeline:
         prompts: Prompts | None = None,
         settings: ReportSettings | None = None,
         seed: int | Sequence[int] = 0,
+        draft: Draft = "none",
         return_details: Literal[True],
         **options: Unpack[ReportOptions],
     ) -> Iterator[ReportStep]: ...
@@ -392,6 +417,7 @@ class UniXPipeline:
         prompts: Prompts | None = None,
         settings: ReportSettings | None = None,
         seed: int | Sequence[int] = 0,
+        draft: Draft = "none",
         return_details: bool = False,
         **options: Unpack[ReportOptions],
     ) -> Iterator[list[str]] | Iterator[ReportStep]:
@@ -403,11 +429,16 @@ class UniXPipeline:
         """
         chosen = settings_of(ReportSettings, settings, options)
         tokenizer = self.loaded.require_tokenizer()
-        seeds, requests = report_requests(self.loaded, images, prompts, chosen, seed)
-        # Listed, so that errors of images are raised here.
-        states = decode_reports(self.loaded, list(requests), len(seeds), together=True, stride=1)
-        found = self._steps(self._stream(tokenizer, len(seeds), chosen), states)
-        return found if return_details else (step.pieces for step in found)
+        drafter = self.loaded.drafter(draft)
+        seeds, found = report_requests(self.loaded, images, prompts, chosen, seed)
+        requests = list(found)  # errors of images are raised here
+        if drafter is not None:
+            require_greedy(requests)
+        states = decode_reports(
+            self.loaded, requests, len(seeds), together=True, stride=1, drafter=drafter
+        )
+        stream = self._steps(self._stream(tokenizer, len(seeds), chosen), states)
+        return stream if return_details else (step.pieces for step in stream)
 
     def report_request(
         self,
@@ -435,7 +466,11 @@ class UniXPipeline:
         return next(requests)
 
     def iterate_reports(
-        self, requests: Iterable[ReportRequest], *, batch_size: int = 16
+        self,
+        requests: Iterable[ReportRequest],
+        *,
+        batch_size: int = 16,
+        draft: Draft = "none",
     ) -> Iterator[tuple[int, ReportResult]]:
         """Generates any number of reports, and yields each when it has ended.
 
@@ -446,20 +481,23 @@ class UniXPipeline:
           requests: made by `report_request`, in any iterable, for example a generator. They are
             taken when they are needed, a few in advance.
           batch_size: number of reports that are generated at a time, at least 1.
+          draft: as in `generate_report`.
 
         Yields:
           (index of the request, its result).
 
         Raises:
-          PromptError: another batch size, by the call itself.
+          PromptError: a batch size or draft that cannot be used, by the call itself; a request with
+            a temperature above 0 together with a draft.
           NonFiniteError: the model computed NaN or infinite numbers; the error names images[i] of
             request i.
         """
         batch_size = whole("batch_size", batch_size, 1)
+        drafter = self.loaded.drafter(draft)
         eos = self.config.special_tokens.eos
         return (
             ended
-            for rows in decode_reports(self.loaded, requests, batch_size)
+            for rows in decode_reports(self.loaded, requests, batch_size, drafter=drafter)
             for ended in ended_reports(rows, self.tokenizer, eos)
         )
 
@@ -483,11 +521,13 @@ class UniXPipeline:
         settings: ReportSettings,
         seed: int | Sequence[int],
         batch_size: int | None,
+        draft: Draft,
         callback: ReportCallback | None,
     ) -> list[ReportResult]:
         _require_callable(callback)
         if batch_size is not None:
             batch_size = whole("batch_size", batch_size, 1)
+        drafter = self.loaded.drafter(draft)
         seeds, requests = report_requests(self.loaded, images, prompts, settings, seed)
         together = batch_size is None or batch_size >= len(seeds)
         if callback is not None and not together:
@@ -505,6 +545,7 @@ class UniXPipeline:
             rows,
             together=together,
             stride=stride,
+            drafter=drafter,
         ):
             if callback is not None:
                 for step in stream.push(state):

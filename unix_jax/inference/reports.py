@@ -19,8 +19,10 @@ from PIL import Image
 
 from unix_jax import sharding
 from unix_jax.config import UniXConfig
+from unix_jax.errors import PromptError
 from unix_jax.inference import decoding
 from unix_jax.inference.context import as_batch, bucket, finite_rows, prefill, require_finite
+from unix_jax.inference.drafts import DRAFTED, Drafter, PromptDrafter
 from unix_jax.inference.inputs import ImageRows, Prompts, image_rows, row_keys, row_seeds
 from unix_jax.inference.loaded import LoadedModel
 from unix_jax.inference.results import FinishReason, ReportResult, ReportStep
@@ -153,10 +155,11 @@ def decode_reports(
     *,
     together: bool = False,
     stride: int | None = None,
+    drafter: Drafter | None = None,
 ) -> Iterator[Rows]:
     """Decodes the requests in `rows` rows, or in a few more if the mesh requires it.
 
-    Yields the rows every `stride` tokens; without it when rows have ended, or when the cache is
+    Yields the rows every `stride` steps; without it when rows have ended, or when the cache is
     full. A row whose report has ended is given to another request after it was yielded. Requests
     are taken when they are needed, a few in advance.
 
@@ -164,8 +167,11 @@ def decode_reports(
       rows: number of rows.
       together: whether all requests, of which there are at most `rows`, begin together. Otherwise
         rows are prefilled in small groups, whose shape is compiled once.
+      drafter: drafts the next tokens, so that a step may write several; see
+        `unix_jax.inference.drafts`.
 
     Raises:
+      PromptError: a drafter, and a request with a temperature above 0.
       NonFiniteError: a context or logits that are NaN or infinite; it names images[i] of request i.
     """
     shards = 1 if loaded.mesh is None else sharding.batch_shards(loaded.mesh)
@@ -177,19 +183,23 @@ def decode_reports(
     waiting = list(itertools.islice(numbered, rows))
     held: list[tuple[int, ReportRequest] | None] = [None] * rows
     state: decoding.DecodeState | None = None
-    shape = _Shape(0, 0, 0)
+    shape = _Shape()
     while True:
         finite: list[tuple[list[int], Array]] = []
         idle = [row for row in range(rows) if held[row] is None]
         while waiting and len(idle) >= group:
             taken, waiting = waiting[:group], waiting[group:]
             into, idle = idle[: len(taken)], idle[group:]
-            shape = shape.fitting(loaded.config, [request for _, request in taken])
-            new = _prefilled(loaded, [request for _, request in taken], group, rows, shape)
+            chosen = [request for _, request in taken]
+            if drafter is not None:
+                require_greedy(chosen)
+            shape = shape.fitting(loaded.config, chosen, drafter)
+            new = _prefilled(loaded, chosen, group, rows, shape)
             with sharding.use_mesh(loaded.mesh):
                 finite.append(([index for index, _ in taken], finite_rows(new.cache)))
                 if state is None:
-                    state = _started(new, len(taken), rows, shape, **ends)
+                    drafted = 0 if drafter is None else DRAFTED
+                    state = _started(new, len(taken), rows, shape, drafted, **ends)
                 else:
                     state = _grown(state, shape, special.eos)
                     filled = np.asarray(into + into[-1:] * (group - len(into)), np.int32)
@@ -215,6 +225,7 @@ def decode_reports(
                 state,
                 jnp.int32(stride or _WITHOUT_LIMIT),
                 jnp.int32(group if waiting else rows),
+                drafter,
                 choice=_choice([request.settings for _, _, request in active]),
             )
         # Images of further requests are prepared while the device decodes.
@@ -235,6 +246,16 @@ def decode_reports(
         held = [None if done[row] else item for row, item in enumerate(held)]
 
 
+def require_greedy(requests: Iterable[ReportRequest]) -> None:
+    """Raises PromptError unless every request is decoded greedily, which drafts require."""
+    for request in requests:
+        if request.settings.temperature > 0:
+            raise PromptError(
+                "draft: expected none with a temperature above 0, because a drafted token is only "
+                f"verified against the most probable one, found {request.settings.temperature:g}"
+            )
+
+
 def _group_size(rows: int, shards: int) -> int:
     """Number of rows that are prefilled together: a multiple of the shards, a divisor of `rows`."""
     most = max(rows // _IDLE, shards)
@@ -246,24 +267,32 @@ class _Shape:
     """Sizes that compiled programs depend on; they only increase during a run.
 
     context: slots of a context. images: images of a row. buffer: new tokens of a row. ring: slots
-    for the tokens of all rows; 0 until the first prefill.
+    for the tokens of all rows; 0 until the first prefill. prompt: tokens of a prompt, if the
+    drafter reads it.
     """
 
-    context: int
-    images: int
-    buffer: int
+    context: int = 0
+    images: int = 0
+    buffer: int = 0
     ring: int = 0
+    prompt: int = 0
 
-    def fitting(self, config: UniXConfig, requests: Sequence[ReportRequest]) -> "_Shape":
+    def fitting(
+        self, config: UniXConfig, requests: Sequence[ReportRequest], drafter: Drafter | None
+    ) -> "_Shape":
         """The same with space for the requests."""
         lengths = [stream_lengths([_splits(request)], config)[0] for request in requests]
         context = max(self.context, bucket(max(lengths)))
         most = max(request.settings.max_new_tokens for request in requests)
+        prompt = 0
+        if isinstance(drafter, PromptDrafter):
+            prompt = bucket(max(len(request.text) for request in requests))
         return _Shape(
             context,
             max(self.images, *(len(request.pixels) for request in requests)),
             max(self.buffer, -(-most // 64) * 64),
-            self.ring or bucket(context + 1) - context,
+            self.ring or bucket(context + 1 + DRAFTED) - context,
+            max(self.prompt, prompt),
         )
 
     def with_more_slots(self, state: decoding.DecodeState) -> "_Shape":
@@ -286,6 +315,10 @@ def _prefilled(
     for row, request in enumerate(requests):
         pixels[row, : len(request.pixels)] = request.pixels
     settings = [request.settings for request in requests]
+    prompts = np.full((group, shape.prompt), -1, np.int32)
+    if shape.prompt:
+        for row, request in enumerate(requests):
+            prompts[row, -len(request.text) :] = request.text
     # A group that is a whole batch needs no copy if it has the slots of the ring already.
     capacity = shape.context + (shape.ring if group == rows else 0)
     with sharding.use_mesh(loaded.mesh):
@@ -300,13 +333,21 @@ def _prefilled(
                     np.asarray([x.max_new_tokens for x in settings], np.int32),
                     np.asarray([x.temperature for x in settings], np.float32),
                     np.asarray([x.top_p for x in settings], np.float32),
+                    prompts,
                 )
             ),
         )
 
 
 def _started(
-    new: decoding.NewRows, used: int, rows: int, shape: _Shape, *, bos: int, eos: int
+    new: decoding.NewRows,
+    used: int,
+    rows: int,
+    shape: _Shape,
+    drafted: int,
+    *,
+    bos: int,
+    eos: int,
 ) -> decoding.DecodeState:
     """The first group of rows; idle rows are copies of it whose reports have ended."""
     group = new.position.shape[0]
@@ -315,18 +356,26 @@ def _started(
         cache = new.cache.repeat([new.cache.valid] * copies)
         rest = jax.tree.map(lambda x: jnp.concatenate([x] * copies), new.replace(cache=None))  # type: ignore[attr-defined]
         new = rest.replace(cache=cache)
-    state = decoding.start(new, context=shape.context, bos=bos, eos=eos, buffer=shape.buffer)
+    state = decoding.start(
+        new, context=shape.context, bos=bos, eos=eos, buffer=shape.buffer, drafted=drafted
+    )
     state = state.replace(done=state.done | (jnp.arange(rows) >= used))  # type: ignore[attr-defined]
     return _grown(state, shape, eos)
 
 
 def _grown(state: decoding.DecodeState, shape: _Shape, eos: int) -> decoding.DecodeState:
     """The state with the sizes of `shape`."""
-    sizes = (state.context, state.ring, state.tokens.shape[1])
-    if sizes == (shape.context, shape.ring, shape.buffer):
+    prompt = 0 if state.drafts is None else state.drafts.prompts.shape[1]
+    sizes = (state.context, state.ring, state.tokens.shape[1], prompt)
+    if sizes == (shape.context, shape.ring, shape.buffer, shape.prompt):
         return state
     return decoding.grow(
-        state, context=shape.context, ring=shape.ring, buffer=shape.buffer, eos=eos
+        state,
+        context=shape.context,
+        ring=shape.ring,
+        buffer=shape.buffer,
+        prompt=shape.prompt,
+        eos=eos,
     )
 
 

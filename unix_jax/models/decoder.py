@@ -150,7 +150,7 @@ class DecoderLayer(nn.Module):
             key = nn.with_logical_constraint(key, ("batch", "length", "kv_heads_act", None))
             blocks = [*context, KeyBlock(key, value, metadata=metadata)]
             if isinstance(cached, MergedKeyBlock) and cached.slot is not None:
-                written = cached.write(key, value)
+                written = cached.write(key, value).replace(metadata=metadata)  # type: ignore[attr-defined]
                 key, value, blocks = written.key, written.value, [written]
             attended = self._attend(query, blocks, metadata)
             lengths = [0 if x is None else x.shape[1] for x in streams]
@@ -243,13 +243,13 @@ class Decoder(nn.Module):
             tokens of a row attend to each other (one image split, one token).
           cache: context that every new token of the row attends to completely.
           write: which of the N new tokens are not padding, to write them into the cache; needs
-            `cache`, and no `metadata`.
+            `cache`.
           hidden_after_layer: the layer, counted from 1, whose gen stream is returned as `hidden`.
           keep_keys: return the keys and values of the new tokens where nothing is written.
 
         Raises:
           ValueError: both streams are None, `remat_policy` is unknown, `write` comes without a
-            cache or with metadata, or there is no such layer or no gen stream to return.
+            cache, or there is no such layer or no gen stream to return.
         """
         c = self.config
         if hidden_after_layer is not None and not 1 <= hidden_after_layer <= c.num_layers:
@@ -258,8 +258,8 @@ class Decoder(nn.Module):
             )
         if hidden_after_layer is not None and streams[1] is None:
             raise ValueError("hidden_after_layer: expected a gen stream, found None")
-        if write is not None and (cache is None or metadata is not None):
-            raise ValueError("write: expected with a cache and without metadata")
+        if write is not None and cache is None:
+            raise ValueError("write: expected with a cache, found None")
         slot = None
         if write is not None and cache is not None and cache.merged:
             # Written before it is read: in the opposite order XLA copies the cache for every token.

@@ -199,7 +199,7 @@ def understanding_tensors(golden: Golden) -> Tensors:
     count = len(forced) - 1
     new_rows = decoding.NewRows(
         cache, layout.next_position, jax.random.split(jax.random.key(0), 1),  # type: ignore[arg-type]
-        jnp.full(1, count), jnp.zeros(1), jnp.ones(1),
+        jnp.full(1, count), jnp.zeros(1), jnp.ones(1), jnp.zeros((1, 0), jnp.int32),
     )  # fmt: skip
     state = decoding.start(
         new_rows, context=layout.token_ids.shape[1], bos=special.bos, eos=-1, buffer=count

@@ -236,6 +236,7 @@ def validation_data(config: TrainConfig) -> DataConfig:
         source=config.validation.source or config.data.source,
         split=config.validation.split,
         augmentation=AugmentationConfig(),
+        jpeg_draft=False,
         moments=None,
         shuffle=False,
         epochs=1,

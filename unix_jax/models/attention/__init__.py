@@ -93,6 +93,8 @@ def _chosen(query: Array, blocks: Sequence[KeyBlock | MergedKeyBlock]) -> Implem
     platform = _platform()
     if platform == "cpu":
         return "blocked"
+    if any(isinstance(b, MergedKeyBlock) and b.metadata is not None for b in blocks):
+        return "xla"  # a few new tokens, which read the cache in place
     # A single token reads the cache in place, so no kernel is needed.
     if platform == "gpu" and query.shape[1] > 1 and has_cudnn_attention(query):
         return "cudnn"

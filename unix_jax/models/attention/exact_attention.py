@@ -139,7 +139,6 @@ def _logits(
         logits = jnp.einsum(
             "nqh,nhs->nqs", merged, block.key, preferred_element_type=jnp.float32
         ).reshape(batch, kv_heads, group, length, -1)
-        mask: Array | None = block.valid[:, None, :]
     else:
         batch, length, kv_heads, group, _ = grouped.shape
         # Batch axes first: another order makes XLA's CPU backend transpose the logits.
@@ -147,7 +146,7 @@ def _logits(
         logits = jnp.einsum(
             "bkqh,bskh->bkqs", first, block.key, preferred_element_type=jnp.float32
         ).reshape(batch, kv_heads, group, length, -1)
-        mask = block.mask(query_metadata)
+    mask = block.mask(query_metadata)
     return logits if mask is None else jnp.where(mask[:, None, None], logits, MASKED)
 
 

@@ -7,6 +7,7 @@ from typing import Self
 
 import einops
 import jax
+import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
@@ -57,13 +58,26 @@ class MergedKeyBlock:
     """Keys [B*K, H, S] and values [B*K, S, H] of a merged cache; `valid` [B, S] as in `KeyBlock`.
 
     One merged batch axis, with the contracted axes where matrix products need them. `slot` is where
-    new tokens are written before the block is read, None for a block that is only read.
+    new tokens are written before the block is read, None for a block that is only read. `metadata`
+    of the new tokens asks for the mask rule among them; without it, they all see each other.
     """
 
     key: Float[Array, "B*K H S"]
     value: Float[Array, "B*K S H"]
     valid: Bool[Array, "B S"]
     slot: Int[Array, ""] | None = None
+    metadata: TokenMetadata | None = None
+
+    def mask(self, query: TokenMetadata | None) -> Bool[Array, "B #T S"]:
+        """Visibility of these keys; the query axis has size 1 where it does not matter."""
+        valid = self.valid[:, None, :]
+        if self.metadata is None:
+            return valid
+        if query is None or self.slot is None:
+            raise ValueError("metadata: expected with a slot and with query metadata, found none")
+        new = may_attend(query, self.metadata)
+        valid = jnp.broadcast_to(valid, (*new.shape[:2], valid.shape[2]))
+        return jax.lax.dynamic_update_slice_in_dim(valid, new, self.slot, 2)
 
     def write(self, key: Float[Array, "B N K H"], value: Float[Array, "B N K H"]) -> Self:
         """The block with N new tokens at `slot`."""
@@ -89,7 +103,13 @@ class MergedKeyBlock:
         return self.key.shape[0] // self.valid.shape[0]
 
     def plain(self) -> KeyBlock:
-        """The same keys in the order of `KeyBlock`."""
+        """The same keys in the order of `KeyBlock`, which has no rule for some of its keys.
+
+        Raises:
+          ValueError: a block with metadata.
+        """
+        if self.metadata is not None:
+            raise ValueError("metadata: expected None for another order of the keys")
         batch = self.valid.shape[0]
         return KeyBlock(
             key=einops.rearrange(self.key, "(b k) h s -> b s k h", b=batch),
