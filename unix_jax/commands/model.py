@@ -8,6 +8,7 @@ from rich.markup import escape
 
 from unix_jax.commands.terminal import ERRORS, say
 from unix_jax.storage.arguments import CheckpointText
+from unix_jax.storage.shown import shown
 
 if TYPE_CHECKING:
     from unix_jax.inference.pipeline import UniXPipeline
@@ -36,7 +37,7 @@ class Model:
         """A pipeline of `kind`; a status line names the directory while it is loaded."""
         from unix_jax.sharding import parse_mesh
 
-        with ERRORS.status(f"Loading {escape(self.directory)} ..."):
+        with ERRORS.status(f"Loading {escape(shown(self.directory))} ..."):
             mesh = None if self.mesh is None else parse_mesh(self.mesh)
             return kind.from_pretrained(self.directory, dtype=self.dtype, mesh=mesh)
 

@@ -23,6 +23,7 @@ from unix_jax.models.attention import Implementation
 from unix_jax.models.remat import RematPolicy
 from unix_jax.storage import bundled
 from unix_jax.storage.arguments import LocalPath
+from unix_jax.storage.bucket_path import any_path
 from unix_jax.storage.hub import path_or_name
 from unix_jax.storage.paths import local_path, source_text
 from unix_jax.training import parameter_groups
@@ -271,7 +272,7 @@ class TrainConfig:
             if path is not None:
                 path_or_name(path, name)
         if self.model.tokenizer is not None:
-            local_path(self.model.tokenizer, "model.tokenizer")
+            any_path(self.model.tokenizer, "model.tokenizer")
         if self.validation.source is not None:
             source_text(self.validation.source, "validation.source")
             parts = parse_mixture(self.validation.source, self.data.task, "validation.source")
