@@ -99,7 +99,8 @@ def sources(server, tmp_path_factory):
 
 @pytest.mark.parametrize(
     "spec",
-    ["manifest:{}/cxr", "manifest:{}/cxr/manifest.jsonl", "csv:{}/table.csv", "csv:{}/table.csv?images={}",
+    ["manifest:{}/cxr", "manifest:{}/cxr/manifest.jsonl", "csv:{}/table.csv",
+     "csv:{}/table.csv?images={}",
      "conversations:{}/talk.jsonl", "parquet:{}/part.parquet", "parquet:{}/*.parquet",
      "array_record:{}/records"],
 )  # fmt: skip

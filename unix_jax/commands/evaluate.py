@@ -1,5 +1,6 @@
 """The command `unix-jax evaluate`: metrics of reports and X-rays, of a model or other software."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +11,7 @@ import tyro
 
 from unix_jax.errors import UniXError
 from unix_jax.storage.arguments import (
+    AnyPathText,
     CheckpointText,
     LocalPath,
     PathText,
@@ -17,6 +19,9 @@ from unix_jax.storage.arguments import (
     refuse_without_effect,
     require_least,
 )
+from unix_jax.storage.bucket_path import any_path, local_file
+from unix_jax.storage.shown import shown
+from unix_jax.storage.working_copy import working_copy
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -116,7 +121,7 @@ class _OverData(_Resampled):
     data: SourceText
     """Source of the records, KIND:PATH, for example manifest:DIR or
     mimic:DIR?reports=clean.jsonl&views=PA,AP."""
-    out: PathText
+    out: AnyPathText
     """Directory for the results: a new one, or that of a run to resume."""
     split: str = "test"
     """Split to evaluate; "" for all records."""
@@ -148,19 +153,19 @@ class _OverData(_Resampled):
             source = Subset(source, range(min(self.limit, len(source))))
         return source
 
-    def _begin(self, source: "RecordSource", own: dict[str, Any]) -> dict[str, Any]:
+    def _begin(self, source: "RecordSource", own: dict[str, Any], out: Path) -> dict[str, Any]:
         """The settings, compared with those of the first run in the directory."""
         from unix_jax.evaluation_runs.evaluation_files import remember
         from unix_jax.training.distributed import agree
 
         settings = {
-            "checkpoint": str(self._directory.resolve()),
+            "checkpoint": shown(self._directory.resolve()),
             "checkpoint_written": _written(self._directory),
             "dtype": self.dtype,
             **self._of_data(source),
             **own,
         }
-        agree(lambda: remember(Path(self.out), settings))
+        agree(lambda: remember(out, settings))
         return settings
 
     def _of_data(self, source: "RecordSource") -> dict[str, Any]:
@@ -233,19 +238,20 @@ class EvaluateReports(_OfReports, _OverData):
         source = self._open()
         how = self._metrics()
         asked = ReportSettings(self.prompt, self.max_new_tokens)
-        settings = self._begin(source, {"kind": "reports", **dataclasses.asdict(asked)})
-        out = Path(self.out)
+        with working_copy(self.out) as out:
+            own = {"kind": "reports", **dataclasses.asdict(asked)}
+            settings = self._begin(source, own, out)
 
-        def work(pipe: "UniXPipeline", share: "Share", progress: "Progress") -> None:
-            write_reports(
-                pipe, source, out, asked,
-                batch_size=self.batch_size, share=share, progress=progress,
+            def work(pipe: "UniXPipeline", share: "Share", progress: "Progress") -> None:
+                write_reports(
+                    pipe, source, out, asked,
+                    batch_size=self.batch_size, share=share, progress=progress,
+                )  # fmt: skip
+
+            _finish(
+                out, len(source), "report", self._load, work,
+                lambda: summarise_reports(source, out, settings, how),
             )  # fmt: skip
-
-        _finish(
-            out, len(source), "report", self._load, work,
-            lambda: summarise_reports(source, out, settings, how),
-        )  # fmt: skip
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -343,24 +349,24 @@ class EvaluateImages(_OverData):
         source = self._open()
         training = self._training(source)
         how = self._metrics()
-        settings = self._begin(source, {"kind": "images", **dataclasses.asdict(asked)})
-        out = Path(self.out)
-
-        def work(pipe: Any, share: "Share", progress: "Progress") -> None:
-            generate_images(
-                pipe, source, out, asked,
-                batch_size=self.batch_size, share=share, progress=progress,
-            )  # fmt: skip
-
         assert asked.size is not None
         side = asked.size
-        _finish(
-            out, len(source), "image", self._load, work,
-            lambda: summarise_images(
-                images_of_run(source, out, side), out, "images", settings, how, training,
-                _with_progress,
-            ),
-        )  # fmt: skip
+        with working_copy(self.out) as out:
+            settings = self._begin(source, {"kind": "images", **dataclasses.asdict(asked)}, out)
+
+            def work(pipe: Any, share: "Share", progress: "Progress") -> None:
+                generate_images(
+                    pipe, source, out, asked,
+                    batch_size=self.batch_size, share=share, progress=progress,
+                )  # fmt: skip
+
+            _finish(
+                out, len(source), "image", self._load, work,
+                lambda: summarise_images(
+                    images_of_run(source, out, side), out, "images", settings, how, training,
+                    _with_progress,
+                ),
+            )  # fmt: skip
 
     def _settings(self) -> "GenerationSettings | DiffusionGenerationSettings":
         """The settings for generating images, checked before the weights are read."""
@@ -407,13 +413,15 @@ class EvaluateImages(_OverData):
         from unix_jax.evaluation_runs.results import print_table
         from unix_jax.training.distributed import agree
 
-        generated, out = self.generated, Path(self.out)
+        generated = self.generated
         assert generated is not None
         refuse_without_effect(
             self, _OF_GENERATION, "without --checkpoint: images of other software are not changed"
         )
-        if out.resolve().is_relative_to(generated.resolve()):
-            raise UniXError(f"--out {out}: expected a directory outside of --generated {generated}")
+        if any_path(self.out).resolve().is_relative_to(generated.resolve()):
+            raise UniXError(
+                f"--out {self.out}: expected a directory outside of --generated {generated}"
+            )
         source = self._open()
         training = self._training(source)
         how = self._metrics()
@@ -426,7 +434,7 @@ class EvaluateImages(_OverData):
             **self._of_data(source),
         }
 
-        def measure() -> None:
+        def measure(out: Path) -> None:
             images = images_of_files(
                 generated,
                 source,
@@ -441,7 +449,8 @@ class EvaluateImages(_OverData):
             print_table(results)
             _print_pages(out)
 
-        agree(measure)
+        with working_copy(self.out) as out:
+            agree(lambda: measure(out))
 
     def _training(self, source: "RecordSource") -> "Training | None":
         from unix_jax.data.sources import open_source, overlap
@@ -500,11 +509,11 @@ class EvaluateScore(_OfReports):
         unix-jax evaluate score --predictions a.jsonl --references b.jsonl --out results
     """
 
-    predictions: PathText
+    predictions: AnyPathText
     """File with the reports to evaluate."""
-    references: PathText | None = None
+    references: AnyPathText | None = None
     """File with the reference reports. The default is the same file."""
-    out: PathText | None = None
+    out: AnyPathText | None = None
     """Directory for results.json and report.html. By default only the table is printed."""
     prediction_field: str = ""
     """Column of the predictions. By default known names are tried."""
@@ -525,10 +534,14 @@ class EvaluateScore(_OfReports):
         references = self.references or self.predictions
         keys, predicted, wanted = texts.pair(
             texts.read_texts(
-                self.predictions, _fields(self.prediction_field, texts.PREDICTIONS), self.key_field
+                local_file(any_path(self.predictions)),
+                _fields(self.prediction_field, texts.PREDICTIONS),
+                self.key_field,
             ),
             texts.read_texts(
-                references, _fields(self.reference_field, texts.REFERENCES), self.key_field
+                local_file(any_path(references)),
+                _fields(self.reference_field, texts.REFERENCES),
+                self.key_field,
             ),
         )
         settings = {
@@ -538,11 +551,11 @@ class EvaluateScore(_OfReports):
         rows = list(zip(keys, predicted, wanted, strict=True))
         if self.skip_empty:
             rows = [row for row in rows if row[1] and row[2]]
-        out = None if self.out is None else Path(self.out)
-        results = summarise_texts(rows, out, settings, self._metrics())
-        print_table(results)
-        if out is not None:
-            print(out / "report.html")
+        with contextlib.nullcontext() if self.out is None else working_copy(self.out) as out:
+            results = summarise_texts(rows, out, settings, self._metrics())
+            print_table(results)
+            if out is not None:
+                print(shown(out / "report.html"))
 
 
 @dataclasses.dataclass
@@ -621,7 +634,7 @@ def _print_pages(out: Path) -> None:
 
     for name in (PAGE, NEAREST_PAGE):
         if (out / name).exists():
-            print(out / name)
+            print(shown(out / name))
 
 
 def _with_progress(items: Sequence[Any], unit: str) -> Iterator[Any]:

@@ -22,6 +22,7 @@ from unix_jax.dry_run.dry_run import dry_run
 from unix_jax.errors import ConfigError
 from unix_jax.inference.compilation import enable_compilation_cache
 from unix_jax.training import average, distributed, previews, start
+from unix_jax.training.bucket_run import local_run
 from unix_jax.training.checkpoint_store import FOLDER, CheckpointStore
 from unix_jax.training.config import TrainConfig, parse_arguments
 from unix_jax.training.distributed import agree
@@ -70,10 +71,13 @@ def train(arguments: Sequence[str]) -> int:
     enable_compilation_cache()
     progress = ProgressLine(shown=distributed.is_primary())
 
-    with start.locked(out, invocation.break_lock) as note:
-        if note:
-            progress.say(note)
-        return run_in(out, config, progress, restart_data=invocation.restart_data)
+    with (
+        local_run(out, invocation.break_lock) as (directory, taken),
+        start.locked(directory, invocation.break_lock) as note,
+    ):
+        for line in filter(None, (taken, note)):
+            progress.say(line)
+        return run_in(directory, config, progress, restart_data=invocation.restart_data)
 
 
 def run_in(out: Path, config: TrainConfig, progress: ProgressLine, *, restart_data: bool) -> int:

@@ -50,7 +50,7 @@ from unix_jax.models.unix import UniX, param_shapes, unroll_params
 from unix_jax.preprocessing.text import Tokenizer
 from unix_jax.preprocessing.transforms import to_gray_pil
 from unix_jax.storage import recorded_files
-from unix_jax.storage.paths import local_path
+from unix_jax.storage.bucket_path import BucketPath, any_path
 
 ReportCallback = Callable[[ReportStep], object]
 ImageCallback = Callable[[ImageStep], object]
@@ -206,7 +206,7 @@ class UniXPipeline:
             several processes.
         """
         choice("layout", layout, ("native", "published"))
-        path = local_path(path)
+        path = any_path(path)
         if jax.process_count() > 1:
             raise CheckpointError(
                 f"{path}: expected one process, found {jax.process_count()}: each process holds a "
@@ -571,14 +571,17 @@ class UniXPipeline:
 
 @contextlib.contextmanager
 def _directory_beside(path: Path) -> Iterator[Path]:
-    """A temporary directory on the file system of `path`.
+    """A temporary directory on the file system of `path`; for a bucket, any local one.
 
     Raises:
       CheckpointError: it cannot be created.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        created = tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent)
+        if not isinstance(path, BucketPath):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        created = tempfile.TemporaryDirectory(
+            prefix=f".{path.name}-", dir=None if isinstance(path, BucketPath) else path.parent
+        )
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from error
     with created as name:

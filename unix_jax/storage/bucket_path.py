@@ -5,7 +5,7 @@ import errno
 import io
 import os
 import stat as modes
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path, PosixPath
 from typing import Any
 
@@ -61,7 +61,7 @@ class BucketPath(PosixPath):
     def read_text(self, encoding: str | None = None, errors: str | None = None, **_: Any) -> str:
         return self.read_bytes().decode(encoding or "utf-8", errors or "strict")
 
-    def open(self, mode: str = "r", *_: Any, **options: Any) -> Any:  # type: ignore[override]
+    def open(self, mode: str = "r", *_: Any, **options: Any) -> Any:
         if set(mode) - set("rbt"):
             raise self._read_only()
         data = io.BytesIO(self.read_bytes())
@@ -101,7 +101,7 @@ class BucketPath(PosixPath):
     def is_symlink(self) -> bool:
         return False
 
-    def iterdir(self) -> Iterator["BucketPath"]:
+    def iterdir(self) -> Generator["BucketPath", None, None]:
         with self._as_local_error():
             yield from (self / name for name in buckets.children(self._url))
 

@@ -7,6 +7,7 @@ locks or another machine wrote it, when nothing in it has changed for a day.
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import os
 import re
@@ -142,7 +143,8 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a temporary file name next to `path`; renames it to `path` on success.
 
-    What is written for a bucket is uploaded on success. The directory of `path` is created. On any exception the temporary file is removed.
+    The directory of `path` is created. What is written for a bucket is uploaded on success. On any
+    exception the temporary file is removed.
 
     Raises:
       UniXError: `path` is a directory or another URL, or its own directory cannot be created.
@@ -198,20 +200,16 @@ def _uploaded_directory(url: str) -> Iterator[Path]:
         yield temporary
         marker = buckets.join(url, INCOMPLETE)
         buckets.write(marker, b"")
-        buckets.run_all(
-            lambda name=name: buckets.delete(buckets.join(url, name))
-            for name in found
-            if name != INCOMPLETE
-        )
-        files = [file for file in temporary.rglob("*") if file.is_file()]
+        leftover = (buckets.join(url, name) for name in found if name != INCOMPLETE)
+        buckets.run_all(functools.partial(buckets.delete, name) for name in leftover)
+        files = {
+            file: buckets.join(url, file.relative_to(temporary).as_posix())
+            for file in temporary.rglob("*")
+            if file.is_file()
+        }
         last = [file for file in files if file.parent == temporary and file.suffix == ".json"]
-        for group in (set(files) - set(last), last):
-            buckets.run_all(
-                lambda file=file: buckets.upload(
-                    file, buckets.join(url, file.relative_to(temporary).as_posix())
-                )
-                for file in group
-            )
+        for group in (files.keys() - set(last), last):
+            buckets.run_all(functools.partial(buckets.upload, file, files[file]) for file in group)
         buckets.delete(marker)
 
 

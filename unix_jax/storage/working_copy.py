@@ -11,13 +11,13 @@ leaving the context uploads the rest. Because a bucket has no rename, the order 
 4. What has gone locally is deleted.
 
 So a kill at any moment leaves each directory as it was, as it is, or without its listing; the next
-writer removes the last kind. Names that begin with a dot and Orbax's temporary names are not
-uploaded.
+writer removes the last kind. Temporary files are not uploaded.
 """
 
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import os
 import re
 import shutil
@@ -33,6 +33,7 @@ from unix_jax.storage import bucket_cache, buckets
 from unix_jax.storage.bucket_lock import BucketLock
 from unix_jax.storage.buckets import Entry
 from unix_jax.storage.directory_lock import LOCK_FILE
+from unix_jax.storage.files import is_temporary_name
 from unix_jax.storage.shown import remember, shown
 
 LISTINGS = ("files.json", "index.json")
@@ -40,7 +41,8 @@ LISTINGS = ("files.json", "index.json")
 _FIRST = ("run.json", "settings.json")
 _SECONDS = 2.0
 _GROWING_SECONDS = 30.0
-_LEFT_OUT = re.compile(r"(.*/)?(\.[^/]*|[^/]*orbax-checkpoint-tmp[^/]*|wandb)(/.*)?")
+# Half-written by Orbax, by an export of a run, or by a probe; and what wandb uploads itself.
+_LEFT_OUT = re.compile(r".*orbax-checkpoint-tmp.*|\.export-(new|old)|\.writable-.*|wandb")
 
 Wanted = Callable[[str], bool]
 
@@ -156,7 +158,7 @@ class WorkingCopy:
 
     def _belongs(self, name: str) -> bool:
         plain = name.startswith(self._start) and name != f"{self._start}{LOCK_FILE}"
-        return plain and not _LEFT_OUT.fullmatch(name)
+        return plain and not any(map(_is_left_out, name.split("/")))
 
     def _download(self, wanted: Wanted) -> None:
         listed = {_folder(name) for name in self._found if _is_listing(name)}
@@ -232,7 +234,7 @@ class WorkingCopy:
 
         for name in first:
             upload(name)
-        buckets.run_all(lambda name=name: upload(name) for name in plain if name not in first)
+        buckets.run_all(functools.partial(upload, name) for name in plain if name not in first)
         listings = [name for name in changed if _is_listing(name)]
         for name in sorted(listings, key=lambda name: (name.startswith("checkpoints/"), name)):
             if _folder(name) not in broken:
@@ -256,7 +258,7 @@ class WorkingCopy:
         for folder, folders, files in os.walk(self.path):
             inside = Path(folder).relative_to(self.path).as_posix()
             front = "" if inside == "." else f"{inside}/"
-            folders[:] = [f for f in folders if not _LEFT_OUT.fullmatch(f"{front}{f}")]
+            folders[:] = [folder for folder in folders if not _is_left_out(folder)]
             for file in files:
                 if self._belongs(name := front + file):
                     with contextlib.suppress(FileNotFoundError):
@@ -351,6 +353,11 @@ def _remove_abandoned(home: Path) -> None:
 def _state(file: Path) -> _State:
     found = file.stat()
     return _State(found.st_size, found.st_mtime_ns)
+
+
+def _is_left_out(name: str) -> bool:
+    """Whether a file or directory of this name is half-written, and so not uploaded."""
+    return is_temporary_name(name) or _LEFT_OUT.fullmatch(name) is not None
 
 
 def _grows(name: str) -> bool:

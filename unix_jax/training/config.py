@@ -22,7 +22,7 @@ from unix_jax.errors import ConfigError
 from unix_jax.models.attention import Implementation
 from unix_jax.models.remat import RematPolicy
 from unix_jax.storage import bundled
-from unix_jax.storage.arguments import LocalPath
+from unix_jax.storage.arguments import AnyPath, LocalPath
 from unix_jax.storage.bucket_path import any_path
 from unix_jax.storage.hub import path_or_name
 from unix_jax.storage.paths import local_path, source_text
@@ -494,7 +494,7 @@ def settings(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 class Invocation:
     """A command line of `train.py`."""
 
-    out: LocalPath
+    out: AnyPath
     """Directory of the run. If it holds checkpoints, the run resumes from the newest."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
     dry_run: bool = False
@@ -674,5 +674,5 @@ def parse_arguments(arguments: Sequence[str]) -> Invocation:
     return invocation
 
 
-def _usage(config: _CONFIG_PATH, /, out: LocalPath) -> None:
+def _usage(config: _CONFIG_PATH, /, out: AnyPath) -> None:
     """CONFIG: a file such as configs/nano_generation.py. out: directory of the run."""
