@@ -6,7 +6,7 @@ a run.
 
 import functools
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,16 +72,32 @@ def train(arguments: Sequence[str]) -> int:
     progress = ProgressLine(shown=distributed.is_primary())
 
     with (
-        local_run(out, invocation.break_lock) as (directory, taken),
-        start.locked(directory, invocation.break_lock) as note,
+        local_run(out, invocation.break_lock) as local,
+        start.locked(local.directory, invocation.break_lock) as note,
     ):
-        for line in filter(None, (taken, note)):
+        for line in filter(None, (local.note, note)):
             progress.say(line)
-        return run_in(directory, config, progress, restart_data=invocation.restart_data)
+        return run_in(
+            local.directory,
+            config,
+            progress,
+            restart_data=invocation.restart_data,
+            upload=local.upload,
+        )
 
 
-def run_in(out: Path, config: TrainConfig, progress: ProgressLine, *, restart_data: bool) -> int:
-    """The run in its locked directory; returns the exit code."""
+def run_in(
+    out: Path,
+    config: TrainConfig,
+    progress: ProgressLine,
+    *,
+    restart_data: bool,
+    upload: Callable[[], None] = lambda: None,
+) -> int:
+    """The run in its locked directory, of which `upload` is called after each checkpoint.
+
+    Returns the exit code.
+    """
     primary = distributed.is_primary()
 
     # ================================================================== sources of the data
@@ -99,7 +115,10 @@ def run_in(out: Path, config: TrainConfig, progress: ProgressLine, *, restart_da
     else:
         origin = start.find_origin(config)
     checkpoints = CheckpointStore(
-        out, keep_last=config.checkpoints.keep_last, keep_best=config.checkpoints.keep_best
+        out,
+        keep_last=config.checkpoints.keep_last,
+        keep_best=config.checkpoints.keep_best,
+        upload=upload,
     )
     for line in checkpoints.skipped:
         progress.warn(line)

@@ -21,7 +21,7 @@ _CUT_URL = re.compile(
     re.IGNORECASE,
 )
 
-_IN_BUCKETS = re.compile(r"(?<=[:=])(gs|s3)://", re.IGNORECASE)
+_IN_BUCKETS = re.compile(r"(?<=[^:][:=])(gs|s3)://", re.IGNORECASE)
 
 
 def is_url(text: str) -> bool:

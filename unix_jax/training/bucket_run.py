@@ -3,8 +3,9 @@
 import contextlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
@@ -21,16 +22,27 @@ _NOT_READ = (FOLDER, EXPORT, "previews", "tensorboard", "profile")
 _LISTING = re.compile(rf"{FOLDER}/(\d+)/{run_files.LISTING}")
 
 
+class LocalRun(NamedTuple):
+    """The directory that a run writes.
+
+    note: a line to say, or "". upload: returns when the bucket has what the directory has.
+    """
+
+    directory: Path
+    note: str = ""
+    upload: Callable[[], None] = lambda: None
+
+
 @contextlib.contextmanager
-def local_run(out: Path, break_lock: bool) -> Iterator[tuple[Path, str]]:
-    """(the local directory of a run, a line to say or ""); uploaded if `out` is in a bucket.
+def local_run(out: Path, break_lock: bool) -> Iterator[LocalRun]:
+    """The local directory of a run, which is uploaded if `out` is in a bucket.
 
     Raises:
       UniXError: another run is writing it, it cannot be read or written, or there are several
         processes, whose local copies would be different ones.
     """
     if not isinstance(out, BucketPath):
-        yield out, ""
+        yield LocalRun(out)
         return
     if jax.process_count() > 1:
         raise ConfigError(
@@ -41,7 +53,7 @@ def local_run(out: Path, break_lock: bool) -> Iterator[tuple[Path, str]]:
     copy = WorkingCopy(str(out), _is_read, break_lock=break_lock)
     with closing(copy):
         _fetch_newest(copy)
-        yield copy.path, copy.note
+        yield LocalRun(copy.path, copy.note, copy.sync)
 
 
 def _is_read(name: str) -> bool:

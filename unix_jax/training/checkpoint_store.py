@@ -13,7 +13,7 @@ after that rename. Works over any pytree of arrays.
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,6 +56,7 @@ class CheckpointStore:
         keep_best: int = 1,
         metric: str = "loss",
         higher_is_better: bool = False,
+        upload: Callable[[], None] = lambda: None,
     ) -> None:
         """Opens `directory`/checkpoints, moves damaged ones aside, removes unfinished ones.
 
@@ -67,6 +68,8 @@ class CheckpointStore:
           keep_best: so many of the best by `metric` are kept besides, among those saved with it.
           metric: a key of the `metrics` given to `save`.
           higher_is_better: of the metric.
+          upload: called when a checkpoint is on disk, before the next one is written; what it
+            raises is raised by `save` and `wait`.
 
         Raises:
           CheckpointError: the directory cannot be created, written or read, or all of its
@@ -82,6 +85,7 @@ class CheckpointStore:
         self.skipped: list[str] = agree(lambda: set_aside_damaged(self.directory))
         self._log_filter = _OrbaxFilter()
         logging.getLogger("absl").addFilter(self._log_filter)
+        self._upload = upload
         self._policy = _KeepLastAndBest(keep_last, keep_best, metric, higher_is_better)
         for step in steps(self.directory):
             self._policy.metrics[step] = listing(self.directory / str(step)).get("metrics", {})
@@ -160,16 +164,18 @@ class CheckpointStore:
             raise self._failed(error) from error
 
     def wait(self) -> None:
-        """Blocks until the last checkpoint is on disk and listed.
+        """Blocks until the last checkpoint is on disk and listed, and uploaded.
 
         Raises:
           CheckpointError: it could not be written.
+          UniXError: it could not be uploaded.
         """
         try:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
         except Exception as error:
             raise self._failed(error) from error
+        self._upload()
 
     def close(self) -> None:
         """Waits, and lets go of threads."""
