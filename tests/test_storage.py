@@ -1,4 +1,8 @@
-"""A URL never becomes a local path: the rule itself, and every path option of every command."""
+"""A URL never becomes a local path: the rule itself, and every path option of every command.
+
+Buckets are read and written where `tests/storage` and `tests/training/test_bucket_runs.py` show it.
+Every other URL is refused everywhere, and a bucket is where an option is for local files alone.
+"""
 
 import dataclasses
 import os
@@ -28,7 +32,8 @@ from unix_jax.storage.paths import local_path
 from unix_jax.training.config import TrainConfig
 
 ROOT = Path(__file__).parent.parent
-URL = "gs://bucket/x"
+URL = "https://host/x"
+BUCKET = "gs://bucket/x"
 TRAIN = runpy.run_path(str(ROOT / "train.py"))["main"]
 
 # --- the rule ----------------------------------------------------------------------------------
@@ -36,7 +41,8 @@ TRAIN = runpy.run_path(str(ROOT / "train.py"))["main"]
 
 @pytest.mark.parametrize(
     "path",
-    [URL, "s3://b", "hf://user/model", "https://host/x.png", "file:///tmp/x", "GS://B", " gs://b",
+    [URL, "gs://bucket/x", "s3://b", "hf://user/model",
+     "https://host/x.png", "file:///tmp/x", "GS://B", " gs://b",
      "simplecache::gs://b/x", "memory://a", "gs:/bucket/x", Path("gs://bucket/x"),
      Path("s3://bucket")],
 )  # fmt: skip
@@ -105,13 +111,20 @@ def test_the_library_neither_reads_nor_writes_urls(url, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "source",
     [f"manifest:{URL}", f"parquet:{URL}/*.parquet", f"conversations:a.jsonl?images={URL}",
-     "conversations:a.jsonl?images=gs%3A%2F%2Fbucket", f"mimic:d?views=PA&reports={URL}",
-     f"tfds:name?data_dir={URL}"],
+     "conversations:a.jsonl?images=https%3A%2F%2Fhost", f"mimic:d?views=PA&reports={URL}",
+     f"tfds:name?data_dir={URL}", "manifest:simplecache::gs://bucket/x",
+     "manifest:a?images=file:///x"],
 )  # fmt: skip
 def test_sources_with_a_url(source):
     for use in (open_source, lambda text: DataConfig(source=text)):
         with pytest.raises(StorageError, match="remote paths are not supported yet"):
             use(source)
+
+
+@pytest.mark.parametrize("source", [f"tfds:name?data_dir={BUCKET}", f"hf:{BUCKET}"])
+def test_sources_that_are_not_in_buckets(source):
+    with pytest.raises(StorageError, match="remote paths are not supported yet"):
+        open_source(source)
 
 
 # --- the commands ------------------------------------------------------------------------------
@@ -127,8 +140,15 @@ TEXTS = frozenset(
 )
 
 
+# Options and arguments that name local files alone.
+LOCAL = frozenset(
+    {"rewrite_prompt", "again_prompt", "judge_prompt", "radgraph_path", "generated", "inception"}
+    | {"generated_root", "radiomics_real", "radiomics_generated", "reid", "weights"}
+)
+
+
 def strings_of(annotation):
-    """(is a path, takes several) for every text that an option of this annotation may hold."""
+    """Whether it is a path, for every text that an option of this annotation may hold."""
     metadata, origin = getattr(annotation, "__metadata__", ()), typing.get_origin(annotation)
     if any(isinstance(item, PrimitiveConstructorSpec) for item in metadata):
         return {True}
@@ -140,7 +160,7 @@ def strings_of(annotation):
 
 
 def command_cases():
-    """(name, arguments without values, option or index of the path) of every path option."""
+    """(function, arguments, the URL in them that is refused) of every path option."""
     commands = [
         *((cli.main, [name], kind) for name, kind in (
             ("report", cli.Report), ("generate", cli.Generate), ("info", cli.Info),
@@ -168,15 +188,19 @@ def command_cases():
             )
             if found == {True}:
                 paths.append(field.name)
-        for path in paths:
+        for path, url in [
+            *((path, URL) for path in paths),
+            *((path, BUCKET) for path in paths if path in LOCAL),
+        ]:
             arguments = list(words)
             for field in fields:
-                value = URL if field.name == path else "x"
+                value = url if field.name == path else "x"
                 if field.name != path and not _required(field):
                     continue
                 option = [] if _positional(hints[field.name]) else [_option(field.name)]
                 arguments += [*option, value]
-            yield pytest.param(main, arguments, id="-".join([*words, path]))
+            name = "-".join([*words, path, *(["bucket"] if url == BUCKET else [])])
+            yield pytest.param(main, arguments, url, id=name)
 
 
 def _required(field):
@@ -191,13 +215,13 @@ def _option(name):
     return f"--{name.replace('_', '-')}"
 
 
-def refused(main, arguments, capsys, directory):
+def refused(main, arguments, capsys, directory, url=URL):
     """Exit code 1, one line that names the URL, and nothing in the working directory."""
     assert main(arguments) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
     assert len(captured.err.splitlines()) == 1, captured.err
-    assert re.match(rf"error: .*{URL}: remote paths are not supported yet; ", captured.err)
+    assert re.match(rf"error: .*{url}: remote paths are not supported yet; ", captured.err)
     assert not list(directory.iterdir())
 
 
@@ -208,9 +232,9 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize(("main", "arguments"), command_cases())
-def test_every_path_of_every_command(main, arguments, capsys, here):
-    refused(main, arguments, capsys, here)
+@pytest.mark.parametrize(("main", "arguments", "url"), command_cases())
+def test_every_path_of_every_command(main, arguments, url, capsys, here):
+    refused(main, arguments, capsys, here, url)
 
 
 def training_paths(kind=TrainConfig, prefix=""):
@@ -238,5 +262,6 @@ def test_every_path_of_training(name, capsys, here):
     refused(TRAIN, arguments, capsys, here)
 
 
-def test_the_configuration_of_training(capsys, here):
-    refused(TRAIN, [URL, "--out", "run"], capsys, here)
+@pytest.mark.parametrize("url", [URL, BUCKET])
+def test_the_configuration_of_training(url, capsys, here):
+    refused(TRAIN, [url, "--out", "run"], capsys, here, url)

@@ -20,7 +20,10 @@ from unix_jax.checkpoints.source_files import is_wanted
 from unix_jax.errors import CheckpointError
 from unix_jax.storage.recorded_files import CONFIG, INDEX, SOURCE, TOKENIZER_FILES
 
-_OWN_FOLDERS = ("params", "vae", "text_encoder", "extras", SOURCE)
+RUN_FILE = "run.json"
+EXPORT = "export"
+_PARTS = ("params", "vae", "text_encoder", "extras")
+_OWN_FOLDERS = (*_PARTS, SOURCE)
 _DIFFUSERS_FOLDERS = (*DIFFUSERS_NAMES, "tokenizer", "scheduler", "feature_extractor")
 _SMALL = re.compile(r".*\.(json|txt)|(README|LICENSE|LICENCE|NOTICE)([._-].*)?", re.IGNORECASE)
 
@@ -42,6 +45,8 @@ def checkpoint_files(
     Raises:
       CheckpointError: it is none of them, or there are no weights or several.
     """
+    if RUN_FILE in names:
+        return _of_run(names)
     if _is_own(names):
         kept = (CONFIG, INDEX, *TOKENIZER_FILES)
         return [n for n in names if n in kept or (n.partition("/")[0] in _OWN_FOLDERS and "/" in n)]
@@ -61,12 +66,38 @@ def checkpoint_files(
     return sorted({*kept_names, *root, *_weights(names, "vae", wanted, PUBLISHED_VAE_NAMES)})
 
 
+def _of_run(names: Sequence[str]) -> list[str]:
+    """Of a training run, whose directory may be in a bucket: its export and its record."""
+    export = [n.removeprefix(f"{EXPORT}/") for n in names if n.startswith(f"{EXPORT}/")]
+    if not _is_own(export):
+        raise CheckpointError(
+            f"expected the export of a run in {EXPORT}/, found none. Resume the run with the same "
+            "command until it ends, or export one of its steps with `unix-jax export`"
+        )
+    return [RUN_FILE, *(f"{EXPORT}/{name}" for name in checkpoint_files(export))]
+
+
 def configuration_files(names: Sequence[str], file: str | None = None) -> list[str]:
     """What tells the sizes of a checkpoint, and which parts it has: no weights."""
     files = checkpoint_files(names, file)
+    if RUN_FILE in names:
+        return [n for n in files if not n.startswith(tuple(f"{EXPORT}/{p}/" for p in _PARTS))]
     if _is_own(names):
-        return [n for n in files if "/" not in n or n.startswith(f"{SOURCE}/")]
+        return [n for n in files if not n.startswith(tuple(f"{part}/" for part in _PARTS))]
     return [n for n in files if not n.endswith(WEIGHT_SUFFIXES)]
+
+
+def tokenizer_files(names: Sequence[str], file: str | None = None) -> list[str]:
+    """A tokenizer, and what a training keeps beside it.
+
+    Raises:
+      CheckpointError: there is no tokenizer.json.
+    """
+    if file is not None:
+        return [file]
+    _require(names, TOKENIZER_FILES[0], "a tokenizer")
+    kept = (CONFIG, INDEX, *TOKENIZER_FILES)
+    return [n for n in names if n in kept or n.startswith(f"{SOURCE}/")]
 
 
 def autoencoder_files(names: Sequence[str], file: str | None = None) -> list[str]:

@@ -46,9 +46,9 @@ from unix_jax.checkpoints.zarr_arrays import Progress, open_leaf
 from unix_jax.config import UniXConfig
 from unix_jax.errors import CheckpointError
 from unix_jax.storage import recorded_files
+from unix_jax.storage.bucket_path import any_path
 from unix_jax.storage.files import atomic_directory, atomic_write
 from unix_jax.storage.json_file import read_json, sealed, write_json
-from unix_jax.storage.paths import local_path
 from unix_jax.storage.recorded_files import TOKENIZER_FILES
 
 __all__ = [
@@ -123,7 +123,7 @@ def save(
     # Orbax takes half a second to import, and writing alone needs it.
     from unix_jax.checkpoints.orbax_tree import save_tree
 
-    path = local_path(path)
+    path = any_path(path)
     found = stacked_leaves(_leaves(params), config)
     _fit_config(config, "params", found, "params to save")
     found_vae = None if vae_params is None else _leaves(vae_params)

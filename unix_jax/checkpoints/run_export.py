@@ -1,4 +1,4 @@
-"""Resolves a checkpoint to a local directory: a name on the hub is downloaded.
+"""Resolves a checkpoint to a local directory: what is on the hub or in a bucket is downloaded.
 
 Of the directory of a training run, the export is used.
 """
@@ -7,18 +7,15 @@ import os
 from pathlib import Path
 
 from unix_jax.checkpoints import index
-from unix_jax.checkpoints.hub_files import checkpoint_files
+from unix_jax.checkpoints.hub_files import EXPORT, RUN_FILE, checkpoint_files
 from unix_jax.errors import CheckpointError
 from unix_jax.storage.hub import located
-
-RUN_FILE = "run.json"
-EXPORT = "export"
 
 
 def resolve_checkpoint(path: str | os.PathLike[str]) -> Path:
     """`path`/export if `path` is the directory of a training run, else `path` unchanged.
 
-    A name on the hub is downloaded, see `unix_jax.storage.hub`.
+    A name on the hub or a URL of a bucket is downloaded, see `unix_jax.storage.hub`.
 
     Raises:
       CheckpointError: the run has not been exported.

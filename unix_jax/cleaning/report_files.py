@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,6 +29,8 @@ from unix_jax.data.sources.lines import JsonLines
 from unix_jax.data.sources.mimic_reports import patient_and_study
 from unix_jax.data.sources.tables import is_table
 from unix_jax.errors import DataError
+from unix_jax.storage import bucket_cache
+from unix_jax.storage.bucket_path import BucketPath, any_path
 
 _TEXT_FIELDS = ("report", "text", "answer")
 _KEY_FIELDS = ("id", "key", "study_id", "study")
@@ -85,7 +87,7 @@ def open_reports(path: str | Path, text_field_name: str = "") -> ReportSource:
     Raises:
       DataError: no such file, another format, or no reports.
     """
-    file = Path(path)
+    file = _local(any_path(path))
     if file.is_dir():
         return _TextFiles(file)
     suffix = file.suffix.lower()
@@ -102,6 +104,17 @@ def open_reports(path: str | Path, text_field_name: str = "") -> ReportSource:
     if not file.exists():
         raise DataError(f"{file}: no such file or directory")
     raise DataError(f"{file}: expected .jsonl, .csv, .csv.gz or a directory of .txt files")
+
+
+def _local(path: Path) -> Path:
+    """The local copy of what is in a bucket: the file, or the texts of a folder."""
+    if not isinstance(path, BucketPath):
+        return path
+
+    def select(names: Sequence[str], file: str | None) -> list[str]:
+        return [file] if file else [name for name in names if name.lower().endswith(".txt")]
+
+    return bucket_cache.fetch(str(path), select)
 
 
 class _Rows:

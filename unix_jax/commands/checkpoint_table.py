@@ -13,6 +13,7 @@ from unix_jax.checkpoints import index
 from unix_jax.checkpoints.table import unix_table, vae_table
 from unix_jax.config import TransformerStream, UniXConfig
 from unix_jax.storage.recorded_files import read_listed
+from unix_jax.storage.shown import shown
 
 if TYPE_CHECKING:
     from unix_jax.checkpoints.verification import Verified
@@ -54,7 +55,7 @@ def _unix_shapes(config: UniXConfig) -> dict[str, tuple[int, ...]]:
 
 def summary(path: str | os.PathLike[str], config: UniXConfig, has_vae: bool) -> Table:
     """Sizes and parameter counts, one per row."""
-    table = Table(title=escape(str(path)), show_header=False, box=None, title_justify="left")
+    table = Table(title=escape(shown(path)), show_header=False, box=None, title_justify="left")
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name in ("decoder", "vision", "vae", "special_tokens"):
@@ -87,7 +88,7 @@ def diffusion_summary(
     path: str | os.PathLike[str], sizes: Mapping[str, Any], counts: Mapping[str, int]
 ) -> Table:
     """Like `summary`, for a diffusers checkpoint: the configuration and parameters of its parts."""
-    table = Table(title=escape(str(path)), show_header=False, box=None, title_justify="left")
+    table = Table(title=escape(shown(path)), show_header=False, box=None, title_justify="left")
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, config in sizes.items():
@@ -114,7 +115,7 @@ def _checksums(path: str | os.PathLike[str]) -> str:
 
 def verification_table(path: str | os.PathLike[str], parts: Iterable["Verified"]) -> Table:
     """The results of `verification.verify`, one row per part."""
-    table = Table(title=escape(str(path)), box=None, title_justify="left", header_style="bold")
+    table = Table(title=escape(shown(path)), box=None, title_justify="left", header_style="bold")
     for header in ("part", "arrays", "GB", "checksums", "result"):
         table.add_column(header, justify="right" if header in ("arrays", "GB") else "left")
     for part in parts:

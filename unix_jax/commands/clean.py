@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from unix_jax.errors import UniXError
-from unix_jax.storage.arguments import PathText, require_least
+from unix_jax.storage.arguments import AnyPathText, PathText, require_least
+from unix_jax.storage.bucket_path import any_path
+from unix_jax.storage.shown import shown
+from unix_jax.storage.working_copy import working_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,9 +42,9 @@ class Clean:
         unix-jax clean reports.csv clean.jsonl --endpoint https://api.deepseek.com/v1 --model MODEL
     """
 
-    reports: Annotated[PathText, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
+    reports: Annotated[AnyPathText, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
     """JSON lines (.jsonl), .csv or .csv.gz, or a directory of .txt files."""
-    out: Annotated[PathText, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    out: Annotated[AnyPathText, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """JSON lines file to write; reports that are set aside go to OUT.rejected.jsonl."""
     rules_only: bool = False
     """Apply only the rules, without a language model. This is the default without --endpoint."""
@@ -91,10 +94,11 @@ class Clean:
 
         self._check()
         source = open_reports(self.reports, self.text_field)
-        if self.endpoint is None:
-            self._with_rules(source)
-        else:
-            self._with_endpoint(source)
+        with working_file(self.out) as out:
+            if self.endpoint is None:
+                self._with_rules(source, out)
+            else:
+                self._with_endpoint(source, out)
 
     def _check(self) -> None:
         if self.endpoint is None and self.model is not None and not self.rules_only:
@@ -104,27 +108,25 @@ class Clean:
         if self.endpoint is not None and not self.model:
             raise UniXError("--model: expected a name together with --endpoint, found none")
         require_least(self, **_LEAST)
-        if Path(self.reports).resolve() == Path(self.out).resolve():
+        if any_path(self.reports).resolve() == any_path(self.out).resolve():
             raise UniXError(f"OUT: expected a file other than IN, found {self.out}")
 
-    def _with_rules(self, source: "ReportSource") -> None:
+    def _with_rules(self, source: "ReportSource", out: Path) -> None:
         from unix_jax.cleaning.clean_reports import clean_with_rules, rejected_path
         from unix_jax.commands.progress import ProgressLine
 
         line = ProgressLine(unit="report")
         with line.over(0, len(source)):
-            summary = clean_with_rules(
-                source, Path(self.out), lambda done, tokens: line.update(done, {})
-            )
+            summary = clean_with_rules(source, out, lambda done, tokens: line.update(done, {}))
         print(f"{summary.done} reports -> {self.out}")
-        print(f"{summary.rejected} set aside -> {rejected_path(Path(self.out))}")
+        print(f"{summary.rejected} set aside -> {shown(rejected_path(out))}")
         for name, count in summary.changed.items():
             print(f"  {name:<12} changed {count}")
         if summary.emptied:
             print(f"  {summary.emptied} kept only one section; the other became empty")
-        self._require_cleaned(summary)
+        self._require_cleaned(summary, out)
 
-    def _with_endpoint(self, source: "ReportSource") -> None:
+    def _with_endpoint(self, source: "ReportSource", out: Path) -> None:
         import asyncio
 
         from unix_jax.cleaning.clean_reports import journal_path
@@ -137,15 +139,15 @@ class Clean:
         how = Rewriting(prompts, self.model, self.judge_model or self.model, self.max_tries)
         line = ProgressLine(unit="report")
         try:
-            summary = asyncio.run(self._rewrite(source, how, line))
+            summary = asyncio.run(self._rewrite(source, how, line, out))
         except KeyboardInterrupt:
-            line.say(f"finished work is kept in {journal_path(Path(self.out))}; "
+            line.say(f"finished work is kept in {journal_path(out)}; "
                      "run the same command to resume")  # fmt: skip
             raise
-        self._tell(summary)
+        self._tell(summary, out)
 
     async def _rewrite(
-        self, source: "ReportSource", how: "Rewriting", line: "ProgressLine"
+        self, source: "ReportSource", how: "Rewriting", line: "ProgressLine", out: Path
     ) -> "Summary":
         from unix_jax.cleaning.clean_reports import clean_with_endpoint
 
@@ -153,7 +155,7 @@ class Clean:
             with line.over(0, len(source)):
                 return await clean_with_endpoint(
                     source,
-                    Path(self.out),
+                    out,
                     endpoint,
                     how,
                     concurrency=self.concurrency,
@@ -184,7 +186,7 @@ class Clean:
         sent, received = tokens.sent * (self.price_in or 0), tokens.received * (self.price_out or 0)
         return (sent + received) / _MILLION
 
-    def _tell(self, summary: "Summary") -> None:
+    def _tell(self, summary: "Summary", out: Path) -> None:
         from unix_jax.cleaning.clean_reports import rejected_path
 
         cost = self._cost(summary.tokens)
@@ -198,16 +200,16 @@ class Clean:
             )
         print(f"{summary.done} reports -> {self.out}")
         aside = summary.rejected + summary.failed
-        print(f"{aside} set aside -> {rejected_path(Path(self.out))}")
+        print(f"{aside} set aside -> {shown(rejected_path(out))}")
         print(spent)
         if summary.failed:
             raise UniXError(
                 f"{summary.failed} reports failed at the endpoint; "
                 "run the same command to try them again"
             )
-        self._require_cleaned(summary)
+        self._require_cleaned(summary, out)
 
-    def _require_cleaned(self, summary: "Summary") -> None:
+    def _require_cleaned(self, summary: "Summary", out: Path) -> None:
         """Raises UniXError where OUT holds no report at all."""
         from unix_jax.cleaning.clean_reports import rejected_path
 
@@ -215,5 +217,5 @@ class Clean:
             raise UniXError(
                 f"{self.out}: expected at least one cleaned report, found that all "
                 f"{summary.rejected} were set aside; the reasons are in "
-                f"{rejected_path(Path(self.out))}"
+                f"{shown(rejected_path(out))}"
             )

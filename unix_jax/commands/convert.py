@@ -13,11 +13,13 @@ from unix_jax.commands.subcommands import with_short_descriptions
 from unix_jax.commands.terminal import ERRORS, run_command, say
 from unix_jax.errors import UniXError
 from unix_jax.storage.arguments import (
+    AnyPath,
     CheckpointText,
     LocalPath,
     WeightsText,
     refuse_without_effect,
 )
+from unix_jax.storage.bucket_path import BucketPath
 
 if TYPE_CHECKING:
     from unix_jax.storage.hub import HubName
@@ -38,7 +40,7 @@ class Import:
     """Directory with config.json, model.safetensors and vae/, or a weight file in such a
     directory; or a name on the Hugging Face hub, such as ZrH42/UniX or ZrH42/UniX@REVISION, which
     is downloaded."""
-    out: tyro.conf.Positional[LocalPath]
+    out: tyro.conf.Positional[AnyPath]
     """New directory for the checkpoint."""
     dtype: Dtype = "keep"
     """Dtype of the model's parameters; with `keep`, export restores every bit."""
@@ -85,7 +87,7 @@ class ImportJanus:
     source: tyro.conf.Positional[CheckpointText]
     """Directory with config.json and the weights, or a weight file in such a directory; or a name
     on the Hugging Face hub, such as deepseek-ai/Janus-Pro-1B, which is downloaded."""
-    out: tyro.conf.Positional[LocalPath]
+    out: tyro.conf.Positional[AnyPath]
     """New directory for the checkpoint."""
     dtype: Dtype = "keep"
     """Dtype of the model's parameters."""
@@ -137,7 +139,7 @@ class ImportDiffusers:
     source: tyro.conf.Positional[CheckpointText]
     """Directory with model_index.json, unet/, vae/, text_encoder/, tokenizer/ and scheduler/; or a
     name on the Hugging Face hub, which is downloaded."""
-    out: tyro.conf.Positional[LocalPath]
+    out: tyro.conf.Positional[AnyPath]
     """New directory for the checkpoint."""
     dtype: Dtype = "keep"
     """Dtype of the U-Net and the text encoder; with `keep`, export restores every bit."""
@@ -173,7 +175,7 @@ class Export:
     checkpoint: tyro.conf.Positional[CheckpointText]
     """Checkpoint written by an import, or directory of a training run, whose export is used; or a
     name on the Hugging Face hub."""
-    out: tyro.conf.Positional[LocalPath]
+    out: tyro.conf.Positional[AnyPath]
     """New directory for the published layout or the diffusers folder."""
     allow_non_finite: bool = False
     """Write weights that are NaN or infinite instead of stopping."""
@@ -222,6 +224,8 @@ class Export:
             names = ("license", "training_data", "private")
             refuse_without_effect(self, names, "without --push OWNER/NAME")
             return None
+        if isinstance(self.out, BucketPath):
+            raise UniXError(f"--push: expected a local OUT, found {self.out}")
         check_license(self.license)
         return check_push(self.push)
 
@@ -256,7 +260,7 @@ class Cast:
     checkpoint: tyro.conf.Positional[CheckpointText]
     """Checkpoint written by an import, or directory of a training run, whose export is used; or a
     name on the Hugging Face hub."""
-    out: tyro.conf.Positional[LocalPath]
+    out: tyro.conf.Positional[AnyPath]
     """New directory for the copy."""
     dtype: Dtype = "bfloat16"
     """Dtype of the model's parameters."""
@@ -343,7 +347,7 @@ class Check:
     toy size."""
     golden_dir: tyro.conf.Positional[LocalPath | None] = None
     """Directory with golden.safetensors and golden.json. Required with a checkpoint."""
-    json: LocalPath | None = None
+    json: AnyPath | None = None
     """File for the results in JSON."""
     verbose: bool = False
     """Print complete lists of keys in an error."""

@@ -23,7 +23,8 @@ from unix_jax.commands.terminal import run_command, say, warn
 from unix_jax.data.sources import open_source
 from unix_jax.errors import DataError, UniXError
 from unix_jax.preprocessing.images import MIN_SIDE
-from unix_jax.storage.arguments import CheckpointText, PathText, SourceText
+from unix_jax.storage.arguments import AnyPathText, CheckpointText, SourceText
+from unix_jax.storage.bucket_path import any_path
 
 if TYPE_CHECKING:
     from unix_jax.config import UniXConfig
@@ -55,7 +56,7 @@ class Inspect:
     max_broken: float = 0.0
     """Maximum fraction of rows that are broken or whose image file is missing; above it, the exit
     code is 1."""
-    out: PathText | None = None
+    out: AnyPathText | None = None
     """PNG file for a contact sheet."""
     images: int = 24
     """Number of images on the sheet, chosen at random."""
@@ -124,7 +125,7 @@ class Write:
 
     spec: _Spec
     """Source of the records, for example mimic:DIR?views=PA,AP; docs/data.md lists the kinds."""
-    out: Annotated[PathText, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    out: Annotated[AnyPathText, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """New directory for the records."""
     split: str | None = None
     """Split to write. The default is all records."""
@@ -188,7 +189,7 @@ class Moments:
 
     spec: _Spec
     """Source of the images, for example manifest:examples/cxr; docs/data.md lists the kinds."""
-    out: Annotated[PathText, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    out: Annotated[AnyPathText, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """New directory for the moments."""
     checkpoint: CheckpointText
     """Checkpoint with an autoencoder: converted, a directory in the published layout, or a name on
@@ -262,7 +263,7 @@ class Ngrams:
 
     spec: _Spec
     """Source of the records, for example manifest:examples/cxr; docs/data.md lists the kinds."""
-    out: Annotated[PathText, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    out: Annotated[AnyPathText, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """New file for the n-grams."""
     tokenizer: CheckpointText
     """Directory with the tokenizer.json of the checkpoint that will generate the reports, or a name
@@ -274,7 +275,7 @@ class Ngrams:
         from unix_jax.data.records import report_text
         from unix_jax.preprocessing.ngrams import count_ngrams
 
-        if Path(self.out).exists():
+        if any_path(self.out).exists():
             raise UniXError(f"{self.out}: expected a new file, found an existing one")
         tokenizer, _ = _tokenizer(self.tokenizer)
         source = open_source(self.spec, self.split)

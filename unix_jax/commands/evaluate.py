@@ -1,5 +1,6 @@
 """The command `unix-jax evaluate`: metrics of reports and X-rays, of a model or other software."""
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -15,11 +16,15 @@ from unix_jax.commands.subcommands import with_short_descriptions
 from unix_jax.commands.terminal import run_command
 from unix_jax.errors import UniXError
 from unix_jax.storage.arguments import (
+    AnyPathText,
     CheckpointText,
     PathText,
     refuse_without_effect,
     require_least,
 )
+from unix_jax.storage.bucket_path import any_path, local_file
+from unix_jax.storage.shown import shown
+from unix_jax.storage.working_copy import working_copy
 
 if TYPE_CHECKING:
     from unix_jax.evaluation_runs.items import Progress, Share
@@ -121,19 +126,20 @@ class EvaluateReports(Drafting, OfReports, OverData):
         source = self._open()
         how = self._metrics()
         asked = ReportSettings(self.prompt, self.max_new_tokens)
-        settings = self._begin(source, {"kind": "reports", **dataclasses.asdict(asked)})
-        out = Path(self.out)
+        with working_copy(self.out) as out:
+            own = {"kind": "reports", **dataclasses.asdict(asked)}
+            settings = self._begin(source, own, out)
 
-        def work(pipe: "UniXPipeline", share: "Share", progress: "Progress") -> None:
-            write_reports(
-                pipe, source, out, asked,
-                batch_size=self.batch_size, draft=self.draft, share=share, progress=progress,
+            def work(pipe: "UniXPipeline", share: "Share", progress: "Progress") -> None:
+                write_reports(
+                    pipe, source, out, asked,
+                    batch_size=self.batch_size, draft=self.draft, share=share, progress=progress,
+                )  # fmt: skip
+
+            finish(
+                out, len(source), "report", lambda: self._load(ngrams=self.ngrams), work,
+                lambda: summarise_reports(source, out, settings, how),
             )  # fmt: skip
-
-        finish(
-            out, len(source), "report", lambda: self._load(ngrams=self.ngrams), work,
-            lambda: summarise_reports(source, out, settings, how),
-        )  # fmt: skip
 
 
 @dataclasses.dataclass
@@ -146,11 +152,11 @@ class EvaluateScore(OfReports):
         unix-jax evaluate score --predictions a.jsonl --references b.jsonl --out results
     """
 
-    predictions: PathText
+    predictions: AnyPathText
     """File with the reports to evaluate."""
-    references: PathText | None = None
+    references: AnyPathText | None = None
     """File with the reference reports. The default is the same file."""
-    out: PathText | None = None
+    out: AnyPathText | None = None
     """Directory for results.json and report.html. By default only the table is printed."""
     prediction_field: str = ""
     """Column of the predictions. By default known names are tried."""
@@ -171,10 +177,14 @@ class EvaluateScore(OfReports):
         references = self.references or self.predictions
         keys, predicted, wanted = texts.pair(
             texts.read_texts(
-                self.predictions, _fields(self.prediction_field, texts.PREDICTIONS), self.key_field
+                local_file(any_path(self.predictions)),
+                _fields(self.prediction_field, texts.PREDICTIONS),
+                self.key_field,
             ),
             texts.read_texts(
-                references, _fields(self.reference_field, texts.REFERENCES), self.key_field
+                local_file(any_path(references)),
+                _fields(self.reference_field, texts.REFERENCES),
+                self.key_field,
             ),
         )
         settings = {
@@ -184,11 +194,11 @@ class EvaluateScore(OfReports):
         rows = list(zip(keys, predicted, wanted, strict=True))
         if self.skip_empty:
             rows = [row for row in rows if row[1] and row[2]]
-        out = None if self.out is None else Path(self.out)
-        results = summarise_texts(rows, out, settings, self._metrics())
-        print_table(results)
-        if out is not None:
-            print(out / "report.html")
+        with contextlib.nullcontext() if self.out is None else working_copy(self.out) as out:
+            results = summarise_texts(rows, out, settings, self._metrics())
+            print_table(results)
+            if out is not None:
+                print(shown(out / "report.html"))
 
 
 def _fields(given: str, known: tuple[str, ...]) -> tuple[str, ...]:

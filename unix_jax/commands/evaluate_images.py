@@ -19,6 +19,8 @@ from unix_jax.storage.arguments import (
     refuse_without_effect,
     require_least,
 )
+from unix_jax.storage.bucket_path import any_path
+from unix_jax.storage.working_copy import working_copy
 
 if TYPE_CHECKING:
     from unix_jax.data.records import RecordSource
@@ -130,24 +132,24 @@ class EvaluateImages(OverData):
         source = self._open()
         training = self._training(source)
         how = self._metrics()
-        settings = self._begin(source, {"kind": "images", **dataclasses.asdict(asked)})
-        out = Path(self.out)
-
-        def work(pipe: Any, share: "Share", progress: "Progress") -> None:
-            generate_images(
-                pipe, source, out, asked,
-                batch_size=self.batch_size, share=share, progress=progress,
-            )  # fmt: skip
-
         assert asked.size is not None
         side = asked.size
-        finish(
-            out, len(source), "image", self._load, work,
-            lambda: summarise_images(
-                images_of_run(source, out, side), out, "images", settings, how, training,
-                with_progress,
-            ),
-        )  # fmt: skip
+        with working_copy(self.out) as out:
+            settings = self._begin(source, {"kind": "images", **dataclasses.asdict(asked)}, out)
+
+            def work(pipe: Any, share: "Share", progress: "Progress") -> None:
+                generate_images(
+                    pipe, source, out, asked,
+                    batch_size=self.batch_size, share=share, progress=progress,
+                )  # fmt: skip
+
+            finish(
+                out, len(source), "image", self._load, work,
+                lambda: summarise_images(
+                    images_of_run(source, out, side), out, "images", settings, how, training,
+                    with_progress,
+                ),
+            )  # fmt: skip
 
     def _settings(self) -> "GenerationSettings | DiffusionGenerationSettings":
         """The settings for generating images, checked before the weights are read."""
@@ -194,13 +196,15 @@ class EvaluateImages(OverData):
         from unix_jax.evaluation_runs.results import print_table
         from unix_jax.training.distributed import agree
 
-        generated, out = self.generated, Path(self.out)
+        generated = self.generated
         assert generated is not None
         refuse_without_effect(
             self, _OF_GENERATION, "without --checkpoint: images of other software are not changed"
         )
-        if out.resolve().is_relative_to(generated.resolve()):
-            raise UniXError(f"--out {out}: expected a directory outside of --generated {generated}")
+        if any_path(self.out).resolve().is_relative_to(generated.resolve()):
+            raise UniXError(
+                f"--out {self.out}: expected a directory outside of --generated {generated}"
+            )
         source = self._open()
         training = self._training(source)
         how = self._metrics()
@@ -213,7 +217,7 @@ class EvaluateImages(OverData):
             **self._of_data(source),
         }
 
-        def measure() -> None:
+        def measure(out: Path) -> None:
             images = images_of_files(
                 generated,
                 source,
@@ -228,7 +232,8 @@ class EvaluateImages(OverData):
             print_table(results)
             print_pages(out)
 
-        agree(measure)
+        with working_copy(self.out) as out:
+            agree(lambda: measure(out))
 
     def _training(self, source: "RecordSource") -> "Training | None":
         from unix_jax.data.sources import open_source, overlap

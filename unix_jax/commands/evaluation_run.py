@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from unix_jax.storage.arguments import CheckpointText, PathText, SourceText
+from unix_jax.storage.arguments import AnyPathText, CheckpointText, SourceText
+from unix_jax.storage.shown import shown
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -40,7 +41,7 @@ class OverData(Resampled):
     data: SourceText
     """Source of the records, KIND:PATH, for example manifest:DIR or
     mimic:DIR?reports=clean.jsonl&views=PA,AP."""
-    out: PathText
+    out: AnyPathText
     """Directory for the results: a new one, or that of a run to resume."""
     split: str = "test"
     """Split to evaluate; "" for all records."""
@@ -72,19 +73,19 @@ class OverData(Resampled):
             source = Subset(source, range(min(self.limit, len(source))))
         return source
 
-    def _begin(self, source: "RecordSource", own: dict[str, Any]) -> dict[str, Any]:
+    def _begin(self, source: "RecordSource", own: dict[str, Any], out: Path) -> dict[str, Any]:
         """The settings, compared with those of the first run in the directory."""
         from unix_jax.evaluation_runs.evaluation_files import remember
         from unix_jax.training.distributed import agree
 
         settings = {
-            "checkpoint": str(self._directory.resolve()),
+            "checkpoint": shown(self._directory.resolve()),
             "checkpoint_written": _written(self._directory),
             "dtype": self.dtype,
             **self._of_data(source),
             **own,
         }
-        agree(lambda: remember(Path(self.out), settings))
+        agree(lambda: remember(out, settings))
         return settings
 
     def _of_data(self, source: "RecordSource") -> dict[str, Any]:
@@ -175,7 +176,7 @@ def print_pages(out: Path) -> None:
 
     for name in (PAGE, NEAREST_PAGE):
         if (out / name).exists():
-            print(out / name)
+            print(shown(out / name))
 
 
 def with_progress(items: Sequence[Any], unit: str) -> Iterator[Any]:

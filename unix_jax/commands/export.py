@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from unix_jax.storage.arguments import PathText
+from unix_jax.storage.arguments import AnyPathText
 
 
 @dataclasses.dataclass
@@ -21,9 +21,9 @@ class Export:
         unix-jax export runs/stage1 --step best --weights average --out CHECKPOINT
     """
 
-    run_directory: Annotated[PathText, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    run_directory: Annotated[AnyPathText, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Directory of the run, the --out of train.py."""
-    out: PathText | None = None
+    out: AnyPathText | None = None
     """New directory for the checkpoint. The default is RUN/export."""
     step: str = "last"
     """Number of a kept step, last, or best (the lowest validation loss)."""

@@ -12,7 +12,9 @@ from unix_jax.commands.model import Model
 from unix_jax.commands.progress import advancing
 from unix_jax.commands.terminal import say
 from unix_jax.errors import UniXError
-from unix_jax.storage.arguments import PathText, refuse_without_effect
+from unix_jax.storage.arguments import AnyPathText, refuse_without_effect
+from unix_jax.storage.shown import shown
+from unix_jax.storage.working_copy import working_copy
 
 
 @dataclasses.dataclass
@@ -28,7 +30,7 @@ class Generate(Model):
         dataclasses.field(default_factory=list)
     )
     """Texts that describe the images, for example "Large right pleural effusion."."""
-    out: PathText = "out"
+    out: AnyPathText = "out"
     """Directory for the images."""
     height: int | None = None
     """Height in pixels. The default is 512, or the maximum of a smaller model."""
@@ -65,8 +67,6 @@ class Generate(Model):
 
     def run(self) -> None:
         from unix_jax.checkpoints.configurations import is_diffusers
-        from unix_jax.inference.results import png_entries
-        from unix_jax.preprocessing.transforms import contact_sheet, save_png
 
         if not self.prompts:
             raise UniXError("PROMPT: expected at least one text, found none")
@@ -75,7 +75,14 @@ class Generate(Model):
         if self.num_images < 1:
             raise UniXError(f"--num-images: expected at least 1, found {self.num_images}")
         kind, settings = self.diffusion() if is_diffusers(self.directory) else self.unix()
-        out = _writable_directory(self.out)
+        # Names alone: an earlier file is replaced.
+        with working_copy(self.out, lambda name: False) as out:
+            self._generate(kind, settings, _writable_directory(out, self.out))
+
+    def _generate(self, kind: Any, settings: Any, out: Path) -> None:
+        from unix_jax.inference.results import png_entries
+        from unix_jax.preprocessing.transforms import contact_sheet, save_png
+
         pipe = self.load_as(kind)
         prompts = [p for p in self.prompts for _ in range(self.num_images)]
         seeds = [self.seed + i for i in range(len(prompts))]
@@ -88,11 +95,11 @@ class Generate(Model):
             if path.exists():
                 say(f"{path}: replaced an earlier file")
             save_png(path, image, png_entries(prompt, seed, settings))
-            print(path)
+            print(shown(path))
         if len(images) > 1:
             sheet = out / "contact_sheet.png"
             save_png(sheet, contact_sheet(images, prompts))
-            print(sheet)
+            print(shown(sheet))
 
     # Settings are checked before the directory is created and before weights are read.
 
@@ -143,13 +150,12 @@ class Generate(Model):
         return UniXPipeline, settings.checked(load_config(self.directory)[0])
 
 
-def _writable_directory(path: str) -> Path:
-    """The created output directory; an error comes before minutes of computation.
+def _writable_directory(directory: Path, path: str) -> Path:
+    """The created output directory; an error, which names `path`, comes before the computation.
 
     Raises:
       UniXError: it cannot be created or written to.
     """
-    directory = Path(path)
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -8,7 +8,8 @@ from rich.markup import escape
 
 from unix_jax.commands.terminal import ERRORS, say
 from unix_jax.errors import UniXError
-from unix_jax.storage.arguments import CheckpointText, PathText
+from unix_jax.storage.arguments import AnyPathText, CheckpointText
+from unix_jax.storage.shown import shown
 
 if TYPE_CHECKING:
     from unix_jax.inference.pipeline import UniXPipeline
@@ -40,7 +41,7 @@ class Model:
         """
         from unix_jax.sharding import parse_mesh
 
-        with ERRORS.status(f"Loading {escape(self.directory)} ..."):
+        with ERRORS.status(f"Loading {escape(shown(self.directory))} ..."):
             mesh = None if self.mesh is None else parse_mesh(self.mesh)
             return kind.from_pretrained(self.directory, dtype=self.dtype, mesh=mesh, **options)
 
@@ -58,7 +59,7 @@ class Drafting:
     """Draft the next tokens, so that one step of the model verifies several: from the n-grams of
     --ngrams, or from repetitions in the prompt and the report. The reports are the same, except
     where two tokens are equally probable up to rounding. Requires greedy decoding."""
-    ngrams: PathText | None = None
+    ngrams: AnyPathText | None = None
     """File for --draft ngram, made by `unix-jax data ngrams`."""
 
     def check_draft(self) -> None:

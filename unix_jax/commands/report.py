@@ -10,7 +10,7 @@ import tyro
 from unix_jax.commands.model import Drafting, Model
 from unix_jax.commands.progress import advancing
 from unix_jax.errors import UniXError
-from unix_jax.storage.arguments import PathText, require_least
+from unix_jax.storage.arguments import AnyPathText, require_least
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -26,9 +26,9 @@ class Report(Drafting, Model):
         unix-jax report xrays/*.png --checkpoint CHECKPOINT --json > reports.json
     """
 
-    images: Annotated[list[PathText], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE ...")] = (
-        dataclasses.field(default_factory=list)
-    )
+    images: Annotated[
+        list[AnyPathText], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE ...")
+    ] = dataclasses.field(default_factory=list)
     """Image files."""
     images_per_report: int = 1
     """Number of consecutive image files per report, for example 2 for a frontal and a lateral view.

@@ -16,14 +16,15 @@ from typing import Any
 from rich.console import Console
 
 from unix_jax.errors import ImageWarning, SourceNote, UniXError
+from unix_jax.storage.shown import shown
 
 ERRORS = Console(stderr=True)
 INTERRUPTED = 130
 
 
 def say(line: str, style: str | None = None) -> None:
-    """Prints a line on standard error unchanged."""
-    ERRORS.print(line, style=style, highlight=False, soft_wrap=True, markup=False)
+    """Prints a line on standard error, with the URLs of local copies instead of their paths."""
+    ERRORS.print(shown(line), style=style, highlight=False, soft_wrap=True, markup=False)
 
 
 def warn(message: Warning | str) -> None:

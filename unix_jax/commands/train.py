@@ -6,7 +6,7 @@ a run.
 
 import functools
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from unix_jax.dry_run.dry_run import dry_run
 from unix_jax.errors import ConfigError
 from unix_jax.inference.compilation import enable_compilation_cache
 from unix_jax.training import average, distributed, previews, start
+from unix_jax.training.bucket_run import local_run
 from unix_jax.training.checkpoint_store import FOLDER, CheckpointStore
 from unix_jax.training.config import TrainConfig, parse_arguments
 from unix_jax.training.distributed import agree
@@ -71,14 +72,34 @@ def train(arguments: Sequence[str]) -> int:
     enable_compilation_cache()
     progress = ProgressLine(shown=distributed.is_primary())
 
-    with ending_together(), start.locked(out, invocation.break_lock) as note:
-        if note:
-            progress.say(note)
-        return run_in(out, config, progress, restart_data=invocation.restart_data)
+    with (
+        ending_together(),
+        local_run(out, invocation.break_lock) as local,
+        start.locked(local.directory, invocation.break_lock) as note,
+    ):
+        for line in filter(None, (local.note, note)):
+            progress.say(line)
+        return run_in(
+            local.directory,
+            config,
+            progress,
+            restart_data=invocation.restart_data,
+            upload=local.upload,
+        )
 
 
-def run_in(out: Path, config: TrainConfig, progress: ProgressLine, *, restart_data: bool) -> int:
-    """The run in its locked directory; returns the exit code."""
+def run_in(
+    out: Path,
+    config: TrainConfig,
+    progress: ProgressLine,
+    *,
+    restart_data: bool,
+    upload: Callable[[], None] = lambda: None,
+) -> int:
+    """The run in its locked directory, of which `upload` is called after each checkpoint.
+
+    Returns the exit code.
+    """
     primary = distributed.is_primary()
 
     # ================================================================== sources of the data
@@ -96,7 +117,10 @@ def run_in(out: Path, config: TrainConfig, progress: ProgressLine, *, restart_da
     else:
         origin = start.find_origin(config)
     checkpoints = CheckpointStore(
-        out, keep_last=config.checkpoints.keep_last, keep_best=config.checkpoints.keep_best
+        out,
+        keep_last=config.checkpoints.keep_last,
+        keep_best=config.checkpoints.keep_best,
+        upload=upload,
     )
     for line in checkpoints.skipped:
         progress.warn(line)

@@ -10,7 +10,8 @@ from unix_jax.config import UniXConfig
 from unix_jax.data.augmentation import AugmentationConfig
 from unix_jax.data.mixture import TASKS, Part, Task, parse_mixture
 from unix_jax.errors import ConfigError
-from unix_jax.storage.paths import local_path, source_text
+from unix_jax.storage.bucket_path import any_path
+from unix_jax.storage.paths import source_text
 
 _LEAST_IMAGES: dict[Task, dict[str, int]] = {
     "understanding": {"vit_images": 1},
@@ -96,7 +97,7 @@ class DataConfig:
 
         source_text(self.source, "data.source")
         if self.moments is not None:
-            local_path(self.moments, "data.moments")
+            any_path(self.moments, "data.moments")
         require(self.task in TASKS, "task", f"one of {', '.join(TASKS)}")
         require(all(p.strip() for p in self.prompts), "prompts", "texts that are not empty")
         require(0 <= self.caption_dropout <= 1, "caption_dropout", "0 to 1")

@@ -28,6 +28,7 @@ from unix_jax.data.records import RecordSource
 from unix_jax.errors import DataError, UniXError
 from unix_jax.extras import require
 from unix_jax.models.autoencoder import Autoencoder
+from unix_jax.storage.bucket_path import any_path, local_file
 from unix_jax.storage.files import atomic_directory
 from unix_jax.storage.json_file import read_json, write_json
 
@@ -237,7 +238,7 @@ class Moments:
           DataError: no such directory, a broken file, or moments of other images, another
             autoencoder or another source; it names every difference.
         """
-        self._root = Path(directory)
+        self._root = any_path(directory)
         index = self._root / INDEX
         found = read_json(index, DataError)
         if not isinstance(found, dict) or found.get("format") != FORMAT:
@@ -264,7 +265,7 @@ class Moments:
         try:
             # Reads each file's index now, and records on demand.
             self._reader = _array_record("data_source").ArrayRecordDataSource(
-                str(self._root / FILE)
+                str(local_file(self._root / FILE))
             )
             count = len(self._reader)
         except (OSError, RuntimeError, ValueError) as error:

@@ -18,7 +18,7 @@ from PIL import Image
 from unix_jax.errors import ImageError, PromptError
 from unix_jax.preprocessing.gray_levels import warn_of_gray_levels
 from unix_jax.preprocessing.images import ImageSource, load_levels
-from unix_jax.storage.paths import local_path
+from unix_jax.storage.bucket_path import any_path
 
 Images = ImageSource | Iterable[ImageSource]
 ImageRows = Images | Iterable[ImageSource | Sequence[ImageSource]]
@@ -114,7 +114,7 @@ def _load(source: Any, argument: str) -> Image.Image:
 def _read(source: Any, argument: str) -> Image.Image:
     """One image. `argument` precedes errors of an image that has no name of its own."""
     if isinstance(source, str | os.PathLike):
-        path = local_path(source, argument)
+        path = any_path(source, argument)
         return load_levels(source if isinstance(source, str) else path)
     if not _is_single(source):
         if not _is_array(source):

@@ -68,7 +68,7 @@ from unix_jax.preprocessing.ngrams import NGrams
 from unix_jax.preprocessing.text import Tokenizer
 from unix_jax.preprocessing.transforms import to_gray_pil
 from unix_jax.storage import recorded_files
-from unix_jax.storage.paths import local_path
+from unix_jax.storage.bucket_path import BucketPath, any_path, local_file
 
 ReportCallback = Callable[[ReportStep], object]
 ImageCallback = Callable[[ImageStep], object]
@@ -194,7 +194,7 @@ class UniXPipeline:
             )
 
         # Before the model, so that a wrong path is reported immediately.
-        counted = None if ngrams is None else NGrams.load(local_path(ngrams, "ngrams"))
+        counted = None if ngrams is None else NGrams.load(local_file(any_path(ngrams, "ngrams")))
         path = resolve_checkpoint(path)
         used = jnp.dtype(jnp.float32) if jax.default_backend() == "cpu" else used
         config, params, vae_params = load_model(
@@ -233,7 +233,7 @@ class UniXPipeline:
             several processes.
         """
         choice("layout", layout, ("native", "published"))
-        path = local_path(path)
+        path = any_path(path)
         if jax.process_count() > 1:
             raise CheckpointError(
                 f"{path}: expected one process, found {jax.process_count()}: each process holds a "
@@ -719,14 +719,17 @@ class UniXPipeline:
 
 @contextlib.contextmanager
 def _directory_beside(path: Path) -> Iterator[Path]:
-    """A temporary directory on the file system of `path`.
+    """A temporary directory on the file system of `path`; for a bucket, any local one.
 
     Raises:
       CheckpointError: it cannot be created.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        created = tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent)
+        if not isinstance(path, BucketPath):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        created = tempfile.TemporaryDirectory(
+            prefix=f".{path.name}-", dir=None if isinstance(path, BucketPath) else path.parent
+        )
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from error
     with created as name:

@@ -115,12 +115,12 @@ def compile_reports(loaded: LoadedModel, rows: int, settings: ReportSettings) ->
     longest = _longest_prompt(loaded, settings.max_new_tokens, 1)
     (text,) = loaded.encode_prompts(loaded.config.asked.default, 1, longest)
     request = ReportRequest(text, _pixels(loaded, [gray], settings), 0, settings)
-    shape = _Shape(0, 0, 0).fitting(loaded.config, [request])
+    shape = _Shape().fitting(loaded.config, [request], None)
     new = _prefilled(loaded, [request] * rows, rows, rows, shape)
     with sharding.use_mesh(loaded.mesh):
         finite_rows(new.cache)
         # No row is used: the loop ends before its first step.
-        state = _started(new, 0, rows, shape, bos=special.bos, eos=special.eos)
+        state = _started(new, 0, rows, shape, 0, bos=special.bos, eos=special.eos)
         while True:
             state = decoding.decode_until(
                 loaded.model,

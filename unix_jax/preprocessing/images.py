@@ -25,6 +25,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from unix_jax.errors import ImageError
+from unix_jax.storage.bucket_path import BucketPath, path_of
 
 MAX_PIXELS = 100_000_000
 MIN_SIDE = 16
@@ -121,7 +122,7 @@ def _open(
     if isinstance(source, Image.Image):
         return _decode(source, name, frame, max_pixels, min_side)
     if isinstance(source, str | Path):
-        data = _read_file(Path(source), name, max_pixels)
+        data = _read_file(path_of(source), name, max_pixels)
         is_dicom = _is_dicom(data, source)
     elif isinstance(source, bytes | bytearray | memoryview):
         data = bytes(source)
@@ -168,7 +169,7 @@ def check_image(
     Raises:
       ImageError: as `load_image`.
     """
-    file, name = Path(path), image_name(path)
+    file, name = path_of(path), image_name(path)
 
     def check_size(width: int, height: int) -> None:
         _check_size(width, height, name, max_pixels, min_side)
@@ -201,15 +202,28 @@ def _is_dicom(data: bytes, path: str | Path = "") -> bool:
 
 def _read_file(path: Path, name: str, max_pixels: int) -> bytes:
     try:
+        if isinstance(path, BucketPath):
+            # One request instead of four.
+            limit = _most_bytes(max_pixels)
+            data = path.read_at_most(limit + 1)
+            if len(data) > limit:
+                raise ImageError(f"{name}: expected at most {limit} bytes, found more")
+            return data
         _check_file(path, name, max_pixels)
         return path.read_bytes()
+    except FileNotFoundError:
+        raise ImageError(f"{name}: no such file") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise ImageError(f"{name}: cannot be read: {_one_line(error)}") from error
 
 
-def _check_file(path: Path, name: str, max_pixels: int) -> None:
+def _most_bytes(max_pixels: int) -> int:
     # No format stores more than 8 bytes a pixel uncompressed; the rest is room for headers.
-    limit = 8 * max_pixels + 2**26
+    return 8 * max_pixels + 2**26
+
+
+def _check_file(path: Path, name: str, max_pixels: int) -> None:
+    limit = _most_bytes(max_pixels)
     if not path.exists():
         raise ImageError(f"{name}: no such file")
     if not path.is_file():

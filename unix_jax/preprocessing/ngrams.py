@@ -68,7 +68,7 @@ class NGrams:
         }
         about = {"format": FORMAT, "tokenizer": self.tokenizer, "reports": str(self.reports)}
         try:
-            with atomic_write(Path(path)) as temporary:
+            with atomic_write(path) as temporary:
                 save_file(arrays, temporary, about)
         except (OSError, SafetensorError) as error:
             raise DataError(f"{path}: cannot be written: {error}") from error

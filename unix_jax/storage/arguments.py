@@ -8,6 +8,8 @@ from typing import Annotated, Any
 from tyro.constructors import PrimitiveConstructorSpec
 
 from unix_jax.errors import UniXError
+from unix_jax.storage.bucket_path import any_path
+from unix_jax.storage.buckets import is_bucket
 from unix_jax.storage.hub import path_or_name
 from unix_jax.storage.paths import local_path, source_text
 
@@ -16,6 +18,10 @@ def _text(text: str) -> str:
     if text:
         local_path(text)
     return text
+
+
+def _any_text(text: str) -> str:
+    return str(any_path(text)) if is_bucket(text) else _text(text)
 
 
 def _checkpoint_text(text: str) -> str:
@@ -38,12 +44,16 @@ LocalPath = Annotated[Path, _path_type(Path, local_path, "PATH")]
 """A local file or directory."""
 PathText = Annotated[str, _path_type(str, _text, "PATH")]
 """Like `LocalPath`, kept as a text; "" means none."""
+AnyPath = Annotated[Path, _path_type(Path, any_path, "PATH")]
+"""A file or directory, local or in a bucket (`unix_jax.storage.bucket_path`)."""
+AnyPathText = Annotated[str, _path_type(str, _any_text, "PATH")]
+"""Like `AnyPath`, kept as a text; "" means none."""
 CheckpointText = Annotated[str, _path_type(str, _checkpoint_text, "PATH|OWNER/NAME")]
-"""A local file or directory, or a name on the hub (`unix_jax.storage.hub`); "" means none."""
+"""Like `AnyPathText`, or a name on the hub (`unix_jax.storage.hub`)."""
 WeightsText = Annotated[str, _path_type(str, _text, "model|ema|NAME|FILE")]
 """Selects the weights of a source: a name, or a local file."""
 SourceText = Annotated[str, _path_type(str, source_text, "KIND:PATH")]
-"""A source of data, see `unix_jax.data.sources`, without a URL in it."""
+"""A source of data, see `unix_jax.data.sources`; its paths may be in buckets."""
 
 
 def require_least(command: object, **least: float) -> None:

@@ -218,15 +218,15 @@ def _write_owner(descriptor: int, owner: Owner) -> None:
 
 
 def _read_owner(descriptor: int) -> Owner | None:
-    return _parse(os.pread(descriptor, 1 << 16, 0))
+    return parse_owner(os.pread(descriptor, 1 << 16, 0))
 
 
 def _owner_at(path: Path) -> Owner | None:
-    return _parse(path.read_bytes())
+    return parse_owner(path.read_bytes())
 
 
-def _parse(text: bytes) -> Owner | None:
-    """None if the content is incomplete."""
+def parse_owner(text: bytes) -> Owner | None:
+    """The owner that the content of a lock names; None if the content is incomplete."""
     try:
         values: Any = json.loads(text)
         owner = Owner(**values)

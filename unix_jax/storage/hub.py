@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from unix_jax.errors import StorageError, UniXError
+from unix_jax.storage import bucket_cache
+from unix_jax.storage.buckets import bucket_url, is_bucket
 from unix_jax.storage.paths import is_url, local_path
 
 Kind = Literal["model", "dataset"]
@@ -86,11 +88,13 @@ def parse_name(text: str | os.PathLike[str], argument: str | None = None) -> Hub
 
 
 def path_or_name(path: str | os.PathLike[str], argument: str | None = None) -> str:
-    """The text of a local path or of a name on the hub; nothing is looked up.
+    """The text of a local path, a URL of a bucket or a name on the hub; nothing is looked up.
 
     Raises:
       StorageError: another URL, an empty text, or no path at all.
     """
+    if is_bucket(path):
+        return bucket_url(path, argument)
     if isinstance(path, str | os.PathLike) and _is_hub_url(os.fsdecode(path)):
         parse_name(path, argument)
         return os.fsdecode(path)
@@ -98,10 +102,10 @@ def path_or_name(path: str | os.PathLike[str], argument: str | None = None) -> s
 
 
 def located(path: str | os.PathLike[str], select: Select, argument: str | None = None) -> Path:
-    """A local path as it is; what a name on the hub means is downloaded, where it is not cached.
+    """A local path as it is; what is on the hub or in a bucket is downloaded if it is not cached.
 
     Args:
-      path: a local path, or a name.
+      path: a local path, a name, or a URL of a bucket (`unix_jax.storage.bucket_cache`).
       select: chooses the files that are needed.
       argument: what errors call the path, such as `--checkpoint`.
 
@@ -113,6 +117,8 @@ def located(path: str | os.PathLike[str], select: Select, argument: str | None =
         reached. What `select` raises.
     """
     text = path_or_name(path, argument)
+    if is_bucket(text):
+        return bucket_cache.fetch(text, select)
     name = parse_name(text, argument)
     if _is_hub_url(text):
         assert name is not None

@@ -21,6 +21,8 @@ _CUT_URL = re.compile(
     re.IGNORECASE,
 )
 
+_IN_BUCKETS = re.compile(r"(?<=[^:][:=])(gs|s3)://", re.IGNORECASE)
+
 
 def is_url(text: str) -> bool:
     """Whether a text has the form of a URL, also after `pathlib` has removed a slash."""
@@ -53,12 +55,16 @@ def local_path(path: str | os.PathLike[str], argument: str | None = None) -> Pat
 
 
 def source_text(text: str, argument: str | None = None) -> str:
-    """The text as it is: a source of data, KIND:PATH?OPTION=VALUE, all of whose paths are local.
+    """The text as it is: a source of data, KIND:PATH?OPTION=VALUE.
+
+    Which kinds read buckets is decided where the source is opened.
 
     Raises:
-      StorageError: there is a URL in it, possibly percent-encoded.
+      StorageError: there is a URL of another kind in it, possibly percent-encoded.
     """
-    refuse_url(urllib.parse.unquote(text), argument)
+    plain = urllib.parse.unquote(text)
+    if is_url(_IN_BUCKETS.sub("", plain)):
+        refuse_url(plain, argument)
     return text
 
 

@@ -13,7 +13,7 @@ moment leaves a usable one. Works with any pytree of arrays.
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,6 +53,7 @@ class CheckpointStore:
         *,
         keep_last: int = 2,
         keep_best: int = 1,
+        upload: Callable[[], None] = lambda: None,
     ) -> None:
         """Opens `directory`/checkpoints; moves damaged checkpoints away, deletes unfinished ones.
 
@@ -62,6 +63,8 @@ class CheckpointStore:
           directory: of the run; created if absent.
           keep_last: the number of newest checkpoints to keep, at least 1.
           keep_best: the number of further ones to keep: those with the least validation loss.
+          upload: called when a checkpoint is on disk, before the next one is written; what it
+            raises is raised by `save` and `wait`.
 
         Raises:
           CheckpointError: the directory cannot be created, written or read, or all of its
@@ -77,6 +80,7 @@ class CheckpointStore:
         self.skipped: list[str] = agree(lambda: set_aside_damaged(self.directory))
         self._log_filter = _OrbaxFilter()
         logging.getLogger("absl").addFilter(self._log_filter)
+        self._upload = upload
         self._policy = _KeepLastAndBest(keep_last, keep_best)
         for step in steps(self.directory):
             self._policy.metrics[step] = listing(self.directory / str(step)).get("metrics", {})
@@ -155,16 +159,18 @@ class CheckpointStore:
             raise self._failed(error) from error
 
     def wait(self) -> None:
-        """Blocks until the last checkpoint is on disk and listed.
+        """Blocks until the last checkpoint is on disk and listed, and uploaded.
 
         Raises:
           CheckpointError: it could not be written.
+          UniXError: it could not be uploaded.
         """
         try:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
         except Exception as error:
             raise self._failed(error) from error
+        self._upload()
 
     def close(self) -> None:
         """Waits, and lets go of threads."""

@@ -22,7 +22,8 @@ from unix_jax.errors import ConfigError
 from unix_jax.models.attention import Implementation
 from unix_jax.models.remat import RematPolicy
 from unix_jax.storage import bundled
-from unix_jax.storage.arguments import LocalPath
+from unix_jax.storage.arguments import AnyPath, LocalPath
+from unix_jax.storage.bucket_path import any_path
 from unix_jax.storage.hub import path_or_name
 from unix_jax.storage.paths import local_path, source_text
 from unix_jax.training import parameter_groups
@@ -271,7 +272,7 @@ class TrainConfig:
             if path is not None:
                 path_or_name(path, name)
         if self.model.tokenizer is not None:
-            local_path(self.model.tokenizer, "model.tokenizer")
+            any_path(self.model.tokenizer, "model.tokenizer")
         if self.validation.source is not None:
             source_text(self.validation.source, "validation.source")
             parts = parse_mixture(self.validation.source, self.data.task, "validation.source")
@@ -492,7 +493,7 @@ def settings(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 class Invocation:
     """A command line of `train.py`."""
 
-    out: LocalPath
+    out: AnyPath
     """Directory of the run. If it holds checkpoints, the run resumes from the newest."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
     dry_run: bool = False
@@ -673,5 +674,5 @@ def parse_arguments(arguments: Sequence[str]) -> Invocation:
     return invocation
 
 
-def _usage(config: _CONFIG_PATH, /, out: LocalPath) -> None:
+def _usage(config: _CONFIG_PATH, /, out: AnyPath) -> None:
     """CONFIG: a file such as configs/nano_generation.py. out: directory of the run."""

@@ -20,9 +20,11 @@ from unix_jax.errors import CheckpointError, ConfigError, UniXError
 from unix_jax.models.unix import untrained_params
 from unix_jax.preprocessing.text import Tokenizer
 from unix_jax.sharding import make_mesh
+from unix_jax.storage.bucket_path import BucketPath, any_path
 from unix_jax.storage.json_file import read_json
 from unix_jax.training import export
 from unix_jax.training.average import to_export
+from unix_jax.training.bucket_run import fetch_listings, fetch_step
 from unix_jax.training.checkpoint_store import FOLDER, first_line
 from unix_jax.training.config import Weights
 from unix_jax.training.feed import Feed
@@ -90,11 +92,15 @@ def export_step(
         the stage autoencoder also data of the run that cannot be read: the scale of the latents is
         measured on them.
     """
-    directory = Path(run)
-    target = Path(out) if out is not None else directory / export.FOLDER
+    directory = any_path(run)
+    target = any_path(out) if out is not None else directory / export.FOLDER
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UniXError(f"{target}: exists already; name a new directory with --out")
-    number = find_step(directory, step, weights)
+    if isinstance(directory, BucketPath):
+        number = find_step(fetch_listings(directory), step, weights)
+        directory = fetch_step(directory, number)
+    else:
+        number = find_step(directory, step, weights)
     path = directory / FOLDER / str(number)
     run_files.verify(path)
     file = directory / RUN_FILE

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from unix_jax.checkpoints import native
+from unix_jax.checkpoints.hub_files import tokenizer_files
 from unix_jax.checkpoints.leaves import flatten, unflatten
 from unix_jax.checkpoints.load import load_config, load_model
 from unix_jax.checkpoints.published import verbatim_files
@@ -34,6 +35,8 @@ from unix_jax.models.dinov2 import Dinov2Config
 from unix_jax.models.unix import init_params, param_shapes
 from unix_jax.preprocessing.text import Tokenizer
 from unix_jax.sharding import check_mesh, make_mesh, param_shardings, parse_mesh, slice_count
+from unix_jax.storage import bucket_cache
+from unix_jax.storage.buckets import is_bucket
 from unix_jax.storage.directory_lock import DirectoryLock
 from unix_jax.storage.files import atomic_directory, atomic_write
 from unix_jax.storage.json_file import read_json, write_json
@@ -102,7 +105,7 @@ def find_origin(config: TrainConfig) -> Origin:
     if config.uses_repa:
         assert config.repa.encoder is not None
         encoder_config = load_dinov2_config(config.repa.encoder)
-    tokenizer = Path(config.model.tokenizer) if config.model.tokenizer else init
+    tokenizer = _tokenizer(config.model.tokenizer) if config.model.tokenizer else init
     if tokenizer is None:
         raise ConfigError(
             "model.tokenizer: expected a directory with tokenizer.json where no --init is given, "
@@ -110,6 +113,11 @@ def find_origin(config: TrainConfig) -> Origin:
         )
     _warn_of_another_tokenizer(tokenizer, init)
     return Origin(model_config, has_autoencoder, encoder_config, init, tokenizer)
+
+
+def _tokenizer(path: str) -> Path:
+    """The local directory or file."""
+    return bucket_cache.fetch(path, tokenizer_files) if is_bucket(path) else Path(path)
 
 
 def _warn_of_another_tokenizer(tokenizer: Path, init: Path | None) -> None:

@@ -11,6 +11,10 @@
     tfds:NAME?data_dir=DIR              a tensorflow-datasets data set of `UnixRecords`
 
 `images=DIR` says where image paths start, for every kind that has paths.
+
+A path is local, or `gs://BUCKET/NAME` or `s3://BUCKET/NAME`, except for `tfds`. Tables, lines and
+whole record files are copied into the cache (`unix_jax.storage.bucket_cache`); images and single
+reports are read when they are needed.
 """
 
 import re
@@ -19,6 +23,8 @@ from pathlib import Path
 
 from unix_jax.data.records import RecordSource
 from unix_jax.errors import DataError
+from unix_jax.storage.bucket_path import any_path
+from unix_jax.storage.buckets import is_bucket
 from unix_jax.storage.paths import refuse_url
 
 _CSV_COLUMNS = (
@@ -38,6 +44,8 @@ _OPTIONS = {
     "array_record": set(),
     "tfds": {"data_dir"},
 }
+
+_IN_BUCKETS = {"manifest", "csv", "conversations", "parquet", "mimic", "array_record"}
 
 KINDS = tuple(_OPTIONS)
 """The kinds of sources."""
@@ -134,9 +142,16 @@ def parse_spec(spec: str) -> tuple[str, str, dict[str, str]]:
         if name in options:
             raise DataError(f"source {spec!r}: expected {name}=... once, found it twice")
         options[name] = urllib.parse.unquote(value)
-        refuse_url(options[name], f"source {name}")
-    refuse_url(match["path"], f"source {match['kind']}")
+        _check_path(match["kind"], options[name], name)
+    _check_path(match["kind"], match["path"], match["kind"])
     return match["kind"], match["path"], options
+
+
+def _check_path(kind: str, text: str, name: str) -> None:
+    if kind in _IN_BUCKETS and is_bucket(text):
+        any_path(text, f"source {name}")
+    else:
+        refuse_url(text, f"source {name}")
 
 
 def overlap(
@@ -159,7 +174,7 @@ def overlap(
         other_split = canonical_split(others.get("split", other_split) or "")
         if options.get("config") != others.get("config"):
             return False
-    if kind != other_kind or Path(path).resolve() != Path(other_path).resolve():
+    if kind != other_kind or any_path(path).resolve() != any_path(other_path).resolve():
         return False
     return (
         split == other_split

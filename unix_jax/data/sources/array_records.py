@@ -31,6 +31,7 @@ from unix_jax.data.records import (
 from unix_jax.data.sources.fields import parse_object, report_fields, text_field
 from unix_jax.errors import DataError
 from unix_jax.extras import needed
+from unix_jax.storage.bucket_path import any_path, local_file
 from unix_jax.storage.files import atomic_directory
 from unix_jax.storage.json_file import read_json, write_json
 
@@ -230,7 +231,7 @@ class ArrayRecordSource:
           DataError: no such directory, a broken index, a missing or truncated shard, or none of
             this split.
         """
-        root = Path(directory)
+        root = any_path(directory)
         shards = list(_checked_shards(root / INDEX))
         # As in every kind of source, a data set without splits belongs to every split.
         self.unsplit = split is not None and not any(name for _, name, _ in shards)
@@ -239,12 +240,12 @@ class ArrayRecordSource:
         if not chosen:
             found = sorted({name for _, name, _ in shards})
             raise DataError(f"{root}: expected split {split!r}, found {found}")
-        self._files = [str(root / file) for file, _, _ in chosen]
+        self._files = [str(local_file(root / file)) for file, _, _ in chosen]
         self._length = sum(count for _, _, count in chosen)
         self._lock = threading.Lock()
         self._opened: Any = None
-        for file, _, count in chosen:
-            found_count = _count(root / file)
+        for shard, (file, _, count) in zip(self._files, chosen, strict=True):
+            found_count = _count(Path(shard))
             if found_count != count:
                 raise DataError(f"{root / file}: expected {count} records, found {found_count}")
 

@@ -24,6 +24,7 @@ from unix_jax.data.report_sections import split_report
 from unix_jax.data.sources.fields import image_path, report_fields, text_field
 from unix_jax.data.sources.lines import JsonLines
 from unix_jax.errors import DataError
+from unix_jax.storage.bucket_path import any_path, local_file
 
 IMAGE_MARKER = "<image>"
 
@@ -38,9 +39,10 @@ class ConversationsSource:
         self, file: str | Path, split: str | None = None, image_root: str | Path | None = None
     ) -> None:
         """Indexes the file; see `ManifestSource`."""
-        self._lines = JsonLines(Path(file), split)
+        given = any_path(file)
+        self._lines = JsonLines(local_file(given), split)
         self.unsplit = self._lines.unsplit
-        self._root = Path(image_root) if image_root is not None else Path(file).parent
+        self._root = any_path(image_root) if image_root is not None else given.parent
 
     def __len__(self) -> int:
         return len(self._lines)

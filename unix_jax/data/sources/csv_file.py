@@ -36,6 +36,7 @@ from unix_jax.data.sources.lines import JsonLines
 from unix_jax.data.sources.splits import rows_of_split
 from unix_jax.data.sources.tables import is_table, read_header, row_of_cells, table_rows
 from unix_jax.errors import DataError
+from unix_jax.storage.bucket_path import any_path, local_file
 
 _PROMPT, _SYNTHETIC = "annotated_prompt", "synthetic_filename"
 COLUMNS = {
@@ -82,8 +83,9 @@ class CsvSource:
 
         Warns of rows with a prompt or a key that an earlier one has.
         """
-        self._file = _metadata_file(Path(path))
-        self._root = self._file.parent if image_root is None else Path(image_root)
+        file = _metadata_file(any_path(path))
+        self._root = file.parent if image_root is None else any_path(image_root)
+        self._file = local_file(file)
         self._rows: CsvRows | JsonLines
         if is_table(self._file):
             self._rows = CsvRows(self._file)

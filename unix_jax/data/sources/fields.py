@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from unix_jax.errors import DataError
+from unix_jax.storage.bucket_path import any_path
+from unix_jax.storage.buckets import is_bucket
 
 Row = Mapping[str, Any]
 
@@ -68,14 +70,14 @@ def report_fields(row: Row, where: str) -> dict[str, Any]:
 
 
 def image_path(value: Any, root: Path, where: str, name: str = "image") -> Path:
-    """`value`, of the field `name`, relative to `root`.
+    """`value`, of the field `name`, relative to `root`; or the URL of a bucket.
 
     Whether the file exists shows when the image is loaded.
     """
     text = _checked_text(value, name, where)
     if not text or "\0" in text:
         raise DataError(f"{where}: {name}: expected a path, found {value!r:.60}")
-    return root / text
+    return any_path(text) if is_bucket(text) else root / text
 
 
 def _checked_text(value: Any, name: str, where: str) -> str:

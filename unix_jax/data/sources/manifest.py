@@ -15,6 +15,7 @@ from unix_jax.data.sources.fields import image_path, report_fields, text_field
 from unix_jax.data.sources.lines import JsonLines
 from unix_jax.data.sources.tables import is_table
 from unix_jax.errors import DataError
+from unix_jax.storage.bucket_path import any_path, local_file
 
 
 class ManifestSource:
@@ -34,14 +35,14 @@ class ManifestSource:
         Raises:
           DataError: no such file, or no rows.
         """
-        file = Path(path)
-        file = file / "manifest.jsonl" if file.is_dir() else file
-        other = _other_kind(Path(path), file)
+        given = any_path(path)
+        file = given / "manifest.jsonl" if given.is_dir() else given
+        other = _other_kind(given, file)
         if other is not None:
             raise DataError(f"{file}: expected JSON lines, {other}")
-        self._lines = JsonLines(file, split)
+        self._lines = JsonLines(local_file(file), split)
         self.unsplit = self._lines.unsplit
-        self._root = Path(image_root) if image_root is not None else file.parent
+        self._root = any_path(image_root) if image_root is not None else file.parent
 
     def __len__(self) -> int:
         return len(self._lines)

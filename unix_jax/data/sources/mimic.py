@@ -29,6 +29,7 @@ from unix_jax.data.sources.mimic_reports import StudyReports, is_report_file
 from unix_jax.data.sources.tables import read_header, table_columns, table_rows
 from unix_jax.errors import DataError
 from unix_jax.extras import needed
+from unix_jax.storage.bucket_path import any_path, local_file
 
 with needed("pyarrow", "A mimic source", "unix-jax[data]"):
     import pyarrow as pa
@@ -75,9 +76,9 @@ class MimicSource:
 
         Warns of images and reports that find no partner.
         """
-        root = Path(directory)
-        self._images = Path(image_root) if image_root is not None else root
-        self._reports = None if str(reports) == "none" else Path(reports or root)
+        root = any_path(directory)
+        self._images = any_path(image_root) if image_root is not None else root
+        self._reports = None if str(reports) == "none" else any_path(reports or root)
         self._joined: StudyReports | None = None
         split_table = _table(root, "split")
         split_of = {row[0]: row[1] for row in _columns(split_table, ("dicom_id", "split"))}
@@ -100,7 +101,7 @@ class MimicSource:
         previous = self._previous_images(rows) if pairs else {}
         rows = [row for row in rows if row.line in previous] if pairs else rows
         if self._reports is not None and is_report_file(self._reports):
-            self._joined = StudyReports(self._reports)
+            self._joined = StudyReports(local_file(self._reports))
             rows = self._with_reports(rows, {row[2] for row in table})
         numbers, dicoms, subjects, studies, shown, splits = zip(*rows, strict=True)
         self._numbers = np.array(numbers, np.int64)
@@ -288,9 +289,8 @@ def _table(root: Path, name: str) -> Path:
 
 
 def _tables(root: Path, name: str) -> list[Path]:
-    return sorted(root.glob(f"mimic-cxr-*-{name}.csv")) + sorted(
-        root.glob(f"mimic-cxr-*-{name}.csv.gz")
-    )
+    patterns = (f"mimic-cxr-*-{name}.csv", f"mimic-cxr-*-{name}.csv.gz")
+    return [local_file(file) for pattern in patterns for file in sorted(root.glob(pattern))[:1]]
 
 
 def _columns(file: Path, names: Sequence[str]) -> list[tuple[str, ...]]:

@@ -30,6 +30,7 @@ from unix_jax.data.sources.fields import (
 from unix_jax.data.sources.splits import rows_of_split
 from unix_jax.errors import DataError
 from unix_jax.extras import needed
+from unix_jax.storage.bucket_path import BucketPath, any_path, local_file
 
 with needed("pyarrow", "A parquet source", "unix-jax[data]"):
     import pyarrow as pa
@@ -68,7 +69,10 @@ class ParquetSource:
         else:
             self._files, where = list(pattern), str(pattern[0].parent)
         self._columns = dict(columns or {})
-        self._root = None if image_root is None else Path(image_root)
+        # Where relative image paths start, of each file.
+        given = None if image_root is None else any_path(image_root)
+        self._roots = [given or file.parent for file in self._files]
+        self._files = [local_file(file) for file in self._files]
         # Of each row group: file, number within the file, first row within the file, rows.
         groups: list[tuple[int, int, int, int]] = []
         for number, file in enumerate(self._files):
@@ -137,7 +141,7 @@ class ParquetSource:
         if report and not (fields["findings"] or fields["impression"]):
             names = ("findings", "impression", "report_problem")
             fields |= dict(zip(names, sections_with_problem(report), strict=True))
-        image = _image(values["image"], self._root or file.parent, where)
+        image = _image(values["image"], self._roots[number], where)
         key = text_field(values, "key", where) or f"{file.name}:{first + offset}"
         return Record(key=key, image=image, **fields)
 
@@ -162,9 +166,11 @@ def _keys_of(file: Path, column: str) -> list[str]:
 
 
 def _matching_files(pattern: str | Path) -> list[Path]:
-    path = Path(pattern)
+    path = any_path(pattern)
     if path.is_dir():
         files = sorted(path.glob("*.parquet"))
+    elif isinstance(path, BucketPath):
+        files = [path] if path.is_file() else sorted(path.parent.glob(path.name))
     else:
         files = [path] if path.is_file() else sorted(Path(f) for f in glob.glob(str(pattern)))
     if not files:
