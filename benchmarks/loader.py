@@ -5,10 +5,10 @@
 
 The X-ray is enlarged to a detector's size, written in each format, and read as training reads it:
 decoded, checked for missing content, reduced to the ViT's square or the autoencoder's rectangle,
-and normalised. `RGB first` is the same with three channels from the decoder on, as before; its arrays
-are compared with the others'. CPU seconds are of this process: other jobs of the machine count less
-than in wall time. `needed` is for one H200 and the 4 chips of a v5e host, at the measured and
-at the compiled rate of training in docs/data.md.
+and normalised. `RGB first` is the same with three channels from the decoder on, as before; its
+arrays are compared with the others'. CPU seconds are of this process: other jobs of the machine
+count less than in wall time. `needed` is for one H200 and the 4 chips of a v5e host, at the
+measured and at the compiled rate of training in docs/data.md.
 """
 
 import dataclasses

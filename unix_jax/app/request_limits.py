@@ -7,7 +7,7 @@ the server can be read, and no address be fetched, through it.
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 from unix_jax.app.upload_budget import UploadBudget
@@ -79,7 +79,7 @@ class Guard:
         """Calls the page; an error is one line of the log, without the visitor's values."""
         started = False
 
-        async def sending(message: dict[str, Any]) -> None:
+        async def sending(message: MutableMapping[str, Any]) -> None:
             nonlocal started
             started = True
             await send(message)
@@ -167,7 +167,7 @@ async def _checked_message(receive: Receive) -> tuple[Receive, Any, Refusal | No
             return receive, None, (413, f"Expected at most {MESSAGE_BYTES} bytes.")
     parts = [{"type": "http.request", "body": body}] if part["type"] == "http.request" else [part]
 
-    async def again() -> dict[str, Any]:
+    async def again() -> MutableMapping[str, Any]:
         return parts.pop() if parts else await receive()
 
     try:
@@ -191,9 +191,9 @@ def _is_upload(path: str) -> bool:
 def _with_headers(send: Send) -> Send:
     added = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
 
-    async def sending(message: dict[str, Any]) -> None:
+    async def sending(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
-            message = message | {"headers": [*message.get("headers", []), *added]}
+            message = {**message, "headers": [*message.get("headers", []), *added]}
         await send(message)
 
     return sending
