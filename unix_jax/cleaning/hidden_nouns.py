@@ -7,7 +7,7 @@ from unix_jax.cleaning.replacements import rule
 # The hidden word is a noun of which one kind is possible, or is dispensable.
 HIDDEN_NOUNS = (
     rule(rf"\b(acute) {MARKS}[- ]related (?=(?:findings?|injur\w+|abnormalit\w+)\b)", r"\1 "),
-    rule(rf"^(?:(?:this|most|likely|{MARKS}) )*(?:represents?|reflects?) {MARKS} lungs?{END}", ""),
+    rule(rf"^(?:(?:this|most|likely|{MARK}) )*(?:represents?|reflects?) {MARKS} lungs?{END}", ""),
     rule(rf"^((?:the )?(?:[\w-]+ ){{0,3}}leads) {MARKS} over (?=the\b)", r"\1 overlie "),
     rule(rf"\b(the aortic) {MARK} (?=is (?:on the )?(?:left|right)\b)", r"\1 arch "),
     rule(rf"\bsternotomy {MARK} (?=mediastinal\b)", "sternotomy changes and "),
