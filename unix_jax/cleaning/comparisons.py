@@ -34,7 +34,7 @@ _THAN_BEFORE = (
     rf"|\s+(?:(?:when|as)\s+)?(?:compared (?:to|with)|since|from)\s+{PRIOR})?(?=\s*(?:[.,;]|$))"
 )
 # Not of the heart, the vessels and the like, whose increase is the finding.
-_LESION = (
+LESION = (
     r"(?:nodules?|nodule/mass|mass(?:es)?|effusions?|pneumothorax|pneumothoraces|lesions?|edema"
     r"|consolidations?|infiltrates?|atelectasis|opacit(?:y|ies)|collections?|hematoma)"
 )
@@ -49,7 +49,7 @@ _PRESENT_FINDINGS = (
         r"\1",
     ),
     rule(
-        rf"^([^.;]*\b{_LESION}\b[^.;,]*?) (is|are) {_DEGREES}(?:in|de)creased(?: in (?:size|extent"
+        rf"^([^.;]*\b{LESION}\b[^.;,]*?) (is|are) {_DEGREES}(?:in|de)creased(?: in (?:size|extent"
         rf"|number|severity)(?: and (?:size|number))?)?{_THAN_BEFORE}",
         r"\1 \2 present",
     ),
@@ -94,9 +94,44 @@ _PRESENT_FINDINGS = (
         "",
     ),
 )
+# Not of the heart, the vessels and the volume of the lungs, which are findings if increased.
+_COMPARED_NOUN = (
+    r"(?!(?:the )?(?:heart|cardiac|cardiomediastinal|lung|volumes?|inspirat\w+|vascular\w*"
+    r"|vasculature|size|pulmonary (?:vascul|markings|arter)))"
+    r"[^.;,]*?"
+)
+_PLACE = r"(?:\s+(?!(?:is|are|was|were|has|have|appears?|seems?)\b)\w+){1,5}?"
 # Removed before the sentence is divided into clauses: advice and reasons that refer to earlier
 # examinations, and phrases that a division would break.
 UNDIVIDED = (
+    rule(r"(?<!the )\binterim\b", "interval"),
+    rule(r"\b(no (?:[\w-]+ )?acute) or progressive (?=\w)", r"\1 "),
+    rule(
+        r"\s+on today['\u2019]?s (?:exam(?:ination)?|study|radiograph|film|x-?ray)"
+        r"(?=\s*(?:[.,;]|$)|\s+and\b)",
+        "",
+    ),
+    rule(r"^if none (?:is|are) available,?\s+", ""),
+    rule(
+        r"^(?:\w+ly )?(?:in|de)creased (?=\w)"
+        rf"({_COMPARED_NOUN}),?\s+(?:since|from|{COMPARED})\s+{PRIOR}(?=\s*(?:[.;]|$))",
+        r"\1",
+    ),
+    rule(
+        r"\b(there (?:is|are)) (?:\w+ly )?(?:in|de)creased (?=\w)"
+        rf"({_COMPARED_NOUN}),?\s+(?:since|from|{COMPARED})\s+{PRIOR}(?=\s*(?:[.;]|$))",
+        r"\1 \2",
+    ),
+    rule(
+        r"\b(is|are) (?:\w+ly )?(?:more|less)\s+(?:than (?:previously|before)|than\s+(?:on\s+)?"
+        rf"{PRIOR})(?=\s*(?:[.,;]|$))",
+        r"\1 present",
+    ),
+    rule(
+        rf"^([^.;,]*\b{LESION}\b(?:\s+(?:in|at|on|of)\s+the{_PLACE})?)\s+(?:\w+ly\s+)?"
+        r"(?:in|de)creased(?:\s+in\s+(?:size|extent|number|severity))?(?=\s*(?:[.;,]|$))",
+        r"\1",
+    ),
     rule(
         r",?\s*(?:however|but|and)?,?\s*\b(?:recommend|suggest|consider|advise)(?:ed|ing)?"
         r" (?:\w+ )?comparison (?:with|to)\b[^.;]*",
@@ -127,7 +162,7 @@ UNDIVIDED = (
     rule(
         r"(?<!seen)(?<!noted)(?<!described)(?<!demonstrated)(?<!identified)(?<!visualized)"
         r"(?<!present)(?<!appreciated)(?<!there)"
-        r"\s+on (?:the )?(?:old|prior|previous|earlier) (?:chest )?(?:CT scans?|CTs?|films?"
+        r"\s+on (?:the )?(?:old|prior|previous|earlier|recent) (?:chest )?(?:CT scans?|CTs?|films?"
         r"|radiographs?|studies|x-?rays?)(?=\s*\.?$)",
         "",
     ),
@@ -478,7 +513,8 @@ _FURTHER_PHRASES = (
     ),
     rule(r"\b(is|are)\s+now\s+(?=\w)", r"\1 "),
     rule(
-        r"\bnow\s+(?=(?:projects?|measur\w+|seen|ends?|terminates?|minimal|mild|small|moderate)\b)"
+        r"\bnow\s+(?=(?:projects?|measur\w+|seen|ends?|terminates?|minimal|mild|small|moderate"
+        r"|\d+)\b)"
     ),
     rule(
         rf",\s*(?:previously|formerly)\s+{SIZE_WORD}\s*,?\s+(?:is|are)?\s*(?:now\s+)?"

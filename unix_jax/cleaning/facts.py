@@ -165,6 +165,7 @@ _OF_PRIORS = re.compile(
     r"|\b(?:surgical|trauma|thoracic surgery|infectious disease|critical care|pulmonary)\s+"
     r"(?:team|service|staff|resident|attending)\b"
     r"|\bversus (?:the )?(?:prior|previous)\b|^comparison:?\s+none\b"
+    r"|\bif none (?:is|are) available\b"
     rf"|\b(?:increased|decreased) from {_SIZE_WORD}(?!\w)"
     r"|\b(?:advanced|withdrawn|retracted|pulled back)\s+(?:by\s+)?\d+(?:\.\d+)? ?cm"
     r"|\benlarging\b|\binterval enlargement\b(?! (?:of|in) (?:the )?(?:heart|cardi))"

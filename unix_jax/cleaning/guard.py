@@ -46,7 +46,8 @@ _BAD_END = re.compile(
     r"|mildly|slightly|significantly|without|could|might|within|between|overlying|representing"
     r"|measuring|approximately|whether|including|demonstrating|involving|causing|projecting|least"
     r"|residual|adjacent|both|-view|very|suggesting|reflecting|outside|same|raise|intact|cannot"
-    r"|can|not|if|known|(?<!less )(?<!more )(?<!most )likely)"
+    r"|can|not|if|known|nipple|(?:is|are) (?:more|less|also)|not as \w+"
+    r"|(?:must be|is|are) considered|(?<!less )(?<!more )(?<!most )likely)"
     r"\W*$",
     re.IGNORECASE,
 )
@@ -73,6 +74,9 @@ _BROKEN = re.compile(
     r"|for|(?<!less )(?<!more )(?<!most )likely|no)\s*[,;.]"
     r"|, (?:position|appearance)\W*$|\bwith (?:(?:the )?lungs? with|in|at|on|over|within)\b"
     r"|\bin the AP(?=\W*$| (?:could|may|is)\b)|\bas (?:aneurysm|mass)\b|\bthe,"
+    r"|^(?:(?:an?|the|there (?:is|are|may be)) )*(?:\w+ly )?(?:calcified|probable|possible"
+    r"|questionable|small|tiny|large|mild|moderate|dense|round(?:ed)?|subtle|vague|focal|minimal"
+    r"|multiple|several|few|old|healed) (?:in(?! size)|within|at|over(?:lying)?|of the)\b"
     r"|\b(?:body|lobe|lung|heart|fissure) the\b|\bappears? to (?:above|below|in|within|over)\b"
     r"|\b(?:no|without)\s+(?:is|are|of|in|on|and|or)\b|\b(?:due|secondary|related) (?:in|and|or)\b",
     re.IGNORECASE,
@@ -84,7 +88,7 @@ _BARE = re.compile(
     r"|broken|fractured|calcified|thickened|tortuous|widened|blunt\w+|loss|narrowing|deviat\w+"
     r"|and \w+|suspicious|concerning|consistent|compatible|suggestive|possibl[ey]|questionable)\W*$"
     # Findings and parts of the body without a statement.
-    r"|^there is lung volumes\b"
+    r"|^there is lung volumes\b|^(?:subcutaneous )?soft tissues?\W*$"
     r"|^(?:these|those|this) \w+\W*$"
     r"|^(?:these |the |this )?findings? including\b(?!.*\b(?:is|are|was|were|may|suggests?)\b)"
     r"|^(?:\w+ )?(?:contours?|silhouettes?|structures?) and\b(?!.*\b(?:is|are|normal|clear|intact"
@@ -131,7 +135,7 @@ _SPEAKS_OF_PRIOR = re.compile(
     r"|\bprogression of (?:the )?disease\b|^(?:interval )?(?:decrease|increase) and\b"
     r"|^(?!.*\b(?:heart|cardi\w+|aort\w+|silhouette)\b).*\b(?:is|are) (?:\w+ ){0,3}"
     r"(?:in|de)creased in (?:size|number)\b"
-    r"|\bin the interim\b|\bcontinued\b|\bcontinues? to\b"
+    r"|\binterim\b|\bnow\b|\bcontinued\b|\bcontinues? to\b"
     rf"|\b(?:has|have) (?:\w+ ){{0,3}}(?:shrunk|grown|doubled|tripled|(?:re-?)?accumulated"
     r"|re-?expanded|returned|recurred|reappeared)\b|\bre-?(?:accumulated|expanded)\b"
     r"|\breturn(?:ed|s)? to (?:normal|baseline)\b|\bformerly\b|\bovernight\b|\bprogressing\b"
@@ -145,6 +149,16 @@ _SPEAKS_OF_PRIOR = re.compile(
     r"|opaci\w+"
     r"|consolidations?|congestion|fluid|infiltrat\w+)\b"
     r"|\b(?:near-?complete |partial |interval |complete )?resolution of (?:most|much|some)\b"
+    r"|\bprogressive(?! (?:massive|multifocal|systemic))\b|\bnone (?:is|are) available\b"
+    r"|\b(?:no|without|not) (?:\w+ ){0,4}(?:enlargement|growth|progression) of (?:the|this|that"
+    r"|these|an?) (?!heart|card|aort|azyg|pulmonary art|hil|mediast)"
+    r"|\b(?:is|are|has|have) (?:\w+ )?(?:gone|disappeared)\b"
+    r"|\bshows? (?:interval )?(?:growth|improvement|worsening|progression|stability|no growth)\b"
+    r"|, (?:\w+ )?(?:in|de)crease in\b|, (?:\w+ )?(?:improvement|worsening) (?:in|of)\b"
+    r"|\bbetter (?:aerated|inflated|expanded)\b|\bre-?expansion\b|\b(?:on|from) (?:the )?recent "
+    r"(?:chest |abdom\w+ )?(?:CT|MR|radiogr|film|stud|exam)"
+    r"|\b(?:effusions?|edema|atelectasis|pneumothorax|consolidations?|opacit(?:y|ies)|nodules?"
+    r"|infiltrates?) (?:\w+ly )?(?:in|de)creased\b"
     r"|\b(?:more|less) \w+ than\b|\b(?:days?|weeks?|months?|years?) ago\b",
     re.IGNORECASE,
 )
@@ -228,7 +242,7 @@ _EMPTY = re.compile(
     r"|discuss\w*"
     r"|results?|(?:tele)?phone\w*|call\w*|drs?|doctors?|thank\w*|communicat\w+|convey\w+"
     r"|critical|signed"
-    r"|electronic\w*|physicians?|clinicians?|providers?|nurses?|residents?|attending|referring"
+    r"|electronic\w*|physicians?|practitioners?|clinicians?|providers?|nurses?|residents?|attending|referring"
     r"|ordering"
     r"|technologist|trying|arrange|admission|staff|team|pag(?:e|ed|er|ing)|notif\w+|informed?"
     r"|aware|relayed|e-?mail\w*|text(?:ed)?|told|sent|message"
@@ -286,7 +300,7 @@ _SETS_IN = (
     "reflect represent representing right-sided seen signs silhouette structure structures "
     "suggest swelling system telemetry the there thought tube tubes vena vessels view views was "
     "with x-ray "
-    "barrel cuff device injury limited low materials more risk such window "
+    "barrel cuff device injury limited low materials more risk shadow such window "
 )
 _SET_IN = frozenset(_SETS_IN.split())
 
@@ -318,7 +332,8 @@ _HIDDEN_DEVICE = re.compile(
 
 # "No enlarging effusion" denies no effusion.
 _DENIES_GROWTH = re.compile(
-    r"\b(?:no|not|without)\s+(?:[\w-]+\s+){0,3}?(?:enlarging|growing|expanding|evolving|developing"
+    r"\b(?:no|not|without)\s+(?!(?:[\w-]+ )?acute or progressive)(?:[\w-]+\s+){0,3}?"
+    r"(?:enlarging|growing|expanding|evolving|developing"
     r"|larger|smaller|progressive|recurrent|increasing|worsening|improving)\b"
     # A stable finding is present, whatever "no" before it meant.
     r"|\b(?:no|without)\s+(?:evidence of\s+)?(?:an?\s+)?(?:stable|unchanged)\b"

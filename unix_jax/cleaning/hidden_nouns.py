@@ -13,6 +13,14 @@ HIDDEN_NOUNS = (
     rule(rf"\bsternotomy {MARK} (?=mediastinal\b)", "sternotomy changes and "),
     rule(rf"\bhigh {MARK} (?=for\b)", "high risk "),
     rule(rf"\brotator {MARK}", "rotator cuff"),
+    rule(rf",?\s*\bage {MARKS}{END}", ""),
+    # A nipple that looks like a nodule is its shadow; elsewhere it may be a ring or a marker.
+    rule(rf"^([^.;]*\b(?:opacit|densit|nodul)[^.;]*\bnipple) {MARK}{END}", r"\1 shadow"),
+    rule(rf"\b(spinal) {MARK} (?=placement\b)", r"\1 device "),
+    rule(
+        rf"\b((?:within|in) the thoracic) {MARK} (?=(?:cannot|could|may|might|is|are)\b)",
+        r"\1 structures ",
+    ),
     rule(rf"\b((?:in|within|level of) (?:the )?AP) {MARK}(?=\s*[.,;]|\s+could\b)", r"\1 window"),
     rule(rf"\b(AP|aorticopulmonary) {MARK} (?=(?:lymph )?nodes?\b)", r"\1 window "),
     rule(

@@ -15,7 +15,7 @@ from unix_jax.cleaning.sentences import each_sentence, mended
 _PERSON = (
     r"(?:Drs?\b\.?|M\.?[DO]\.?s?\b|(?:house|care|primary|clinical|medical|surgical|ICU|ED|ER|trauma"
     r"|covering) (?:staff|team|officer)|(?:the )?(?:\w+ )?(?:physicians?|providers?|clinicians?"
-    r"|doctors?|nurses?|residents?|interns?|surgeons?|radiologists?|practitioners?|team)\b|R\.?N\b"
+    r"|doctors?|nurses?|attendings?|residents?|interns?|surgeons?|radiologists?|practitioners?|team)\b|R\.?N\b"
     r"|N\.?P\b)"
 )
 _TOLD = (
@@ -42,6 +42,8 @@ _NOTES = re.compile(
     r"|\bthank(?:s| you)\b|\bd/w\b|\bmade aware\b|\brelayed\b|\bcalled (?:to|in|by|at)\b"
     r"|\bwas (?:told|called|alerted|texted|messaged|contacted)\b|^results called\b"
     r"|\bopportunity to assist\b|\bquestions (?:about|regarding|concerning)\b"
+    rf"|\b{_PERSON}\s+(?:(?:was|were|is|are|now|immediately|promptly)\s+)*(?:contacted|informed"
+    r"|notified|told|alerted|messaged|texted)\b"
     r"|\b(?:attending|referring|ordering) (?:physician|provider|clinician|doctor)|\bread[- ]?back\b"
     r"|\be-?mail(?:ed)?\b|\breceipt of\b|\btranscri(?:bed|ption)\b|\b(?:results?|findings?) "
     r"(?:were|was) \w+ed to\b"
@@ -126,6 +128,10 @@ _CLAUSE = re.compile(
     r"|results))|\s[-\u2013\u2014])\s*",
     re.IGNORECASE,
 )
+# Who was told, left by a cut at "was paged": "Left pneumothorax; the ICU resident."
+_ENDS_WITH_PERSON = re.compile(
+    rf"(?:^|[,;:]\s*|\band\s+)(?:the\s+|an?\s+)?(?:[\w/-]+\s+){{0,3}}{_PERSON}\W*$", re.IGNORECASE
+)
 _FINDING_OF = re.compile(
     r"^(?:(?:the|an?|critical|urgent|unexpected|important|acute)\s+)*(?:findings?|results?) of\s+",
     re.IGNORECASE,
@@ -148,7 +154,13 @@ def without_notes(sentence: str) -> str:
     if not states_something(sentence) and not refusal(sentence, ""):
         return ""
     for cut in _cuts(sentence):
-        if cut and not _is_note(cut) and not refusal(sentence, cut) and not broken(sentence, cut):
+        if (
+            cut
+            and not _is_note(cut)
+            and not _ENDS_WITH_PERSON.search(cut)
+            and not refusal(sentence, cut)
+            and not broken(sentence, cut)
+        ):
             return cut
     return ""
 

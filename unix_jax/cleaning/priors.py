@@ -28,6 +28,17 @@ _NOT_SEEN_WHEN = re.compile(
     rf" (?:on|in) (?:the )?{HIDDEN} {STUDY}",
     re.IGNORECASE,
 )
+# The first size is an earlier one: "The 4 mm nodule is now 9 mm.", "moderate edema, now severe",
+# "The previously noted 8 mm nodule measures 6 mm."
+_TWO_SIZES = re.compile(
+    r"^(?!.*\b(?:previously|formerly|from)\b)(?:.*\b\d+(?:\.\d+)? ?-?(?:mm|cm)\b.*"
+    r"\bnow (?:\w+ ){0,2}?\d|.*\b(?:tiny|trace|minimal|small|mild|moderate|large|marked|severe)\b"
+    r"[^.;]*,? now (?:tiny|trace|minimal|small|mild|moderate|large|marked|severe)\b)"
+    r"|^.*\bpreviously (?:seen|noted|described|identified|demonstrated) \d+(?:\.\d+)?"
+    r" ?-?(?:mm|cm)\b"
+    r".*\b(?:measures|measuring|is|are) (?:\w+ ){0,2}?\d+(?:\.\d+)? ?-?(?:mm|cm)\b",
+    re.IGNORECASE,
+)
 # A finding that was named before: "This has developed in the interval, and may be ..."
 _WAS_BEFORE = rule(
     r"^(this|it|these|they) (?:(?:was|were|has been|have been) present previously"
@@ -51,7 +62,7 @@ _TRIGGER = re.compile(
     r"|aerat|pulled|insert|yesterday|better|greater|diminish|occurred|more (?:prom|dens|ext|app"
     r"|pron|conf)|less "
     r"(?:prom|dens|ext|app|pron|conf)|larger|smaller|been placed|absence"
-    r"|than (?:the|on|prev)|from (?:the"
+    r"|than (?:the|on|prev)|today|interim|none (?:is|are) available|from (?:the"
     r"|X{3}|_{2})|extubat",
     re.IGNORECASE,
 )
@@ -74,7 +85,7 @@ def without_priors(sentence: str) -> str:
         return sentence
     if ONLY_COMPARES.match(sentence) and not holds_finding(sentence):
         return ""
-    if _NOT_SEEN_WHEN.search(sentence):
+    if _NOT_SEEN_WHEN.search(sentence) or _TWO_SIZES.match(sentence):
         # The guard refuses an empty sentence.
         return ""
     pattern, replacement = _WAS_BEFORE

@@ -43,7 +43,7 @@ _GONE = (
 )
 NEARLY_GONE = re.compile(
     rf"\s+(?:has|have|is|are)\s+(?:now\s+)?(?:{NOT_QUITE})(?:\s+completely)?\s+(?:been\s+)?"
-    rf"(?:resolved|cleared)"
+    rf"(?:resolved|cleared|gone|disappeared)"
     rf"{TILL_NOW}(?=\s*(?:[,;.]|$))"
     rf"|^(?:there (?:is|has been)\s+)?(?:(?:the|an?|interval)\s+)*(?:near(?:ly)?|{NOT_QUITE}"
     rf"|partial|incomplete)"
@@ -90,6 +90,8 @@ _DEVICE = re.compile(
     + r"|\b(?:tubes?|lines?|catheters?|leads?|wires?|drains?|devices?)\b",
     re.IGNORECASE,
 )
+# "Left collapse has cleared, right has not.": what did not clear is no longer named.
+_OTHER_IS_NOT = re.compile(r"\b(?:has|have|did|does|do|is|are) not\W*$", re.IGNORECASE)
 # "Two left chest tubes have been removed": the number is not kept.
 _COUNT = re.compile(r"^(?:two|three|four|both|all|\d)(?: of the)?\s+(?=[a-z])", re.IGNORECASE)
 
@@ -126,6 +128,8 @@ def as_negative(sentence: str, clean: Callable[[str], str]) -> str | None:
             )
         noun = re.sub(r"\band\b", "or", noun)
         rest = match["rest"] or "."
+        if _OTHER_IS_NOT.search(rest):
+            return ""
         rest = re.sub(r"^\s+with no\b", ", no", rest)
         rest = re.sub(r"^\s+without\b", ", no", re.sub(r"^\s+with\b", ";", rest))
         # A lower-case letter after "No", except in a name such as PICC.

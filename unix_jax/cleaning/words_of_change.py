@@ -264,7 +264,7 @@ _STABLE = (
     ),
     rule(
         r"\b(?:grossly\s+)?(?:stable|unchanged|similar) (?:in )?(?:appearance|position"
-        r"|size|configuration|contour) of\s+(?=\w)",
+        r"|size|configuration|contour)s? of\s+(?=\w)",
     ),
     rule(
         r"\bwith\s+(?:grossly\s+)?(?:stable|unchanged|similar) (?:position|appearance"
