@@ -136,7 +136,7 @@ TEXTS = frozenset(
     | {"judge_model", "key_variable", "text_field", "chexbert_cut", "prediction_field"}
     | {"reference_field", "key_field", "format", "vae_dtype", "resize", "weights", "step"}
     | {"train_split", "radgraph_model", "radgraph_level", "keep_file"}
-    | {"push", "license", "training_data"}
+    | {"push", "license", "training_data", "allow_host"}
 )
 
 

@@ -73,12 +73,15 @@ def test_one_epoch(data):
     st.sampled_from([1, 2, 4]),
     st.sampled_from([1, 2, 4]),
     st.sampled_from([0, 1, 3]),
+    st.booleans(),
 )
-@settings(max_examples=12, deadline=None, derandomize=True)
-def test_restart_with_any_number_of_processes(data, at, before, after, prefetch):
+@settings(max_examples=16, deadline=None, derandomize=True)
+def test_restart_with_any_number_of_processes(data, at, before, after, prefetch, remote):
     """The global batches of a run that stops after `at` steps are those of one that does not."""
     data = dataclasses.replace(data, epochs=None, prefetch=prefetch, seed=at)
     whole = iter(loader(data))
+    if remote:  # then many steps are planned ahead
+        data = dataclasses.replace(data, source="manifest:gs://bucket/data")
     expected = [next(whole) for _ in range(at + 2)]
     assert {info.step for _, info in expected} == set(range(1, at + 3))
     whole.close()

@@ -1,17 +1,22 @@
 """What is read from buckets equals what is read from local files: checkpoints and data sources."""
 
+import dataclasses
 import shutil
 import warnings
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from support import bucket_servers
+from support.toy_data import CONFIG, UNDERSTANDING, tokenizer
 from unix_jax import cli
 from unix_jax.checkpoints.leaves import flatten
 from unix_jax.checkpoints.load import load_config, load_model
+from unix_jax.data.loader import Loader
 from unix_jax.data.records import image_bytes, record_image
+from unix_jax.data.samples import record_samples
 from unix_jax.data.sources import open_source
 from unix_jax.errors import DataError, ImageError, StorageError
 from unix_jax.preprocessing.images import check_image, load_image
@@ -118,6 +123,22 @@ def test_sources(sources, spec):
         assert image_bytes(ours) == image_bytes(theirs)
         if ours.image is not None:
             assert record_image(ours).tobytes() == record_image(theirs).tobytes()
+
+
+def test_many_images_are_read_at_the_same_time(sources, server):
+    folder, url = sources
+    data = dataclasses.replace(UNDERSTANDING, epochs=1, threads=1)
+    batches = {}
+    for root in (folder, url):
+        config = dataclasses.replace(data, source=f"manifest:{root}/cxr")
+        samples = record_samples(open_source(config.source), tokenizer(), CONFIG, config)
+        server.most = 0
+        batches[root] = list(Loader(samples, CONFIG, config))
+    assert server.most > 2
+    assert len(batches[folder]) == len(batches[url])
+    for (ours, our_info), (theirs, their_info) in zip(*batches.values(), strict=True):
+        assert our_info == their_info
+        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
 def test_mimic(server, tmp_path):

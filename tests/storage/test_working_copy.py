@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,29 @@ def test_a_checkpoint_without_its_listing_is_removed(root):
     with working_copy.working_copy(root) as out:
         assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["1"]
     assert set(contents(root)) == {"checkpoints/1/state/x", "checkpoints/1/files.json"}
+
+
+def test_an_upload_during_a_download_changes_nothing(root, server, monkeypatch):
+    for name in ("files.json", "state/x"):
+        buckets.write(f"{root}/checkpoints/1/{name}", b"x")
+    before = contents(root)
+    monkeypatch.setattr(working_copy, "_SECONDS", 0.01)
+    with working_copy.closing(WorkingCopy(root, lambda name: False)) as copy:
+        original = buckets.download_all
+
+        def slowly(url, wanted, folder):
+            for name in wanted:
+                (folder / name).write_bytes(b"half")
+            time.sleep(0.2)
+            original(url, wanted, folder)
+
+        monkeypatch.setattr(buckets, "download_all", slowly)
+        server.requests.clear()
+        copy.fetch(list(before))
+        time.sleep(0.2)
+        assert {method for method, path in server.requests} == {"GET"}
+        assert (copy.path / "checkpoints/1/state/x").read_text() == "x"
+    assert contents(root) == before
 
 
 def test_what_cannot_be_uploaded_is_kept(root, server, monkeypatch):

@@ -28,13 +28,15 @@ class Proxy:
       fault: called with (method, path); returns a status to answer with, "reset" to close the
         connection in the middle of the answer, or None.
       requests: (method, path) of each request.
+      most: the largest number of requests that were under way at the same time.
     """
 
     def __init__(self, host: str, port: int) -> None:
         self.delay = 0.0
         self.fault: Callable[[str, str], int | str | None] = lambda method, path: None
         self.requests: list[tuple[str, str]] = []
-        self._creating = threading.Lock()
+        self.most = self._under_way = 0
+        self._lock = threading.Lock()
         proxy = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -44,6 +46,13 @@ class Proxy:
                 pass
 
             def forward(self) -> None:
+                proxy._count(1)
+                try:
+                    self._forward()
+                finally:
+                    proxy._count(-1)
+
+            def _forward(self) -> None:
                 proxy.requests.append((self.command, self.path))
                 body = self._body()
                 time.sleep(proxy.delay)
@@ -53,7 +62,7 @@ class Proxy:
                     return
                 query = urllib.parse.parse_qs(urllib.parse.urlsplit(self.path).query)
                 if query.get("ifGenerationMatch") == ["0"] and self.command == "POST":
-                    with proxy._creating:
+                    with proxy._lock:
                         if proxy._exists(host, port, query, self.path, body):
                             self._answer(412, [], b"{}")
                             return
@@ -113,6 +122,11 @@ class Proxy:
         self._server = Server(("127.0.0.1", 0), Handler)
         self.address = f"http://127.0.0.1:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def _count(self, change: int) -> None:
+        with self._lock:
+            self._under_way += change
+            self.most = max(self.most, self._under_way)
 
     def _exists(self, host: str, port: int, query: dict, path: str, body: bytes) -> bool:
         bucket = path.partition("/b/")[2].partition("/")[0]

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -169,6 +170,15 @@ def launch(arguments, devices=1, **environment):
             **environment,
         },
     )
+
+
+def launch_two(arguments):
+    """Two processes of one device each, which find each other over the loopback."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    together = ["--distributed.coordinator", f"localhost:{port}", "--distributed.num-processes", 2]
+    return [launch([*arguments, *together, "--distributed.process-id", rank]) for rank in range(2)]
 
 
 def metrics(directory, timing=False):

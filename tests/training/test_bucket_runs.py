@@ -8,17 +8,18 @@ import subprocess
 import sys
 import time
 
-import jax
 import numpy as np
 import pytest
 
 from support import bucket_servers
 from support.paths import ROOT
-from support.toy_run import load_train, make_toy
+from support.toy_run import launch_two, load_train, make_toy
 from unix_jax import cli
 from unix_jax.checkpoints.leaves import flatten
 from unix_jax.checkpoints.native import load_params
+from unix_jax.checkpoints.run_files import LISTING
 from unix_jax.storage import buckets
+from unix_jax.training import preemption
 from unix_jax.training.metrics import TIMING_FIELDS
 
 TIMES = {*TIMING_FIELDS}
@@ -63,12 +64,26 @@ def _export(url):
     return resolve_checkpoint(url)
 
 
-def test_a_run_in_a_bucket(toy, place, capsys):
+def stops_after(patch, last):
+    """A run receives SIGTERM in this step."""
+    original = preemption.StopRequest.reached
+
+    def signalled(self, step):
+        if step == last:
+            self._note(signal.SIGTERM, None)
+        return original(self, step)
+
+    patch.setattr(preemption.StopRequest, "reached", signalled)
+
+
+def test_a_run_in_a_bucket(toy, place, capsys, monkeypatch):
     train, url, local = load_train().main, "gs://bucket/run", place / "local"
     arguments = [str(toy("understanding")), "--validate-every", "4"]
     with bucket_servers.gcs():
         assert train([*arguments, "--out", str(local)]) == 0
-        assert train([*arguments, "--out", url, "--total-steps", "5"]) == 0
+        with monkeypatch.context() as patch:
+            stops_after(patch, 5)
+            assert train([*arguments, "--out", url]) == 0
         assert train([*arguments, "--out", url]) == 0
         said = capsys.readouterr().err
         assert f"resuming from {url}/checkpoints/5" in said
@@ -111,4 +126,38 @@ def test_five_kills(scheme, toy, place):
         print(f"checkpoints after the kills: {reached}")
         subprocess.run([*command, "--out", url], env=environment, check=True)
         require_equal(url, local)
-    assert jax.process_count() == 1
+
+
+def ended(processes):
+    """The errors of processes that end well."""
+    errors = [process.communicate(timeout=600)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), errors
+    return errors
+
+
+@pytest.mark.slow
+def test_two_processes(toy, place):
+    """Killed and resumed, they equal a run of two processes with a directory that they share."""
+    url, local = "gs://bucket/run", place / "local"
+    options = [toy("generation"), "--mesh", "fsdp=2", "--validate-every", "4"]
+    ended(launch_two([*options, "--out", local]))
+    with bucket_servers.gcs():
+        processes = launch_two([*options, "--out", url])
+        while f"checkpoints/3/{LISTING}" not in buckets.entries(url):
+            assert [process.poll() for process in processes] == [None, None]
+            time.sleep(0.2)
+        for process in processes:
+            process.kill()
+            process.communicate()
+        assert not buckets.entries(f"{url}/export")
+        errors = ended(launch_two([*options, "--out", url]))
+        assert f"resuming from {url}/checkpoints/" in errors[0]
+        assert f"wrote {url}/export" in errors[0]
+        require_equal(url, local)
+        # What the copies of the killed processes left is gone, too.
+        assert not os.listdir(place / "cache" / "outputs")
+        failed = launch_two([*options, "--out", "gs://none-such/run"])
+        for process in failed:
+            errors = process.communicate(timeout=600)[1]
+            assert process.returncode == 1
+            assert errors.splitlines()[-1].endswith("no such bucket gs://none-such")

@@ -3,7 +3,6 @@
 import os
 import random
 import signal
-import socket
 import time
 
 import numpy as np
@@ -112,22 +111,10 @@ def test_ten_kills_at_random_moments(stage, toy, tmp_path):
     toy_run.assert_same_run(whole, broken)
 
 
-def launch_two(arguments):
-    """Two processes of one device each, which find each other over the loopback."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    together = ["--distributed.coordinator", f"localhost:{port}", "--distributed.num-processes", 2]
-    return [
-        toy_run.launch([*arguments, *together, "--distributed.process-id", rank])
-        for rank in range(2)
-    ]
-
-
 @pytest.mark.slow
 def test_a_signal_to_one_of_two_processes_stops_both(toy, tmp_path):
     arguments = [toy("generation"), "--out", tmp_path, "--mesh", "data=2"]
-    processes = launch_two([*arguments, "--total-steps", 100_000])
+    processes = toy_run.launch_two([*arguments, "--total-steps", 100_000])
     while not (tmp_path / "metrics.jsonl").exists() or not toy_run.metrics(tmp_path):
         assert processes[0].poll() is None
         time.sleep(0.5)
@@ -148,7 +135,7 @@ def test_broken_images_of_one_of_two_processes_stop_both(toy, tmp_path):
     options += ["--data.max-broken-fraction", 0, "--mesh", "data=2", "--total-steps", 1000]
     arguments = [toy("understanding"), "--out", tmp_path / "run", *options]
     found = []
-    for process in launch_two(arguments):
+    for process in toy_run.launch_two(arguments):
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 1, errors
         found.append(errors.splitlines()[-1])
@@ -167,7 +154,7 @@ def test_two_processes_give_what_one_gives(toy, tmp_path):
     process = toy_run.launch([config, "--out", one, *options], devices=2)
     _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
-    processes = launch_two([config, "--out", two, *options])
+    processes = toy_run.launch_two([config, "--out", two, *options])
     for process in processes:
         _, errors = process.communicate(timeout=600)
         assert process.returncode == 0, errors

@@ -6,8 +6,7 @@ a run.
 
 import functools
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,7 +21,7 @@ from unix_jax.dry_run.dry_run import dry_run
 from unix_jax.errors import ConfigError
 from unix_jax.inference.compilation import enable_compilation_cache
 from unix_jax.training import average, distributed, previews, start
-from unix_jax.training.bucket_run import local_run
+from unix_jax.training.bucket_run import LocalRun, local_run
 from unix_jax.training.checkpoint_store import FOLDER, CheckpointStore
 from unix_jax.training.config import TrainConfig, parse_arguments
 from unix_jax.training.distributed import agree
@@ -79,27 +78,14 @@ def train(arguments: Sequence[str]) -> int:
     ):
         for line in filter(None, (local.note, note)):
             progress.say(line)
-        return run_in(
-            local.directory,
-            config,
-            progress,
-            restart_data=invocation.restart_data,
-            upload=local.upload,
-        )
+        return run_in(local, config, progress, restart_data=invocation.restart_data)
 
 
 def run_in(
-    out: Path,
-    config: TrainConfig,
-    progress: ProgressLine,
-    *,
-    restart_data: bool,
-    upload: Callable[[], None] = lambda: None,
+    local: LocalRun, config: TrainConfig, progress: ProgressLine, *, restart_data: bool
 ) -> int:
-    """The run in its locked directory, of which `upload` is called after each checkpoint.
-
-    Returns the exit code.
-    """
+    """The run in its locked directory; returns the exit code."""
+    out = local.directory
     primary = distributed.is_primary()
 
     # ================================================================== sources of the data
@@ -120,7 +106,8 @@ def run_in(
         out,
         keep_last=config.checkpoints.keep_last,
         keep_best=config.checkpoints.keep_best,
-        upload=upload,
+        upload=local.upload,
+        shared=local.shared,
     )
     for line in checkpoints.skipped:
         progress.warn(line)
@@ -146,7 +133,7 @@ def run_in(
         assert restored is not None
         first, data_state = restored.step, restored.progress["data"]
         window = Window(restored.progress["window"])
-        state = start.restore_frozen(out, stage.target, restored.state)
+        state = start.restore_frozen(out, stage.target, restored.state, local.shared)
         state = start.resumed(state, stage.target)
         share = start.recorded_share(restored.progress, first)
         if total < first:
@@ -162,7 +149,7 @@ def run_in(
         given = start.load_parts(origin, config, mesh)
         state = stage.fresh(given)
         del given
-        start.save_frozen(out, state)
+        start.save_frozen(out, state, local.shared)
 
     # ============================================================================= data
     vae_params = stage.weights(state, config.preferred)[1] if config.data.moments else None

@@ -22,13 +22,18 @@ from unix_jax.data.broken import check_broken, is_logged
 from unix_jax.data.collate import LoadedSample, collate, load
 from unix_jax.data.config import DataConfig
 from unix_jax.data.packing import PlannedRow, Planner, SourceCount
-from unix_jax.data.samples import SampleSource
+from unix_jax.data.samples import SampleSource, TrainingSample
 from unix_jax.errors import ConfigError, UniXError
 from unix_jax.extras import needed
+from unix_jax.storage.paths import names_bucket
 
 with needed("grain", "Training", "unix-jax[train]"):
     import grain
     from grain.experimental import ThreadPrefetchDatasetIterator
+
+READERS = 64
+"""Objects of buckets that are read at the same time."""
+_MOST_STEPS = 32
 
 _LOG = logging.getLogger(__name__)
 
@@ -139,24 +144,73 @@ class _Broken:
     error: str
 
 
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """A planned step whose samples are being loaded.
+
+    state: of the planner after it. info: without what is known when the samples are there.
+    """
+
+    rows: "list[list[Future[LoadedSample | _Broken]]]"
+    state: dict[str, Any]
+    info: BatchInfo
+
+
 class _LoaderIterator(grain.DatasetIterator[tuple[TrainingBatch, BatchInfo]]):
     def __init__(self, loader: Loader) -> None:
         super().__init__()
         self._loader = loader
         self._planner = Planner(loader.samples, loader.data)
         self._pool = ThreadPoolExecutor(loader.data.threads, thread_name_prefix="unix-data")
+        # Requests to a bucket mostly wait, so many are under way while few threads decode.
+        self._readers = (
+            ThreadPoolExecutor(READERS, thread_name_prefix="unix-read")
+            if names_bucket(loader.data.source)
+            else None
+        )
+        self._steps: collections.deque[_Step] = collections.deque()
+        # Of the planner, after the last step that was returned.
+        self._state = self._planner.state()
         self._seen = self._broken = self._warned = 0
         self._last_errors: collections.deque[str] = collections.deque(maxlen=10)
 
     def __next__(self) -> tuple[TrainingBatch, BatchInfo]:
         self._assert_not_closed()
-        planned = self._planner.next_step()
-        if planned is None:
+        self._plan()
+        if not self._steps:
             raise StopIteration
-        loader, data = self._loader, self._loader.data
-        rows = self._materialise([planned[row] for row in loader.rows])
-        batch = collate(rows, loader.config, data)
-        return batch, self._info(planned, rows)
+        step = self._steps.popleft()
+        rows = [[s for f in row if (s := self._result(f)) is not None] for row in step.rows]
+        self._state = step.state
+        info = dataclasses.replace(
+            step.info,
+            keys=tuple(tuple(loaded.sample.key for loaded in row) for row in rows),
+            broken=self._broken,
+            image_warnings=self._warned,
+        )
+        return collate(rows, self._loader.config, self._loader.data), info
+
+    def _plan(self) -> None:
+        """Plans the next step, and as many more as keep all readers busy."""
+        wanted = 2 * READERS if self._readers else 1
+        while len(self._steps) < _MOST_STEPS and sum(map(_samples, self._steps)) < wanted:
+            planned = self._planner.next_step()
+            if planned is None:
+                return
+            rows = [
+                [self._submit(*self._planner.locate(i)) for i in planned[row].indices]
+                for row in self._loader.rows
+            ]
+            self._steps.append(_Step(rows, self._planner.state(), self._info(planned)))
+            if self._readers is None:
+                return
+
+    def _submit(self, index: int, epoch: int) -> "Future[LoadedSample | _Broken]":
+        if self._readers is None:
+            return self._pool.submit(self._load, index, epoch)
+        # Both pools work in order, so the threads that decode wait for what comes first.
+        found = self._readers.submit(self._build, index, epoch)
+        return self._pool.submit(lambda: _loaded(found.result()))
 
     def get_state(self) -> dict[str, Any]:
         local = {
@@ -165,11 +219,13 @@ class _LoaderIterator(grain.DatasetIterator[tuple[TrainingBatch, BatchInfo]]):
             "broken": self._broken,
             "image_warnings": self._warned,
         }
-        return self._planner.state() | {"local": local}
+        return self._state | {"local": local}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Raises DataError if this is not a state of such a loader."""
         self._planner.restore(state)
+        self._steps.clear()
+        self._state = self._planner.state()
         local = state.get("local", {})
         # Counts of another process, or of another number of processes, do not apply here.
         same = local.get("process") == [self._loader.process_index, self._loader.process_count]
@@ -181,22 +237,18 @@ class _LoaderIterator(grain.DatasetIterator[tuple[TrainingBatch, BatchInfo]]):
     def close(self) -> None:
         if not self._closed:
             super().close()
-            self._pool.shutdown(wait=False, cancel_futures=True)
+            for pool in filter(None, (self._readers, self._pool)):
+                pool.shutdown(wait=False, cancel_futures=True)
 
-    def _materialise(self, planned: Sequence[PlannedRow]) -> list[list[LoadedSample]]:
-        """The rows' samples with their images, broken ones skipped."""
-        futures = [[self._pool.submit(self._load, i) for i in row.indices] for row in planned]
-        return [[s for future in row if (s := self._result(future)) is not None] for row in futures]
+    def _load(self, index: int, epoch: int) -> LoadedSample | _Broken:
+        return _loaded(self._build(index, epoch))
 
-    def _load(self, stream_index: int) -> LoadedSample | _Broken:
-        key = ""
+    def _build(self, index: int, epoch: int) -> TrainingSample | _Broken:
+        """The sample; images in buckets are read."""
         try:
-            sample = self._loader.samples.build(*self._planner.locate(stream_index))
-            key = sample.key
-            return load(sample)
+            return self._loader.samples.build(index, epoch)
         except UniXError as error:
-            text = str(error)
-            return _Broken(text if key in text else f"{key}: {text}")
+            return _Broken(str(error))
 
     def _result(self, future: "Future[LoadedSample | _Broken]") -> LoadedSample | None:
         result = future.result()
@@ -221,15 +273,14 @@ class _LoaderIterator(grain.DatasetIterator[tuple[TrainingBatch, BatchInfo]]):
                 self._warned, key, problem,
             )  # fmt: skip
 
-    def _info(
-        self, planned: Sequence[PlannedRow], rows: Sequence[Sequence[LoadedSample]]
-    ) -> BatchInfo:
+    def _info(self, planned: Sequence[PlannedRow]) -> BatchInfo:
+        """What is known of the step that was planned last."""
         loader, data = self._loader, self._loader.data
         und = sum(row.cost.und for row in planned)
         gen_row = data.gen_tokens(loader.config)
         gen = sum(row.cost.vae for row in planned) * gen_row // max(data.vae_images, 1)
         return BatchInfo(
-            keys=tuple(tuple(loaded.sample.key for loaded in row) for row in rows),
+            keys=(),
             step=self._planner.steps,
             epoch=self._planner.epoch,
             samples=sum(len(row.indices) for row in planned),
@@ -238,8 +289,22 @@ class _LoaderIterator(grain.DatasetIterator[tuple[TrainingBatch, BatchInfo]]):
             padding_fraction=1 - (und + gen) / (data.rows * (data.und_tokens + gen_row)),
             skipped=dict(self._planner.skipped),
             first_skipped=dict(self._planner.first_skipped),
-            broken=self._broken,
-            image_warnings=self._warned,
+            broken=0,
+            image_warnings=0,
             digest=self._planner.digest,
             sources=self._planner.sources,
         )
+
+
+def _loaded(sample: TrainingSample | _Broken) -> LoadedSample | _Broken:
+    if isinstance(sample, _Broken):
+        return sample
+    try:
+        return load(sample)
+    except UniXError as error:
+        text = str(error)
+        return _Broken(text if sample.key in text else f"{sample.key}: {text}")
+
+
+def _samples(step: _Step) -> int:
+    return sum(map(len, step.rows))

@@ -14,7 +14,8 @@ from PIL import Image
 
 from unix_jax.errors import DataError, ImageError
 from unix_jax.instructions import Instructions
-from unix_jax.preprocessing.images import load_image, load_levels
+from unix_jax.preprocessing.images import load_image, load_levels, most_bytes
+from unix_jax.storage.bucket_path import BucketPath
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,6 +194,18 @@ def with_image_bytes(record: Record) -> Record:
       DataError: a file cannot be read.
     """
     return map_images(record, lambda image: _bytes_of(image, record.key))
+
+
+def images_read_ahead(record: Record) -> Record:
+    """The record with the content of its images that are in buckets, undecoded.
+
+    An image that cannot be read raises its error when it is decoded.
+    """
+
+    def read(image: bytes | Path) -> bytes | Path:
+        return image.read_ahead(most_bytes() + 1) if isinstance(image, BucketPath) else image
+
+    return map_images(record, read)
 
 
 def map_images(record: Record, function: Callable[[bytes | Path], bytes | Path]) -> Record:

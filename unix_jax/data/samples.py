@@ -24,6 +24,7 @@ from unix_jax.data.records import (
     RecordSource,
     Turn,
     captions_of,
+    images_read_ahead,
     instructions_for,
     report_text,
 )
@@ -176,7 +177,14 @@ class RecordSamples(abc.ABC):
 
     def build(self, index: int, epoch: int) -> TrainingSample:
         numbers = draw(self._data.seed, epoch, index)
-        return self._build(index, self.records[index], numbers, self._change(epoch, index))
+        record = self.records[index]
+        if self._reads_images:
+            record = images_read_ahead(record)
+        return self._build(index, record, numbers, self._change(epoch, index))
+
+    @property
+    def _reads_images(self) -> bool:
+        return True
 
     def _change(self, epoch: int, index: int) -> Change:
         """The augmentation of the sample, the same for each of its images."""
@@ -397,6 +405,10 @@ class GenerationSamples(RecordSamples):
             (lambda: self._image(index, record, problems, change),),
             problems,
         )
+
+    @property
+    def _reads_images(self) -> bool:
+        return self._moments is None
 
     def _image(self, index: int, record: Record, problems: list[str], change: Change) -> np.ndarray:
         if self._moments is not None:

@@ -204,7 +204,7 @@ def _read_file(path: Path, name: str, max_pixels: int) -> bytes:
     try:
         if isinstance(path, BucketPath):
             # One request instead of four.
-            limit = _most_bytes(max_pixels)
+            limit = most_bytes(max_pixels)
             data = path.read_at_most(limit + 1)
             if len(data) > limit:
                 raise ImageError(f"{name}: expected at most {limit} bytes, found more")
@@ -217,13 +217,14 @@ def _read_file(path: Path, name: str, max_pixels: int) -> bytes:
         raise ImageError(f"{name}: cannot be read: {_one_line(error)}") from error
 
 
-def _most_bytes(max_pixels: int) -> int:
+def most_bytes(max_pixels: int = MAX_PIXELS) -> int:
+    """The largest file of an image that is read."""
     # No format stores more than 8 bytes a pixel uncompressed; the rest is room for headers.
     return 8 * max_pixels + 2**26
 
 
 def _check_file(path: Path, name: str, max_pixels: int) -> None:
-    limit = _most_bytes(max_pixels)
+    limit = most_bytes(max_pixels)
     if not path.exists():
         raise ImageError(f"{name}: no such file")
     if not path.is_file():

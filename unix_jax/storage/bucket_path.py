@@ -17,10 +17,22 @@ from unix_jax.storage.paths import local_path
 class BucketPath(PosixPath):
     """`gs://BUCKET/NAME` or `s3://BUCKET/NAME` with the methods of a `Path` that read.
 
-    A read is one request; nothing is cached except what `stat` found. An object that cannot be
+    A read is one request; nothing is cached except by `read_ahead`. An object that cannot be
     read raises an OSError with one line in `strerror`, as a local file does. A local `Path` made of
     it names nothing, so methods that write raise an OSError.
     """
+
+    _content: bytes | None = None
+
+    def read_ahead(self, limit: int) -> "BucketPath":
+        """This path with the first `limit` bytes of its object, which reads return from now on.
+
+        An object that cannot be read raises its error when it is used.
+        """
+        path = BucketPath(self)
+        with contextlib.suppress(OSError):
+            path._content = self.read_at_most(limit)
+        return path
 
     def __str__(self) -> str:
         # `pathlib` keeps one slash of the two.
@@ -55,6 +67,8 @@ class BucketPath(PosixPath):
 
     def read_at_most(self, limit: int) -> bytes:
         """The first `limit` bytes, in one request."""
+        if self._content is not None:
+            return self._content[:limit]
         with self._as_local_error():
             return buckets.read(self._url, limit)
 
@@ -172,6 +186,8 @@ def any_path(path: str | os.PathLike[str], argument: str | None = None) -> Path:
 
 def path_of(path: str | os.PathLike[str]) -> Path:
     """As `any_path`, for a text that has passed a check of its own."""
+    if isinstance(path, BucketPath):
+        return path
     return any_path(path) if buckets.is_bucket(path) else Path(path)
 
 

@@ -68,6 +68,11 @@ def source_text(text: str, argument: str | None = None) -> str:
     return text
 
 
+def names_bucket(source: str) -> bool:
+    """Whether a source of data, or a part of a mixture, is in a bucket."""
+    return bool(_IN_BUCKETS.search(urllib.parse.unquote(source)))
+
+
 def refuse_url(text: str, argument: str | None = None) -> None:
     """Raises StorageError where `text` is a URL or contains one."""
     if is_url(text):

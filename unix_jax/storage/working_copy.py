@@ -88,6 +88,12 @@ class WorkingCopy:
         self.path = self._home / "files"
         self.path.mkdir()
         remember(self.path, url)
+        self._stop = threading.Event()
+        self._lost: UniXError | None = None
+        self._uploaded = time.monotonic()
+        self._threads: list[threading.Thread] = []
+        # A download may take longer than a lock counts without being renewed.
+        self._begin(self._renew)
         try:
             self._found = {
                 name: entry
@@ -96,26 +102,29 @@ class WorkingCopy:
             }
             self._download(wanted)
         except BaseException:
+            self._end_threads()
             self._close()
             raise
-        self._stop = threading.Event()
-        self._lost: UniXError | None = None
-        self._uploaded = time.monotonic()
-        self._threads = [
-            threading.Thread(target=work, name=f"{work.__name__} {url}", daemon=True)
-            for work in (self._upload_changes, self._renew)
-        ]
+        self._begin(self._upload_changes)
+
+    def _begin(self, work: Callable[[], None]) -> None:
+        thread = threading.Thread(target=work, name=f"{work.__name__} {self.url}", daemon=True)
+        thread.start()
+        self._threads.append(thread)
+
+    def _end_threads(self) -> None:
+        self._stop.set()
         for thread in self._threads:
-            thread.start()
+            thread.join()
 
     def fetch(self, names: list[str]) -> None:
         """Downloads the content of names that were left empty."""
         wanted = {name: self._found[name] for name in names if name in self._found}
-        for name in wanted:
-            (self.path / name).unlink(missing_ok=True)
-        buckets.download_all(self.url, wanted, self.path)
-        for name in wanted:
-            self._known[name] = _state(self.path / name)
+        # Meanwhile an upload would take them for changed ones.
+        with self._syncing:
+            buckets.download_all(self.url, wanted, self.path)
+            for name in wanted:
+                self._known[name] = _state(self.path / name)
 
     def names(self) -> dict[str, Entry]:
         """What was in the bucket at the start, without unfinished directories."""
@@ -136,9 +145,7 @@ class WorkingCopy:
         Raises:
           UniXError: it cannot be uploaded; then the local copy stays, and the error names it.
         """
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
+        self._end_threads()
         try:
             self.sync()
         except UniXError as error:
@@ -313,19 +320,47 @@ def closing(copy: WorkingCopy) -> Iterator[WorkingCopy]:
     copy.close()
 
 
+@contextlib.contextmanager
+def reading_copy(url: str, wanted: Wanted) -> Iterator[Path]:
+    """A local copy of the names of a directory in a bucket that are `wanted`; it is not uploaded.
+
+    Raises:
+      UniXError: it cannot be read.
+    """
+    home, descriptor = _new_home(url)
+    try:
+        path = home / "files"
+        path.mkdir()
+        remember(path, url)
+        found = buckets.entries(url)
+        buckets.download_all(url, {n: e for n, e in found.items() if n and wanted(n)}, path)
+        yield path
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+        os.close(descriptor)
+
+
 def _new_home(url: str) -> tuple[Path, int]:
     """A new directory for a copy, and the descriptor that holds it; removes abandoned ones."""
     outputs = bucket_cache.cache_directory() / "outputs"
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", url.rpartition("/")[2])[:40].lstrip(".")
-    home = outputs / f"{name}-{uuid.uuid4().hex[:8]}"
     try:
         outputs.mkdir(parents=True, exist_ok=True)
         for other in outputs.iterdir():
             _remove_abandoned(other)
-        home.mkdir()
-        descriptor = os.open(home, os.O_RDONLY | os.O_DIRECTORY)
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        while True:
+            home = outputs / f"{name}-{uuid.uuid4().hex[:8]}"
+            home.mkdir()
+            try:
+                descriptor = os.open(home, os.O_RDONLY | os.O_DIRECTORY)
+            except FileNotFoundError:
+                continue
+            with contextlib.suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            # Another process that starts may have taken it for an abandoned one.
+            if home.exists():
+                break
+            os.close(descriptor)
     except OSError as error:
         raise StorageError(
             f"{outputs} (UNIX_JAX_CACHE): cannot be written: {error.strerror or error}"

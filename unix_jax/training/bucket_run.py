@@ -11,11 +11,12 @@ import jax
 
 from unix_jax.checkpoints import run_files
 from unix_jax.checkpoints.run_export import EXPORT, RUN_FILE
-from unix_jax.errors import CheckpointError, ConfigError
+from unix_jax.errors import CheckpointError
 from unix_jax.storage import bucket_cache
 from unix_jax.storage.bucket_path import BucketPath
-from unix_jax.storage.working_copy import WorkingCopy, closing
+from unix_jax.storage.working_copy import WorkingCopy, closing, reading_copy
 from unix_jax.training.checkpoint_store import FOLDER
+from unix_jax.training.distributed import agree
 
 # What a run that resumes does not read.
 _NOT_READ = (FOLDER, EXPORT, "previews", "tensorboard", "profile")
@@ -26,34 +27,52 @@ class LocalRun(NamedTuple):
     """The directory that a run writes.
 
     note: a line to say, or "". upload: returns when the bucket has what the directory has.
+    shared: whether all processes see the same directory.
     """
 
     directory: Path
     note: str = ""
     upload: Callable[[], None] = lambda: None
+    shared: bool = True
 
 
 @contextlib.contextmanager
 def local_run(out: Path, break_lock: bool) -> Iterator[LocalRun]:
     """The local directory of a run, which is uploaded if `out` is in a bucket.
 
+    Of several processes, process 0 holds the lock, and uploads its directory. The others have
+    directories of their own with what a run that resumes reads; what they write goes nowhere.
+
     Raises:
-      UniXError: another run is writing it, it cannot be read or written, or there are several
-        processes, whose local copies would be different ones.
+      UniXError: another run is writing it, or it cannot be read or written; in every process.
     """
     if not isinstance(out, BucketPath):
         yield LocalRun(out)
         return
-    if jax.process_count() > 1:
-        raise ConfigError(
-            f"--out {out}: expected one process, found {jax.process_count()}: each has a local "
-            "copy of its own; with several, name a directory that all of them share, such as a "
-            "bucket that is mounted with gcsfuse (docs/buckets.md)"
-        )
-    copy = WorkingCopy(str(out), _is_read, break_lock=break_lock)
-    with closing(copy):
-        _fetch_newest(copy)
-        yield LocalRun(copy.path, copy.note, copy.sync)
+    url = str(out)
+    with contextlib.ExitStack() as stack:
+        copies: list[WorkingCopy] = []
+
+        def open_copy() -> int | None:
+            copy = WorkingCopy(url, _is_read, break_lock=break_lock)
+            copies.append(stack.enter_context(closing(copy)))
+            return _fetch_newest(copy)
+
+        step = agree(open_copy)
+        alone = jax.process_count() == 1
+        if copies:
+            yield LocalRun(copies[0].path, copies[0].note, copies[0].sync, alone)
+        else:
+            yield LocalRun(_opened(stack, url, step), shared=False)
+        # The last upload may take minutes, after which the processes end together.
+        agree(stack.close)
+
+
+def _opened(stack: contextlib.ExitStack, url: str, step: int | None) -> Path:
+    """The directory of a process other than 0."""
+    start = (RUN_FILE, "tokenizer/", "frozen/", f"{FOLDER}/{step}/")
+    wanted = (lambda name: name.startswith(start)) if step is not None else (lambda name: False)
+    return stack.enter_context(reading_copy(url, wanted))
 
 
 def _is_read(name: str) -> bool:
@@ -62,8 +81,11 @@ def _is_read(name: str) -> bool:
     )
 
 
-def _fetch_newest(copy: WorkingCopy) -> None:
-    """Downloads the newest checkpoint that is not damaged, and the damaged ones after it."""
+def _fetch_newest(copy: WorkingCopy) -> int | None:
+    """Downloads the newest checkpoint that is not damaged, and the damaged ones after it.
+
+    Returns its step, or None.
+    """
     names = list(copy.names())
     found = sorted((int(m[1]) for name in names if (m := _LISTING.fullmatch(name))), reverse=True)
     for step in found:
@@ -71,7 +93,8 @@ def _fetch_newest(copy: WorkingCopy) -> None:
         copy.fetch([name for name in names if name.startswith(start)])
         with contextlib.suppress(CheckpointError):
             run_files.verify(copy.path / FOLDER / str(step))
-            return
+            return step
+    return None
 
 
 def fetch_listings(run: str | os.PathLike[str]) -> Path:

@@ -8,6 +8,10 @@
 Orbax writes under a temporary name, `files.json` is added there, and one rename completes the
 checkpoint. Older checkpoints are deleted only after that rename, so a process that is killed at any
 moment leaves a usable one. Works with any pytree of arrays.
+
+Several processes write the arrays of a checkpoint together into a directory that they share. Where
+each has a directory of its own (`shared=False`), process 0 gathers the arrays on its host, one by
+one, and writes all of them; the others read what their directories hold at the start.
 """
 
 import logging
@@ -18,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
@@ -30,7 +35,7 @@ from unix_jax.checkpoints.run_files import (
     write_listing,
 )
 from unix_jax.errors import CheckpointError
-from unix_jax.training.distributed import agree, is_primary
+from unix_jax.training.distributed import agree, is_primary, to_host
 
 FOLDER = "checkpoints"
 
@@ -54,6 +59,7 @@ class CheckpointStore:
         keep_last: int = 2,
         keep_best: int = 1,
         upload: Callable[[], None] = lambda: None,
+        shared: bool = True,
     ) -> None:
         """Opens `directory`/checkpoints; moves damaged checkpoints away, deletes unfinished ones.
 
@@ -65,6 +71,7 @@ class CheckpointStore:
           keep_best: the number of further ones to keep: those with the least validation loss.
           upload: called when a checkpoint is on disk, before the next one is written; what it
             raises is raised by `save` and `wait`.
+          shared: whether all processes see the same directory.
 
         Raises:
           CheckpointError: the directory cannot be created, written or read, or all of its
@@ -81,21 +88,25 @@ class CheckpointStore:
         self._log_filter = _OrbaxFilter()
         logging.getLogger("absl").addFilter(self._log_filter)
         self._upload = upload
+        self._apart = not shared and jax.process_count() > 1
         self._policy = _KeepLastAndBest(keep_last, keep_best)
         for step in steps(self.directory):
             self._policy.metrics[step] = listing(self.directory / str(step)).get("metrics", {})
         self._pending: tuple[int, Mapping[str, float]] | None = None
+        processes = _alone() if self._apart else ocp.options.MultiprocessingOptions()
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=self._policy,
                 lightweight_initialize=True,
                 save_root_metadata=False,
+                create=not self._apart,
                 async_options=ocp.options.AsyncOptions(post_finalization_callback=self._list_files),
+                multiprocessing_options=processes,
             ),
             item_handlers={
-                "state": ocp.StandardCheckpointHandler(),
-                "progress": ocp.JsonCheckpointHandler(),
+                "state": ocp.StandardCheckpointHandler(multiprocessing_options=processes),
+                "progress": ocp.JsonCheckpointHandler(multiprocessing_options=processes),
             },
         )
 
@@ -142,7 +153,13 @@ class CheckpointStore:
             permission); nothing half-written is left.
         """
         self.wait()
-        if step in self._manager.all_steps():
+        if self._apart:
+            if agree(lambda: step in self._manager.all_steps()):
+                return
+            state = _gathered(state)
+            if not is_primary():
+                return
+        elif step in self._manager.all_steps():
             return
         self._require_space(state, step)
         self._pending = (step, dict(metrics or {}))
@@ -165,6 +182,12 @@ class CheckpointStore:
           CheckpointError: it could not be written.
           UniXError: it could not be uploaded.
         """
+        if self._apart:
+            agree(self._wait)
+        else:
+            self._wait()
+
+    def _wait(self) -> None:
         try:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
@@ -286,6 +309,14 @@ class _OrbaxFilter(logging.Filter):
         return f"{os.sep}orbax{os.sep}" not in record.pathname
 
 
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """For a process that does not wait for the others."""
+    index = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process-{index}"
+    )
+
+
 # --- pytrees -----------------------------------------------------------------------------------
 
 
@@ -307,6 +338,16 @@ def _name(key: Any) -> str:
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
     sharding = getattr(leaf, "sharding", None)
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _gathered(tree: Any) -> Any:
+    """The whole arrays on the host of process 0, None elsewhere; every process calls it."""
+
+    def gather(leaf: Any) -> np.ndarray | None:
+        whole = to_host(leaf)
+        return whole if is_primary() else None
+
+    return jax.tree.map(gather, tree)
 
 
 def _local_bytes(leaf: Any) -> int:

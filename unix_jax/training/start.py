@@ -473,8 +473,11 @@ def without_frozen(state: Any) -> Any:
     return state.replace(frozen=None) if hasattr(state, "frozen") else state
 
 
-def save_frozen(out: str | os.PathLike[str], state: Any) -> None:
+def save_frozen(out: str | os.PathLike[str], state: Any, shared: bool = True) -> None:
     """Writes the frozen weights of a run that starts.
+
+    Args:
+      shared: as of `CheckpointStore`.
 
     Raises:
       CheckpointError: they cannot be written.
@@ -483,7 +486,7 @@ def save_frozen(out: str | os.PathLike[str], state: Any) -> None:
     if not jax.tree.leaves(frozen):
         return
     shutil.rmtree(Path(out) / FROZEN, ignore_errors=True)
-    with CheckpointStore(Path(out) / FROZEN) as store:
+    with CheckpointStore(Path(out) / FROZEN, shared=shared) as store:
         store.save(0, frozen, {})
 
 
@@ -493,8 +496,13 @@ def resumed(state: Any, target: Any) -> Any:
     return state.replace(halted=going)
 
 
-def restore_frozen(out: str | os.PathLike[str], target: Any, state: Any) -> Any:
+def restore_frozen(
+    out: str | os.PathLike[str], target: Any, state: Any, shared: bool = True
+) -> Any:
     """`state` with the frozen weights of its run.
+
+    Args:
+      shared: as of `CheckpointStore`.
 
     Raises:
       CheckpointError: they are damaged or absent.
@@ -502,7 +510,7 @@ def restore_frozen(out: str | os.PathLike[str], target: Any, state: Any) -> Any:
     frozen = getattr(target, "frozen", None)
     if not jax.tree.leaves(frozen):
         return state.replace(frozen=frozen) if hasattr(state, "frozen") else state
-    with CheckpointStore(Path(out) / FROZEN) as store:
+    with CheckpointStore(Path(out) / FROZEN, shared=shared) as store:
         restored = store.restore(frozen)
         if restored is None:
             raise CheckpointError(
