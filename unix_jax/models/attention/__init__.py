@@ -61,10 +61,11 @@ def attention(
         )
     if implementation == "auto":
         implementation = _chosen(query, blocks)
-    if implementation == "pallas":
-        return _attend_pallas(query, blocks, query_metadata, chunk_size or 512)
     if implementation == "cudnn":
         return cudnn_attention(query, _plain(blocks), query_metadata)
+    blocks = _valid(blocks)
+    if implementation == "pallas":
+        return _attend_pallas(query, blocks, query_metadata, chunk_size or 512)
     length = query.shape[1]
     if implementation == "xla":
         plan = Plan(length, None)
@@ -103,6 +104,10 @@ def _chosen(query: Array, blocks: Sequence[KeyBlock | MergedKeyBlock]) -> Implem
 
 def _plain(blocks: Sequence[KeyBlock | MergedKeyBlock]) -> list[KeyBlock]:
     return [b.plain() if isinstance(b, MergedKeyBlock) else b for b in blocks]
+
+
+def _valid(blocks: Sequence[KeyBlock | MergedKeyBlock]) -> list[KeyBlock | MergedKeyBlock]:
+    return [b.with_valid() if isinstance(b, KeyBlock) else b for b in blocks]
 
 
 # ----------------------------------------------------------------------------- pallas
