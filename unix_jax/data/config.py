@@ -49,10 +49,10 @@ class DataConfig:
     und_tokens: int = 4096
     """Length of a row in tokens of text and ViT images."""
     text_tokens: int | None = None
-    """Maximum number of text tokens per row. With it, the images of a row are in fixed slots, and
-    attention does not compute pairs of different images, which is faster. For samples of one ViT
-    image, at the beginning, or of captions with an image to generate; conversations with several
-    images are skipped. None: rows of any samples, also of the task edit."""
+    """Maximum number of text tokens per row; raised to what the images of a full row leave. With
+    it, images are in fixed slots of a row, and attention does not compute pairs of different
+    images. Samples have one ViT image, at the beginning, or captions and an image to generate;
+    conversations with more images are skipped. None: rows of any samples, also of the task edit."""
     vit_images: int = 6
     """Maximum number of ViT images per row; with 0, batches have none."""
     vae_images: int = 0

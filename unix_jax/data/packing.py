@@ -191,7 +191,6 @@ class Planner:
         expected = self._signature()
         if plan != expected:
             before = plan if isinstance(plan, Mapping) else {}
-            expected = dict.fromkeys(before) | expected
             differing = "; ".join(
                 f"data.{name}: expected {before.get(name)!r}, found {value!r}"
                 for name, value in expected.items()
@@ -204,7 +203,10 @@ class Planner:
         self._open = [PlannedRow(indices, self._row_cost(indices)) for indices in open_rows]
 
     def _signature(self) -> dict[str, Any]:
-        """The settings that must not change between saving and restoring."""
+        """The settings that must not change between saving and restoring.
+
+        Slots may: samples that no longer fit are skipped, and the order of the others is the same.
+        """
         fields = ("seed", "shuffle", "und_tokens", "vit_images", "vae_images")
         found: dict[str, Any] = {"samples": self._lengths[0]}
         if self._parts:
@@ -213,9 +215,7 @@ class Planner:
                 "weights": list(self._weights),
                 "tasks": [part.task for part in self._parts],
             }
-        found |= {name: getattr(self._data, name) for name in fields}
-        # Rows without slots are those of versions that did not have any.
-        return found if self._slots is None else found | {"text_tokens": self._data.text_tokens}
+        return found | {name: getattr(self._data, name) for name in fields}
 
     def _row_cost(self, indices: tuple[int, ...]) -> Cost:
         total = _EMPTY
@@ -224,10 +224,15 @@ class Planner:
             if isinstance(cost, Skip) or not self._fits(total.plus(cost)):
                 raise DataError(
                     f"data state: sample {self.locate(stream_index)[0]} no longer fits its row; "
-                    "the source or its texts have changed"
+                    f"the source or its texts have changed{self._limit_of_text()}"
                 )
             total = total.plus(cost)
         return total
+
+    def _limit_of_text(self) -> str:
+        if self._slots is None:
+            return ""
+        return f", or data.text_tokens ({self._data.text_tokens}) is too small for the row"
 
     def _next_row(self) -> PlannedRow | None:
         while (taken := self._take()) is not None:

@@ -20,7 +20,7 @@ def slots_of(config: UniXConfig, data: DataConfig) -> Slots | None:
     """The slots of the rows, None if the rows have their tokens in the order of the samples.
 
     Raises:
-      ConfigError: positions that neither text nor an image could have.
+      ConfigError: a row without room for text.
     """
     if data.text_tokens is None:
         return None
@@ -32,13 +32,8 @@ def slots_of(config: UniXConfig, data: DataConfig) -> Slots | None:
         )
     tokens = config.vision.num_patches + BOUNDARIES
     count = min(data.vit_images, room // tokens)
-    least = room - count * tokens
-    if data.text_tokens < least:
-        raise ConfigError(
-            f"data.text_tokens: expected at least {least}, which the {count} ViT images of a row "
-            f"leave of its {data.und_tokens} tokens, found {data.text_tokens}"
-        )
-    return Slots(data.und_tokens, count, tokens, data.vae_images, min(data.text_tokens, room))
+    text = max(min(data.text_tokens, room), room - count * tokens)
+    return Slots(data.und_tokens, count, tokens, data.vae_images, text)
 
 
 def slot_order(und: TokenMetadata, slots: Slots) -> Int[np.ndarray, "B U"]:
