@@ -29,6 +29,7 @@ config = TrainConfig(
         caption_dropout=0.1,
         rows=4,
         und_tokens=256,
+        text_tokens=256,
         vit_images=0,
         vae_images=8,
         vae_height=128,

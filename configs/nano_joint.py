@@ -22,6 +22,7 @@ config = TrainConfig(
         f" + 0.5*generation:manifest:{example('cxr')}",
         rows=4,
         und_tokens=640,
+        text_tokens=400,
         vit_images=4,
         vae_images=4,
         vae_height=128,

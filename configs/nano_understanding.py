@@ -27,6 +27,7 @@ config = TrainConfig(
         ),
         rows=2,
         und_tokens=576,
+        text_tokens=320,
         vit_images=5,
         vae_images=0,
     ),

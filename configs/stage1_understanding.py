@@ -29,6 +29,7 @@ config = TrainConfig(
         task="understanding",
         rows=128,
         und_tokens=1376,
+        text_tokens=384,
         vit_images=2,
         vae_images=0,
     ),

@@ -29,6 +29,7 @@ config = TrainConfig(
         caption_dropout=0.1,
         rows=128,
         und_tokens=160,
+        text_tokens=160,
         vit_images=0,
         vae_images=2,
         vae_height=256,

@@ -25,6 +25,7 @@ config = TrainConfig(
         caption_dropout=0.1,
         rows=256,
         und_tokens=160,
+        text_tokens=160,
         vit_images=0,
         vae_images=1,
         vae_height=512,

@@ -11,6 +11,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from unix_jax.models.attention.mask import TokenMetadata
+from unix_jax.models.attention.slots import Slots
 
 
 @struct.dataclass
@@ -29,6 +30,8 @@ class TrainingBatch:
     latent_position_ids: rows of the sin-cos table.
     noised: images to be generated (the others are clean conditions with t = 0).
     mse_weights: weight of each latent token in the loss, 0 for clean images and padding.
+    slots: where the und stream has its images, if they are in slots; None: in the samples' order.
+      Static: a run compiles for one of them.
     """
 
     token_ids: Int[Array, "B U"]
@@ -44,6 +47,7 @@ class TrainingBatch:
     latent_position_ids: Int[Array, "B G"] | None = None
     noised: Bool[Array, "B J"] | None = None
     mse_weights: Float[Array, "B G"] | None = None
+    slots: Slots | None = struct.field(pytree_node=False, default=None)
 
     @property
     def rows(self) -> int:

@@ -48,6 +48,11 @@ class DataConfig:
     """Number of packed rows per step over all devices; the processes share them evenly."""
     und_tokens: int = 4096
     """Length of a row in tokens of text and ViT images."""
+    text_tokens: int | None = None
+    """Maximum number of text tokens per row; raised to what the images of a full row leave. With
+    it, images are in fixed slots of a row, and attention does not compute pairs of different
+    images. Samples have one ViT image, at the beginning, or captions and an image to generate;
+    conversations with more images are skipped. None: rows of any samples, also of the task edit."""
     vit_images: int = 6
     """Maximum number of ViT images per row; with 0, batches have none."""
     vae_images: int = 0
@@ -109,12 +114,18 @@ class DataConfig:
         require(0 <= self.max_broken_fraction <= 1, "max_broken_fraction", "0 to 1")
         for field in ("rows", "und_tokens", "vae_height", "vae_width", "open_rows", "threads"):
             require(getattr(self, field) >= 1, field, "at least 1")
+        require(self.text_tokens is None or self.text_tokens >= 1, "text_tokens", "at least 1")
         for field in ("vit_images", "vae_images", "broken_after", "prefetch"):
             require(getattr(self, field) >= 0, field, "at least 0")
         for task in self.tasks:
             for image, least in _LEAST_IMAGES[task].items():
                 expected = f"at least {least} for the task {task}"
                 require(getattr(self, image) >= least, image, expected)
+        if self.text_tokens is not None and "edit" in self.tasks:
+            raise ConfigError(
+                "data.text_tokens: expected None with the task edit, whose samples have images "
+                f"that see others, found {self.text_tokens}"
+            )
         if self.moments is not None and "edit" in self.tasks:
             raise ConfigError(
                 "data.moments: expected none with the task edit, whose samples have two VAE "

@@ -23,6 +23,7 @@ from unix_jax.data.collate import LoadedSample, collate, load
 from unix_jax.data.config import DataConfig
 from unix_jax.data.packing import PlannedRow, Planner, SourceCount
 from unix_jax.data.samples import SampleSource, TrainingSample
+from unix_jax.data.slots import slots_of
 from unix_jax.errors import ConfigError, UniXError
 from unix_jax.extras import needed
 from unix_jax.storage.paths import names_bucket
@@ -95,7 +96,7 @@ class Loader(grain.IterDataset[tuple[TrainingBatch, BatchInfo]]):
           rows: indices of this process's rows in the global step, as its devices hold them.
 
         Raises:
-          ConfigError: rows that the processes cannot share, or a VAE size that does not fit.
+          ConfigError: rows that the processes cannot share, or a VAE size or slots that do not fit.
           DataError: no samples.
         """
         super().__init__()
@@ -111,7 +112,7 @@ class Loader(grain.IterDataset[tuple[TrainingBatch, BatchInfo]]):
         first = self.process_index * share
         self.rows = tuple(range(first, first + share) if rows is None else rows)
         data.gen_tokens(config)
-        Planner(samples, data)
+        Planner(samples, data, slots_of(config, data))
 
     def __iter__(self) -> grain.DatasetIterator[tuple[TrainingBatch, BatchInfo]]:
         iterator = _Prefetched(_LoaderIterator(self), self.data.prefetch)
@@ -160,7 +161,8 @@ class _LoaderIterator(grain.DatasetIterator[tuple[TrainingBatch, BatchInfo]]):
     def __init__(self, loader: Loader) -> None:
         super().__init__()
         self._loader = loader
-        self._planner = Planner(loader.samples, loader.data)
+        slots = slots_of(loader.config, loader.data)
+        self._planner = Planner(loader.samples, loader.data, slots)
         self._pool = ThreadPoolExecutor(loader.data.threads, thread_name_prefix="unix-data")
         # Requests to a bucket mostly wait, so many are under way while few threads decode.
         self._readers = (

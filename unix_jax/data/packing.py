@@ -24,6 +24,7 @@ from unix_jax.data.config import DataConfig
 from unix_jax.data.mixture import due, part_seed
 from unix_jax.data.samples import Cost, MixedSamples, SampleSource, Skip
 from unix_jax.errors import DataError
+from unix_jax.models.attention.slots import BOUNDARIES, Slots
 
 _LOG = logging.getLogger(__name__)
 _EMPTY = Cost(0, 0, 0)
@@ -69,10 +70,14 @@ class Planner:
     first_skipped: the first of them by reason: which, and why; of this planner alone.
     """
 
-    def __init__(self, samples: SampleSource, data: DataConfig) -> None:
-        """Raises DataError when there are no samples."""
+    def __init__(self, samples: SampleSource, data: DataConfig, slots: Slots | None = None) -> None:
+        """`slots`: those of the rows, see `slots_of`; they limit a row's text.
+
+        Raises DataError when there are no samples.
+        """
         self._samples = samples
         self._data = data
+        self._slots = slots
         self._parts = samples.parts if isinstance(samples, MixedSamples) else ()
         self._lengths = (
             [len(s) for s in samples.samples] if isinstance(samples, MixedSamples)
@@ -198,7 +203,10 @@ class Planner:
         self._open = [PlannedRow(indices, self._row_cost(indices)) for indices in open_rows]
 
     def _signature(self) -> dict[str, Any]:
-        """The settings that must not change between saving and restoring."""
+        """The settings that must not change between saving and restoring.
+
+        Slots may: samples that no longer fit are skipped, and the order of the others is the same.
+        """
         fields = ("seed", "shuffle", "und_tokens", "vit_images", "vae_images")
         found: dict[str, Any] = {"samples": self._lengths[0]}
         if self._parts:
@@ -213,13 +221,18 @@ class Planner:
         total = _EMPTY
         for stream_index in indices:
             cost = self._samples.cost(*self.locate(stream_index))
-            if isinstance(cost, Skip) or not total.plus(cost).fits(self._capacity):
+            if isinstance(cost, Skip) or not self._fits(total.plus(cost)):
                 raise DataError(
                     f"data state: sample {self.locate(stream_index)[0]} no longer fits its row; "
-                    "the source or its texts have changed"
+                    f"the source or its texts have changed{self._limit_of_text()}"
                 )
             total = total.plus(cost)
         return total
+
+    def _limit_of_text(self) -> str:
+        if self._slots is None:
+            return ""
+        return f", or data.text_tokens ({self._data.text_tokens}) is too small for the row"
 
     def _next_row(self) -> PlannedRow | None:
         while (taken := self._take()) is not None:
@@ -262,13 +275,27 @@ class Planner:
 
     def _put(self, stream_index: int, cost: Cost) -> int:
         """Puts a sample into the first open row with space, or a new one; returns its index."""
-        room = self._capacity.minus(cost)
         for place, row in enumerate(self._open):
-            if row.cost.fits(room):
+            if self._fits(row.cost.plus(cost)):
                 self._open[place] = PlannedRow((*row.indices, stream_index), row.cost.plus(cost))
                 return place
         self._open.append(PlannedRow((stream_index,), cost))
         return len(self._open) - 1
+
+    def _fits(self, total: Cost) -> bool:
+        """Whether one row has room for what costs `total`."""
+        if not total.fits(self._capacity):
+            return False
+        slots = self._slots
+        if slots is None:
+            return True
+        # Boundary tokens have their positions in rows of fewer VAE images, too.
+        unused = BOUNDARIES * (slots.vae_images - total.vae)
+        return self._text(total) <= slots.text_tokens and total.und + unused <= slots.und_tokens
+
+    def _text(self, cost: Cost) -> int:
+        assert self._slots is not None
+        return cost.und - self._slots.vit_tokens * cost.vit - BOUNDARIES * cost.vae
 
     def _filled(self, row: PlannedRow) -> float:
         """The used share of the row's scarcest capacity, for the best-fitting samples: a row
@@ -300,7 +327,7 @@ class Planner:
             stream_index = position * len(self._lengths) + part
             self._positions[part] += 1
             cost = self._samples.cost(*self.locate(stream_index))
-            if not isinstance(cost, Skip) and cost.fits(self._capacity):
+            if not isinstance(cost, Skip) and self._fits(cost):
                 self._taken[part] += 1
                 return stream_index, cost
             skip = cost if isinstance(cost, Skip) else Skip("too_long", self._too_long(cost))
@@ -313,9 +340,15 @@ class Planner:
 
     def _too_long(self, cost: Cost) -> str:
         names = ("und tokens", "ViT images", "VAE images")
+        limits = list(zip(names, cost, self._capacity, strict=True))
+        if self._slots is not None:
+            text = min(
+                self._slots.text_tokens, self._slots.text_end - cost.vit * self._slots.vit_tokens
+            )
+            limits.append(("text tokens", self._text(cost), text))
         return ", ".join(
             f"{used} {name} but a row has at most {held}"
-            for name, used, held in zip(names, cost, self._capacity, strict=True)
+            for name, used, held in limits
             if used > held
         )
 

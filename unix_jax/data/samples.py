@@ -220,7 +220,8 @@ class UnderstandingSamples(RecordSamples):
     model's instructions for the sections of the report.
 
     A conversation of several images or turns is [the question's ViT images and texts in their
-    order, the answer] for each turn, the loss on the answers.
+    order, the answer] for each turn, the loss on the answers. With `data.text_tokens`, it may have
+    one image, in the first question.
     """
 
     uses = ("und", "vit")
@@ -241,6 +242,8 @@ class UnderstandingSamples(RecordSamples):
         if record.image is None:
             return Skip("no_image")
         turns = record.turns or (Turn((0,), report),)
+        if self._data.text_tokens is not None and (problem := _outside_slots(turns)):
+            return Skip("too_long", problem)
         texts = [text for turn in turns for text in _texts(turn)]
         fixed = sum(self._length(text) + _BOS_EOS for text in texts)
         if _asks(record):
@@ -290,6 +293,18 @@ class UnderstandingSamples(RecordSamples):
 def _asks(record: Record) -> bool:
     """Whether the record has its questions' texts; an only question may consist of images."""
     return len(record.turns) > 1 or any(turn.text for turn in record.turns)
+
+
+def _outside_slots(turns: Sequence[Turn]) -> str:
+    """Why the images of a conversation do not fit the slots of a row; "" if they do."""
+    images = sum(len(turn.images) for turn in turns)
+    first = turns[0].question[:1]
+    if images == 1 and first and isinstance(first[0], int):
+        return ""
+    return (
+        f"{images} image(s), but rows with data.text_tokens take samples of one, at the beginning; "
+        "--data.text-tokens None takes all"
+    )
 
 
 def _texts(turn: Turn) -> list[str]:

@@ -25,9 +25,11 @@ from unix_jax.data.collate import LoadedSample, collate
 from unix_jax.data.config import DataConfig
 from unix_jax.data.mixture import Task
 from unix_jax.data.samples import Cost, TrainingSample
+from unix_jax.data.slots import slots_of
 from unix_jax.dry_run import hlo
 from unix_jax.dry_run.topology import Chip, chip_of, topology_devices
 from unix_jax.errors import ConfigError
+from unix_jax.models.attention.slots import BOUNDARIES
 from unix_jax.models.dinov2 import Dinov2Config
 from unix_jax.preprocessing.layout import Split, TextSplit, VaeSplit, VitSplit, stream_lengths
 from unix_jax.sharding import ShardingRules, slice_count
@@ -354,7 +356,11 @@ def full_row(data: DataConfig, config: UniXConfig) -> TrainingBatch:
             f"data.und_tokens: expected at least {taken}, which the images of a sample take, "
             f"found {data.und_tokens}"
         )
-    text = [TextSplit([0] * (room.und // len(chosen)))] if room.und >= len(chosen) else []
+    tokens, slots = room.und, slots_of(config, data)
+    if slots is not None:
+        # Boundary tokens have their positions in rows of fewer VAE images, too.
+        tokens = min(tokens - BOUNDARIES * room.vae, slots.text_tokens)
+    text = [TextSplit([0] * (tokens // len(chosen)))] if tokens >= len(chosen) else []
     row = []
     for task in chosen:
         before, after = shapes[task]

@@ -25,6 +25,7 @@ from unix_jax.models.attention.cache import KVCache
 from unix_jax.models.attention.key_blocks import KeyBlock, MergedKeyBlock
 from unix_jax.models.attention.mask import TokenMetadata
 from unix_jax.models.attention.rope import apply_rope, rope_angles
+from unix_jax.models.attention.slots import Projected, SlotMetadata, attend_in_slots
 from unix_jax.models.layers import Dtype, RMSNorm, dense
 from unix_jax.models.remat import RematPolicy, rematerialised
 
@@ -129,7 +130,7 @@ class DecoderLayer(nn.Module):
         self,
         streams: Streams,
         angles: tuple[tuple[Array, Array] | None, ...],
-        metadata: TokenMetadata | None,
+        metadata: TokenMetadata | SlotMetadata | None,
         cached: KeyBlock | MergedKeyBlock | None,
     ) -> tuple[Streams, tuple[Array, Array]]:
         """See `Decoder`; with `metadata` None, all new tokens attend to each other."""
@@ -142,7 +143,10 @@ class DecoderLayer(nn.Module):
             if x is not None
         ]
         context = [] if cached is None else [cached]
-        if self.freeze_und and len(projected) == 2 and cached is None:
+        if isinstance(metadata, SlotMetadata):
+            pieces = self._attend_in_slots(projected, metadata)
+            _, key, value = (jnp.concatenate(p, axis=1) for p in zip(*projected, strict=True))
+        elif self.freeze_und and len(projected) == 2 and cached is None:
             pieces = self._attend_frozen(projected, metadata)
             query, key, value = (jnp.concatenate(p, axis=1) for p in zip(*projected, strict=True))
         else:
@@ -169,6 +173,21 @@ class DecoderLayer(nn.Module):
     ) -> Float[Array, "B T N H"]:
         query = nn.with_logical_constraint(query, ("batch", "length", "heads_act", None))
         return attention(query, blocks, metadata, implementation=self.attention_implementation)
+
+    def _attend_in_slots(
+        self, projected: Sequence[tuple[Array, Array, Array]], metadata: SlotMetadata
+    ) -> tuple[Array, Array | None]:
+        axes = ("batch", "length", "kv_heads_act", None)
+        und, *gen = (
+            Projected(query, nn.with_logical_constraint(key, axes), value)
+            for query, key, value in projected
+        )
+        if self.freeze_und:
+            kept = [checkpoint_name(jax.lax.stop_gradient(x), _FROZEN) for x in und[1:]]
+            und = Projected(und.query, *kept)
+        return attend_in_slots(
+            und, gen[0] if gen else None, metadata, self._attend, freeze_und=self.freeze_und
+        )
 
     def _attend_frozen(
         self,
@@ -227,7 +246,7 @@ class Decoder(nn.Module):
         self,
         streams: tuple[Float[Array, "B U D"] | None, Float[Array, "B G D"] | None],
         positions: tuple[Int[Array, "B U"] | None, Int[Array, "B G"] | None],
-        metadata: TokenMetadata | None = None,
+        metadata: TokenMetadata | SlotMetadata | None = None,
         cache: KVCache | None = None,
         write: Bool[Array, "B N"] | None = None,
         *,
@@ -240,7 +259,8 @@ class Decoder(nn.Module):
           streams: embedded (und, gen) tokens; None = not run.
           positions: rotary positions of each stream that runs.
           metadata: of all new tokens, und then gen [B, U + G], for the mask rule; None if all new
-            tokens of a row attend to each other (one image split, one token).
+            tokens of a row attend to each other (one image split, one token). `SlotMetadata` if the
+            images of the rows are in slots, which needs the und stream and takes no cache.
           cache: context that every new token of the row attends to completely.
           write: which of the N new tokens are not padding, to write them into the cache; needs
             `cache`.
@@ -249,7 +269,7 @@ class Decoder(nn.Module):
 
         Raises:
           ValueError: both streams are None, `remat_policy` is unknown, `write` comes without a
-            cache, or there is no such layer or no gen stream to return.
+            cache, slots come with one, or there is no such layer or no gen stream to return.
         """
         c = self.config
         if hidden_after_layer is not None and not 1 <= hidden_after_layer <= c.num_layers:
@@ -264,6 +284,8 @@ class Decoder(nn.Module):
         if write is not None and cache is not None and cache.merged:
             # Written before it is read: in the opposite order XLA copies the cache for every token.
             slot, cache = cache.index, cache.reserve(write)
+        if isinstance(metadata, SlotMetadata) and (streams[0] is None or cache is not None):
+            raise ValueError("metadata: expected slots with an und stream and without a cache")
         if all(x is None for x in streams):
             raise ValueError("streams: expected at least one stream, found (None, None)")
         angles = tuple(

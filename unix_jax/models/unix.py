@@ -22,6 +22,7 @@ from unix_jax.config import UNetBackbone, UniXConfig
 from unix_jax.models.attention import Implementation
 from unix_jax.models.attention.cache import KVCache
 from unix_jax.models.attention.mask import TokenMetadata, may_attend
+from unix_jax.models.attention.slots import SlotMetadata, Slots
 from unix_jax.models.decoder import Decoder, DecoderOutput, Streams, unstack_layers
 from unix_jax.models.embeddings import patchify, sincos_table_2d, timestep_sinusoid, unpatchify
 from unix_jax.models.layers import Dtype, TwoLayerMLP, dense
@@ -45,7 +46,8 @@ class TwoStreamBatch:
     metadata of the streams. vit_pixels [B, I, H, W, 3]: normalised images, or None. vit_index [B,
     U]: image * P + patch at ViT positions, -1 elsewhere. latents [B, G, C]: x_t. timesteps [B, G]:
     t in [0, 1], 0 for clean images. latent_position_ids [B, G]. A stream may be None. images: which
-    latents are of which image; the U-Net alone reads it.
+    latents are of which image; the U-Net alone reads it. slots: where the und stream has its
+    images, if they are in slots; None: in the order of their samples.
     """
 
     token_ids: Int[Array, "B U"]
@@ -57,6 +59,7 @@ class TwoStreamBatch:
     timesteps: Float[Array, "B G"] | None = None
     latent_position_ids: Int[Array, "B G"] | None = None
     images: PackedImages | None = None
+    slots: Slots | None = struct.field(pytree_node=False, default=None)
 
 
 class Prediction(NamedTuple):
@@ -297,7 +300,7 @@ class UniX(nn.Module):
 
     def _embed(
         self, batch: TwoStreamBatch
-    ) -> tuple[Streams, tuple[Array | None, Array | None], TokenMetadata]:
+    ) -> tuple[Streams, tuple[Array | None, Array | None], TokenMetadata | SlotMetadata]:
         """(streams, their rotary positions, the metadata of both)."""
         # Each device looks its part of the width up for several rows, and then trades parts for
         # whole rows: neither the table nor the batch is gathered.
@@ -323,6 +326,8 @@ class UniX(nn.Module):
             gen = nn.with_logical_constraint(gen, _ACTIVATION)
             metadata = TokenMetadata.concatenate([batch.und, batch.gen])
         positions = (batch.und.position, None if batch.gen is None else batch.gen.position)
+        if batch.slots is not None:
+            return (und, gen), positions, SlotMetadata.create(batch.und, batch.slots)
         return (und, gen), positions, metadata
 
     def initialise(self, batch: TwoStreamBatch) -> Any:

@@ -11,6 +11,7 @@ from unix_jax.config import UniXConfig
 from unix_jax.data.packing import Planner
 from unix_jax.data.records import RecordSource
 from unix_jax.data.samples import record_samples
+from unix_jax.data.slots import slots_of
 from unix_jax.preprocessing.text import Tokenizer
 from unix_jax.training.config import TrainConfig
 from unix_jax.training.feed import training_data
@@ -51,7 +52,8 @@ def run_length(
     log = logging.getLogger(Planner.__module__)
     before, log.disabled = log.disabled, True
     try:
-        planner = Planner(record_samples(records, tokenizer, model_config, data), data)
+        samples = record_samples(records, tokenizer, model_config, data)
+        planner = Planner(samples, data, slots_of(model_config, data))
         return _count(config, planner)
     finally:
         # The loader plans the same rows and reports any error in them.

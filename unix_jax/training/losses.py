@@ -155,7 +155,7 @@ def loss_and_terms(
         token_ids=batch.token_ids, und=batch.und,
         vit_pixels=batch.vit_pixels, vit_index=batch.vit_index,
         gen=batch.gen, latents=x_t, timesteps=t, latent_position_ids=batch.latent_position_ids,
-        images=_packed_images(batch, drawn),
+        images=_packed_images(batch, drawn), slots=batch.slots,
     )  # fmt: skip
     layer = None if repa is None else repa.layer
     output: Any = model.apply({"params": params["unix"]}, streams, layer, method=UniX.predict)

@@ -21,6 +21,10 @@ from unix_jax.models.attention.exact_attention import Plan, attend, forward
 from unix_jax.models.attention.key_blocks import KeyBlock, MergedKeyBlock
 from unix_jax.models.attention.mask import FULL, TokenMetadata
 
+# Of one head at a time, for `blocked`: several blocks cost more than a larger one, since each adds
+# to the gradients of all keys.
+_BLOCKED_LOGITS = 600_000
+
 Implementation = Literal["auto", "xla", "blocked", "chunked", "cudnn", "pallas"]
 
 
@@ -43,12 +47,13 @@ def attention(
       implementation: `xla` forms [B, N, T, S] logits; `blocked` forms them for `chunk_size`
         queries at a time, which stay in a CPU's caches; `chunked` is the exact online softmax
         over blocks of at most `chunk_size` queries and keys, with O(T + S) memory; `pallas` is the
-        same as TPU kernels, see `flash_attention` (interpreted elsewhere: for tests); `cudnn` is
-        the fused kernel of NVIDIA GPUs, for 16-bit floats. `auto` takes `blocked` on a CPU; on a
-        GPU `cudnn` where it applies and the queries are no single tokens; else `xla` up to 8,192
-        keys and `chunked` beyond.
-      chunk_size: queries (and keys) of a block: 256 for `blocked`, 512 for `chunked` and `pallas`
-        by default.
+        same as TPU kernels (interpreted elsewhere: for tests): JAX's own where its masks suffice,
+        see `splash_attention`, else `flash_attention`; `cudnn` is the fused kernel of NVIDIA GPUs,
+        for 16-bit floats. `auto` takes `blocked` on a CPU; on a GPU `cudnn` where it applies and
+        the queries are no single tokens; on a TPU `pallas` where that is JAX's kernel, as for rows
+        in slots; else `xla` up to 8,192 keys and `chunked` beyond.
+      chunk_size: queries (and keys) of a block; by default 512 for `chunked` and `pallas`, and for
+        `blocked` 256 or more, if the keys are few.
 
     Raises:
       ValueError: another implementation, `pallas` on a GPU, `cudnn` with float32, or N not a
@@ -61,16 +66,19 @@ def attention(
         )
     if implementation == "auto":
         implementation = _chosen(query, blocks)
-    if implementation == "pallas":
-        return _attend_pallas(query, blocks, query_metadata, chunk_size or 512)
     if implementation == "cudnn":
         return cudnn_attention(query, _plain(blocks), query_metadata)
+    if implementation == "pallas":
+        return _attend_pallas(query, blocks, query_metadata, chunk_size or 512)
+    blocks = _valid(blocks)
     length = query.shape[1]
     if implementation == "xla":
         plan = Plan(length, None)
     elif implementation == "blocked":
         # Blocks of equal length, little padding.
-        plan = Plan(-(-length // -(-length // (chunk_size or 256))), None)
+        keys = sum(block.num_keys for block in blocks)
+        size = chunk_size or max(256, _BLOCKED_LOGITS // keys)
+        plan = Plan(-(-length // -(-length // size)), None)
     elif implementation == "chunked":
         plan = Plan(min(chunk_size or 512, length), chunk_size or 512)
         blocks = _plain(blocks)
@@ -98,6 +106,8 @@ def _chosen(query: Array, blocks: Sequence[KeyBlock | MergedKeyBlock]) -> Implem
     # A single token reads the cache in place, so no kernel is needed.
     if platform == "gpu" and query.shape[1] > 1 and has_cudnn_attention(query):
         return "cudnn"
+    if platform == "tpu" and query.shape[1] > 1 and _takes_splash(query, blocks):
+        return "pallas"
     return "xla" if sum(block.num_keys for block in blocks) <= 8192 else "chunked"
 
 
@@ -105,7 +115,17 @@ def _plain(blocks: Sequence[KeyBlock | MergedKeyBlock]) -> list[KeyBlock]:
     return [b.plain() if isinstance(b, MergedKeyBlock) else b for b in blocks]
 
 
+def _valid(blocks: Sequence[KeyBlock | MergedKeyBlock]) -> list[KeyBlock | MergedKeyBlock]:
+    return [b.with_valid() if isinstance(b, KeyBlock) else b for b in blocks]
+
+
 # ----------------------------------------------------------------------------- pallas
+
+
+def _takes_splash(query: Array, blocks: Sequence[KeyBlock | MergedKeyBlock]) -> bool:
+    from unix_jax.models.attention.splash_attention import has_splash_attention
+
+    return has_splash_attention(query, blocks)
 
 
 def _attend_pallas(
@@ -116,10 +136,15 @@ def _attend_pallas(
 ) -> Array:
     # Takes a tenth of a second, so it is imported only on request.
     from unix_jax.models.attention.flash_attention import flash_attention
+    from unix_jax.models.attention.splash_attention import splash_attention
 
     platform = _platform()
     if platform not in ("tpu", "cpu"):
         raise ValueError(f"implementation: pallas has kernels for TPUs, found {platform}")
+    if _takes_splash(query, blocks):
+        plain = _plain(blocks)
+        return splash_attention(query, plain, query_metadata, interpret=platform == "cpu")
+    blocks = _valid(blocks)
     scaled = jnp.einsum("btnh->bnth", query * query.shape[-1] ** -0.5)
     outs, sums = [], []
     for plain in _plain(blocks):

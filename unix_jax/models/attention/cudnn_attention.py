@@ -1,18 +1,19 @@
 """Joint attention by cuDNN: the fused kernel of NVIDIA GPUs, for 16-bit floats.
 
 Logits stay in the chip. The kernel takes the mask as an additive [B, 1, T, S] array of the queries'
-type, common to all heads.
+type, common to all heads; keys whose valid ones come first need no array, but their number.
 
 Letters: B batch, T queries, S keys, N query heads, K key-value heads, H head_dim.
 """
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from unix_jax.models.attention.exact_attention import pad_axis
 from unix_jax.models.attention.key_blocks import KeyBlock
@@ -54,6 +55,9 @@ def cudnn_attention(
     key, value = (
         jnp.concatenate([getattr(b, name) for b in blocks], axis=1) for name in ("key", "value")
     )
+    if blocks[-1].lengths is not None and not any(block.masked for block in blocks[:-1]):
+        lengths = key.shape[1] - blocks[-1].num_keys + blocks[-1].lengths
+        return _with_lengths(query, key, value, lengths)
     mask = _mask(query, blocks, query_metadata)
     if length % 2 or key.shape[1] % 2:
         # Its backward pass requires even lengths.
@@ -63,30 +67,43 @@ def cudnn_attention(
             pad_axis(query, 1, 2), pad_axis(key, 1, 2), pad_axis(value, 1, 2),
             pad_axis(pad_axis(mask, 1, 2), 2, 2),
         )  # fmt: skip
-    out = _kernel(query, key, value, None if mask is None else mask[:, None])
+    out = _kernel(query, key, value, mask=None if mask is None else mask[:, None])
     if mask is not None:
         # Where all logits are equally low, the kernel's weights are all the same.
         out = jnp.where(mask.any(axis=-1)[..., None, None], out, 0)
     return out[:, :length]
 
 
-def _kernel(query: Array, key: Array, value: Array, mask: Array | None) -> Array:
-    """The kernel; on a mesh, each device runs it for its own rows and heads."""
+def _with_lengths(
+    query: Array, key: Array, value: Array, lengths: Int[Array, " B"]
+) -> Float[Array, "B T N H"]:
+    """Attention over each row's first `lengths` keys, at least one."""
+    length = query.shape[1]
+    real = (jnp.arange(key.shape[1]) < lengths[:, None])[..., None, None]
+    # What the kernel's backward pass writes for other keys is not defined.
+    key, value = (pad_axis(jnp.where(real, x, 0), 1, 2) for x in (key, value))
+    out = _kernel(pad_axis(query, 1, 2), key, value, key_value_seq_lengths=lengths)
+    return out[:, :length]
 
-    def run(query: Array, key: Array, value: Array, *mask: Array) -> Array:
-        return jax.nn.dot_product_attention(
-            query, key, value, mask=mask[0] if mask else None, implementation="cudnn"
-        )
 
-    operands = (query, key, value) if mask is None else (query, key, value, mask)
+def _kernel(query: Array, key: Array, value: Array, **by_row: Array | None) -> Array:
+    """The kernel; on a mesh, each device runs it for its own rows and heads.
+
+    by_row: further arguments of `jax.nn.dot_product_attention`, arrays by row.
+    """
+    names = [name for name, x in by_row.items() if x is not None]
+
+    def run(query: Array, key: Array, value: Array, *given: Array) -> Array:
+        options: dict[str, Any] = {"mask": None} | dict(zip(names, given, strict=True))
+        return jax.nn.dot_product_attention(query, key, value, implementation="cudnn", **options)
+
+    operands = (query, key, value, *(by_row[name] for name in names))
     axes = attention_axes(query.shape[0], query.shape[2], key.shape[2])
     if axes is not None:
         of_query = PartitionSpec(axes.batch, None, axes.heads)
         of_key = PartitionSpec(axes.batch, None, axes.kv_heads)
-        specs = (of_query, of_key, of_key, PartitionSpec(axes.batch))
-        run = jax.shard_map(
-            run, in_specs=specs[: len(operands)], out_specs=of_query, check_vma=False
-        )
+        specs = (of_query, of_key, of_key, *(PartitionSpec(axes.batch) for _ in names))
+        run = jax.shard_map(run, in_specs=specs, out_specs=of_query, check_vma=False)
     return run(*operands)
 
 

@@ -220,7 +220,12 @@ def _attend_backward(plan: Plan, kept: Any, gradient: Float[Array, "B T N H"]) -
         dk, dv = (einops.rearrange(x, "n b k s h -> b (n s) k h") for x in pair)
         keys = block.num_keys
         gradients.append(
-            KeyBlock(dk[:, :keys].astype(block.key.dtype), dv[:, :keys].astype(block.value.dtype))
+            block.replace(
+                key=dk[:, :keys].astype(block.key.dtype),
+                value=dv[:, :keys].astype(block.value.dtype),
+                metadata=None,
+                valid=None,
+            )
         )
     return (dq * query.shape[-1] ** -0.5).astype(query.dtype), gradients, None
 

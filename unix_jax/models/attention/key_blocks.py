@@ -19,18 +19,32 @@ class KeyBlock:
     """Keys and values [B, S, K, H] with their visibility.
 
     `metadata` (of these keys) asks for the mask rule; `valid` [B, S] marks the keys that every
-    query of the row sees, as those of a cache; with neither, every query sees every key.
+    query of the row sees, as those of a cache; `lengths` [B] says the same of keys whose valid ones
+    come first; with none of them, every query sees every key.
+
+    `causal_from`, with metadata: the queries are the keys from this one on, in the order of their
+    samples, and the rule is that they see the keys of their sample up to themselves. Kernels that
+    know no other rule need it; queries of images may get other numbers from them, and are unused.
     """
 
     key: Float[Array, "B S K H"]
     value: Float[Array, "B S K H"]
     metadata: TokenMetadata | None = None
     valid: Bool[Array, "B S"] | None = None
+    lengths: Int[Array, " B"] | None = None
+    causal_from: int | None = struct.field(pytree_node=False, default=None)
 
     @property
     def masked(self) -> bool:
         """Whether some key may be masked for some query."""
-        return self.metadata is not None or self.valid is not None
+        return any(x is not None for x in (self.metadata, self.valid, self.lengths))
+
+    def with_valid(self) -> Self:
+        """The block with `valid` in place of `lengths`."""
+        if self.lengths is None:
+            return self
+        valid = jnp.arange(self.num_keys) < self.lengths[:, None]
+        return self.replace(valid=valid, lengths=None)  # type: ignore[attr-defined]
 
     @property
     def num_keys(self) -> int:
@@ -50,7 +64,8 @@ class KeyBlock:
                     "query metadata: expected with keys that carry metadata, found None"
                 )
             return may_attend(query, self.metadata)
-        return None if self.valid is None else self.valid[:, None, :]
+        valid = self.with_valid().valid
+        return None if valid is None else valid[:, None, :]
 
 
 @struct.dataclass
