@@ -31,6 +31,7 @@ config = TrainConfig(
         und_tokens=256,
         vit_images=0,
         vae_images=8,
+        grayscale=True,
         vae_height=128,
         vae_width=128,
     ),

@@ -24,6 +24,7 @@ config = TrainConfig(
         und_tokens=640,
         vit_images=4,
         vae_images=4,
+        grayscale=True,
         vae_height=128,
         vae_width=128,
     ),

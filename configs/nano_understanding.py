@@ -29,6 +29,7 @@ config = TrainConfig(
         und_tokens=576,
         vit_images=5,
         vae_images=0,
+        grayscale=True,
     ),
     model=ModelConfig(preset="nano", tokenizer=example("nano_tokenizer"), remat="none"),
     optimizer=OptimizerConfig(

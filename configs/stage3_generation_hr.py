@@ -27,6 +27,7 @@ config = TrainConfig(
         und_tokens=160,
         vit_images=0,
         vae_images=1,
+        grayscale=True,
         vae_height=512,
         vae_width=512,
     ),
