@@ -119,7 +119,7 @@ def random_batch(config: TrainConfig, model_config: UniXConfig) -> TrainingBatch
     for name in ("vit_pixels", "vae_pixels"):
         pixels = getattr(batch, name)
         if pixels is not None:
-            filled[name] = rng.uniform(-1, 1, pixels.shape).astype(pixels.dtype)
+            filled[name] = rng.integers(0, 256, pixels.shape, np.uint8)
     return dataclasses.replace(batch, **filled)
 
 

@@ -45,6 +45,7 @@ from unix_jax.evaluation.bootstrap import intervals, mean_interval
 from unix_jax.evaluation.image import frechet_distance
 from unix_jax.models.autoencoder import Autoencoder
 from unix_jax.models.unix import UniX
+from unix_jax.preprocessing.pixels import vae_input
 from unix_jax.preprocessing.transforms import contact_sheet, save_png, to_model_image, to_pil
 from unix_jax.training.linear_path import block_components
 
@@ -95,7 +96,7 @@ def commonest(values: list[Any]) -> Any:
 def gray(chosen: list[Record], size: int) -> np.ndarray:
     """[N, size, size] in [-1, 1]."""
     data = DataConfig(task="generation", vae_images=1, vae_height=size, vae_width=size)
-    return np.stack([vae_pixels(record, data)[..., 0] for record in chosen])
+    return np.asarray(vae_input(np.stack([vae_pixels(record, data) for record in chosen])))[..., 0]
 
 
 def structural_similarity(ours: np.ndarray, target: np.ndarray) -> float:

@@ -31,6 +31,7 @@ config = TrainConfig(
         und_tokens=2,
         vit_images=0,
         vae_images=1,
+        grayscale=True,
         vae_height=128,
         vae_width=128,
     ),

@@ -32,6 +32,7 @@ config = TrainConfig(
         text_tokens=256,
         vit_images=0,
         vae_images=8,
+        grayscale=True,
         vae_height=128,
         vae_width=128,
     ),

@@ -25,6 +25,7 @@ config = TrainConfig(
         text_tokens=400,
         vit_images=4,
         vae_images=4,
+        grayscale=True,
         vae_height=128,
         vae_width=128,
     ),

@@ -30,6 +30,7 @@ config = TrainConfig(
         text_tokens=320,
         vit_images=5,
         vae_images=0,
+        grayscale=True,
     ),
     model=ModelConfig(preset="nano", tokenizer=example("nano_tokenizer"), remat="none"),
     optimizer=OptimizerConfig(

@@ -32,6 +32,7 @@ config = TrainConfig(
         text_tokens=384,
         vit_images=2,
         vae_images=0,
+        grayscale=True,
     ),
     model=ModelConfig(preset="published", remat="full"),
     optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=80),

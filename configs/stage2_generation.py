@@ -32,6 +32,7 @@ config = TrainConfig(
         text_tokens=160,
         vit_images=0,
         vae_images=2,
+        grayscale=True,
         vae_height=256,
         vae_width=256,
     ),

@@ -28,6 +28,7 @@ config = TrainConfig(
         text_tokens=160,
         vit_images=0,
         vae_images=1,
+        grayscale=True,
         vae_height=512,
         vae_width=512,
     ),

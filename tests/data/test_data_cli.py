@@ -21,6 +21,7 @@ from unix_jax.data.model_images import vae_pixels
 from unix_jax.data.moments import Moments
 from unix_jax.data.sources import open_source
 from unix_jax.models.autoencoder import Autoencoder
+from unix_jax.preprocessing.pixels import vae_input
 
 ROOT = Path(__file__).parents[2]
 CXR = f"manifest:{ROOT / 'examples' / 'cxr'}"
@@ -178,7 +179,7 @@ def test_moments(capsys, tmp_path, converted):
     moments = Moments(out, 3, config, data, vae_params)
     records = open_source(source, "train")
     expected = Autoencoder(config.vae).apply(
-        {"params": vae_params}, vae_pixels(records[1], data)[None], method="moments"
+        {"params": vae_params}, vae_input(vae_pixels(records[1], data))[None], method="moments"
     )
     np.testing.assert_allclose(moments(1, records[1].key), expected[0], atol=1e-4)
     line = error_of(capsys, ["moments", source, str(out), "--checkpoint", str(checkpoint),

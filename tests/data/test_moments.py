@@ -17,6 +17,7 @@ from unix_jax.data.moments import FILE, INDEX, Moments, weights_fingerprint, wri
 from unix_jax.data.samples import record_samples
 from unix_jax.errors import ConfigError, DataError, UniXError
 from unix_jax.models.autoencoder import Autoencoder
+from unix_jax.preprocessing.pixels import vae_input
 
 COUNT = 7
 MODEL = Autoencoder(CONFIG.vae)
@@ -71,7 +72,7 @@ def test_equal_the_encoder(params, written):
     moments = Moments(directory, COUNT, CONFIG, GENERATION, params)
     source = records(COUNT)
     for index in (0, 1, 3, 5, 6):
-        pixels = vae_pixels(source[index], GENERATION)
+        pixels = vae_input(vae_pixels(source[index], GENERATION))
         expected = MODEL.apply({"params": params}, pixels[None], method="moments")[0]
         found = moments(index, f"r{index}")
         assert found.dtype == np.float32

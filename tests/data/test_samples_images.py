@@ -41,10 +41,10 @@ def test_padding_is_black_unless_told(tmp_path):
     record = Record("a", path)
     data = dataclasses.replace(GENERATION, vae_height=16, vae_width=16)
     pixels = vae_pixels(record, data)
-    assert pixels[0].tolist() == [[-1.0] * 3] * 16
-    assert pixels[8].tolist() == [[1.0] * 3] * 16
+    assert pixels[0].tolist() == [[0] * 3] * 16
+    assert pixels[8].tolist() == [[255] * 3] * 16
     white = vae_pixels(record, dataclasses.replace(data, vae_padding=255))
-    assert white[0].tolist() == [[1.0] * 3] * 16
+    assert white[0].tolist() == [[255] * 3] * 16
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from unix_jax.inference.settings import (
     ReportOptions,
     ReportSettings,
 )
+from unix_jax.preprocessing.pixels import vae_input, vit_input
 
 # ------------------------------------------------------------------------- images by rows
 
@@ -161,8 +162,8 @@ def test_a_condition_image_is_prepared_as_in_training(shape):
     batch = image_latents._conditioned(Seeing(), [[1], [2]], [0, 1], given, [0, 0], (12, 20))
     ((way, pixels),) = seen
     assert way == "encode"
-    np.testing.assert_array_equal(pixels[0], vae_pixels(record, data))
-    np.testing.assert_array_equal(batch.vit_pixels[1], vit_pixels(record, loaded.config))
+    np.testing.assert_array_equal(pixels[0], vae_input(vae_pixels(record, data)))
+    np.testing.assert_array_equal(batch.vit_pixels[1], vit_input(vit_pixels(record, loaded.config)))
     settings = ImageSettings(height=12, width=20)
     assert batch.clean_grid == image_latents.latent_size(loaded.config, settings)
     assert len(batch.vit_pixels) == len(batch.clean_latents) == 2

@@ -82,6 +82,29 @@ def test_plain_orbax_reads_the_state(tmp_path):
     np.testing.assert_array_equal(tree["params"]["layers"]["bias"], np.arange(4.0))
 
 
+def test_a_compressed_checkpoint_of_earlier_versions(tmp_path, monkeypatch):
+    import orbax.checkpoint as ocp
+
+    default = ocp.PyTreeCheckpointHandler.__init__
+    with monkeypatch.context() as earlier:
+        earlier.setattr(ocp.PyTreeCheckpointHandler, "__init__", lambda self, **_: default(self))
+        compressed = fill(tmp_path / "a", [1]).path(1)
+    plain = fill(tmp_path / "b", [1]).path(1)
+    assert '"zstd"' in content_of_headers(compressed)
+    assert '"zstd"' not in content_of_headers(plain)
+    same(CheckpointStore(tmp_path / "a").restore(make_state()).state, make_state(1))
+
+
+def content_of_headers(path):
+    """The zarr headers of the state's arrays."""
+    import tensorstore
+
+    base = {"driver": "ocdbt", "base": f"file://{path}/state"}
+    store = tensorstore.KvStore.open(base).result()
+    headers = [key for key in store.list().result() if key.endswith(b".zarray")]
+    return b"".join(store.read(key).result().value for key in headers).decode()
+
+
 def test_keeps_the_last_and_the_best(tmp_path):
     losses = {1: 5.0, 2: 1.0, 3: 4.0, 4: 3.0, 5: 2.5, 6: 2.0}
     with CheckpointStore(tmp_path, keep_last=2, keep_best=1) as store:

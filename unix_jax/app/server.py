@@ -121,7 +121,7 @@ def _short_log() -> Iterator[None]:
     """Replaces the tracebacks that Gradio prints, which contain visitors' values, with one line."""
     import gradio
 
-    modules = [gradio.queueing, gradio.routes, gradio.route_utils]
+    modules: list[Any] = [gradio.queueing, gradio.routes, gradio.route_utils]
     before = [module.traceback for module in modules]
 
     class Short(types.ModuleType):

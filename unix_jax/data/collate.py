@@ -115,7 +115,9 @@ def _vit_fields(
         [image for split, _, image in _images(row) if isinstance(split, VitSplit)] for row in rows
     ]
     return {
-        "vit_pixels": _stacked(images, data.vit_images, (size, size, 3)),
+        "vit_pixels": _stacked(
+            images, data.vit_images, (size, size, 1 if data.grayscale else 3), np.uint8
+        ),
         "vit_index": layout.vit_index,
     }
 
@@ -138,12 +140,12 @@ def _vae_fields(
                 )
             noised[index, place], losses[index, place] = split.noised, loss
     if data.moments is None:
-        pixels = _stacked(images, data.vae_images, (data.vae_height, data.vae_width, 3))
-        inputs = {"vae_pixels": pixels}
+        size = (data.vae_height, data.vae_width, 1 if data.grayscale else 3)
+        inputs = {"vae_pixels": _stacked(images, data.vae_images, size, np.uint8)}
     else:
         side = config.vae.downsample
         size = (data.vae_height // side, data.vae_width // side, 2 * config.vae.embed_dim)
-        inputs = {"vae_moments": _stacked(images, data.vae_images, size)}
+        inputs = {"vae_moments": _stacked(images, data.vae_images, size, np.float32)}
     # Images have one size and are consecutive, so a latent's index determines its image.
     places = np.arange(layout.gen.segment.shape[1], dtype=np.int32)
     real = np.asarray(layout.gen.segment) > 0
@@ -167,9 +169,11 @@ def _images(row: Row) -> list[tuple[Any, bool, np.ndarray]]:
     return found
 
 
-def _stacked(rows: Sequence[Sequence[np.ndarray]], count: int, size: tuple[int, ...]) -> np.ndarray:
-    """[B, count, *size] in float32; absent images are zeros."""
-    out = np.zeros((len(rows), count, *size), np.float32)
+def _stacked(
+    rows: Sequence[Sequence[np.ndarray]], count: int, size: tuple[int, ...], dtype: type
+) -> np.ndarray:
+    """[B, count, *size]; absent images are zeros."""
+    out = np.zeros((len(rows), count, *size), dtype)
     for index, images in enumerate(rows):
         for place, image in enumerate(images):
             if image.shape != size:

@@ -68,6 +68,9 @@ class DataConfig:
     """Decode large JPEG files at a half, a quarter or an eighth of their size, with at least twice
     the pixels that the model reads along each side. Faster; gray levels differ slightly from those
     of inference. Validation and other formats are not affected."""
+    grayscale: bool = False
+    """Send images to the devices with one channel instead of three, and convert colour images to
+    grayscale. The numbers of grayscale images, as radiographs are, do not change."""
     moments: str | None = None
     """Directory written by `unix-jax data moments`, used instead of the pixels of VAE images. In a
     mixture, it belongs to the only part for generation."""

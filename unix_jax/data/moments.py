@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8
 
 from unix_jax.checkpoints.leaves import flatten
 from unix_jax.config import UniXConfig
@@ -28,6 +28,7 @@ from unix_jax.data.records import RecordSource
 from unix_jax.errors import DataError, UniXError
 from unix_jax.extras import require
 from unix_jax.models.autoencoder import Autoencoder
+from unix_jax.preprocessing.pixels import vae_input
 from unix_jax.storage.bucket_path import any_path, local_file
 from unix_jax.storage.files import atomic_directory
 from unix_jax.storage.json_file import read_json, write_json
@@ -192,7 +193,7 @@ def _encoded(
         for start in range(0, len(records), batch_size):
             futures, ahead = ahead, submit(start + batch_size)
             images = [future.result() for future in futures]
-            pixels = np.zeros((batch_size, data.vae_height, data.vae_width, 3), np.float32)
+            pixels = np.zeros((batch_size, data.vae_height, data.vae_width, 3), np.uint8)
             for index, (_, image) in enumerate(images):
                 if not isinstance(image, str):
                     pixels[index] = image
@@ -203,9 +204,9 @@ def _encoded(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _encode(
-    model: Autoencoder, params: Mapping[str, Any], pixels: Float[Array, "B H W 3"]
+    model: Autoencoder, params: Mapping[str, Any], pixels: UInt8[Array, "B H W C"]
 ) -> Float[Array, "B h w 2*C"]:
-    moments: Any = model.apply({"params": params}, pixels, method="moments")
+    moments: Any = model.apply({"params": params}, vae_input(pixels), method="moments")
     return moments
 
 

@@ -71,9 +71,9 @@ class Skip:
 class TrainingSample:
     """Ordered splits with a loss flag each, and one loader for each image split, in order.
 
-    A loader returns the input of its split: normalised ViT pixels, or VAE pixels in [-1, 1] (or VAE
-    moments); it raises a UniXError when the image is broken. Images may be anywhere: a conditioned
-    sample is [clean VAE image, ViT image, text, noised VAE image].
+    A loader returns the input of its split: 8-bit pixels for the ViT or the VAE, or VAE moments; it
+    raises a UniXError when the image is broken. Images may be anywhere: a conditioned sample is
+    [clean VAE image, ViT image, text, noised VAE image].
 
     The loaders add the `gray_level_problem` of the images that they read to `problems`.
     """
@@ -283,6 +283,7 @@ class UnderstandingSamples(RecordSamples):
                             number=part,
                             change=change,
                             jpeg_draft=self._data.jpeg_draft,
+                            grayscale=self._data.grayscale,
                         )
                     )
             splits.append(self._split(turn.answer))
@@ -361,7 +362,11 @@ class EditSamples(RecordSamples):
                 lambda: vae_pixels(shown, self._data, warn, change),
                 # A warning about this image has already been given.
                 lambda: vit_pixels(
-                    shown, self._config, change=change, jpeg_draft=self._data.jpeg_draft
+                    shown,
+                    self._config,
+                    change=change,
+                    jpeg_draft=self._data.jpeg_draft,
+                    grayscale=self._data.grayscale,
                 ),
                 *images,
             ]

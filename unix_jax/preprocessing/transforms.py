@@ -5,11 +5,13 @@
 * Training and editing: `to_padded_vae_image`: bicubic, aspect kept, padded to one size.
 * The original's own: `to_vit_image`, `to_vae_image`: bicubic, aspect kept, sides to multiples of a
   stride.
+* Batches: `to_levels`: 8-bit pixels, normalised on the devices (`unix_jax.preprocessing.pixels`).
 * Outputs: `to_pil`, `to_gray_pil`, `contact_sheet`, `png_bytes`, `save_png`.
 
 All are pinned to the original's outputs in `tests/golden/metrics_tiny`. H height, W width.
 """
 
+import functools
 import io
 import math
 from collections.abc import Mapping, Sequence
@@ -17,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from unix_jax.errors import ImageError
@@ -123,8 +125,22 @@ def pad_to_fit(image: Image.Image, height: int, width: int, fill: int = 0) -> Im
 
 def normalize(image: Image.Image, mean: float, std: float) -> Float[np.ndarray, "H W 3"]:
     """(pixels / 255 - mean) / std in float32, channels last; grayscale becomes three channels."""
-    pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
-    return (pixels / np.float32(255) - np.float32(mean)) / np.float32(std)
+    return np.take(level_table(mean, std), to_levels(image, 3))
+
+
+@functools.cache
+def level_table(mean: float, std: float) -> Float[np.ndarray, "256"]:
+    """The normalised value of each 8-bit level; read-only."""
+    levels = np.arange(256, dtype=np.float32)
+    table = (levels / np.float32(255) - np.float32(mean)) / np.float32(std)
+    table.setflags(write=False)
+    return table
+
+
+def to_levels(image: Image.Image, channels: Literal[1, 3]) -> UInt8[np.ndarray, "H W C"]:
+    """The pixels of an image of mode RGB or L; with one channel, colours become their luminance."""
+    pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))
+    return pixels if channels == 3 else pixels[..., None]
 
 
 def squash(image: Image.Image, size: int = 384) -> Image.Image:

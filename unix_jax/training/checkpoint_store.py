@@ -105,7 +105,10 @@ class CheckpointStore:
                 multiprocessing_options=processes,
             ),
             item_handlers={
-                "state": ocp.StandardCheckpointHandler(multiprocessing_options=processes),
+                # Compression takes most of the time and saves 8 % of the bytes of weights.
+                "state": ocp.PyTreeCheckpointHandler(
+                    use_compression=False, multiprocessing_options=processes
+                ),
                 "progress": ocp.JsonCheckpointHandler(multiprocessing_options=processes),
             },
         )
@@ -168,7 +171,7 @@ class CheckpointStore:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(unflatten(_flat(state))),
+                    state=ocp.args.PyTreeSave(unflatten(_flat(state))),
                     progress=ocp.args.JsonSave(dict(progress)),
                 ),
             )
@@ -218,11 +221,14 @@ class CheckpointStore:
         newest, path = steps[-1], self.path(steps[-1])
         flat = {name: _abstract(leaf) for name, leaf in _flat(target).items()}
         self._require_same_arrays(newest, flat)
+        tree = unflatten(flat)
         try:
             found = self._manager.restore(
                 newest,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(unflatten(flat)),
+                    state=ocp.args.PyTreeRestore(
+                        tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree)
+                    ),
                     progress=ocp.args.JsonRestore(),
                 ),
             )

@@ -21,6 +21,7 @@ from unix_jax.models.embeddings import patchify
 from unix_jax.models.packed_images import to_stream
 from unix_jax.models.unix import UniX
 from unix_jax.preprocessing.flow import shift_timestep
+from unix_jax.preprocessing.pixels import vae_input
 
 Params = dict[str, Any]
 
@@ -104,7 +105,7 @@ def _moments(model: UniX, params: Params, batch: TrainingBatch) -> Float[Array, 
             "batch: expected vae_pixels or vae_moments with a gen stream, found neither"
         )
     rows, images = batch.vae_pixels.shape[:2]
-    pixels = batch.vae_pixels.reshape(-1, *batch.vae_pixels.shape[2:])
+    pixels = vae_input(batch.vae_pixels.reshape(-1, *batch.vae_pixels.shape[2:]))
     moments: Any = Autoencoder(model.config.vae, model.dtype).apply(
         {"params": jax.lax.stop_gradient(params["autoencoder"])},
         pixels,

@@ -21,6 +21,7 @@ from unix_jax.errors import ConfigError
 from unix_jax.models.packed_images import PackedImages
 from unix_jax.models.unix import TwoStreamBatch, UniX
 from unix_jax.preprocessing.flow import interpolate
+from unix_jax.preprocessing.pixels import vit_input
 from unix_jax.training.cross_entropy import chunked_cross_entropy
 from unix_jax.training.draws import FlowDraw, Params, draw_flow
 
@@ -153,7 +154,8 @@ def loss_and_terms(
     # One pass over both streams; REPA reads gen after one of the layers.
     streams = TwoStreamBatch(
         token_ids=batch.token_ids, und=batch.und,
-        vit_pixels=batch.vit_pixels, vit_index=batch.vit_index,
+        vit_pixels=None if batch.vit_pixels is None else vit_input(batch.vit_pixels),
+        vit_index=batch.vit_index,
         gen=batch.gen, latents=x_t, timesteps=t, latent_position_ids=batch.latent_position_ids,
         images=_packed_images(batch, drawn), slots=batch.slots,
     )  # fmt: skip

@@ -29,12 +29,14 @@ from unix_jax.data.records import (
 from unix_jax.errors import CheckpointError, UniXError
 from unix_jax.inference.pipeline import UniXPipeline
 from unix_jax.models.autoencoder import Autoencoder
+from unix_jax.preprocessing.pixels import vae_input
 from unix_jax.preprocessing.text import Tokenizer
 from unix_jax.preprocessing.transforms import contact_sheet, pad_to_fit, save_png, to_gray_pil
 from unix_jax.storage.files import atomic_write
 from unix_jax.training.config import TrainConfig
 from unix_jax.training.distributed import is_primary, raise_together
 from unix_jax.training.export import gather
+from unix_jax.training.feed import validation_data
 from unix_jax.training.metrics import Metrics
 from unix_jax.training.stages import Stage, compute_dtype
 
@@ -221,7 +223,8 @@ def _reconstructions(
     records: Sequence[Record],
 ) -> Preview:
     """A sheet of two rows: held-out images and their reconstructions."""
-    pixels = np.stack([vae_pixels(record, config.data) for record in records])
+    data = validation_data(config)
+    pixels = np.asarray(vae_input(np.stack([vae_pixels(record, data) for record in records])))
     decoded = _reconstruct(Autoencoder(model_config.vae), vae_params, pixels)
     both = [to_gray_pil(np.clip(x / 2 + 0.5, 0, 1)) for x in (*pixels, *np.asarray(decoded))]
     sheet = contact_sheet(both, columns=len(pixels))

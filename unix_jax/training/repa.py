@@ -31,6 +31,7 @@ from unix_jax.models.dinov2 import (
 )
 from unix_jax.models.layers import Dtype, dense
 from unix_jax.models.packed_images import to_images
+from unix_jax.preprocessing.pixels import vae_input
 from unix_jax.training.draws import Params
 
 # (all parts, gen stream after a layer [B, G, D], batch) -> loss of each VAE image [B, J].
@@ -166,7 +167,7 @@ def make_repa(
                 "precomputed moments cannot be used with repa.encoder"
             )
         rows, images, height, width, _ = batch.vae_pixels.shape
-        pixels = batch.vae_pixels.reshape(rows * images, height, width, -1)
+        pixels = vae_input(batch.vae_pixels.reshape(rows * images, height, width, -1))
         features = encode_images(encoder, params["rad_dino"], pixels, config.image_size)
         side = model_config.latent_downsample
         features = resample_grid(features, height // side, width // side)

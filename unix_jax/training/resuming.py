@@ -56,8 +56,9 @@ _FIELDS: dict[Rule, tuple[str, ...]] = {
         "data.augmentation.shift", "data.augmentation.scale", "data.augmentation.rotation",
         "data.augmentation.contrast", "data.augmentation.noise",
         "data.und_tokens", "data.text_tokens", "data.vit_images", "data.vae_images",
-        "data.vae_height", "data.vae_width", "data.vae_padding", "data.jpeg_draft", "data.moments",
-        "data.ce_weighting", "data.shuffle", "data.epochs", "data.open_rows",
+        "data.vae_height", "data.vae_width", "data.vae_padding",
+        "data.jpeg_draft", "data.grayscale",
+        "data.moments", "data.ce_weighting", "data.shuffle", "data.epochs", "data.open_rows",
         "validation.split", "validation.source", "validation.batches",
     ),
     Rule.FREE: (

@@ -22,6 +22,7 @@ from unix_jax.models import autoencoder as vae
 from unix_jax.models.attention.cudnn_attention import has_cudnn_attention
 from unix_jax.models.dinov2 import Dinov2Config
 from unix_jax.models.unix import UniX, init_params, untrained_params
+from unix_jax.preprocessing.pixels import vae_input
 from unix_jax.training import flops
 from unix_jax.training.accumulation import check_rows
 from unix_jax.training.autoencoder import (
@@ -429,10 +430,18 @@ def measured_config(
     return dataclasses.replace(config, vae=with_latent_statistics(config.vae, *measured))
 
 
+@jax.jit
 def _images(batch: TrainingBatch) -> Float[Array, "B*J H W 3"]:
+    """All images; absent ones are zeros, and those of weight infinity are infinite."""
     pixels = batch.vae_pixels
     assert pixels is not None
-    return jnp.reshape(pixels, (-1, *pixels.shape[2:]))
+    images = vae_input(jnp.reshape(pixels, (-1, *pixels.shape[2:])))
+    if batch.mse_weights is None:
+        return images
+    # Of the first latent token of each image: 1, or 0 for padding, or that of a process without a
+    # batch (see `Feed`), whose images must not give a finite loss.
+    weights = batch.mse_weights[:, :: batch.mse_weights.shape[1] // pixels.shape[1]]
+    return images * weights.reshape(-1, 1, 1, 1)
 
 
 def to_floats(metrics: Scalars) -> dict[str, float]:
