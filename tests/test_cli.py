@@ -436,14 +436,14 @@ def test_reports_in_batches(capsys, xray, tmp_path, size, monkeypatch):
     for turn in (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180):
         paths.append(str(tmp_path / f"{turn}.png"))
         Image.open(xray).transpose(turn).save(paths[-1])
-    order, plain = [], images.load_image
+    order, plain = [], images.load_levels
 
     def watched(source, **options):
         if isinstance(source, str):
             order.append(source)
         return plain(source, **options)
 
-    monkeypatch.setattr(images, "load_image", watched)
+    monkeypatch.setattr(images, "load_levels", watched)
     report = ["report", *paths, *ON_TINY, *QUICK_REPORT, "--json", "--batch-size", size]
     assert run(report) == 0
     rows = json.loads(capsys.readouterr().out)

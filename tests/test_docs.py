@@ -188,6 +188,8 @@ def options(kind, prefix="--"):
             yield from options(hint, "--" if hint is TrainConfig else f"{option}.")
         else:
             yield option
+            if hint is bool:
+                yield f"--no-{option[2:]}"
 
 
 def test_options_named_in_the_text_exist():

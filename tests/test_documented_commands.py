@@ -55,7 +55,9 @@ EXTRAS = (
 )
 SECONDS = 1500
 # What a clone does not have, by the names that the pages give it.
-MISSING = re.compile(r"weights/|\bjanus\b|JANUS|CHECKPOINT|SHARED|MIMIC|ZrH42/UniX|OWNER/|https://")
+MISSING = re.compile(
+    r"weights/|\bjanus\b|JANUS|CHECKPOINT|SHARED|MIMIC|ZrH42/UniX|OWNER/|https://|example\.org"
+)
 
 
 def write_lines(path, rows):

@@ -44,7 +44,9 @@ def data(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def toy_model(monkeypatch):
-    monkeypatch.setattr(evaluate.OverData, "_load", lambda self: toy_pipelines.small_writing_pipe())
+    monkeypatch.setattr(
+        evaluate.OverData, "_load", lambda self, **_: toy_pipelines.small_writing_pipe()
+    )
 
 
 def command(data, out, **options):
@@ -58,7 +60,9 @@ def command(data, out, **options):
 def whole(data, tmp_path_factory):
     """The results of a run that nothing interrupted."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate.OverData, "_load", lambda self: toy_pipelines.small_writing_pipe())
+        patch.setattr(
+            evaluate.OverData, "_load", lambda self, **_: toy_pipelines.small_writing_pipe()
+        )
         out = tmp_path_factory.mktemp("whole")
         command(data, out).run()
     return out
@@ -166,7 +170,9 @@ def test_other_settings_are_refused_and_metrics_may_change(data, whole, capsys, 
     ):
         with pytest.raises(UniXError, match=f"was started with {message}"):
             command(data, whole, **options).run()
-    monkeypatch.setattr(evaluate.OverData, "_load", lambda self: pytest.fail("nothing is left"))
+    monkeypatch.setattr(
+        evaluate.OverData, "_load", lambda self, **_: pytest.fail("nothing is left")
+    )
     before = json.loads((whole / "results.json").read_text())
     command(data, whole, resamples=7, batch_size=5).run()
     after = json.loads((whole / "results.json").read_text())

@@ -260,7 +260,8 @@ def command(arguments, url, cache, **environment):
     """`unix-jax ARGUMENTS` in a process of its own, as a user of this hub runs it."""
     return subprocess.run(
         [sys.executable, "-m", "unix_jax", *map(str, arguments)],
-        env=os.environ
+        # The page of other tests sets HF_HUB_OFFLINE.
+        env={k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"}
         | {"HF_ENDPOINT": url, "HF_HUB_CACHE": str(cache), "HF_HUB_DISABLE_XET": "1"}
         | environment,
         capture_output=True,

@@ -1,4 +1,4 @@
-"""Sentences whose meaning depends on a hidden word: "There is XXXX pneumothorax." """
+"""Sentences whose meaning depends on a hidden word, as in "There is XXXX pneumothorax"."""
 
 import re
 from collections.abc import Container

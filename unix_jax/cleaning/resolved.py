@@ -1,4 +1,4 @@
-"""Findings that are stated to be gone: "The effusion has resolved." becomes "No effusion." """
+"""Findings that are stated to be gone become absent ones: "The effusion has resolved"."""
 
 import re
 from collections.abc import Callable

@@ -39,6 +39,7 @@ from unix_jax.inference.inputs import (
     Prompts,
     choice,
     image_list,
+    image_rows,
     require,
     whole,
 )
@@ -430,7 +431,7 @@ class UniXPipeline:
         chosen = settings_of(ReportSettings, settings, options)
         tokenizer = self.loaded.require_tokenizer()
         drafter = self.loaded.drafter(draft)
-        seeds, found = report_requests(self.loaded, images, prompts, chosen, seed)
+        seeds, found = report_requests(self.loaded, image_rows(images), prompts, chosen, seed)
         requests = list(found)  # errors of images are raised here
         if drafter is not None:
             require_greedy(requests)
@@ -460,9 +461,8 @@ class UniXPipeline:
           ImageError, PromptError: an input that cannot be used.
         """
         chosen = settings_of(ReportSettings, settings, options)
-        row = image_list(images)
         prompts = None if prompt is None else [prompt]
-        _, requests = report_requests(self.loaded, [row], prompts, chosen, seed)  # type: ignore[arg-type]
+        _, requests = report_requests(self.loaded, [image_list(images)], prompts, chosen, seed)  # type: ignore[arg-type]
         return next(requests)
 
     def iterate_reports(
@@ -528,7 +528,7 @@ class UniXPipeline:
         if batch_size is not None:
             batch_size = whole("batch_size", batch_size, 1)
         drafter = self.loaded.drafter(draft)
-        seeds, requests = report_requests(self.loaded, images, prompts, settings, seed)
+        seeds, requests = report_requests(self.loaded, image_rows(images), prompts, settings, seed)
         together = batch_size is None or batch_size >= len(seeds)
         if callback is not None and not together:
             raise PromptError(

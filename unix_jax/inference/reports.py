@@ -23,7 +23,7 @@ from unix_jax.errors import PromptError
 from unix_jax.inference import decoding
 from unix_jax.inference.context import as_batch, bucket, finite_rows, prefill, require_finite
 from unix_jax.inference.drafts import DRAFTED, Drafter, PromptDrafter
-from unix_jax.inference.inputs import ImageRows, Prompts, image_rows, row_keys, row_seeds
+from unix_jax.inference.inputs import Prompts, row_keys, row_seeds
 from unix_jax.inference.loaded import LoadedModel
 from unix_jax.inference.results import FinishReason, ReportResult, ReportStep
 from unix_jax.inference.settings import ReportSettings
@@ -68,27 +68,27 @@ class Rows(NamedTuple):
 
 def report_requests(
     loaded: LoadedModel,
-    images: ImageRows,
+    rows: list[list[Image.Image]],
     prompts: Prompts | None,
     settings: ReportSettings,
     seed: int | Sequence[int],
 ) -> tuple[list[int], Iterator[ReportRequest]]:
     """Returns (the seed of each row, its request).
 
-    Arguments and errors are those of `UniXPipeline.generate_report`. They are checked by the call
-    itself. The model's input is made from a row's images when its request is taken.
+    `rows` are those of `image_rows`. The other arguments and the errors are those of
+    `UniXPipeline.generate_report`. They are checked by the call itself. The model's input is made
+    from a row's images when its request is taken.
     """
     config = loaded.config
     settings = settings.checked(config)
-    found = image_rows(images)
-    most_images = max(len(row) for row in found)
+    most_images = max(len(row) for row in rows)
     longest = _longest_prompt(loaded, settings.max_new_tokens, most_images)
     prompts = config.asked.default if prompts is None else prompts
-    texts = loaded.encode_prompts(prompts, len(found), longest)
-    seeds = row_seeds(seed, len(found))
+    texts = loaded.encode_prompts(prompts, len(rows), longest)
+    seeds = row_seeds(seed, len(rows))
     return seeds, (
         ReportRequest(text, _pixels(loaded, row, settings), row_seed, settings)
-        for text, row, row_seed in zip(texts, found, seeds, strict=True)
+        for text, row, row_seed in zip(texts, rows, seeds, strict=True)
     )
 
 
