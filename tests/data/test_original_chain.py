@@ -91,7 +91,7 @@ def test_the_chain(files, monkeypatch):
     ) == 0  # fmt: skip
     assert unix_jax(
         ["evaluate", "images", "--checkpoint", nano, "--data", "csv:prompts.csv",
-         "--out", "images", "--steps", "3", "--resamples", "10"]
+         "--out", "images", "--num-inference-steps", "2", "--resamples", "10"]
     ) == 0  # fmt: skip
     with Path("images/generations.csv").open(newline="") as opened:
         rows = list(csv.DictReader(opened))
