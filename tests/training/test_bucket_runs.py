@@ -19,7 +19,7 @@ from unix_jax.checkpoints.leaves import flatten
 from unix_jax.checkpoints.native import load_params
 from unix_jax.checkpoints.run_files import LISTING
 from unix_jax.storage import buckets
-from unix_jax.training import preemption
+from unix_jax.training import bucket_run, kept, preemption
 from unix_jax.training.metrics import TIMING_FIELDS
 
 TIMES = {*TIMING_FIELDS}
@@ -50,12 +50,20 @@ def require_equal(url, local):
     found = buckets.entries(url)
     for name in ("metrics.jsonl", "validation.jsonl"):
         assert lines(buckets.read(f"{url}/{name}").decode()) == lines((local / name).read_text())
-    ours, theirs = (flatten(load_params(path)) for path in (local / "export", _export(url)))
-    assert ours.keys() == theirs.keys()
-    assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+    same_arrays(*(load_params(path) for path in (local / "export", _export(url))))
     steps = {name.split("/")[1] for name in found if name.startswith("checkpoints/")}
     assert steps == {p.name for p in (local / "checkpoints").iterdir()}
+    for step in steps:
+        theirs = bucket_run.fetch_step(url, int(step))
+        same_arrays(*(kept._read(run / "checkpoints" / step / "state", "")
+                      for run in (local, theirs)))  # fmt: skip
     assert "run.lock" not in found
+
+
+def same_arrays(one, other):
+    one, other = flatten(one), flatten(other)
+    assert one.keys() == other.keys()
+    assert all(np.array_equal(one[name], other[name]) for name in one)
 
 
 def _export(url):
