@@ -167,3 +167,27 @@ def test_each_device_has_its_rows_and_heads(kernel):
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
         a, b = (np.asarray(x, np.float32) for x in (a, b))
         np.testing.assert_allclose(b, a, rtol=1e-5)
+
+
+def test_keys_by_their_number_need_no_mask(monkeypatch):
+    """As of images in slots: the row's number of keys in the place of an array, odd lengths too."""
+    given = {}
+
+    def stand_in(query, key, value, *, mask, implementation, key_value_seq_lengths):
+        assert mask is None
+        assert query.shape[1] % 2 == key.shape[1] % 2 == 0
+        given["lengths"] = key_value_seq_lengths
+        wide = (x.astype(jnp.float32) for x in (query, key, value))
+        lengths = {"key_value_seq_lengths": key_value_seq_lengths}
+        return PLAIN(*wide, implementation="xla", **lengths).astype(query.dtype)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+    rng = np.random.default_rng(0)
+    query, *keys = (
+        jnp.asarray(rng.normal(size=(2, n, 2, 8)), jnp.float16) for n in (5, 5, 5, 4, 4)
+    )
+    blocks = [KeyBlock(*keys[:2]), KeyBlock(*keys[2:], lengths=jnp.array([1, 4]))]
+    ours = attention(query, blocks, implementation="cudnn")
+    np.testing.assert_array_equal(given["lengths"], [6, 9])
+    dense = attention(query, blocks, implementation="xla")
+    np.testing.assert_allclose(ours, np.asarray(dense, np.float32), atol=2e-3)

@@ -1,15 +1,19 @@
 """JAX's splash attention, interpreted, against the dense implementation, and where it is taken."""
 
+import importlib.util
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from unix_jax.dry_run.topology import topology_devices
 from unix_jax.models.attention import attention
 from unix_jax.models.attention.key_blocks import KeyBlock
 from unix_jax.models.attention.mask import CAUSAL, FULL, TokenMetadata
 from unix_jax.models.attention.slots import Projected, SlotMetadata, Slots, attend_in_slots
 from unix_jax.models.attention.splash_attention import has_splash_attention
+from unix_jax.sharding import make_mesh, use_mesh
 
 # Two ViT slots of 10 tokens, one VAE image of 7 latents, 20 positions for text, of which 8 are in
 # the second slot.
@@ -88,3 +92,28 @@ def test_where_it_applies():
     assert not has_splash_attention(query, [in_order])
     assert not has_splash_attention(query, [KeyBlock(key, key, valid=jnp.ones((1, 4), bool))])
     assert not has_splash_attention(query[..., :64], [KeyBlock(key[..., :64], key[..., :64])])
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (extra tpu)"
+)
+def test_auto_compiles_it_for_a_tpu():
+    """A row of stage 1 on each of two chips: three kernels for the images, three for the text."""
+    mesh = make_mesh(data=2, devices=topology_devices("v5e:2x2")[:2])
+    slots = Slots(und_tokens=1376, vit_slots=2, vit_tokens=578, vae_images=0, text_tokens=384)
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    shape = jax.ShapeDtypeStruct((2, 1376, 4, 128), jnp.bfloat16, sharding=sharding)
+    column = jax.ShapeDtypeStruct((2, 1376), jnp.int32, sharding=sharding)
+
+    def total(streams, und):
+        metadata = SlotMetadata.create(und, slots)
+        return attend_in_slots(streams, None, metadata, attention)[0].astype(jnp.float32).sum()
+
+    arguments = (Projected(shape, shape, shape), TokenMetadata(*[column] * 5))
+    with use_mesh(mesh):
+        compiled = jax.jit(jax.grad(total)).lower(*arguments).compile()
+    program = compiled.as_text()
+    assert program.count('custom_call_target="tpu_custom_call"') == 6
+    assert not any(kind in program for kind in ("all-gather", "all-to-all", "collective-permute"))
+    # No array of all pairs.
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * 1376 * 1376 * 4

@@ -144,7 +144,7 @@ class DecoderLayer(nn.Module):
         ]
         context = [] if cached is None else [cached]
         if isinstance(metadata, SlotMetadata):
-            pieces = self._attend_in_slots(projected, metadata)
+            pieces: Sequence[Array | None] = self._attend_in_slots(projected, metadata)
             _, key, value = (jnp.concatenate(p, axis=1) for p in zip(*projected, strict=True))
         elif self.freeze_und and len(projected) == 2 and cached is None:
             pieces = self._attend_frozen(projected, metadata)
@@ -160,7 +160,7 @@ class DecoderLayer(nn.Module):
             lengths = [0 if x is None else x.shape[1] for x in streams]
             pieces = jnp.split(attended, [lengths[0]], axis=1)
         und, gen = (
-            None if x is None else expert.finish(x, piece)
+            None if x is None else expert.finish(x, piece)  # type: ignore[arg-type]
             for expert, x, piece in zip(experts, streams, pieces, strict=True)
         )
         return (und, gen), (key, value)

@@ -142,8 +142,7 @@ def _attend_pallas(
     if platform not in ("tpu", "cpu"):
         raise ValueError(f"implementation: pallas has kernels for TPUs, found {platform}")
     if _takes_splash(query, blocks):
-        plain = _plain(blocks)
-        return splash_attention(query, plain, query_metadata, interpret=platform == "cpu")
+        return splash_attention(query, _plain(blocks), query_metadata, interpret=platform == "cpu")
     blocks = _valid(blocks)
     scaled = jnp.einsum("btnh->bnth", query * query.shape[-1] ** -0.5)
     outs, sums = [], []

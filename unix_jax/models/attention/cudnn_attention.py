@@ -91,18 +91,18 @@ def _kernel(query: Array, key: Array, value: Array, **by_row: Array | None) -> A
 
     by_row: further arguments of `jax.nn.dot_product_attention`, arrays by row.
     """
-    names = [name for name, x in by_row.items() if x is not None]
+    given = {name: x for name, x in by_row.items() if x is not None}
 
-    def run(query: Array, key: Array, value: Array, *given: Array) -> Array:
-        options: dict[str, Any] = {"mask": None} | dict(zip(names, given, strict=True))
+    def run(query: Array, key: Array, value: Array, *arrays: Array) -> Array:
+        options: dict[str, Any] = {"mask": None} | dict(zip(given, arrays, strict=True))
         return jax.nn.dot_product_attention(query, key, value, implementation="cudnn", **options)
 
-    operands = (query, key, value, *(by_row[name] for name in names))
+    operands = (query, key, value, *given.values())
     axes = attention_axes(query.shape[0], query.shape[2], key.shape[2])
     if axes is not None:
         of_query = PartitionSpec(axes.batch, None, axes.heads)
         of_key = PartitionSpec(axes.batch, None, axes.kv_heads)
-        specs = (of_query, of_key, of_key, *(PartitionSpec(axes.batch) for _ in names))
+        specs = (of_query, of_key, of_key, *(PartitionSpec(axes.batch) for _ in given))
         run = jax.shard_map(run, in_specs=specs, out_specs=of_query, check_vma=False)
     return run(*operands)
 

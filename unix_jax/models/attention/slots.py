@@ -192,9 +192,11 @@ def _context(und: Projected, edges: Sequence[Array], metadata: SlotMetadata) -> 
     """For each VAE image its boundaries, then the text that it sees, then padding."""
     slots = metadata.slots
     index = metadata.text_index.reshape(metadata.text_index.shape[0], -1)[..., None, None]
-    parts = []
-    for x, edge in zip(und[1:], edges, strict=True):
+
+    def joined(x: Array, edge: Array) -> Array:
         text = jnp.take_along_axis(x[:, slots.text_begin : slots.text_end], index, axis=1)
         text = einops.rearrange(text, "b (j q) n h -> (b j) q n h", j=slots.vae_images)
-        parts.append(jnp.concatenate([edge, text], axis=1))
-    return KeyBlock(*parts, lengths=BOUNDARIES + metadata.text_length.reshape(-1))
+        return jnp.concatenate([edge, text], axis=1)
+
+    key, value = (joined(x, edge) for x, edge in zip(und[1:], edges, strict=True))
+    return KeyBlock(key, value, lengths=BOUNDARIES + metadata.text_length.reshape(-1))
