@@ -24,19 +24,24 @@ class Timing:
         return statistics.median(self.seconds)
 
 
-def interleaved(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, Timing]:
+def interleaved(
+    runs: dict[str, Callable[[], object]],
+    repeats: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Timing]:
     """Runs the alternatives in turn, A B A B ..., after one warm-up each.
 
     A run must block on its result. Taking turns spreads the machine's drift over all of them.
+    `clock` is `time.process_time` for CPU seconds, which other jobs affect less.
     """
     for run in runs.values():
         run()
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
-            begin = time.perf_counter()
+            begin = clock()
             run()
-            seconds[name].append(time.perf_counter() - begin)
+            seconds[name].append(clock() - begin)
     return {name: Timing(tuple(values)) for name, values in seconds.items()}
 
 
