@@ -32,7 +32,7 @@ def interleaved(
     """Runs the alternatives in turn, A B A B ..., after one warm-up each.
 
     A run must block on its result. Taking turns spreads the machine's drift over all of them.
-    With `clock=time.process_time`, CPU seconds: for a machine on which other programs run.
+    `clock` is `time.process_time` for CPU seconds, which other programs of the machine affect less.
     """
     for run in runs.values():
         run()

@@ -19,7 +19,8 @@ Ratios are pairwise, with their spread. Every run is compared with the given rep
 import dataclasses
 import json
 import random
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -73,6 +74,12 @@ class Arguments:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of weights and computation."""
     repeats: int = 5
+    cpu: bool = False
+    """Report CPU seconds of the process instead of wall time."""
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        return time.process_time if self.cpu else time.perf_counter
 
 
 def sequences(a: Arguments) -> dict[str, list[list[int]]]:
@@ -239,7 +246,7 @@ def benchmark_refill(a: Arguments, loaded: LoadedModel, reports: list[list[int]]
     def refilled() -> None:
         assert written(loaded, asked, a.batch) == reports
 
-    found = interleaved({"present": present, "refilled": refilled}, a.repeats)
+    found = interleaved({"present": present, "refilled": refilled}, a.repeats, a.clock)
     together, count = steps([len(ids) for ids in reports], a.batch)
     print_table(
         f"Refill, reports/s: {len(reports)} reports, batch {a.batch}, context {a.context}",
@@ -269,7 +276,7 @@ def benchmark_drafts(
                 )
                 for name, drafter in {"none": None, **drafters}.items()
             }
-            found = interleaved(runs, a.repeats)
+            found = interleaved(runs, a.repeats, a.clock)
             for name in drafters:
                 rows.append(
                     [

@@ -38,6 +38,23 @@ def test_inference_loads_nothing_of_the_extras_and_no_orbax():
     assert run.stdout == "[]\n", run.stderr
 
 
+def test_a_report_imports_nothing_that_it_does_not_need():
+    """Each of these costs a noticeable part of the time until the first report."""
+    run = python(
+        "from unix_jax.cli import main\n"
+        "code = main(sys.argv[1:])\n"
+        "names = {'optax', 'orbax', 'scipy', 'tensorstore', 'transformers', 'huggingface_hub',\n"
+        "         'fsspec', 'grain', 'pydicom', 'torch', 'unix_jax.training',\n"
+        "         'unix_jax.evaluation', 'unix_jax.inference.diffusion'}\n"
+        "print(sorted(names & set(sys.modules)), file=sys.stderr)\n"
+        "sys.exit(code)",
+        "report", str(ROOT / "examples" / "nih_0823b2557d1225f4.jpg"), "--max-new-tokens", "2",
+        "--checkpoint", NANO,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert run.stderr.splitlines()[-1] == "[]"
+
+
 MAIN = "from unix_jax.cli import main; sys.exit(main(sys.argv[1:]))"
 
 

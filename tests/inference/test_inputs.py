@@ -144,7 +144,7 @@ def test_iterables_of_images_are_read_once(tmp_path):
         (np.full((20, 30), np.nan), r"images: image array: expected floats in \[0, 1\]"),
         ([GRAY, jnp.full((3, 20, 30), -1.0)], r"images\[1\]: image array: expected floats in"),
         (np.zeros((20, 30), complex), "images: image array: expected uint8"),
-        ("gs://bucket/x.png", "images: gs://bucket/x.png: remote paths are not supported yet"),
+        ("ftp://host/x.png", "images: ftp://host/x.png: remote paths are not supported yet"),
         ("", "images: expected a path"),
         (bytearray(b"text"), "images: image bytes: expected an image"),
     ],

@@ -250,7 +250,7 @@ def test_settings_have_one_default_each():
     # What depends on the kind of checkpoint is absent on the command line until it is known.
     assert command.guidance_scale is None
     assert command.num_inference_steps is None
-    report = Report(images=["x.png"])._options()
+    report = Report(images=["x.png"])._settings()
     fields = dataclasses.asdict(ReportSettings())
     assert {name: report[name] for name in fields} == fields
 

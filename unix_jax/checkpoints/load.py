@@ -28,6 +28,7 @@ def load_model(
     vae_dtype: Any = jnp.float32,
     shardings: Shardings | None = None,
     allow_non_finite: bool = False,
+    autoencoder: bool = True,
 ) -> tuple[UniXConfig, dict[str, Any], dict[str, Any] | None]:
     """(config, parameters, autoencoder parameters or None) of a checkpoint or published layout.
 
@@ -39,6 +40,7 @@ def load_model(
         the rounding of bfloat16 is visible in its images.
       shardings: sharding of each parameter; None puts all on the default device.
       allow_non_finite: accept weights that are NaN or infinite.
+      autoencoder: read its weights as well; without them, only reports are supported.
 
     Raises:
       CheckpointError, ConfigError: files that are missing, broken, or do not fit each other;
@@ -61,13 +63,16 @@ def load_model(
             vae_dtype=vae_dtype,
             vae_shardings=vae_placed,
             allow_non_finite=allow_non_finite,
+            autoencoder=autoencoder,
         )
     params = native.load_params(
         path, dtype=dtype, shardings=placed, allow_non_finite=allow_non_finite
     )
-    vae_params = native.load_vae_params(
-        path, dtype=vae_dtype, shardings=vae_placed, allow_non_finite=allow_non_finite
-    )
+    vae_params = None
+    if autoencoder:
+        vae_params = native.load_vae_params(
+            path, dtype=vae_dtype, shardings=vae_placed, allow_non_finite=allow_non_finite
+        )
     return native.load_config(path), params, vae_params
 
 

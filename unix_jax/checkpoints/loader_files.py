@@ -15,8 +15,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from unix_jax.checkpoints import native, tokenizer_files
 from unix_jax.checkpoints.formats.yaml_file import read_yaml
 from unix_jax.checkpoints.published_config import from_published, to_published
@@ -88,6 +86,8 @@ def _complete_configuration(
         write_json(json_file, raw)
     if with_vae and raw_vae != source_vae:
         yaml_file.parent.mkdir(exist_ok=True)
+        import yaml
+
         yaml_file.write_text(yaml.safe_dump(raw_vae), encoding="utf-8")
 
 

@@ -544,6 +544,7 @@ def load_published(
     vae_dtype: Any = None,
     vae_shardings: Any = None,
     allow_non_finite: bool = False,
+    autoencoder: bool = True,
 ) -> tuple[UniXConfig, dict[str, Any], dict[str, Any] | None]:
     """Reads a published directory onto the devices, leaf by leaf, without an intermediate file.
 
@@ -554,16 +555,18 @@ def load_published(
       vae_dtype: likewise for the autoencoder.
       vae_shardings: likewise for the autoencoder.
       allow_non_finite: accept weights that are NaN or infinite.
+      autoencoder: read its weights as well.
 
     Returns: The configuration, the UniX parameters, and the autoencoder's (None if it does not
-      exist).
+      exist, or is not read).
 
     Raises:
       UniXError: the source is broken or does not fit its configuration, or weights are not finite.
     """
     with PublishedSource(source) as published:
         published.check()
-        leaves, vae_leaves = published.leaves(), published.vae_leaves()
+        leaves = published.leaves()
+        vae_leaves = published.vae_leaves() if autoencoder else None
         params = place_tree(
             leaves,
             dtype,

@@ -75,7 +75,7 @@ class Report(Drafting, Model):
         for path in self.images:
             check_image(path, frame=self.frame)
         reports = [self.images[i : i + each] for i in range(0, len(self.images), each)]
-        pipe = self.load(ngrams=self.ngrams)
+        pipe = self.load(ngrams=self.ngrams, autoencoder=False)
         if len(reports) == 1 and not self.json:
             _, images = self._read(reports)
             for (piece,) in pipe.stream_report(

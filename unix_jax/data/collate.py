@@ -173,7 +173,7 @@ def _stacked(
     rows: Sequence[Sequence[np.ndarray]], count: int, size: tuple[int, ...], dtype: type
 ) -> np.ndarray:
     """[B, count, *size]; absent images are zeros."""
-    out = np.zeros((len(rows), count, *size), dtype)
+    out: np.ndarray = np.zeros((len(rows), count, *size), dtype)
     for index, images in enumerate(rows):
         for place, image in enumerate(images):
             if image.shape != size:

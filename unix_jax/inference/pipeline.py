@@ -20,7 +20,6 @@ from PIL import Image
 
 from unix_jax import sharding
 from unix_jax.checkpoints import native
-from unix_jax.checkpoints.export import export_published
 from unix_jax.checkpoints.load import load_model
 from unix_jax.checkpoints.run_export import resolve_checkpoint
 from unix_jax.config import UniXConfig
@@ -154,6 +153,7 @@ class UniXPipeline:
         allow_non_finite: bool = False,
         compilation_cache: bool = True,
         ngrams: str | os.PathLike[str] | None = None,
+        autoencoder: bool = True,
     ) -> Self:
         """Loads a converted checkpoint or a directory in the published layout.
 
@@ -169,6 +169,8 @@ class UniXPipeline:
           allow_non_finite: accept weights that are NaN or infinite.
           compilation_cache: keep compiled programs on disk between runs.
           ngrams: file of n-grams for draft="ngram", made by `unix-jax data ngrams`.
+          autoencoder: load its weights as well. Without them, loading is faster, and only reports
+            are supported.
 
         Raises:
           CheckpointError, ConfigError: files that are missing, broken, changed since they were
@@ -203,6 +205,7 @@ class UniXPipeline:
             dtype=used,
             shardings=None if mesh is None else shardings,
             allow_non_finite=allow_non_finite,
+            autoencoder=autoencoder,
         )
         if double_bos is not None:
             config = dataclasses.replace(config, double_bos=double_bos)
@@ -253,6 +256,9 @@ class UniXPipeline:
             with _directory_beside(path) as beside:
                 checkpoint = beside / "checkpoint"
                 native.save(checkpoint, self.config, self.params, self.vae_params, copies=copies)
+                # Imported here: reports start without it.
+                from unix_jax.checkpoints.export import export_published
+
                 export_published(checkpoint, path)
 
     def __repr__(self) -> str:

@@ -17,8 +17,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Int
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from unix_jax.errors import DataError
 from unix_jax.preprocessing.text import Tokenizer
@@ -69,8 +67,8 @@ class NGrams:
         about = {"format": FORMAT, "tokenizer": self.tokenizer, "reports": str(self.reports)}
         try:
             with atomic_write(path) as temporary:
-                save_file(arrays, temporary, about)
-        except (OSError, SafetensorError) as error:
+                temporary.write_bytes(_packed(arrays, about))
+        except OSError as error:
             raise DataError(f"{path}: cannot be written: {error}") from error
 
     @classmethod
@@ -81,10 +79,8 @@ class NGrams:
           DataError: no such file, or another one.
         """
         try:
-            with safe_open(path, "np") as opened:
-                about = opened.metadata() or {}
-                arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
+            arrays, about = _unpacked(Path(path).read_bytes())
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise DataError(f"{path}: expected a file of `unix-jax data ngrams`: {error}") from None
         if about.get("format") != FORMAT:
             raise DataError(
@@ -123,6 +119,38 @@ class NGrams:
 
 
 _NAMES = ("contexts", "tokens", "counts", "totals")
+_TYPES = {"I32": np.int32, "I64": np.int64, "F32": np.float32, "F64": np.float64}
+
+
+def _packed(arrays: dict[str, np.ndarray], about: dict[str, str]) -> bytes:
+    """A file in the format of safetensors: the package is not part of a base installation."""
+    header: dict[str, Any] = {"__metadata__": about}
+    end = 0
+    for name, array in arrays.items():
+        begin, end = end, end + array.nbytes
+        header[name] = {"dtype": "I32", "shape": array.shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    data = [np.asarray(array, "<i4").tobytes() for array in arrays.values()]
+    return b"".join([len(text).to_bytes(8, "little"), text, *data])
+
+
+def _unpacked(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """(arrays, metadata); raises ValueError, TypeError or KeyError for another format."""
+    start = 8 + int.from_bytes(data[:8], "little")
+    if not 8 < start <= len(data):
+        raise ValueError("not in the format of safetensors")
+    header = json.loads(data[8:start])
+    about = header.pop("__metadata__", {})
+    arrays = {}
+    for name, entry in header.items():
+        begin, end = entry["data_offsets"]
+        if not 0 <= begin <= end <= len(data) - start:
+            raise ValueError(f"{name}: the file is incomplete")
+        kind = np.dtype(_TYPES[entry["dtype"]]).newbyteorder("<")
+        values = np.frombuffer(data[start + begin : start + end], kind)
+        arrays[name] = values.astype(kind.newbyteorder("=")).reshape(entry["shape"])
+    return arrays, about
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:

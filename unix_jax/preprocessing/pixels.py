@@ -8,6 +8,7 @@ Shapes: N any leading axes, H height, W width, C 1 or 3 channels.
 """
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from unix_jax.preprocessing.transforms import (
@@ -18,7 +19,12 @@ from unix_jax.preprocessing.transforms import (
     level_table,
 )
 
-Pixels = UInt8[Array, "*N H W C"] | Float[Array, "*N H W 3"]
+Pixels = (
+    UInt8[Array, "*N H W C"]
+    | Float[Array, "*N H W 3"]
+    | UInt8[np.ndarray, "*N H W C"]
+    | Float[np.ndarray, "*N H W 3"]
+)
 
 
 def vit_input(pixels: Pixels) -> Float[Array, "*N H W 3"]:
@@ -36,7 +42,7 @@ def vae_input(pixels: Pixels) -> Float[Array, "*N H W 3"]:
 
 def _normalised(pixels: Pixels, mean: float, std: float) -> Float[Array, "*N H W 3"]:
     if pixels.dtype != jnp.uint8:
-        return pixels
+        return jnp.asarray(pixels)
     table = jnp.asarray(level_table(mean, std))
     # All levels have an entry: no index needs to be checked.
     values = table.at[pixels].get(mode="promise_in_bounds")
