@@ -45,6 +45,19 @@ def test_objects(root):
     assert set(buckets.entries(root)) == {"a/b.txt"}
 
 
+@pytest.mark.parametrize("end", [b"\r", b"\n", b"\r\n", b"\n--==0==--", b"\0"])
+def test_every_byte_is_kept(root, end, tmp_path):
+    root = f"{root}/{end.hex()}"
+    data = b"\x0c\xdb\r\n\n" + end
+    buckets.write(f"{root}/x", data)
+    assert buckets.create(f"{root}/y", data)
+    large = tmp_path / "large"
+    large.write_bytes(bytes(buckets._SMALL) + data)
+    buckets.upload(large, f"{root}/large")
+    assert [buckets.read(f"{root}/{name}") for name in "xy"] == [data] * 2
+    assert buckets.read(f"{root}/large") == large.read_bytes()
+
+
 def test_creation_succeeds_once(root):
     assert buckets.create(f"{root}/lock", b"1")
     assert not buckets.create(f"{root}/lock", b"2")
