@@ -4,14 +4,19 @@
     python benchmarks/training.py
     python benchmarks/training.py --quick               # a quick look at small shapes
     python benchmarks/training.py --parts torch         # one part alone
+    python benchmarks/training.py --parts slots --cpu-seconds     # on a busy machine
+
+Slots: the step on rows whose images are in slots against the same rows in the order of their
+samples; both must give the same loss and gradient norm first.
 
 PyTorch: tokens per second of whole updates (gradients, clipping, AdamW, running mean) on one packed
-batch, against the eager step of `torch_training.py`; the two sides must give the same loss and
-gradient norm from the same weights first. Frozen und: the generation stage's step against one that
-trains everything, on the same batch, beside the ratio of the FLOPs that both need. Depth: tracing
-and compiling a scanned step; nothing of it is run. float32 unless told otherwise; ratios are
-pairwise, with their spread. Compile time is that of the first call, and part of no other figure.
-PyTorch runs on the device that JAX has; on a GPU the comparison has not been made yet.
+batch, whose images are in slots on our side, against the eager step of `torch_training.py`; the two
+sides must give the same loss and gradient norm from the same weights first. Frozen und: the
+generation stage's step against one that trains everything, on the same batch, beside the ratio of
+the FLOPs that both need. Depth: tracing and compiling a scanned step; nothing of it is run. float32
+unless told otherwise; ratios are pairwise, with their spread. Compile time is that of the first
+call, and part of no other figure. PyTorch runs on the device that JAX has; on a GPU the comparison
+has not been made yet.
 """
 
 import dataclasses
@@ -28,6 +33,8 @@ from torch_training import TRAINABLE, Stage, TorchTrainer
 
 from unix_jax.config import DecoderConfig, SpecialTokens, UniXConfig, VisionConfig
 from unix_jax.data.batch import TrainingBatch
+from unix_jax.data.config import DataConfig
+from unix_jax.data.slots import in_slots, slots_of
 from unix_jax.models.unix import UniX, init_params
 from unix_jax.preprocessing.layout import TextSplit, VaeSplit, VitSplit, lay_out
 from unix_jax.training.draws import draw_flow
@@ -37,7 +44,7 @@ from unix_jax.training.optimizer import OptimizerConfig, make_optimizer
 from unix_jax.training.state import abstract_state, create_state
 from unix_jax.training.step import StepConfig, make_train_step
 
-Part = Literal["torch", "frozen", "depth"]
+Part = Literal["slots", "torch", "frozen", "depth"]
 OPTIMIZER = OptimizerConfig()
 RUN_KEY = 5
 
@@ -46,7 +53,7 @@ RUN_KEY = 5
 class Arguments:
     """Shapes and effort."""
 
-    parts: tuple[Part, ...] = ("torch", "frozen", "depth")
+    parts: tuple[Part, ...] = ("slots", "torch", "frozen", "depth")
     width: int = 512
     """Width of the decoder."""
     mlp: int = 1408
@@ -77,6 +84,8 @@ class Arguments:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the computation; weights are float32. PyTorch's bfloat16 is autocast."""
     repeats: int = 7
+    cpu_seconds: bool = False
+    """Measure slots in CPU seconds instead of the time that passes."""
     quick: bool = False
     """Small shapes and 2 repeats, whatever the other options say."""
 
@@ -151,6 +160,19 @@ def make_batch(a: Arguments, config: UniXConfig, reports: int, images: int) -> T
     )
 
 
+def slotted(a: Arguments, config: UniXConfig, batch: TrainingBatch) -> TrainingBatch:
+    """The same rows with their images in slots, which leave no padding."""
+    reports = 0 if batch.vit_pixels is None else batch.vit_pixels.shape[1]
+    images = 0 if batch.noised is None else batch.noised.shape[1]
+    data = DataConfig(
+        task="understanding" if reports else "generation", und_tokens=batch.token_ids.shape[1],
+        vit_images=reports, vae_images=images, text_tokens=1,
+    )  # fmt: skip
+    slots = slots_of(config, data)
+    assert slots is not None
+    return in_slots(batch, slots)
+
+
 def step_config(stage: Stage) -> StepConfig:
     """A generation stage has no text loss: nothing that it trains could lower it."""
     return StepConfig(LossConfig(ce_weight=0.0 if stage == "generation" else 1.0))
@@ -213,15 +235,38 @@ def check_equal(ours: dict[str, float], loss: float, norm: float, dtype: str) ->
         assert difference < limit, f"{name}: ours {ours[name]}, PyTorch's {theirs}"
 
 
+def stage_batches(a: Arguments, config: UniXConfig) -> list[tuple[Stage, TrainingBatch]]:
+    return [
+        ("understanding", make_batch(a, config, a.reports, 0)),
+        ("generation", make_batch(a, config, 0, a.images)),
+    ]
+
+
+def benchmark_slots(a: Arguments, config: UniXConfig, params: dict[str, Any]) -> list[list[str]]:
+    rows = []
+    clock = time.process_time if a.cpu_seconds else time.perf_counter
+    for stage, batch in stage_batches(a, config):
+        counts = count(batch, config)
+        ordered = Ours(config, params, stage, batch, a.dtype)
+        slots = Ours(config, params, stage, slotted(a, config, batch), a.dtype)
+        check_equal(slots.first, ordered.first["loss"], ordered.first["grad_norm"], a.dtype)
+        timings = interleaved({"order": ordered, "slots": slots}, a.repeats, clock)
+        rows.append(
+            [
+                stage,
+                f"{counts.und_tokens} + {counts.gen_tokens}",
+                *(f"{timings[name].median:.2f}" for name in timings),
+                ratio(timings["order"], timings["slots"]),
+            ]
+        )
+    return rows
+
+
 def benchmark_torch(a: Arguments, config: UniXConfig, params: dict[str, Any]) -> list[list[str]]:
     rows = []
-    stages: tuple[tuple[Stage, int, int], ...] = (
-        ("understanding", a.reports, 0), ("generation", 0, a.images),
-    )  # fmt: skip
-    for stage, reports, images in stages:
-        batch = make_batch(a, config, reports, images)
+    for stage, batch in stage_batches(a, config):
         counts = count(batch, config)
-        ours = Ours(config, params, stage, batch, a.dtype)
+        ours = Ours(config, params, stage, slotted(a, config, batch), a.dtype)
         theirs = reference(config, params, stage, batch, a.dtype)
         check_equal(ours.first, *theirs.step(), a.dtype)
         timings = interleaved({"ours": ours, "torch": theirs.step}, a.repeats)
@@ -321,6 +366,12 @@ def main(a: Arguments) -> None:
     print(f"torch {torch.__version__} on {device}, {torch.get_num_threads()} threads")
     print(f"{a.dtype} matrix product {matmul_rate(a.dtype) / 1e9:.0f} GFLOP/s")
     shapes = f"width {a.width}, {a.layers} layers, {a.heads} heads, MLP {a.mlp}, {a.rows} rows"
+    if "slots" in a.parts:
+        print_table(
+            f"Training step in {a.dtype}, {'CPU ' if a.cpu_seconds else ''}s: {shapes}",
+            ["stage", "und + latents", "in order", "in slots", "order / slots (spread)"],
+            benchmark_slots(a, config, params),
+        )
     if "torch" in a.parts:
         print_table(
             f"Training step in {a.dtype}, tokens/s: {shapes}, vocabulary {a.vocab}",

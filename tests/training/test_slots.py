@@ -10,13 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from support import toy_data
 from support.toy_batches import CONFIG, unix_params
 from support.toy_pipelines import random_params
 from support.toy_unet import BACKBONE
 from unix_jax.data.collate import collate, load
 from unix_jax.data.config import DataConfig
 from unix_jax.data.packing import Planner
-from unix_jax.data.samples import Cost, TrainingSample
+from unix_jax.data.records import Record, Turn
+from unix_jax.data.samples import Cost, TrainingSample, UnderstandingSamples
 from unix_jax.data.slots import slots_of
 from unix_jax.errors import ConfigError, DataError
 from unix_jax.models.attention.mask import CAUSAL, FULL
@@ -269,3 +271,18 @@ def test_a_state_without_slots_resumes_with_them():
     assert before.state()["open_rows"]
     with pytest.raises(DataError, match=r"data.text_tokens \(22\) is too small for the row"):
         Planner(long, with_slots, slots).restore(before.state())
+
+
+def test_conversations_of_several_images_are_named():
+    """They have no place in slots, and the error says which option takes them."""
+    two = Record("two", b"", more_images=(b"",), answer="a", turns=(Turn((0, 1, "q"), "a"),))
+    later = Record("later", b"", answer="a", turns=(Turn(("q",), "a"), Turn((0,), "b")))
+    one = Record("one", b"", answer="a", turns=(Turn((0, "q"), "a"), Turn(("r",), "b")))
+    data = dataclasses.replace(toy_data.UNDERSTANDING, text_tokens=60)
+    samples = UnderstandingSamples([two, later, one], toy_data.tokenizer(), toy_data.CONFIG, data)
+    found = [samples.cost(index, 0) for index in range(3)]
+    assert [isinstance(cost, Cost) for cost in found] == [False, False, True]
+    assert {skip.reason for skip in found[:2]} == {"too_long"}
+    samples = UnderstandingSamples([two], toy_data.tokenizer(), toy_data.CONFIG, data)
+    with pytest.raises(DataError, match=r"two: too_long: 2 image.*--data.text-tokens None takes"):
+        Planner(samples, data, slots_of(toy_data.CONFIG, data)).next_step()

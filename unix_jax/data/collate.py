@@ -8,15 +8,13 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from unix_jax.config import UniXConfig
 from unix_jax.data.batch import TrainingBatch
 from unix_jax.data.config import DataConfig
 from unix_jax.data.samples import TrainingSample
-from unix_jax.data.slots import slot_order, slots_of
-from unix_jax.models.attention.slots import Slots
+from unix_jax.data.slots import in_slots, slots_of
 from unix_jax.preprocessing.layout import (
     Layout,
     TextSplit,
@@ -73,23 +71,8 @@ def collate(rows: Sequence[Row], config: UniXConfig, data: DataConfig) -> Traini
         fields |= _vit_fields(rows, layout, config, data)
     if data.vae_images:
         fields |= _vae_fields(rows, layout, config, data)
-    if slots is not None:
-        fields |= _in_slots(fields, slots)
-    return TrainingBatch(**fields)
-
-
-def _in_slots(fields: dict[str, Any], slots: Slots) -> dict[str, Any]:
-    """What has a number for each und token, reordered; padding as `lay_out` writes it."""
-    order = slot_order(fields["und"], slots)
-
-    def reordered(x: np.ndarray, padding: int = 0) -> np.ndarray:
-        found = np.take_along_axis(x, np.maximum(order, 0), axis=1)
-        return np.where(order >= 0, found, x.dtype.type(padding))
-
-    new = {name: reordered(fields[name]) for name in ("token_ids", "labels", "ce_weights")}
-    if "vit_index" in fields:
-        new["vit_index"] = reordered(fields["vit_index"], -1)
-    return new | {"und": jax.tree.map(reordered, fields["und"]), "slots": slots}
+    batch = TrainingBatch(**fields)
+    return batch if slots is None else in_slots(batch, slots)
 
 
 def _write_text_losses(

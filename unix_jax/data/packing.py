@@ -335,7 +335,8 @@ class Planner:
         raise DataError(
             f"data: expected samples that fit a row of {self._capacity.und} und tokens, "
             f"{self._capacity.vit} ViT and {self._capacity.vae} VAE images, found none in a whole "
-            f"epoch of {self._name(part)} (skipped: {self.skipped})"
+            f"epoch of {self._name(part)} (skipped: {self.skipped}); "
+            + "; ".join(self.first_skipped.values())
         )
 
     def _too_long(self, cost: Cost) -> str:

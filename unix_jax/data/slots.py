@@ -6,10 +6,14 @@ What a token is does not change, only where its row stores it: see
 Letters: B rows, U und tokens.
 """
 
+from typing import Any
+
+import jax
 import numpy as np
 from jaxtyping import Int
 
 from unix_jax.config import UniXConfig
+from unix_jax.data.batch import TrainingBatch
 from unix_jax.data.config import DataConfig
 from unix_jax.errors import ConfigError
 from unix_jax.models.attention.mask import CAUSAL, FULL, NOISE, TokenMetadata
@@ -34,6 +38,30 @@ def slots_of(config: UniXConfig, data: DataConfig) -> Slots | None:
     count = min(data.vit_images, room // tokens)
     text = max(min(data.text_tokens, room), room - count * tokens)
     return Slots(data.und_tokens, count, tokens, data.vae_images, text)
+
+
+def in_slots(batch: TrainingBatch, slots: Slots) -> TrainingBatch:
+    """A batch of numpy arrays in the order of its samples, with its und stream in slots.
+
+    Raises:
+      ValueError: a row that does not fit.
+    """
+    order = slot_order(batch.und, slots)
+
+    def reordered(x: Any, padding: int = 0) -> np.ndarray:
+        found = np.take_along_axis(np.asarray(x), np.maximum(order, 0), axis=1)
+        return np.where(order >= 0, found, found.dtype.type(padding))
+
+    und = (batch.token_ids, batch.und, batch.labels, batch.ce_weights)
+    token_ids, metadata, labels, weights = jax.tree.map(reordered, und)
+    return batch.replace(  # type: ignore[attr-defined]
+        token_ids=token_ids,
+        und=metadata,
+        labels=labels,
+        ce_weights=weights,
+        vit_index=None if batch.vit_index is None else reordered(batch.vit_index, -1),
+        slots=slots,
+    )
 
 
 def slot_order(und: TokenMetadata, slots: Slots) -> Int[np.ndarray, "B U"]:
