@@ -94,7 +94,7 @@ class CheckpointStore:
                 async_options=ocp.options.AsyncOptions(post_finalization_callback=self._list_files),
             ),
             item_handlers={
-                # Compression takes most of the time and saves 8 % of the bytes of weights.
+                # Compression takes most of the time and saves 8 % of the bytes of random weights.
                 "state": ocp.PyTreeCheckpointHandler(use_compression=False),
                 "progress": ocp.JsonCheckpointHandler(),
             },
