@@ -105,7 +105,7 @@ class CheckpointStore:
                 multiprocessing_options=processes,
             ),
             item_handlers={
-                # Compression takes most of the time and saves 8 % of the bytes of weights.
+                # Compression takes most of the time and saves 8 % of the bytes of random weights.
                 "state": ocp.PyTreeCheckpointHandler(
                     use_compression=False, multiprocessing_options=processes
                 ),
