@@ -87,8 +87,10 @@ def test_paths_read(root):
 # --- faults --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fault", [503, 429, "reset"])
+@pytest.mark.parametrize("fault", [503, 429, "reset", "silence"])
 def test_passing_faults_are_repeated(root, server, fault, monkeypatch):
+    monkeypatch.setattr(buckets, "_SILENCE", 0.3)
+    buckets._system.cache_clear()
     monkeypatch.setattr(buckets.time, "sleep", lambda seconds: None)
     data = os.urandom(200_000)
     turns = itertools.cycle([fault, None, None])
@@ -97,6 +99,15 @@ def test_passing_faults_are_repeated(root, server, fault, monkeypatch):
     assert buckets.read(f"{root}/x") == data
     server.fault = lambda method, path: None
     assert buckets.entry(f"{root}/x").size == len(data)
+    buckets._system.cache_clear()
+
+
+@pytest.mark.slow
+def test_a_server_that_stays_away(root, server, monkeypatch):
+    monkeypatch.setattr(buckets.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(buckets, "_PATIENCE", 0.0)
+    server.fault = lambda method, path: 503
+    assert f"{root}/x: cannot be reached: " in one_line(lambda: buckets.read(f"{root}/x"))
 
 
 def one_line(action):

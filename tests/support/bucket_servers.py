@@ -26,7 +26,7 @@ class Proxy:
       address: http://HOST:PORT.
       delay: seconds before each answer.
       fault: called with (method, path); returns a status to answer with, "reset" to close the
-        connection in the middle of the answer, or None.
+        connection in the middle of the answer, "silence" to answer nothing for a second, or None.
       requests: (method, path) of each request.
       most: the largest number of requests that were under way at the same time.
     """
@@ -59,6 +59,10 @@ class Proxy:
                 fault = proxy.fault(self.command, self.path)
                 if isinstance(fault, int):
                     self._answer(fault, [("Retry-After", "0")], b"{}")
+                    return
+                if fault == "silence":
+                    time.sleep(1.0)
+                    self.close_connection = True
                     return
                 query = urllib.parse.parse_qs(urllib.parse.urlsplit(self.path).query)
                 if query.get("ifGenerationMatch") == ["0"] and self.command == "POST":

@@ -10,6 +10,7 @@ import dataclasses
 import datetime
 import errno
 import functools
+import itertools
 import logging
 import os
 import random
@@ -32,8 +33,13 @@ _ADVICE = {
     "GOOGLE_APPLICATION_CREDENTIALS",
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or log in with `aws configure`",
 }
-# The libraries repeat a request up to six times themselves; after this time none is added.
+# The libraries repeat a request up to six times themselves. After this time and this number of
+# attempts none is added.
 _PATIENCE = 60.0
+_ATTEMPTS = 3
+# Seconds without a byte after which a connection counts as broken. A download as a whole may take
+# any time.
+_SILENCE = 60.0
 _THREADS = 8
 _SMALL = 1 << 23
 
@@ -271,7 +277,16 @@ def _system(scheme: str) -> Any:
     # Their own records say again, with tracebacks, what is raised.
     for logger in ("gcsfs", "s3fs", "botocore", "aiobotocore"):
         logging.getLogger(logger).setLevel(logging.CRITICAL)
-    return kind(use_listings_cache=False, skip_instance_cache=True)
+    return kind(use_listings_cache=False, skip_instance_cache=True, **_timeouts(scheme))
+
+
+def _timeouts(scheme: str) -> dict[str, Any]:
+    if scheme == "s3":
+        return {"config_kwargs": {"connect_timeout": _SILENCE, "read_timeout": _SILENCE}}
+    import aiohttp
+
+    limit = aiohttp.ClientTimeout(total=None, sock_connect=_SILENCE, sock_read=_SILENCE)
+    return {"requests_timeout": limit}
 
 
 def _path(url: str) -> str:
@@ -292,7 +307,7 @@ def _call(url: str, request: Callable[[Any], T], missing: str = "no such object"
     """
     scheme = url.partition("://")[0]
     start, delay = time.monotonic(), 0.5
-    while True:
+    for attempt in itertools.count(1):
         try:
             return request(_system(scheme))
         except UniXError:
@@ -308,10 +323,11 @@ def _call(url: str, request: Callable[[Any], T], missing: str = "no such object"
                 raise
             if (problem := _refusal(error, scheme)) is not None:
                 raise StorageError(f"{url}: {problem}") from error
-            if time.monotonic() - start > _PATIENCE:
+            if attempt >= _ATTEMPTS and time.monotonic() - start > _PATIENCE:
                 raise StorageError(f"{url}: cannot be reached: {_one_line(error)}") from error
         time.sleep(delay * (1 + random.random()))
         delay = min(2 * delay, 16.0)
+    raise AssertionError
 
 
 def _refusal(error: BaseException, scheme: str) -> str | None:
