@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from support import toy_data
+from support import toy_data, toy_run
 from support.toy_batches import CONFIG, unix_params
 from support.toy_pipelines import random_params
 from support.toy_unet import BACKBONE
@@ -286,3 +286,20 @@ def test_conversations_of_several_images_are_named():
     samples = UnderstandingSamples([two], toy_data.tokenizer(), toy_data.CONFIG, data)
     with pytest.raises(DataError, match=r"two: too_long: 2 image.*--data.text-tokens None takes"):
         Planner(samples, data, slots_of(toy_data.CONFIG, data)).next_step()
+
+
+def test_a_run_resumes_with_slots(toy, train, tmp_path, capsys):
+    """The losses of a run without them, which are those of the same samples in the same order."""
+    config = [str(toy("understanding")), "--validate-every", "4"]
+    assert train.main([*config, "--out", str(tmp_path / "whole")]) == 0
+    half = [*config, "--out", str(tmp_path / "half")]
+    assert train.main([*half, "--total-steps", "4"]) == 0
+    capsys.readouterr()
+    assert train.main([*half, "--data.text-tokens", "128"]) == 0
+    assert "data.text_tokens: None -> 128" in capsys.readouterr().err
+    whole, half = (toy_run.metrics(tmp_path / name) for name in ("whole", "half"))
+    assert [line["step"] for line in half] == [line["step"] for line in whole]
+    for name in ("loss", "grad_norm", "epoch"):
+        np.testing.assert_allclose(
+            [line[name] for line in half], [line[name] for line in whole], rtol=1e-4
+        )

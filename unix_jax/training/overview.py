@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from unix_jax.checkpoints.leaves import flatten
 from unix_jax.errors import CheckpointError
+from unix_jax.models.attention.slots import Slots
 from unix_jax.storage.files import atomic_write
 from unix_jax.training.config import TrainConfig
 from unix_jax.training.feed import Fed
@@ -92,12 +93,22 @@ def _batch_lines(fed: Fed) -> list[str]:
     info, shapes = fed.info, []
     for field in dataclasses.fields(fed.batch):
         leaves = jax.tree.leaves(getattr(fed.batch, field.name))
-        if leaves:
+        if leaves and field.name != "slots":
             shapes.append(f"{field.name} {leaves[0].dtype}{list(leaves[0].shape)}")
     return [
         f"first batch {info.samples} samples in {fed.batch.rows} rows, {info.und_tokens:,} und and "
         f"{info.gen_tokens:,} gen tokens, {info.padding_fraction:.1%} padding",
         *(f"  {shape}" for shape in shapes),
+        *_slot_lines(fed.batch.slots),
+    ]
+
+
+def _slot_lines(slots: Slots | None) -> list[str]:
+    if slots is None:
+        return ["  images in the order of their samples (data.text_tokens is None)"]
+    return [
+        f"  slots of a row: {slots.vit_slots} ViT images of {slots.vit_tokens} tokens, "
+        f"{slots.vae_images} VAE images, {slots.text_tokens} tokens of text"
     ]
 
 
