@@ -56,7 +56,7 @@ EXTRAS = (
 SECONDS = 1500
 # What a clone does not have, by the names that the pages give it.
 MISSING = re.compile(
-    r"weights/|\bjanus\b|JANUS|CHECKPOINT|SHARED|MIMIC|ZrH42/UniX|OWNER/|https://|example\.org"
+    r"weights/|\bjanus\b|JANUS|CHECKPOINT|SHARED|MIMIC|ZrH42/UniX|OWNER/|https://|my-bucket|example\.org"
 )
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import io
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,6 +15,7 @@ from unix_jax.data.config import DataConfig
 from unix_jax.data.records import Record
 from unix_jax.data.samples import record_samples
 from unix_jax.models.unix import UniX, init_params
+from unix_jax.preprocessing.pixels import vae_input
 from unix_jax.preprocessing.text import Tokenizer
 from unix_jax.training.optimizer import OptimizerConfig, make_optimizer
 from unix_jax.training.parameter_groups import GENERATION
@@ -47,7 +49,8 @@ def edit_batch(swapped):
     row = [load(samples.build(index, 0)) for index in (0, 1)]
     batch = collate([row] * EDIT.rows, MODEL, EDIT)
     # In the place of an autoencoder: the gray levels, without uncertainty, at unit scale.
-    mean = batch.vae_pixels[..., :1].repeat(4, axis=-1) / MODEL.vae.scale_factor
+    pixels = np.asarray(vae_input(jnp.asarray(batch.vae_pixels)))
+    mean = pixels[..., :1].repeat(4, axis=-1) / MODEL.vae.scale_factor
     moments = np.concatenate([mean, np.full_like(mean, -30.0)], axis=-1)
     return batch.replace(vae_pixels=None, vae_moments=moments.astype(np.float32))
 

@@ -45,7 +45,7 @@ def test_reports_of_a_joint_run(toy, train, tmp_path, capsys):
     assert "  unix/decoder/layers/gen " in said.out
     assert "  autoencoder/" in said.out
     assert "% padding" in said.out
-    assert "  vae_pixels float32[2, 2, 8, 8, 3]" in said.out
+    assert "  vae_pixels uint8[2, 2, 8, 8, 3]" in said.out
     listed = (tmp_path / "parameters.txt").read_text().splitlines()
     assert "trained  unix/decoder/layers/gen/q_proj/kernel  float32[1, 16, 16] replicated" in listed
     assert any(line.startswith("frozen   unix/latent_pos_embed") for line in listed)
