@@ -91,7 +91,9 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_interruption_leaves_nothing(tmp_path, number):
     process = subprocess.Popen(
         [sys.executable, "-c", _SLOW, "import", str(TINY), str(tmp_path / "out")],

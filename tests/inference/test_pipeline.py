@@ -267,7 +267,7 @@ def test_rows_that_end_early():
         assert reports([image], [prompt], pipe, seed=seed, **options) == [row]
 
 
-@pytest.mark.parametrize("batch_size", [2, 4])
+@pytest.mark.parametrize("batch_size", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_replaced_rows_equal_rows_alone(batch_size, monkeypatch):
     """More reports than rows, of many lengths, over a ring that grows and is used again."""
     monkeypatch.setattr(context_module, "_BUCKETS", (16, 24, 40, 56, 72, 96))

@@ -63,6 +63,7 @@ def fails(capsys, *arguments):
     return capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_import_export_and_cast(root, tmp_path, capsys):
     upload(TINY, f"{root}/tiny")
     for source, place in ((TINY, tmp_path), (f"{root}/tiny", root)):
