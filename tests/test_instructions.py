@@ -127,9 +127,10 @@ def test_the_bundled_model_is_asked_what_it_learned():
     values = json.loads((ROOT / "examples" / "nano" / "config.json").read_text())
     asked = UniXConfig.from_dict(values).asked
     assert asked.default == (
-        "Write the radiology report of this chest X-ray: the findings, then the impression."
+        "Describe this chest X-ray in a report with the sections FINDINGS and IMPRESSION."
     )
-    assert asked == Instructions.same(asked.findings)
+    # Each section has instructions of its own, which it follows.
+    assert asked.findings[0] == "Describe this chest X-ray in a report with the section FINDINGS."
 
 
 def test_reports_ask_the_checkpoints_default(monkeypatch):

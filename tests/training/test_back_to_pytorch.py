@@ -201,7 +201,7 @@ def test_a_run_that_starts_from_published_files_themselves(base, source, tmp_pat
 
 
 def test_the_nano_model_gets_what_the_original_asks_for(tmp_path):
-    with pytest.warns(UserWarning, match="latents are 0.749") as warned:
+    with pytest.warns(UserWarning, match="latents are 1.2197") as warned:
         export_published(NANO, tmp_path / "out")
     assert any("norm_groups" in str(w.message) for w in warned)
     ids = {"bos_token": 2040, "eos_token": 2041, "pad_token": 2042}
