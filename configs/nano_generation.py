@@ -10,7 +10,7 @@
 The first command makes changed copies of the X-rays, the second encodes all of them once instead of
 at every step. Without them the run reads the bundled X-rays.
 
-Time: about 40 minutes on 2 busy cores. Score: docs/nano.md has the squared error of the bundled
+Time: about 50 minutes on 2 busy cores. Score: docs/nano.md has the squared error of the bundled
 model on the validation split, and generated images.
 """
 
