@@ -6,8 +6,14 @@ import gc
 import getpass
 import importlib.metadata
 import os
+import sys
 import tempfile
 import time
+
+# Container images often set this. The tests start a hundred processes, which would each compile
+# every module of this package again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # Both are read when jax is first imported, which the test modules do.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

@@ -220,7 +220,14 @@ def test_every_other_file_is_recorded(kind, written):
         assert {"tokenizer.json", "source/config.json", "source/vae/config.yaml"} <= set(listed)
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "flipped",
+        "missing",
+        *(pytest.param(x, marks=pytest.mark.extended) for x in ("truncated", "empty")),
+    ],
+)
 @pytest.mark.parametrize(
     "name", ["config.json", "tokenizer.json", "source/config.json", "source/vae/config.yaml"]
 )
@@ -486,7 +493,9 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, value):
     assert not refused.exists()
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    "value", [np.nan, *(pytest.param(x, marks=pytest.mark.extended) for x in (np.inf, -np.inf))]
+)
 def test_every_way_in_names_weights_that_are_not_finite(tmp_path, value):
     source = published_with(tmp_path / "source", value)
     names = rf"(?s)^{source}/model\.safetensors: .*\n  language_model\.lm_head\.weight: 1 numbers$"

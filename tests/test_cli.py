@@ -409,6 +409,7 @@ def test_a_process_reports(xray):
     assert errors == ""
 
 
+@pytest.mark.extended
 def test_a_narrow_terminal_encoding(xray):
     """Toy weights write replacement characters; a report is printed whatever the terminal takes."""
     started = process(["report", xray, *ON_TINY, *QUICK_REPORT], env={"PYTHONIOENCODING": "ascii"})
@@ -550,6 +551,7 @@ def test_interruption_leaves_no_image(tmp_path):
     assert list(out.iterdir()) == []
 
 
+@pytest.mark.extended
 def test_reader_that_goes_away(xray, tmp_path):
     started = process(["report", xray, *ON_TINY, "--prompt", "Report:", "--max-new-tokens", "60"])
     assert started.stdout is not None

@@ -213,6 +213,7 @@ def test_a_folder_and_a_file_of_a_repository(hub, tmp_path):
     assert native.load_config(tmp_path / "imported") == load_config(TINY)[0]
 
 
+@pytest.mark.extended
 def test_imports(hub, tmp_path):
     shutil.copytree(JANUS, tmp_path / "hub" / "o" / "janus")
     import_published("o/tiny", tmp_path / "imported")

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+pytestmark = pytest.mark.extended
+
 WAIT = 60_000  # milliseconds; a busy machine is slow
 
 

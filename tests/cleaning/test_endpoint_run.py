@@ -57,6 +57,7 @@ def faulty(kind, number, n):
     return "slow" if rng.random() < 0.03 else rng.choice(common + own)
 
 
+@pytest.mark.extended
 def test_500_reports_under_faults_none_lost_none_doubled_order_kept(tmp_path, capfd):
     reports, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     write_reports(reports, 500)

@@ -384,6 +384,7 @@ def other(tmp_path_factory) -> tuple[Path, dict[str, np.ndarray]]:
     return directory, tensors | outputs
 
 
+@pytest.mark.extended
 def test_other_settings_pass(other, tmp_path, capsys):
     directory, tensors = other
     shapes = {

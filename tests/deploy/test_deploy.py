@@ -228,6 +228,7 @@ def test_tpu_vm_trains_on_all_machines(tpu_vm):
     ]  # fmt: skip
 
 
+@pytest.mark.extended
 def test_tpu_vm_installs(tpu_vm):
     done, calls = tpu_vm("install")
     assert done.returncode == 0, done.stderr

@@ -59,6 +59,7 @@ def results_of(out):
     return json.loads((out / "results.json").read_text())
 
 
+@pytest.mark.extended
 def test_without_an_encoder_images_alone_are_made_and_it_is_said(drawn):
     results = results_of(drawn)
     assert results["counts"] == {

@@ -68,7 +68,9 @@ def test_text_that_is_too_long_is_said(pipe):
         pipe.generate_image(["no", "left " * 15], **QUICK)
 
 
-@pytest.mark.parametrize("source", [CLIP, BERT], ids=["clip", "bert"])
+@pytest.mark.parametrize(
+    "source", [pytest.param(CLIP, marks=pytest.mark.extended), BERT], ids=["clip", "bert"]
+)
 def test_a_mesh(source, assert_close):
     one = DiffusionPipeline.from_pretrained(source)
     mesh = make_mesh(data=2, fsdp=2, tensor=2)

@@ -22,7 +22,12 @@ def generate(prompts, pipe=None, **options):
 # The guided runs have steps outside of the interval, which are as those of the plain one.
 @pytest.mark.parametrize(
     ("solver", "guided"),
-    [("euler", {}), ("euler", GUIDED), ("ab2", GUIDED), ("pec", GUIDED)],
+    [
+        pytest.param("euler", {}, marks=pytest.mark.extended),
+        ("euler", GUIDED),
+        pytest.param("ab2", GUIDED, marks=pytest.mark.extended),
+        pytest.param("pec", GUIDED, marks=pytest.mark.extended),
+    ],
     ids=["plain-euler", "guided-euler", "guided-ab2", "guided-pec"],
 )
 def test_a_row_alone_equals_its_row_of_a_batch(solver, guided):

@@ -15,7 +15,15 @@ MESHES = [{"data": 8}, {"fsdp": 8}, {"fsdp": 4, "tensor": 2}, {"data": 2, "fsdp"
 
 
 @pytest.fixture(
-    scope="module", params=MESHES, ids=lambda m: ",".join(f"{k}{v}" for k, v in m.items())
+    scope="module",
+    params=[
+        pytest.param(
+            mesh,
+            id=",".join(f"{axis}{size}" for axis, size in mesh.items()),
+            marks=[pytest.mark.extended] * (mesh == {"fsdp": 8}),
+        )
+        for mesh in MESHES
+    ],
 )
 def sharded(request):
     assert len(jax.devices()) == 8, "conftest.py asks for eight virtual devices"
@@ -46,6 +54,7 @@ def test_images_are_one_devices(sharded):
     np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 
+@pytest.mark.extended
 def test_sampled_reports_decoded_images_and_edits():
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
     sharded, single = UniXPipeline(SMALL, *small_params(), mesh=mesh), small_pipe()

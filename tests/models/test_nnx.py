@@ -59,6 +59,7 @@ def nnx_loss(model, batch):
     return jnp.square(model.logits(und)).mean() + jnp.square(model.velocity(gen)).mean()
 
 
+@pytest.mark.extended
 def test_the_bridge_gives_the_same_numbers(batch):
     key = jax.random.key(3)
     model = wrapped(key)

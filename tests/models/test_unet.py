@@ -90,7 +90,9 @@ def test_blocks_read_the_layers_of_the_decoder_in_order():
     assert one.matching_layer(0, 24) == 0
 
 
-@pytest.mark.parametrize("config", [SMALL, JOINT], ids=["text", "joint"])
+@pytest.mark.parametrize(
+    "config", [SMALL, pytest.param(JOINT, marks=pytest.mark.extended)], ids=["text", "joint"]
+)
 def test_remat_changes_no_gradient(config, assert_close):
     """With one level, which has every kind of block that is rematerialised."""
     config = dataclasses.replace(
@@ -147,7 +149,9 @@ def test_the_und_stream_is_frozen_and_its_holes_are_not_seen():
     assert jnp.any(out(weights, x, t, moved) != out(weights, x, t, context))
 
 
-@pytest.mark.parametrize("config", [SMALL, JOINT], ids=["text", "joint"])
+@pytest.mark.parametrize(
+    "config", [SMALL, pytest.param(JOINT, marks=pytest.mark.extended)], ids=["text", "joint"]
+)
 @pytest.mark.parametrize(
     "axes",
     [

@@ -125,6 +125,7 @@ def test_sources(sources, spec):
             assert record_image(ours).tobytes() == record_image(theirs).tobytes()
 
 
+@pytest.mark.extended
 def test_many_images_are_read_at_the_same_time(sources, server):
     folder, url = sources
     data = dataclasses.replace(UNDERSTANDING, epochs=1, threads=1)

@@ -84,6 +84,7 @@ def stops_after(patch, last):
     patch.setattr(preemption.StopRequest, "reached", signalled)
 
 
+@pytest.mark.extended
 def test_a_run_in_a_bucket(toy, place, capsys, monkeypatch):
     train, url, local = load_train().main, "gs://bucket/run", place / "local"
     arguments = [str(toy("understanding")), "--validate-every", "4"]

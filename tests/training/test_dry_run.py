@@ -232,7 +232,9 @@ def test_autoencoder_step():
     assert report.memory.total > 0
 
 
-@pytest.mark.parametrize("accumulation", [1, 2, 8])
+@pytest.mark.parametrize(
+    "accumulation", [*(pytest.param(n, marks=pytest.mark.extended) for n in (1, 2)), 8]
+)
 @pytest.mark.parametrize("stage", ["understanding", "generation"])
 def test_validation_takes_no_more_memory_than_training(stage, accumulation):
     data = DATA if stage == "understanding" else GENERATION
@@ -466,6 +468,20 @@ class UnreadableProgram:
         return self.program.cost_analysis()
 
 
+@pytest.fixture(scope="module")
+def compiled_once():
+    """Compiles the training and the validation step at its first two calls alone."""
+    compiled: dict = {}
+
+    def compile_(name, *given):
+        if name not in compiled:
+            compiled[name] = original(name, *given)
+        return compiled[name]
+
+    original = dry_run._compile
+    return compile_
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -479,10 +495,9 @@ class UnreadableProgram:
         "ENTRY %main () -> f32[] {\n  %a = f32[] fusion(), calls=%unknown\n}\n",
     ],
 )
-def test_a_program_that_cannot_be_read_reports_its_memory(text, monkeypatch):
-    compiled = dry_run._compile
+def test_a_program_that_cannot_be_read_reports_its_memory(text, monkeypatch, compiled_once):
     monkeypatch.setattr(
-        dry_run, "_compile", lambda *given: UnreadableProgram(compiled(*given), text)
+        dry_run, "_compile", lambda *given: UnreadableProgram(compiled_once(*given), text)
     )
     report = compile_step(CONFIG, MODEL, make_mesh(devices=jax.devices()[:1]))
     assert isinstance(report.work, str)

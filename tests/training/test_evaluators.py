@@ -25,6 +25,7 @@ from unix_jax.training.evaluators import make_evaluators
 RAD_DINO = toy_run.TOKENIZER.parents[1] / "metrics_tiny" / "rad_dino"
 
 
+@pytest.mark.extended
 def test_reports_of_a_joint_run(toy, train, tmp_path, capsys):
     options = ["--total-steps", "4", "--evals.reports.every", "2", "--evals.reports.count", "2"]
     options += ["--evals.reports.max-new-tokens", "6"]

@@ -193,7 +193,11 @@ BACKBONES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("backbone", BACKBONES, ids=["two levels", "three levels"])
+@pytest.mark.parametrize(
+    "backbone",
+    [BACKBONES[0], pytest.param(BACKBONES[1], marks=pytest.mark.extended)],
+    ids=["two levels", "three levels"],
+)
 def test_unet_flops(backbone):
     config = dataclasses.replace(toy_unet.CONFIG, generation=backbone)
     batch, model = toy_unet.make_batch(2, 1), UniX(config)

@@ -58,6 +58,7 @@ def run(*axes):
     return np.array(losses), frozen, state
 
 
+@pytest.mark.extended
 def test_the_unet_learns_and_nothing_else_changes():
     losses, frozen, state = run()
     assert losses[-1] < 0.8 * losses[0]
@@ -67,6 +68,7 @@ def test_the_unet_learns_and_nothing_else_changes():
         np.testing.assert_array_equal(after[path], value)
 
 
+@pytest.mark.extended
 @pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 (virtual) devices")
 @pytest.mark.parametrize(
     "axes",
@@ -108,6 +110,7 @@ def finished(toy, train, tmp_path_factory):
     return config, directory / "run"
 
 
+@pytest.mark.extended
 def test_a_run_replaces_the_gen_stream_and_exports(finished):
     _, run_directory = finished
     names = toy_run.exported(run_directory)
@@ -121,6 +124,7 @@ def test_a_run_replaces_the_gen_stream_and_exports(finished):
     assert list((run_directory / "previews").glob("*.png"))
 
 
+@pytest.mark.extended
 def test_a_crash_and_a_resumption_make_the_same_run(finished, train, tmp_path, monkeypatch):
     from unix_jax.training import feed
 
@@ -156,6 +160,7 @@ def test_a_trained_unet_is_not_replaced(finished, toy, train, capsys, tmp_path):
     assert not (tmp_path / "other" / "run.json").exists()
 
 
+@pytest.mark.extended
 def test_a_unet_starts_from_its_own_checkpoint(finished, train, tmp_path):
     config, run_directory = finished
     arguments = [str(config), "--init", str(run_directory), "--out", str(tmp_path / "next")]

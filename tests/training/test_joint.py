@@ -66,6 +66,7 @@ def test_numbers_of_both_tasks_and_of_each_source(run):
     }
 
 
+@pytest.mark.extended
 def test_other_weights_are_refused_and_restarted(toy, train, run, capsys):
     text = toy("joint").read_text()
     source = text.split('source = "')[1].split('"')[0]

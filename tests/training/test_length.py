@@ -60,6 +60,7 @@ def test_long_runs_are_extrapolated(source, fields, monkeypatch):
         assert getattr(guessed, name) == pytest.approx(value, rel=0.1), name
 
 
+@pytest.mark.extended
 def test_a_run_of_two_epochs(toy, train, tmp_path, capsys):
     """It ends with its data, its schedule ends with it, and each sample was seen twice."""
     config = str(toy("understanding"))

@@ -27,7 +27,12 @@ def crash_at(monkeypatch, batch):
 
 
 @pytest.mark.parametrize(
-    "stage", ["understanding", pytest.param("generation", marks=pytest.mark.slow), "joint"]
+    "stage",
+    [
+        pytest.param("understanding", marks=pytest.mark.extended),
+        pytest.param("generation", marks=pytest.mark.slow),
+        "joint",
+    ],
 )
 def test_a_crash_between_checkpoints(stage, toy, train, whole, tmp_path, monkeypatch):
     """It stops at step 6 with the checkpoint of step 3, in the middle of a logged window."""

@@ -245,6 +245,7 @@ def manifest(toy, directory, order):
     return ["--data.source", f"manifest:{directory}/manifest.jsonl?images={source}"]
 
 
+@pytest.mark.extended
 def test_a_manifest_in_reverse_order(toy, train, run, tmp_path, capsys):
     config = [str(toy("understanding")), "--out", str(run)]
     options = manifest(toy, tmp_path, lambda lines: lines[::-1])
@@ -281,6 +282,7 @@ def test_the_same_records_elsewhere(toy, train, run, tmp_path, capsys):
     assert "anew" not in said
 
 
+@pytest.mark.extended
 def test_another_plan(toy, train, run, capsys):
     config = [str(toy("understanding")), "--out", str(run), "--data.und-tokens", "140"]
     error = refused(train, capsys, run, *config)
@@ -306,6 +308,7 @@ def test_data_of_an_older_version(toy, train, run, capsys):
 # --- what is left out --------------------------------------------------------------------------
 
 
+@pytest.mark.extended
 def test_what_is_left_out_is_said_and_counted(toy, train, tmp_path, capsys):
     """Rows of 60 tokens do not hold all reports."""
     config = [str(toy("understanding")), "--data.und-tokens", "60", "--validate-every", "4"]

@@ -148,6 +148,7 @@ def test_two_runs_on_one_directory(toy, train, whole, tmp_path, capsys):
     assert not (tmp_path / LOCK_FILE).exists()
 
 
+@pytest.mark.extended
 def test_a_killed_run_leaves_no_lock_that_holds(toy, train, whole, tmp_path, capsys):
     arguments = [str(toy("understanding")), "--out", str(tmp_path)]
     first = toy_run.launch(arguments)

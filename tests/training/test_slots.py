@@ -113,7 +113,11 @@ def assert_same(found, expected):
 
 
 @pytest.mark.parametrize(
-    "options", [{"freeze_und": False}, {"freeze_und": True, "remat_policy": "dots"}]
+    "options",
+    [
+        pytest.param({"freeze_und": False}, marks=pytest.mark.extended),
+        {"freeze_und": True, "remat_policy": "dots"},
+    ],
 )
 def test_loss_and_gradients(options):
     compute, reaching = gradients(**options), []
@@ -288,6 +292,7 @@ def test_conversations_of_several_images_are_named():
         Planner(samples, data, slots_of(toy_data.CONFIG, data)).next_step()
 
 
+@pytest.mark.extended
 def test_a_run_resumes_with_slots(toy, train, tmp_path, capsys):
     """The losses of a run without them, which are those of the same samples in the same order."""
     config = [str(toy("understanding")), "--validate-every", "4"]
