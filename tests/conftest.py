@@ -10,11 +10,6 @@ import sys
 import tempfile
 import time
 
-# Container images often set this. The tests start a hundred processes, which would each compile
-# every module of this package again.
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-sys.dont_write_bytecode = False
-
 # Both are read when jax is first imported, which the test modules do.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Toy programs take far longer to compile than to run, so LLVM's optimisations only cost here, and
@@ -39,6 +34,10 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
+# Container images often set this. The tests start a hundred processes, and each would compile every
+# module of this package again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -52,6 +51,7 @@ MOST_RESIDENT = 2 * 2**30  # two workers and what they start fit into 8 GiB
 
 
 def pytest_configure(config):
+    sys.dont_write_bytecode = False
     # Traces are large graphs of objects that live: looking through them less saves a twentieth.
     gc.set_threshold(100_000, 50, 100)
     if not hasattr(config, "workerinput"):

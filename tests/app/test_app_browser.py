@@ -133,6 +133,7 @@ def test_several_files_become_a_table(open_page, xray_png):
     page.get_by_role("tab", name="Files").click()
     page.get_by_role("button", name="Settings").locator("visible=true").click()
     settle(page, "number input for Maximum length", 4)
+    page.locator("#files").get_by_role("button").first.wait_for()
     page.locator("#files input[type=file]").set_input_files(
         [
             {"name": name, "mimeType": "image/png", "buffer": data}

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 import re
 
 import jax
@@ -74,14 +75,19 @@ def test_the_unet_learns_and_nothing_else_changes():
     "axes",
     [
         (("data", 2), ("fsdp", 2), ("tensor", 2)),
-        pytest.param((("fsdp", 8),), marks=pytest.mark.slow),
+        *(
+            pytest.param(axes, marks=pytest.mark.slow)
+            for axes in ((("data", 8),), (("fsdp", 8),), (("fsdp", 4), ("tensor", 2)))
+        ),
     ],
+    ids=lambda axes: ",".join(f"{name}{size}" for name, size in axes),
 )
 def test_meshes_make_the_same_losses(axes):
     losses, _, state = run(*axes)
     np.testing.assert_allclose(losses, run()[0], rtol=1e-4)
     kernel = state.trained["unix"]["unet"]["mid_block_resnets_0"]["conv1"]["kernel"]
-    assert kernel.addressable_shards[0].data.size < kernel.size
+    split = kernel.size // kernel.addressable_shards[0].data.size
+    assert split == math.prod(size for name, size in axes if name != "data")
 
 
 # ------------------------------------------------------------------------- runs of train.py
