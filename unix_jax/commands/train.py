@@ -38,6 +38,7 @@ from unix_jax.training.feed import (
     validation_batches,
     validation_data,
 )
+from unix_jax.training.gpu_settings import set_gpu_defaults
 from unix_jax.training.liveness import ending_together
 from unix_jax.training.metrics import Metrics, Window, make_reporters
 from unix_jax.training.overview import overview, write_parameters
@@ -62,7 +63,8 @@ def train(arguments: Sequence[str]) -> int:
     if invocation.dry_run:
         return dry_run(config, invocation.topology)
 
-    # ====================================================================== distributed
+    # ====================================================================== devices
+    set_for_gpus = set_gpu_defaults()
     distributed.initialise(
         config.distributed.coordinator,
         config.distributed.num_processes,
@@ -76,6 +78,8 @@ def train(arguments: Sequence[str]) -> int:
         local_run(out, invocation.break_lock) as local,
         start.locked(local.directory, invocation.break_lock) as note,
     ):
+        if set_for_gpus:
+            progress.say(f"set for the GPU: {', '.join(set_for_gpus)}")
         for line in filter(None, (local.note, note)):
             progress.say(line)
         return run_in(local, config, progress, restart_data=invocation.restart_data)
