@@ -45,7 +45,10 @@ from unix_jax.training.config import Invocation, TrainConfig, parse_arguments
 MAINS = dict(
     zip(PROGRAMS, (convert_cli.main, data_cli.main, evaluate_cli.main, cli.main), strict=True)
 )
-FOREIGN_OPTIONS = {"--check", "--help", "--rename-dir-limit", "--requeue", "--signal", "--strict"}
+# `--xla` begins the flags of XLA, which have underscores.
+FOREIGN_OPTIONS = {
+    "--check", "--help", "--rename-dir-limit", "--requeue", "--signal", "--strict", "--xla",
+}  # fmt: skip
 # Arguments that name weights which must be there before.
 INPUTS = ("checkpoint", "init", "rad_dino", "chexbert", "biovil_t", "vae", "source", "path")
 

@@ -1,7 +1,8 @@
 """Settings of XLA for training on NVIDIA GPUs, made before JAX touches a device.
 
 Only what NVIDIA's own documentation of JAX recommends for every training run is set, and only where
-the user has not decided. docs/training.md gives the reasons, and lists what has to be measured first.
+the user has not decided. docs/training.md gives the reasons, and lists what has to be measured
+first.
 """
 
 import importlib.util
@@ -23,8 +24,8 @@ _PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 def set_gpu_defaults(environment: MutableMapping[str, str] = os.environ) -> list[str]:
     """Sets what is not set, if JAX is going to use CUDA.
 
-    Call it before the first use of a device: XLA reads both variables once. Without a CUDA plugin, or
-    with a `JAX_PLATFORMS` that leaves it out, nothing is changed.
+    Call it before the first use of a device: XLA reads both variables once. Without a CUDA plugin,
+    or with a `JAX_PLATFORMS` that leaves it out, nothing is changed.
 
     Args:
       environment: where the variables are set; default: that of this process.
