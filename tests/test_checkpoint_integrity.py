@@ -524,6 +524,7 @@ def test_every_way_in_names_weights_that_are_not_finite(tmp_path, value):
 UP = "language_model.model.layers.1.mlp.up_proj.weight"
 
 
+@pytest.mark.extended
 def test_layers_that_are_not_finite_are_named(tmp_path):
     source = published_with(tmp_path / "source", np.nan, UP)
     for run in (
@@ -599,6 +600,7 @@ def test_a_number_too_large_for_the_type_is_found(tmp_path, trees):
         assert np.isinf(leaf.read_all()[0, 0].astype(np.float32))
 
 
+@pytest.mark.extended
 def test_the_command_line_says_it_and_takes_the_option(tmp_path, capsys):
     from unix_jax.commands.convert import main
 

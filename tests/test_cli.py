@@ -166,6 +166,7 @@ def test_generate_writes_images_and_a_sheet(capsys, tmp_path):
         assert sheet.width > 64
 
 
+@pytest.mark.extended
 def test_generate_says_what_it_replaces(capsys, tmp_path):
     arguments = ["generate", "Clear.", *ON_TINY, *QUICK_IMAGE, "--out", str(tmp_path / "o")]
     assert run(arguments) == 0
@@ -533,6 +534,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.extended
 def test_interruption_leaves_no_image(tmp_path):
     out = tmp_path / "out"
     started = process(

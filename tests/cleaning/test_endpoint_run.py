@@ -433,6 +433,7 @@ def test_the_command_shows_waits_and_stops_at_the_patience(tmp_path):
     assert not out.exists()
 
 
+@pytest.mark.extended
 def test_out_that_cannot_be_written(tmp_path):
     reports, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     write_reports(reports, 30)

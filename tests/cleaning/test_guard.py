@@ -55,7 +55,7 @@ def test_refusal(before, after, word):
     assert (word in reason and reason.startswith("would ")) if word else reason == ""
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(sentence=SENTENCES, data=st.data())
 def test_a_sentence_without_one_of_its_words_is_refused(sentence, data):
     tokens = sentence.rstrip(".").split()
@@ -66,7 +66,7 @@ def test_a_sentence_without_one_of_its_words_is_refused(sentence, data):
     assert not refusal(sentence, sentence)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(sentences=st.lists(SENTENCES, min_size=1, max_size=4))
 def test_no_rule_changes_what_a_report_states(sentences):
     text = " ".join(sentences)

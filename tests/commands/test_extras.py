@@ -27,6 +27,7 @@ def python(program, *arguments):
     )  # fmt: skip
 
 
+@pytest.mark.extended
 def test_inference_loads_nothing_of_the_extras_and_no_orbax():
     run = python(
         "import unix_jax\n"

@@ -45,7 +45,7 @@ def rows_of(tmp_path, checkpoint, golden):
     ("name", "passed", "inputs"),
     [
         ("diffusers_epsilon", 8, 5),
-        ("unet_mixed", 458, 4),
+        pytest.param("unet_mixed", 458, 4, marks=pytest.mark.extended),
         ("unet_joint", 233, 12),
         ("unet_bert", 5, 2),
         ("unet_clip", 5, 2),

@@ -71,6 +71,7 @@ def test_an_imported_folder_computes_the_same(tmp_path, capsys):
     assert "5 passed, 0 failed" in capsys.readouterr().out
 
 
+@pytest.mark.extended
 def test_another_type(tmp_path):
     import_diffusers(CLIP, tmp_path / "jax", "bfloat16")
     kinds = {

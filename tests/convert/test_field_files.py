@@ -328,6 +328,7 @@ def test_two_sets_without_a_sign_which_is_meant(source):
         load_published(source)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("prefix", ["", "first_stage_model."])
 def test_the_average_of_latent_diffusion_code(source, capsys, prefix):
     """`LitEma` keeps its copies under names without dots."""

@@ -368,7 +368,7 @@ def test_fuzzed_config_gives_clear_errors_only(tmp_path):
     original, survived = path.read_text(), 0
     messages: list[str] = []
     rng = random.Random(7)
-    for number in range(520):
+    for number in range(300):
         if number % 3:
             raw = json.loads(original)
             for _ in range(rng.randint(1, 3)):
@@ -384,7 +384,7 @@ def test_fuzzed_config_gives_clear_errors_only(tmp_path):
             except UniXError as error:
                 messages.append(str(error))
     assert all("config.json" in text or "safetensors" in text for text in messages)
-    assert 0 < survived < 500
+    assert 0 < survived < 290
     assert {p.name for p in tmp_path.iterdir()} == {"source"}
 
 

@@ -107,6 +107,7 @@ def test_grayscale_is_the_luminance_of_colours(tmp_path):
     assert batch_of([record], GRAY).vae_pixels[0, 1, 6, 4].tolist() == [76]
 
 
+@pytest.mark.extended
 def test_the_loss_of_a_batch_is_that_of_normalised_images():
     model = UniX(CONFIG)
     params = {

@@ -194,6 +194,7 @@ def test_a_model_that_cannot_draw_ends_the_run(data, tmp_path, monkeypatch):
 DIFFUSERS = Path(__file__).parents[1] / "golden" / "unet_clip" / "checkpoint"
 
 
+@pytest.mark.extended
 def test_a_diffusers_checkpoint(data, tmp_path):
     def run(out, **options):
         options = {

@@ -196,6 +196,7 @@ def sampled_rows(monkeypatch):
     return seen
 
 
+@pytest.mark.extended
 def test_equal_rows_are_computed_once(monkeypatch):
     rows, seeds = [PROMPTS[i] for i in (0, 1, 0, 0, 1)], [7, 7, 7, 8, 7]
     alone = [draw([row], seed=[seed])[0] for row, seed in zip(rows, seeds, strict=True)]

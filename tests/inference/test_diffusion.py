@@ -46,6 +46,7 @@ def test_steps_one_by_one_are_the_whole_run(pipe, assert_close):
     assert np.abs(whole - pipe.generate_image("left", **QUICK)).max() > 1e-3
 
 
+@pytest.mark.extended
 def test_every_argument_changes_the_image(pipe):
     base = pipe.generate_image("left", guidance_scale=3.0, **QUICK)
     for changes in ({"guidance_scale": 1.0}, {"guidance_rescale": 0.5}, {"num_inference_steps": 4}):
@@ -68,9 +69,8 @@ def test_text_that_is_too_long_is_said(pipe):
         pipe.generate_image(["no", "left " * 15], **QUICK)
 
 
-@pytest.mark.parametrize(
-    "source", [pytest.param(CLIP, marks=pytest.mark.extended), BERT], ids=["clip", "bert"]
-)
+@pytest.mark.extended
+@pytest.mark.parametrize("source", [CLIP, BERT], ids=["clip", "bert"])
 def test_a_mesh(source, assert_close):
     one = DiffusionPipeline.from_pretrained(source)
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
@@ -186,6 +186,7 @@ def test_a_folder_that_does_not_fit(tmp_path, capsys):
     assert "sample_size: expected one or two integers" in capsys.readouterr().err
 
 
+@pytest.mark.extended
 def test_info(tmp_path, capsys):
     import_diffusers(CLIP, tmp_path / "jax")
     for path in (CLIP, tmp_path / "jax"):

@@ -58,6 +58,7 @@ def test_condition_images_are_refused():
         generate([[5, 6, 7]], images=[image])
 
 
+@pytest.mark.extended
 @pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 (virtual) devices")
 def test_a_mesh_makes_one_devices_images():
     from support.toy_pipelines import random_params
@@ -69,6 +70,7 @@ def test_a_mesh_makes_one_devices_images():
     np.testing.assert_allclose(ours, generate(PROMPTS[:3], seed=[1, 2, 3], **GUIDED), atol=2e-5)
 
 
+@pytest.mark.extended
 def test_a_saved_model_is_the_same(tmp_path):
     unet_pipe().save_pretrained(tmp_path / "saved")
     loaded = UniXPipeline.from_pretrained(

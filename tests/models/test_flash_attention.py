@@ -94,6 +94,7 @@ def test_a_query_that_sees_nothing():
         assert not np.asarray(x)[0].any()
 
 
+@pytest.mark.extended
 def test_large_logits_do_not_overflow():
     query, key, value, metadata, cotangent = random_case(6)
     for name in ("pallas", "xla"):
@@ -101,6 +102,7 @@ def test_large_logits_do_not_overflow():
         assert all(np.isfinite(x).all() for x in (out, *gradients))
 
 
+@pytest.mark.extended
 def test_bfloat16():
     case = random_case(7, jnp.bfloat16)
     exact, _ = run("xla", "one")(*(np.asarray(x, np.float32) for x in case[:3]), *case[3:])
@@ -141,6 +143,7 @@ def test_refused_on_a_gpu(monkeypatch):
         attention(query, [KeyBlock(key, value)], metadata, implementation="pallas")
 
 
+@pytest.mark.extended
 @pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 (virtual) devices")
 def test_on_a_mesh():
     """Each device attends its own rows and heads, and nothing is sent."""

@@ -101,6 +101,7 @@ def test_the_und_stream_is_as_without_images(params, rows, predict, assert_close
     assert predict(params, alone).velocity is None
 
 
+@pytest.mark.extended
 def test_no_gradient_reaches_the_und_stream(params, rows):
     batch = batch_of(*rows)
 

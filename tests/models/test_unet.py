@@ -90,9 +90,8 @@ def test_blocks_read_the_layers_of_the_decoder_in_order():
     assert one.matching_layer(0, 24) == 0
 
 
-@pytest.mark.parametrize(
-    "config", [SMALL, pytest.param(JOINT, marks=pytest.mark.extended)], ids=["text", "joint"]
-)
+@pytest.mark.extended
+@pytest.mark.parametrize("config", [SMALL, JOINT], ids=["text", "joint"])
 def test_remat_changes_no_gradient(config, assert_close):
     """With one level, which has every kind of block that is rematerialised."""
     config = dataclasses.replace(
@@ -177,6 +176,7 @@ def test_meshes(config, axes, assert_close):
     assert_close(ours, expected)
 
 
+@pytest.mark.extended
 def test_bfloat16_computes_and_returns_float32(assert_close):
     weights, arguments = params(SMALL), inputs(SMALL)
     half = apply(SMALL, jnp.bfloat16)(weights, *arguments)

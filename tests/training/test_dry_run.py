@@ -222,6 +222,7 @@ def test_step_on_local_devices():
     assert "mesh data=1,fsdp=8,tensor=1" in "\n".join(report.lines())
 
 
+@pytest.mark.extended
 def test_autoencoder_step():
     """A step of another kind than the model's."""
     data = dataclasses.replace(GENERATION, und_tokens=2, vae_images=1)
@@ -486,13 +487,18 @@ def compiled_once():
     "text",
     [
         None,
-        "",
-        jax.errors.JaxRuntimeError("UNIMPLEMENTED: no text"),
-        RuntimeError("no text"),
-        "HloModule x\n",
         "ENTRY %main () -> f32[] {\n  %a = f32[] dot(%b, %c)\n}\n",
-        "ENTRY %main () -> f32[] {\n  %a = f32[]\n}\n",
-        "ENTRY %main () -> f32[] {\n  %a = f32[] fusion(), calls=%unknown\n}\n",
+        *(
+            pytest.param(text, marks=pytest.mark.extended)
+            for text in (
+                "",
+                jax.errors.JaxRuntimeError("UNIMPLEMENTED: no text"),
+                RuntimeError("no text"),
+                "HloModule x\n",
+                "ENTRY %main () -> f32[] {\n  %a = f32[]\n}\n",
+                "ENTRY %main () -> f32[] {\n  %a = f32[] fusion(), calls=%unknown\n}\n",
+            )
+        ),
     ],
 )
 def test_a_program_that_cannot_be_read_reports_its_memory(text, monkeypatch, compiled_once):

@@ -98,7 +98,8 @@ def pairs(tmp_path):
     return lambda stage: toy_run.write_config(tmp_path / f"{stage}.py", stage, source, init)
 
 
-@pytest.mark.parametrize("stage", [pytest.param("generation", marks=pytest.mark.extended), "joint"])
+@pytest.mark.extended
+@pytest.mark.parametrize("stage", ["generation", "joint"])
 def test_a_run_from_pairs(pairs, stage, tmp_path, capsys):
     out, config = tmp_path / "run", pairs(stage)
     source = config.read_text().split('source = "')[1].split('"')[0]

@@ -101,6 +101,7 @@ def break_images(toy, directory, share):
     return [config, "--out", directory / "run", "--data.source", f"manifest:{source}"]
 
 
+@pytest.mark.extended
 def test_five_percent_of_broken_images_are_left_out(toy, train, tmp_path, caplog):
     arguments = break_images(toy, tmp_path, 0.05)
     assert train.main([*map(str, arguments), "--data.broken-after", "30"]) == 0

@@ -193,9 +193,10 @@ BACKBONES = [
 ]  # fmt: skip
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
     "backbone",
-    [BACKBONES[0], pytest.param(BACKBONES[1], marks=pytest.mark.extended)],
+    BACKBONES,
     ids=["two levels", "three levels"],
 )
 def test_unet_flops(backbone):

@@ -75,6 +75,7 @@ def test_components_are_the_largest():
     np.testing.assert_allclose(spread, [3.0, 1.0], rtol=0.1)
 
 
+@pytest.mark.extended
 def test_descent_lowers_the_error_with_neighbours():
     config, pixels = dataclasses.replace(CONFIG, linear_window=3), images(40)
     errors = []

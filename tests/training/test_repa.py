@@ -167,6 +167,7 @@ def test_parameters_carry_logical_axes():
     assert projector["fc3"]["kernel"].value.shape == (16, 8)
 
 
+@pytest.mark.extended
 def test_what_is_refused(parts, batch, hidden):
     with pytest.raises(ConfigError, match=r"expected a multiple of .* 4, found 13"):
         make_repa(MODEL, ENCODER, RepaConfig(image_size=13))

@@ -137,6 +137,7 @@ def test_loss_and_gradients(options):
     assert (True, True) in reaching
 
 
+@pytest.mark.extended
 def test_understanding_alone():
     data = dataclasses.replace(DATA, vae_images=0)
     rows = [row_of(0, [("report", 9), ("report", 4)]), row_of(1, [("conversation", 14)])]
@@ -146,6 +147,7 @@ def test_understanding_alone():
     assert_same(compute(unix_params(), slotted), compute(unix_params(), ordered))
 
 
+@pytest.mark.extended
 def test_unet_reads_the_same_context():
     """Its und stream runs alone, without latents."""
     config = dataclasses.replace(CONFIG, generation=BACKBONE)

@@ -146,6 +146,7 @@ def test_accumulation_changes_no_number(made, batch):
         assert np.abs(ours[path] - whole[path]).max() < 1e-5 * scale, path
 
 
+@pytest.mark.extended
 def test_half_precision_gradients_are_those_of_the_masters(batch, start):
     """Kernels cast once a step, not where they are used: the same numbers in the same type."""
     model, config, state = MODEL.clone(dtype=jnp.bfloat16), STEP, start
@@ -252,6 +253,7 @@ def two_stream(batch):
     )  # fmt: skip
 
 
+@pytest.mark.extended
 def test_hidden_state_after_a_layer(batch, assert_close):
     """Counted from 1, before the final norm; scanned and unrolled layers agree."""
     streams = two_stream(batch)
