@@ -147,6 +147,49 @@ def test_files_of_one_name(root):
     assert contents(root) == {"other.jsonl": "1\n", "clean.jsonl": "3\n"}
 
 
+@pytest.fixture
+def requests(root, monkeypatch):
+    """The names that are written, and those that are deleted with a minus, in their order."""
+    seen = []
+    written, removed = buckets.write, buckets.delete
+    name = lambda url: url.removeprefix(f"{root}/")  # noqa: E731
+    monkeypatch.setattr(
+        buckets, "write", lambda url, data: (seen.append(name(url)), written(url, data))
+    )
+    monkeypatch.setattr(buckets, "delete", lambda url: (seen.append(f"-{name(url)}"), removed(url)))
+    return seen
+
+
+def test_a_named_file_counts_when_those_beside_it_are_there(root, requests):
+    buckets.write(f"{root}/clean.partial.jsonl", b"1\n")
+    with working_file(f"{root}/clean.jsonl") as file:
+        write(file.parent, "clean.jsonl", "2\n")
+        write(file.parent, "clean.rejected.jsonl", "3\n")
+        (file.parent / "clean.partial.jsonl").unlink()
+        requests.clear()
+    order = ["clean.rejected.jsonl", "clean.jsonl", "-clean.partial.jsonl"]
+    assert [name for name in requests if "lock" not in name] == order
+
+
+def test_nothing_is_deleted_before_what_replaced_it(root, requests, monkeypatch):
+    """A file is written, and the one that it replaces removed, while the directory is read."""
+    buckets.write(f"{root}/old", b"1")
+    copy = WorkingCopy(root)
+    scan = copy._scan
+
+    def halfway():
+        yield from scan()
+        monkeypatch.setattr(copy, "_scan", scan)
+        write(copy.path, "new", "2")
+
+    (copy.path / "old").unlink()
+    monkeypatch.setattr(copy, "_scan", halfway)
+    requests.clear()
+    copy.sync()
+    assert requests == ["new", "-old"]
+    copy.close()
+
+
 # --- the lock ------------------------------------------------------------------------------------
 
 

@@ -194,6 +194,11 @@ def test_full_rows():
     assert row.mse_weights.all()
     assert row.noised.all()
 
+    gray = dataclasses.replace(GENERATION, grayscale=True)
+    assert full_row(gray, MODEL).vae_pixels.shape[-1] == 1
+    gray = dataclasses.replace(DATA, grayscale=True)
+    assert full_row(gray, MODEL).vit_pixels.shape == (1, 2, 16, 16, 1)
+
     few = dataclasses.replace(DATA, und_tokens=9)
     assert flops.count(full_row(few, MODEL), MODEL).vit_images == 1
     with pytest.raises(ConfigError, match="und_tokens"):

@@ -397,10 +397,11 @@ def _has_loss(split: Split, task: Task) -> bool:
 
 def _blank(split: Split, data: DataConfig, config: UniXConfig) -> np.ndarray:
     """An image of zeros in the shape that the split's loader returns."""
+    channels = 1 if data.grayscale else 3
     if isinstance(split, VitSplit):
-        return np.zeros((config.vision.image_size, config.vision.image_size, 3), np.float32)
+        return np.zeros((config.vision.image_size, config.vision.image_size, channels), np.uint8)
     if data.moments is None:
-        return np.zeros((data.vae_height, data.vae_width, 3), np.float32)
+        return np.zeros((data.vae_height, data.vae_width, channels), np.uint8)
     side = config.vae.downsample
     shape = (data.vae_height // side, data.vae_width // side, 2 * config.vae.embed_dim)
     return np.zeros(shape, np.float32)

@@ -7,8 +7,9 @@ leaving the context uploads the rest. Because a bucket has no rename, the order 
    deleted.
 2. Files are uploaded, those that lines are appended to with whole lines alone.
 3. Listings are uploaded, those of checkpoints last. A directory counts from its listing. What was
-   logged before a checkpoint was written is in the bucket before it.
-4. What has gone locally is deleted.
+   logged before a checkpoint was written is in the bucket before it. A file that is written by its
+   name comes after those beside it.
+4. What has gone locally is deleted, after everything that was written before it went.
 
 So a kill at any moment leaves each directory as it was, as it is, or without its listing; the next
 writer removes the last kind. Temporary files are not uploaded.
@@ -64,6 +65,7 @@ class WorkingCopy:
         wanted: Wanted = lambda name: True,
         *,
         start: str = "",
+        last: str = "",
         break_lock: bool = False,
     ) -> None:
         """Takes the lock, and downloads what is there.
@@ -73,12 +75,13 @@ class WorkingCopy:
           wanted: whether the content of a name is needed. Others are empty files here, which are
             not uploaded as long as they are not changed.
           start: only names that begin with this belong to the copy.
+          last: a name that is uploaded after all others.
           break_lock: take the lock from a process that cannot be checked.
 
         Raises:
           UniXError: another process is writing it, or it cannot be read or written.
         """
-        self.url, self._start = url, start
+        self.url, self._start, self._last = url, start, last
         self._lock = BucketLock(url, name=f"{start}{LOCK_FILE}", break_lock=break_lock)
         self.note = self._lock.note
         self._syncing = threading.Lock()
@@ -211,8 +214,11 @@ class WorkingCopy:
         if self._lost is not None:
             raise self._lost
         states = dict(self._scan())
+        if gone := [name for name in self._known if name not in states]:
+            # What was written before they went may have appeared after the scan had passed it.
+            states = dict(self._scan())
+            gone = [name for name in gone if name not in states]
         changed = [name for name, state in states.items() if self._known.get(name) != state]
-        gone = [name for name in self._known if name not in states]
         waited = time.monotonic() - self._uploaded
         if patient and not gone and waited < _GROWING_SECONDS and all(map(_grows, changed)):
             return
@@ -226,7 +232,8 @@ class WorkingCopy:
                     del self._known[name]
                     if name in states and name not in changed:
                         changed.append(name)
-        plain = [name for name in changed if not _is_listing(name)]
+        late = [name for name in changed if _is_listing(name) or name == self._last]
+        plain = [name for name in changed if name not in late]
         first = [name for name in plain if name in _FIRST]
         broken: set[str | None] = set()
 
@@ -242,8 +249,7 @@ class WorkingCopy:
         for name in first:
             upload(name)
         buckets.run_all(functools.partial(upload, name) for name in plain if name not in first)
-        listings = [name for name in changed if _is_listing(name)]
-        for name in sorted(listings, key=lambda name: (name.startswith("checkpoints/"), name)):
+        for name in sorted(late, key=lambda name: (name.startswith("checkpoints/"), name)):
             if _folder(name) not in broken:
                 upload(name)
         for name in gone:
@@ -297,13 +303,14 @@ def working_copy(
 def working_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """The local file to write: `path` itself, or a copy of one in a bucket.
 
-    Files beside it whose names begin with its own name without a suffix belong to the copy.
+    Files beside it whose names begin with its own name without a suffix belong to the copy, and are
+    uploaded before it.
     """
     if not buckets.is_bucket(path):
         yield Path(path)
         return
     folder, _, name = buckets.bucket_url(path).rpartition("/")
-    copy = WorkingCopy(folder, start=Path(name).stem)
+    copy = WorkingCopy(folder, start=Path(name).stem, last=name)
     with closing(copy):
         yield copy.path / name
 

@@ -115,7 +115,7 @@ class OptimizerConfig:
         if self.name == "muon" and not any(map(_is_matrix, names)):
             raise ConfigError(
                 "optimizer.name: expected kernels of stacked layers to train with muon, found "
-                "none among the trained parameters"
+                "none among the trained parameters; use adamw, also for the adapters of LoRA"
             )
 
 
