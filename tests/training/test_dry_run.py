@@ -144,6 +144,84 @@ ENTRY %main (x: f32[8,8]) -> f32[8,8] {
     assert (work.flops, work.hbm_bytes) == (34, 25)
 
 
+# Cut from a program of libtpu 0.0.42 for v5e:4x4 (a loop of 24 layers): a product, one of splash
+# attention's kernels, a kernel of somebody else, a sum that everything waits for, and a gather that
+# runs beside the product.
+SCHEDULED = """HloModule scheduled
+%product (p.1: bf16[64,128], p.2: bf16[128,128]) -> bf16[64,128] {
+  %p.1 = bf16[64,128]{1,0} parameter(0)
+  %p.2 = bf16[128,128]{1,0} parameter(1)
+  ROOT %dot.1 = bf16[64,128]{1,0} convolution(%p.1, %p.2), dim_labels=bf_io->bf
+}
+%gather (p.3: bf16[8,128]) -> bf16[128,128] {
+  %p.3 = bf16[8,128]{1,0} parameter(0)
+  ROOT %all-gather.1 = bf16[128,128]{1,0} all-gather(%p.3), channel_id=3, replica_groups={}
+}
+%body (state: STATE) -> STATE {
+  %state = STATE parameter(0)
+  %counter = s32[] get-tuple-element(%state), index=0
+  %x = bf16[64,128]{1,0:T(8,128)(2,1)} get-tuple-element(%state), index=1
+  %part = bf16[8,128]{1,0:T(8,128)(2,1)} get-tuple-element(%state), index=2
+  %query = bf16[4,16,640,128]{3,2,1,0:T(8,128)(2,1)} get-tuple-element(%state), index=3
+  %mask = s8[1,1,1]{2,1,0:T(8,128)(4,1)} constant({...})
+  %next_mask = s8[1,1,1]{2,1,0:T(8,128)(4,1)} constant({...})
+  %one = s32[] constant(1)
+  %next = s32[] add(%counter, %one)
+  %start = ((bf16[8,128]{1,0}), bf16[128,128]{1,0}) async-start(%part), calls=%gather
+  %kernel = bf16[128,128]{1,0} async-done(%start), calls=%gather
+  %fusion.1 = bf16[64,128]{1,0} fusion(%x, %kernel), kind=kOutput, calls=%product, CYCLES
+  %splash_mha_dkv_segmented_no_residuals.3 = bf16[4,16,640,128] custom-call(QUERIES), KERNEL
+  %their_kernel.7 = f32[8]{0} custom-call(%query), KERNEL
+  %no_kernel = s32[8]{0} custom-call(%x), custom_call_target="AssumeGatherIndicesInBound"
+  %summed = bf16[64,128]{1,0} all-reduce(%fusion.1), channel_id=4, replica_groups={}, to_apply=%add
+  ROOT %new = STATE tuple(%next, %summed, %part, %query)
+}
+%condition (state.1: STATE) -> pred[] {
+  %bound = s32[] constant(24)
+  %state.1 = STATE parameter(0)
+  %counter.1 = s32[] get-tuple-element(%state.1), index=0
+  ROOT %less = pred[] compare(%counter.1, %bound), direction=LT
+}
+ENTRY %main (x.1: bf16[64,128], y: bf16[8,128], z: bf16[4,16,640,128]) -> bf16[64,128] {
+  %x.1 = bf16[64,128]{1,0} parameter(0)
+  %y = bf16[8,128]{1,0} parameter(1)
+  %z = bf16[4,16,640,128]{3,2,1,0:T(8,128)(2,1)} parameter(2)
+  %copy.1 = bf16[64,128]{1,0} copy(%x.1), FEWER
+  %zero = s32[] constant(0)
+  %initial = STATE tuple(%zero, %copy.1, %y, %z)
+  %loop = STATE while(%initial), condition=%condition, body=%body
+  ROOT %out = bf16[64,128]{1,0} get-tuple-element(%loop), index=1
+}
+"""
+SCHEDULED = SCHEDULED.replace("QUERIES", "%mask, %next_mask, %query, %query, %query")
+SCHEDULED = SCHEDULED.replace("KERNEL", 'custom_call_target="tpu_custom_call"')
+SCHEDULED = SCHEDULED.replace(
+    "FEWER", 'backend_config={"window_config":{"estimated_cycles":"500"}}'
+)
+SCHEDULED = SCHEDULED.replace(
+    "CYCLES",
+    'backend_config={"flag_configs":[],"window_config":{"kernel_window_bounds":["16","1"],'
+    '"estimated_cycles":"1238500","iteration_bounds":["1","24"]},"retry_config":{}}',
+).replace("STATE", "(s32[], bf16[64,128]{1,0}, bf16[8,128]{1,0}, bf16[4,16,640,128]{3,2,1,0})")
+
+
+def test_cycles_of_a_program():
+    """XLA's own estimate with its loops multiplied out, and what it has none of."""
+    work = hlo.analyse(SCHEDULED, 16)
+    assert work.cycles == 500 + 24 * 1_238_500
+    # Four products of [640, 128] x [128, 640] for each of 4 x 16 heads.
+    assert work.kernel_flops == 24 * 4 * (4 * 16) * (2 * 640 * 640 * 128)
+    assert work.flops == work.kernel_flops + 24 * 2 * 64 * 128 * 128
+    assert work.silent == {"their_kernel": 24}
+    # The sum alone is waited for: of 16 devices each sends 15/16 of it twice.
+    assert work.waiting_bytes == 24 * (2 * 15 / 16) * 64 * 128 * 2
+    assert set(work.collectives) == {"all-reduce", "all-gather"}
+
+
+def test_a_program_without_cycles():
+    assert work_of_program().cycles == 0
+
+
 def test_work_of_a_compiled_program():
     """Loops count as often as they run, forward and backward."""
     mesh = make_mesh(data=8)
@@ -194,10 +272,10 @@ def test_full_rows():
     assert row.mse_weights.all()
     assert row.noised.all()
 
-    gray = dataclasses.replace(GENERATION, grayscale=True)
-    assert full_row(gray, MODEL).vae_pixels.shape[-1] == 1
-    gray = dataclasses.replace(DATA, grayscale=True)
-    assert full_row(gray, MODEL).vit_pixels.shape == (1, 2, 16, 16, 1)
+    for data in (DATA, GENERATION):
+        gray = full_row(dataclasses.replace(data, grayscale=True), MODEL)
+        pixels = gray.vit_pixels if gray.vae_pixels is None else gray.vae_pixels
+        assert (pixels.shape[-1], pixels.dtype) == (1, np.uint8)
 
     few = dataclasses.replace(DATA, und_tokens=9)
     assert flops.count(full_row(few, MODEL), MODEL).vit_images == 1
@@ -340,10 +418,35 @@ def test_report_of_a_chip():
     assert report.fits
     text = "\n".join(report.lines())
     assert "15.00 GiB of 15.75 GiB: fits" in text
-    assert "at most 50.0%" in text
+    assert "below 50.0%" in text
+    assert "no estimate: XLA states no cycles" in text
     larger = dataclasses.replace(report, memory=dataclasses.replace(memory, temporaries=2**33))
     assert not larger.fits
     assert "DOES NOT FIT" in "\n".join(larger.lines())
+
+
+def test_report_with_an_estimate():
+    """A second by XLA, half a second of kernels at half of the peak, a quarter of waiting."""
+    device = types.SimpleNamespace(device_kind="TPU v5 lite")
+    work = hlo.Work(
+        197e12, cycles=1.5e9, kernel_flops=197e12 / 4, waiting_bytes=180e9 / 4, silent={"mine": 3}
+    )
+    memory = Memory(0, 0, 0, 2**30, 0)
+    report = Report(16, device, {"fsdp": 16}, 1.0, memory, work, 197e12 / 2, 0.0)
+    assert report.estimate() == pytest.approx({"XLA": 1.0, "kernels": 0.5, "waiting": 0.25})
+    text = "\n".join(report.lines())
+    assert "estimated 1750 ms (XLA 1000 ms, kernels 500 ms, waiting 250 ms)" in text
+    assert "at least 1000 ms" in text
+    assert "MFU          estimated 28.6%; below 50.0%" in text
+    assert "not included: kernels that state no cost (3 x mine)" in text
+
+
+def test_clocks_and_peaks_agree():
+    """A cycle of a matrix unit of n x n is 2 n^2 FLOPs."""
+    per_cycle = {"v4": 8 * 128**2, "v5e": 4 * 128**2, "v5p": 8 * 128**2}
+    for name, chip in topology.CHIPS.items():
+        products = per_cycle.get(name, 4 * 256**2)
+        assert chip.flops == pytest.approx(chip.clock * products * 2, rel=0.01)
 
 
 def write_config(path):

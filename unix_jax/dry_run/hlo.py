@@ -3,6 +3,10 @@
 XLA's own cost analysis counts the body of a loop once, however often it runs, and the layers here
 are a loop. Therefore the computations are traversed from the entry, and the work of a loop's body
 is multiplied by its number of iterations. Both branches of a conditional count.
+
+The compiler writes what its cost model expects beside each instruction of the schedule, in cycles
+(`estimated_cycles`). Their sum is XLA's own estimate of the step. Kernels and collectives have
+none.
 """
 
 import dataclasses
@@ -42,12 +46,21 @@ class Work:
     hbm_bytes: read from and written to the device's memory.
     collectives: kind -> (count, bytes that the device sends around a ring).
     between_slices: the same of the part that leaves a slice, through the network of the hosts.
+    cycles: what XLA's cost model expects for the instructions that it estimates; 0 if it estimates
+    none, as for a CPU.
+    kernel_flops: the part of `flops` that is in kernels, which have no cycles.
+    waiting_bytes: sent by collectives that nothing runs beside, which have no cycles either.
+    silent: kernel -> number of runs, of kernels that state no cost and are not known here.
     """
 
     flops: float = 0.0
     hbm_bytes: float = 0.0
     collectives: dict[str, tuple[int, float]] = dataclasses.field(default_factory=dict)
     between_slices: dict[str, tuple[int, float]] = dataclasses.field(default_factory=dict)
+    cycles: float = 0.0
+    kernel_flops: float = 0.0
+    waiting_bytes: float = 0.0
+    silent: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def sent_bytes(self) -> float:
@@ -75,7 +88,7 @@ def analyse(text: str, devices: int, slices: int = 1) -> Work:
     try:
         computations, entry = parse(text)
         walk = _Walk(computations, devices, slices)
-        walk.visit(entry, 1, fused=False)
+        walk.visit(entry, 1, fused=False, beside=False)
     except (ArithmeticError, AssertionError, AttributeError, LookupError, StopIteration,
             TypeError, ValueError) as error:  # fmt: skip
         at = "" if walk is None or walk.current is None else f", in {walk.current[:120]!r}"
@@ -106,7 +119,8 @@ class _Walk:
         self.collectives: dict[str, tuple[str, bool, int, float]] = {}
         self.current: str | None = None
 
-    def visit(self, name: str, times: int, *, fused: bool) -> None:
+    def visit(self, name: str, times: int, *, fused: bool, beside: bool) -> None:
+        """Args: fused, beside: within a fusion, and within what runs beside other instructions."""
         computation = self.computations[name]
         for instruction in computation.values():
             opcode = instruction.opcode
@@ -114,13 +128,15 @@ class _Walk:
             if opcode in ("dot", "convolution"):
                 self.work.flops += times * _product_flops(instruction, computation)
             elif opcode == "custom-call":
-                self.work.flops += times * _estimate(instruction, "flops")
+                self._add_kernel(instruction, computation, times)
             elif (kind := opcode.removesuffix("-start")) in COLLECTIVES:
                 channel = re.search(r"channel_id=(\d+)", instruction.attributes)
                 key = channel.group(1) if channel else f"{name}/{instruction.name}"
                 size = _operand_bytes(instruction, computation)
                 sent = size * _ring(kind, _group_size(instruction.attributes, self.devices))
                 self._count(key, kind, False, times, sent)
+                if kind == opcode and not fused and not beside:
+                    self.work.waiting_bytes += times * sent
             elif opcode == "send" and (found := _TRANSFER.search(instruction.attributes)):
                 kind = found.group(1).lower().replace("_", "-")
                 size = _operand_bytes(instruction, computation)
@@ -128,8 +144,19 @@ class _Walk:
                 self._count(f"{name}/{instruction.name}", kind, True, times, sent)
             if not fused:
                 self.work.hbm_bytes += times * self._moved(instruction, computation)
+                self.work.cycles += times * _cycles(instruction)
             for called, runs, inside in self._calls(instruction, computation):
-                self.visit(called, times * runs, fused=fused or inside)
+                aside = beside or opcode == "async-start"
+                self.visit(called, times * runs, fused=fused or inside, beside=aside)
+
+    def _add_kernel(self, kernel: Instruction, computation: Computation, times: int) -> None:
+        done = _kernel_flops(kernel, computation)
+        if done is None:
+            name = re.sub(r"[.\d]+$", "", kernel.name)
+            self.work.silent[name] = self.work.silent.get(name, 0) + times
+            return
+        self.work.flops += times * done
+        self.work.kernel_flops += times * done
 
     def _count(self, key: str, kind: str, between: bool, times: int, sent: float) -> None:
         before = self.collectives.get(key)
@@ -187,9 +214,11 @@ class _Walk:
         opcode = instruction.opcode
         if opcode in _FREE or opcode.endswith("-done"):
             return 0
-        if opcode == "custom-call":
-            return _estimate(instruction, "bytes_accessed")
         operands = [computation[name] for name in instruction.operands if name in computation]
+        if opcode == "custom-call":
+            if _SPLASH.match(instruction.name):
+                return _hbm(instruction.shapes) + sum(_hbm(o.shapes) for o in operands)
+            return _estimate(instruction, "bytes_accessed") or 0
         if opcode in ("dynamic-slice", "slice", "gather"):
             return 2 * _hbm(instruction.shapes)
         if opcode == "send":
@@ -301,9 +330,36 @@ def _linear(name: str, computation: Computation) -> tuple[int | None, int | None
 # ----------------------------------------------------------------------------------- arithmetic
 
 
-def _estimate(kernel: Instruction, name: str) -> float:
-    """A kernel's own estimate (Pallas: `cost_estimate`); 0 without one."""
+# JAX's splash attention states no cost. Matrix products of each of its kernels: forward, for the
+# gradients of keys and values, and for those of queries.
+_SPLASH = re.compile(r"splash_m[hq]a_(fwd|dkv|dq)")
+_SPLASH_PRODUCTS = {"fwd": 2, "dkv": 4, "dq": 3}
+
+
+def _kernel_flops(kernel: Instruction, computation: Computation) -> float | None:
+    """FLOPs of a custom call: 0 if it is no kernel, None if it is one that says nothing."""
+    stated = _estimate(kernel, "flops")
+    if stated is not None or 'custom_call_target="tpu_custom_call"' not in kernel.attributes:
+        return stated or 0.0
+    splash = _SPLASH.match(kernel.name)
+    if splash is None:
+        return None
+    # Queries [B, N, T, H], then keys [B, K, S, H], padded to blocks. All blocks count: those that a
+    # mask leaves out are few in rows in slots.
+    arrays = [computation[name].shapes[0].sizes for name in kernel.operands if name in computation]
+    (rows, heads, queries, dim), keys = [sizes for sizes in arrays if len(sizes) == 4][:2]
+    return 2.0 * _SPLASH_PRODUCTS[splash[1]] * rows * heads * queries * keys[2] * dim
+
+
+def _estimate(kernel: Instruction, name: str) -> float | None:
+    """A kernel's own estimate (Pallas: `cost_estimate`), if it has one."""
     found = re.search(rf'"cost_estimate":\{{[^}}]*"{name}":"(\d+)"', kernel.attributes)
+    return float(found.group(1)) if found else None
+
+
+def _cycles(instruction: Instruction) -> float:
+    """What XLA's cost model expects of a scheduled instruction; 0 if it says nothing."""
+    found = re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes)
     return float(found.group(1)) if found else 0.0
 
 

@@ -26,7 +26,8 @@ class Chip:
     name of how the cores of a chip are used; None: its default.
     pod: the largest slice, chips along each dimension.
     devices: per chip.
-    flops: dense bfloat16 peak in FLOP/s. hbm: usable bytes, as the compiler counts them.
+    flops: dense bfloat16 peak in FLOP/s. clock: of its cores, in Hz.
+    hbm: usable bytes, as the compiler counts them.
     hbm_bandwidth: B/s. ici_bandwidth: B/s that a device can send on all of its links together.
     dcn_bandwidth: B/s that a device can send to other slices.
     """
@@ -36,6 +37,7 @@ class Chip:
     library: str
     pod: tuple[int, ...]
     flops: float
+    clock: float
     hbm: float
     hbm_bandwidth: float
     ici_bandwidth: float
@@ -52,29 +54,31 @@ class Chip:
 # when a program is too large. ICI is an assumption: 45 (v5p, v6e: 90; v7x: 100) GB/s a link and
 # direction, on 4 links in a plane and 6 in a cube, all of them busy. DCN per chip: "How to Scale
 # Your Model" (jax-ml.github.io/scaling-book/tpus), for v4 and v7x the value that it calls typical.
-# A v7x chip has two devices, which share its links.
+# A v7x chip has two devices, which share its links. The clock is the peak divided by what the
+# matrix units of a device do in a cycle: four of 128 x 128 in v5e, eight in v4 and v5p, four of
+# 256 x 256 in v6e and in a device of v7x.
 CHIPS = {
     chip.name: chip
     for chip in (
         Chip(
             "v4", ("TPU v4",), "v4", (16, 16, 16),
-            275e12, 30.75 * _GIB, 1228e9, 6 * 45e9, 6.25e9, configuration="megacore",
+            275e12, 1.05e9, 30.75 * _GIB, 1228e9, 6 * 45e9, 6.25e9, configuration="megacore",
         ),
         Chip(
             "v5e", ("TPU v5 lite", "TPU v5e"), "v5e", (16, 16),
-            197e12, 15.75 * _GIB, 819e9, 4 * 45e9, 3.125e9,
+            197e12, 1.5e9, 15.75 * _GIB, 819e9, 4 * 45e9, 3.125e9,
         ),
         Chip(
             "v5p", ("TPU v5", "TPU v5p"), "v5p", (16, 20, 28),
-            459e12, 95.74 * _GIB, 2765e9, 6 * 90e9, 6.25e9,
+            459e12, 1.75e9, 95.74 * _GIB, 2765e9, 6 * 90e9, 6.25e9,
         ),
         Chip(
             "v6e", ("TPU v6 lite", "TPU v6e"), "v6e", (16, 16),
-            918e12, 31.25 * _GIB, 1640e9, 4 * 90e9, 12.5e9,
+            918e12, 1.75e9, 31.25 * _GIB, 1640e9, 4 * 90e9, 12.5e9,
         ),
         Chip(
             "v7x", ("TPU7x",), "tpu7x", (16, 24, 24),
-            1153.5e12, 94.75 * _GIB, 3690e9, 6 * 100e9 / 2, 6.25e9 / 2, devices=2,
+            1153.5e12, 2.2e9, 94.75 * _GIB, 3690e9, 6 * 100e9 / 2, 6.25e9 / 2, devices=2,
         ),
     )
 }  # fmt: skip
