@@ -16,6 +16,7 @@ from PIL import Image
 from unix_jax.app.choices import ImageChoices, Xray
 from unix_jax.app.reports import WrittenReport, sections
 from unix_jax.inference.results import png_entries
+from unix_jax.inference.settings import DiffusionSettings
 from unix_jax.preprocessing.transforms import png_bytes
 
 THUMBNAIL = 256
@@ -47,9 +48,14 @@ class GeneratedImage:
 def described(choices: ImageChoices) -> str:
     """The settings that visitors compare."""
     settings = choices.settings
+    if isinstance(settings, DiffusionSettings):
+        method, strength = settings.sampler, settings.guidance_rescale
+        rescale = f"rescaled by {strength:g}, " if strength else ""
+    else:
+        method, rescale = settings.solver, ""
     return (
-        f"seed {choices.seed}, {settings.num_inference_steps} {settings.solver} steps, "
-        f"guidance {settings.guidance_scale:g}, "
+        f"seed {choices.seed}, {settings.num_inference_steps} {method} steps, "
+        f"guidance {settings.guidance_scale:g}, {rescale}"
         f"{settings.width} × {settings.height}"
     )
 
