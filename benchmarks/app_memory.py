@@ -40,7 +40,7 @@ def main() -> None:
     arguments = parser.parse_args()
     pipe = UniXPipeline.from_pretrained(arguments.checkpoint)
     budget = ProgramBudget(arguments.programs)
-    shared = {"limits": Limits(), "unchanged": None, "programs": budget}
+    shared = {"limits": Limits(), "unchanged": None, "programs": budget, "empty": ""}
     actions = ImageActions(images=image_model(pipe, Limits()), **shared)
     reports = ReportActions(pipe=pipe, **shared)
     xray = next(iter(sorted((ROOT / "examples").glob("*.jpg")))).read_bytes()

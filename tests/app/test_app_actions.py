@@ -31,7 +31,7 @@ HOSTILE = "<script>alert(1)</script>\"' ${value} {{value}}"
 
 
 LIMITS = Limits(session_images=3)
-SHARED = {"limits": LIMITS, "unchanged": SAME}
+SHARED = {"limits": LIMITS, "unchanged": SAME, "empty": "Nothing yet."}
 
 
 @pytest.fixture
@@ -183,6 +183,7 @@ def test_a_session_is_bounded(actions):
     cleared, gallery, _ = actions.clear()
     assert cleared == ()
     assert "<img" not in gallery
+    assert "Nothing yet." in gallery
 
 
 def test_texts_of_visitors_are_escaped(actions):

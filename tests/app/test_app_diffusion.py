@@ -30,14 +30,15 @@ COMMON = (16, 0.0, "ddim")  # size, rescale, sampler
 def actions(diffusion_pipe):
     limits = Limits(session_images=3)
     images = image_model(diffusion_pipe, limits)
-    return ImageActions(images=images, limits=limits, unchanged=SAME, programs=ProgramBudget(8))
+    shared = {"limits": limits, "unchanged": SAME, "empty": ""}
+    return ImageActions(images=images, programs=ProgramBudget(8), **shared)
 
 
 def test_a_generated_image(actions, diffusion_pipe):
     items = list(actions.generate(Stop(), (), "left", *SETTINGS, *COMMON))
     assert sum("<progress" in figure for figure, *_ in items) == 2
     figure, (finished,), gallery, message = items[-1]
-    assert "seed 0, 3 ddim steps, guidance 4, 16 × 16" in figure
+    assert "seed 0, 3 DDIM steps, guidance 4, 16 × 16" in figure
     assert finished.file_name in gallery
     assert "per step. Kept under Session.</p>" in message
     file = Image.open(io.BytesIO(finished.png))
@@ -49,19 +50,30 @@ def test_a_generated_image(actions, diffusion_pipe):
     assert np.array_equal(file, to_gray_pil(expected))
 
 
-def test_several_images_of_another_size_and_sampler(actions):
-    common = (8, 0.5, "euler")
-    *_, (figure, kept, _, _) = actions.generate(Stop(), (), "left", *SETTINGS, *common, count=2)
+def test_several_images(actions):
+    *_, (figure, kept, _, _) = actions.generate(Stop(), (), "left", *SETTINGS, *COMMON, count=2)
     assert [image.choices.seed for image in kept] == [0, 1]
-    assert "seed 1, 3 euler steps, guidance 4, rescaled by 0.5, 8 × 8" in figure
+    assert "left_seed1.png" in figure
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("size", [4, 8, 12])
+def test_other_settings(actions, size):
+    common = (size, 0.5, "euler")
+    *_, (figure, (found,), _, _) = actions.generate(Stop(), (), "left", *SETTINGS, *common)
+    assert f"3 Euler steps, guidance 4, rescaled by 0.5, {size} × {size}" in figure
+    assert Image.open(io.BytesIO(found.png)).size == (size, size)
+    *_, item = actions.generate(Stop(), (), "left", 0, 3, 1, size, 0, "ddim")
+    assert "guidance 1" in item[0]
 
 
 def test_a_comparison(actions):
-    *_, item = actions.compare(Stop(), (), "left", 0, 3, 1.0, 1, 3, 4.0, *COMMON)
-    assert [image.choices.settings.guidance_scale for image in item[2]] == [1.0, 4.0]
+    *_, item = actions.compare(Stop(), (), "left", 0, 3, 3.0, 1, 3, 4.0, *COMMON)
+    assert [image.choices.settings.guidance_scale for image in item[2]] == [3.0, 4.0]
     assert "Done." in item[-1]
 
 
+@pytest.mark.filterwarnings("ignore:texts cut off")
 def test_a_text_that_is_cut_off(actions):
     *_, item = actions.generate(Stop(), (), "left " * 15, *SETTINGS, *COMMON)
     assert "reads 10 tokens of a text: the last 5 tokens of this one had no effect." in item[-1]
@@ -98,8 +110,12 @@ def test_numbers_of_steps_share_programs(actions):
 
     base = programs(*SETTINGS, *COMMON)
     assert programs(7, 60, 9.0, 16, 0.5, "ddim") == base
-    others = {programs(0, 70, 4.0, *COMMON), programs(0, 3, 1.0, *COMMON),
-              programs(*SETTINGS, 8, 0.0, "ddim"), programs(*SETTINGS, 16, 0.0, "euler")}  # fmt: skip
+    others = {
+        programs(0, 70, 4.0, *COMMON),
+        programs(0, 3, 1.0, *COMMON),
+        programs(*SETTINGS, 8, 0.0, "ddim"),
+        programs(*SETTINGS, 16, 0.0, "euler"),
+    }
     assert base not in others
     assert len(others) == 4
 
@@ -142,6 +158,7 @@ def test_the_tabs_and_the_texts(address):
     assert "This checkpoint generates images only." in text
     assert "Research software, not a medical device" in text
     assert re.search(r"Model: toy, 0\.\d million parameters, images of up to 16 × 16 pixels", text)
+    assert "Generated images appear here." in text
     assert "Read the last image" not in text
     assert not any(c["type"] == "file" for c in config["components"])
 

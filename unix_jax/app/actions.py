@@ -40,11 +40,13 @@ class Requests:
     """Shared by all visitors; the state of a visitor is passed in and returned.
 
     `unchanged` is Gradio's value for "do not change". `programs` bounds the compiled programs.
+    `empty` is the text of a session without images and reports.
     """
 
     limits: Limits
     unchanged: Any
     programs: ProgramBudget
+    empty: str
 
     def begin(self, stop: Stop) -> str:
         """Called before a request joins the queue: clears an earlier stop."""
@@ -58,7 +60,7 @@ class Requests:
 
     def clear(self) -> State:
         """Clears the session's images: (images, their figures, message)."""
-        return (), session_figures([]), said("Cleared.")
+        return (), session_figures([], self.empty), said("Cleared.")
 
     def kept(
         self, session: Session, added: Sequence[GeneratedImage | WrittenReport | None]
@@ -68,7 +70,7 @@ class Requests:
             return self.unchanged, self.unchanged
         kept = (*session, *(finished for finished in added if finished is not None))
         kept = kept[-self.limits.session_images :]
-        return kept, session_figures(list(kept))
+        return kept, session_figures(list(kept), self.empty)
 
     def until(self, stop: Stop, steps: Iterator[State]) -> Iterator[State]:
         """The steps until the visitor stops them."""

@@ -7,7 +7,7 @@ send anything.
 import dataclasses
 import math
 from collections.abc import Collection, Mapping
-from typing import Any, Generic, TypeVar, get_args
+from typing import Any, Generic, TypeVar
 
 from PIL import Image
 
@@ -21,6 +21,7 @@ from unix_jax.web.uploads import read_upload
 
 PREVIEW_SIDE = 640  # pixels of what the page shows
 LARGEST_SEED = 2**32 - 1
+SAMPLERS: dict[Sampler, str] = {"ddim": "DDIM", "euler": "Euler"}  # and their names on the page
 
 _Settings = TypeVar("_Settings", ImageSettings, DiffusionSettings)
 
@@ -189,7 +190,7 @@ def diffusion_choices(
         num_inference_steps=_whole("Steps", steps, 1, most_steps),
         guidance_scale=scale,
         guidance_rescale=strength,
-        sampler=_one_of("Sampler", sampler, get_args(Sampler)),
+        sampler=_one_of("Sampler", sampler, SAMPLERS),
     )
     return ImageChoices(text, _whole("Seed", seed, 0, LARGEST_SEED), settings)
 

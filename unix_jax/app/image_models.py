@@ -9,7 +9,13 @@ import functools
 from collections.abc import Hashable, Iterator, Mapping
 from typing import Any, Protocol, TypeVar
 
-from unix_jax.app.choices import ImageChoices, Limits, diffusion_choices, image_choices
+from unix_jax.app.choices import (
+    SAMPLERS,
+    ImageChoices,
+    Limits,
+    diffusion_choices,
+    image_choices,
+)
 from unix_jax.inference.diffusion import DiffusionPipeline
 from unix_jax.inference.pipeline import UniXPipeline
 from unix_jax.inference.programs import diffusion_shape, image_shape
@@ -19,7 +25,6 @@ from unix_jax.inference.settings import DiffusionSettings, ImageSettings
 from unix_jax.web.shapes import image_sides, quarter_sizes
 
 _Settings = TypeVar("_Settings", ImageSettings, DiffusionSettings)
-_SAMPLERS = {"ddim": "DDIM", "euler": "Euler"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,7 +223,7 @@ class DiffusionImages:
                 "Reduces the contrast that strong guidance adds; 0 turns it off",
             ),
             Choice(
-                "Sampler", _SAMPLERS, own, f"The checkpoint's own is {_SAMPLERS[own]}", listed=True
+                "Sampler", SAMPLERS, own, f"The checkpoint's own is {SAMPLERS[own]}", listed=True
             ),
         )  # fmt: skip
 

@@ -7,7 +7,7 @@ states of the session.
 import html
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -26,19 +26,30 @@ from unix_jax.inference.pipeline import UniXPipeline
 from unix_jax.inference.programs import ProgramBudget
 from unix_jax.preprocessing.images import FORMATS, load_image
 
-# Title in the browser, heading, and the lines below it.
-REPORTS_AND_IMAGES = (
+
+class Texts(NamedTuple):
+    """Texts of a page: its title in the browser, its heading, the lines below, an empty session."""
+
+    title: str
+    heading: str
+    notice: str
+    empty: str
+
+
+REPORTS_AND_IMAGES = Texts(
     "UniX: chest X-rays",
     "UniX: chest X-ray reports and images",
     '<p class="warning-line" role="note">Research software, not a medical device. Not for '
     "diagnosis or treatment; do not upload images of patients who can be identified.</p>",
+    "Generated images and reports appear here.",
 )
-IMAGES_ONLY = (
+IMAGES_ONLY = Texts(
     "Chest X-rays from text",
     "Chest X-ray images from text",
     '<p class="warning-line" role="note">Research software, not a medical device. Not for '
     "diagnosis or treatment.</p>"
     "<p>This checkpoint generates images only. It cannot write reports.</p>",
+    "Generated images appear here.",
 )
 SWEEP_SECONDS, FILE_SECONDS = (
     60,
@@ -72,25 +83,24 @@ def build_page(pipe: UniXPipeline | DiffusionPipeline, limits: Limits, model: st
     With a diffusers checkpoint it has the tabs that generate images alone.
     """
     gr = require_gradio()
+    texts = IMAGES_ONLY if isinstance(pipe, DiffusionPipeline) else REPORTS_AND_IMAGES
     shared: dict[str, Any] = {
-        "limits": limits, "unchanged": gr.skip(), "programs": ProgramBudget(limits.programs)
+        "limits": limits, "unchanged": gr.skip(), "programs": ProgramBudget(limits.programs),
+        "empty": texts.empty,
     }  # fmt: skip
     images = ImageActions(images=image_model(pipe, limits), **shared)
-    reports = (
-        None
-        if isinstance(pipe, DiffusionPipeline)
-        else ReportActions(pipe=pipe, model=model, **shared)
-    )
-    title, heading, notice = IMAGES_ONLY if reports is None else REPORTS_AND_IMAGES
+    reports = None
+    if not isinstance(pipe, DiffusionPipeline):
+        reports = ReportActions(pipe=pipe, model=model, **shared)
     with gr.Blocks(
-        title=title,
+        title=texts.title,
         analytics_enabled=False,
         # By age, not when read: two visitors may have sent the same file.
         delete_cache=(SWEEP_SECONDS, FILE_SECONDS),
     ) as page:
-        gr.HTML(f"<h1>{heading}</h1>{notice}", js_on_load=None)
+        gr.HTML(f"<h1>{texts.heading}</h1>{texts.notice}", js_on_load=None)
         session = gr.State((), time_to_live=SESSION_SECONDS)
-        gallery = gr.HTML(session_figures([]), render=False, js_on_load=None)
+        gallery = gr.HTML(session_figures([], texts.empty), render=False, js_on_load=None)
         read = gr.Button("Read the last image", size="sm", min_width=140, render=False)
         with gr.Tabs(overflow_behavior="wrap") as tabs:
             if reports is not None:

@@ -105,7 +105,8 @@ class NoiseSchedule(ScheduleConfig):
                 "the first step there is no signal, and epsilon leaves it undefined"
             )
         numbers = [jnp.asarray(x, jnp.float32) for x in (times, at, to, start, end)]
-        return SamplingPlan(*numbers, steps=jnp.int32(len(times)))
+        numbers.append(jnp.int32(len(times)))
+        return SamplingPlan(*numbers)
 
     def step(
         self,
