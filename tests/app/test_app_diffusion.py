@@ -180,6 +180,23 @@ def test_uploads_are_refused(address):
     assert answer(address, "POST", "/gradio_api/upload", b"x", form) == (404, b"Not found.")
 
 
+@pytest.mark.extended
+@pytest.mark.parametrize("width", [1366, 390])
+def test_in_a_browser(address, browser, width):
+    page = browser.new_page(viewport={"width": width, "height": 844})
+    page.set_default_timeout(60_000)
+    page.goto(address)
+    page.get_by_role("button", name="Random seed").click()
+    page.get_by_role("button", name="Generate", exact=True).click()
+    page.locator("#generated figcaption").get_by_text("Step ").wait_for()
+    page.locator("#generated a.download").wait_for()
+    for tab in ("Generate", "Compare", "Session"):
+        page.get_by_role("tab", name=tab).click()
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator("ul.session figure").locator("visible=true").count() == 1
+    page.close()
+
+
 # ------------------------------------------------------------------------- command line
 
 
