@@ -17,8 +17,11 @@ from pathlib import Path
 import psutil
 from common import machine
 
-from unix_jax.app.actions import Actions, Stop
+from unix_jax.app.actions import Stop
 from unix_jax.app.choices import Limits
+from unix_jax.app.image_actions import ImageActions
+from unix_jax.app.image_models import image_model
+from unix_jax.app.report_actions import ReportActions
 from unix_jax.inference.pipeline import UniXPipeline
 from unix_jax.inference.programs import ProgramBudget
 from unix_jax.inference.sampling import RENORMS, SOLVERS
@@ -37,7 +40,9 @@ def main() -> None:
     arguments = parser.parse_args()
     pipe = UniXPipeline.from_pretrained(arguments.checkpoint)
     budget = ProgramBudget(arguments.programs)
-    actions = Actions(pipe, Limits(), None, budget)
+    shared = {"limits": Limits(), "unchanged": None, "programs": budget, "empty": ""}
+    actions = ImageActions(images=image_model(pipe, Limits()), **shared)
+    reports = ReportActions(pipe=pipe, **shared)
     xray = next(iter(sorted((ROOT / "examples").glob("*.jpg")))).read_bytes()
     chosen = random.Random(0)
     sides, process = image_sides(pipe.config), psutil.Process(os.getpid())
@@ -54,8 +59,8 @@ def main() -> None:
             choices = ("x " * chosen.choice((1, 40)), chosen.choice((16, 100, 200, 400)),
                        chosen.choice((0.0, 1.0)), 1.0, i)  # fmt: skip
             shapes.add(("report", len(choices[0]), choices[1], choices[2]))
-            read = list(actions.read_upload(Stop(), xray))[-1][0]
-            *_, state = actions.write_report(Stop(), session, read, *choices)
+            read = list(reports.read_upload(Stop(), xray))[-1][0]
+            *_, state = reports.write_report(Stop(), session, read, *choices)
             session = state[2]
         else:
             steps, guidance = chosen.choice((2, 3)), chosen.choice((1.0, 2.0))

@@ -21,6 +21,20 @@ def pipe():
 
 
 @pytest.fixture(scope="session")
+def diffusers_folder() -> Path:
+    """A golden folder of `StableDiffusionPipeline`, whose texts have at most 10 tokens."""
+    return CHECKPOINT.parent.parent / "unet_clip" / "checkpoint"
+
+
+@pytest.fixture(scope="session")
+def diffusion_pipe(diffusers_folder):
+    """The model of `diffusers_folder`."""
+    from unix_jax.inference.diffusion import DiffusionPipeline
+
+    return DiffusionPipeline.from_pretrained(diffusers_folder)
+
+
+@pytest.fixture(scope="session")
 def xray_png() -> bytes:
     """The bytes of a small image."""
     ramp = np.add.outer(np.arange(120), np.arange(90)).astype(np.uint8)

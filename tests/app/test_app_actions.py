@@ -14,9 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unix_jax.app.actions import FAILED, Actions, Stop
+from unix_jax.app.actions import FAILED, Stop
 from unix_jax.app.bundled import Example
 from unix_jax.app.choices import Limits
+from unix_jax.app.image_actions import ImageActions
+from unix_jax.app.image_models import UniXImages, image_model
+from unix_jax.app.report_actions import ReportActions
 from unix_jax.inference.programs import ProgramBudget
 from unix_jax.preprocessing.transforms import to_gray_pil
 
@@ -27,21 +30,31 @@ REPORT = ("Report:", 6, 0.0, 1.0, 0)
 HOSTILE = "<script>alert(1)</script>\"' ${value} {{value}}"
 
 
+LIMITS = Limits(session_images=3)
+SHARED = {"limits": LIMITS, "unchanged": SAME, "empty": "Nothing yet."}
+
+
 @pytest.fixture
 def actions(pipe):
-    return Actions(pipe, Limits(session_images=3), SAME, ProgramBudget(8))
+    images = image_model(pipe, LIMITS)
+    return ImageActions(images=images, programs=ProgramBudget(8), **SHARED)
+
+
+@pytest.fixture
+def reports(pipe):
+    return ReportActions(pipe=pipe, programs=ProgramBudget(8), **SHARED)
 
 
 def last(steps):
     return list(steps)[-1]
 
 
-def test_an_upload_and_its_report(actions, pipe, xray_png):
-    xray, figure, report, *_ = last(actions.read_upload(Stop(), xray_png))
+def test_an_upload_and_its_report(reports, pipe, xray_png):
+    xray, figure, report, *_ = last(reports.read_upload(Stop(), xray_png))
     assert "data:image/jpeg;base64," in figure
     assert 'alt="Chest X-ray Uploaded X-ray"' in figure
     assert report == ""
-    items = list(actions.write_report(Stop(), (), xray, *REPORT))
+    items = list(reports.write_report(Stop(), (), xray, *REPORT))
     assert len(items) > 3
     texts = [item[0] for item in items]
     assert all(b.startswith(a) for a, b in itertools.pairwise(texts))
@@ -56,13 +69,13 @@ def test_an_upload_and_its_report(actions, pipe, xray_png):
     assert [item[2] for item in items[:-1]] == [SAME] * (len(items) - 1)
 
 
-def test_several_files(actions, pipe, xray_png, tmp_path):
+def test_several_files(reports, pipe, xray_png, tmp_path):
     names = ("<b>one</b>.png", "=two.png", "three.png")
     files = [tmp_path / name.replace("/", "_") for name in names]
     for file in files[:2]:
         file.write_bytes(xray_png)
     files[2].write_text("not an image")
-    items = list(actions.read_files(Stop(), [str(file) for file in files], *REPORT))
+    items = list(reports.read_files(Stop(), [str(file) for file in files], *REPORT))
     table, message = items[-1]
     assert "Done: 2 reports. 1 could not be read." in message
     assert "<b>one" not in table
@@ -80,11 +93,11 @@ def test_several_files(actions, pipe, xray_png, tmp_path):
     assert rows[1]["image"] == "'=two.png"
     assert rows[2]["error"].startswith("three.png: ")
     for wrong in (None, [], ["x"] * 17):
-        ((_, message),) = actions.read_files(Stop(), wrong, *REPORT)
+        ((_, message),) = reports.read_files(Stop(), wrong, *REPORT)
         assert "Files: expected 1 to 16" in message
 
 
-def test_several_images_and_the_report_of_the_last_one(actions):
+def test_several_images_and_the_report_of_the_last_one(actions, reports):
     items = list(actions.generate(Stop(), (), "effusion", *SETTINGS, *COMMON, count=2))
     figure, kept, _, message = items[-1]
     assert [image.choices.seed for image in kept] == [0, 1]
@@ -93,9 +106,9 @@ def test_several_images_and_the_report_of_the_last_one(actions):
     assert "per step" in message
     # The first one is kept as soon as it is finished.
     assert any(item[1] != SAME and len(item[1]) == 1 for item in items)
-    xray, *_ = last(actions.read_generated(Stop(), kept))
+    xray, *_ = last(reports.read_generated(Stop(), kept))
     assert xray.name == "Generated: effusion (seed 1)"
-    *_, message = last(actions.read_generated(Stop(), ()))
+    *_, message = last(reports.read_generated(Stop(), ()))
     assert "expected one in this session, found none" in message
 
 
@@ -105,32 +118,32 @@ def test_bad_numbers_of_images(actions, seed, count):
     assert 'role="alert"' in item[-1]
 
 
-def test_an_upload_that_shows_nothing_is_warned_of(actions):
+def test_an_upload_that_shows_nothing_is_warned_of(reports):
     file = io.BytesIO()
     levels = np.random.default_rng(0).integers(0, 16, (300, 40), dtype=np.uint8)
     Image.fromarray(levels).save(file, "PNG")  # narrow: the letterbox adds much white
-    xray, figure, *_ = last(actions.read_upload(Stop(), file.getvalue()))
+    xray, figure, *_ = last(reports.read_upload(Stop(), file.getvalue()))
     assert xray.warning.startswith("Uploaded X-ray: the image is nearly black (")
     assert html.escape(xray.warning) in figure
     assert 'role="alert"' in figure
 
 
-def test_examples(actions, xray_png):
+def test_examples(reports, xray_png):
     example = Example("No Finding", xray_png, ("No Finding",))
-    xray, *_ = last(actions.read_example(Stop(), example))
+    xray, *_ = last(reports.read_example(Stop(), example))
     assert xray.name == "Example: No Finding"
-    *_, (_, sections, *_) = actions.write_report(Stop(), (), xray, *REPORT)
+    *_, (_, sections, *_) = reports.write_report(Stop(), (), xray, *REPORT)
     assert "Labels in the data set: <strong>No Finding</strong>" in sections
 
 
-def test_bad_uploads_are_messages(actions):
+def test_bad_uploads_are_messages(reports):
     for data in (b"text", b"", None):
-        xray, figure, *_, message = last(actions.read_upload(Stop(), data))
+        xray, figure, *_, message = last(reports.read_upload(Stop(), data))
         assert xray is None
         assert "<img" not in figure
         assert 'role="alert"' in message
     # Nothing is written after it, and its message stays.
-    assert list(actions.write_after_reading(Stop(), (), None, *REPORT)) == [(SAME,) * 5]
+    assert list(reports.write_after_reading(Stop(), (), None, *REPORT)) == [(SAME,) * 5]
 
 
 def test_a_generated_image(actions, pipe):
@@ -170,6 +183,7 @@ def test_a_session_is_bounded(actions):
     cleared, gallery, _ = actions.clear()
     assert cleared == ()
     assert "<img" not in gallery
+    assert "Nothing yet." in gallery
 
 
 def test_texts_of_visitors_are_escaped(actions):
@@ -193,12 +207,12 @@ def test_a_long_prompt_is_a_message(actions):
 
 def test_faults_of_ours_are_a_line_and_a_log(actions, caplog):
     class Broken:
-        config, loaded = actions.pipe.config, actions.pipe.loaded
+        config, loaded = actions.images.pipe.config, actions.images.pipe.loaded
 
         def stream_image(self, *_, **__):
             raise RuntimeError("/secret/path")
 
-    broken = dataclasses.replace(actions, pipe=Broken())
+    broken = dataclasses.replace(actions, images=UniXImages(Broken(), LIMITS))
     with caplog.at_level(logging.ERROR):
         *_, item = broken.generate(Stop(), (), "a", *SETTINGS, *COMMON)
     assert FAILED in item[-1]

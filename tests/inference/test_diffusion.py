@@ -13,6 +13,8 @@ from PIL import Image
 from unix_jax.checkpoints.diffusers_checkpoint import import_diffusers
 from unix_jax.cli import main
 from unix_jax.errors import ArgumentNameError, NonFiniteError, PromptError
+from unix_jax.inference import diffusion
+from unix_jax.inference.denoising import denoise
 from unix_jax.inference.diffusion import DiffusionPipeline
 from unix_jax.inference.settings import DiffusionSettings
 from unix_jax.sharding import make_mesh
@@ -44,6 +46,29 @@ def test_steps_one_by_one_are_the_whole_run(pipe, assert_close):
     assert seen == [(1, 3), (2, 3), (3, 3)]
     assert_close(steps, whole)
     assert np.abs(whole - pipe.generate_image("left", **QUICK)).max() > 1e-3
+
+
+def test_a_stream(pipe):
+    options = {"num_inference_steps": 5, "seed": 1}
+    *first, last = pipe.stream_image("left", every=2, **options)
+    assert [(at.step, at.total) for at in (*first, last)] == [(2, 5), (4, 5), (5, 5)]
+    (expected,) = pipe.generate_image("left", **options)
+    assert np.array_equal(last.images[0], expected)
+    assert not np.array_equal(first[0].images[0], expected)
+
+
+def test_a_stream_checks_its_arguments_at_once(pipe):
+    with pytest.raises(PromptError, match="every"):
+        pipe.stream_image("left", every=0)
+    with pytest.raises(PromptError, match="num_inference_steps"):
+        pipe.stream_image("left", num_inference_steps=1001)
+
+
+def test_numbers_of_steps_share_programs(pipe):
+    pipe.generate_image("left", num_inference_steps=2)
+    compiled = [f._cache_size() for f in (denoise, diffusion._applied)]
+    pipe.generate_image("no", num_inference_steps=4, guidance_scale=3.0, seed=5)
+    assert [f._cache_size() for f in (denoise, diffusion._applied)] == compiled
 
 
 @pytest.mark.extended

@@ -3,7 +3,10 @@
     choices.py    validation of visitors' inputs
     bundled.py    the model and the example X-rays of the repository
     figures.py    X-rays, generated images and messages as self-contained HTML
-    actions.py    actions of the buttons: generators over the pipeline, without Gradio
+    actions.py    what the buttons' actions have in common; none of them knows Gradio
+    report_actions.py   reading X-rays and writing reports
+    image_actions.py    generating images
+    image_models.py     what generates them: UniX, or a diffusers checkpoint
     page.py       the Gradio page
     style.py      its style
     request_limits.py   allowed routes, size of requests, headers

@@ -6,19 +6,24 @@ send anything.
 
 import dataclasses
 import math
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, Generic, TypeVar
 
 from PIL import Image
 
 from unix_jax.config import UniXConfig
 from unix_jax.errors import PromptError
-from unix_jax.inference.settings import ImageSettings
+from unix_jax.inference.settings import DiffusionSettings, ImageSettings
+from unix_jax.preprocessing.schedule_config import Sampler
 from unix_jax.preprocessing.transforms import letterbox
 from unix_jax.web.shapes import image_sides
 from unix_jax.web.uploads import read_upload
 
 PREVIEW_SIDE = 640  # pixels of what the page shows
 LARGEST_SEED = 2**32 - 1
+SAMPLERS: dict[Sampler, str] = {"ddim": "DDIM", "euler": "Euler"}  # and their names on the page
+
+_Settings = TypeVar("_Settings", ImageSettings, DiffusionSettings)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,12 +88,12 @@ class ReportChoices:
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageChoices:
+class ImageChoices(Generic[_Settings]):
     """Settings of a generated image."""
 
     prompt: str
     seed: int
-    settings: ImageSettings
+    settings: _Settings
 
 
 def read_xray(data: bytes, name: str, config: UniXConfig, limits: Limits) -> Xray:
@@ -132,11 +137,9 @@ def image_choices(
     *,
     config: UniXConfig,
     limits: Limits,
-) -> ImageChoices:
+) -> ImageChoices[ImageSettings]:
     """Raises PromptError for a value out of bounds, with the page's wording."""
-    text = _text("Findings", prompt, limits)
-    if not text.strip():
-        raise PromptError("Findings: expected a text, found none")
+    text = _findings(prompt, limits)
     pixels = _side(side, config)
     settings = ImageSettings(
         height=pixels,
@@ -148,7 +151,48 @@ def image_choices(
         solver=solver,
     )
     seed = _whole("Seed", seed, 0, LARGEST_SEED)
-    return ImageChoices(text.strip(), seed, settings.checked(config))
+    return ImageChoices(text, seed, settings.checked(config))
+
+
+def diffusion_choices(
+    prompt: Any,
+    seed: Any,
+    steps: Any,
+    guidance: Any,
+    size: Any,
+    rescale: Any,
+    sampler: Any,
+    *,
+    sizes: Mapping[int | str, tuple[int, int]],
+    most_steps: int,
+    limits: Limits,
+) -> ImageChoices[DiffusionSettings]:
+    """The choices for a diffusers checkpoint.
+
+    Args:
+      sizes: (height, width) in pixels by their names on the page.
+      most_steps: maximum number of steps.
+
+    Raises:
+      PromptError: a value out of bounds, with the page's wording.
+    """
+    text = _findings(prompt, limits)
+    scale = _number("Guidance", guidance, 1, 20)
+    strength = _number("Guidance rescale", rescale, 0, 1)
+    if scale == 1 and strength > 0:
+        raise PromptError(
+            f"Guidance rescale: expected 0 without guidance (Guidance 1), found {strength:g}"
+        )
+    height, width = sizes[_one_of("Size", size, sizes)]
+    settings = DiffusionSettings(
+        height=height,
+        width=width,
+        num_inference_steps=_whole("Steps", steps, 1, most_steps),
+        guidance_scale=scale,
+        guidance_rescale=strength,
+        sampler=_one_of("Sampler", sampler, SAMPLERS),
+    )
+    return ImageChoices(text, _whole("Seed", seed, 0, LARGEST_SEED), settings)
 
 
 def image_count(count: Any, seed: int, limits: Limits) -> int:
@@ -173,6 +217,21 @@ def _side(value: Any, config: UniXConfig) -> int:
     if pixels not in sides:
         raise PromptError(f"Side: expected one of {', '.join(map(str, sides))}, found {pixels}")
     return pixels
+
+
+def _findings(prompt: Any, limits: Limits) -> str:
+    text = _text("Findings", prompt, limits).strip()
+    if not text:
+        raise PromptError("Findings: expected a text, found none")
+    return text
+
+
+def _one_of(name: str, value: Any, options: Collection[Any]) -> Any:
+    # `list`: a value that has no hash is none of them.
+    if isinstance(value, bool) or value not in list(options):
+        shown = "nothing" if value is None else _shown(value)
+        raise PromptError(f"{name}: expected one of {', '.join(map(str, options))}, found {shown}")
+    return value
 
 
 def _text(name: str, value: Any, limits: Limits) -> str:

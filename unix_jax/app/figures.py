@@ -13,9 +13,10 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from unix_jax.app.choices import ImageChoices, Xray
+from unix_jax.app.choices import SAMPLERS, ImageChoices, Xray
 from unix_jax.app.reports import WrittenReport, sections
 from unix_jax.inference.results import png_entries
+from unix_jax.inference.settings import DiffusionSettings
 from unix_jax.preprocessing.transforms import png_bytes
 
 THUMBNAIL = 256
@@ -47,9 +48,15 @@ class GeneratedImage:
 def described(choices: ImageChoices) -> str:
     """The settings that visitors compare."""
     settings = choices.settings
+    if isinstance(settings, DiffusionSettings):
+        assert settings.sampler is not None
+        method, strength = SAMPLERS[settings.sampler], settings.guidance_rescale
+        rescale = f"rescaled by {strength:g}, " if strength else ""
+    else:
+        method, rescale = settings.solver, ""
     return (
-        f"seed {choices.seed}, {settings.num_inference_steps} {settings.solver} steps, "
-        f"guidance {settings.guidance_scale:g}, "
+        f"seed {choices.seed}, {settings.num_inference_steps} {method} steps, "
+        f"guidance {settings.guidance_scale:g}, {rescale}"
         f"{settings.width} × {settings.height}"
     )
 
@@ -94,10 +101,10 @@ def several_figures(figures: Sequence[str]) -> str:
     return f'<ul class="session">{"".join(f"<li>{figure}</li>" for figure in figures)}</ul>'
 
 
-def session_figures(session: Sequence[GeneratedImage | WrittenReport]) -> str:
-    """All generated images and reports, the last one first."""
+def session_figures(session: Sequence[GeneratedImage | WrittenReport], empty: str) -> str:
+    """All generated images and reports, the last one first; `empty` is the text without any."""
     if not session:
-        return empty_figure("Generated images and reports appear here.")
+        return empty_figure(empty)
     items = (f"<li>{_session_figure(finished)}</li>" for finished in reversed(session))
     return f'<ul class="session">{"".join(items)}</ul>'
 

@@ -1,4 +1,4 @@
-"""The Gradio page: five tabs over `Actions`.
+"""The Gradio page: tabs over `ReportActions` and `ImageActions`.
 
 All events that run the model share one queue and run one at a time. The visitor's data is in the
 states of the session.
@@ -6,27 +6,50 @@ states of the session.
 
 import html
 import json
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 
 from unix_jax import __version__
-from unix_jax.app.actions import NO_IMAGE, NO_XRAY, Actions, Stop
+from unix_jax.app.actions import NO_IMAGE, Requests, Stop
 from unix_jax.app.bundled import Example, example_texts, example_xrays
 from unix_jax.app.choices import Limits, default_tokens
 from unix_jax.app.figures import data_address, empty_figure, said, session_figures
+from unix_jax.app.image_actions import ImageActions
+from unix_jax.app.image_models import Field, ImageModel, Slider, Whole, image_model
+from unix_jax.app.report_actions import NO_XRAY, ReportActions
 from unix_jax.app.style import require_gradio
 from unix_jax.errors import UniXError
+from unix_jax.inference.diffusion import DiffusionPipeline
 from unix_jax.inference.pipeline import UniXPipeline
 from unix_jax.inference.programs import ProgramBudget
-from unix_jax.inference.sampling import RENORMS, SOLVERS
-from unix_jax.inference.settings import ImageSettings
 from unix_jax.preprocessing.images import FORMATS, load_image
-from unix_jax.web.shapes import image_sides
 
-WARNING = (
-    "Research software, not a medical device. Not for diagnosis or treatment; "
-    "do not upload images of patients who can be identified."
+
+class Texts(NamedTuple):
+    """Texts of a page: its title in the browser, its heading, the lines below, an empty session."""
+
+    title: str
+    heading: str
+    notice: str
+    empty: str
+
+
+REPORTS_AND_IMAGES = Texts(
+    "UniX: chest X-rays",
+    "UniX: chest X-ray reports and images",
+    '<p class="warning-line" role="note">Research software, not a medical device. Not for '
+    "diagnosis or treatment; do not upload images of patients who can be identified.</p>",
+    "Generated images and reports appear here.",
+)
+IMAGES_ONLY = Texts(
+    "Chest X-rays from text",
+    "Chest X-ray images from text",
+    '<p class="warning-line" role="note">Research software, not a medical device. Not for '
+    "diagnosis or treatment.</p>"
+    "<p>This checkpoint generates images only. It cannot write reports.</p>",
+    "Generated images appear here.",
 )
 SWEEP_SECONDS, FILE_SECONDS = (
     60,
@@ -54,58 +77,67 @@ _COPY = f"""(text) => {{
 AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 
-def build_page(pipe: UniXPipeline, limits: Limits, model: str = "") -> Any:
-    """The page as a `gradio.Blocks`, not yet served; `model` is the model's name."""
+def build_page(pipe: UniXPipeline | DiffusionPipeline, limits: Limits, model: str = "") -> Any:
+    """The page as a `gradio.Blocks`, not yet served; `model` is the model's name.
+
+    With a diffusers checkpoint it has the tabs that generate images alone.
+    """
     gr = require_gradio()
-    actions = Actions(pipe, limits, gr.skip(), ProgramBudget(limits.programs), model)
+    texts = IMAGES_ONLY if isinstance(pipe, DiffusionPipeline) else REPORTS_AND_IMAGES
+    shared: dict[str, Any] = {
+        "limits": limits, "unchanged": gr.skip(), "programs": ProgramBudget(limits.programs),
+        "empty": texts.empty,
+    }  # fmt: skip
+    images = ImageActions(images=image_model(pipe, limits), **shared)
+    reports = None
+    if not isinstance(pipe, DiffusionPipeline):
+        reports = ReportActions(pipe=pipe, model=model, **shared)
     with gr.Blocks(
-        title="UniX: chest X-rays",
+        title=texts.title,
         analytics_enabled=False,
         # By age, not when read: two visitors may have sent the same file.
         delete_cache=(SWEEP_SECONDS, FILE_SECONDS),
     ) as page:
-        gr.HTML(
-            f'<h1>UniX: chest X-ray reports and images</h1>'
-            f'<p class="warning-line" role="note">{WARNING}</p>',
-            js_on_load=None,
-        )  # fmt: skip
+        gr.HTML(f"<h1>{texts.heading}</h1>{texts.notice}", js_on_load=None)
         session = gr.State((), time_to_live=SESSION_SECONDS)
-        gallery = gr.HTML(session_figures([]), render=False, js_on_load=None)
+        gallery = gr.HTML(session_figures([], texts.empty), render=False, js_on_load=None)
+        read = gr.Button("Read the last image", size="sm", min_width=140, render=False)
         with gr.Tabs(overflow_behavior="wrap") as tabs:
-            with gr.Tab("Report", id="report"):
-                reading = _report_tab(gr, actions, session, gallery)
-            with gr.Tab("Files"):
-                _files_tab(gr, actions)
+            if reports is not None:
+                with gr.Tab("Report", id="report"):
+                    reading = _report_tab(gr, reports, session, gallery)
+                with gr.Tab("Files"):
+                    _files_tab(gr, reports)
             with gr.Tab("Generate"):
-                read = _generate_tab(gr, actions, session, gallery)
+                _generate_tab(gr, images, session, gallery, [read] if reports else [])
             with gr.Tab("Compare"):
-                _compare_tab(gr, actions, session, gallery)
+                _compare_tab(gr, images, session, gallery)
             with gr.Tab("Session"):
                 gallery.render()
                 clear = gr.Button("Clear this session")
                 message = gr.HTML(js_on_load=None)
                 clear.click(
-                    actions.clear, None, [session, gallery, message], api_visibility="private"
+                    images.clear, None, [session, gallery, message], api_visibility="private"
                 )
-        shown = read.click(
-            lambda: gr.Tabs(selected="report"), None, tabs,
-            api_visibility="private", show_progress="hidden",
-        )  # fmt: skip
-        reading(shown.then, actions.read_generated, [session])
-        gr.HTML(f'<p class="about">{_about(pipe, model)}</p>', js_on_load=None)
+        if reports is not None:
+            shown = read.click(
+                lambda: gr.Tabs(selected="report"), None, tabs,
+                api_visibility="private", show_progress="hidden",
+            )  # fmt: skip
+            reading(shown.then, reports.read_generated, [session])
+        gr.HTML(f'<p class="about">{_about(images.images, model)}</p>', js_on_load=None)
     return page
 
 
-def _about(pipe: UniXPipeline, model: str) -> str:
-    millions = sum(leaf.size for leaf in jax.tree.leaves(pipe.params)) / 1e6
-    side = ImageSettings().size(pipe.config)[0]
+def _about(images: ImageModel[Any], model: str) -> str:
+    millions = sum(leaf.size for leaf in jax.tree.leaves(images.params)) / 1e6
     return (
         f"Model: {html.escape(model or 'unnamed')}, {millions:,.1f} million parameters, images of "
-        f"up to {side} × {side} pixels. Software: unix-jax {__version__}."
+        f"up to {images.size} pixels. Software: unix-jax {__version__}."
     )
 
 
-def _report_tab(gr: Any, actions: Actions, session: Any, gallery: Any) -> Any:
+def _report_tab(gr: Any, actions: ReportActions, session: Any, gallery: Any) -> Any:
     """Returns a function that makes an event read an X-ray and write its report."""
     limits, xray = actions.limits, gr.State(None, time_to_live=SESSION_SECONDS)
     stopped = gr.State(Stop())
@@ -178,7 +210,7 @@ def _report_tab(gr: Any, actions: Actions, session: Any, gallery: Any) -> Any:
     return reading
 
 
-def _report_fields(gr: Any, actions: Actions) -> list[Any]:
+def _report_fields(gr: Any, actions: ReportActions) -> list[Any]:
     limits = actions.limits
     return [
         gr.Textbox(
@@ -196,7 +228,7 @@ def _report_fields(gr: Any, actions: Actions) -> list[Any]:
     ]  # fmt: skip
 
 
-def _files_tab(gr: Any, actions: Actions) -> None:
+def _files_tab(gr: Any, actions: ReportActions) -> None:
     limits, stopped = actions.limits, gr.State(Stop())
     files = gr.File(
         label="Chest X-rays", file_count="multiple", type="filepath", height=200, elem_id="files"
@@ -216,8 +248,10 @@ def _files_tab(gr: Any, actions: Actions) -> None:
     _stops(stop, actions, stopped, message)
 
 
-def _generate_tab(gr: Any, actions: Actions, session: Any, gallery: Any) -> Any:
-    """Returns the button that reads the generated image."""
+def _generate_tab(
+    gr: Any, actions: ImageActions, session: Any, gallery: Any, further: Sequence[Any]
+) -> None:
+    """`further`: buttons below the image."""
     with gr.Row(elem_id="generate-row"):
         with gr.Column(min_width=300):
             prompt = _prompt_field(gr, actions)
@@ -225,18 +259,19 @@ def _generate_tab(gr: Any, actions: Actions, session: Any, gallery: Any) -> Any:
                 generate = gr.Button("Generate", variant="primary", min_width=140)
                 stop = gr.Button("Stop", min_width=90, scale=0)
             with gr.Column(elem_id="generate-settings"):
-                settings = _setting_fields(gr, actions, "")
+                settings = _fields(gr, actions.images.own)
                 chance = gr.Button("Random seed", size="sm", min_width=120)
                 count = gr.Slider(
                     1, actions.limits.images, 1, step=1, label="Images",
                     info="Each further image uses the next seed",
                 )  # fmt: skip
                 with gr.Accordion("More settings", open=False):
-                    common = _common_fields(gr, actions)
+                    common = _fields(gr, actions.images.common)
         with gr.Column(min_width=300):
             figure = gr.HTML(empty_figure(NO_IMAGE), js_on_load=None, elem_id="generated")
             message = gr.HTML(said(""), js_on_load=None, elem_id="generate-message")
-            read = gr.Button("Read the last image", size="sm", min_width=140)
+            for button in further:
+                button.render()
     chance.click(
         None, None, settings[0], js="() => Math.floor(Math.random() * 2 ** 32)",
         api_visibility="private",
@@ -252,16 +287,15 @@ def _generate_tab(gr: Any, actions: Actions, session: Any, gallery: Any) -> Any:
         api_name="generate", show_progress_on=message, **MODEL,
     )  # fmt: skip
     _stops(stop, actions, stopped, message)
-    return read
 
 
-def _compare_tab(gr: Any, actions: Actions, session: Any, gallery: Any) -> None:
+def _compare_tab(gr: Any, actions: ImageActions, session: Any, gallery: Any) -> None:
     prompt = _prompt_field(gr, actions)
     sides = []
     with gr.Row():
-        for name, guidance in (("A", 1.0), ("B", 3.0)):
+        for name, own in zip("AB", actions.images.compared, strict=True):
             with gr.Column(min_width=280):
-                fields = _setting_fields(gr, actions, f"{name}: ", guidance)
+                fields = _fields(gr, own, f"{name}: ")
                 figure = gr.HTML(
                     empty_figure(NO_IMAGE), js_on_load=None, elem_id=f"compared-{name.lower()}"
                 )
@@ -271,7 +305,7 @@ def _compare_tab(gr: Any, actions: Actions, session: Any, gallery: Any) -> None:
         compare = gr.Button("Generate both", variant="primary", min_width=140)
         stop = gr.Button("Stop", min_width=90, scale=0)
     with gr.Accordion("More settings", open=False):
-        common = _common_fields(gr, actions)
+        common = _fields(gr, actions.images.common)
     (first, first_figure), (second, second_figure) = sides
     stopped = gr.State(Stop())
     compare.click(actions.begin, stopped, message, **AT_ONCE).then(
@@ -282,7 +316,7 @@ def _compare_tab(gr: Any, actions: Actions, session: Any, gallery: Any) -> None:
     _stops(stop, actions, stopped, message)
 
 
-def _prompt_field(gr: Any, actions: Actions) -> Any:
+def _prompt_field(gr: Any, actions: ImageActions) -> Any:
     texts = example_texts()
     field = gr.Textbox(
         texts[0], label="Findings", info="Findings that the image should show", lines=3,
@@ -298,50 +332,39 @@ def _prompt_field(gr: Any, actions: Actions) -> Any:
     return field
 
 
-def _setting_fields(gr: Any, actions: Actions, prefix: str, guidance: float = 2.0) -> list[Any]:
-    return [
-        gr.Number(
-            0, label=f"{prefix}Seed", precision=0, info="The same seed generates the same image"
-        ),
-        gr.Slider(1, actions.limits.steps, 49, step=1, label=f"{prefix}Steps"),
-        gr.Slider(1, 8, guidance, step=0.1, label=f"{prefix}Guidance", info="1 turns it off"),
-    ]
+def _fields(gr: Any, fields: Sequence[Field], prefix: str = "") -> list[Any]:
+    return [_field(gr, field, f"{prefix}{field.label}") for field in fields]
 
 
-def _common_fields(gr: Any, actions: Actions) -> list[Any]:
-    config = actions.pipe.config
-    return [
-        gr.Radio(
-            list(image_sides(config)), value=ImageSettings().size(config)[0],
-            label="Side", info="In pixels; the image is square",
-        ),
-        gr.Slider(
-            0.5, 6, 3, step=0.1, label="Shift of the time grid",
-            info="Values above 1 place more steps near the noise",
-        ),
-        gr.Dropdown(list(RENORMS), value="global", label="Renormalisation of guidance"),
-        gr.Dropdown(
-            list(SOLVERS), value="euler", label="Solver",
-            info="ab2 and pec need fewer steps for the same image",
-        ),
-    ]  # fmt: skip
+def _field(gr: Any, field: Field, label: str) -> Any:
+    info = field.info or None
+    match field:
+        case Whole():
+            return gr.Number(field.value, label=label, precision=0, info=info)
+        case Slider():
+            return gr.Slider(
+                field.low, field.high, field.value, step=field.step, label=label, info=info
+            )
+    kind = gr.Radio if field.listed else gr.Dropdown
+    options = [(name, value) for value, name in field.options.items()]
+    return kind(options, value=field.value, label=label, info=info)
 
 
-def _stops(button: Any, actions: Actions, stopped: Any, message: Any) -> None:
+def _stops(button: Any, actions: Requests, stopped: Any, message: Any) -> None:
     # Set by the browser: a response of the server could arrive after the request's last message.
     stopping = f"() => {json.dumps(said('Stopping …'))}"
     button.click(None, None, message, js=stopping, api_visibility="private")
     button.click(actions.end, stopped, message, **AT_ONCE)
 
 
-def _reading(actions: Actions, example: Example) -> Any:
+def _reading(actions: ReportActions, example: Example) -> Any:
     def read(stop: Stop) -> Any:
         yield from actions.read_example(stop, example)
 
     return read
 
 
-def _readable_examples(actions: Actions) -> list[tuple[Example, str]]:
+def _readable_examples(actions: ReportActions) -> list[tuple[Example, str]]:
     """Examples with small images; unreadable ones are skipped."""
     found = []
     for example in example_xrays():

@@ -42,7 +42,7 @@ class Guard:
     Args:
       app: the page.
       upload_bytes: maximum bytes of one uploaded file.
-      uploads: bounds all uploads.
+      uploads: bounds all uploads; None for a page without any, where they are refused.
       waiting: the number of requests of a session that wait or are computed.
       session_waiting: their maximum.
     """
@@ -51,7 +51,7 @@ class Guard:
         self,
         app: Any,
         upload_bytes: int,
-        uploads: UploadBudget,
+        uploads: UploadBudget | None,
         waiting: Callable[[str], int],
         session_waiting: int,
     ) -> None:
@@ -92,21 +92,21 @@ class Guard:
                 await plain_answer(send, 500, "The request cannot be answered.")
 
     def _refusal(self, scope: Scope) -> Refusal | None:
-        if not allowed(scope["path"]):
+        upload = _is_upload(scope["path"])
+        if not allowed(scope["path"]) or (upload and self._uploads is None):
             return 404, "Not found."
         if scope["method"] != "POST":
             return None
         length = dict(scope["headers"]).get(b"content-length", b"")
         if not length.isdigit():
             return 411, "Expected a request that states its length."
-        upload = _is_upload(scope["path"])
         most = self._upload_bytes + FORM_BYTES if upload else MESSAGE_BYTES
         # Python refuses to read a number of more than 4,300 digits.
         size = int(length) if len(length) < 20 else 10**20
         if size > most:
             return 413, f"Expected at most {most} bytes, found {size}."
         visitor = (scope.get("client") or ("",))[0]
-        reason = self._uploads.refusal(visitor, size) if upload else None
+        reason = self._uploads.refusal(visitor, size) if upload and self._uploads else None
         return None if reason is None else (429, reason)
 
     def _join_refusal(self, message: Any) -> Refusal | None:

@@ -14,6 +14,7 @@ from unix_jax.app.choices import Limits
 from unix_jax.app.request_limits import Guard, log_failure
 from unix_jax.app.style import require_gradio
 from unix_jax.app.upload_budget import UploadBudget
+from unix_jax.inference.diffusion import DiffusionPipeline
 from unix_jax.inference.pipeline import UniXPipeline
 from unix_jax.web.addresses import free_port
 from unix_jax.web.guard import HostGuard
@@ -24,7 +25,7 @@ HOST, PORT = "127.0.0.1", 7860
 
 @contextlib.contextmanager
 def serving(
-    pipe: UniXPipeline,
+    pipe: UniXPipeline | DiffusionPipeline,
     host: str = HOST,
     port: int = PORT,
     limits: Limits | None = None,
@@ -34,7 +35,8 @@ def serving(
     """Serves the page until the block ends; yields its address.
 
     Args:
-      pipe: the model, shared by all visitors, one request at a time.
+      pipe: the model, shared by all visitors, one request at a time. With a `DiffusionPipeline`
+        the page generates images only, and uploads are refused.
       host: the address to listen on; with 127.0.0.1 only this machine can connect.
       port: the port; 0 selects a free one.
       limits: limits of visitors' requests.
@@ -56,11 +58,13 @@ def serving(
         from unix_jax.app.style import HEAD, theme
 
         page = page_module.build_page(pipe, limits, model)
-        uploads = UploadBudget(
-            limits.visitor_bytes,
-            limits.uploads_bytes,
-            page_module.FILE_SECONDS + 2 * page_module.SWEEP_SECONDS,
-        )
+        uploads = None
+        if isinstance(pipe, UniXPipeline):
+            uploads = UploadBudget(
+                limits.visitor_bytes,
+                limits.uploads_bytes,
+                page_module.FILE_SECONDS + 2 * page_module.SWEEP_SECONDS,
+            )
         page.queue(
             max_size=limits.waiting,
             default_concurrency_limit=2,

@@ -60,7 +60,7 @@ def checkpoint_directory(path: str | os.PathLike[str]) -> Path:
     if is_diffusers(directory):
         raise CheckpointError(
             f"{directory}: expected a checkpoint of UniX, found a diffusers checkpoint, which "
-            "`unix-jax generate`, `evaluate images` and `info` take"
+            "`unix-jax generate`, `app`, `evaluate images` and `info` take"
         )
     return directory
 

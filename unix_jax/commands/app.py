@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Literal
 
-from unix_jax.storage.arguments import CheckpointText, require_least
+from unix_jax.storage.arguments import CheckpointText, refuse_without_effect, require_least
 
 
 @dataclasses.dataclass
@@ -23,8 +23,9 @@ class App:
     """
 
     checkpoint: CheckpointText | None = None
-    """Converted checkpoint, directory in the published layout, or a name on the Hugging Face hub.
-    The default is the bundled nano model."""
+    """Converted checkpoint, directory in the published layout, diffusers folder or a checkpoint
+    imported from one, or a name on the Hugging Face hub. The default is the bundled nano model.
+    With a diffusers checkpoint the page generates images only."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Dtype of parameters and computation; a CPU always uses float32."""
     mesh: str | None = None
@@ -60,8 +61,11 @@ class App:
         from unix_jax.app.choices import Limits, default_tokens
         from unix_jax.app.server import serving
         from unix_jax.app.style import require_gradio
+        from unix_jax.checkpoints.configurations import is_diffusers
+        from unix_jax.checkpoints.run_export import resolve_checkpoint
+        from unix_jax.inference.diffusion import DiffusionPipeline
         from unix_jax.inference.pipeline import UniXPipeline
-        from unix_jax.inference.warming import warm_up
+        from unix_jax.inference.warming import warm_up, warm_up_diffusion
         from unix_jax.sharding import parse_mesh
         from unix_jax.web.hosts import AllowedHosts
 
@@ -70,10 +74,19 @@ class App:
         path = checkpoint_path(self.checkpoint)
         print(f"Loading {path} ...", flush=True)
         mesh = None if self.mesh is None else parse_mesh(self.mesh)
-        pipe = UniXPipeline.from_pretrained(path, dtype=self.dtype, mesh=mesh)
+        directory = resolve_checkpoint(path)
+        kind = DiffusionPipeline if is_diffusers(directory) else UniXPipeline
+        if kind is DiffusionPipeline:
+            uploading = ("max_upload_mb", "max_visitor_mb", "max_uploads_mb", "max_megapixels")
+            where = f"with a diffusers checkpoint, {directory}: its page takes no uploads"
+            refuse_without_effect(self, uploading, where)
+        pipe = kind.from_pretrained(directory, dtype=self.dtype, mesh=mesh)
         if self.warm_up:
             print("Compiling ...", flush=True)
-            warm_up(pipe, (1,), default_tokens(pipe.config, Limits()), print)
+            if isinstance(pipe, UniXPipeline):
+                warm_up(pipe, (1,), default_tokens(pipe.config, Limits()), print)
+            else:
+                warm_up_diffusion(pipe, print)
         limits = Limits(
             upload_bytes=self.max_upload_mb * 2**20,
             pixels=self.max_megapixels * 1_000_000,

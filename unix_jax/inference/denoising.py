@@ -49,4 +49,4 @@ def denoise(
 
     x = noise.astype(jnp.float32) * jnp.where(first == 0, plan.start_scale, 1.0)
     x = jax.lax.fori_loop(first, last, step, x)
-    return x * jnp.where(last == plan.timesteps.shape[0], plan.end_scale, 1.0)
+    return x * jnp.where(last == plan.steps, plan.end_scale, 1.0)

@@ -4,9 +4,10 @@ Letters: B rows, h w latent rows and columns, H W pixels, C latent channels.
 """
 
 import dataclasses
+import functools
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, Self, Unpack, overload
 
 import flax.linen as nn
@@ -24,6 +25,7 @@ from unix_jax.config import AutoencoderConfig
 from unix_jax.inference.compilation import enable_compilation_cache
 from unix_jax.inference.context import require_finite
 from unix_jax.inference.denoising import denoise
+from unix_jax.inference.image_latents import padded_steps
 from unix_jax.inference.inputs import (
     Prompts,
     choice,
@@ -31,6 +33,7 @@ from unix_jax.inference.inputs import (
     require,
     row_keys,
     row_seeds,
+    whole,
 )
 from unix_jax.inference.results import ImageResult, ImageStep
 from unix_jax.inference.settings import (
@@ -184,12 +187,14 @@ class DiffusionPipeline:
         chosen = settings_of(DiffusionSettings, settings, options)
         require(callback is None or callable(callback), "callback", "a function", callback)
         choice("output_type", output_type, OUTPUT_TYPES)
-        texts = prompt_list(prompts)
-        for text in texts:
-            require(isinstance(text, str), "prompts", "texts", text)
+        texts = _texts(prompts)
         used = chosen.checked(self.vae, self.native)
         seeds = row_seeds(seed, len(texts))
-        latents = self._latents(texts, used, seeds, callback)
+        every = used.num_inference_steps if callback is None else 1
+        for at in self._states(texts, used, seeds, every):
+            if callback is not None:
+                callback(at)
+        latents = at.latents
         require_finite(np.isfinite(latents).all((1, 2, 3)), "prompts", "latents of the image")
         found: list[Any] | np.ndarray = latents
         if output_type != "latent":
@@ -200,29 +205,63 @@ class DiffusionPipeline:
             return found
         return [ImageResult(*of_row, used) for of_row in zip(found, seeds, strict=True)]
 
+    def stream_image(
+        self,
+        prompts: Prompts,
+        *,
+        settings: DiffusionSettings | None = None,
+        seed: int | Sequence[int] = 0,
+        every: int = 5,
+        **options: Unpack[DiffusionOptions],
+    ) -> Iterator[ImageStep]:
+        """Like `generate_image`, but yields a preview of the images every few steps.
+
+        Args:
+          prompts, settings, seed, **options: as in `generate_image`.
+          every: number of steps per preview, at least 1. Each preview requires a run of the
+            autoencoder's decoder.
+
+        Yields:
+          The images of the present latents; the last item has the images that `generate_image`
+          returns.
+
+        Raises:
+          PromptError: as in `generate_image`, by the call itself.
+          NonFiniteError: the model computed NaN or infinite numbers, at their step.
+        """
+        chosen = settings_of(DiffusionSettings, settings, options)
+        every = whole("every", every, 1)
+        texts = _texts(prompts)
+        used = chosen.checked(self.vae, self.native)
+        return self._decoded(self._states(texts, used, row_seeds(seed, len(texts)), every))
+
+    def _decoded(self, states: Iterator[ImageStep]) -> Iterator[ImageStep]:
+        for at in states:
+            # Decoded here, so that numbers that are not finite raise an error at their step.
+            _ = at.images
+            yield at
+
     def _pixels(self, latents: Float[np.ndarray, "B h w C"]) -> Float[np.ndarray, "B H W 3"]:
         """Pixels in [0, 1], decoded one image at a time, since activations need far more memory.
 
         Raises:
           NonFiniteError: pixels that are NaN or infinite.
         """
-        decode = jax.jit(lambda x: self._apply("vae", Autoencoder(self.vae), x, method="decode"))
-        pixels = np.concatenate([np.asarray(decode(row[None])) for row in latents])
+        autoencoder, params = Autoencoder(self.vae), self.params["vae"]
+        rows = [_applied(autoencoder, params, row[None], method="decode") for row in latents]
+        pixels = np.concatenate([np.asarray(row) for row in rows])
         finite = np.isfinite(pixels).all((1, 2, 3))
         require_finite(finite, "prompts", "decoded pixels of the image")
         return np.clip(pixels / 2 + 0.5, 0, 1)
 
-    def _latents(
-        self,
-        texts: list[str],
-        settings: DiffusionSettings,
-        seeds: list[int],
-        callback: Callable[[ImageStep], object] | None,
-    ) -> Float[np.ndarray, "B h w C"]:
-        schedule = self.schedule
+    def _states(
+        self, texts: list[str], settings: DiffusionSettings, seeds: list[int], every: int
+    ) -> Iterator[ImageStep]:
+        """The latents after every `every` steps and after the last; errors come from the call."""
+        schedule, total = self.schedule, settings.num_inference_steps
         if settings.sampler is not None:
             schedule = schedule.with_sampler(settings.sampler)
-        plan = schedule.plan(settings.num_inference_steps)
+        plan = schedule.plan(total).padded(padded_steps(total))
         ids, cut = self.tokenizer.encode(texts)
         long = {f"prompts[{i}]": n for i, n in enumerate(cut) if n}
         if long:
@@ -242,21 +281,24 @@ class DiffusionPipeline:
         if guided:
             empty, _ = self.tokenizer.encode([""])
             ids = np.concatenate([ids, np.repeat(empty, len(ids), axis=0)])
-        x, placed = self._place(noise[index]), self._place(jnp.asarray(ids))
         scales = jnp.float32(settings.guidance_scale), jnp.float32(settings.guidance_rescale)
-        model, total = UNet(self.unet, self.dtype), settings.num_inference_steps
-        with sharding.use_mesh(self.mesh):
-            hidden = jax.jit(self._encode)(placed)
-            for first in range(0, total, total if callback is None else 1):
-                last = total if callback is None else first + 1
-                x = denoise(
-                    model, schedule, self.params["unet"], x, hidden, plan, jnp.int32(first),
-                    jnp.int32(last), *scales, guided=guided,
-                )  # fmt: skip
-                if callback is not None:
-                    state = np.asarray(x)[:rows]
-                    callback(ImageStep(last, total, state, state, self._previews))
-        return np.asarray(x)[:rows]
+        model = UNet(self.unet, self.dtype)
+
+        def run() -> Iterator[ImageStep]:
+            x, placed = self._place(noise[index]), self._place(jnp.asarray(ids))
+            with sharding.use_mesh(self.mesh):
+                hidden = self._encode(placed)
+            for first in range(0, total, every):
+                last = min(first + every, total)
+                with sharding.use_mesh(self.mesh):
+                    x = denoise(
+                        model, schedule, self.params["unet"], x, hidden, plan, jnp.int32(first),
+                        jnp.int32(last), *scales, guided=guided,
+                    )  # fmt: skip
+                state = np.asarray(x)[:rows]
+                yield ImageStep(last, total, state, state, self._previews)
+
+        return run()
 
     def _previews(self, latents: Float[np.ndarray, "B h w C"]) -> list[Image.Image]:
         return [to_gray_pil(pixels) for pixels in self._pixels(latents)]
@@ -273,14 +315,25 @@ class DiffusionPipeline:
         )
 
     def _encode(self, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        params = self.params["text_encoder"]
         if isinstance(self.text, ClipTextConfig):
-            return self._apply("text_encoder", ClipText(self.text, self.dtype), ids)
+            return _applied(ClipText(self.text, self.dtype), params, ids)
         # Stable Diffusion's pipeline passes no mask, so that padding is attended to.
-        valid = jnp.ones(ids.shape, bool)
-        return self._apply("text_encoder", Bert(self.text, self.dtype), ids, valid)
-
-    def _apply(self, part: str, model: nn.Module, *arguments: Any, **options: Any) -> Any:
-        return model.apply({"params": self.params[part]}, *arguments, **options)
+        return _applied(Bert(self.text, self.dtype), params, ids, jnp.ones(ids.shape, bool))
 
     def _place(self, x: Array) -> Array:
         return jax.device_put(x) if self.mesh is None else sharding.shard_batch(x, self.mesh)
+
+
+# Here, and with the parameters as arguments, so that a further call uses the same program.
+@functools.partial(jax.jit, static_argnames=("model", "method"))
+def _applied(model: nn.Module, params: Any, *inputs: Any, method: str | None = None) -> Any:
+    return model.apply({"params": params}, *inputs, method=method)
+
+
+def _texts(prompts: Prompts) -> list[str]:
+    """Raises PromptError for prompts that are not texts."""
+    texts = prompt_list(prompts)
+    for text in texts:
+        require(isinstance(text, str), "prompts", "texts", text)
+    return texts

@@ -11,7 +11,7 @@ import jax
 
 from unix_jax.inference.context import bucket
 from unix_jax.inference.image_latents import padded_steps
-from unix_jax.inference.settings import ImageSettings, ReportSettings
+from unix_jax.inference.settings import DiffusionSettings, ImageSettings, ReportSettings
 
 
 class ProgramBudget:
@@ -55,3 +55,10 @@ def image_shape(settings: ImageSettings, rows: int, tokens: int) -> Hashable:
     guided = settings.guided, settings.image_guided
     steps = padded_steps(settings.num_inference_steps + 1)
     return "image", rows, *size, bucket(tokens), steps, *guided, settings.renorm, settings.solver
+
+
+def diffusion_shape(settings: DiffusionSettings, rows: int) -> Hashable:
+    """What the programs of images of a diffusers checkpoint depend on, besides the checkpoint."""
+    size, guided = (settings.height, settings.width), settings.guidance_scale > 1
+    steps = padded_steps(settings.num_inference_steps)
+    return "diffusion", rows, *size, steps, guided, settings.sampler

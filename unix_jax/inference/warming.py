@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 
+from unix_jax.inference.diffusion import DiffusionPipeline
 from unix_jax.inference.image_latents import decode_latents, generate_latents, latent_size
 from unix_jax.inference.pipeline import UniXPipeline
 from unix_jax.inference.reports import compile_reports
@@ -38,6 +39,13 @@ def warm_up(
     for rows in batch_sizes:
         _warm_images(pipe, rows)
     say(f"images: ready {batches}({time.monotonic() - began:.1f} s)")
+
+
+def warm_up_diffusion(pipe: DiffusionPipeline, say: Callable[[str], object]) -> None:
+    """Compiles the programs of one image with the default settings; `say` receives a line."""
+    began = time.monotonic()
+    next(pipe.stream_image("X-ray.", every=1))
+    say(f"images: ready ({time.monotonic() - began:.1f} s)")
 
 
 def _warm_images(pipe: UniXPipeline, rows: int) -> None:

@@ -10,7 +10,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from unix_jax.errors import PromptError
 from unix_jax.preprocessing.schedule_config import Sampler, ScheduleConfig
@@ -105,6 +105,7 @@ class NoiseSchedule(ScheduleConfig):
                 "the first step there is no signal, and epsilon leaves it undefined"
             )
         numbers = [jnp.asarray(x, jnp.float32) for x in (times, at, to, start, end)]
+        numbers.append(jnp.int32(len(times)))
         return SamplingPlan(*numbers)
 
     def step(
@@ -129,13 +130,26 @@ class NoiseSchedule(ScheduleConfig):
 
 @struct.dataclass
 class SamplingPlan:
-    """A run: `timesteps`, alpha at and after each step, and the scales of x at start and end."""
+    """A run: `timesteps`, alpha at and after each step, and the scales of x at start and end.
+
+    It has `steps` steps, n unless the arrays are `padded`.
+    """
 
     timesteps: Float[Array, " n"]
     alphas: Float[Array, " n"]
     next_alphas: Float[Array, " n"]
     start_scale: Float[Array, ""]
     end_scale: Float[Array, ""]
+    steps: Int[Array, ""]
+
+    def padded(self, length: int) -> "SamplingPlan":
+        """The same run in arrays of `length`: runs of other numbers of steps share its program."""
+        names = ("timesteps", "alphas", "next_alphas")
+        arrays = {name: np.asarray(getattr(self, name)) for name in names}
+        longer = {
+            name: jnp.asarray(np.pad(x, (0, length - len(x)), "edge")) for name, x in arrays.items()
+        }
+        return self.replace(**longer)  # type: ignore[attr-defined]
 
 
 def rescaled(

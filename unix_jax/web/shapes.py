@@ -20,3 +20,15 @@ def image_sides(config: UniXConfig) -> tuple[int, ...]:
     unit, largest = config.latent_downsample, largest_side(config)
     quarters = {max(unit, round(largest * i / _SIDES / unit) * unit) for i in range(1, _SIDES + 1)}
     return tuple(sorted(quarters | {ImageSettings().size(config)[0]}))
+
+
+def quarter_sizes(native: tuple[int, int], unit: int) -> tuple[tuple[int, int], ...]:
+    """(height, width) in pixels, ascending: quarters of the size that a U-Net was trained for.
+
+    Args:
+      native: that size in latents.
+      unit: pixels per latent.
+    """
+    quarters = range(1, _SIDES + 1)
+    sizes = {tuple(max(1, round(side * i / _SIDES)) * unit for side in native) for i in quarters}
+    return tuple(sorted((height, width) for height, width in sizes))
