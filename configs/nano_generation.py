@@ -10,7 +10,7 @@
 The first command makes changed copies of the X-rays, the second encodes all of them once instead of
 at every step. Without them the run reads the bundled X-rays.
 
-Time: about 50 minutes on 2 busy cores. Score: docs/nano.md has the squared error of the bundled
+Time: about 90 minutes on 2 busy cores. Score: docs/nano.md has the squared error of the bundled
 model on the validation split, and generated images.
 """
 
@@ -22,7 +22,7 @@ from unix_jax.training.optimizer import OptimizerConfig
 
 config = TrainConfig(
     stage="generation",
-    total_steps=2400,
+    total_steps=4200,
     trainable="(gen|time_embedder|vae2llm|llm2vae|repa)/.*",
     data=DataConfig(
         source=f"manifest:{example('cxr')}",

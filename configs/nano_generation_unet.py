@@ -1,14 +1,18 @@
 """Generation at 128 pixels with a U-Net instead of the nano model's gen stream: an ablation.
 
-    unix-jax data moments manifest:examples/cxr runs/nano_moments \\
+    python examples/make_nano_images.py runs/nano_images
+    unix-jax data moments manifest:runs/nano_images runs/nano_moments \\
         --height 128 --width 128 --checkpoint runs/nano_understanding/export
     python train.py configs/nano_generation_unet.py --init runs/nano_understanding \\
-        --data.moments runs/nano_moments --out runs/nano_generation_unet
+        --data.source manifest:runs/nano_images --data.moments runs/nano_moments \\
+        --out runs/nano_generation_unet
 
-The understanding branch, the data, the loss and the length are those of nano_generation.py. The
-U-Net has 3,409,464 parameters, the gen stream that it replaces 3,448,736 (docs/backbones.md).
+The understanding branch, the data and the loss are those of nano_generation.py. The U-Net has
+3,409,464 parameters, the gen stream that it replaces 3,448,736. A step takes about four times as
+long, so that this run is shorter; docs/backbones.md compares both after 600 steps.
 
-Time and score: no run of this length has been made yet.
+Time: about 30 minutes on 2 busy cores. Score: squared error 0.604 on the validation split, where
+the gen stream has 0.544 after as many steps.
 """
 
 from unix_jax.config import UNetBackbone
@@ -19,7 +23,7 @@ from unix_jax.training.optimizer import OptimizerConfig
 
 config = TrainConfig(
     stage="generation",
-    total_steps=2400,
+    total_steps=600,
     data=DataConfig(
         source="manifest:examples/cxr",
         task="generation",
