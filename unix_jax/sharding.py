@@ -35,6 +35,8 @@ class ShardingRules:
     `batch`, `length`, `embed_act`, `heads_act`, `kv_heads_act`, `mlp`, and while tokens are looked
     up in a table split along `embed`, `lookup_batch`: the axes of `batch` that `embed` does not
     use.
+    `gathered` is no axis of an array: the mesh axes over which a linear layer gathers its weights
+    before the product, see `gathered_kernel`. None leaves the choice to XLA.
 
     Raises:
       ConfigError: a rule names an axis that no mesh has.
@@ -53,6 +55,7 @@ class ShardingRules:
     heads_act: MeshAxes = "tensor"
     kv_heads_act: MeshAxes = "tensor"
     lookup_batch: MeshAxes = "data"
+    gathered: MeshAxes = None
 
     def __post_init__(self) -> None:
         for name, axes in dataclasses.asdict(self).items():
@@ -251,6 +254,60 @@ def attention_axes(batch: int, heads: int, kv_heads: int) -> AttentionAxes | Non
     return AttentionAxes(rows, queries, keys)
 
 
+@dataclasses.dataclass(frozen=True)
+class GatheredKernel:
+    """How a linear layer whose weights are split is computed by each device from its own rows.
+
+    axis: the mesh axis that splits the kernel. dim: the kernel's dimension that it splits.
+    batch: the mesh axes that split the rows, `axis` among them.
+    """
+
+    axis: str
+    dim: int
+    batch: tuple[str, ...]
+
+    @property
+    def spec(self) -> PartitionSpec:
+        """Of the kernel, over the axes that `axes` names."""
+        return PartitionSpec(*[None] * self.dim, self.axis)
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """Axes of the batch over which the kernel is the same."""
+        return tuple(axis for axis in self.batch if axis != self.axis)
+
+    def whole(self, kernel: jax.Array) -> jax.Array:
+        """The kernel from the parts of all devices; within `shard_map`."""
+        return jax.lax.all_gather(kernel, self.axis, axis=self.dim, tiled=True)
+
+    def part(self, gradient: jax.Array) -> jax.Array:
+        """This device's part of the sum of gradients over `axis`; within `shard_map`."""
+        return jax.lax.psum_scatter(gradient, self.axis, scatter_dimension=self.dim, tiled=True)
+
+
+def gathered_kernel(
+    rows: int, shape: Sequence[int], logical: Sequence[str | None]
+) -> GatheredKernel | None:
+    """Whether and how a kernel is gathered before its product; None: XLA chooses.
+
+    Args:
+      rows: the first dimension of what the kernel is multiplied with.
+      shape, logical: of the kernel, and the names of its dimensions.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.manual_axes:
+        return None
+    batch = axes_in_use("batch")
+    for axis in axes_in_use("gathered"):
+        for dim, name in enumerate(logical):
+            divides = shape[dim] % mesh.shape[axis] == 0
+            if name is not None and axis in axes_in_use(name) and axis in batch and divides:
+                if rows % math.prod(mesh.shape[x] for x in batch):
+                    return None
+                return GatheredKernel(axis, dim, batch)
+    return None
+
+
 def batch_shards(mesh: Mesh) -> int:
     """Number of parts of the batch; its size must be a multiple of it."""
     return math.prod(mesh.shape[axis] for axis in _as_tuple(ShardingRules().batch))
@@ -276,10 +333,15 @@ def use_mesh(mesh: Mesh | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def traced_on(mesh: Mesh | None) -> Iterator[None]:
-    """As `use_mesh`, inside a function that is being traced, so that its callers need not care."""
+    """As `use_mesh`, inside a function that is being traced, so that its callers need not care.
+
+    For training: linear layers gather their weights themselves, see `gathered_kernel`.
+    """
     if mesh is None:
         yield
         return
-    rules = ShardingRules().linen()
+    import os
+
+    rules = ShardingRules(gathered=None if os.environ.get("G0") else "fsdp").linen()
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(rules):
         yield

@@ -7,14 +7,19 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import einops
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from unix_jax.models.attention import Implementation, attention
 from unix_jax.models.attention.key_blocks import KeyBlock
 from unix_jax.models.attention.mask import TokenMetadata
-from unix_jax.models.layers import Dtype, dense, gelu, layer_norm
+from unix_jax.models.layers import Dtype, dense, gelu, layer_norm, linear
+from unix_jax.sharding import gathered_kernel
+
+_PATCH_AXES = (None, None, None, "embed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,8 +142,22 @@ def patch_embedding(width: int, patch_size: int, dtype: Dtype) -> nn.Conv:
         strides=(patch_size, patch_size),
         padding="VALID",
         dtype=dtype,
-        kernel_init=nn.with_logical_partitioning(
-            nn.initializers.normal(0.02), (None, None, None, "embed")
-        ),
+        kernel_init=nn.with_logical_partitioning(nn.initializers.normal(0.02), _PATCH_AXES),
+        conv_general_dilated=_patch_product,
         name="patch_embed",
     )
+
+
+def _patch_product(
+    pixels: Float[Array, "B H W C"],
+    kernel: Float[Array, "S S C D"],
+    *arguments: Any,
+    **options: Any,
+) -> Float[Array, "B h w D"]:
+    """The convolution, or as a product of whole patches where these weights are gathered."""
+    side, width = kernel.shape[0], kernel.shape[-1]
+    split = gathered_kernel(pixels.shape[0], kernel.shape, _PATCH_AXES)
+    if split is None or any(size % side for size in pixels.shape[1:3]):
+        return jax.lax.conv_general_dilated(pixels, kernel, *arguments, **options)
+    patches = einops.rearrange(pixels, "b (h p) (w q) c -> b h w (p q c)", p=side, q=side)
+    return linear(dataclasses.replace(split, dim=1), patches, kernel.reshape(-1, width))

@@ -10,7 +10,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
+
+from unix_jax.sharding import GatheredKernel, gathered_kernel
 
 Dtype = Any
 _FEW_ROWS = 64  # up to this number of rows, reading the matrix bounds a product
@@ -39,39 +42,87 @@ def dense(
         dtype=dtype,
         kernel_init=nn.with_logical_partitioning(init, axes),
         bias_init=nn.with_logical_partitioning(nn.initializers.zeros, axes[1:]),
-        dot_general=_product,
+        dot_general=functools.partial(_product, axes),
         name=name,
     )
 
 
-def _product(x: Array, kernel: Array, dimension_numbers: Any, **options: Any) -> Array:
+def _product(
+    axes: tuple[str | None, str | None],
+    x: Array,
+    kernel: Array,
+    dimension_numbers: Any,
+    **options: Any,
+) -> Array:
     """`lax.dot_general` as `nn.Dense` calls it: the last axis of x with the first of the kernel."""
-    return _linear(x, kernel)
+    split = gathered_kernel(x.shape[0], kernel.shape, axes) if x.ndim > 1 else None
+    return linear(split, x, kernel)
 
 
-@jax.custom_vjp
-def _linear(x: Float[Array, "*batch D"], kernel: Float[Array, "D E"]) -> Float[Array, "*batch E"]:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def linear(
+    split: GatheredKernel | None, x: Float[Array, "*batch D"], kernel: Float[Array, "D E"]
+) -> Float[Array, "*batch E"]:
     """x kernel, with the kernel's gradient as x^T dy.
 
     JAX's own rule writes (dy^T x)^T, and XLA's CPU backend then transposes dy, of an MLP the wider.
+
+    With `split`, the kernel is gathered in each pass, and what leaves the backward pass is each
+    device's part of the gradient, summed on the way. Left to itself, XLA writes products with
+    split kernels as a ring of partial products, and sums whole gradients before it cuts them.
     """
-    return x @ kernel
+    return _linear_forward(split, x, kernel)[0]
 
 
-def _linear_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return x @ kernel, (x, kernel)
+def _linear_forward(
+    split: GatheredKernel | None, x: Array, kernel: Array
+) -> tuple[Array, tuple[Array, Array]]:
+    if split is None:
+        return x @ kernel, (x, kernel)
+
+    def product(x: Array, kernel: Array) -> Array:
+        return x @ split.whole(kernel)
+
+    return _on_each(split, product, (x, kernel)), (x, kernel)
 
 
-def _linear_backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+def _linear_backward(
+    split: GatheredKernel | None, kept: tuple[Array, Array], gradient: Array
+) -> tuple[Array, Array]:
     x, kernel = kept
     batch = tuple(range(x.ndim - 1))
+
+    def of_x(gradient: Array, kernel: Array) -> Array:
+        kernel = kernel if split is None else split.whole(kernel)
+        return jax.lax.dot_general(gradient, kernel, (((x.ndim - 1,), (1,)), ((), ())))
+
+    def of_kernel(gradient: Array, x: Array) -> Array:
+        own = jax.lax.dot_general(x, gradient, ((batch, batch), ((), ())))
+        if split is None:
+            return own
+        own = split.part(own)
+        return jax.lax.psum(own, split.others) if split.others else own
+
+    if split is None:
+        return of_x(gradient, kernel), of_kernel(gradient, x)
     return (
-        jax.lax.dot_general(gradient, kernel, (((x.ndim - 1,), (1,)), ((), ()))),
-        jax.lax.dot_general(x, gradient, ((batch, batch), ((), ()))),
-    )
+        _on_each(split, of_x, (gradient, kernel)),
+        jax.shard_map(
+            of_kernel, in_specs=PartitionSpec(split.batch), out_specs=split.spec,
+            axis_names=set(split.batch),
+        )(gradient, x),
+    )  # fmt: skip
 
 
-_linear.defvjp(_linear_forward, _linear_backward)
+linear.defvjp(_linear_forward, _linear_backward)
+
+
+def _on_each(split: GatheredKernel, product: Any, operands: tuple[Array, Array]) -> Array:
+    """`product` of each device's rows and its part of the kernel."""
+    rows = PartitionSpec(split.batch)
+    return jax.shard_map(
+        product, in_specs=(rows, split.spec), out_specs=rows, axis_names=set(split.batch)
+    )(*operands)
 
 
 class TransposedDense(nn.Module):

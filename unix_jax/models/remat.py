@@ -7,6 +7,9 @@ import jax
 
 RematPolicy = Literal["none", "full", "dots", "dots_no_batch"]
 
+# Name (`checkpoint_name`) of what an attention kernel returns.
+ATTENTION_KERNEL = "attention_kernel"
+
 _policies = jax.checkpoint_policies
 _POLICIES = {
     "full": _policies.nothing_saveable,
@@ -21,8 +24,8 @@ def rematerialised(
     """The layer class under a policy.
 
     `none` keeps every intermediate; `full` only the inputs; `dots` matrix products as well;
-    `dots_no_batch` only those with weights. The last two also keep the output of cuDNN's attention,
-    which is the most expensive to recompute.
+    `dots_no_batch` only those with weights. The last two also keep the output of cuDNN's attention
+    and of splash attention, which are the most expensive to recompute.
 
     Args:
       prevent_cse: False within a scan, where it costs and has no use.
@@ -40,6 +43,7 @@ def rematerialised(
     keep = _POLICIES[policy]
     if policy != "full":
         keep = _policies.save_from_both_policies(keep, _is_cudnn_attention)
+        kept_names = (*kept_names, ATTENTION_KERNEL)
     if kept_names:
         keep = _policies.save_from_both_policies(keep, _policies.save_only_these_names(*kept_names))
     return nn.remat(layer, policy=keep, prevent_cse=prevent_cse)

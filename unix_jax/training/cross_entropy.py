@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from unix_jax.models.layers import Dtype
-from unix_jax.sharding import axes_in_use
+from unix_jax.sharding import GatheredKernel, axes_in_use, gathered_kernel
 
 
 def chunked_cross_entropy(
@@ -31,7 +31,8 @@ def chunked_cross_entropy(
     """-log softmax(hidden @ kernel)[label], float32; 0 where `mask` is False.
 
     On a mesh every device takes its own rows (and its part of a split vocabulary): the kernel is
-    gathered once before the chunks, and its gradient is summed over the devices once after them.
+    gathered once before the chunks of each pass, and its gradient is summed over the devices once
+    after them.
 
     Args:
       mask: places with a loss. The cost grows with the row that has most of them.
@@ -49,12 +50,13 @@ def chunked_cross_entropy(
     # The same on all devices, so that they run the same chunks.
     used = jnp.arange(count) * chunk < mask.sum(axis=1).max()
     axes = axes_in_use("batch")
-    rows = functools.partial(_rows, chunk=chunk, dtype=dtype, axes=axes)
+    gathered = gathered_kernel(hidden.shape[0], kernel.shape, ("embed", "vocab"))
+    rows = functools.partial(_rows, chunk=chunk, static=_Static(dtype, axes, gathered))
     if axes:
         split, whole = PartitionSpec(axes), PartitionSpec()
         rows = jax.shard_map(
             rows,
-            in_specs=(split, whole, split, split, whole),
+            in_specs=(split, whole if gathered is None else gathered.spec, split, split, whole),
             out_specs=split,
             axis_names=set(axes),
         )
@@ -69,29 +71,40 @@ def _rows(
     used: Bool[Array, " chunks"],
     *,
     chunk: int,
-    dtype: Dtype,
-    axes: tuple[str, ...],
+    static: "_Static",
 ) -> Float[Array, "B U"]:
     length = hidden.shape[1]
     # Its gradients are those of these rows until here, where they are summed over the devices.
-    kernel = jax.lax.pcast(kernel, axes, to="varying")
+    same = static.axes if static.gathered is None else static.gathered.others
+    kernel = jax.lax.pcast(kernel, same, to="varying")
     # A stable sort: positions with a loss first, in their original order.
     order = jnp.argsort(~mask, axis=1, stable=True)
     places = jnp.pad(order, ((0, 0), (0, used.shape[0] * chunk - length)))
     by_chunk = jnp.moveaxis(places.reshape(places.shape[0], -1, chunk), 1, 0)
-    values = _of_chunks(_Static(dtype, axes), hidden, kernel, labels, by_chunk, used)
+    values = _of_chunks(static, hidden, kernel, labels, by_chunk, used)
     back = _in_place(values, jnp.argsort(order, axis=1))
     return jnp.where(mask, back, 0.0)
 
 
 class _Static(NamedTuple):
-    """Static arguments: the dtype of the products, and the mesh axes over which rows are split."""
+    """Static arguments: the dtype of the products, the mesh axes over which rows are split, and how
+    the kernel is gathered; None: it is whole."""
 
     dtype: Dtype
     axes: tuple[str, ...]
+    gathered: GatheredKernel | None
 
     def zeros(self, shape: tuple[int, ...], dtype: Dtype) -> Array:
         return jax.lax.pcast(jnp.zeros(shape, dtype), self.axes, to="varying")
+
+    def whole(self, kernel: Array) -> Array:
+        """The kernel in the dtype of the products."""
+        cast = kernel.astype(self.dtype)
+        return cast if self.gathered is None else self.gathered.whole(cast)
+
+    def part(self, gradient: Array) -> Array:
+        """Of the gradient of the whole kernel, the part that belongs to this device's."""
+        return gradient if self.gathered is None else self.gathered.part(gradient)
 
 
 def _in_place(
@@ -126,7 +139,7 @@ def _of_chunks(
 def _forward(
     static: _Static, hidden: Array, kernel: Array, labels: Array, places: Array, used: Array
 ) -> tuple[Array, Any]:
-    cast = kernel.astype(static.dtype)
+    cast = static.whole(kernel)
 
     def step(_: None, chunk: tuple[Array, Array]) -> tuple[None, tuple[Array, Array]]:
         places, used = chunk
@@ -148,7 +161,7 @@ def _forward(
 
 def _backward(static: _Static, kept: Any, gradient: Float[Array, "C B S"]) -> tuple[Any, ...]:
     hidden, kernel, labels, places, used, log_sums = kept
-    cast = kernel.astype(static.dtype)
+    cast = static.whole(kernel)
 
     def step(total: Array, chunk: tuple[Array, ...]) -> tuple[Array, Array]:
         places, used, log_sum, slope = chunk
@@ -167,11 +180,11 @@ def _backward(static: _Static, kept: Any, gradient: Float[Array, "C B S"]) -> tu
 
         return jax.lax.cond(used, compute, skip, total)
 
-    total = static.zeros(kernel.shape, kernel.dtype)
+    total = static.zeros(cast.shape, kernel.dtype)
     of_kernel, of_taken = jax.lax.scan(step, total, (places, used, log_sums, gradient))
     sorted_places = jnp.moveaxis(places, 0, 1).reshape(hidden.shape[0], -1)
     inverse = jnp.argsort(sorted_places[:, : hidden.shape[1]], axis=1)
-    return _in_place(of_taken, inverse), of_kernel, None, None, None
+    return _in_place(of_taken, inverse), static.part(of_kernel), None, None, None
 
 
 _of_chunks.defvjp(_forward, _backward)
