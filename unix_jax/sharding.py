@@ -340,8 +340,6 @@ def traced_on(mesh: Mesh | None) -> Iterator[None]:
     if mesh is None:
         yield
         return
-    import os
-
-    rules = ShardingRules(gathered=None if os.environ.get("G0") else "fsdp").linen()
+    rules = ShardingRules(gathered="fsdp").linen()
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(rules):
         yield

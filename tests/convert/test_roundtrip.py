@@ -362,6 +362,7 @@ def _mutate_text(text, rng):
     return bytes(data)
 
 
+@pytest.mark.extended
 def test_fuzzed_config_gives_clear_errors_only(tmp_path):
     write_published(tmp_path / "source", GQA)
     path = tmp_path / "source" / "config.json"

@@ -75,7 +75,7 @@ def test_one_epoch(data):
     st.sampled_from([0, 1, 3]),
     st.booleans(),
 )
-@settings(max_examples=16, deadline=None, derandomize=True)
+@settings(max_examples=10, deadline=None, derandomize=True)
 def test_restart_with_any_number_of_processes(data, at, before, after, prefetch, remote):
     """The global batches of a run that stops after `at` steps are those of one that does not."""
     data = dataclasses.replace(data, epochs=None, prefetch=prefetch, seed=at)

@@ -11,6 +11,9 @@ from unix_jax.errors import CheckpointError, PromptError
 from unix_jax.models import autoencoder
 from unix_jax.sharding import make_mesh
 
+# models/test_generation_unet.py has the backbone itself.
+pytestmark = pytest.mark.extended
+
 OPTIONS = {"height": 12, "width": 20, "num_inference_steps": 4, "output_type": "latent"}
 GUIDED = {"guidance_scale": 3.0, "guidance_interval": (0.3, 1.0), "renorm": "channel"}
 
@@ -23,10 +26,10 @@ def generate(prompts, pipe=None, **options):
 @pytest.mark.parametrize(
     ("solver", "guided"),
     [
-        pytest.param("euler", {}, marks=pytest.mark.extended),
+        ("euler", {}),
         ("euler", GUIDED),
-        pytest.param("ab2", GUIDED, marks=pytest.mark.extended),
-        pytest.param("pec", GUIDED, marks=pytest.mark.extended),
+        ("ab2", GUIDED),
+        ("pec", GUIDED),
     ],
     ids=["plain-euler", "guided-euler", "guided-ab2", "guided-pec"],
 )
@@ -58,7 +61,6 @@ def test_condition_images_are_refused():
         generate([[5, 6, 7]], images=[image])
 
 
-@pytest.mark.extended
 @pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 (virtual) devices")
 def test_a_mesh_makes_one_devices_images():
     from support.toy_pipelines import random_params
@@ -70,7 +72,6 @@ def test_a_mesh_makes_one_devices_images():
     np.testing.assert_allclose(ours, generate(PROMPTS[:3], seed=[1, 2, 3], **GUIDED), atol=2e-5)
 
 
-@pytest.mark.extended
 def test_a_saved_model_is_the_same(tmp_path):
     unet_pipe().save_pretrained(tmp_path / "saved")
     loaded = UniXPipeline.from_pretrained(

@@ -152,6 +152,7 @@ def test_a_crash_and_a_resumption_make_the_same_run(finished, train, tmp_path, m
     toy_run.assert_same_run(whole, tmp_path)
 
 
+@pytest.mark.extended
 def test_another_backbone_does_not_resume(finished, toy, train, capsys):
     _, out = finished
     error = toy_run.one_error(train, capsys, toy("generation"), "--out", out)
@@ -223,6 +224,7 @@ def test_a_stage_without_generation_does_not_read_the_backbone():
     ]
 
 
+@pytest.mark.extended
 def test_adapters_of_the_gen_stream_need_one():
     config = TrainConfig(
         stage="understanding", data=DataConfig(source="nowhere"), total_steps=2,

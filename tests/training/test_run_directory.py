@@ -91,6 +91,7 @@ def test_an_error_of_the_system_moves_nothing(toy, train, run, capsys, monkeypat
     assert f"cannot be read: {os.strerror(number)}" in error
 
 
+@pytest.mark.extended
 def test_a_kill_before_the_first_checkpoint(toy, train, whole, tmp_path, monkeypatch, capsys):
     """There is nothing to lose: the same command begins again."""
     original, asked = feed.Feed.__next__, []
