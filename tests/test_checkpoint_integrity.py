@@ -224,8 +224,7 @@ def test_every_other_file_is_recorded(kind, written):
     "damage",
     [
         "flipped",
-        "missing",
-        *(pytest.param(x, marks=pytest.mark.extended) for x in ("truncated", "empty")),
+        *(pytest.param(x, marks=pytest.mark.extended) for x in ("missing", "truncated", "empty")),
     ],
 )
 @pytest.mark.parametrize(

@@ -419,6 +419,7 @@ def test_stopped_in_the_middle_and_resumed(tmp_path, sent):
     assert sent == signal.SIGKILL or "run the same command to resume" in first
 
 
+@pytest.mark.extended
 def test_the_command_shows_waits_and_stops_at_the_patience(tmp_path):
     reports, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     write_reports(reports, 2)

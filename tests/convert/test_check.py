@@ -415,6 +415,7 @@ def test_other_settings_pass(other, tmp_path, capsys):
     capsys.readouterr()
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
     ("section", "change", "groups", "fails"),
     [

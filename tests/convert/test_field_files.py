@@ -252,6 +252,7 @@ def import_head(source, *arguments):
     return head(native.load_params(out))
 
 
+@pytest.mark.extended
 @pytest.mark.usefixtures("no_autoencoder")
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 def test_an_average_in_a_file_of_its_own(source, capsys, suffix):
@@ -273,6 +274,7 @@ def test_an_average_in_a_file_of_its_own(source, capsys, suffix):
     assert "expected weights that are not an average" in capsys.readouterr().err
 
 
+@pytest.mark.extended
 @pytest.mark.usefixtures("no_autoencoder")
 @pytest.mark.parametrize(
     ("names", "kept", "prefix"),
@@ -512,6 +514,7 @@ def test_what_a_training_leaves_is_no_weights(source, capsys):
     assert [files.name for files in weight_files(source)] == ["anything.safetensors"]
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
 @pytest.mark.parametrize("first", [0, 1])
 def test_shards_without_an_index(source, expected, suffix, first):
@@ -604,6 +607,7 @@ def test_missing_positions_are_computed(source, kind):
     np.testing.assert_array_equal(found["latent_pos_embed.pos_embed"], table)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("kind", [np.float32, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("size", [8, 9, 64])
 def test_more_positions(source, capsys, kind, size):

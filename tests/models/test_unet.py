@@ -113,6 +113,7 @@ def test_remat_changes_no_gradient(config, assert_close):
         UNet(config, remat_policy="some").init(jax.random.key(0), x, t, context)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("implementation", ["xla", "chunked"])
 def test_attention_implementations_agree(implementation, assert_close):
     weights, arguments = params(JOINT), inputs(JOINT)
@@ -148,9 +149,8 @@ def test_the_und_stream_is_frozen_and_its_holes_are_not_seen():
     assert jnp.any(out(weights, x, t, moved) != out(weights, x, t, context))
 
 
-@pytest.mark.parametrize(
-    "config", [SMALL, pytest.param(JOINT, marks=pytest.mark.extended)], ids=["text", "joint"]
-)
+@pytest.mark.extended
+@pytest.mark.parametrize("config", [SMALL, pytest.param(JOINT)], ids=["text", "joint"])
 @pytest.mark.parametrize(
     "axes",
     [

@@ -104,6 +104,7 @@ def test_loss_is_that_of_a_sampled_posterior_whatever_the_latents_scale(shallow,
     np.testing.assert_allclose(loss, l1 + 0.25 * kl, rtol=1e-5)
 
 
+@pytest.mark.extended
 def test_learns(pixels):
     """The published architecture at a small size."""
     pixels, config = pixels[:2], dataclasses.replace(CONFIG, ch_mult=(1,))

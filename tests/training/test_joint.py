@@ -42,6 +42,7 @@ def run(toy, train, tmp_path_factory):
     return out
 
 
+@pytest.mark.extended
 def test_every_parameter_is_trained(toy, run):
     start = toy_run.arrays(toy("joint").parent / "init")
     trained = toy_run.exported(run)

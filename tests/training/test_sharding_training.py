@@ -65,6 +65,7 @@ def trained(request):
     return mesh, *run(mesh)
 
 
+@pytest.mark.extended
 def test_losses_of_one_device(trained):
     losses = trained[2]
     assert losses[-1] < losses[0] - 1
