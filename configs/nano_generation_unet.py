@@ -8,8 +8,8 @@
         --out runs/nano_generation_unet
 
 The understanding branch, the data and the loss are those of nano_generation.py. The U-Net has
-3,409,464 parameters, the gen stream that it replaces 3,448,736. A step takes about four times as
-long, so that this run is shorter; docs/backbones.md compares both after 600 steps.
+3,409,464 parameters, the gen stream that it replaces 3,448,736. A step takes two to four times as
+long on a CPU, so that this run is shorter; docs/backbones.md compares both after 600 steps.
 
 Time: about 30 minutes on 2 busy cores. Score: squared error 0.604 on the validation split, where
 the gen stream has 0.544 after as many steps.
