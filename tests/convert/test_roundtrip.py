@@ -389,6 +389,7 @@ def test_fuzzed_config_gives_clear_errors_only(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"source"}
 
 
+@pytest.mark.extended
 def test_fuzzed_vae_config_gives_clear_errors_only(tmp_path):
     write_published(tmp_path / "source", GQA)
     path = tmp_path / "source" / "vae" / "config.yaml"

@@ -267,6 +267,7 @@ def test_rows_that_end_early():
         assert reports([image], [prompt], pipe, seed=seed, **options) == [row]
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("batch_size", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_replaced_rows_equal_rows_alone(batch_size, monkeypatch):
     """More reports than rows, of many lengths, over a ring that grows and is used again."""

@@ -121,6 +121,7 @@ def test_attention_implementations_agree(implementation, assert_close):
     assert_close(apply(JOINT, implementation=implementation)(weights, *arguments), expected)
 
 
+@pytest.mark.extended
 def test_a_merged_cache_reads_as_a_stacked_one(assert_close):
     weights, (x, t, context) = params(JOINT), inputs(JOINT)
     cache = context.cache

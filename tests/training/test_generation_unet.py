@@ -159,6 +159,7 @@ def test_another_backbone_does_not_resume(finished, toy, train, capsys):
     assert re.search(r"model.generation: expected UNetBackbone\(.*found TransformerStream", error)
 
 
+@pytest.mark.extended
 def test_a_trained_unet_is_not_replaced(finished, toy, train, capsys, tmp_path):
     _, run_directory = finished
     arguments = (toy("generation"), "--init", run_directory, "--out", tmp_path / "other")

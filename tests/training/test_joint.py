@@ -50,6 +50,7 @@ def test_every_parameter_is_trained(toy, run):
     assert [name for name in same if "latent_pos_embed" not in name] == []
 
 
+@pytest.mark.extended
 def test_numbers_of_both_tasks_and_of_each_source(run):
     lines = toy_run.metrics(run)
     for line in lines:

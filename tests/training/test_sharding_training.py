@@ -72,6 +72,7 @@ def test_losses_of_one_device(trained):
     np.testing.assert_allclose(losses, one_device(), rtol=1e-5)
 
 
+@pytest.mark.extended
 def test_parameters_moments_and_means_are_split(trained):
     mesh, _, _, state = trained
     fsdp, tensor = mesh.shape["fsdp"], mesh.shape["tensor"]

@@ -163,6 +163,7 @@ def test_unet_reads_the_same_context():
     assert_same(loss(slotted), loss(ordered))
 
 
+@pytest.mark.extended
 @pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 (virtual) devices")
 def test_on_a_mesh():
     """One device's numbers, and no device gets the slots of others."""
