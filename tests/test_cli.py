@@ -177,6 +177,7 @@ def test_generate_says_what_it_replaces(capsys, tmp_path):
     )
 
 
+@pytest.mark.extended
 def test_one_image_has_no_sheet_and_the_seed_repeats(capsys, tmp_path):
     arguments = ["generate", "Edema.", *ON_TINY, *QUICK_IMAGE]
     for name, seed in (("a", "4"), ("b", "4"), ("c", "5")):
@@ -429,7 +430,7 @@ def test_a_process_fails_in_one_line(tmp_path):
     assert errors.startswith("error: ")
 
 
-@pytest.mark.parametrize("size", ["1", "2", "16"])
+@pytest.mark.parametrize("size", ["1", "2", pytest.param("16", marks=pytest.mark.extended)])
 def test_reports_in_batches(capsys, xray, tmp_path, size, monkeypatch):
     """Three reports, whatever the batch; no more images in memory than those of a batch."""
     from unix_jax.preprocessing import images

@@ -125,6 +125,7 @@ def test_the_command_counts_the_split_of_training(tmp_path, capsys):
     assert pipe.loaded.drafter("ngram") is pipe.loaded.ngrams
 
 
+@pytest.mark.extended
 def test_a_pipeline_takes_counted_n_grams():
     params, vae = small_params()
     pipe = UniXPipeline(SMALL, params, vae, ngrams=count_ngrams(TEXTS, tokenizer()))

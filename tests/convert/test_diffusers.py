@@ -44,11 +44,11 @@ def rows_of(tmp_path, checkpoint, golden):
 @pytest.mark.parametrize(
     ("name", "passed", "inputs"),
     [
-        ("diffusers_epsilon", 8, 5),
+        pytest.param("diffusers_epsilon", 8, 5, marks=pytest.mark.extended),
         pytest.param("unet_mixed", 458, 4, marks=pytest.mark.extended),
         ("unet_joint", 233, 12),
         ("unet_bert", 5, 2),
-        ("unet_clip", 5, 2),
+        pytest.param("unet_clip", 5, 2, marks=pytest.mark.extended),
     ],
 )
 def test_every_tensor_passes(name, passed, inputs, tmp_path, capsys):

@@ -45,7 +45,14 @@ def change_json(file, **changes):
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
-@pytest.mark.parametrize("source", [CLIP, BERT, GOLDEN / "diffusers_epsilon" / "checkpoint"])
+@pytest.mark.parametrize(
+    "source",
+    [
+        CLIP,
+        pytest.param(BERT, marks=pytest.mark.extended),
+        pytest.param(GOLDEN / "diffusers_epsilon" / "checkpoint", marks=pytest.mark.extended),
+    ],
+)
 def test_export_returns_every_bit(source, tmp_path, capsys):
     assert main(["import-diffusers", str(source), str(tmp_path / "jax")]) == 0
     assert main(["export", str(tmp_path / "jax"), str(tmp_path / "back")]) == 0
@@ -155,6 +162,7 @@ def test_folders_that_are_refused(file, changes, words, folder, tmp_path):
     assert not (tmp_path / "jax").exists()
 
 
+@pytest.mark.extended
 def test_weights_that_are_not_finite(folder, tmp_path):
     file = folder / "unet" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(file)
@@ -179,6 +187,7 @@ def test_no_folder(tmp_path):
         import_diffusers(GOLDEN / "unet_joint" / "checkpoint", tmp_path / "jax")
 
 
+@pytest.mark.extended
 def test_another_command_says_what_it_found(tmp_path):
     import_diffusers(CLIP, tmp_path / "jax")
     with pytest.raises(ConfigError, match="found 'unix-jax-diffusers-1'"):

@@ -202,6 +202,7 @@ def test_other_models(tmp_path):
     assert lines == []
 
 
+@pytest.mark.extended
 def test_janus_behind_a_prefix(tmp_path):
     shutil.copytree(GOLDEN / "tiny_janus", tmp_path / "janus")
     with open_tensors(tmp_path / "janus" / "pytorch_model.bin") as opened:
@@ -300,6 +301,7 @@ def test_an_average_in_the_same_pickle(source, capsys, names, kept, prefix):
     np.testing.assert_array_equal(import_head(source / "model.pt"), HEAD)
 
 
+@pytest.mark.extended
 @pytest.mark.usefixtures("no_autoencoder")
 def test_an_average_one_level_deeper(source):
     (source / "model.safetensors").unlink()
@@ -309,6 +311,7 @@ def test_an_average_one_level_deeper(source):
     np.testing.assert_array_equal(import_head(source, "--weights", "ema"), HEAD + 1)
 
 
+@pytest.mark.extended
 @pytest.mark.usefixtures("no_autoencoder")
 def test_an_average_behind_another_prefix(source, capsys):
     both = {f"model.{key}": value for key, value in TENSORS.items()}
@@ -546,6 +549,7 @@ def test_a_tensor_in_two_shards(source):
         load_published(source)
 
 
+@pytest.mark.extended
 def test_an_index_of_wrapped_keys(source, expected):
     (source / "model.safetensors").unlink()
     tensors = renamed(lambda key: f"_orig_mod.{key}")
@@ -592,7 +596,9 @@ def test_shortened(count, ends):
 # --- latent positions ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [np.float32, ml_dtypes.bfloat16])
+@pytest.mark.parametrize(
+    "kind", [np.float32, pytest.param(ml_dtypes.bfloat16, marks=pytest.mark.extended)]
+)
 def test_missing_positions_are_computed(source, kind):
     tensors = {key: value.astype(kind) for key, value in TENSORS.items()}
     table = tensors.pop("latent_pos_embed.pos_embed")
@@ -628,6 +634,7 @@ def test_more_positions(source, capsys, kind, size):
     assert load_published(source.parent / "back")[0].max_latent_size == size
 
 
+@pytest.mark.extended
 def test_a_larger_table_changes_no_smaller_image(source):
     """The rows' numbers change; what the model adds to each latent does not."""
     for size in (8, 20):
@@ -761,7 +768,9 @@ def test_a_weight_file_that_is_named_may_lie_anywhere(tmp_path, source):
     np.testing.assert_array_equal(out, HEAD)
 
 
-@pytest.mark.parametrize("file", ["", "model.safetensors"])
+@pytest.mark.parametrize(
+    "file", ["", pytest.param("model.safetensors", marks=pytest.mark.extended)]
+)
 def test_the_cache_of_hugging_face(tmp_path, file):
     """snapshots/REVISION holds links to blobs/HASH."""
     repository = tmp_path / "models--user--unix"

@@ -24,6 +24,7 @@ def test_the_table_names_the_linear_path(channels):
     assert any(entry.key == "linear_decoder.weight" for entry in vae_table(config))
 
 
+@pytest.mark.extended
 def test_gray_images_go_in_and_out_of_three_channels():
     config = dataclasses.replace(SMALL_VAE, linear_window=1, in_channels=1, out_ch=1)
     model = Autoencoder(config)

@@ -77,6 +77,7 @@ def test_without_an_encoder_images_alone_are_made_and_it_is_said(drawn):
     assert "Samples" in (drawn / "report.html").read_text()
 
 
+@pytest.mark.extended
 def test_an_image_depends_on_its_item_alone(drawn):
     prompts = ["Text 9.", "Text 6.", "Other.", "Text 1."]
     seeds = [1, item_seed(0, 6), 2, 3]

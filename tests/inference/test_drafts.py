@@ -187,6 +187,7 @@ def test_drafts_that_cannot_be_used():
         list(pipe.iterate_reports([request], draft="prompt"))
 
 
+@pytest.mark.extended
 def test_costs_are_those_of_the_device(monkeypatch):
     assert float(PromptDrafter.create().cost) == pytest.approx(drafts._COST_CPU)
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")

@@ -227,6 +227,7 @@ def test_smallest_temperatures_are_greedy(temperature):
     assert reports(images, PROMPTS[:2], temperature=temperature) == reports(images, PROMPTS[:2])
 
 
+@pytest.mark.extended
 @pytest.mark.filterwarnings("error")
 def test_growing_cache_gives_the_same_tokens(monkeypatch):
     images, prompts = pictures(2), PROMPTS[:2]

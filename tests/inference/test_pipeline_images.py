@@ -181,6 +181,7 @@ def test_one_condition_image_serves_all_prompts():
 # ------------------------------------------------------------------------- images by steps
 
 
+@pytest.mark.extended
 def test_streamed_images_end_in_the_image():
     settings = ImageSettings(height=64, width=64, num_inference_steps=7, guidance_scale=3.0)
     prompts = ["Effusion.", "No finding."]

@@ -169,6 +169,7 @@ def test_each_device_has_its_rows_and_heads(kernel):
         np.testing.assert_allclose(b, a, rtol=1e-5)
 
 
+@pytest.mark.extended
 def test_keys_by_their_number_need_no_mask(monkeypatch):
     """As of images in slots: the row's number of keys in the place of an array, odd lengths too."""
     given = {}

@@ -73,7 +73,14 @@ def run(name, kind):
     return jax.jit(both)
 
 
-@pytest.mark.parametrize("kind", ["one", "two", "cache", "plain"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "two",
+        "cache",
+        *(pytest.param(kind, marks=pytest.mark.extended) for kind in ("one", "plain")),
+    ],
+)
 def test_equals_the_dense_one(kind):
     dense, kernel = (run(name, kind) for name in ("xla", "pallas"))
     for seed in range(3):

@@ -53,6 +53,7 @@ def predict():
     return jax.jit(lambda params, batch: MODEL.apply({"params": params}, batch, method="predict"))
 
 
+@pytest.mark.extended
 def test_the_parameters_of_the_gen_stream_are_absent():
     own = set(flatten(param_shapes(dataclasses.replace(CONFIG, generation=TransformerStream()))))
     names = set(flatten(param_shapes(CONFIG)))

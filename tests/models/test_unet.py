@@ -70,7 +70,12 @@ def count(config):
     ("config", "parameters", "tensors"),
     [
         (UNetConfig(), 859_520_964, 686),
-        (UNetConfig(num_heads=(5, 10, 20, 20), context=TextAttention(1024)), 865_910_724, 686),
+        pytest.param(
+            UNetConfig(num_heads=(5, 10, 20, 20), context=TextAttention(1024)),
+            865_910_724,
+            686,
+            marks=pytest.mark.extended,
+        ),
     ],
     ids=["SD 1.5", "SD 2.1"],
 )
@@ -132,6 +137,7 @@ def test_a_merged_cache_reads_as_a_stacked_one(assert_close):
     assert_close(ours, expected)
 
 
+@pytest.mark.extended
 def test_the_und_stream_is_frozen_and_its_holes_are_not_seen():
     weights, (x, t, context) = params(JOINT), inputs(JOINT)
     out = apply(JOINT)

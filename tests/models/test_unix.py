@@ -323,6 +323,7 @@ def test_bfloat16_outputs_are_float32():
         assert model.apply({"params": params}, hidden, method=method).dtype == jnp.float32
 
 
+@pytest.mark.extended
 def test_metadata_of_a_batch_may_come_from_the_host():
     """Layouts are numpy: their metadata joins without complaint."""
     _, layout = as_batch(BASE, [random_samples(BASE, np.random.default_rng(0))])

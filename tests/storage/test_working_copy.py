@@ -19,7 +19,7 @@ from unix_jax.storage.files import atomic_directory, atomic_write
 from unix_jax.storage.working_copy import WorkingCopy, working_file
 
 
-@pytest.fixture(scope="module", params=["gs", "s3"])
+@pytest.fixture(scope="module", params=["gs", pytest.param("s3", marks=pytest.mark.extended)])
 def server(request):
     with {"gs": bucket_servers.gcs, "s3": bucket_servers.s3}[request.param]() as proxy:
         proxy.scheme = request.param

@@ -211,6 +211,7 @@ def test_crops_are_squares_of_their_own_images():
     assert len(corners) > 1
 
 
+@pytest.mark.extended
 @pytest.mark.usefixtures("shallow")
 def test_crops_first_then_whole_images(pixels):
     stage = make_stage(

@@ -219,6 +219,7 @@ def test_paths_relative_to_the_working_directory(run, tmp_path, monkeypatch):
     assert (tmp_path / "relative" / "index.json").exists()
 
 
+@pytest.mark.extended
 def test_the_best_and_any_kept_step_can_be_exported(run, tmp_path, capsys):
     losses = {line["step"]: line["loss"] for line in validation(run)}
     best = min(losses, key=losses.get)

@@ -174,6 +174,7 @@ def test_a_cast_carries_the_files_too(trained, source, tmp_path):
     assert_files_of_the_source(tmp_path / "out", source)
 
 
+@pytest.mark.extended
 def test_an_index_of_shards_does_not_outlive_its_shards(base, source, tmp_path):
     """A training writes one weight file; the index of the source's shards would hide it."""
     sharded = Path(shutil.copytree(source, tmp_path / "source"))
@@ -230,6 +231,7 @@ def test_a_start_from_janus_gets_what_the_original_asks_for(source, tmp_path):
     assert load_published(tmp_path / "out")[0] == config
 
 
+@pytest.mark.extended
 def test_tokens_without_an_id_are_said(source, tmp_path):
     config, params, vae = load_published(GOLDEN / "tiny" / "checkpoint")
     files = [(source / "tokenizer.json", "tokenizer.json")]
@@ -250,6 +252,7 @@ def test_tokens_without_an_id_are_said(source, tmp_path):
     assert "pad_token" not in named
 
 
+@pytest.mark.extended
 def test_a_configuration_that_training_changed_is_written(base, source, tmp_path):
     """The source's config.json and yaml are completed, not copied, where they would be wrong."""
     config, params, vae = load_published(source)

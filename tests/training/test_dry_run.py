@@ -316,6 +316,7 @@ def test_autoencoder_step():
     assert report.memory.total > 0
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
     "accumulation", [*(pytest.param(n, marks=pytest.mark.extended) for n in (1, 2)), 8]
 )

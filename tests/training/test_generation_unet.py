@@ -177,6 +177,7 @@ def test_a_unet_starts_from_its_own_checkpoint(finished, train, tmp_path):
     assert record["model"]["generation"]["type"] == "unet"
 
 
+@pytest.mark.extended
 def test_the_published_layout_is_refused(finished, tmp_path):
     _, run_directory = finished
     with pytest.raises(CheckpointError, match="generation: expected UniX's own backbone"):

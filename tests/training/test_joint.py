@@ -122,6 +122,7 @@ def test_a_full_row_has_both_tasks():
     assert both > max(und, gen)
 
 
+@pytest.mark.extended
 def test_each_loss_is_divided_by_its_own_tokens():
     """A batch of both tasks has the losses of the batches of each, for the same places and noise.
 

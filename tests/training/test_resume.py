@@ -31,7 +31,7 @@ def crash_at(monkeypatch, batch):
     [
         pytest.param("understanding", marks=pytest.mark.extended),
         pytest.param("generation", marks=pytest.mark.slow),
-        "joint",
+        pytest.param("joint", marks=pytest.mark.extended),
     ],
 )
 def test_a_crash_between_checkpoints(stage, toy, train, whole, tmp_path, monkeypatch):

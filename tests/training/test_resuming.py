@@ -192,6 +192,7 @@ def test_refused(toy, train, run, capsys, options, expected):
     assert content(run) == before
 
 
+@pytest.mark.extended
 def test_said_and_recorded(toy, train, run, capsys):
     init = toy("understanding").parent / "init"
     config = [str(toy("understanding")), "--out", str(run), "--init", os.path.relpath(init)]
@@ -215,6 +216,7 @@ def test_said_and_recorded(toy, train, run, capsys):
     assert json.loads((run / "run.json").read_text())["history"] == record["history"]
 
 
+@pytest.mark.extended
 def test_a_run_of_an_older_version_resumes(toy, train, run, whole):
     record = json.loads((run / "run.json").read_text())
     for name in ("history", "started", "working_directory"):
@@ -274,6 +276,7 @@ def test_fewer_records(toy, train, run, tmp_path, capsys):
     assert "expected 10 records, found 9" in error
 
 
+@pytest.mark.extended
 def test_the_same_records_elsewhere(toy, train, run, tmp_path, capsys):
     options = manifest(toy, tmp_path, lambda lines: lines)
     assert train.main([str(toy("understanding")), "--out", str(run), *options]) == 0

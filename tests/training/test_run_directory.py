@@ -16,7 +16,7 @@ from support.toy_run import one_error
 from unix_jax.checkpoints import native, run_files
 from unix_jax.checkpoints.run_export import resolve_checkpoint
 from unix_jax.errors import CheckpointError
-from unix_jax.storage.directory_lock import LOCK_FILE
+from unix_jax.storage.directory_lock import LOCK_FILE, DirectoryLock
 from unix_jax.training import feed, start
 
 IMAGES = Path(__file__).parents[2] / "examples" / "cxr" / "images"
@@ -128,6 +128,15 @@ def test_an_export_that_was_being_replaced(toy, train, run):
     assert (run / ".export-old").exists()
 
 
+def test_a_second_run_on_one_directory_changes_nothing(run, toy, train, capsys):
+    with DirectoryLock(run):
+        before = content(run)
+        error = one_error(train, capsys, toy("understanding"), "--out", run, "--total-steps", "9")
+        assert error.startswith(f"error: another run is writing {run} (process {os.getpid()} on ")
+        assert content(run) == before
+
+
+@pytest.mark.extended
 def test_two_runs_on_one_directory(toy, train, whole, tmp_path, capsys):
     """The second is refused, and the first ends as if it were alone."""
     arguments = [str(toy("understanding")), "--out", str(tmp_path)]

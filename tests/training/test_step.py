@@ -337,6 +337,7 @@ def test_frozen_stream_has_no_backward_pass():
     assert size < 0.65 * full_bytes
 
 
+@pytest.mark.extended
 def test_frozen_stream_takes_no_gradient(batch):
     """Whatever is asked for: und weights are constants, and gen's gradients do not pass by them."""
     drawn = two_stream(batch)

@@ -339,6 +339,7 @@ LIMITED = textwrap.dedent("""
 """)
 
 
+@pytest.mark.extended
 def test_a_write_that_fails_is_one_error_and_leaves_nothing(tmp_path):
     run = subprocess.run(
         [sys.executable, "-c", LIMITED, tmp_path], capture_output=True, text=True, timeout=120
