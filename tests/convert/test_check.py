@@ -74,6 +74,7 @@ def table_of(path: Path, golden: Path, tmp_path: Path) -> tuple[int, dict[str, d
 # ------------------------------------------------------------------------- golden/tiny
 
 
+@pytest.mark.extended
 def test_every_tensor_passes(tmp_path, capsys):
     code, rows = table_of(TINY, GOLDEN, tmp_path)
     assert code == 0
@@ -95,7 +96,6 @@ def test_every_tensor_passes(tmp_path, capsys):
     assert "184 passed, 0 failed, 16 inputs, 0 unchecked" in printed
 
 
-@pytest.mark.extended
 def test_an_imported_checkpoint_passes(tmp_path, capsys):
     assert main(["import", str(TINY), str(tmp_path / "jax")]) == 0
     golden = golden_directory(tmp_path / "golden", tiny(*QUICK))

@@ -97,6 +97,7 @@ def test_pixels_of_a_damaged_autoencoder_are_an_error(output_type):
         next(pipe.stream_image([5], settings=ImageSettings(**SIZE), every=1))
 
 
+@pytest.mark.extended
 def test_condition_images_are_named_by_their_prompt():
     pipe = damaged("encoder/conv_in/kernel", part=1)
     with pytest.raises(NonFiniteError, match=r"^prompts\[\d\]"):

@@ -210,6 +210,7 @@ def only_und(params):
     return {name: {"und": part["und"]} for name, part in params.items()}
 
 
+@pytest.mark.extended
 def test_remat_policies_give_the_same_gradients(params, streams, weights_of_loss):
     arguments = only_und(params), (streams[0], None), weights_of_loss, (TEXT, None)
     plain = gradient(*arguments)

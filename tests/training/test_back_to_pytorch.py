@@ -147,6 +147,7 @@ def test_the_original_opens_the_export_of_a_trained_run(exported):
     open_as_the_original(exported, {"bos_token": 600, "eos_token": 601, "pad_token": 602})
 
 
+@pytest.mark.extended
 def test_the_export_computes_what_the_run_computes(base, trained, exported, tmp_path):
     """`convert check` gives the same differences, digit by digit."""
     same = [load_model(path) for path in (trained / "export", exported)]

@@ -51,6 +51,7 @@ def blocks(pixels, side=4):
     return cut.transpose(0, 1, 3, 2, 4).reshape(-1, side * side)
 
 
+@pytest.mark.extended
 def test_starts_at_block_pca():
     pixels = images()
     linear = fit_linear_path(CONFIG, pixels, steps=0)
