@@ -147,9 +147,10 @@ def _report_tab(gr: Any, actions: ReportActions, session: Any, gallery: Any) -> 
             upload = gr.File(
                 label="Chest X-ray",
                 type="binary",
-                height=150,
+                height=200,
                 elem_id="upload",
             )
+        with gr.Column(min_width=300):
             gr.HTML(
                 f"<p>{', '.join(FORMATS)} or DICOM, at most {limits.upload_bytes / 2**20:g} MB."
                 f"{' Or an example:' if examples else ''}</p>{_example_images(examples)}",
@@ -160,6 +161,8 @@ def _report_tab(gr: Any, actions: ReportActions, session: Any, gallery: Any) -> 
                     gr.Button(example.name, elem_id=f"example-{i}", size="sm", min_width=120)
                     for i, (example, _) in enumerate(examples)
                 ]
+    with gr.Row():
+        with gr.Column(min_width=300):
             figure = gr.HTML(empty_figure(NO_XRAY), js_on_load=None, elem_id="xray")
         with gr.Column(min_width=300):
             # Editable: a field that is not cannot be reached by keyboard.
@@ -295,22 +298,26 @@ def _compare_tab(gr: Any, actions: ImageActions, session: Any, gallery: Any) -> 
     with gr.Row():
         for name, own in zip("AB", actions.images.compared, strict=True):
             with gr.Column(min_width=280):
-                fields = _fields(gr, own, f"{name}: ")
-                figure = gr.HTML(
-                    empty_figure(NO_IMAGE), js_on_load=None, elem_id=f"compared-{name.lower()}"
-                )
-                sides.append((fields, figure))
-    message = gr.HTML(said(""), js_on_load=None, elem_id="compare-message")
+                sides.append(_fields(gr, own, f"{name}: "))
     with gr.Row():
         compare = gr.Button("Generate both", variant="primary", min_width=140)
         stop = gr.Button("Stop", min_width=90, scale=0)
+    message = gr.HTML(said(""), js_on_load=None, elem_id="compare-message")
+    figures = []
+    # Side by side on a telephone too, directly below the button.
+    with gr.Row():
+        for name in "ab":
+            with gr.Column(min_width=140):
+                figures.append(
+                    gr.HTML(empty_figure(NO_IMAGE), js_on_load=None, elem_id=f"compared-{name}")
+                )
     with gr.Accordion("More settings", open=False):
         common = _fields(gr, actions.images.common)
-    (first, first_figure), (second, second_figure) = sides
+    first, second = sides
     stopped = gr.State(Stop())
     compare.click(actions.begin, stopped, message, **AT_ONCE).then(
         actions.compare, [stopped, session, prompt, *first, *second, *common],
-        [first_figure, second_figure, session, gallery, message],
+        [*figures, session, gallery, message],
         api_name="compare", show_progress_on=message, **MODEL,
     )  # fmt: skip
     _stops(stop, actions, stopped, message)
@@ -323,7 +330,7 @@ def _prompt_field(gr: Any, actions: ImageActions) -> Any:
         max_length=actions.limits.prompt_letters,
     )  # fmt: skip
     with gr.Row():
-        for text in texts[1:]:
+        for text in texts:
             button = gr.Button(text, size="sm", min_width=140)
             # In the browser: no request is needed to fill in a text.
             button.click(
