@@ -172,8 +172,8 @@ def _report_tab(gr: Any, actions: ReportActions, session: Any, gallery: Any) -> 
             message = gr.HTML(said(""), js_on_load=None, elem_id="report-message")
             with gr.Row():
                 write = gr.Button("Write the report", variant="primary", min_width=140)
-                stop = gr.Button("Stop", min_width=90, scale=0)
-                copy = gr.Button("Copy", min_width=90, scale=0)
+                stop = gr.Button("Stop", min_width=70, scale=0)
+                copy = gr.Button("Copy", min_width=70, scale=0)
             parts = gr.HTML("", js_on_load=None, elem_id="report-sections")
             with gr.Accordion("Settings", open=False):
                 choices = _report_fields(gr, actions)
@@ -239,7 +239,7 @@ def _files_tab(gr: Any, actions: ReportActions) -> None:
     gr.HTML(f"<p>At most {limits.files} files, one report for each.</p>", js_on_load=None)
     with gr.Row():
         write = gr.Button("Write the reports", variant="primary", min_width=140)
-        stop = gr.Button("Stop", min_width=90, scale=0)
+        stop = gr.Button("Stop", min_width=70, scale=0)
     message = gr.HTML(said(""), js_on_load=None, elem_id="files-message")
     found = gr.HTML("", js_on_load=None, elem_id="files-table")
     with gr.Accordion("Settings", open=False):
@@ -260,7 +260,7 @@ def _generate_tab(
             prompt = _prompt_field(gr, actions)
             with gr.Row():
                 generate = gr.Button("Generate", variant="primary", min_width=140)
-                stop = gr.Button("Stop", min_width=90, scale=0)
+                stop = gr.Button("Stop", min_width=70, scale=0)
             with gr.Column(elem_id="generate-settings"):
                 settings = _fields(gr, actions.images.own)
                 chance = gr.Button("Random seed", size="sm", min_width=120)
@@ -301,7 +301,7 @@ def _compare_tab(gr: Any, actions: ImageActions, session: Any, gallery: Any) -> 
                 sides.append(_fields(gr, own, f"{name}: "))
     with gr.Row():
         compare = gr.Button("Generate both", variant="primary", min_width=140)
-        stop = gr.Button("Stop", min_width=90, scale=0)
+        stop = gr.Button("Stop", min_width=70, scale=0)
     message = gr.HTML(said(""), js_on_load=None, elem_id="compare-message")
     figures = []
     # Side by side on a telephone too, directly below the button.

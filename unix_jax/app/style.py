@@ -19,7 +19,7 @@ figure.xray > img {
   width: min(100%, 512px); aspect-ratio: auto; height: auto; max-height: 70vh; object-fit: contain;
   background: #000; border-radius: 6px;
 }
-figure.xray figcaption { text-align: center; overflow-wrap: anywhere; }
+figure.xray figcaption { text-align: center; text-wrap: balance; overflow-wrap: anywhere; }
 figure.xray p { margin: 0; text-align: center; overflow-wrap: anywhere; }
 figure.viewer > .film {
   width: min(100%, 512px); max-height: 70vh; overflow: auto; background: #000; border-radius: 6px;
