@@ -284,18 +284,34 @@ def test_on_a_phone_results_and_errors_are_on_screen(open_page, xray_png):
     page.locator("#report-message").get_by_text("Done.").wait_for()
     wait_in_view(page, "#report textarea")
 
+    open_tab(page, "Generate")
+    page.evaluate("scrollTo(0, 0)")
+    page.get_by_label("Findings").locator("visible=true").fill("")
+    page.get_by_role("button", name="Generate", exact=True).click()
+    wait_in_view(page, "#generate-message [role=alert]")
+
     quick(page, "Compare", "A: ", "B: ")
     both = page.get_by_role("button", name="Generate both")
-    both.scroll_into_view_if_needed()
     both.click()
     page.locator("#compared-b a.download").wait_for()
+    for side in "ab":
+        wait_in_view(page, f"#compared-{side} img")
     a, b = (page.locator(f"#compared-{side} img").bounding_box() for side in "ab")
     assert a["y"] == b["y"]
     assert a["x"] + a["width"] <= b["x"]
-    settle(page, "number input for A: Steps", 4)
     page.get_by_label("Findings").locator("visible=true").fill("")
     both.click()
     wait_in_view(page, "#compare-message [role=alert]")
+
+
+def test_both_images_of_a_comparison_are_on_a_low_screen(open_page):
+    page, _ = open_page(1366, 768)
+    quick(page, "Compare", "A: ", "B: ")
+    page.evaluate("scrollTo(0, 0)")
+    page.get_by_role("button", name="Generate both").click()
+    page.locator("#compared-b a.download").wait_for()
+    for side in "ab":
+        wait_in_view(page, f"#compared-{side} img")
 
 
 def test_arrow_keys_on_tabs(open_page):

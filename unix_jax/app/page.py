@@ -64,6 +64,12 @@ _SHOW_REPORT = """() => {
     document.querySelector("#report").scrollIntoView({block: "start", behavior: "smooth"})
   }
 }"""
+# On a low screen the images are below the button.
+_SHOW_COMPARED = """() => {
+  if (document.querySelector("#compared").getBoundingClientRect().bottom > window.innerHeight) {
+    document.querySelector("#compare-buttons").scrollIntoView({block: "start", behavior: "smooth"})
+  }
+}"""
 _COPY = f"""(text) => {{
   if (navigator.clipboard) {{
     navigator.clipboard.writeText(text)
@@ -299,13 +305,13 @@ def _compare_tab(gr: Any, actions: ImageActions, session: Any, gallery: Any) -> 
         for name, own in zip("AB", actions.images.compared, strict=True):
             with gr.Column(min_width=280):
                 sides.append(_fields(gr, own, f"{name}: "))
-    with gr.Row():
+    with gr.Row(elem_id="compare-buttons"):
         compare = gr.Button("Generate both", variant="primary", min_width=140)
         stop = gr.Button("Stop", min_width=70, scale=0)
     message = gr.HTML(said(""), js_on_load=None, elem_id="compare-message")
     figures = []
-    # Side by side on a telephone too, directly below the button.
-    with gr.Row():
+    # Side by side on a phone too, directly below the button.
+    with gr.Row(elem_id="compared"):
         for name in "ab":
             with gr.Column(min_width=140):
                 figures.append(
@@ -315,6 +321,7 @@ def _compare_tab(gr: Any, actions: ImageActions, session: Any, gallery: Any) -> 
         common = _fields(gr, actions.images.common)
     first, second = sides
     stopped = gr.State(Stop())
+    compare.click(None, None, None, js=_SHOW_COMPARED, api_visibility="private")
     compare.click(actions.begin, stopped, message, **AT_ONCE).then(
         actions.compare, [stopped, session, prompt, *first, *second, *common],
         [*figures, session, gallery, message],

@@ -83,6 +83,7 @@ p.about { margin: 1rem 0 0; font-size: .85rem; color: var(--body-text-color-subd
   #generate-row > .column:first-child { display: contents; }
   #generate-settings { order: 2; }
   #generate-row > .column:last-child { order: 1; }
+  #generate-message { order: -1; }
 }
 :focus-visible { outline: 3px solid #2563eb !important; outline-offset: 2px; }
 """
