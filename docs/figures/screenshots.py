@@ -34,7 +34,7 @@ DESKTOP, PHONE, ANIMATION = (1100, 900), (390, 844), (1100, 930)
 SHORT, LONG = 160, 2500  # milliseconds of a frame of the animation
 GRAYS = 160  # of the 256 colours of the animation
 # Times would be those of the machine that ran this script.
-NO_TIMES = "#generate-message { visibility: hidden }"
+NO_TIMES = "#generate-message { display: none }"
 
 
 class Paced(UniXPipeline):
