@@ -19,7 +19,8 @@ _LOG = get_plugin_logger(__name__)
 _LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(((?:\.\./)+[^)#\s]+)(#[^)\s]*)?\)")
 _PICTURE = re.compile(r"<picture>.*?</picture>", re.DOTALL)
 _EMPTY_HEADER = re.compile(r"<thead>\s*<tr>\s*(?:<th[^>]*>\s*</th>\s*)+</tr>\s*</thead>")
-_CODE = re.compile(r"<code>([^<\s]{1,40}|[^<]{1,24})</code>")
+_CODE = re.compile(r"<code>([^<]+)</code>(?!</pre>)")
+_WORD = re.compile(r"[^\s]{1,40}(?!\S)")
 _LANGUAGES = {".py": "python", ".toml": "toml", ".yml": "yaml", ".md": "markdown", ".json": "json"}
 _SOURCES = "repository"
 """The folder of the site with the contents of files outside of `docs/`."""
@@ -121,6 +122,16 @@ def _schemes(picture: re.Match[str]) -> str:
 def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
     """Called by mkdocs with the rendered text; returns it without empty rows of headers.
 
-    Short names of code get a class, with which the style sheet keeps them on one line.
+    Names and options of code get a class, with which the style sheet keeps each on one line.
     """
-    return _CODE.sub(r'<code class="name">\1</code>', _EMPTY_HEADER.sub("", html))
+    return _CODE.sub(_unbroken, _EMPTY_HEADER.sub("", html))
+
+
+def _unbroken(code: re.Match[str]) -> str:
+    """Inline code whose words are not broken in the middle, unless they are very long."""
+    text = code[1]
+    if len(text) <= 24 or _WORD.fullmatch(text):
+        return f'<code class="name">{text}</code>'
+    words = re.split(r"(\s+)", text)
+    kept = (f'<span class="name">{w}</span>' if _WORD.fullmatch(w) else w for w in words)
+    return f"<code>{''.join(kept)}</code>"

@@ -262,6 +262,9 @@ def test_the_site_builds(tmp_path):
     home = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert "architecture_dark.svg#only-dark" in home
     assert home.count('class="grid cards"') == 1
+    # Options in long commands are not broken in the middle.
+    nano = (tmp_path / "nano.html").read_text(encoding="utf-8")
+    assert '<span class="name">--optimizer.learning-rate</span> ' in nano
     # Links into the repository lead to pages of the site, as long as no address is known.
     assert (tmp_path / "repository" / "train.py.html").exists()
     for file in tmp_path.glob("*.html"):

@@ -1,8 +1,10 @@
 """Figures of the documentation: their scripts still create them, and they load nothing."""
 
+import re
 import runpy
 import xml.etree.ElementTree as ET
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -68,3 +70,31 @@ def test_the_showcase_has_both_schemes_and_every_image(showcase):
 )
 def test_sections_of_a_report(report, expected, showcase):
     assert showcase["sections"](report) == expected
+
+
+def test_the_animation_is_small_and_not_in_the_wheel():
+    file = IMAGES / "app.gif"
+    assert file.stat().st_size < 1_500_000
+    with Image.open(file) as animation:
+        assert animation.n_frames > 10
+        assert animation.info["loop"] == 0
+        assert animation.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
+    bundled = re.search(r"^BUNDLED = .*?^\S", (ROOT / "setup.py").read_text(), re.M | re.S)
+    assert bundled
+    assert "docs" not in bundled[0]
+
+
+def test_frames_with_one_palette_keep_white_and_the_colours_of_the_page():
+    pytest.importorskip("playwright", reason="playwright is not installed")
+    pytest.importorskip("gradio", reason="the extra [app] is not installed")
+    functions = runpy.run_path(str(FIGURES / "screenshots.py"))
+    ramp = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 40, axis=1)
+    first, second = (np.stack([ramp] * 3, axis=-1) for _ in range(2))
+    second[:20] = (37, 99, 235)
+    frames = [Image.fromarray(first), Image.fromarray(second)]
+    found = functions["with_one_palette"](frames)
+    assert found[0].palette.tobytes() == found[1].palette.tobytes()
+    for before, after in zip(frames, found, strict=True):
+        difference = np.abs(np.asarray(before).astype(int) - np.asarray(after.convert("RGB")))
+        assert difference.max() <= 1
+        assert (difference[[0, -1]] == 0).all()

@@ -19,8 +19,8 @@ def open_page(address, browser):
     """open_page(width) gives a page and the addresses it asked for."""
     opened = []
 
-    def opens(width=1280, height=900):
-        page = browser.new_page(viewport={"width": width, "height": height})
+    def opens(width=1280, height=900, **options):
+        page = browser.new_page(viewport={"width": width, "height": height}, **options)
         page.set_default_timeout(WAIT)
         asked = []
         page.on("request", lambda request: asked.append(request.url))
@@ -52,9 +52,27 @@ def settle(page, label, value):
     raise AssertionError(f"{label}: does not take {value}")
 
 
+def open_tab(page, name):
+    """The click returns before the page shows the tab: fields with the same name are in several."""
+    page.get_by_role("tab", name=name).click()
+    page.locator("[role=tab][aria-selected=true]", has_text=name).wait_for()
+
+
+def wait_in_view(page, selector):
+    """Waits until all of an element is on screen, and nothing covers its middle."""
+    page.wait_for_function(
+        """selector => { const e = document.querySelector(selector)
+        if (!e) return false
+        const r = e.getBoundingClientRect()
+        const found = document.elementFromPoint(r.x + r.width / 2, r.y + r.height / 2)
+        return r.top >= 0 && r.bottom <= innerHeight && (e === found || e.contains(found)) }""",
+        arg=selector,
+    )
+
+
 def quick(page, tab, *prefixes):
     """Few steps in a tab, and the smallest image."""
-    page.get_by_role("tab", name=tab).click()
+    open_tab(page, tab)
     for prefix in prefixes:
         settle(page, f"number input for {prefix}Steps", 4)
     page.get_by_role("button", name="More settings").locator("visible=true").click()
@@ -91,7 +109,7 @@ def test_upload_report_generate_compare_download(open_page, address, xray_png):
     page.locator("#compared-b a.download").wait_for()
     assert page.locator("#compared-a a.download").is_visible()
 
-    page.get_by_role("tab", name="Session").click()
+    open_tab(page, "Session")
     figures = page.locator("ul.session figure")
     # Three images, and the report before them.
     assert figures.count() == 4
@@ -115,7 +133,7 @@ def test_a_generated_image_is_read_and_a_report_downloaded(open_page):
     page.locator("#generate-message").get_by_text("per step").wait_for()
     assert page.locator("#generated a.download").count() == 2
     page.get_by_role("button", name="Read the last image").click()
-    page.locator("#xray figcaption").get_by_text("Generated: COVID-19 pneumonia.").wait_for()
+    page.locator("#xray figcaption").get_by_text("Generated: No acute finding.").wait_for()
     page.locator("#report-message").get_by_text("Done.").wait_for()
     page.get_by_role("button", name="Copy").click()
     page.locator("#report-message").get_by_text("Copied.").wait_for()
@@ -124,13 +142,13 @@ def test_a_generated_image_is_read_and_a_report_downloaded(open_page):
     found = json.loads(Path(downloading.value.path()).read_text())
     assert found["report"] == page.locator("#report textarea").input_value()
     assert found["finish_reason"] == "length"
-    page.get_by_role("tab", name="Session").click()
+    open_tab(page, "Session")
     assert page.locator("ul.session figure").locator("visible=true").count() == 3
 
 
 def test_several_files_become_a_table(open_page, xray_png):
     page, _ = open_page()
-    page.get_by_role("tab", name="Files").click()
+    open_tab(page, "Files")
     page.get_by_role("button", name="Settings").locator("visible=true").click()
     settle(page, "number input for Maximum length", 4)
     page.locator("#files").get_by_role("button").first.wait_for()
@@ -140,7 +158,8 @@ def test_several_files_become_a_table(open_page, xray_png):
             for name, data in (("a.png", xray_png), ("b.png", b"This is a text."))
         ]
     )
-    page.get_by_text("b.png").wait_for()
+    # The names appear as soon as the files are being sent; the list is that of the server's files.
+    page.locator("#files table.file-preview").get_by_label("b.png").wait_for()
     page.get_by_role("button", name="Write the reports").click()
     page.locator("#files-message").get_by_text("Done: 1 reports. 1 could not be read.").wait_for()
     assert page.locator("table.reports th[scope=row]").all_inner_texts() == ["a.png", "b.png"]
@@ -170,9 +189,9 @@ def test_what_is_no_xray_is_refused_with_a_message(open_page, bomb_png, xray_png
 def test_a_narrow_screen_and_a_keyboard(open_page):
     page, _ = open_page(390, 844)
     for tab in ("Report", "Files", "Generate", "Compare", "Session"):
-        page.get_by_role("tab", name=tab).click()
+        open_tab(page, tab)
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    page.get_by_role("tab", name="Report").click()
+    open_tab(page, "Report")
 
     reached = []
     for _ in range(30):
@@ -251,3 +270,129 @@ def test_an_image_appears_step_by_step(open_page):
     assert sum(text.startswith("Step ") for text in seen) >= 3, seen
     data = page.locator("#generated img").get_attribute("src").partition(",")[2]
     assert data
+
+
+def test_on_a_phone_results_and_errors_are_on_screen(open_page, xray_png):
+    page, _ = open_page(390, 844)
+    page.get_by_role("button", name="Settings").click()
+    settle(page, "number input for Maximum length", 4)
+    page.evaluate("scrollTo(0, 0)")
+    upload(page, "text.png", b"This is a text.")
+    wait_in_view(page, "#report-message [role=alert]")
+    page.evaluate("scrollTo(0, 0)")
+    upload(page, "xray.png", xray_png)
+    page.locator("#report-message").get_by_text("Done.").wait_for()
+    wait_in_view(page, "#report textarea")
+
+    open_tab(page, "Generate")
+    page.evaluate("scrollTo(0, 0)")
+    page.get_by_label("Findings").locator("visible=true").fill("")
+    page.get_by_role("button", name="Generate", exact=True).click()
+    wait_in_view(page, "#generate-message [role=alert]")
+
+    quick(page, "Compare", "A: ", "B: ")
+    both = page.get_by_role("button", name="Generate both")
+    both.click()
+    page.locator("#compared-b a.download").wait_for()
+    for side in "ab":
+        wait_in_view(page, f"#compared-{side} img")
+    a, b = (page.locator(f"#compared-{side} img").bounding_box() for side in "ab")
+    assert a["y"] == b["y"]
+    assert a["x"] + a["width"] <= b["x"]
+    page.get_by_label("Findings").locator("visible=true").fill("")
+    both.click()
+    wait_in_view(page, "#compare-message [role=alert]")
+
+
+def test_both_images_of_a_comparison_are_on_a_low_screen(open_page):
+    page, _ = open_page(1366, 768)
+    quick(page, "Compare", "A: ", "B: ")
+    page.evaluate("scrollTo(0, 0)")
+    page.get_by_role("button", name="Generate both").click()
+    page.locator("#compared-b a.download").wait_for()
+    for side in "ab":
+        wait_in_view(page, f"#compared-{side} img")
+
+
+def test_arrow_keys_on_tabs(open_page):
+    page, _ = open_page()
+    page.get_by_role("tab", name="Report").focus()
+    selected = page.locator("[role=tab][aria-selected=true]")
+    for key, name in (
+        ("ArrowRight", "Files"), ("ArrowRight", "Generate"), ("ArrowLeft", "Files"),
+        ("End", "Session"), ("ArrowRight", "Report"), ("ArrowLeft", "Session"), ("Home", "Report"),
+    ):  # fmt: skip
+        page.keyboard.press(key)
+        selected.get_by_text(name).wait_for()
+        assert page.evaluate("document.activeElement.innerText") == name
+    # In a text they move the cursor.
+    field = page.locator("#report textarea")
+    field.focus()
+    page.keyboard.press("ArrowRight")
+    assert selected.inner_text() == "Report"
+
+
+def test_zoom_and_contrast_of_an_xray(open_page, xray_png):
+    page, _ = open_page()
+    page.get_by_role("button", name="Settings").click()
+    settle(page, "number input for Maximum length", 1)
+    upload(page, "xray.png", xray_png)
+    image = page.locator("#xray img")
+    image.wait_for()
+    page.locator("#xray summary").click()
+    before = image.bounding_box()
+    page.get_by_label("Zoom", exact=True).fill("2")
+    assert image.bounding_box()["width"] == pytest.approx(2 * before["width"], abs=1)
+    film = page.locator("#xray .film")
+    # The middle stays in the middle.
+    assert film.evaluate("e => [e.scrollLeft > 0, e.scrollTop > 0]") == [True, True]
+    assert film.bounding_box()["width"] == pytest.approx(before["width"], abs=20)
+    page.get_by_label("Contrast", exact=True).fill("1.5")
+    assert image.evaluate("e => getComputedStyle(e).filter") == "brightness(1) contrast(1.5)"
+    page.get_by_role("button", name="Reset", exact=True).click()
+    assert image.evaluate("e => getComputedStyle(e).filter") == "brightness(1) contrast(1)"
+    assert image.bounding_box() == before
+
+
+_FAINT = """() => {
+  // The ratio of contrast of each visible text to what is behind it, by WCAG's formula.
+  const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true})
+  const rgba = colour => {
+    canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1)
+    const [r, g, b, a] = canvas.getImageData(0, 0, 1, 1).data
+    return [r, g, b, a / 255]
+  }
+  const over = ([r, g, b, a], [x, y, z]) => [r*a + x*(1-a), g*a + y*(1-a), b*a + z*(1-a), 1]
+  const luminance = rgb => {
+    const [r, g, b] = rgb.slice(0, 3).map(v => v / 255)
+      .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b
+  }
+  const behind = e => {
+    if (!e) return [255, 255, 255, 1]
+    const own = rgba(getComputedStyle(e).backgroundColor)
+    return own[3] === 1 ? own : over(own, behind(e.parentElement))
+  }
+  const faint = []
+  for (const e of document.querySelectorAll("body *")) {
+    const text = [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim())
+    if (!text || !e.checkVisibility({checkOpacity: true, checkVisibilityCSS: true})) continue
+    if (!e.getClientRects().length || e.closest("style, script, noscript")) continue
+    const ground = behind(e), ink = over(rgba(getComputedStyle(e).color), ground)
+    const [low, high] = [luminance(ink), luminance(ground)].sort((a, b) => a - b)
+    const ratio = (high + 0.05) / (low + 0.05)
+    if (ratio < 4.5) faint.push([e.innerText.slice(0, 40), ratio.toFixed(2)])
+  }
+  return faint
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_texts_are_legible_in_both_colour_schemes(open_page, scheme):
+    page, _ = open_page(color_scheme=scheme)
+    brightness = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    levels = [int(level) for level in re.findall(r"\d+", brightness)[:3]]
+    assert (max(levels) < 64) == (scheme == "dark"), brightness
+    for tab in ("Report", "Files", "Generate", "Compare", "Session"):
+        open_tab(page, tab)
+        assert page.evaluate(_FAINT) == [], tab

@@ -46,11 +46,20 @@ def test_an_xray_is_what_the_pipeline_would_make_of_it(xray_png):
     assert np.array_equal(xray.image, expected)
     # Letterboxing it again, as the pipeline does, changes nothing.
     assert np.array_equal(letterbox(xray.image, 48), expected)
-    assert xray.preview.size == (90, 120)
+    assert Image.open(io.BytesIO(xray.preview)).size == (90, 120)
 
 
 def test_dicom():
-    assert read_xray(dicom_bytes(), "mine", TINY, LIMITS).preview.size == (48, 64)
+    xray = read_xray(dicom_bytes(), "mine", TINY, LIMITS)
+    assert Image.open(io.BytesIO(xray.preview)).size == (48, 64)
+
+
+def test_the_images_of_an_xray_are_bounded():
+    file = io.BytesIO()
+    Image.new("L", (3000, 2000), 90).save(file, "PNG")
+    xray = read_xray(file.getvalue(), "mine", TINY, LIMITS)
+    sizes = [max(Image.open(io.BytesIO(image)).size) for image in (xray.preview, xray.thumbnail)]
+    assert sizes == [1280, 256]
 
 
 @pytest.mark.parametrize(

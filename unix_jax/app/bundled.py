@@ -9,11 +9,11 @@ from unix_jax.storage.bundled import ROOT
 
 SPLIT = "test"  # records of patients that the model was not trained on
 EXAMPLES = 6
-
+NO_FINDING = ("No Finding",)
 
 # The labels of the single files, which examples/ATTRIBUTION.md lists.
 LABELS = {
-    "nih_0823b2557d1225f4.jpg": ("No Finding",),
+    "nih_0823b2557d1225f4.jpg": NO_FINDING,
     "nih_a1f696e719425b42.jpg": ("Atelectasis", "Cardiomegaly", "Pneumonia"),
     "nih_a44e40f80bea8dec.jpg": ("Consolidation", "Effusion", "Infiltration", "Pneumonia"),
 }
@@ -63,7 +63,7 @@ def example_texts(count: int = 4) -> list[str]:
 
 
 def _distinct(count: int) -> list[Record]:
-    """The first record of each set of labels, those with the fewest labels first."""
+    """The first record of each set of labels, that without findings first, then by their number."""
     directory = ROOT / "examples" / "cxr"
     if not directory.is_dir():
         return []
@@ -71,4 +71,5 @@ def _distinct(count: int) -> list[Record]:
     for record in open_source(f"manifest:{directory}", SPLIT):  # type: ignore[attr-defined]
         if record.labels:
             by_labels.setdefault(record.labels, record)
-    return sorted(by_labels.values(), key=lambda record: len(record.labels))[:count]
+    by_number = sorted(by_labels.values(), key=lambda record: len(record.labels))
+    return sorted(by_number, key=lambda record: record.labels != NO_FINDING)[:count]

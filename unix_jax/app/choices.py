@@ -15,11 +15,11 @@ from unix_jax.config import UniXConfig
 from unix_jax.errors import PromptError
 from unix_jax.inference.settings import DiffusionSettings, ImageSettings
 from unix_jax.preprocessing.schedule_config import Sampler
-from unix_jax.preprocessing.transforms import letterbox
+from unix_jax.preprocessing.transforms import jpeg_bytes, letterbox
 from unix_jax.web.shapes import image_sides
 from unix_jax.web.uploads import read_upload
 
-PREVIEW_SIDE = 640  # pixels of what the page shows
+PREVIEW_SIDE, THUMBNAIL_SIDE = 1280, 256  # pixels of what the page shows
 LARGEST_SEED = 2**32 - 1
 SAMPLERS: dict[Sampler, str] = {"ddim": "DDIM", "euler": "Euler"}  # and their names on the page
 
@@ -63,15 +63,17 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class Xray:
-    """An X-ray to report on: the model's input, and the image on the page.
+    """An X-ray to report on: the model's input, and the images on the page.
 
+    preview, thumbnail: JPEG files; the preview has more pixels than the page shows without zoom.
     warning: a sentence if it shows almost nothing, else "".
     labels: those of the data set, for an example.
     """
 
     name: str
     image: Image.Image = dataclasses.field(repr=False)
-    preview: Image.Image = dataclasses.field(repr=False)
+    preview: bytes = dataclasses.field(repr=False)
+    thumbnail: bytes = dataclasses.field(repr=False)
     warning: str = ""
     labels: tuple[str, ...] = ()
 
@@ -106,10 +108,9 @@ def read_xray(data: bytes, name: str, config: UniXConfig, limits: Limits) -> Xra
       ImageError: too many bytes or pixels, or no image; it names `name`.
     """
     upload = read_upload(data, name, max_bytes=limits.upload_bytes, max_pixels=limits.pixels)
-    preview = upload.image.copy()
-    preview.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
     side = config.vision.image_size
-    return Xray(name, letterbox(upload.image, side), preview, upload.warning)
+    preview, thumbnail = (jpeg_bytes(upload.image, most) for most in (PREVIEW_SIDE, THUMBNAIL_SIDE))
+    return Xray(name, letterbox(upload.image, side), preview, thumbnail, upload.warning)
 
 
 def report_choices(

@@ -7,19 +7,16 @@ text from visitors is escaped.
 import base64
 import dataclasses
 import html
-import io
 import re
 from collections.abc import Sequence
 
 from PIL import Image
 
-from unix_jax.app.choices import SAMPLERS, ImageChoices, Xray
+from unix_jax.app.choices import SAMPLERS, THUMBNAIL_SIDE, ImageChoices, Xray
 from unix_jax.app.reports import WrittenReport, sections
 from unix_jax.inference.results import png_entries
 from unix_jax.inference.settings import DiffusionSettings
-from unix_jax.preprocessing.transforms import png_bytes
-
-THUMBNAIL = 256
+from unix_jax.preprocessing.transforms import jpeg_bytes, png_bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +30,8 @@ class GeneratedImage:
     @classmethod
     def of(cls, image: Image.Image, choices: ImageChoices) -> "GeneratedImage":
         """The image and its settings, which are written into the PNG file."""
-        small = image.convert("RGB")
-        small.thumbnail((THUMBNAIL, THUMBNAIL))
         entries = png_entries(choices.prompt, choices.seed, choices.settings)
-        return cls(choices, png_bytes(image, entries), _jpeg(small))
+        return cls(choices, png_bytes(image, entries), jpeg_bytes(image, THUMBNAIL_SIDE))
 
     @property
     def file_name(self) -> str:
@@ -66,20 +61,40 @@ def empty_figure(text: str) -> str:
     return f'<div class="xray empty">{html.escape(text)}</div>'
 
 
+_VIEW = (
+    ("zoom", "Zoom", 1, 4),
+    ("brightness", "Brightness", 0.5, 2),
+    ("contrast", "Contrast", 0.5, 3),
+)
+"""Sliders below an X-ray: the variable that the style sheet reads, the label, and the bounds."""
+
+
 def xray_figure(xray: Xray) -> str:
-    """An X-ray, with a warning if it has one."""
-    return _figure(
-        _address("jpeg", _jpeg(xray.preview)),
-        f"Chest X-ray {xray.name}",
+    """An X-ray, with a warning if it has one, and sliders for how it is shown.
+
+    `style.HEAD` applies the sliders in the browser. The model does not see their effect.
+    """
+    sliders = "".join(
+        f'<label>{label}<input type="range" name="{name}" min="{low}" max="{high}" step="0.05" '
+        'value="1"></label>'
+        for name, label, low, high in _VIEW
+    )
+    return (
+        '<figure class="xray viewer">'
+        # With zoom the image scrolls, which the arrow keys do once it is reached.
+        f'<div class="film" tabindex="0" role="group" aria-label="X-ray; scrolls with zoom">'
+        f"{_image(_address('jpeg', xray.preview), f'Chest X-ray {xray.name}')}</div>"
         f"<figcaption>{html.escape(xray.name)}</figcaption>"
-        + (complaint(xray.warning) if xray.warning else ""),
+        f"{complaint(xray.warning) if xray.warning else ''}"
+        f"<details><summary>Zoom and contrast</summary>{sliders}"
+        '<button type="button" class="reset">Reset</button></details></figure>'
     )
 
 
 def progress_figure(image: Image.Image, choices: ImageChoices, step: int, total: int) -> str:
     """An unfinished image with a progress bar."""
     return _figure(
-        _address("jpeg", _jpeg(image)),
+        _address("jpeg", jpeg_bytes(image)),
         f"Chest X-ray being generated for: {choices.prompt}",
         f'<progress max="{total}" value="{step}" aria-label="Generating"></progress>'
         f"<figcaption>Step {step} of {total}</figcaption>",
@@ -111,11 +126,9 @@ def session_figures(session: Sequence[GeneratedImage | WrittenReport], empty: st
 
 def _session_figure(finished: GeneratedImage | WrittenReport) -> str:
     if isinstance(finished, WrittenReport):
-        small = finished.xray.preview.copy()
-        small.thumbnail((THUMBNAIL, THUMBNAIL))
         name = html.escape(finished.xray.name)
         return _figure(
-            _address("jpeg", _jpeg(small)),
+            _address("jpeg", finished.xray.thumbnail),
             f"Chest X-ray {finished.xray.name}",
             f"<figcaption>{name}</figcaption>{sections(finished)}",
         )
@@ -139,7 +152,7 @@ def complaint(text: str) -> str:
 
 def data_address(image: Image.Image) -> str:
     """A small JPEG as a data address."""
-    return _address("jpeg", _jpeg(image))
+    return _address("jpeg", jpeg_bytes(image))
 
 
 def _below(finished: GeneratedImage, png: str) -> str:
@@ -152,14 +165,11 @@ def _below(finished: GeneratedImage, png: str) -> str:
 
 
 def _figure(address: str, alternative: str, below: str) -> str:
-    alt = html.escape(alternative)
-    return f'<figure class="xray"><img src="{address}" alt="{alt}">{below}</figure>'
+    return f'<figure class="xray">{_image(address, alternative)}{below}</figure>'
 
 
-def _jpeg(image: Image.Image) -> bytes:
-    file = io.BytesIO()
-    image.convert("RGB").save(file, format="JPEG", quality=90)
-    return file.getvalue()
+def _image(address: str, alternative: str) -> str:
+    return f'<img src="{address}" alt="{html.escape(alternative)}">'
 
 
 def _address(kind: str, data: bytes) -> str:

@@ -19,7 +19,7 @@ from unix_jax.app.image_models import ImageModel
 from unix_jax.app.reports import WrittenReport
 
 PREVIEWS = 10  # of an unfinished image
-KEPT = "Done. The image is kept under Session."
+KEPT = "Done. Both images are kept under Session."
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

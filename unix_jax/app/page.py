@@ -64,6 +64,12 @@ _SHOW_REPORT = """() => {
     document.querySelector("#report").scrollIntoView({block: "start", behavior: "smooth"})
   }
 }"""
+# On a low screen the images are below the button.
+_SHOW_COMPARED = """() => {
+  if (document.querySelector("#compared").getBoundingClientRect().bottom > window.innerHeight) {
+    document.querySelector("#compare-buttons").scrollIntoView({block: "start", behavior: "smooth"})
+  }
+}"""
 _COPY = f"""(text) => {{
   if (navigator.clipboard) {{
     navigator.clipboard.writeText(text)
@@ -147,9 +153,10 @@ def _report_tab(gr: Any, actions: ReportActions, session: Any, gallery: Any) -> 
             upload = gr.File(
                 label="Chest X-ray",
                 type="binary",
-                height=150,
+                height=200,
                 elem_id="upload",
             )
+        with gr.Column(min_width=300):
             gr.HTML(
                 f"<p>{', '.join(FORMATS)} or DICOM, at most {limits.upload_bytes / 2**20:g} MB."
                 f"{' Or an example:' if examples else ''}</p>{_example_images(examples)}",
@@ -160,6 +167,8 @@ def _report_tab(gr: Any, actions: ReportActions, session: Any, gallery: Any) -> 
                     gr.Button(example.name, elem_id=f"example-{i}", size="sm", min_width=120)
                     for i, (example, _) in enumerate(examples)
                 ]
+    with gr.Row():
+        with gr.Column(min_width=300):
             figure = gr.HTML(empty_figure(NO_XRAY), js_on_load=None, elem_id="xray")
         with gr.Column(min_width=300):
             # Editable: a field that is not cannot be reached by keyboard.
@@ -169,8 +178,8 @@ def _report_tab(gr: Any, actions: ReportActions, session: Any, gallery: Any) -> 
             message = gr.HTML(said(""), js_on_load=None, elem_id="report-message")
             with gr.Row():
                 write = gr.Button("Write the report", variant="primary", min_width=140)
-                stop = gr.Button("Stop", min_width=90, scale=0)
-                copy = gr.Button("Copy", min_width=90, scale=0)
+                stop = gr.Button("Stop", min_width=70, scale=0)
+                copy = gr.Button("Copy", min_width=70, scale=0)
             parts = gr.HTML("", js_on_load=None, elem_id="report-sections")
             with gr.Accordion("Settings", open=False):
                 choices = _report_fields(gr, actions)
@@ -236,7 +245,7 @@ def _files_tab(gr: Any, actions: ReportActions) -> None:
     gr.HTML(f"<p>At most {limits.files} files, one report for each.</p>", js_on_load=None)
     with gr.Row():
         write = gr.Button("Write the reports", variant="primary", min_width=140)
-        stop = gr.Button("Stop", min_width=90, scale=0)
+        stop = gr.Button("Stop", min_width=70, scale=0)
     message = gr.HTML(said(""), js_on_load=None, elem_id="files-message")
     found = gr.HTML("", js_on_load=None, elem_id="files-table")
     with gr.Accordion("Settings", open=False):
@@ -257,7 +266,7 @@ def _generate_tab(
             prompt = _prompt_field(gr, actions)
             with gr.Row():
                 generate = gr.Button("Generate", variant="primary", min_width=140)
-                stop = gr.Button("Stop", min_width=90, scale=0)
+                stop = gr.Button("Stop", min_width=70, scale=0)
             with gr.Column(elem_id="generate-settings"):
                 settings = _fields(gr, actions.images.own)
                 chance = gr.Button("Random seed", size="sm", min_width=120)
@@ -295,22 +304,27 @@ def _compare_tab(gr: Any, actions: ImageActions, session: Any, gallery: Any) -> 
     with gr.Row():
         for name, own in zip("AB", actions.images.compared, strict=True):
             with gr.Column(min_width=280):
-                fields = _fields(gr, own, f"{name}: ")
-                figure = gr.HTML(
-                    empty_figure(NO_IMAGE), js_on_load=None, elem_id=f"compared-{name.lower()}"
-                )
-                sides.append((fields, figure))
-    message = gr.HTML(said(""), js_on_load=None, elem_id="compare-message")
-    with gr.Row():
+                sides.append(_fields(gr, own, f"{name}: "))
+    with gr.Row(elem_id="compare-buttons"):
         compare = gr.Button("Generate both", variant="primary", min_width=140)
-        stop = gr.Button("Stop", min_width=90, scale=0)
+        stop = gr.Button("Stop", min_width=70, scale=0)
+    message = gr.HTML(said(""), js_on_load=None, elem_id="compare-message")
+    figures = []
+    # Side by side on a phone too, directly below the button.
+    with gr.Row(elem_id="compared"):
+        for name in "ab":
+            with gr.Column(min_width=140):
+                figures.append(
+                    gr.HTML(empty_figure(NO_IMAGE), js_on_load=None, elem_id=f"compared-{name}")
+                )
     with gr.Accordion("More settings", open=False):
         common = _fields(gr, actions.images.common)
-    (first, first_figure), (second, second_figure) = sides
+    first, second = sides
     stopped = gr.State(Stop())
+    compare.click(None, None, None, js=_SHOW_COMPARED, api_visibility="private")
     compare.click(actions.begin, stopped, message, **AT_ONCE).then(
         actions.compare, [stopped, session, prompt, *first, *second, *common],
-        [first_figure, second_figure, session, gallery, message],
+        [*figures, session, gallery, message],
         api_name="compare", show_progress_on=message, **MODEL,
     )  # fmt: skip
     _stops(stop, actions, stopped, message)
@@ -323,7 +337,7 @@ def _prompt_field(gr: Any, actions: ImageActions) -> Any:
         max_length=actions.limits.prompt_letters,
     )  # fmt: skip
     with gr.Row():
-        for text in texts[1:]:
+        for text in texts:
             button = gr.Button(text, size="sm", min_width=140)
             # In the browser: no request is needed to fill in a text.
             button.click(

@@ -6,7 +6,7 @@
 * The original's own: `to_vit_image`, `to_vae_image`: bicubic, aspect kept, sides to multiples of a
   stride.
 * Batches: `to_levels`: 8-bit pixels, normalised on the devices (`unix_jax.preprocessing.pixels`).
-* Outputs: `to_pil`, `to_gray_pil`, `contact_sheet`, `png_bytes`, `save_png`.
+* Outputs: `to_pil`, `to_gray_pil`, `contact_sheet`, `png_bytes`, `jpeg_bytes`, `save_png`.
 
 All are pinned to the original's outputs in `tests/golden/metrics_tiny`. H height, W width.
 """
@@ -321,6 +321,16 @@ def png_bytes(image: Image.Image, metadata: Mapping[str, str] | None = None) -> 
         info.add_text(key, clean)
     file = io.BytesIO()
     image.save(file, format="PNG", pnginfo=info)
+    return file.getvalue()
+
+
+def jpeg_bytes(image: Image.Image, side: int | None = None) -> bytes:
+    """The bytes of a JPEG file, reduced to at most `side` pixels on the longest side."""
+    small = image.convert("RGB")
+    if side is not None:
+        small.thumbnail((side, side))
+    file = io.BytesIO()
+    small.save(file, format="JPEG", quality=90)
     return file.getvalue()
 
 
