@@ -107,6 +107,8 @@ def _linear_backward(
 
     if split is None:
         return of_x(gradient, kernel), of_kernel(gradient, x)
+    # Otherwise XLA computes what the gradient comes from again for each tile of the products.
+    gradient = jax.lax.optimization_barrier(gradient)
     return (
         _on_each(split, of_x, (gradient, kernel)),
         jax.shard_map(
