@@ -189,7 +189,7 @@ def _with_images(
 def _attend_images(
     und: Projected, slots: Slots, attend: Attend, multiple: int
 ) -> list[Float[Array, "B S N H"]]:
-    """The images of each slot."""
+    """The attended images of each slot."""
     size, count = slots.vit_tokens, slots.vit_slots
     window = -(-size // multiple) * multiple
     if window == size or slots.vit_end - size + window > slots.und_tokens:
@@ -199,7 +199,7 @@ def _attend_images(
         )
         images = attend(query, [KeyBlock(key, value)], None)
         return list(einops.rearrange(images, "(b i) s n h -> i b s n h", i=count))
-    # A slot and what is behind it: a TPU copies less than for padding all slots together.
+    # A slot and what comes after it: a TPU copies less than for padding all slots together.
     found = []
     for begin in range(0, slots.vit_end, size):
         query, key, value = (x[:, begin : begin + window] for x in und)
