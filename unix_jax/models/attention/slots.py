@@ -174,22 +174,24 @@ def _with_images(
 ) -> list[Array]:
     """Of the row's positions before the boundaries: ViT images by their slots, then the text."""
     slots = metadata.slots
-    size, pieces = slots.vit_tokens, []
-    for begin, image in enumerate(_attend_images(und, slots, attend, multiple)):
-        begin *= size
-        alone = min(max(slots.text_begin - begin, 0), size)
-        pieces.append(image[:, :alone])
-        if alone < size:
-            shared = slice(begin + alone - slots.text_begin, begin + size - slots.text_begin)
+    pieces, begin = [], 0
+    for images in _attend_images(und, slots, attend, multiple):
+        end = begin + images.shape[1]
+        # From here on, a position has an image in some rows and text in others.
+        common = min(max(slots.text_begin, begin), end)
+        pieces.append(images[:, : common - begin])
+        if common < end:
+            shared = slice(common - slots.text_begin, end - slots.text_begin)
             in_slot = _is_image(metadata.und, slots)[:, shared, None, None]
-            pieces.append(jnp.where(in_slot, image[:, alone:], text[:, shared]))
+            pieces.append(jnp.where(in_slot, images[:, common - begin :], text[:, shared]))
+        begin = end
     return [*pieces, text[:, slots.vit_end - slots.text_begin :]]
 
 
 def _attend_images(
     und: Projected, slots: Slots, attend: Attend, multiple: int
-) -> list[Float[Array, "B S N H"]]:
-    """The attended images of each slot."""
+) -> list[Float[Array, "B _ N H"]]:
+    """The attended images, as successive parts of the row up to the last slot's end."""
     size, count = slots.vit_tokens, slots.vit_slots
     window = -(-size // multiple) * multiple
     if window == size or slots.vit_end - size + window > slots.und_tokens:
@@ -198,7 +200,7 @@ def _attend_images(
             for x in und
         )
         images = attend(query, [KeyBlock(key, value)], None)
-        return list(einops.rearrange(images, "(b i) s n h -> i b s n h", i=count))
+        return [einops.rearrange(images, "(b i) s n h -> b (i s) n h", i=count)]
     # A slot and what comes after it: a TPU copies less than for padding all slots together.
     found = []
     for begin in range(0, slots.vit_end, size):
