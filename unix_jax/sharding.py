@@ -219,6 +219,12 @@ def axes_in_use(name: str) -> tuple[str, ...]:
     return tuple(axis for axis in _as_tuple(axes) if mesh.shape[axis] > 1)
 
 
+def platform_in_use() -> str:
+    """Of the mesh, if there is one: a program may be compiled for devices that are not here."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 @dataclasses.dataclass(frozen=True)
 class AttentionAxes:
     """Mesh axes along which rows, query heads and key heads are split; None: they are not."""

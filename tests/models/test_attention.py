@@ -20,6 +20,7 @@ from support.attention_reference import (
     temporary_bytes,
 )
 from unix_jax.models.attention import attention
+from unix_jax.models.attention import rope as rope_module
 from unix_jax.models.attention.key_blocks import KeyBlock
 from unix_jax.models.attention.mask import TokenMetadata, may_attend
 from unix_jax.models.attention.rope import apply_rope, rope_angles
@@ -218,8 +219,10 @@ def test_chunked_holds_no_square_array():
 # ----------------------------------------------------------------------------- RoPE
 
 
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
 @pytest.mark.parametrize(("dim", "theta"), [(2, 10000.0), (8, 10000.0), (6, 37.0)])
-def test_rope_is_a_complex_rotation(dim, theta):
+def test_rope_is_a_complex_rotation(dim, theta, platform, monkeypatch):
+    monkeypatch.setattr(rope_module, "platform_in_use", lambda: platform)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, 5, 3, dim)).astype(np.float32)
     position = rng.integers(0, 600, (2, 5)).astype(np.int32)
@@ -231,8 +234,10 @@ def test_rope_is_a_complex_rotation(dim, theta):
     np.testing.assert_allclose(out, np.concatenate([z.real, z.imag], -1), atol=1e-4)
 
 
-def test_rope_is_float32_inside():
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_rope_is_float32_inside(platform, monkeypatch):
     """bf16 inputs at the last published position: angles keep their fractions."""
+    monkeypatch.setattr(rope_module, "platform_in_use", lambda: platform)
     position = jnp.full((1, 1), 16383)
     x = jnp.ones((1, 1, 1, 4), jnp.bfloat16)
     out = apply_rope(x, rope_angles(position, 4, 10000.0))

@@ -125,7 +125,7 @@ def test_remat_knows_its_primitive():
 
 def test_auto_takes_it_for_more_than_one_query(monkeypatch, kernel):
     device = SimpleNamespace(platform="gpu", compute_capability="9.0")
-    monkeypatch.setattr(attention_module, "_platform", lambda: "gpu")
+    monkeypatch.setattr(attention_module, "platform_in_use", lambda: "gpu")
     monkeypatch.setattr(jax, "local_devices", lambda: [device])
     for length, calls in ((1, 0), (4, 1)):
         kernel.clear()

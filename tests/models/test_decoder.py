@@ -214,7 +214,8 @@ def only_und(params):
 def test_remat_policies_give_the_same_gradients(params, streams, weights_of_loss):
     arguments = only_und(params), (streams[0], None), weights_of_loss, (TEXT, None)
     plain = gradient(*arguments)
-    for policy, unroll in (("full", 1), ("dots", 1), ("dots_no_batch", 1), ("dots", 2)):
+    policies = (("full", 1), ("attention", 1), ("dots", 1), ("dots_no_batch", 1), ("dots", 2))
+    for policy, unroll in policies:
         found = gradient(*arguments, remat_policy=policy, unroll=unroll)
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(plain), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-5 * max(np.abs(b).max(), 1.0))

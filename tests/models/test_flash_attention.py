@@ -144,7 +144,7 @@ def test_packed_samples_leave_blocks_out():
 
 
 def test_refused_on_a_gpu(monkeypatch):
-    monkeypatch.setattr(attention_module, "_platform", lambda: "gpu")
+    monkeypatch.setattr(attention_module, "platform_in_use", lambda: "gpu")
     query, key, value, metadata, _ = random_case(0)
     with pytest.raises(ValueError, match="pallas has kernels for TPUs, found gpu"):
         attention(query, [KeyBlock(key, value)], metadata, implementation="pallas")

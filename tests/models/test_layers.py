@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unix_jax.models.layers import gelu
+from unix_jax.models import layers
+from unix_jax.models.layers import RMSNorm, gelu
 
 POINTS = np.linspace(-9.0, 9.0, 4001)
 
@@ -40,3 +41,19 @@ def test_gelu_keeps_its_input_alone():
     x = jnp.asarray(POINTS, jnp.bfloat16)
     kept = jax.tree.leaves(jax.vjp(gelu, x)[1])
     assert sum(array.nbytes for array in kept) == x.nbytes
+
+
+def test_norm_of_heads_on_a_tpu(monkeypatch):
+    """The mean as a product has the numbers of the sum, forward and backward."""
+    norm = RMSNorm(1e-6)
+    rng = np.random.default_rng(0)
+    x, slope = rng.normal(size=(2, 3, 5, 4, 128)).astype(np.float32)
+    scale = {"params": {"scale": rng.normal(size=128).astype(np.float32)}}
+
+    def run(platform):
+        monkeypatch.setattr(layers, "platform_in_use", lambda: platform)
+        out, backward = jax.vjp(norm.apply, scale, x)
+        return jax.tree.leaves((out, backward(slope)))
+
+    for ours, expected in zip(run("tpu"), run("cpu"), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from unix_jax.dry_run.topology import topology_devices
-from unix_jax.models.attention import attention
+from unix_jax.models.attention import attention, preferred_multiple
 from unix_jax.models.attention.key_blocks import KeyBlock
 from unix_jax.models.attention.mask import CAUSAL, FULL, TokenMetadata
 from unix_jax.models.attention.slots import Projected, SlotMetadata, Slots, attend_in_slots
@@ -54,9 +54,12 @@ def random_stream(seed, length, heads=2, kv_heads=1):
     )
 
 
-@pytest.mark.parametrize("freeze_und", [False, True])
-def test_slots_give_the_dense_numbers(freeze_und):
-    """Forward and backward; padding, whose numbers have no meaning, has no weight."""
+@pytest.mark.parametrize(("freeze_und", "multiple"), [(False, 1), (True, 1), (False, 8)])
+def test_slots_give_the_dense_numbers(freeze_und, multiple):
+    """Forward and backward, with windows of 10 or of 16 positions for the slots of 10.
+
+    Padding, whose numbers have no meaning, has no weight.
+    """
     metadata = SlotMetadata.create(rows(), SLOTS)
     und, gen = random_stream(0, 34), random_stream(1, LATENTS)
     real = (np.asarray(metadata.und.segment) > 0)[..., None, None]
@@ -64,18 +67,20 @@ def test_slots_give_the_dense_numbers(freeze_und):
     rng = np.random.default_rng(2)
     weights = [rng.normal(size=x.query.shape) * m for x, m in ((und, real), (gen, has_image))]
 
-    def gradients(name):
+    def gradients(name, multiple):
         def attend(query, blocks, own):
             return attention(query, blocks, own, implementation=name)
 
         def total(streams):
-            found = attend_in_slots(*streams, metadata, attend, freeze_und=freeze_und)
+            found = attend_in_slots(
+                *streams, metadata, attend, freeze_und=freeze_und, multiple=multiple
+            )
             kept = [x * (w != 0) for x, w in zip(found, weights, strict=True)]
             return sum((x * w).sum() for x, w in zip(kept, weights, strict=True)), kept
 
         return jax.jit(jax.grad(total, has_aux=True))((und, gen))
 
-    (slopes, out), (dense_slopes, dense) = gradients("pallas"), gradients("xla")
+    (slopes, out), (dense_slopes, dense) = gradients("pallas", multiple), gradients("xla", 1)
     for ours, expected in zip(out, dense, strict=True):
         np.testing.assert_allclose(ours, expected, atol=2e-6)
     for ours, expected in zip(jax.tree.leaves(slopes), jax.tree.leaves(dense_slopes), strict=True):
@@ -98,7 +103,7 @@ def test_where_it_applies():
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (extra tpu)"
 )
 def test_auto_compiles_it_for_a_tpu():
-    """A row of stage 1 on each of two chips: three kernels for the images, three for the text."""
+    """A row of stage 1 on each of two chips: two kernels for each image, and two for the text."""
     mesh = make_mesh(data=2, devices=topology_devices("v5e:2x2")[:2])
     slots = Slots(und_tokens=1376, vit_slots=2, vit_tokens=578, vae_images=0, text_tokens=384)
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
@@ -107,7 +112,9 @@ def test_auto_compiles_it_for_a_tpu():
 
     def total(streams, und):
         metadata = SlotMetadata.create(und, slots)
-        return attend_in_slots(streams, None, metadata, attention)[0].astype(jnp.float32).sum()
+        multiple = preferred_multiple(128, "auto")
+        found = attend_in_slots(streams, None, metadata, attention, multiple=multiple)
+        return found[0].astype(jnp.float32).sum()
 
     arguments = (Projected(shape, shape, shape), TokenMetadata(*[column] * 5))
     with use_mesh(mesh):

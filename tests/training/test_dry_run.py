@@ -218,6 +218,16 @@ def test_cycles_of_a_program():
     assert set(work.collectives) == {"all-reduce", "all-gather"}
 
 
+def test_products_of_attention_kernels():
+    """One that gives the gradients of queries, too, has a product more."""
+    alone = "%splash_mha_dkv_segmented_no_residuals.3 = bf16[4,16,640,128]"
+    shape = "bf16[4,16,640,128]"
+    fused = alone.replace(shape, f"(bf16[4,1,16,640,128], {shape}, {shape})")
+    assert alone in SCHEDULED
+    together = hlo.analyse(SCHEDULED.replace(alone, fused), 16)
+    assert together.kernel_flops / hlo.analyse(SCHEDULED, 16).kernel_flops == 5 / 4
+
+
 def test_a_program_without_cycles():
     assert work_of_program().cycles == 0
 

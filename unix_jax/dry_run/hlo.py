@@ -331,7 +331,8 @@ def _linear(name: str, computation: Computation) -> tuple[int | None, int | None
 
 
 # JAX's splash attention states no cost. Matrix products of each of its kernels: forward, for the
-# gradients of keys and values, and for those of queries.
+# gradients of keys and values (and with one more, of queries: the only output of five dimensions),
+# and for those of queries alone.
 _SPLASH = re.compile(r"splash_m[hq]a_(fwd|dkv|dq)")
 _SPLASH_PRODUCTS = {"fwd": 2, "dkv": 4, "dq": 3}
 
@@ -348,7 +349,9 @@ def _kernel_flops(kernel: Instruction, computation: Computation) -> float | None
     # mask leaves out are few in rows in slots.
     arrays = [computation[name].shapes[0].sizes for name in kernel.operands if name in computation]
     (rows, heads, queries, dim), keys = [sizes for sizes in arrays if len(sizes) == 4][:2]
-    return 2.0 * _SPLASH_PRODUCTS[splash[1]] * rows * heads * queries * keys[2] * dim
+    fused = splash[1] == "dkv" and any(len(shape.sizes) == 5 for shape in kernel.shapes)
+    products = _SPLASH_PRODUCTS[splash[1]] + fused
+    return 2.0 * products * rows * heads * queries * keys[2] * dim
 
 
 def _estimate(kernel: Instruction, name: str) -> float | None:

@@ -20,14 +20,14 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from unix_jax.config import DecoderConfig
-from unix_jax.models.attention import Implementation, attention
+from unix_jax.models.attention import Implementation, attention, preferred_multiple
 from unix_jax.models.attention.cache import KVCache
 from unix_jax.models.attention.key_blocks import KeyBlock, MergedKeyBlock
 from unix_jax.models.attention.mask import TokenMetadata
 from unix_jax.models.attention.rope import apply_rope, rope_angles
 from unix_jax.models.attention.slots import Projected, SlotMetadata, attend_in_slots
 from unix_jax.models.layers import Dtype, RMSNorm, dense
-from unix_jax.models.remat import RematPolicy, rematerialised
+from unix_jax.models.remat import ATTENTION_INPUT, RematPolicy, rematerialised
 
 # Keys and values of a frozen und stream, which the backward pass of gen reads.
 _FROZEN = "frozen_und"
@@ -96,7 +96,7 @@ class Expert(nn.Module):
 
         query = apply_rope(self.q_norm(heads(self.q_proj(x))), angles)
         key = apply_rope(self.k_norm(heads(self.k_proj(x))), angles)
-        return query, key, heads(self.v_proj(x))
+        return checkpoint_name((query, key, heads(self.v_proj(x))), ATTENTION_INPUT)
 
     def finish(
         self, x: Float[Array, "B T D"], attended: Float[Array, "B T N H"]
@@ -186,7 +186,12 @@ class DecoderLayer(nn.Module):
             kept = [checkpoint_name(jax.lax.stop_gradient(x), _FROZEN) for x in und[1:]]
             und = Projected(und.query, *kept)
         return attend_in_slots(
-            und, gen[0] if gen else None, metadata, self._attend, freeze_und=self.freeze_und
+            und,
+            gen[0] if gen else None,
+            metadata,
+            self._attend,
+            freeze_und=self.freeze_und,
+            multiple=preferred_multiple(self.config.head_dim, self.attention_implementation),
         )
 
     def _attend_frozen(

@@ -11,12 +11,14 @@ import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 from unix_jax.models.attention import Implementation, attention
 from unix_jax.models.attention.key_blocks import KeyBlock
 from unix_jax.models.attention.mask import TokenMetadata
 from unix_jax.models.layers import Dtype, dense, gelu, layer_norm, linear
+from unix_jax.models.remat import ATTENTION_INPUT
 from unix_jax.sharding import gathered_kernel
 
 _PATCH_AXES = (None, None, None, "embed")
@@ -80,7 +82,9 @@ class EncoderBlock(nn.Module):
                 dense(width, axes, use_bias=sizes.qkv_bias, dtype=self.dtype, name=name)(x)
                 for name in ("query", "key", "value")
             ]
-        query, key, value = (part.reshape(*x.shape[:2], sizes.num_heads, -1) for part in parts)
+        query, key, value = checkpoint_name(
+            [part.reshape(*x.shape[:2], sizes.num_heads, -1) for part in parts], ATTENTION_INPUT
+        )
         y = attention(
             query,
             [KeyBlock(key, value, tokens, valid)],

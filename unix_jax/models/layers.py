@@ -10,12 +10,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from unix_jax.sharding import GatheredKernel, gathered_kernel
+from unix_jax.sharding import GatheredKernel, gathered_kernel, platform_in_use
 
 Dtype = Any
+_LANES = 128  # of a TPU's vectors
 _FEW_ROWS = 64  # up to this number of rows, reading the matrix bounds a product
 
 
@@ -105,6 +107,8 @@ def _linear_backward(
 
     if split is None:
         return of_x(gradient, kernel), of_kernel(gradient, x)
+    # Otherwise XLA computes what the gradient comes from again for each tile of the products.
+    gradient = jax.lax.optimization_barrier(gradient)
     return (
         _on_each(split, of_x, (gradient, kernel)),
         jax.shard_map(
@@ -171,8 +175,17 @@ class RMSNorm(nn.Module):
         init = nn.with_logical_partitioning(nn.initializers.ones, (self.axis,))
         scale: Any = self.param("scale", init, (x.shape[-1],))
         x32 = x.astype(jnp.float32)
-        normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
+        normed = x32 * jax.lax.rsqrt(_mean_square(x32) + self.eps)
         return scale.astype(self.dtype) * normed.astype(self.dtype)
+
+
+def _mean_square(x: Float[Array, "*batch D"]) -> Float[Array, "*batch #D"]:
+    width = x.shape[-1]
+    if platform_in_use() != "tpu" or width != _LANES:
+        return jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+    # As a product every lane has the mean at once; sums over the lanes of a vector are slow.
+    mean = np.full((width, width), 1 / width, np.float32)
+    return jnp.matmul(jnp.square(x), mean, precision=jax.lax.Precision.HIGHEST)
 
 
 def layer_norm(eps: float, dtype: Dtype, name: str | None = None) -> nn.LayerNorm:

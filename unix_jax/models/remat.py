@@ -5,14 +5,15 @@ from typing import Any, Literal, get_args
 import flax.linen as nn
 import jax
 
-RematPolicy = Literal["none", "full", "dots", "dots_no_batch"]
+RematPolicy = Literal["none", "full", "attention", "dots", "dots_no_batch"]
 
-# Name (`checkpoint_name`) of what an attention kernel returns.
-ATTENTION_KERNEL = "attention_kernel"
+# Names (`checkpoint_name`) of what an attention kernel returns, and of what attention reads.
+ATTENTION_KERNEL, ATTENTION_INPUT = "attention_kernel", "attention_input"
 
 _policies = jax.checkpoint_policies
 _POLICIES = {
     "full": _policies.nothing_saveable,
+    "attention": _policies.save_only_these_names(ATTENTION_INPUT),
     "dots": _policies.dots_saveable,
     "dots_no_batch": _policies.dots_with_no_batch_dims_saveable,
 }
@@ -23,9 +24,10 @@ def rematerialised(
 ) -> Any:
     """The layer class under a policy.
 
-    `none` keeps every intermediate; `full` only the inputs; `dots` matrix products as well;
-    `dots_no_batch` only those with weights. The last two also keep the output of cuDNN's attention
-    and of splash attention, which are the most expensive to recompute.
+    `none` keeps every intermediate; `full` only the inputs; `attention` queries, keys and values as
+    well; `dots` all matrix products; `dots_no_batch` only those with weights. The last three also
+    keep the output of cuDNN's attention and of splash attention, which are the most expensive to
+    recompute.
 
     Args:
       prevent_cse: False within a scan, where it costs and has no use.

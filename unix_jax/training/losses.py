@@ -164,10 +164,7 @@ def loss_and_terms(
 
     # -log softmax(und @ head)[label] of each token of text that has a weight.
     if config.ce_weight > 0:
-        ce = chunked_cross_entropy(
-            output.und, params["unix"]["lm_head"]["kernel"], batch.labels, batch.ce_weights > 0,
-            chunk=config.ce_chunk, dtype=model.dtype,
-        )  # fmt: skip
+        ce = _cross_entropy(model, params, batch, output.und, config.ce_chunk)
 
     # |velocity - (noise - x_0)|^2 of each latent token, averaged over its channels.
     if config.mse_weight > 0 and x_0 is not None and noise is not None:
@@ -189,6 +186,20 @@ def loss_and_terms(
         loss += repa.weight * metrics["repa"]
     metrics = jax.tree.map(jax.lax.stop_gradient, metrics)
     return loss, metrics, LossTerms(ce, squared_error, alignment, output.und, output.gen)
+
+
+def _cross_entropy(
+    model: UniX, params: Params, batch: TrainingBatch, und: Float[Array, "B U D"], chunk: int
+) -> Float[Array, "B U"]:
+    kernel, length = params["unix"]["lm_head"]["kernel"], und.shape[1]
+    # Only text has a loss, and rows in slots say where it may be.
+    slots = batch.slots
+    text = slice(0, length) if slots is None else slice(slots.text_begin, slots.text_end)
+    ce = chunked_cross_entropy(
+        und[:, text], kernel, batch.labels[:, text], batch.ce_weights[:, text] > 0,
+        chunk=chunk, dtype=model.dtype,
+    )  # fmt: skip
+    return jnp.pad(ce, ((0, 0), (text.start, length - text.stop)))
 
 
 def _packed_images(batch: TrainingBatch, drawn: FlowDraw) -> PackedImages | None:

@@ -20,6 +20,7 @@ from unix_jax.models.attention.cudnn_attention import cudnn_attention, has_cudnn
 from unix_jax.models.attention.exact_attention import Plan, attend, forward
 from unix_jax.models.attention.key_blocks import KeyBlock, MergedKeyBlock
 from unix_jax.models.attention.mask import FULL, TokenMetadata
+from unix_jax.sharding import platform_in_use
 
 # Of one head at a time, for `blocked`: several blocks cost more than a larger one, since each adds
 # to the gradients of all keys.
@@ -91,14 +92,15 @@ def attention(
     return attend(plan, query, blocks, query_metadata)
 
 
-def _platform() -> str:
-    """Of the mesh, if there is one: a program may be compiled for devices that are not here."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform
+def preferred_multiple(head_dim: int, implementation: Implementation) -> int:
+    """A number of queries and keys of which multiples are computed without padding."""
+    if implementation not in ("auto", "pallas") or platform_in_use() != "tpu" or head_dim % 128:
+        return 1
+    return 128
 
 
 def _chosen(query: Array, blocks: Sequence[KeyBlock | MergedKeyBlock]) -> Implementation:
-    platform = _platform()
+    platform = platform_in_use()
     if platform == "cpu":
         return "blocked"
     if any(isinstance(b, MergedKeyBlock) and b.metadata is not None for b in blocks):
@@ -138,7 +140,7 @@ def _attend_pallas(
     from unix_jax.models.attention.flash_attention import flash_attention
     from unix_jax.models.attention.splash_attention import splash_attention
 
-    platform = _platform()
+    platform = platform_in_use()
     if platform not in ("tpu", "cpu"):
         raise ValueError(f"implementation: pallas has kernels for TPUs, found {platform}")
     if _takes_splash(query, blocks):

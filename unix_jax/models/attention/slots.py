@@ -112,6 +112,7 @@ def attend_in_slots(
     attend: Attend,
     *,
     freeze_und: bool = False,
+    multiple: int = 1,
 ) -> tuple[Float[Array, "B U N H"], Float[Array, "B G N H"] | None]:
     """Attention of both streams; numbers at padding are finite and without meaning.
 
@@ -120,12 +121,13 @@ def attend_in_slots(
       attend: attention of queries over blocks of keys.
       freeze_und: und's queries, keys and values are constants: nothing is kept for them, and only
         gen's attention has a backward pass.
+      multiple: a number of queries and keys of which `attend` prefers multiples.
     """
     slots = metadata.slots
     constant = Projected(*map(jax.lax.stop_gradient, und)) if freeze_und else und
     pieces = [_attend_text(constant, metadata, attend)]
     if slots.vit_slots:
-        pieces = _with_images(pieces[0], constant, metadata, attend)
+        pieces = _with_images(pieces[0], constant, metadata, attend, multiple)
     if not slots.vae_images:
         return jnp.concatenate(pieces, axis=1), None
 
@@ -164,22 +166,48 @@ def _attend_text(und: Projected, metadata: SlotMetadata, attend: Attend) -> Floa
 
 
 def _with_images(
-    text: Float[Array, "B Q N H"], und: Projected, metadata: SlotMetadata, attend: Attend
+    text: Float[Array, "B Q N H"],
+    und: Projected,
+    metadata: SlotMetadata,
+    attend: Attend,
+    multiple: int,
 ) -> list[Array]:
     """Of the row's positions before the boundaries: ViT images by their slots, then the text."""
     slots = metadata.slots
-    query, key, value = (
-        einops.rearrange(x[:, : slots.vit_end], "b (i s) n h -> (b i) s n h", i=slots.vit_slots)
-        for x in und
-    )
-    images = attend(query, [KeyBlock(key, value)], None)
-    images = einops.rearrange(images, "(b i) s n h -> b (i s) n h", i=slots.vit_slots)
-    common = slots.vit_end - slots.text_begin
-    if not common:
-        return [images, text]
-    in_slot = _is_image(metadata.und, slots)[:, :, None, None]
-    chosen = jnp.where(in_slot, images[:, slots.text_begin :], text[:, :common])
-    return [images[:, : slots.text_begin], chosen, text[:, common:]]
+    pieces, begin = [], 0
+    for images in _attend_images(und, slots, attend, multiple):
+        end = begin + images.shape[1]
+        # From here on, a position has an image in some rows and text in others.
+        common = min(max(slots.text_begin, begin), end)
+        pieces.append(images[:, : common - begin])
+        if common < end:
+            shared = slice(common - slots.text_begin, end - slots.text_begin)
+            in_slot = _is_image(metadata.und, slots)[:, shared, None, None]
+            pieces.append(jnp.where(in_slot, images[:, common - begin :], text[:, shared]))
+        begin = end
+    return [*pieces, text[:, slots.vit_end - slots.text_begin :]]
+
+
+def _attend_images(
+    und: Projected, slots: Slots, attend: Attend, multiple: int
+) -> list[Float[Array, "B _ N H"]]:
+    """The attended images, as successive parts of the row up to the last slot's end."""
+    size, count = slots.vit_tokens, slots.vit_slots
+    window = -(-size // multiple) * multiple
+    if window == size or slots.vit_end - size + window > slots.und_tokens:
+        query, key, value = (
+            einops.rearrange(x[:, : slots.vit_end], "b (i s) n h -> (b i) s n h", i=count)
+            for x in und
+        )
+        images = attend(query, [KeyBlock(key, value)], None)
+        return [einops.rearrange(images, "(b i) s n h -> b (i s) n h", i=count)]
+    # A slot and what comes after it: a TPU copies less than for padding all slots together.
+    found = []
+    for begin in range(0, slots.vit_end, size):
+        query, key, value = (x[:, begin : begin + window] for x in und)
+        block = KeyBlock(key, value, lengths=jnp.full(key.shape[0], size))
+        found.append(attend(query, [block], None)[:, :size])
+    return found
 
 
 def _is_image(und: TokenMetadata, slots: Slots) -> Bool[Array, "B common"]:

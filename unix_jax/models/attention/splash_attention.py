@@ -27,8 +27,10 @@ from unix_jax.models.remat import ATTENTION_KERNEL
 from unix_jax.sharding import attention_axes
 
 _LANES = 128
-# Queries and keys of a block: as many as leave little padding of one X-ray's 578 tokens.
-_LARGEST_BLOCK = 640
+# Queries and keys of a block: all logits of one are in a chip's fast memory.
+_QUERIES, _KEYS = 640, 1408
+# What a block costs besides its own work, in positions.
+_OVERHEAD = 64
 
 
 def has_splash_attention(query: Array, blocks: Sequence[KeyBlock | MergedKeyBlock]) -> bool:
@@ -90,7 +92,7 @@ def _one_device(
     interpret: bool,
 ) -> Array:
     length, heads, dim = query.shape[1:]
-    block_q, block_k = _block(length), _block(key.shape[1])
+    block_q, block_k = _block(length, _QUERIES), _block(key.shape[1], _KEYS)
     # Padding has segment 0 on both sides.
     query, of_queries = (pad_axis(x, 1, block_q) for x in (query * dim**-0.5, of_queries))
     key, value, of_keys = (pad_axis(x, 1, block_k) for x in (key, value, of_keys))
@@ -101,7 +103,8 @@ def _one_device(
         block_sizes=kernels.BlockSizes(
             block_q=block_q, block_kv=block_k, block_kv_compute=block_k,
             block_q_dkv=block_q, block_kv_dkv=block_k, block_kv_dkv_compute=block_k,
-            block_q_dq=block_q, block_kv_dq=block_k,
+            # One kernel for all three gradients; it takes the logits once.
+            use_fused_bwd_kernel=True,
         ),
         head_shards=1,
         q_seq_shards=1,
@@ -115,7 +118,11 @@ def _one_device(
     return jnp.swapaxes(out, 1, 2)[:, :length]
 
 
-def _block(length: int) -> int:
-    """Blocks of equal length, with little padding."""
-    count = -(-length // _LARGEST_BLOCK)
-    return -(-length // (count * _LANES)) * _LANES
+def _block(length: int, largest: int) -> int:
+    """Blocks of equal length: few, and with little padding."""
+
+    def size(count: int) -> int:
+        return -(-length // (count * _LANES)) * _LANES
+
+    counts = range(-(-length // largest), -(-length // _LANES) + 1)
+    return size(min(counts, key=lambda count: count * (size(count) + _OVERHEAD)))
