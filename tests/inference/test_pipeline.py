@@ -311,6 +311,18 @@ def test_reports_are_yielded_when_they_end():
         assert found[i] == alone
 
 
+def test_no_row_is_idle_while_requests_wait():
+    pipe, lengths = tiny_pipe(), [20, 4, 4, 4, 4]
+    requests = (
+        pipe.report_request(image, prompt=[5], max_new_tokens=length)
+        for image, length in zip(pictures(5), lengths, strict=True)
+    )
+    # The short reports follow each other beside the long one, which ends with the last of them.
+    ended = [index for index, _ in pipe.iterate_reports(requests, batch_size=2)]
+    assert ended[:3] == [1, 2, 3]
+    assert set(ended[3:]) == {0, 4}
+
+
 def test_reports_in_small_batches_compile_one_shape():
     pipe, images = early_eos_pipe(), pictures(7)
     reports(images[:5], [5], pipe, batch_size=2)

@@ -181,6 +181,7 @@ def decode_reports(
     ends = {"bos": special.bos, "eos": special.eos}
     numbered = enumerate(requests)
     waiting = list(itertools.islice(numbered, rows))
+    more = len(waiting) == rows
     held: list[tuple[int, ReportRequest] | None] = [None] * rows
     state: decoding.DecodeState | None = None
     shape = _Shape()
@@ -224,12 +225,14 @@ def decode_reports(
                 loaded.params,
                 state,
                 jnp.int32(stride or _WITHOUT_LIMIT),
-                jnp.int32(group if waiting else rows),
+                jnp.int32(group if waiting or more else rows),
                 drafter,
                 choice=_choice([request.settings for _, _, request in active]),
             )
         # Images of further requests are prepared while the device decodes.
-        waiting += itertools.islice(numbered, max(0, 2 * group - len(waiting)))
+        wanted = max(0, 2 * group - len(waiting))
+        following = list(itertools.islice(numbered, wanted))
+        waiting, more = waiting + following, more and len(following) == wanted
         for members, of_contexts in finite:
             require_finite(
                 np.asarray(of_contexts)[: len(members)],
