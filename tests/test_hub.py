@@ -166,6 +166,7 @@ def hub(tmp_path, monkeypatch):
         yield server
 
 
+@pytest.mark.extended
 def test_a_report_from_a_name_and_offline(hub, tmp_path):
     """From the command line: the first time from the hub, the second time without it."""
     where = (hub.url, tmp_path / "cache")

@@ -29,6 +29,7 @@ def pipe():
     return DiffusionPipeline.from_pretrained(CLIP)
 
 
+@pytest.mark.extended
 def test_a_row_does_not_depend_on_the_others(pipe, assert_close):
     both = pipe.generate_image(["left", "no effusion"], seed=[3, 4], **QUICK)
     assert both.shape == (2, 8, 8, 4)

@@ -124,7 +124,10 @@ def drafting(sequences):
 
 @pytest.mark.parametrize(
     ("fit", "batch_size"),
-    [("some", 2), pytest.param("misleading", None, marks=pytest.mark.extended)],
+    [
+        pytest.param("some", 2, marks=pytest.mark.extended),
+        pytest.param("misleading", None, marks=pytest.mark.extended),
+    ],
 )
 def test_reports_do_not_depend_on_drafts(plain, fit, batch_size, monkeypatch):
     images, prompts, expected = plain

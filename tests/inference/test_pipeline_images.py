@@ -126,6 +126,7 @@ def test_one_step():
         draw(PROMPTS[:1], num_inference_steps=0)
 
 
+@pytest.mark.extended
 def test_conditioned_rows_equal_rows_alone():
     """Images of several shapes are padded to one, and come back in their order."""
     shapes = [(40, 40), (40, 20), (44, 44)]

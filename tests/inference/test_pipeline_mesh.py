@@ -41,6 +41,7 @@ def test_reports_are_one_devices(sharded):
     assert alone == expected[0]
 
 
+@pytest.mark.extended
 def test_replaced_rows_are_one_devices(sharded):
     images = pictures(11)
     options = {"prompts": [PROMPTS[i % 3] for i in range(11)], "max_new_tokens": 6}
@@ -48,6 +49,7 @@ def test_replaced_rows_are_one_devices(sharded):
     assert sharded.generate_report_ids(images, batch_size=5, **options) == expected
 
 
+@pytest.mark.extended
 def test_images_are_one_devices(sharded):
     expected = small_pipe().generate_image(PROMPTS, **DRAW, output_type="latent")
     ours = sharded.generate_image(PROMPTS, **DRAW, output_type="latent")

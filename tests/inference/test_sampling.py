@@ -298,6 +298,7 @@ def materialised_booleans(hlo: str) -> list[tuple[int, ...]]:
     return shapes
 
 
+@pytest.mark.extended
 def test_sampling_holds_no_mask_over_queries(monkeypatch):
     """The rule is never evaluated, and what is valid is kept as [rows, slots] alone."""
     used = context()

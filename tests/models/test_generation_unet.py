@@ -62,6 +62,7 @@ def test_the_parameters_of_the_gen_stream_are_absent():
     assert own - names == {n for n in own if any(part in n for part in gen)}
 
 
+@pytest.mark.extended
 def test_fresh_weights_predict_no_velocity(params, rows, predict):
     """Because of the last convolution, whatever precedes it."""
     last = jax.jit(lambda key: init_params(CONFIG, key)["unet"]["conv_out"])(jax.random.key(0))

@@ -54,7 +54,14 @@ def random_stream(seed, length, heads=2, kv_heads=1):
     )
 
 
-@pytest.mark.parametrize(("freeze_und", "multiple"), [(False, 1), (True, 1), (False, 8)])
+@pytest.mark.parametrize(
+    ("freeze_und", "multiple"),
+    [
+        pytest.param(False, 1, marks=pytest.mark.extended),
+        (True, 1),
+        pytest.param(False, 8, marks=pytest.mark.extended),
+    ],
+)
 def test_slots_give_the_dense_numbers(freeze_und, multiple):
     """Forward and backward, with windows of 10 or of 16 positions for the slots of 10.
 

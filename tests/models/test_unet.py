@@ -191,6 +191,7 @@ def test_bfloat16_computes_and_returns_float32(assert_close):
     assert_close(half, apply(SMALL)(weights, *arguments), 0.05)
 
 
+@pytest.mark.extended
 def test_rows_do_not_see_each_other():
     weights, (x, t, context) = params(SMALL), inputs(SMALL)
     both = apply(SMALL)(weights, x, t, context)

@@ -212,6 +212,7 @@ def test_a_short_run_exports_what_it_trained(run, train, capsys):
     assert last["loss" if weights == "average" else "raw/loss"] <= 1.05 * last["raw/loss"]
 
 
+@pytest.mark.extended
 def test_paths_relative_to_the_working_directory(run, tmp_path, monkeypatch):
     monkeypatch.chdir(run.parent)
     _, record = export_step(run.name, tmp_path / "relative", step="best")

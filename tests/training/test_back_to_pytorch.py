@@ -136,12 +136,14 @@ def exported(base, trained):
     return base / "out"
 
 
+@pytest.mark.extended
 def test_every_file_of_the_source_is_in_the_export(source, trained, exported):
     assert_files_of_the_source(exported, source)
     # On the way: the run's directory needs nothing outside of itself.
     assert (trained / "tokenizer" / "source" / "preprocessor_config.json").is_file()
 
 
+@pytest.mark.extended
 def test_the_original_opens_the_export_of_a_trained_run(exported):
     # The toy's config.json has no pad, and its tokenizer files do.
     open_as_the_original(exported, {"bos_token": 600, "eos_token": 601, "pad_token": 602})

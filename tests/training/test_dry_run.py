@@ -295,6 +295,7 @@ def test_full_rows():
     assert full_row(precomputed, MODEL).vae_moments.shape[-1] == 2 * MODEL.vae.embed_dim
 
 
+@pytest.mark.extended
 def test_step_on_local_devices():
     """The report of fsdp=8: sharded arguments, the collectives of it, and nothing allocated."""
     gc.collect()

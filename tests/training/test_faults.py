@@ -28,6 +28,7 @@ def test_a_loss_that_is_not_a_number(toy, train, tmp_path, capsys):
     assert {p: p.stat().st_mtime_ns for p in before.rglob("*")} == written
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
 )

@@ -131,6 +131,7 @@ def test_rows_on_a_mesh(expected, inputs, assert_close):
     check(expected, inputs, loss, ce, error, gradients, assert_close)
 
 
+@pytest.mark.extended
 def test_microbatches(expected, inputs, assert_close):
     totals = count_totals(inputs[0])
     parts = [

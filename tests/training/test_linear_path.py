@@ -94,6 +94,7 @@ def test_same_images_same_numbers():
     jax.tree.map(np.testing.assert_array_equal, first, again)
 
 
+@pytest.mark.extended
 def test_the_parameters_are_those_of_the_configuration():
     params = start_from_linear_path(CONFIG, fresh(CONFIG), fit_linear_path(CONFIG, images(), 1))
     expected = jax.tree.map(lambda x: x.shape, param_shapes(CONFIG))

@@ -289,6 +289,7 @@ def test_losses_are_weighted_means(batch, losses):
     assert parts["repa"] == 0
 
 
+@pytest.mark.extended
 def test_shares_of_unequal_rows_add_up(batch, losses):
     """Not the mean of the parts' means: rows have different numbers of tokens.
 

@@ -131,6 +131,7 @@ def arguments(batch):
     return batch.vae_pixels, batch.latent_index, batch.mse_weights
 
 
+@pytest.mark.extended
 def test_tokens_meet_the_features_of_their_place(parts, batch, hidden, repa):
     """One token at a time: 16 x 24 pixels are seen as 12 x 16, whose 3 x 4 patches become 2 x 3."""
     pixels = rad_dino_pixels(batch.vae_pixels.reshape(4, 16, 24, 3), (12, 16))

@@ -99,6 +99,7 @@ def test_parameters_moments_and_means_are_split(trained):
     assert large >= 20
 
 
+@pytest.mark.extended
 def test_communication(trained):
     """Weights are gathered and gradients summed; activations of all rows are never gathered."""
     mesh, program, *_ = trained
