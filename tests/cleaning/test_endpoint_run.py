@@ -382,6 +382,7 @@ def start(server, reports, out, *options):
     )
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
     "sent", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
 )

@@ -161,7 +161,8 @@ def test_write_leaves_broken_rows_out(capsys, tmp_path):
     assert "skipped: gone.png" in captured.err
 
 
-@pytest.mark.parametrize("converted", [pytest.param(False, marks=pytest.mark.extended), True])
+@pytest.mark.extended
+@pytest.mark.parametrize("converted", [False, True])
 def test_moments(capsys, tmp_path, converted):
     """What a run over the same source reads, from either layout of the weights."""
     checkpoint = TINY

@@ -122,13 +122,8 @@ def drafting(sequences):
     return UniXPipeline(SMALL, *early_eos_params(), ngrams=counted(sequences))
 
 
-@pytest.mark.parametrize(
-    ("fit", "batch_size"),
-    [
-        pytest.param("some", 2, marks=pytest.mark.extended),
-        pytest.param("misleading", None, marks=pytest.mark.extended),
-    ],
-)
+@pytest.mark.extended
+@pytest.mark.parametrize(("fit", "batch_size"), [("some", 2), ("misleading", None)])
 def test_reports_do_not_depend_on_drafts(plain, fit, batch_size, monkeypatch):
     images, prompts, expected = plain
     monkeypatch.setattr(context_module, "_BUCKETS", (16, 32, 48, 64, 80, 128, 256))

@@ -1,7 +1,9 @@
 """Runs of `train.py` that many tests look at, made once per worker."""
 
+import contextlib
 import dataclasses
 import functools
+import io
 
 import pytest
 
@@ -54,8 +56,10 @@ def whole(toy, train, tmp_path_factory):
 
     @functools.cache
     def run(stage):
-        out = tmp_path_factory.mktemp("whole")
-        assert train.main([str(toy(stage)), "--out", str(out)]) == 0
+        out, said = tmp_path_factory.mktemp("whole"), io.StringIO()
+        # Whichever test is the first captures its own run alone.
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            assert train.main([str(toy(stage)), "--out", str(out)]) == 0, said.getvalue()
         return out
 
     return run

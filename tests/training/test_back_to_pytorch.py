@@ -171,6 +171,7 @@ def test_the_export_computes_what_the_run_computes(base, trained, exported, tmp_
     assert all(r.passed for r in results[0] if r.tensor.startswith("vae.") and r.passed is not None)
 
 
+@pytest.mark.extended
 def test_a_cast_carries_the_files_too(trained, source, tmp_path):
     cast(trained / "export", tmp_path / "half", "bfloat16")
     export_published(tmp_path / "half", tmp_path / "out")
