@@ -226,6 +226,12 @@ def test_products_of_attention_kernels():
     assert alone in SCHEDULED
     together = hlo.analyse(SCHEDULED.replace(alone, fused), 16)
     assert together.kernel_flops / hlo.analyse(SCHEDULED, 16).kernel_flops == 5 / 4
+    # One row on each device has no axis of rows.
+    for text in (SCHEDULED, SCHEDULED.replace(alone, fused)):
+        one = text.replace("[4,16,640,128]{3,2,1,0", "[16,640,128]{2,1,0")
+        one = one.replace("[4,16,640,128]", "[16,640,128]").replace("[4,1,16,", "[1,16,")
+        ratio = hlo.analyse(text, 16).kernel_flops / hlo.analyse(one, 16).kernel_flops
+        assert ratio == 4
 
 
 def test_a_program_without_cycles():

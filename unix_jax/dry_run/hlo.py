@@ -331,9 +331,10 @@ def _linear(name: str, computation: Computation) -> tuple[int | None, int | None
 
 
 # JAX's splash attention states no cost. Matrix products of each of its kernels: forward, for the
-# gradients of keys and values (and with one more, of queries: the only output of five dimensions),
+# gradients of keys and values (and with one more, of queries: the only output with an axis more),
 # and for those of queries alone.
 _SPLASH = re.compile(r"splash_m[hq]a_(fwd|dkv|dq)")
+_FLOATS = ("bf16", "f16", "f32")
 _SPLASH_PRODUCTS = {"fwd": 2, "dkv": 4, "dq": 3}
 
 
@@ -345,13 +346,13 @@ def _kernel_flops(kernel: Instruction, computation: Computation) -> float | None
     splash = _SPLASH.match(kernel.name)
     if splash is None:
         return None
-    # Queries [B, N, T, H], then keys [B, K, S, H], padded to blocks. All blocks count: those that a
-    # mask leaves out are few in rows in slots.
-    arrays = [computation[name].shapes[0].sizes for name in kernel.operands if name in computation]
-    (rows, heads, queries, dim), keys = [sizes for sizes in arrays if len(sizes) == 4][:2]
-    fused = splash[1] == "dkv" and any(len(shape.sizes) == 5 for shape in kernel.shapes)
+    # Queries [B, N, T, H], then keys [B, K, S, H], padded to blocks; without B if there is one row.
+    # All blocks count: those that a mask leaves out are few in rows in slots.
+    arrays = [computation[name].shapes[0] for name in kernel.operands if name in computation]
+    query, key = [x.sizes for x in arrays if x.kind in _FLOATS and len(x.sizes) >= 3][:2]
+    fused = splash[1] == "dkv" and any(len(x.sizes) > len(query) for x in kernel.shapes)
     products = _SPLASH_PRODUCTS[splash[1]] + fused
-    return 2.0 * products * rows * heads * queries * keys[2] * dim
+    return 2.0 * products * math.prod(query) * key[-2]
 
 
 def _estimate(kernel: Instruction, name: str) -> float | None:
