@@ -266,7 +266,7 @@ def benchmark_drafts(
     chosen = random.Random(2).sample(reports, a.drafted)
     shuffled = [random.Random(i).sample(ids, len(ids)) for i, ids in enumerate(chosen)]
     asked, rows = requests(a, a.drafted), []
-    drafters = {"n-grams": NGramDrafter.create(ngrams), "prompt lookup": PromptDrafter.create()}
+    drafters = {"n-grams": NGramDrafter.create(ngrams), "prompt lookup": PromptDrafter()}
     for text, given in (("reports", chosen), ("random order", shuffled)):
         Scripted(given)
         for batch in a.draft_batches:

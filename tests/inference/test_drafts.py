@@ -67,7 +67,7 @@ def test_a_table_of_many_contexts_loses_few():
 def test_prompt_lookup_copies_what_followed():
     reports = [[1, 2, 3, 4, 5, 9, 2, 3], [6, 5], [7, 8], [4]]
     prompts = [[], [], [5, 7, 8, 1, 2, 3], [BOS, 4, 4, 4]]
-    found, expected = propose(PromptDrafter.create(), reports, prompts)
+    found, expected = propose(PromptDrafter(), reports, prompts)
     assert found[0] == [4, 5, 9, 2, 3, -1, -1]
     assert found[1] == [-1] * DRAFTED
     assert found[2] == [1, 2, 3, BOS, 7, 8, -1]
@@ -185,8 +185,8 @@ def test_drafts_that_cannot_be_used():
         list(pipe.iterate_reports([request], draft="prompt"))
 
 
-@pytest.mark.extended
-def test_costs_are_those_of_the_device(monkeypatch):
-    assert float(PromptDrafter.create().cost) == pytest.approx(drafts._COST_CPU)
-    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    assert float(PromptDrafter.create().cost) == pytest.approx(drafts._COST)
+def test_more_must_be_expected_of_a_longer_step_on_a_cpu():
+    costs = [drafts.step_cost(rows, "cpu") for rows in (1, 2, 8, 64)]
+    assert costs == sorted(costs)
+    assert costs[0] < costs[2] == costs[3]
+    assert drafts.step_cost(1, "tpu") == drafts.step_cost(64, "gpu") < costs[0]

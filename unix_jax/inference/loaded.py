@@ -58,7 +58,7 @@ class LoadedModel:
             )
         if draft == "ngram":
             return self.ngrams
-        return PromptDrafter.create() if draft == "prompt" else None
+        return PromptDrafter() if draft == "prompt" else None
 
     @property
     def config(self) -> UniXConfig:
