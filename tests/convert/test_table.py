@@ -25,7 +25,7 @@ from unix_jax.config import UniXConfig
 from unix_jax.models import autoencoder, unix
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-CONFIGS = {name: UniXConfig.preset(name) for name in ("tiny", "published")} | {"gqa": GQA}
+CONFIGS = {name: UniXConfig.preset(name) for name in ("tiny", "published", "nano")} | {"gqa": GQA}
 
 
 @pytest.mark.parametrize("name", CONFIGS)

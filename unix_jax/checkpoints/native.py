@@ -42,7 +42,7 @@ from unix_jax.checkpoints.index import (
     write_index,
 )
 from unix_jax.checkpoints.leaves import FiniteCheck, Index, Leaf, array_leaf, flatten, place_tree
-from unix_jax.checkpoints.table import unix_table
+from unix_jax.checkpoints.table import unix_table, vae_table
 from unix_jax.checkpoints.zarr_arrays import Progress, open_leaf
 from unix_jax.config import TransformerStream, UniXConfig
 from unix_jax.errors import CheckpointError
@@ -380,17 +380,13 @@ def _fit_config(config: UniXConfig, part: str, leaves: Mapping[str, Leaf], sourc
 
 def _shapes(config: UniXConfig, part: str) -> dict[str, jax.ShapeDtypeStruct]:
     """The arrays of the model, by path."""
-    from unix_jax.models import autoencoder, unix
+    if part != "vae" and not isinstance(config.generation, TransformerStream):
+        from unix_jax.models import unix
 
-    if part == "vae":
-        return flatten(autoencoder.param_shapes(config.vae))
-    if isinstance(config.generation, TransformerStream):
-        # The table has the same shapes, and tracing the model takes a fifth of a command's start.
-        return {
-            entry.path: jax.ShapeDtypeStruct(entry.stacked_shape, np.float32)
-            for entry in unix_table(config)
-        }
-    return flatten(unix.param_shapes(config))
+        return flatten(unix.param_shapes(config))
+    # The table has the shapes of the model, and tracing it takes a fifth of a command's start.
+    table = vae_table(config.vae) if part == "vae" else unix_table(config)
+    return {entry.path: jax.ShapeDtypeStruct(entry.stacked_shape, np.float32) for entry in table}
 
 
 def check_counts(path: str | os.PathLike[str], part: str, leaves: Mapping[str, Leaf]) -> None:
