@@ -180,6 +180,15 @@ def test_what_lightning_keeps_beside_the_weights_is_tolerated(tmp_path):
         del sys.modules["fake_lightning"]
 
 
+@pytest.mark.parametrize("module", [b"pathlib", b"pathlib._local"])
+def test_paths_of_every_python_are_tolerated(module):
+    """Python 3.13 pickles them under another module."""
+    pickled = pickle.dumps({"path": pathlib.PurePosixPath("a/b")}, 2)
+    name = pathlib.PurePosixPath.__module__.encode()
+    assert b"c" + name + b"\n" in pickled
+    assert list(_value(pickled.replace(b"c" + name + b"\n", b"c" + module + b"\n"))) == ["path"]
+
+
 def test_plain_data():
     data = {
         "int": 3, "big": 2**70, "negative": -5, "float": 0.5, "none": None, "true": True,

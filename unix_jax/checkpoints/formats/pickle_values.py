@@ -93,6 +93,12 @@ HARMLESS = frozenset(
         "pathlib.PurePosixPath",
         "pathlib.PureWindowsPath",
         "pathlib.WindowsPath",
+        # What Python 3.13 calls them.
+        "pathlib._local.Path",
+        "pathlib._local.PosixPath",
+        "pathlib._local.PurePosixPath",
+        "pathlib._local.PureWindowsPath",
+        "pathlib._local.WindowsPath",
         "pytorch_lightning.utilities.parsing.AttributeDict",
         "torch.Generator",
         "torch.device",
