@@ -385,7 +385,7 @@ def other(tmp_path_factory) -> tuple[Path, dict[str, np.ndarray]]:
     return directory, tensors | outputs
 
 
-@pytest.mark.extended
+@pytest.mark.slow
 def test_other_settings_pass(other, tmp_path, capsys):
     directory, tensors = other
     shapes = {

@@ -44,8 +44,8 @@ def rows_of(tmp_path, checkpoint, golden):
 @pytest.mark.parametrize(
     ("name", "passed", "inputs"),
     [
-        pytest.param("diffusers_epsilon", 8, 5, marks=pytest.mark.extended),
-        pytest.param("unet_mixed", 458, 4, marks=pytest.mark.extended),
+        pytest.param("diffusers_epsilon", 8, 5, marks=pytest.mark.slow),
+        pytest.param("unet_mixed", 458, 4, marks=pytest.mark.slow),
         pytest.param("unet_joint", 233, 12, marks=pytest.mark.extended),
         ("unet_bert", 5, 2),
         pytest.param("unet_clip", 5, 2, marks=pytest.mark.extended),

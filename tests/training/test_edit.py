@@ -99,7 +99,7 @@ def pairs(tmp_path):
 
 
 @pytest.mark.extended
-@pytest.mark.parametrize("stage", ["generation", "joint"])
+@pytest.mark.parametrize("stage", [pytest.param("generation", marks=pytest.mark.slow), "joint"])
 def test_a_run_from_pairs(pairs, stage, tmp_path, capsys):
     out, config = tmp_path / "run", pairs(stage)
     source = config.read_text().split('source = "')[1].split('"')[0]
