@@ -450,7 +450,7 @@ def judge_images(
             of_sets.append(distances)
     average = np.mean(of_sets, axis=0)
     lines.append(
-        f"  {'generated, mean of these':42s} "
+        f"  {f'generated, mean of these {len(SEEDS)} sets':42s} "
         + " ".join(f"{distance:10.4f}" for distance in average)
     )
     lines.append(f"  {'the held-out ones':42s} {'':10s} {'':10s} {target['8 x 8'].mean():10.4f}")
