@@ -15,8 +15,9 @@ that are not radiographs.
 
 Images: Fréchet distances to the held-out X-rays of images generated for their captions, next to
 those of real X-rays of the training split, of the same held-out ones through the autoencoder, and
-of noise; always of equally many images, since the distance falls with their number. Features are
-the nano model's own ViT's, mean over patches, and gray levels at 8 x 8: RAD-DINO, which the field
+of noise; always of equally many images, since the distance falls with their number. The brightness
+of an image depends on its seed, so the distances of four sets of seeds are given. Features are the
+nano model's own ViT's, mean over patches, and gray levels at 8 x 8: RAD-DINO, which the field
 compares with, cannot be bundled. So these distances can be compared with each other only. A
 classifier of gray levels, trained on real X-rays, recognises the three most common captions.
 
@@ -57,6 +58,8 @@ from nano_texts import NORMAL, NOUNS, findings_of  # noqa: E402  (beside the tra
 BATCH = 8
 GENERATED_PER_CAPTION = 20
 SUBSETS = 10
+# First seeds of the sets of generated images; the sheet and the pairs are of the first set.
+SEEDS = (0, 10000, 20000, 30000)
 
 
 def records(source: str, *splits: str) -> list[Record]:
@@ -415,7 +418,8 @@ def judge_images(
     rng = np.random.default_rng(0)
     count = len(held_out)
     prompts = [captions_of(record)[0] for record in held_out]
-    generated = generate(pipe, prompts, size)
+    sets = [generate(pipe, prompts, size, first_seed) for first_seed in SEEDS]
+    generated = sets[0]
     real = shown(held_out)
     passed = passed_through(pipe, gray(held_out, size))
     groups = {
@@ -425,18 +429,31 @@ def judge_images(
         "the held-out ones through the autoencoder": [
             to_pil(np.clip(x / 2 + 0.5, 0, 1)) for x in passed
         ],
-        "generated for their captions": generated,
+        **{
+            f"generated, seeds from {first}": images
+            for first, images in zip(SEEDS, sets, strict=True)
+        },
         "noise": [to_pil(rng.uniform(size=(size, size, 3))) for _ in range(count)],
     }
     target = features(pipe, [image.convert("RGB") for image in real])
     lines = [
         f"Fréchet distance to {count} held-out X-rays at {size} x {size}",
-        f"{'':44s} " + " ".join(f"{name:>10s}" for name in target),
+        f"{'':44s} " + " ".join(f"{name:>10s}" for name in (*target, "mean gray")),
     ]
+    of_sets = []
     for name, images in groups.items():
         found = features(pipe, [image.convert("RGB") for image in images])
         distances = [frechet_distance(target[key], found[key]) for key in target]
+        distances.append(found["8 x 8"].mean())
         lines.append(f"  {name:42s} " + " ".join(f"{distance:10.4f}" for distance in distances))
+        if name.startswith("generated"):
+            of_sets.append(distances)
+    average = np.mean(of_sets, axis=0)
+    lines.append(
+        f"  {f'generated, mean of these {len(SEEDS)} sets':42s} "
+        + " ".join(f"{distance:10.4f}" for distance in average)
+    )
+    lines.append(f"  {'the held-out ones':42s} {'':10s} {'':10s} {target['8 x 8'].mean():10.4f}")
     lines += judge_captions(pipe, held_out, train, size, shown)
     known = shown(train)
     lines += ["", "correlation with the nearest training image       5 %   median     95 %"]
