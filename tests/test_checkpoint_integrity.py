@@ -103,7 +103,13 @@ class flipped:
         self.file.write_bytes(self.before)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=pytest.mark.extended) if kind == "import" else kind
+        for kind in KINDS
+    ],
+)
 @PROPERTY
 @given(data=st.data())
 def test_one_flipped_bit_in_any_array_file_is_found(kind, written, data):

@@ -112,9 +112,8 @@ def test_interruption_leaves_nothing(tmp_path, number):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "vae_dtype", [pytest.param("keep", marks=pytest.mark.extended), "bfloat16"]
-)
+@pytest.mark.extended
+@pytest.mark.parametrize("vae_dtype", ["keep", "bfloat16"])
 def test_cast(tmp_path, vae_dtype):
     """Half the size, each number rounded once; the copy loads, and exports."""
     whole, half = tmp_path / "whole", tmp_path / "half"

@@ -41,14 +41,15 @@ def rows_of(tmp_path, checkpoint, golden):
     return code, {row["tensor"]: row for row in json.loads((tmp_path / "rows.json").read_text())}
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
     ("name", "passed", "inputs"),
     [
         pytest.param("diffusers_epsilon", 8, 5, marks=pytest.mark.slow),
         pytest.param("unet_mixed", 458, 4, marks=pytest.mark.slow),
-        pytest.param("unet_joint", 233, 12, marks=pytest.mark.extended),
+        ("unet_joint", 233, 12),
         ("unet_bert", 5, 2),
-        pytest.param("unet_clip", 5, 2, marks=pytest.mark.extended),
+        ("unet_clip", 5, 2),
     ],
 )
 def test_every_tensor_passes(name, passed, inputs, tmp_path, capsys):

@@ -89,6 +89,7 @@ def test_an_image_depends_on_its_item_alone(drawn):
     assert len({item_seed(seed, index) for seed in range(20) for index in range(20)}) == 400
 
 
+@pytest.mark.extended
 def test_with_an_encoder_the_distances_are_those_of_the_library(data, drawn):
     command(data, drawn, rad_dino=str(RAD_DINO), by_pathology=True).run()  # draws nothing again
     results = results_of(drawn)

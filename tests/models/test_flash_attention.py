@@ -77,8 +77,7 @@ def run(name, kind):
     "kind",
     [
         "two",
-        "cache",
-        *(pytest.param(kind, marks=pytest.mark.extended) for kind in ("one", "plain")),
+        *(pytest.param(kind, marks=pytest.mark.extended) for kind in ("cache", "one", "plain")),
     ],
 )
 def test_equals_the_dense_one(kind):

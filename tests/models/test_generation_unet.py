@@ -72,6 +72,7 @@ def test_fresh_weights_predict_no_velocity(params, rows, predict):
     np.testing.assert_array_equal(predicted.velocity, 0)
 
 
+@pytest.mark.extended
 def test_packed_images_are_denoised_as_single_prompts(params, rows, predict, assert_close):
     """Rows of several samples in training are single prompts in sampling: the same velocity."""
     texts, latents, times = rows

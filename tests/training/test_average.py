@@ -200,6 +200,7 @@ def assert_same(one, other):
         np.testing.assert_array_equal(value, second[name], err_msg=str(name))
 
 
+@pytest.mark.extended
 def test_a_short_run_exports_what_it_trained(run, train, capsys):
     first, *_, last = validation(run)
     assert last["step"] == 40

@@ -112,12 +112,10 @@ def assert_same(found, expected):
     jax.tree.map(same, found, expected)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
     "options",
-    [
-        pytest.param({"freeze_und": False}, marks=pytest.mark.extended),
-        {"freeze_und": True, "remat_policy": "dots"},
-    ],
+    [{"freeze_und": False}, {"freeze_und": True, "remat_policy": "dots"}],
 )
 def test_loss_and_gradients(options):
     compute, reaching = gradients(**options), []
