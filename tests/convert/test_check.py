@@ -74,7 +74,7 @@ def table_of(path: Path, golden: Path, tmp_path: Path) -> tuple[int, dict[str, d
 # ------------------------------------------------------------------------- golden/tiny
 
 
-@pytest.mark.extended
+@pytest.mark.slow
 def test_every_tensor_passes(tmp_path, capsys):
     code, rows = table_of(TINY, GOLDEN, tmp_path)
     assert code == 0

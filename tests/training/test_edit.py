@@ -55,7 +55,7 @@ def edit_batch(swapped):
     return batch.replace(vae_pixels=None, vae_moments=moments.astype(np.float32))
 
 
-@pytest.mark.extended
+@pytest.mark.slow
 def test_the_condition_is_learned():
     """Squared error, with the same noise, after the right and after the other condition."""
     tx, schedule = make_optimizer(OptimizerConfig(learning_rate=3e-3))
