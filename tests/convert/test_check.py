@@ -74,7 +74,7 @@ def table_of(path: Path, golden: Path, tmp_path: Path) -> tuple[int, dict[str, d
 # ------------------------------------------------------------------------- golden/tiny
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_every_tensor_passes(tmp_path, capsys):
     code, rows = table_of(TINY, GOLDEN, tmp_path)
     assert code == 0
@@ -385,7 +385,7 @@ def other(tmp_path_factory) -> tuple[Path, dict[str, np.ndarray]]:
     return directory, tensors | outputs
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_other_settings_pass(other, tmp_path, capsys):
     directory, tensors = other
     shapes = {

@@ -45,8 +45,8 @@ def rows_of(tmp_path, checkpoint, golden):
 @pytest.mark.parametrize(
     ("name", "passed", "inputs"),
     [
-        pytest.param("diffusers_epsilon", 8, 5, marks=pytest.mark.slow),
-        pytest.param("unet_mixed", 458, 4, marks=pytest.mark.slow),
+        ("diffusers_epsilon", 8, 5),
+        ("unet_mixed", 458, 4),
         ("unet_joint", 233, 12),
         ("unet_bert", 5, 2),
         ("unet_clip", 5, 2),

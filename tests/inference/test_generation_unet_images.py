@@ -27,8 +27,8 @@ def generate(prompts, pipe=None, **options):
     ("solver", "guided"),
     [
         ("euler", {}),
-        pytest.param("euler", GUIDED, marks=pytest.mark.slow),
-        pytest.param("ab2", GUIDED, marks=pytest.mark.slow),
+        ("euler", GUIDED),
+        ("ab2", GUIDED),
         ("pec", GUIDED),
     ],
     ids=["plain-euler", "guided-euler", "guided-ab2", "guided-pec"],

@@ -55,7 +55,7 @@ def edit_batch(swapped):
     return batch.replace(vae_pixels=None, vae_moments=moments.astype(np.float32))
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_the_condition_is_learned():
     """Squared error, with the same noise, after the right and after the other condition."""
     tx, schedule = make_optimizer(OptimizerConfig(learning_rate=3e-3))
@@ -99,7 +99,7 @@ def pairs(tmp_path):
 
 
 @pytest.mark.extended
-@pytest.mark.parametrize("stage", [pytest.param("generation", marks=pytest.mark.slow), "joint"])
+@pytest.mark.parametrize("stage", ["generation", "joint"])
 def test_a_run_from_pairs(pairs, stage, tmp_path, capsys):
     out, config = tmp_path / "run", pairs(stage)
     source = config.read_text().split('source = "')[1].split('"')[0]

@@ -59,7 +59,7 @@ def run(*axes):
     return np.array(losses), frozen, state
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_the_unet_learns_and_nothing_else_changes():
     losses, frozen, state = run()
     assert losses[-1] < 0.8 * losses[0]

@@ -159,14 +159,7 @@ def run(config, mesh):
 
 @needs_devices
 @pytest.mark.extended
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param("lion", marks=pytest.mark.slow),
-        pytest.param("adafactor", marks=pytest.mark.slow),
-        "muon",
-    ],
-)
+@pytest.mark.parametrize("name", ["lion", "adafactor", "muon"])
 def test_a_mesh_gives_the_losses_of_one_device(name):
     """AdamW's are tested at length in test_sharding_training.py."""
     config = OptimizerConfig(1e-3, name=name, weight_decay=0.1)

@@ -145,7 +145,7 @@ def test_understanding_alone():
     assert_same(compute(unix_params(), slotted), compute(unix_params(), ordered))
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_unet_reads_the_same_context():
     """Its und stream runs alone, without latents."""
     config = dataclasses.replace(CONFIG, generation=BACKBONE)

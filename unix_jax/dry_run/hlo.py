@@ -334,8 +334,8 @@ def _linear(name: str, computation: Computation) -> tuple[int | None, int | None
 # gradients of keys and values (and with one more, of queries: the only output with an axis more),
 # and for those of queries alone.
 _SPLASH = re.compile(r"splash_m[hq]a_(fwd|dkv|dq)")
-_FLOATS = ("bf16", "f16", "f32")
 _SPLASH_PRODUCTS = {"fwd": 2, "dkv": 4, "dq": 3}
+_FLOATS = ("bf16", "f16", "f32")
 
 
 def _kernel_flops(kernel: Instruction, computation: Computation) -> float | None:

@@ -81,7 +81,7 @@ class Drafts:
 
     @property
     def trust(self) -> Float[Array, " B"]:
-        """Factor of its confidence, below 1 where it was wrong more often than it said."""
+        """Factor of the confidence, below 1 where drafts were wrong more often than expected."""
         return jnp.minimum(self.right / self.claimed, 1)
 
     def _drafted(self, tokens: Int[Array, "B k"], confidence: Float[Array, "B k"]) -> "Drafts":
@@ -143,7 +143,6 @@ class NGramDrafter:
         at = count[:, None] - self.order + jnp.arange(self.order)[None]
         recent = jnp.take_along_axis(tokens, jnp.maximum(at, 0), axis=1)
         recent = jnp.where(at >= 0, recent, jnp.where(at == -1, bos, -1))
-
         trust = drafts.trust
 
         def unfinished(state: Any) -> Array:
@@ -235,8 +234,9 @@ def _worthwhile(drafts: Drafts, active: Bool[Array, " B"]) -> Bool[Array, ""]:
 def step_cost(rows: int, backend: str) -> float:
     """Duration of a step with drafts, relative to a step of one token.
 
-    As many tokens must be expected of it. On a CPU it is measured, 1.5 to 2.0 for one row and 2.3
-    to 2.9 for eight (widths 512 and 256): one row reads the weights for little work. On
-    accelerators any number of rows does, and the value is assumed.
+    As many tokens must be expected of it. On a CPU one row reads the weights for little work, so
+    further tokens cost less than with more rows; the values are between those of steps of eight
+    tokens, timed on two cores. On accelerators this holds for any number of rows, and the value is
+    assumed.
     """
     return 1.8 + 0.3 * math.log2(min(rows, 8)) if backend == "cpu" else 1.4

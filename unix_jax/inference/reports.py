@@ -181,7 +181,7 @@ def decode_reports(
     ends = {"bos": special.bos, "eos": special.eos}
     numbered = enumerate(requests)
     waiting = list(itertools.islice(numbered, rows))
-    more = len(waiting) == rows
+    more = len(waiting) == rows  # whether there may be further requests
     held: list[tuple[int, ReportRequest] | None] = [None] * rows
     state: decoding.DecodeState | None = None
     shape = _Shape()

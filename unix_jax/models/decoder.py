@@ -346,13 +346,12 @@ class Decoder(nn.Module):
                     None if cache is None else cache.block(cache.keys[i], cache.values[i], slot)
                 )
                 name = f"layers_{i}"
-                module = layer(*arguments, transposed=True, name=name)
-                if not self.is_initializing():
-                    module = functools.partial(
-                        _traced_once,
-                        layer(*arguments, transposed=True, parent=None),
-                        self.get_variable("params", name),
-                    )
+                if self.is_initializing():
+                    module = layer(*arguments, transposed=True, name=name)
+                else:
+                    alone = layer(*arguments, transposed=True, parent=None)
+                    params: Any = self.get_variable("params", name)
+                    module = functools.partial(_traced_once, alone, params)
                 (streams, hidden), pair = run(module, (streams, hidden), i + 1, cached)
                 per_layer.append(pair)
             new = tuple(zip(*per_layer, strict=True)) if keep_keys else None
