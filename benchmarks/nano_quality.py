@@ -102,6 +102,10 @@ def gray(chosen: list[Record], size: int) -> np.ndarray:
     return np.asarray(vae_input(np.stack([vae_pixels(record, data) for record in chosen])))[..., 0]
 
 
+def as_images(chosen: list[Record], size: int) -> list[Image.Image]:
+    return [to_pil(x / 2 + 0.5) for x in gray(chosen, size)]
+
+
 def structural_similarity(ours: np.ndarray, target: np.ndarray) -> float:
     """SSIM of two images in [-1, 1], windows of 7 x 7 pixels (Wang et al. 2004)."""
 
@@ -394,13 +398,13 @@ def judge_captions(
 
 
 def generate(
-    pipe: UniXPipeline, prompts: list[str], size: int, first_seed: int = 0
+    pipe: UniXPipeline, prompts: list[str], size: int, first_seed: int = 0, **settings: Any
 ) -> list[Image.Image]:
     made: list[Image.Image] = []
     for start in range(0, len(prompts), BATCH):
         part = prompts[start : start + BATCH]
         seeds = list(range(first_seed + start, first_seed + start + len(part)))
-        made += pipe.generate_image(part, height=size, width=size, seed=seeds)
+        made += pipe.generate_image(part, height=size, width=size, seed=seeds, **settings)
     return made
 
 
@@ -413,7 +417,7 @@ def judge_images(
     pairs: Path | None,
 ) -> list[str]:
     def shown(chosen: list[Record]) -> list[Image.Image]:
-        return [to_pil(x / 2 + 0.5) for x in gray(chosen, size)]
+        return as_images(chosen, size)
 
     rng = np.random.default_rng(0)
     count = len(held_out)

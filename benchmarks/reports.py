@@ -129,7 +129,7 @@ class Scripted:
 
         def scripted_decode(self: UniX, streams: Any, positions: Any, *rest: Any) -> Any:
             output = decode(self, streams, positions, *rest)
-            cache = rest[1]
+            cache = output.context
             about = cache.values[0][:: cache.values[0].shape[0] // len(cache.valid), 0, :2]
             report, begin = (about[:, i, None].astype(jnp.int32) for i in (0, 1))
             step = positions[0] - begin

@@ -2,7 +2,8 @@
 
 The error is the root mean square of the difference of the latents over that of the reference: the
 same noise, prompts and guidance with a very fine grid. Both cover all images together. Images per
-second include the autoencoder's decoder.
+second include the autoencoder's decoder. `--frechet` adds the Fréchet distances of generated images
+to the held-out X-rays of examples/cxr, as `nano_quality.py` measures them.
 """
 
 import dataclasses
@@ -10,9 +11,12 @@ import dataclasses
 import numpy as np
 import tyro
 from common import interleaved, machine, print_table, ratio
+from nano_quality import ROOT, SEEDS, as_images, features, generate, records
 
 from unix_jax import ImageSettings, UniXPipeline
 from unix_jax.app.bundled import example_texts
+from unix_jax.data.records import captions_of
+from unix_jax.evaluation.image import frechet_distance
 from unix_jax.inference.sampling import SOLVERS
 
 
@@ -32,6 +36,8 @@ class Arguments:
     """Text guidance."""
     repeats: int = 3
     """Timed runs of each solver."""
+    frechet: bool = False
+    """Whether to print the Fréchet distances, which takes many minutes on a CPU."""
 
 
 def main(a: Arguments) -> None:
@@ -81,6 +87,35 @@ def main(a: Arguments) -> None:
         "Images per second",
         ["solver and steps", "images/s", "against Euler 49 (spread)"],
         [[name, f"{a.images / t.median:.2f}", ratio(base, t)] for name, t in timings.items()],
+    )
+    if a.frechet:
+        print_frechet(pipe, a.guidance_scale)
+
+
+def print_frechet(pipe: UniXPipeline, guidance_scale: float, size: int = 128) -> None:
+    """Distances of images generated from the captions of the held-out X-rays, per set of seeds."""
+    held_out = records(f"manifest:{ROOT / 'examples' / 'cxr'}", "validate", "test")
+    prompts = [captions_of(record)[0] for record in held_out]
+    target = features(pipe, [image.convert("RGB") for image in as_images(held_out, size)])
+    rows = []
+    for name, solver, steps in (("Euler 49", "euler", 49), ("AB2 20", "ab2", 20)):
+        distances = []
+        for first_seed in SEEDS:
+            made = generate(
+                pipe, prompts, size, first_seed, solver=solver, num_inference_steps=steps,
+                guidance_scale=guidance_scale,
+            )  # fmt: skip
+            found = features(pipe, [image.convert("RGB") for image in made])
+            distances.append([frechet_distance(target[key], found[key]) for key in target])
+        rows.append([name])
+        for of_sets in zip(*distances, strict=True):
+            low, high = min(of_sets), max(of_sets)
+            rows[-1].append(f"{np.mean(of_sets):.3f} ({low:.3f} to {high:.3f})")
+    print_table(
+        f"Fréchet distance to {len(held_out)} held-out X-rays at {size} x {size}: mean of "
+        f"{len(SEEDS)} sets of seeds (smallest to largest)",
+        ["solver and steps", *target],
+        rows,
     )
 
 

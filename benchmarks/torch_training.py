@@ -91,7 +91,8 @@ class TorchTrainer:
         if batch.gen is not None:
             self.places["gen"] = places[:, und:].flatten()
         self.batch = batch.map(tensor)
-        self.draw = [None if x is None else tensor(x) for x in vars(draw).values()]
+        drawn = (draw.latents, draw.noise, draw.timesteps)
+        self.draw = [None if x is None else tensor(x) for x in drawn]
 
     def step(self) -> tuple[float, float]:
         """(loss, norm of its gradient before clipping) of one update with the batch."""

@@ -202,9 +202,23 @@ def test_growing_in_the_middle_changes_nothing():
     state = run(begin(capacity=48 + 7, eos=-1, temperature=1.0), 50, -1, "sample")
     assert bool(state.full)
     assert np.asarray(state.count).tolist() == [7, 7, 7]
-    state = decoding.grow(state, context=52, ring=40, buffer=128, eos=-1)
+    state = decoding.resize(state, context=52, ring=40, buffer=128, eos=-1)
     assert state.tokens.shape == (3, 128)
     np.testing.assert_array_equal(run(state, 13, -1, "sample").tokens[:, :64], whole)
+
+
+def test_a_smaller_ring_with_the_slots_that_rows_need_changes_nothing():
+    whole = np.asarray(run(begin(eos=-1, temperature=1.0), 20, -1, "sample").tokens)
+    state = run(begin(capacity=48 + 40, eos=-1, temperature=1.0), 9, -1, "sample")
+    assert int(state.needed) == 10
+    state = decoding.resize(state, context=48, ring=10, buffer=64, eos=-1)
+    assert state.cache.capacity == 58
+    assert not bool(state.full)
+    state = run(state, 13, -1, "sample")
+    assert bool(state.full)
+    np.testing.assert_array_equal(state.tokens[:, :10], whole[:, :10])
+    state = decoding.resize(state, context=48, ring=24, buffer=64, eos=-1)
+    np.testing.assert_array_equal(run(state, 10, -1, "sample").tokens, whole)
 
 
 def test_rows_stop_at_their_own_eos():

@@ -1,6 +1,7 @@
 """The pipeline: the golden numbers through the public calls; rows that ignore their neighbours."""
 
 import dataclasses
+import itertools
 import json
 import warnings
 
@@ -234,13 +235,13 @@ def test_growing_cache_gives_the_same_tokens(monkeypatch):
     whole = reports(images, prompts, max_new_tokens=24)
     monkeypatch.setattr(context_module, "_BUCKETS", tuple(range(16, 49, 4)))
     grown: list[int] = []
-    grow = decoding.grow
+    resize = decoding.resize
 
     def watched(state, **sizes):
         grown.append(sizes["context"] + sizes["ring"])
-        return grow(state, **sizes)
+        return resize(state, **sizes)
 
-    monkeypatch.setattr(decoding, "grow", watched)
+    monkeypatch.setattr(decoding, "resize", watched)
     assert reports(images, prompts, max_new_tokens=24) == whole
     assert len(grown) >= 2
     assert grown == sorted(set(grown))
@@ -266,6 +267,28 @@ def test_rows_that_end_early():
     assert all(SMALL.special_tokens.eos not in row for row in together)
     for image, prompt, seed, row in zip(images, PROMPTS, seeds, together, strict=True):
         assert reports([image], [prompt], pipe, seed=seed, **options) == [row]
+
+
+def test_the_ring_is_smaller_after_the_end_of_a_long_report(monkeypatch):
+    monkeypatch.setattr(context_module, "_BUCKETS", tuple(range(16, 97, 8)))
+    pipe, lengths = tiny_pipe(), [40, 3, 3, 3, 30, 3, 3, 3, 3, 3, 12]
+    rings: list[int] = []
+    resize = decoding.resize
+
+    def watched(state, **sizes):
+        rings.append(sizes["ring"])
+        return resize(state, **sizes)
+
+    monkeypatch.setattr(decoding, "resize", watched)
+    images = pictures(len(lengths))
+    requests = (
+        pipe.report_request(image, prompt=[5], max_new_tokens=length)
+        for image, length in zip(images, lengths, strict=True)
+    )
+    found = dict(pipe.iterate_reports(requests, batch_size=2))
+    assert any(after < before for before, after in itertools.pairwise(rings)), rings
+    for i, (image, length) in enumerate(zip(images, lengths, strict=True)):
+        assert [found[i].token_ids] == reports([image], [5], pipe, max_new_tokens=length)
 
 
 @pytest.mark.extended

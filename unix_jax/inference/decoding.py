@@ -68,10 +68,14 @@ class DecodeState:
         return self.cache.capacity - self.context
 
     @property
+    def needed(self) -> Int[Array, ""]:
+        """Number of slots of the ring that the next step of the active rows needs; see `resize`."""
+        return jnp.max(jnp.where(self.done, 0, self.used + self._skipped + self.slots))
+
+    @property
     def full(self) -> Bool[Array, ""]:
-        """Whether the ring has too few slots for another step of an active row; see `grow`."""
-        needed = self.used + self._skipped + self.slots
-        return jnp.any(~self.done & (needed > self.ring))
+        """Whether the ring has too few slots for another step."""
+        return self.needed > self.ring
 
     @property
     def _skipped(self) -> Int[Array, ""]:
@@ -344,12 +348,13 @@ def replace_rows(
 
 
 @functools.partial(jax.jit, static_argnames=("context", "ring", "buffer", "prompt", "eos"))
-def grow(
+def resize(
     state: DecodeState, *, context: int, ring: int, buffer: int, eos: int, prompt: int = 0
 ) -> DecodeState:
-    """The same state with more slots for the context and the ring, and longer token buffers.
+    """The same state with another number of slots in the ring, and more for the rest.
 
-    `buffer` is that of the new tokens, `prompt` that of the prompts that a drafter reads.
+    `context` is that of the contexts, `buffer` that of the new tokens, `prompt` that of the prompts
+    that a drafter reads. A smaller ring keeps the latest slots, and must have `state.needed`.
 
     The slots of the ring are rotated: the next one, which is the oldest, becomes the first.
     """
@@ -359,14 +364,15 @@ def grow(
     def change(x: Array, axis: int) -> Array:
         contexts = jax.lax.slice_in_dim(x, 0, old, axis=axis)
         tokens = jnp.roll(jax.lax.slice_in_dim(x, old, None, axis=axis), -shift, axis)
-        parts = [_padded(contexts, context, axis), _padded(tokens, ring, axis)]
+        latest = jax.lax.slice_in_dim(tokens, max(state.ring - ring, 0), None, axis=axis)
+        parts = [_padded(contexts, context, axis), _padded(latest, ring, axis)]
         return jnp.concatenate(parts, axis=axis)
 
     cache: Any = state.cache.map_slots(change)
     tokens = state.tokens
     tokens = jnp.pad(tokens, ((0, 0), (0, buffer - tokens.shape[1])), constant_values=eos)
     drafts = None if state.drafts is None else state.drafts.with_prompts_of(prompt)
-    index = jnp.int32(context + state.ring)
+    index = jnp.int32(context + min(state.ring, ring))
     return state.replace(  # type: ignore[attr-defined]
         cache=cache.replace(index=index), tokens=tokens, drafts=drafts, context=context
     )

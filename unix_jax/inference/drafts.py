@@ -25,8 +25,8 @@ Draft = Literal["none", "ngram", "prompt"]
 DRAFTED = 7
 """Number of drafted tokens that a step verifies."""
 
-_DECAY = 0.9  # per token, of the statistics on how often a drafter is right
-_PRIOR = 0.7  # of both statistics
+_DECAY = 0.85  # per token, of the statistics on how often a drafter is right
+_PRIOR = 0.5  # of both statistics
 _BUCKET = 4  # entries of a bucket
 # Confidence in what followed the last three, or the last two, tokens before.
 _COPIED = (0.9, 0.7)
@@ -239,4 +239,4 @@ def step_cost(rows: int, backend: str) -> float:
     tokens, timed on two cores. On accelerators this holds for any number of rows, and the value is
     assumed.
     """
-    return 1.8 + 0.3 * math.log2(min(rows, 8)) if backend == "cpu" else 1.4
+    return 2.2 + 0.2 * math.log2(min(rows, 8)) if backend == "cpu" else 1.4

@@ -33,6 +33,8 @@ from unix_jax.preprocessing.transforms import to_model_image
 
 # Part of the rows that may be idle until their replacements are prefilled together.
 _IDLE = 8
+# Slots that a smaller ring must have left, so that it does not grow again at once.
+_SPARE = 16
 _WITHOUT_LIMIT = 2**30
 
 
@@ -132,8 +134,8 @@ def compile_reports(loaded: LoadedModel, rows: int, settings: ReportSettings) ->
             )
             if shape.ring >= settings.max_new_tokens:
                 return
-            shape = shape.with_more_slots(state)
-            state = _grown(state, shape, special.eos)
+            shape = shape.with_slots_for(shape.ring + 1)
+            state = _resized(state, shape, special.eos)
 
 
 def _longest_prompt(loaded: LoadedModel, new_tokens: int, images: int) -> int:
@@ -202,7 +204,7 @@ def decode_reports(
                     drafted = 0 if drafter is None else DRAFTED
                     state = _started(new, len(taken), rows, shape, drafted, **ends)
                 else:
-                    state = _grown(state, shape, special.eos)
+                    state = _resized(state, shape, special.eos)
                     filled = np.asarray(into + into[-1:] * (group - len(into)), np.int32)
                     state = decoding.replace_rows(
                         state,
@@ -217,9 +219,8 @@ def decode_reports(
         if state is None or not active:
             return
         with sharding.use_mesh(loaded.mesh):
-            if bool(state.full):
-                shape = shape.with_more_slots(state)
-                state = _grown(state, shape, special.eos)
+            shape = shape.with_slots_for(int(state.needed))
+            state = _resized(state, shape, special.eos)
             state = decoding.decode_until(
                 loaded.model,
                 loaded.params,
@@ -267,7 +268,7 @@ def _group_size(rows: int, shards: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class _Shape:
-    """Sizes that compiled programs depend on; they only increase during a run.
+    """Sizes that compiled programs depend on; all but the ring only increase during a run.
 
     context: slots of a context. images: images of a row. buffer: new tokens of a row. ring: slots
     for the tokens of all rows; 0 until the first prefill. prompt: tokens of a prompt, if the
@@ -298,8 +299,15 @@ class _Shape:
             max(self.prompt, prompt),
         )
 
-    def with_more_slots(self, state: decoding.DecodeState) -> "_Shape":
-        ring = bucket(state.cache.capacity + 1) - state.context
+    def with_slots_for(self, needed: int) -> "_Shape":
+        """The same with a ring that has `needed` slots.
+
+        The time of a step depends on the ring, so after the end of a long report it is smaller.
+        """
+        if needed > self.ring:
+            ring = bucket(self.context + needed) - self.context
+        else:
+            ring = min(bucket(self.context + needed + _SPARE) - self.context, self.ring)
         return dataclasses.replace(self, ring=ring)
 
 
@@ -363,16 +371,16 @@ def _started(
         new, context=shape.context, bos=bos, eos=eos, buffer=shape.buffer, drafted=drafted
     )
     state = state.replace(done=state.done | (jnp.arange(rows) >= used))  # type: ignore[attr-defined]
-    return _grown(state, shape, eos)
+    return _resized(state, shape, eos)
 
 
-def _grown(state: decoding.DecodeState, shape: _Shape, eos: int) -> decoding.DecodeState:
+def _resized(state: decoding.DecodeState, shape: _Shape, eos: int) -> decoding.DecodeState:
     """The state with the sizes of `shape`."""
     prompt = 0 if state.drafts is None else state.drafts.prompts.shape[1]
     sizes = (state.context, state.ring, state.tokens.shape[1], prompt)
     if sizes == (shape.context, shape.ring, shape.buffer, shape.prompt):
         return state
-    return decoding.grow(
+    return decoding.resize(
         state,
         context=shape.context,
         ring=shape.ring,
