@@ -9,7 +9,6 @@ Letters: B batch, U und tokens, G latent tokens, I images of a row, J images of 
 P patches of an image, D width, V vocabulary, C numbers in a latent token.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -28,7 +27,7 @@ from unix_jax.models.embeddings import patchify, sincos_table_2d, timestep_sinus
 from unix_jax.models.layers import Dtype, TwoLayerMLP, dense
 from unix_jax.models.packed_images import PackedImages
 from unix_jax.models.remat import RematPolicy
-from unix_jax.models.shapes import traced_once
+from unix_jax.models.shapes import initialisation_options, traced_once
 from unix_jax.models.unet import JointContext, UNet
 from unix_jax.models.unet_config import backbone_config
 from unix_jax.models.vision import VisionTransformer
@@ -374,10 +373,10 @@ def init_params(config: UniXConfig, key: Array, *, boxed: bool = False) -> dict[
     return variables["params"] if boxed else nn.unbox(variables["params"])
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def untrained_params(config: UniXConfig, key: Array) -> dict[str, Any]:
     """`init_params` as one program, which compiles much faster than its operations one by one."""
-    return init_params(config, key)
+    options = initialisation_options()
+    return jax.jit(init_params, static_argnums=0, compiler_options=options)(config, key)
 
 
 @traced_once

@@ -32,6 +32,7 @@ from unix_jax.data.records import RecordSource
 from unix_jax.errors import CheckpointError, ConfigError
 from unix_jax.instructions import Instructions
 from unix_jax.models.dinov2 import Dinov2Config
+from unix_jax.models.shapes import initialisation_options
 from unix_jax.models.unix import init_params, param_shapes
 from unix_jax.preprocessing.text import Tokenizer
 from unix_jax.sharding import check_mesh, make_mesh, param_shardings, parse_mesh, slice_count
@@ -200,7 +201,11 @@ def _replaced_backbone(
     def fresh(key: Any) -> Any:
         return init_params(model_config, key)["unet"]
 
-    unet = jax.jit(fresh, out_shardings=param_shardings(shapes, mesh))(key)
+    unet = jax.jit(
+        fresh,
+        out_shardings=param_shardings(shapes, mesh),
+        compiler_options=initialisation_options(),
+    )(key)
     wanted = flatten(param_shapes(model_config))
     kept = {path: x for path, x in flatten(params).items() if path in wanted}
     return unflatten(kept) | {"unet": unet}

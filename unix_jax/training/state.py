@@ -21,6 +21,7 @@ from unix_jax.checkpoints.fitting import check_leaves
 from unix_jax.checkpoints.leaves import flatten
 from unix_jax.errors import CheckpointError
 from unix_jax.models.layers import Dtype
+from unix_jax.models.shapes import initialisation_options
 from unix_jax.sharding import param_shardings
 from unix_jax.training.parameter_groups import merge_params, split_params
 
@@ -92,7 +93,8 @@ def create_state(
         fresh = {part: fn for part, fn in init.items() if part not in given}
         return _assemble(nn.unbox(_fresh(fresh, key)) | given, **options)
 
-    return jax.jit(make, out_shardings=shardings)(key, given)
+    build = jax.jit(make, out_shardings=shardings, compiler_options=initialisation_options())
+    return build(key, given)
 
 
 def abstract_state(
