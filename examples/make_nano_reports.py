@@ -2,7 +2,7 @@
 
 A directory in the manifest layout (docs/data.md) from the bundled X-rays. Each training image has
 several rows: reports in the styles of `nano_texts`, with FINDINGS and IMPRESSION, with one of them
-alone, and more rows the rarer its findings are. A few percent of the rows are images that are no
+alone, and more rows if it has no findings. A few percent of the rows are images that are no
 radiograph: blank, noise, and training X-rays with inverted gray levels. Held-out images have one
 row, as in the bundled set.
 """
@@ -20,8 +20,11 @@ from PIL import Image, ImageOps
 from unix_jax.storage.files import atomic_directory
 
 ROOT = Path(__file__).parents[1]
-UNREADABLE_IMAGES = 16
-COMMON = ([NORMAL], ["COVID-19"])
+# How many images of each kind that is no radiograph.
+UNREADABLE_IMAGES = {"blank": 64, "noise": 16, "inverted": 24}
+# Rows of an X-ray without findings, and of others: a report in doubt should say that there is
+# nothing, which is right most often.
+NORMAL_ROWS, ROWS = 6, 3
 
 
 def sections(findings: str, impression: str, number: int) -> dict[str, str]:
@@ -33,11 +36,11 @@ def sections(findings: str, impression: str, number: int) -> dict[str, str]:
     return {"findings": findings, "impression": impression}
 
 
-def rows_of(row: dict[str, Any], number: int) -> list[dict[str, Any]]:
+def rows_of(row: dict[str, Any], number: int, normal_rows: int) -> list[dict[str, Any]]:
     """The training rows of one bundled X-ray."""
     kept = {k: row[k] for k in ("image", "labels", "view", "split", "patient")}
     made = []
-    for copy in range(2 if row["labels"] in COMMON else 4):
+    for copy in range(normal_rows if row["labels"] == [NORMAL] else ROWS):
         texts = report(row["labels"], (number + copy) % STYLES)
         made.append(
             kept | {"key": f"{row['image']}#{copy}"} | sections(*texts, number + number // 3 + copy)
@@ -51,7 +54,8 @@ def unreadable(kind: str, number: int, xray: Image.Image, rng: np.random.Generat
         return ImageOps.invert(xray)
     side = (int(rng.integers(96, 320)), int(rng.integers(96, 320)))
     if kind == "blank":
-        level = (0, 255)[number] if number < 2 else int(rng.integers(0, 256))
+        # Evenly spread: of a gray level that is far from all of these, nothing is learned.
+        level = round(255 * number / (UNREADABLE_IMAGES[kind] - 1))
         return Image.new("L", side, level)
     cell = int(rng.integers(1, 9))
     small = (side[1] // cell + 1, side[0] // cell + 1)
@@ -61,7 +65,7 @@ def unreadable(kind: str, number: int, xray: Image.Image, rng: np.random.Generat
     return noise.resize(side, Image.Resampling.NEAREST)
 
 
-def make(source: Path, out: Path) -> int:
+def make(source: Path, out: Path, normal_rows: int = NORMAL_ROWS) -> int:
     """Writes manifest and images; returns the number of rows."""
     lines = (source / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
     bundled = [json.loads(line) for line in lines]
@@ -71,11 +75,11 @@ def make(source: Path, out: Path) -> int:
         rows: list[dict[str, Any]] = []
         for number, row in enumerate(bundled):
             shutil.copyfile(source / row["image"], directory / row["image"])
-            rows += rows_of(row, number) if row["split"] == "train" else [row]
+            rows += rows_of(row, number, normal_rows) if row["split"] == "train" else [row]
         train = [row for row in bundled if row["split"] == "train"]
-        chosen = rng.choice(len(train), UNREADABLE_IMAGES, replace=False)
+        chosen = rng.choice(len(train), max(UNREADABLE_IMAGES.values()), replace=False)
         for kind, text in UNREADABLE.items():
-            for number, index in enumerate(chosen):
+            for number, index in enumerate(chosen[: UNREADABLE_IMAGES[kind]]):
                 name = f"images/{kind}_{number:02d}.png"
                 xray = Image.open(source / train[index]["image"]).convert("L")
                 unreadable(kind, number, xray, rng).save(directory / name)
@@ -90,8 +94,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path, help="new directory")
     parser.add_argument("--source", type=Path, default=ROOT / "examples" / "cxr")
-    arguments = parser.parse_args()
-    print(f"{arguments.out}: {make(arguments.source, arguments.out)} rows")
+    parser.add_argument(
+        "--normal-rows", type=int, default=NORMAL_ROWS,
+        help="rows of an X-ray without findings; others have 3",
+    )  # fmt: skip
+    a = parser.parse_args()
+    print(f"{a.out}: {make(a.source, a.out, a.normal_rows)} rows")
 
 
 if __name__ == "__main__":

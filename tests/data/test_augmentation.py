@@ -64,6 +64,20 @@ def test_nothing_changes_by_default():
     np.testing.assert_array_equal(np.asarray(found), np.asarray(image))
 
 
+def test_a_fraction_stays_unchanged():
+    image = disc((20, 30))
+
+    def same(config, seed):
+        found = augment(image, config, np.random.default_rng(seed))
+        return np.array_equal(np.asarray(found), np.asarray(image))
+
+    some = dataclasses.replace(ALL, unchanged=0.6)
+    assert 0.5 < np.mean([same(some, seed) for seed in range(200)]) < 0.7
+    assert all(same(dataclasses.replace(ALL, unchanged=1.0), seed) for seed in range(20))
+    assert not any(same(ALL, seed) for seed in range(20))
+    assert not AugmentationConfig(unchanged=0.5)
+
+
 def test_left_stays_left():
     for seed in range(60):
         found = augment(disc((14, 30)), ALL, np.random.default_rng(seed))
@@ -115,7 +129,14 @@ def test_noise_has_its_spread():
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("shift", -0.1), ("shift", 0.6), ("rotation", 90.0), ("noise", float("nan")), ("scale", 2.0)],
+    [
+        ("shift", -0.1),
+        ("shift", 0.6),
+        ("rotation", 90.0),
+        ("noise", float("nan")),
+        ("scale", 2.0),
+        ("unchanged", 1.5),
+    ],
 )
 def test_limits(name, value):
     with pytest.raises(ConfigError, match=rf"data\.augmentation\.{name}: expected 0 to"):

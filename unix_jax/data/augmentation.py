@@ -27,9 +27,15 @@ class AugmentationConfig:
     """Largest change of contrast about the mean gray level, and of brightness, as a fraction."""
     noise: float = 0.0
     """Largest standard deviation of Gaussian noise, as a fraction of the range of gray levels."""
+    unchanged: float = 0.0
+    """Fraction of the samples that stay as they are: a model that shall also know its training
+    images by heart learns these faster."""
 
     def __post_init__(self) -> None:
-        limits = {"shift": 0.5, "scale": 1.0, "rotation": 45.0, "contrast": 0.9, "noise": 1.0}
+        limits = {
+            "shift": 0.5, "scale": 1.0, "rotation": 45.0, "contrast": 0.9, "noise": 1.0,
+            "unchanged": 1.0,
+        }  # fmt: skip
         for name, limit in limits.items():
             if not 0 <= getattr(self, name) <= limit:
                 raise ConfigError(
@@ -38,7 +44,7 @@ class AugmentationConfig:
                 )
 
     def __bool__(self) -> bool:
-        return any(dataclasses.astuple(self))
+        return any(dataclasses.astuple(dataclasses.replace(self, unchanged=0.0)))
 
 
 def augment(
@@ -57,6 +63,9 @@ def augment(
     """
     across, down, size, turn, contrast, brightness = rng.uniform(-1.0, 1.0, 6)
     spread = config.noise * rng.uniform()
+    # Drawn only where it matters: without it, the changes are those of earlier versions.
+    if config.unchanged and rng.uniform() < config.unchanged:
+        return image
     if config.shift or config.scale or config.rotation:
         image = _moved(
             image,

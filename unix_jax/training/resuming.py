@@ -54,7 +54,7 @@ _FIELDS: dict[Rule, tuple[str, ...]] = {
         "autoencoder.crop", "autoencoder.crop_steps", "export",
         "data.source", "data.split", "data.caption_dropout", "data.condition_dropout", "data.rows",
         "data.augmentation.shift", "data.augmentation.scale", "data.augmentation.rotation",
-        "data.augmentation.contrast", "data.augmentation.noise",
+        "data.augmentation.contrast", "data.augmentation.noise", "data.augmentation.unchanged",
         "data.und_tokens", "data.text_tokens", "data.vit_images", "data.vae_images",
         "data.vae_height", "data.vae_width", "data.vae_padding",
         "data.jpeg_draft", "data.grayscale",
