@@ -28,7 +28,7 @@ class AugmentationConfig:
     noise: float = 0.0
     """Largest standard deviation of Gaussian noise, as a fraction of the range of gray levels."""
     unchanged: float = 0.0
-    """Fraction of the samples that stay as they are: a model that shall also know its training
+    """Fraction of the samples that stay as they are: a model that must also know its training
     images by heart learns these faster."""
 
     def __post_init__(self) -> None:
