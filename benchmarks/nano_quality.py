@@ -276,7 +276,11 @@ def judge_reports(pipe: UniXPipeline, held_out: list[Record], train: list[Record
     rng = np.random.default_rng(1)
     noise = [rng.integers(0, 256, (200, 180)).astype(np.uint8) for _ in range(8)]
     odd = {
-        "blank": [Image.new("L", (200, 220), level) for level in range(0, 256, 36)],
+        "blank": [
+            Image.new("L", size, level)
+            for size in ((200, 220), (256, 256))
+            for level in range(0, 256, 36)
+        ],
         "noise": [Image.fromarray(levels) for levels in noise],
         "inverted": [ImageOps.invert(image.convert("L")) for image in images],
     }

@@ -21,7 +21,7 @@ from unix_jax.storage.files import atomic_directory
 
 ROOT = Path(__file__).parents[1]
 # How many images of each kind that is no radiograph.
-UNREADABLE_IMAGES = {"blank": 64, "noise": 16, "inverted": 24}
+UNREADABLE_IMAGES = {"blank": 64, "noise": 32, "inverted": 32}
 # Rows of an X-ray without findings, and of others: a report in doubt should say that there is
 # nothing, which is right most often.
 NORMAL_ROWS, ROWS = 6, 3
@@ -53,6 +53,9 @@ def unreadable(kind: str, number: int, xray: Image.Image, rng: np.random.Generat
     if kind == "inverted":
         return ImageOps.invert(xray)
     side = (int(rng.integers(96, 320)), int(rng.integers(96, 320)))
+    if number // 2 % 2:
+        # Square or nearly so: others have bands in the ViT's input, by which they could be told.
+        side = (side[0], side[0] + 2 * (number % 5))
     if kind == "blank":
         # Evenly spread: of a gray level that is far from all of these, nothing is learned.
         level = round(255 * number / (UNREADABLE_IMAGES[kind] - 1))
