@@ -3,8 +3,8 @@
     python examples/make_nano_mean.py runs/nano_mean runs/nano_reading_2 runs/nano_reading_1
 
 The mean of a model that knows its training X-rays by heart and of the one that it was trained from
-knows most of them, and reads others better. Arrays that are equal in all stay as they are. Config
-and tokenizer are those of the first checkpoint.
+knows most of them, and reads more of the validation split. Arrays that are equal in all stay as
+they are. Config and tokenizer are those of the first checkpoint.
 """
 
 import argparse
