@@ -278,7 +278,7 @@ def judge_reports(pipe: UniXPipeline, held_out: list[Record], train: list[Record
     odd = {
         "blank": [
             Image.new("L", size, level)
-            for size in ((200, 220), (256, 256))
+            for size in ((200, 220), (256, 256), (256, 250))
             for level in range(0, 256, 36)
         ],
         "noise": [Image.fromarray(levels) for levels in noise],

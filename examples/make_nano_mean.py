@@ -8,6 +8,7 @@ they are. Config and tokenizer are those of the first checkpoint.
 """
 
 import argparse
+import math
 from pathlib import Path
 
 import jax
@@ -29,6 +30,8 @@ def main() -> None:
     weights = a.weights or [1.0] * len(a.checkpoints)
     if len(weights) != len(a.checkpoints):
         parser.error(f"--weights: expected {len(a.checkpoints)}, found {len(weights)}")
+    if not all(0 < weight < math.inf for weight in weights):
+        parser.error(f"--weights: expected positive numbers, found {weights}")
     config, first, vae = load_model(a.checkpoints[0])
     others = [load_model(path)[1] for path in a.checkpoints[1:]]
 
