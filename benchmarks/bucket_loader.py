@@ -81,8 +81,8 @@ def serve(folder: str, latency: float, port: Any) -> None:
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
-        assert site._server is not None
-        port.value = site._server.sockets[0].getsockname()[1]
+        server: Any = site._server
+        port.value = server.sockets[0].getsockname()[1]
         await asyncio.Event().wait()
 
     asyncio.run(run())

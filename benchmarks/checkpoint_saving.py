@@ -128,14 +128,14 @@ def main(a: Arguments) -> None:
     for what in ("save", "restore"):
         rows = []
         for name in WAYS:
-            found = times[name, what]
+            of_way = times[name, what]
             reference = times["Orbax alone", what]
             rows.append(
                 [
                     name,
-                    spread([gigabytes / wall for wall, _ in found], ".2f"),
-                    spread([cpu for _, cpu in found], ".2f"),
-                    spread([r[1] / f[1] for f, r in zip(found, reference, strict=True)], ".2f"),
+                    spread([gigabytes / wall for wall, _ in of_way], ".2f"),
+                    spread([cpu for _, cpu in of_way], ".2f"),
+                    spread([r[1] / f[1] for f, r in zip(of_way, reference, strict=True)], ".2f"),
                     f"{size[name]:.3f}",
                 ]
             )

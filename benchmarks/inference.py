@@ -132,7 +132,15 @@ def benchmark_decoding(
         layout = lay_out([[[TextSplit(row.tolist())]] for row in ids], model.config)
         capacity = bucket(a.context + a.new_tokens)
         cache, _ = prefill(model, params, as_batch(layout), capacity)
-        keys = jax.random.split(jax.random.key(0), batch)
+        new = decoding.NewRows(
+            cache,
+            jnp.asarray(layout.next_position),
+            jax.random.split(jax.random.key(0), batch),
+            limit=jnp.full(batch, a.new_tokens),
+            temperature=jnp.zeros(batch),
+            top_p=jnp.ones(batch),
+            prompts=jnp.zeros((batch, 0), jnp.int32),
+        )
         # An eos that no token equals: both sides write all tokens.
         config = dataclasses.replace(
             model.config, special_tokens=dataclasses.replace(model.config.special_tokens, eos=-1)
@@ -140,16 +148,17 @@ def benchmark_decoding(
         endless = dataclasses.replace(model, config=config)
 
         def ours(
-            cache: Any = cache, layout: Any = layout, keys: Any = keys, endless: UniX = endless
+            new: decoding.NewRows = new, batch: int = batch, endless: UniX = endless
         ) -> object:
-            # The loop consumes its state, so each run starts from a copy.
             state = decoding.start(
-                jax.tree.map(jnp.copy, cache), layout.next_position, 0, -1, a.new_tokens
-            )
-            state = decoding.decode_until(
-                endless, params, state, jnp.int32(a.new_tokens), keys, jnp.float32(1),
-                jnp.float32(1), greedy=True,
+                # The loop consumes its state, so each run starts from a copy.
+                jax.tree.map(jnp.copy, new),
+                context=a.context, bos=0, eos=-1, buffer=a.new_tokens,
             )  # fmt: skip
+            state = decoding.decode_until(
+                endless, params, state, np.int32(a.new_tokens), np.int32(batch), choice="greedy"
+            )
+            assert int(state.count.min()) == a.new_tokens
             return state.tokens.block_until_ready()
 
         prompt = to_torch(ids)

@@ -108,7 +108,7 @@ def caches(a: Arguments) -> list[list[str]]:
     heads, places, dim = a.cache
     cache = tuple(jnp.ones((heads, places, dim)) for _ in range(a.layers))
 
-    def loop(first: str) -> Callable[[Any], Any]:
+    def loop(first: str) -> Any:
         def step(i: Any, state: Any) -> Any:
             x, layers = state
             after = []

@@ -15,11 +15,12 @@ that are not radiographs.
 
 Images: Fréchet distances to the held-out X-rays of images generated for their captions, next to
 those of real X-rays of the training split, of the same held-out ones through the autoencoder, and
-of noise; always of equally many images, since the distance falls with their number. The brightness
-of an image depends on its seed, so the distances of four sets of seeds are given. Features are the
-nano model's own ViT's, mean over patches, and gray levels at 8 x 8: RAD-DINO, which the field
-compares with, cannot be bundled. So these distances can be compared with each other only. A
-classifier of gray levels, trained on real X-rays, recognises the three most common captions.
+of noise. The distance falls with the number of images, and that of few depends on which they are:
+the images of four sets of seeds are given, alone and together, and many random choices of equally
+many real X-rays with the same captions. Features are the nano model's own ViT's, mean over patches,
+and gray levels at 8 x 8: RAD-DINO, which the field compares with, cannot be bundled. So these
+distances can be compared with each other only. A classifier of gray levels, trained on real X-rays,
+recognises the three most common captions.
 
 Memory: the correlation of each generated X-ray with the training image that is most like it, beside
 that of the held-out ones, at 16 x 16 gray levels. A model that copies is above them.
@@ -58,6 +59,8 @@ from nano_texts import NORMAL, NOUNS, findings_of  # noqa: E402  (beside the tra
 BATCH = 8
 GENERATED_PER_CAPTION = 20
 SUBSETS = 10
+# Random choices of real X-rays of the training split.
+REAL_SETS = 200
 # First seeds of the sets of generated images; the sheet and the pairs are of the first set.
 SEEDS = (0, 10000, 20000, 30000)
 
@@ -412,6 +415,20 @@ def generate(
     return made
 
 
+def with_captions(prompts: list[str], train: list[Record], rng: np.random.Generator) -> np.ndarray:
+    """Indices of as many training records, none twice, with these captions as far as possible.
+
+    Captions that are not left in the training split are replaced by any.
+    """
+    left = list(rng.permutation(len(train)))
+    chosen: list[int] = []
+    for prompt in prompts:
+        same = (index for index in left if captions_of(train[index])[0] == prompt)
+        chosen.append(next(same, left[-1]))
+        left.remove(chosen[-1])
+    return np.array(chosen)
+
+
 def judge_images(
     pipe: UniXPipeline,
     held_out: list[Record],
@@ -428,42 +445,52 @@ def judge_images(
     prompts = [captions_of(record)[0] for record in held_out]
     sets = [generate(pipe, prompts, size, first_seed) for first_seed in SEEDS]
     generated = sets[0]
-    real = shown(held_out)
+    real, known = shown(held_out), shown(train)
     passed = passed_through(pipe, gray(held_out, size))
+    of_seeds = {f"generated, seeds from {first}": x for first, x in zip(SEEDS, sets, strict=True)}
     groups = {
-        "real, of the training split": shown(
-            [train[i] for i in rng.permutation(len(train))[:count]]
-        ),
+        "the held-out ones": real,
         "the held-out ones through the autoencoder": [
             to_pil(np.clip(x / 2 + 0.5, 0, 1)) for x in passed
         ],
-        **{
-            f"generated, seeds from {first}": images
-            for first, images in zip(SEEDS, sets, strict=True)
-        },
+        **of_seeds,
+        f"generated, the {len(sets) * count} of all seeds": [
+            image for images in sets for image in images
+        ],
+        f"real, the {len(train)} of the training split": known,
         "noise": [to_pil(rng.uniform(size=(size, size, 3))) for _ in range(count)],
     }
-    target = features(pipe, [image.convert("RGB") for image in real])
+    found = {
+        name: features(pipe, [image.convert("RGB") for image in images])
+        for name, images in groups.items()
+    }
+    target = found["the held-out ones"]
+    of_train = found[f"real, the {len(train)} of the training split"]
+
+    def row(rows: dict[str, np.ndarray]) -> list[float]:
+        """The distance by each kind of features, and the mean gray level."""
+        return [*(frechet_distance(target[key], rows[key]) for key in rows), rows["8 x 8"].mean()]
+
+    generated_rows = [row(found[name]) for name in of_seeds]
+    choices = [with_captions(prompts, train, rng) for _ in range(REAL_SETS)]
+    real_rows = [row({key: x[chosen] for key, x in of_train.items()}) for chosen in choices]
+    chosen_real = f"real, {count} of the training split with these captions"
+    table = {
+        **{name: row(rows) for name, rows in found.items()},
+        f"generated, {count} images, mean of {len(sets)} sets": np.mean(generated_rows, axis=0),
+        f"{chosen_real}, mean of {REAL_SETS} choices": np.mean(real_rows, axis=0),
+        "  smallest of these without the lowest 5 %": np.percentile(real_rows, 5, axis=0),
+        "  largest of these without the highest 5 %": np.percentile(real_rows, 95, axis=0),
+    }
     lines = [
         f"Fréchet distance to {count} held-out X-rays at {size} x {size}",
-        f"{'':44s} " + " ".join(f"{name:>10s}" for name in (*target, "mean gray")),
+        f"{'':72s} " + " ".join(f"{name:>10s}" for name in (*target, "mean gray")),
+        *(
+            f"  {name:70s} " + " ".join(f"{number:10.4f}" for number in numbers)
+            for name, numbers in table.items()
+        ),
     ]
-    of_sets = []
-    for name, images in groups.items():
-        found = features(pipe, [image.convert("RGB") for image in images])
-        distances = [frechet_distance(target[key], found[key]) for key in target]
-        distances.append(found["8 x 8"].mean())
-        lines.append(f"  {name:42s} " + " ".join(f"{distance:10.4f}" for distance in distances))
-        if name.startswith("generated"):
-            of_sets.append(distances)
-    average = np.mean(of_sets, axis=0)
-    lines.append(
-        f"  {f'generated, mean of these {len(SEEDS)} sets':42s} "
-        + " ".join(f"{distance:10.4f}" for distance in average)
-    )
-    lines.append(f"  {'the held-out ones':42s} {'':10s} {'':10s} {target['8 x 8'].mean():10.4f}")
     lines += judge_captions(pipe, held_out, train, size, shown)
-    known = shown(train)
     lines += ["", "correlation with the nearest training image       5 %   median     95 %"]
     for name, images in (("generated for their captions", generated), ("the held-out ones", real)):
         low, middle, high = np.percentile(nearest(images, known)[0], (5, 50, 95))

@@ -7,6 +7,7 @@ to the held-out X-rays of examples/cxr, as `nano_quality.py` measures them.
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import tyro
@@ -71,9 +72,9 @@ def main(a: Arguments) -> None:
         [[str(n), *(error(latents(solver, n)) for solver in SOLVERS)] for n in a.evaluations],
     )
 
-    def images(solver: str, steps: int) -> object:
+    def images(solver: Any, steps: int) -> object:
         return pipe.generate_image(
-            prompts, seed=range(a.images), solver=solver, num_inference_steps=steps,  # type: ignore[arg-type]
+            prompts, seed=range(a.images), solver=solver, num_inference_steps=steps,
             guidance_scale=a.guidance_scale,
         )  # fmt: skip
 

@@ -90,9 +90,9 @@ class TorchTrainer:
         self.places = {"und": places[:, :und].flatten()}
         if batch.gen is not None:
             self.places["gen"] = places[:, und:].flatten()
-        self.batch = batch.map(tensor)
+        self.batch: Any = batch.map(tensor)  # of tensors
         drawn = (draw.latents, draw.noise, draw.timesteps)
-        self.draw = [None if x is None else tensor(x) for x in drawn]
+        self.draw: list[Any] = [None if x is None else tensor(x) for x in drawn]
 
     def step(self) -> tuple[float, float]:
         """(loss, norm of its gradient before clipping) of one update with the batch."""

@@ -106,7 +106,10 @@ def loss() -> Callable[[], object]:
     def run() -> object:
         # A new function each time: JAX traces the same one once.
         return jax.eval_shape(
-            lambda *given: unix_loss(model, *given, JOINT.losses), params, host, key
+            lambda params, host, key: unix_loss(model, params, host, key, JOINT.losses),
+            params,
+            host,
+            key,
         )
 
     return run

@@ -55,7 +55,7 @@ def unreadable(kind: str, number: int, xray: Image.Image, rng: np.random.Generat
     side = (int(rng.integers(96, 320)), int(rng.integers(96, 320)))
     if number // 2 % 2:
         # Square or nearly so: others have bands in the ViT's input, by which they could be told.
-        side = (side[0], side[0] + 2 * (number % 5))
+        side = (side[0], side[0] + 2 * (number % 9 - 4))
     if kind == "blank":
         # Evenly spread: of a gray level that is far from all of these, nothing is learned.
         level = round(255 * number / (UNREADABLE_IMAGES[kind] - 1))

@@ -30,6 +30,6 @@ def enable_compilation_cache() -> None:
     except OSError:
         return
     jax.config.update("jax_compilation_cache_dir", str(path))
-    # A start compiles many small programs: all of them are kept.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    # A start compiles many small programs. Reading one takes about 5 ms.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.02)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
@@ -113,21 +114,50 @@ class NewRows:
 
 
 def start(
-    new: NewRows, *, context: int, bos: int, eos: int, buffer: int, drafted: int = 0
+    new: NewRows,
+    used: int | None = None,
+    *,
+    context: int,
+    bos: int,
+    eos: int,
+    buffer: int,
+    drafted: int = 0,
 ) -> DecodeState:
     """The state before the first step, with space for `buffer` new tokens per row.
 
-    The contexts are in the first `context` slots of the cache, and the ring is the remainder.
-    `drafted` is the number of drafted tokens that a step verifies, 0 without a drafter.
+    The contexts are in the first `context` slots of the cache, and the ring is the remainder. Rows
+    from `used` on, if given, have ended already. `drafted` is the number of drafted tokens that a
+    step verifies, 0 without a drafter.
     """
+    state = _fresh(
+        new.replace(cache=None),  # type: ignore[attr-defined]
+        np.int32(new.position.shape[0] if used is None else used),
+        context=context, bos=bos, eos=eos, buffer=buffer, drafted=drafted,
+    )  # fmt: skip
+    return state.replace(
+        cache=new.cache.replace(index=jax.device_put(np.int32(context))),  # type: ignore[attr-defined]
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("context", "bos", "eos", "buffer", "drafted"))
+def _fresh(
+    new: NewRows,
+    used: Int[Array, ""],
+    *,
+    context: int,
+    bos: int,
+    eos: int,
+    buffer: int,
+    drafted: int,
+) -> DecodeState:
+    """`start` without the cache, as one program: a few dozen small ones would take longer."""
     batch = new.position.shape[0]
 
     def filled(value: int) -> Int[Array, " B"]:
-        # Separate arrays, because the loop reuses their memory.
         return jnp.full((batch,), value, jnp.int32)
 
     return DecodeState(
-        cache=new.cache.replace(index=jnp.int32(context)),  # type: ignore[attr-defined]
+        cache=new.cache,
         token=filled(bos),
         position=jnp.asarray(new.position, jnp.int32),
         keys=new.keys,
@@ -137,7 +167,7 @@ def start(
         temperature=new.temperature,
         top_p=new.top_p,
         used=filled(0),
-        done=jnp.zeros((batch,), bool),
+        done=jnp.arange(batch) >= used,
         non_finite_step=filled(-1),
         drafts=Drafts.create(new.prompts, drafted) if drafted else None,
         context=context,
@@ -345,6 +375,12 @@ def replace_rows(
         if state.drafts is None
         else jax.tree.map(put, state.drafts, Drafts.create(new.prompts, state.slots - 1)),
     )
+
+
+@jax.jit
+def slots_needed(state: DecodeState) -> Int[Array, ""]:
+    """`DecodeState.needed` as one program."""
+    return state.needed
 
 
 @functools.partial(jax.jit, static_argnames=("context", "ring", "buffer", "prompt", "eos"))

@@ -128,8 +128,8 @@ def compile_reports(loaded: LoadedModel, rows: int, settings: ReportSettings) ->
                 loaded.model,
                 loaded.params,
                 state,
-                jnp.int32(1),
-                jnp.int32(rows),
+                np.int32(1),
+                np.int32(rows),
                 choice="greedy",
             )
             if shape.ring >= settings.max_new_tokens:
@@ -209,7 +209,7 @@ def decode_reports(
                     state = decoding.replace_rows(
                         state,
                         filled,
-                        jnp.int32(len(into)),
+                        np.int32(len(into)),
                         new,
                         **ends,
                     )
@@ -219,14 +219,14 @@ def decode_reports(
         if state is None or not active:
             return
         with sharding.use_mesh(loaded.mesh):
-            shape = shape.with_slots_for(int(state.needed))
+            shape = shape.with_slots_for(int(decoding.slots_needed(state)))
             state = _resized(state, shape, special.eos)
             state = decoding.decode_until(
                 loaded.model,
                 loaded.params,
                 state,
-                jnp.int32(stride or _WITHOUT_LIMIT),
-                jnp.int32(group if waiting or more else rows),
+                np.int32(stride or _WITHOUT_LIMIT),
+                np.int32(group if waiting or more else rows),
                 drafter,
                 choice=_choice([request.settings for _, _, request in active]),
             )
@@ -368,9 +368,8 @@ def _started(
         rest = jax.tree.map(lambda x: jnp.concatenate([x] * copies), new.replace(cache=None))  # type: ignore[attr-defined]
         new = rest.replace(cache=cache)
     state = decoding.start(
-        new, context=shape.context, bos=bos, eos=eos, buffer=shape.buffer, drafted=drafted
+        new, used, context=shape.context, bos=bos, eos=eos, buffer=shape.buffer, drafted=drafted
     )
-    state = state.replace(done=state.done | (jnp.arange(rows) >= used))  # type: ignore[attr-defined]
     return _resized(state, shape, eos)
 
 

@@ -135,6 +135,7 @@ def stacked(block: Any, num_layers: int, unroll: int = 1) -> Any:
         length=num_layers,
         unroll=unroll,
         metadata_params={nn.PARTITION_NAME: "layers"},
+        check_constancy_invariants=False,  # otherwise each block is traced twice
     )
 
 
