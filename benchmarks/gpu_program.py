@@ -1,4 +1,4 @@
-"""What XLA makes of one decoded token for an NVIDIA H200 that is not here: its kernels.
+"""What XLA makes of one decoded token for an NVIDIA H200, without one: its kernels.
 
     pip install '.[gpu]'
     JAX_PLATFORMS=cpu python benchmarks/gpu_program.py
