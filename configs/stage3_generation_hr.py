@@ -35,7 +35,7 @@ config = TrainConfig(
     model=ModelConfig(preset="published", remat="full"),
     optimizer=OptimizerConfig(learning_rate=1e-4),
     losses=LossConfig(ce_weight=0.0),
-    accumulation=4,
+    accumulation=2,
     checkpoint_every=250,
     log_every=10,
     validate_every=250,
