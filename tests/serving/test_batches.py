@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from unix_jax.inference.image_latents import LatentStep
 from unix_jax.inference.programs import ProgramBudget
@@ -12,7 +13,7 @@ pytest.importorskip("prometheus_client", reason="the extra [serve] is not instal
 from unix_jax.serving import batches
 from unix_jax.serving.limits import ServeLimits
 from unix_jax.serving.metrics import Metrics
-from unix_jax.serving.requests import ImageRequest
+from unix_jax.serving.requests import ImageRequest, ReportRequest
 from unix_jax.serving.scheduler import Job
 
 SIZES = (1, 2, 4)
@@ -45,6 +46,10 @@ def job(prompt, *seeds):
     return Job(request, found.append), found
 
 
+def nobody(fits):
+    """No further job waits."""
+
+
 def levels(found):
     """The gray level of each image of a job."""
     return [image.getpixel((0, 0)) for image in found[0].images]
@@ -53,13 +58,13 @@ def levels(found):
 def test_equal_rows_are_computed_once_and_padding_differs(computed):
     run, rows = computed
     (first, of_first), (second, of_second) = job("a", 0, 1), job("a", 1)
-    run([first, second])
+    run([first, second], nobody)
     assert rows == [[("a", 0), ("a", 1)]]
     assert levels(of_first) == [0, 1]
     assert levels(of_second) == [1]
 
     (third, _), (fourth, _) = job("a", 0, 1), job("b", 1)
-    run([third, fourth])
+    run([third, fourth], nobody)
     assert rows[1] == [("a", 0), ("a", 1), ("b", 1), ("b", 0)]
 
 
@@ -67,8 +72,64 @@ def test_a_cancelled_job_gets_nothing_and_the_others_do(computed):
     run, _ = computed
     (left, of_left), (stays, of_stays) = job("a", 7), job("b", 9)
     left.cancel()
-    run([left, stays])
+    run([left, stays], nobody)
     assert of_left == []
     assert of_stays[0].images[0].getpixel((0, 0)) == 9
     assert b"unix_jax_cancelled_requests_total 1.0" in run.metrics.text()
     assert b"unix_jax_generated_images_total 1.0" in run.metrics.text()
+
+
+def report_job(level):
+    found = []
+    request = ReportRequest(
+        images=(Image.new("L", (32, 32), level),), prompt="Describe it.", max_new_tokens=24,
+        temperature=0.0, top_p=1.0, seed=0, stream=False, stream_usage=False, context_tokens=48,
+        warnings=(),
+    )  # fmt: skip
+    return Job(request, found.append), found
+
+
+@pytest.mark.filterwarnings("ignore::unix_jax.errors.ImageWarning")
+def test_a_row_that_ended_is_given_to_a_job_that_waits(pipe):
+    """Seven jobs in four rows: each report is the one that its image gets alone."""
+    limits = ServeLimits(batch_sizes=SIZES, new_tokens=24)
+    metrics = Metrics(SIZES)
+    run = batches.BatchRunner(pipe, limits, metrics, lambda: False, ProgramBudget(8))
+    jobs = [report_job(30 * i) for i in range(7)]
+    waiting, asked = [job for job, _ in jobs[4:]], []
+
+    def join(fits):
+        asked.append(len(waiting))
+        if not waiting or not fits(waiting[0].request, len(waiting)):
+            return None
+        return waiting.pop(0)
+
+    run([job for job, _ in jobs[:4]], join)
+    # The batch has four rows, so it ends when two would do, and the rest begins a new batch.
+    assert len(waiting) <= 2
+    joined = 3 - len(waiting)
+    assert joined >= 1
+    assert f"unix_jax_joined_reports_total {joined:.1f}".encode() in metrics.text()
+    for job, found in jobs[: 4 + joined]:
+        (alone,) = pipe.generate_report(
+            [job.request.images[0]],
+            prompts="Describe it.",
+            max_new_tokens=limits.report_tokens(pipe.config),
+        )
+        assert [item.text for item in found] == [alone]
+
+
+def test_a_small_batch_takes_nobody_when_a_larger_one_is_needed(pipe):
+    limits = ServeLimits(batch_sizes=SIZES, new_tokens=24)
+    run = batches.BatchRunner(pipe, limits, Metrics(SIZES), lambda: False, ProgramBudget(8))
+    (first, of_first), (other, of_other) = report_job(40), report_job(90)
+    found = []
+
+    def join(fits):
+        found.append(fits(other.request, 2))
+
+    run([first], join)
+    assert len(of_first) == 1
+    assert of_other == []
+    assert found
+    assert not any(found[:-1])  # at the last look, no row of the batch is active

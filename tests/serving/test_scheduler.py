@@ -27,7 +27,8 @@ class Runs:
     def __init__(self):
         self.batches, self.go, self.began = [], threading.Event(), threading.Event()
 
-    def __call__(self, batch):
+    def __call__(self, batch, join):
+        self.join = join
         self.batches.append([job.request.name for job in batch])
         self.began.set()
         assert self.go.wait(10)
@@ -138,3 +139,36 @@ def test_bad_batch_sizes(sizes):
 def test_buckets():
     limits = ServeLimits(batch_sizes=(1, 2, 4))
     assert [limits.bucket(n) for n in (1, 2, 3, 4)] == [1, 2, 4, 4]
+
+
+def test_the_oldest_job_may_join_a_running_batch(running):
+    runs, scheduler = running
+    submitted(scheduler, [Wish("first")])
+    assert runs.began.wait(5)
+    jobs, *_ = submitted(scheduler, [Wish("1"), Wish("2", "b"), Wish("bad")])
+    asked = []
+
+    def fits(request, waiting):
+        asked.append((request.name, waiting))
+        return True
+
+    assert runs.join(lambda *_: False) is None
+    assert runs.join(fits) is jobs[0]
+    assert asked == [("1", 2)]
+    # The next one has another key, and the one behind it does not overtake it.
+    assert runs.join(fits) is None
+    jobs[1].cancel()
+    assert runs.join(fits) is jobs[2]
+    assert runs.join(fits) is None
+    assert scheduler.waiting == 0
+
+
+def test_jobs_that_joined_get_the_error_of_their_batch(running):
+    runs, scheduler = running
+    submitted(scheduler, [Wish("bad")])
+    assert runs.began.wait(5)
+    _, found, done = submitted(scheduler, [Wish("1")])
+    assert runs.join(lambda *_: True) is not None
+    runs.go.set()
+    assert done[0].wait(5)
+    assert isinstance(found[0][1], ValueError)

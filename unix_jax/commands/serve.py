@@ -95,7 +95,8 @@ class Serve(Model):
         limits.report_tokens(pipe.config)
         if self.warm_up:
             say("Compiling ...")
-            warm_up(pipe, self.batch_sizes, limits.report_tokens(pipe.config), say)
+            most = limits.report_tokens(pipe.config)
+            warm_up(pipe, self.batch_sizes, most, say, together=False)
         with serving(
             pipe,
             name,

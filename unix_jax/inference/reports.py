@@ -7,8 +7,7 @@ Letters: B rows, M tokens so far; pixels are [B, images of a row, H, W, 3].
 """
 
 import dataclasses
-import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -105,25 +104,35 @@ def context_tokens(loaded: LoadedModel, prompt: str, images: int, settings: Repo
     return stream_lengths([[*[VitSplit()] * images, TextSplit(ids)]], loaded.config)[0]
 
 
-def compile_reports(loaded: LoadedModel, rows: int, settings: ReportSettings) -> None:
-    """Compiles the greedy programs of `rows` reports that begin together with the default prompt.
+def compile_reports(
+    loaded: LoadedModel, rows: int, settings: ReportSettings, *, together: bool = True
+) -> None:
+    """Compiles the greedy programs of `decode_reports` in `rows` rows, with the default prompt.
 
     The decoding loop has a program for each size of the ring up to `max_new_tokens`.
     """
     shards = 1 if loaded.mesh is None else sharding.batch_shards(loaded.mesh)
     rows = -(-rows // shards) * shards
+    group = rows if together else _group_size(rows, shards)
     special, side = loaded.config.special_tokens, loaded.config.vision.image_size
     gray = Image.new("L", (side, side), 128)
     longest = _longest_prompt(loaded, settings.max_new_tokens, 1)
     (text,) = loaded.encode_prompts(loaded.config.asked.default, 1, longest)
     request = ReportRequest(text, _pixels(loaded, [gray], settings), 0, settings)
     shape = _Shape().fitting(loaded.config, [request], None)
-    new = _prefilled(loaded, [request] * rows, rows, rows, shape)
+    ends = {"bos": special.bos, "eos": special.eos}
+    new = _prefilled(loaded, [request] * group, group, rows, shape)
     with sharding.use_mesh(loaded.mesh):
         finite_rows(new.cache)
         # No row is used: the loop ends before its first step.
-        state = _started(new, 0, rows, shape, 0, bos=special.bos, eos=special.eos)
+        state = _started(new, 0, rows, shape, 0, **ends)
         while True:
+            if not together:
+                # With another group in none of the rows.
+                new = _prefilled(loaded, [request] * group, group, rows, shape)
+                state = decoding.replace_rows(
+                    state, np.zeros(group, np.int32), np.int32(0), new, **ends
+                )
             state = decoding.decode_until(
                 loaded.model,
                 loaded.params,
@@ -152,20 +161,23 @@ def _pixels(
 
 def decode_reports(
     loaded: LoadedModel,
-    requests: Iterable[ReportRequest],
+    requests: Iterable[ReportRequest | None],
     rows: int,
     *,
     together: bool = False,
-    stride: int | None = None,
+    stride: int | Callable[[], int] | None = None,
     drafter: Drafter | None = None,
 ) -> Iterator[Rows]:
     """Decodes the requests in `rows` rows, or in a few more if the mesh requires it.
 
     Yields the rows every `stride` steps; without it when rows have ended, or when the cache is
     full. A row whose report has ended is given to another request after it was yielded. Requests
-    are taken when they are needed, a few in advance.
+    are taken when they are needed, a few in advance. A `stride` that is a function is called before
+    each run of steps.
 
     Args:
+      requests: the requests. None instead of one: none is waiting, and the next one is asked for
+        after the next step. Without an active row, the call ends there.
       rows: number of rows.
       together: whether all requests, of which there are at most `rows`, begin together. Otherwise
         rows are prefilled in small groups, whose shape is compiled once.
@@ -181,9 +193,8 @@ def decode_reports(
     group = rows if together else _group_size(rows, shards)
     special = loaded.config.special_tokens
     ends = {"bos": special.bos, "eos": special.eos}
-    numbered = enumerate(requests)
-    waiting = list(itertools.islice(numbered, rows))
-    more = len(waiting) == rows  # whether there may be further requests
+    source = _Source(iter(requests))
+    waiting = source.take(rows)
     held: list[tuple[int, ReportRequest] | None] = [None] * rows
     state: decoding.DecodeState | None = None
     shape = _Shape()
@@ -218,6 +229,11 @@ def decode_reports(
         active = [(row, *item) for row, item in enumerate(held) if item is not None]
         if state is None or not active:
             return
+        ended = rows
+        if waiting:
+            ended = group  # fewer are idle
+        elif source.open:
+            ended = min(rows - len(active) + group, rows)
         with sharding.use_mesh(loaded.mesh):
             shape = shape.with_slots_for(int(decoding.slots_needed(state)))
             state = _resized(state, shape, special.eos)
@@ -225,15 +241,13 @@ def decode_reports(
                 loaded.model,
                 loaded.params,
                 state,
-                np.int32(stride or _WITHOUT_LIMIT),
-                np.int32(group if waiting or more else rows),
+                np.int32((stride() if callable(stride) else stride) or _WITHOUT_LIMIT),
+                np.int32(ended),
                 drafter,
                 choice=_choice([request.settings for _, _, request in active]),
             )
         # Images of further requests are prepared while the device decodes.
-        wanted = max(0, 2 * group - len(waiting))
-        following = list(itertools.islice(numbered, wanted))
-        waiting, more = waiting + following, more and len(following) == wanted
+        waiting = waiting + source.take(max(0, 2 * group - len(waiting)))
         for members, of_contexts in finite:
             require_finite(
                 np.asarray(of_contexts)[: len(members)],
@@ -248,6 +262,28 @@ def decode_reports(
         done = np.asarray(state.done)
         yield Rows(held, np.asarray(state.tokens), np.asarray(state.count), done)
         held = [None if done[row] else item for row, item in enumerate(held)]
+
+
+@dataclasses.dataclass
+class _Source:
+    """Requests with their numbers, as long as there may be more of them (`open`)."""
+
+    requests: Iterator[ReportRequest | None]
+    taken: int = 0
+    open: bool = True
+
+    def take(self, count: int) -> list[tuple[int, ReportRequest]]:
+        """The next ones, at most `count`; fewer if no more are waiting."""
+        found: list[tuple[int, ReportRequest]] = []
+        while len(found) < count:
+            request = next(self.requests, self)
+            if request is self:
+                self.open = False
+            if request is self or request is None:
+                break
+            found.append((self.taken, request))  # type: ignore[arg-type]
+            self.taken += 1
+        return found
 
 
 def require_greedy(requests: Iterable[ReportRequest]) -> None:

@@ -15,6 +15,8 @@ def warm_up(
     batch_sizes: Sequence[int],
     new_tokens: int,
     say: Callable[[str], object],
+    *,
+    together: bool = True,
 ) -> None:
     """Compiles the programs of every batch size for the default settings.
 
@@ -24,11 +26,12 @@ def warm_up(
     Args:
       new_tokens: maximum number of tokens of a report.
       say: receives a line per kind.
+      together: whether the reports of a batch begin together; otherwise rows are refilled.
     """
     began = time.monotonic()
     settings = ReportSettings(max_new_tokens=new_tokens)
     for rows in batch_sizes:
-        compile_reports(pipe.loaded, rows, settings)
+        compile_reports(pipe.loaded, rows, settings, together=together)
     sizes = ", ".join(map(str, batch_sizes))
     batches = f"in batches of {sizes} " if batch_sizes != (1,) else ""
     say(f"reports: ready {batches}({time.monotonic() - began:.1f} s)")

@@ -1,10 +1,12 @@
 """A batch of jobs on the pipeline: padded to a fixed number of rows, stopped when nobody waits.
 
+A report that has ended gives its row to the oldest job that waits.
+
 Letters: B rows of the batch, M tokens so far.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from unix_jax.preprocessing.transforms import to_gray_pil
 from unix_jax.serving.limits import ServeLimits
 from unix_jax.serving.metrics import Metrics
 from unix_jax.serving.requests import ImageRequest, ReportRequest
-from unix_jax.serving.scheduler import Job
+from unix_jax.serving.scheduler import Job, Join
 
 # Tokens between two looks at the cancelled jobs, in batches that nobody reads as a stream. Each
 # look waits for the device.
@@ -59,6 +61,10 @@ class _ReportRow:
         self._eos = pipe.config.special_tokens.eos
         self._stream = pipe.loaded.require_tokenizer().stream()
         self._text, self._tokens, self._ended = "", 0, False
+
+    @property
+    def streams(self) -> bool:
+        return self._streamed and self.waits
 
     @property
     def waits(self) -> bool:
@@ -107,8 +113,10 @@ class BatchRunner:
     stopping: Callable[[], bool]
     programs: ProgramBudget
 
-    def __call__(self, batch: Sequence[Job]) -> None:
+    def __call__(self, batch: Sequence[Job], join: Join) -> None:
         """Computes jobs of equal keys, and delivers to each.
+
+        A report that ends gives its row to the next job that `join` returns.
 
         Raises:
           NonFiniteError: the model computed NaN or infinite numbers.
@@ -116,21 +124,34 @@ class BatchRunner:
         for job in batch:
             self.metrics.began(job.arrived)
         if isinstance(batch[0].request, ReportRequest):
-            self._reports(batch)
+            batch = self._reports(batch, join)
         else:
             self._images(batch)
         for job in batch:
             if job.cancelled:
                 self.metrics.cancelled()
 
-    def _reports(self, batch: Sequence[Job]) -> None:
+    def _reports(self, batch: Sequence[Job], join: Join) -> list[Job]:
+        """Returns the jobs of the batch and those that joined it."""
         requests: list[Any] = [job.request for job in batch]
         size = self.limits.bucket(len(batch))
         self.metrics.batch("report", len(batch), size)
         # The same number of tokens for all rows: each number of 64 has programs of its own.
         most = self.limits.report_tokens(self.pipe.config)
-        decoded = [
-            self.pipe.report_request(
+        of_all = ReportSettings(
+            max_new_tokens=most,
+            temperature=max(request.temperature for request in requests),
+            top_p=min(request.top_p for request in requests),
+        )
+        tokens = max(request.context_tokens for request in requests)
+        shape = report_shape(of_all, size, len(requests[0].images), tokens)
+        self.programs.use(shape)
+        rows: list[_ReportRow] = []
+
+        def decoded(job: Job) -> Any:
+            request: Any = job.request
+            rows.append(_ReportRow(job, self.pipe))
+            return self.pipe.report_request(
                 list(request.images),
                 prompt=request.prompt,
                 seed=request.seed,
@@ -138,31 +159,44 @@ class BatchRunner:
                 temperature=request.temperature,
                 top_p=request.top_p,
             )
-            for request in requests
-        ]
-        of_all = ReportSettings(
-            max_new_tokens=most,
-            temperature=max(request.temperature for request in requests),
-            top_p=min(request.top_p for request in requests),
-        )
-        tokens = max(request.context_tokens for request in requests)
-        self.programs.use(report_shape(of_all, size, len(requests[0].images), tokens))
-        rows = [_ReportRow(job, self.pipe) for job in batch]
+
+        def fits(request: Any, waiting: int) -> bool:
+            """Whether the batch has the right size for all, and its programs compute this one."""
+            active = sum(row.waits for row in rows)
+            wanted = min(active + waiting, self.limits.largest_batch)
+            if self.limits.bucket(wanted) != size:
+                return False
+            own = ReportSettings(
+                max_new_tokens=most, temperature=request.temperature, top_p=request.top_p
+            )
+            context = max(tokens, request.context_tokens)
+            return report_shape(own, size, len(request.images), context) == shape
+
+        def waiting() -> Iterator[Any]:
+            yield from map(decoded, batch)
+            while True:
+                job = join(fits)
+                if job is not None:
+                    self.metrics.joined(job.arrived)
+                yield None if job is None else decoded(job)
+
         for state in decode_reports(
             self.pipe.loaded,
-            decoded,
+            waiting(),
             size,
-            together=True,
-            stride=1 if any(request.stream for request in requests) else STRIDE,
+            stride=lambda: 1 if any(row.streams for row in rows) else STRIDE,
         ):
+            held = [None if item is None else rows[item[0]] for item in state.requests]
             self.metrics.tokens(
                 sum(
                     row.advance(ids[:count])
-                    for row, ids, count in zip(rows, state.tokens, state.counts, strict=False)
+                    for row, ids, count in zip(held, state.tokens, state.counts, strict=True)
+                    if row is not None
                 )
             )
             if self.stopping() or not any(row.waits for row in rows):
-                return
+                break
+        return [row.job for row in rows]
 
     def _images(self, batch: Sequence[Job]) -> None:
         requests: list[ImageRequest] = [job.request for job in batch]  # type: ignore[misc]

@@ -42,6 +42,10 @@ class Metrics:
             "unix_jax_padding_rows", "Rows that fill batches up to their size.", ["kind"],
             registry=registry,
         )  # fmt: skip
+        self._joined = prometheus.Counter(
+            "unix_jax_joined_reports", "Reports that were given a row of a running batch.",
+            registry=registry,
+        )  # fmt: skip
         self._tokens = prometheus.Counter(
             "unix_jax_generated_tokens", "Tokens of reports.", registry=registry
         )
@@ -73,6 +77,11 @@ class Metrics:
     def began(self, arrived: float) -> None:
         """Counts a job that arrived at this time of `time.monotonic`, and is now computed."""
         self._waited.observe(time.monotonic() - arrived)
+
+    def joined(self, arrived: float) -> None:
+        """Counts a job as `began`, which was given a row of a running batch."""
+        self.began(arrived)
+        self._joined.inc()
 
     def batch(self, kind: str, rows: int, size: int) -> None:
         """Counts a batch of `rows` that was padded to `size`."""

@@ -1,10 +1,11 @@
 """Jobs that wait, and the one thread that runs them in batches.
 
 The thread takes the oldest job, and those after it that can be computed together with it, as long
-as they fit the largest batch. While the model computes, jobs collect. When it is idle, the first
-job waits for a short window.
+as they fit the largest batch. While the model computes, jobs collect, and a batch that has room may
+take the oldest of them. When it is idle, the first job waits for a short window.
 """
 
+import functools
 import logging
 import threading
 import time
@@ -43,7 +44,9 @@ class Job:
         self._cancelled.set()
 
 
-Run = Callable[[Sequence[Job]], None]
+Fits = Callable[[Request, int], bool]
+Join = Callable[[Fits], Job | None]
+Run = Callable[[Sequence[Job], Join], None]
 
 
 def stopping() -> RequestError:
@@ -55,7 +58,10 @@ class Scheduler:
     """Runs jobs on a thread of its own, between `start` and `close`.
 
     Args:
-      run: computes a batch of jobs of equal keys, and delivers to each.
+      run: computes a batch of jobs of equal keys, and delivers to each. Its second argument adds
+        the oldest job that waits to the batch and returns it, or None if that has another key or
+        does not fit: later jobs do not overtake it. `fits` is called with the job's request and
+        the number of jobs of its key that wait.
       limits: batch sizes and window.
     """
 
@@ -114,7 +120,7 @@ class Scheduler:
     def _work(self) -> None:
         while batch := self._next():
             try:
-                self._run(batch)
+                self._run(tuple(batch), functools.partial(self._join, batch))
             except Exception as error:
                 # The message of a visitor's mistake is sent to the visitor; this is none.
                 logging.getLogger(__name__).exception("a batch of %d jobs failed", len(batch))
@@ -123,6 +129,17 @@ class Scheduler:
             if self._closed:
                 for job in batch:
                     job.deliver(stopping())
+
+    def _join(self, batch: list[Job], fits: Fits) -> Job | None:
+        with self._changed:
+            self._jobs = deque(job for job in self._jobs if not job.cancelled)
+            key = batch[0].request.key
+            waiting = sum(job.request.key == key for job in self._jobs)
+            first = self._jobs[0].request if self._jobs else None
+            if first is None or first.key != key or not fits(first, waiting):
+                return None
+            batch.append(self._jobs.popleft())
+            return batch[-1]
 
     def _next(self) -> list[Job]:
         """The next batch, as soon as its window has passed; empty after `close`."""
