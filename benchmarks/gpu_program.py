@@ -114,7 +114,7 @@ def compiled(a: Arguments, batch: int, mesh: Mesh) -> str:
     model = UniX(config, jnp.bfloat16, scan_layers=False)
     with jax.set_mesh(mesh):
         lowered = decoding.decode_until.lower(model, *arguments, choice="greedy")
-        return lowered.compile().as_text()
+        return lowered.compile().as_text() or ""
 
 
 def kernels(program: str) -> collections.Counter[str]:
@@ -140,6 +140,8 @@ def graphs(directory: Path) -> str:
     lines = lists[-1].read_text(encoding="utf-8").splitlines()
     depth, inside, total = None, 0, 0
     for line in lines:
+        if not re.match(r" *\d+: k", line):
+            continue
         indent = len(line) - len(line.lstrip())
         if depth is not None and indent <= depth:
             depth = None
@@ -164,7 +166,8 @@ def main(a: Arguments) -> None:
         found.append(kernels(compiled(a, batch, mesh)))
         recorded.append(graphs(Path(_DUMP.name)))
     roles = [*(role for role, _ in ROLES), "the loop"]
-    print(f"jax {jax.__version__}, for {topology.devices[0].device_kind}")
+    device: Any = topology.devices[0]
+    print(f"jax {jax.__version__}, for {device.device_kind}")
     print_table(
         f"Kernels of a token: {a.layers} layers, {a.context + a.ring} slots",
         ["", *(f"batch {batch}" for batch in a.batches)],

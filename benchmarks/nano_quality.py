@@ -17,10 +17,10 @@ Images: Fréchet distances to the held-out X-rays of images generated for their 
 those of real X-rays of the training split, of the same held-out ones through the autoencoder, and
 of noise. The distance falls with the number of images, and that of few depends on which they are:
 the images of four sets of seeds are given, alone and together, and many random choices of equally
-many real X-rays with the same captions. Features are the nano model's own ViT's, mean over patches,
-and gray levels at 8 x 8: RAD-DINO, which the field compares with, cannot be bundled. So these
-distances can be compared with each other only. A classifier of gray levels, trained on real X-rays,
-recognises the three most common captions.
+many real X-rays, with the same captions where the training split has them. Features are the nano
+model's own ViT's, mean over patches, and gray levels at 8 x 8: RAD-DINO, which the field compares
+with, cannot be bundled. So these distances can be compared with each other only. A classifier of
+gray levels, trained on real X-rays, recognises the three most common captions.
 
 Memory: the correlation of each generated X-ray with the training image that is most like it, beside
 that of the held-out ones, at 16 x 16 gray levels. A model that copies is above them.
@@ -423,10 +423,10 @@ def with_captions(prompts: list[str], train: list[Record], rng: np.random.Genera
     left = list(rng.permutation(len(train)))
     chosen: list[int] = []
     for prompt in prompts:
-        same = (index for index in left if captions_of(train[index])[0] == prompt)
-        chosen.append(next(same, left[-1]))
-        left.remove(chosen[-1])
-    return np.array(chosen)
+        same = [index for index in left if captions_of(train[index])[0] == prompt][:1]
+        chosen += same
+        left = [index for index in left if index not in same]
+    return np.array(chosen + left[: len(prompts) - len(chosen)])
 
 
 def judge_images(
@@ -474,7 +474,7 @@ def judge_images(
     generated_rows = [row(found[name]) for name in of_seeds]
     choices = [with_captions(prompts, train, rng) for _ in range(REAL_SETS)]
     real_rows = [row({key: x[chosen] for key, x in of_train.items()}) for chosen in choices]
-    chosen_real = f"real, {count} of the training split with these captions"
+    chosen_real = f"real, {count} of the training split, captions as above"
     table = {
         **{name: row(rows) for name, rows in found.items()},
         f"generated, {count} images, mean of {len(sets)} sets": np.mean(generated_rows, axis=0),

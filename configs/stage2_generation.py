@@ -5,9 +5,9 @@
 
 The published recipe: 256 images per step, learning rate 2e-4 after 2,000 steps of warm-up, 75,000
 steps, AdamW(0.9, 0.95, eps 1e-15) without decay, clipping at 1.0, REPA of weight 0.5 after the
-eighth layer, captions dropped with probability 0.1. 128 rows of 2 images, all at once: each part of
-an accumulated step gathers the weights and sums the gradients again. One GPU needs 47 GiB by
-XLA's count, with `--accumulation 4` 37.
+eighth layer, captions dropped with probability 0.1. 128 rows of 2 images, all at once, because each
+part of an accumulated step would gather the weights and sum the gradients again. One GPU needs 47
+GiB by XLA's count, or 37 with `--accumulation 4`.
 
 Time: one NVIDIA H200 took 1.7 s per step of random data, with `--model.remat dots --accumulation 2`
 (benchmarks/accelerator_training.py) and 64 rows of 4 images, which is 35 hours; these rows have
