@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from unix_jax.inference import decoding
 from unix_jax.inference.image_latents import LatentStep
 from unix_jax.inference.programs import ProgramBudget
-from unix_jax.inference.settings import ImageSettings
+from unix_jax.inference.reports import compile_reports
+from unix_jax.inference.settings import ImageSettings, ReportSettings
 
 pytest.importorskip("prometheus_client", reason="the extra [serve] is not installed")
 
@@ -133,3 +135,18 @@ def test_a_small_batch_takes_nobody_when_a_larger_one_is_needed(pipe):
     assert of_other == []
     assert found
     assert not any(found[:-1])  # at the last look, no row of the batch is active
+
+
+def test_nothing_is_compiled_after_the_warm_up(pipe):
+    limits = ServeLimits(batch_sizes=SIZES, new_tokens=24)
+    run = batches.BatchRunner(pipe, limits, Metrics(SIZES), lambda: False, ProgramBudget(8))
+    settings = ReportSettings(max_new_tokens=limits.report_tokens(pipe.config))
+    programs = (decoding.decode_until, decoding.replace_rows, decoding.slots_needed)
+    for rows in SIZES:
+        compile_reports(pipe.loaded, rows, settings, together=False)
+    compiled = [program._cache_size() for program in programs]
+    for rows in SIZES:
+        jobs = [report_job(30 * i) for i in range(rows)]
+        run([job for job, _ in jobs], nobody)
+        assert all(len(found) == 1 for _, found in jobs)
+    assert [program._cache_size() for program in programs] == compiled

@@ -127,6 +127,7 @@ def compile_reports(
         # No row is used: the loop ends before its first step.
         state = _started(new, 0, rows, shape, 0, **ends)
         while True:
+            decoding.slots_needed(state)
             if not together:
                 # With another group in none of the rows.
                 new = _prefilled(loaded, [request] * group, group, rows, shape)
@@ -139,6 +140,7 @@ def compile_reports(
                 state,
                 np.int32(1),
                 np.int32(rows),
+                None,  # as `decode_reports` calls it: an argument left out is another program
                 choice="greedy",
             )
             if shape.ring >= settings.max_new_tokens:
