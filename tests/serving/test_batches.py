@@ -81,10 +81,10 @@ def test_a_cancelled_job_gets_nothing_and_the_others_do(computed):
     assert b"unix_jax_generated_images_total 1.0" in run.metrics.text()
 
 
-def report_job(level):
+def report_job(level, new_tokens=24):
     found = []
     request = ReportRequest(
-        images=(Image.new("L", (32, 32), level),), prompt="Describe it.", max_new_tokens=24,
+        images=(Image.new("L", (32, 32), level),), prompt="Describe it.", max_new_tokens=new_tokens,
         temperature=0.0, top_p=1.0, seed=0, stream=False, stream_usage=False, context_tokens=48,
         warnings=(),
     )  # fmt: skip
@@ -119,6 +119,44 @@ def test_a_row_that_ended_is_given_to_a_job_that_waits(pipe):
             max_new_tokens=limits.report_tokens(pipe.config),
         )
         assert [item.text for item in found] == [alone]
+
+
+@pytest.mark.filterwarnings("ignore::unix_jax.errors.ImageWarning")
+@pytest.mark.parametrize("why", ["its own limit", "cancelled"])
+def test_a_row_that_needs_no_more_tokens_is_given_away_at_once(pipe, why):
+    """While the other rows are still being written."""
+    limits = ServeLimits(batch_sizes=SIZES, new_tokens=64)
+    metrics = Metrics(SIZES)
+    run = batches.BatchRunner(pipe, limits, metrics, lambda: False, ProgramBudget(8))
+    first, of_first = report_job(40, 3 if why == "its own limit" else 64)
+    others = [report_job(90, 64) for _ in range(3)]
+    late, of_late = report_job(40, 64)
+    ended = []
+
+    def join(fits):
+        if why == "cancelled":
+            first.cancel()
+        if ended or not fits(late.request, 1):
+            return None
+        ended.append([len(found) for _, found in others])
+        return late
+
+    run([first, *(job for job, _ in others)], join)
+    assert ended == [[0, 0, 0]]
+    reports = [found[0] for _, found in others]
+    assert reports[0].tokens == 64  # the test's model does not end this report itself
+    if why == "cancelled":
+        assert of_first == []
+        assert b"unix_jax_cancelled_requests_total 1.0" in metrics.text()
+    else:
+        (cut,) = of_first
+        assert (cut.tokens, cut.finish_reason) == (3, "length")
+        assert of_late[0].text.startswith(cut.text)
+    alone = [
+        pipe.generate_report([job.request.images[0]], prompts="Describe it.", max_new_tokens=64)
+        for job in (others[0][0], late)
+    ]
+    assert [[reports[0].text], [of_late[0].text]] == alone
 
 
 def test_a_small_batch_takes_nobody_when_a_larger_one_is_needed(pipe):

@@ -169,6 +169,8 @@ def decode_reports(
     together: bool = False,
     stride: int | Callable[[], int] | None = None,
     drafter: Drafter | None = None,
+    new_tokens: int = 0,
+    wanted: Callable[[int], bool] | None = None,
 ) -> Iterator[Rows]:
     """Decodes the requests in `rows` rows, or in a few more if the mesh requires it.
 
@@ -185,6 +187,10 @@ def decode_reports(
         rows are prefilled in small groups, whose shape is compiled once.
       drafter: drafts the next tokens, so that a step may write several; see
         `unix_jax.inference.drafts`.
+      new_tokens: least number of new tokens that a row has space for. The compiled programs depend
+        on the space, so with the largest number of all requests they do not depend on each one's.
+      wanted: whether anybody still waits for the report of request i. It is called after each
+        yield; a row whose report is not wanted is given to another request.
 
     Raises:
       PromptError: a drafter, and a request with a temperature above 0.
@@ -199,7 +205,7 @@ def decode_reports(
     waiting = source.take(rows)
     held: list[tuple[int, ReportRequest] | None] = [None] * rows
     state: decoding.DecodeState | None = None
-    shape = _Shape()
+    shape = _Shape(buffer=_buffer(new_tokens))
     while True:
         finite: list[tuple[list[int], Array]] = []
         idle = [row for row in range(rows) if held[row] is None]
@@ -263,6 +269,12 @@ def decode_reports(
         require_finite(broken < 0, "images", f"logits, first of new token {first},", members)
         done = np.asarray(state.done)
         yield Rows(held, np.asarray(state.tokens), np.asarray(state.count), done)
+        left = [row for row, index, _ in active if wanted is not None and not wanted(index)]
+        if not done[left].all():
+            done = done.copy()
+            done[left] = True
+            placed = jax.device_put(done, state.done.sharding)
+            state = state.replace(done=placed)  # type: ignore[union-attr]
         held = [None if done[row] else item for row, item in enumerate(held)]
 
 
@@ -332,7 +344,7 @@ class _Shape:
         return _Shape(
             context,
             max(self.images, *(len(request.pixels) for request in requests)),
-            max(self.buffer, -(-most // 64) * 64),
+            max(self.buffer, _buffer(most)),
             self.ring or bucket(context + 1 + DRAFTED) - context,
             max(self.prompt, prompt),
         )
@@ -347,6 +359,10 @@ class _Shape:
         else:
             ring = min(bucket(self.context + needed + _SPARE) - self.context, self.ring)
         return dataclasses.replace(self, ring=ring)
+
+
+def _buffer(new_tokens: int) -> int:
+    return -(-new_tokens // 64) * 64
 
 
 def _splits(request: ReportRequest) -> list[Split]:

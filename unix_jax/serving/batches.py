@@ -1,6 +1,7 @@
 """A batch of jobs on the pipeline: padded to a fixed number of rows, stopped when nobody waits.
 
-A report that has ended gives its row to the oldest job that waits.
+A report that has ended, or that nobody waits for any more, gives its row to the oldest job that
+waits.
 
 Letters: B rows of the batch, M tokens so far.
 """
@@ -116,7 +117,7 @@ class BatchRunner:
     def __call__(self, batch: Sequence[Job], join: Join) -> None:
         """Computes jobs of equal keys, and delivers to each.
 
-        A report that ends gives its row to the next job that `join` returns.
+        A report that ends or is cancelled gives its row to the next job that `join` returns.
 
         Raises:
           NonFiniteError: the model computed NaN or infinite numbers.
@@ -136,7 +137,7 @@ class BatchRunner:
         requests: list[Any] = [job.request for job in batch]
         size = self.limits.bucket(len(batch))
         self.metrics.batch("report", len(batch), size)
-        # The same number of tokens for all rows: each number of 64 has programs of its own.
+        # Space for the same number of tokens in all rows: each number of 64 has its own programs.
         most = self.limits.report_tokens(self.pipe.config)
         of_all = ReportSettings(
             max_new_tokens=most,
@@ -155,7 +156,7 @@ class BatchRunner:
                 list(request.images),
                 prompt=request.prompt,
                 seed=request.seed,
-                max_new_tokens=most,
+                max_new_tokens=request.max_new_tokens,
                 temperature=request.temperature,
                 top_p=request.top_p,
             )
@@ -185,6 +186,8 @@ class BatchRunner:
             waiting(),
             size,
             stride=lambda: 1 if any(row.streams for row in rows) else STRIDE,
+            new_tokens=most,
+            wanted=lambda index: rows[index].waits,
         ):
             held = [None if item is None else rows[item[0]] for item in state.requests]
             self.metrics.tokens(
