@@ -1,5 +1,6 @@
 """Small layers against float64."""
 
+import importlib.util
 import math
 
 import jax
@@ -7,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from unix_jax.dry_run.topology import topology_devices
 from unix_jax.models import layers
-from unix_jax.models.layers import RMSNorm, gelu
+from unix_jax.models.layers import RMSNorm, dense, gelu, whole_vectors
 
 POINTS = np.linspace(-9.0, 9.0, 4001)
 
@@ -57,3 +59,34 @@ def test_norm_of_heads_on_a_tpu(monkeypatch):
 
     for ours, expected in zip(run("tpu"), run("cpu"), strict=True):
         np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8, 70])
+def test_few_rows_on_a_tpu(monkeypatch, rows):
+    """Rows of zeros complete the vectors, and leave no trace in the result."""
+    layer = dense(24, (None, None), transposed=True)
+    x = np.random.default_rng(rows).normal(size=(rows, 1, 16)).astype(np.float32)
+    params = layer.init(jax.random.key(0), x)
+
+    def run(platform):
+        monkeypatch.setattr(layers, "platform_in_use", lambda: platform)
+        return layer.apply(params, x)
+
+    np.testing.assert_allclose(run("tpu"), run("cpu"), rtol=1e-6, atol=1e-6)
+    monkeypatch.setattr(layers, "platform_in_use", lambda: "tpu")
+    assert whole_vectors(x[:, 0]).shape == (max(rows, 8), 16)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (extra tpu)"
+)
+def test_a_single_row_is_computed_by_the_matrix_unit():
+    """XLA's name of what the matrix unit computes is a convolution."""
+    mesh = jax.sharding.Mesh(topology_devices("v5e:2x2")[:1], ("x",))
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    layer = dense(512, (None, None), transposed=True, use_bias=False)
+    x = jax.ShapeDtypeStruct((1, 1, 256), jnp.bfloat16, sharding=whole)
+    kernel = jax.ShapeDtypeStruct((512, 256), jnp.bfloat16, sharding=whole)
+    with jax.set_mesh(mesh):
+        program = jax.jit(layer.apply).lower({"params": {"kernel": kernel}}, x).compile()
+    assert " convolution(" in program.as_text()

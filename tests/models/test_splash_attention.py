@@ -2,6 +2,7 @@
 
 import importlib.util
 
+import einops
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from unix_jax.dry_run.topology import topology_devices
 from unix_jax.models.attention import attention, preferred_multiple
-from unix_jax.models.attention.key_blocks import KeyBlock
+from unix_jax.models.attention.key_blocks import KeyBlock, MergedKeyBlock
 from unix_jax.models.attention.mask import CAUSAL, FULL, TokenMetadata
 from unix_jax.models.attention.slots import Projected, SlotMetadata, Slots, attend_in_slots
 from unix_jax.models.attention.splash_attention import has_splash_attention
@@ -94,6 +95,24 @@ def test_slots_give_the_dense_numbers(freeze_und, multiple):
         np.testing.assert_allclose(ours, expected, atol=1e-6 * max(np.abs(expected).max(), 1))
 
 
+def test_an_image_and_its_cached_context():
+    """The keys of a merged cache, none of which the second row sees, and those of the image."""
+    stream, context = random_stream(3, LATENTS), random_stream(4, 12)
+    valid = np.zeros((2, 12), bool)
+    valid[0, 1:9] = True
+    cached = MergedKeyBlock(
+        einops.rearrange(context.key, "b s k h -> (b k) h s"),
+        einops.rearrange(context.value, "b s k h -> (b k) s h"),
+        valid,
+    )
+    blocks = [cached, KeyBlock(stream.key, stream.value)]
+    assert has_splash_attention(stream.query, blocks)
+    ours, expected = (
+        attention(stream.query, blocks, implementation=name) for name in ("pallas", "xla")
+    )
+    np.testing.assert_allclose(ours, expected, atol=2e-6)
+
+
 def test_where_it_applies():
     query = jnp.ones((1, 4, 2, DIM))
     metadata = jax.tree.map(lambda x: jnp.asarray(x)[:1, :4], rows())
@@ -102,7 +121,11 @@ def test_where_it_applies():
     assert has_splash_attention(query, [in_order.replace(causal_from=0)])
     assert has_splash_attention(query, [KeyBlock(key, key), KeyBlock(key, key, lengths=[2])])
     assert not has_splash_attention(query, [in_order])
-    assert not has_splash_attention(query, [KeyBlock(key, key, valid=jnp.ones((1, 4), bool))])
+    cached = KeyBlock(key, key, valid=jnp.ones((1, 4), bool))
+    assert has_splash_attention(query, [cached, KeyBlock(key, key)])
+    # No key of the row may be left.
+    assert not has_splash_attention(query, [cached])
+    assert not has_splash_attention(query, [cached, cached])
     assert not has_splash_attention(query[..., :64], [KeyBlock(key[..., :64], key[..., :64])])
 
 

@@ -94,7 +94,7 @@ class UniXPipeline:
     ) -> None:
         """A pipeline over the stacked parameters of a checkpoint, of which it takes ownership.
 
-        On a CPU or a single GPU the decoder's layers are unstacked and removed from `params`.
+        On a single device the decoder's layers are unstacked and removed from `params`.
         `dtype` is that of the computation. `ngrams` is for draft="ngram".
 
         Raises:
@@ -103,9 +103,8 @@ class UniXPipeline:
         config.check_special_tokens()
         if mesh is not None:
             sharding.check_mesh(mesh, config)
-        # On CPUs and GPUs XLA copies a scanned layer's weights for every token; see
-        # docs/architecture.md.
-        scan_layers = mesh is not None or jax.default_backend() == "tpu"
+        # A scanned layer's weights are copied for every token; see docs/architecture.md.
+        scan_layers = mesh is not None
         if not scan_layers:
             params = unroll_params(params, config.decoder.num_layers)
         model = UniX(config, dtype, scan_layers=scan_layers)

@@ -18,6 +18,7 @@ from unix_jax.sharding import GatheredKernel, gathered_kernel, platform_in_use
 
 Dtype = Any
 _LANES = 128  # of a TPU's vectors
+_SUBLANES = 8  # rows of a TPU's vectors
 _FEW_ROWS = 64  # up to this number of rows, reading the matrix bounds a product
 
 
@@ -129,6 +130,18 @@ def _on_each(split: GatheredKernel, product: Any, operands: tuple[Array, Array])
     )(*operands)
 
 
+def whole_vectors(x: Float[Array, "*batch R D"]) -> Float[Array, "*batch S D"]:
+    """x with zeros as further rows, up to the 8 rows of a TPU's vectors; elsewhere x itself.
+
+    XLA writes a product with a single row as multiplications and sums, which leave a TPU's matrix
+    unit idle. Rows up to 8 cost nothing (benchmarks/tpu_program.py).
+    """
+    missing = _SUBLANES - x.shape[-2]
+    if missing <= 0 or platform_in_use() != "tpu":
+        return x
+    return jnp.pad(x, [*[(0, 0)] * (x.ndim - 2), (0, missing), (0, 0)])
+
+
 class TransposedDense(nn.Module):
     """`nn.Dense` with the kernel stored as [out, in].
 
@@ -150,7 +163,8 @@ class TransposedDense(nn.Module):
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         rows = x.reshape(-1, x.shape[-1])
         if rows.shape[0] <= _FEW_ROWS:
-            y = jax.lax.dot_general(kernel, rows, (((1,), (1,)), ((), ()))).T
+            whole = whole_vectors(rows)
+            y = jax.lax.dot_general(kernel, whole, (((1,), (1,)), ((), ()))).T[: rows.shape[0]]
         else:
             y = jax.lax.dot_general(rows, kernel, (((1,), (1,)), ((), ())))
         if self.use_bias:

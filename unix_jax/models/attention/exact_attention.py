@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 
 from unix_jax.models.attention.key_blocks import KeyBlock, MergedKeyBlock
 from unix_jax.models.attention.mask import MASKED, TokenMetadata
+from unix_jax.models.layers import whole_vectors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,8 +138,9 @@ def _logits(
         batch, length, kv_heads, group, _ = grouped.shape
         merged = einops.rearrange(grouped, "b t k g h -> (b k) (g t) h")
         logits = jnp.einsum(
-            "nqh,nhs->nqs", merged, block.key, preferred_element_type=jnp.float32
-        ).reshape(batch, kv_heads, group, length, -1)
+            "nqh,nhs->nqs", whole_vectors(merged), block.key, preferred_element_type=jnp.float32
+        )
+        logits = logits[:, : group * length].reshape(batch, kv_heads, group, length, -1)
     else:
         batch, length, kv_heads, group, _ = grouped.shape
         # Batch axes first: another order makes XLA's CPU backend transpose the logits.
@@ -157,8 +159,10 @@ def _weighted(
     weights = weights.astype(block.value.dtype)
     if isinstance(block, MergedKeyBlock):
         merged = einops.rearrange(weights, "b k g t s -> (b k) (g t) s")
-        out = jnp.einsum("nqs,nsh->nqh", merged, block.value, preferred_element_type=jnp.float32)
-        return out.reshape(*weights.shape[:-1], -1)
+        out = jnp.einsum(
+            "nqs,nsh->nqh", whole_vectors(merged), block.value, preferred_element_type=jnp.float32
+        )
+        return out[:, : merged.shape[1]].reshape(*weights.shape[:-1], -1)
     first = einops.rearrange(weights, "b k g t s -> b k (g t) s")
     out = jnp.einsum("bkqs,bskh->bkqh", first, block.value, preferred_element_type=jnp.float32)
     return out.reshape(*weights.shape[:-1], -1)

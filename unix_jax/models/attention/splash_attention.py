@@ -1,7 +1,8 @@
 """JAX's splash attention, a maintained TPU kernel, for what its masks can say.
 
-These are a static mask and segment ids: rows in slots (see `slots`), and keys that all queries see
-or that come first in their row. On other devices the kernel is interpreted, which is for tests.
+These are a static mask and segment ids: rows in slots (see `slots`), and keys that all queries of
+their row see, such as those of a cached context. On other devices the kernel is interpreted, which
+is for tests.
 
 Letters: B batch, T queries, S keys, N query heads, K key heads, H head_dim.
 """
@@ -35,12 +36,15 @@ _OVERHEAD = 64
 
 def has_splash_attention(query: Array, blocks: Sequence[KeyBlock | MergedKeyBlock]) -> bool:
     """Whether the kernel can say which of the keys each query sees."""
-    if query.shape[-1] % _LANES or any(isinstance(block, MergedKeyBlock) for block in blocks):
+    if query.shape[-1] % _LANES:
         return False
-    if len(blocks) == 1 and blocks[0].metadata is not None:
-        return blocks[0].causal_from is not None  # type: ignore[union-attr]
-    # All keys of a row may be invalid, which the kernel has no answer for.
-    return all(block.metadata is None and block.valid is None for block in blocks)
+    if len(blocks) == 1 and isinstance(blocks[0], KeyBlock) and blocks[0].metadata is not None:
+        return blocks[0].causal_from is not None
+    if any(block.metadata is not None for block in blocks):
+        return False
+    # All keys of a block with `valid` may be invalid. The kernel has no answer if there are no
+    # others.
+    return any(not block.masked for block in blocks) or all(block.valid is None for block in blocks)
 
 
 def splash_attention(
