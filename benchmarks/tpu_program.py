@@ -4,10 +4,11 @@
     JAX_PLATFORMS=cpu python benchmarks/tpu_program.py
 
 Compiles programs of the published size in bfloat16 for one chip, with unrolled layers, as the
-pipeline has them on a single device, and with scanned ones, as on a mesh. Nothing runs: the times
-are those of XLA's cost model, to which kernels are added, as in the dry run (docs/dry_run.md). That
-model takes copies between the memories to be free, so the table also has the time that it takes to
-read the weights and the cache once. No program is faster than the larger of the two.
+pipeline has them on a single device, the same with int8 weights, and with scanned layers, as on a
+mesh. Nothing runs: the times are those of XLA's cost model, to which kernels are added, as in the
+dry run (docs/dry_run.md). That model takes copies between the memories to be free, so the table
+also has the time that it takes to read the weights and the cache once. No program is faster than
+the larger of the two.
 """
 
 import dataclasses
@@ -33,6 +34,7 @@ from unix_jax.inference import decoding
 from unix_jax.inference.context import image_context
 from unix_jax.inference.sampling import predict_velocity
 from unix_jax.models.attention.cache import KVCache
+from unix_jax.models.quantization import Quantization, quantize_kernels
 from unix_jax.models.unix import UniX, param_shapes, unroll_params
 
 _KERNEL_RATE = 0.5  # of the peak, as in the dry run
@@ -72,14 +74,15 @@ def model_of(a: Arguments, scanned: bool) -> UniX:
     return UniX(config, jnp.bfloat16, scan_layers=scanned)
 
 
-def weights(model: UniX) -> Any:
+def weights(model: UniX, quantization: Quantization = "none") -> Any:
     shapes = param_shapes(model.config)
 
     def zeros() -> Any:
         stacked = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.bfloat16), shapes)
         if model.scan_layers:
             return stacked
-        return unroll_params(stacked, model.config.decoder.num_layers)
+        unrolled = unroll_params(stacked, model.config.decoder.num_layers)
+        return unrolled if quantization == "none" else quantize_kernels(unrolled)
 
     return jax.eval_shape(zeros)
 
@@ -119,12 +122,14 @@ def guided_step(a: Arguments, model: UniX, images: int) -> Program:
     return Program(run, (jax.eval_shape(context, weights(model)), latents, jnp.float32(0)))
 
 
-def estimate(model: UniX, program: Program, mesh: Mesh, chip: Chip) -> tuple[str, str]:
+def estimate(
+    model: UniX, program: Program, mesh: Mesh, chip: Chip, quantization: Quantization = "none"
+) -> tuple[str, str]:
     """(estimated milliseconds, GiB of temporary memory), or why there is none."""
     sharding = NamedSharding(mesh, PartitionSpec())
     arguments = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        (weights(model), *program.arguments),
+        (weights(model, quantization), *program.arguments),
     )
     try:
         with jax.set_mesh(mesh):
@@ -139,9 +144,11 @@ def estimate(model: UniX, program: Program, mesh: Mesh, chip: Chip) -> tuple[str
     return f"{1e3 * seconds:.1f}", f"{memory:.2f}"
 
 
-def least(model: UniX, program: Program, used: str, chip: Chip) -> str:
+def least(
+    model: UniX, program: Program, used: str, chip: Chip, quantization: Quantization = "none"
+) -> str:
     """Milliseconds to read the weights of a stream's products and the cache once."""
-    leaves = jax.tree_util.tree_leaves_with_path(weights(model))
+    leaves = jax.tree_util.tree_leaves_with_path(weights(model, quantization))
     read = [
         leaf
         for path, leaf in leaves
@@ -172,14 +179,27 @@ def main(a: Arguments) -> None:
                 model = model_of(a, scanned)
                 program = make(a, model, count)
                 found.append(estimate(model, program, mesh, chip))
-            bound = least(model, program, used, chip)
             (before, memory), (now, own) = found
-            rows.append([name.format(count), before, now, bound, memory, own])
+            row = [name.format(count), before, now, least(model, program, used, chip)]
+            small = ["", ""]
+            if make is decoded_token:
+                time, _ = estimate(model, program, mesh, chip, "int8")
+                small = [time, least(model, program, used, chip, "int8")]
+            rows.append([*row, *small, memory, own])
             print(f"compiled: {name.format(count)}", file=sys.stderr)
     print(f"jax {jax.__version__}, for one {device.device_kind}")
     print_table(
         f"Estimated ms: published size, bfloat16, {a.layers} layers, {a.context + a.ring} slots",
-        ["", "scanned", "unrolled", "reading takes", "scanned, GiB", "unrolled, GiB"],
+        [
+            "",
+            "scanned",
+            "unrolled",
+            "reading takes",
+            "int8",
+            "reading takes",
+            "scanned, GiB",
+            "unrolled, GiB",
+        ],
         rows,
     )
 

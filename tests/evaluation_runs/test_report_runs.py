@@ -240,3 +240,8 @@ def test_a_conversation_is_asked_its_first_question_with_all_its_images(data, tm
     (expected,) = pipe.generate_report([images], prompts="Both views?", max_new_tokens=6)
     assert entry.values["prediction"] == expected
     assert (entry.values["prompt"], entry.values["reference"]) == ("Both views?", "Clear.")
+
+
+def test_int8_weights_are_another_run(whole, data):
+    with pytest.raises(UniXError, match="quantization"):
+        command(data, whole, quantization="int8").run()

@@ -11,7 +11,7 @@ import tyro
 
 from unix_jax.commands.evaluate_images import EvaluateImages
 from unix_jax.commands.evaluation_run import OverData, Resampled, finish, on_primary
-from unix_jax.commands.model import Drafting
+from unix_jax.commands.model import Drafting, Quantized
 from unix_jax.commands.subcommands import with_short_descriptions
 from unix_jax.commands.terminal import run_command
 from unix_jax.errors import UniXError
@@ -91,7 +91,7 @@ class OfReports(Resampled):
 
 
 @dataclasses.dataclass(kw_only=True)
-class EvaluateReports(Drafting, OfReports, OverData):
+class EvaluateReports(Drafting, Quantized, OfReports, OverData):
     """Generate a report for each X-ray of a data set, and compare it with the record's own report.
 
     For example:
@@ -128,6 +128,8 @@ class EvaluateReports(Drafting, OfReports, OverData):
         asked = ReportSettings(self.prompt, self.max_new_tokens)
         with working_copy(self.out) as out:
             own = {"kind": "reports", **dataclasses.asdict(asked)}
+            if self.quantization != "none":
+                own["quantization"] = self.quantization
             settings = self._begin(source, own, out)
 
             def work(pipe: "UniXPipeline", share: "Share", progress: "Progress") -> None:
@@ -137,7 +139,8 @@ class EvaluateReports(Drafting, OfReports, OverData):
                 )  # fmt: skip
 
             finish(
-                out, len(source), "report", lambda: self._load(ngrams=self.ngrams), work,
+                out, len(source), "report",
+                lambda: self._load(ngrams=self.ngrams, quantization=self.quantization), work,
                 lambda: summarise_reports(source, out, settings, how),
             )  # fmt: skip
 

@@ -73,6 +73,16 @@ def _uncollected() -> Iterator[None]:
 
 
 @dataclasses.dataclass(kw_only=True)
+class Quantized:
+    """An option that makes decoding on an accelerator faster."""
+
+    quantization: Literal["none", "int8"] = "none"
+    """int8: keep the kernels of the decoder and its head as 8-bit integers, with a scale for each
+    output. A token of a report reads half of the bytes of bfloat16; reports may differ. Only on a
+    single device; slower on a CPU."""
+
+
+@dataclasses.dataclass(kw_only=True)
 class Drafting:
     """Options that generate the same reports in fewer steps."""
 

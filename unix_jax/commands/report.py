@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from unix_jax.commands.model import Drafting, Model
+from unix_jax.commands.model import Drafting, Model, Quantized
 from unix_jax.commands.progress import advancing
 from unix_jax.errors import UniXError
 from unix_jax.storage.arguments import AnyPathText, require_least
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass
-class Report(Drafting, Model):
+class Report(Drafting, Quantized, Model):
     """Generate a report for each chest X-ray, or for each study of several (PNG, JPEG, DICOM, ...).
 
     For example:
@@ -75,7 +75,7 @@ class Report(Drafting, Model):
         for path in self.images:
             check_image(path, frame=self.frame)
         reports = [self.images[i : i + each] for i in range(0, len(self.images), each)]
-        pipe = self.load(ngrams=self.ngrams, autoencoder=False)
+        pipe = self.load(ngrams=self.ngrams, autoencoder=False, quantization=self.quantization)
         if len(reports) == 1 and not self.json:
             _, images = self._read(reports)
             for (piece,) in pipe.stream_report(

@@ -6,14 +6,14 @@ import sys
 import warnings
 from pathlib import Path
 
-from unix_jax.commands.model import Model
+from unix_jax.commands.model import Model, Quantized
 from unix_jax.commands.terminal import say
 from unix_jax.errors import ImageWarning, UniXError
 from unix_jax.storage.arguments import require_least
 
 
 @dataclasses.dataclass
-class Serve(Model):
+class Serve(Quantized, Model):
     """Serve reports and generated X-rays by OpenAI's protocol, with dynamic batching.
 
     POST /v1/chat/completions takes an X-ray as a data URL and returns a report, on request as a
@@ -91,7 +91,7 @@ class Serve(Model):
         if self.model_name is not None and not self.model_name.strip():
             raise UniXError("--model-name: expected a name, found an empty text")
         name = self.model_name or Path(self.checkpoint or self.directory).name
-        pipe = self.load()
+        pipe = self.load(quantization=self.quantization)
         limits.report_tokens(pipe.config)
         if self.warm_up:
             say("Compiling ...")

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import os
 import tempfile
+import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, Unpack, overload
@@ -63,6 +64,7 @@ from unix_jax.inference.settings import (
     settings_of,
 )
 from unix_jax.models.autoencoder import param_shapes as vae_param_shapes
+from unix_jax.models.quantization import Quantization, quantize_kernels
 from unix_jax.models.unix import UniX, param_shapes, unroll_params
 from unix_jax.preprocessing.ngrams import NGrams
 from unix_jax.preprocessing.text import Tokenizer
@@ -91,15 +93,19 @@ class UniXPipeline:
         dtype: Any = jnp.float32,
         mesh: Mesh | None = None,
         ngrams: NGrams | None = None,
+        quantization: Quantization = "none",
     ) -> None:
         """A pipeline over the stacked parameters of a checkpoint, of which it takes ownership.
 
         On a single device the decoder's layers are unstacked and removed from `params`.
-        `dtype` is that of the computation. `ngrams` is for draft="ngram".
+        `dtype` is that of the computation. `ngrams` is for draft="ngram". `quantization` is as in
+        `from_pretrained`.
 
         Raises:
           ConfigError: control tokens outside of the vocabulary, or a mesh that cannot be used.
+          PromptError: another quantization, or int8 with a mesh.
         """
+        _check_quantization(quantization, mesh)
         config.check_special_tokens()
         if mesh is not None:
             sharding.check_mesh(mesh, config)
@@ -107,6 +113,9 @@ class UniXPipeline:
         scan_layers = mesh is not None
         if not scan_layers:
             params = unroll_params(params, config.decoder.num_layers)
+        if quantization == "int8":
+            params = quantize_kernels(params)
+        self.quantization = quantization
         model = UniX(config, dtype, scan_layers=scan_layers)
         drafter = None if ngrams is None else NGramDrafter.create(ngrams)
         self.loaded = LoadedModel(model, params, vae_params, tokenizer, mesh, drafter)
@@ -153,6 +162,7 @@ class UniXPipeline:
         compilation_cache: bool = True,
         ngrams: str | os.PathLike[str] | None = None,
         autoencoder: bool = True,
+        quantization: Quantization = "none",
     ) -> Self:
         """Loads a converted checkpoint or a directory in the published layout.
 
@@ -170,16 +180,20 @@ class UniXPipeline:
           ngrams: file of n-grams for draft="ngram", made by `unix-jax data ngrams`.
           autoencoder: load its weights as well. Without them, loading is faster, and only reports
             are supported.
+          quantization: `int8` keeps the kernels of the decoder and its head as 8-bit integers, with
+            a scale for each output. A decoded token reads half of the bytes of bfloat16; reports
+            may differ. Only on a single device; slower on a CPU.
 
         Raises:
           CheckpointError, ConfigError: files that are missing, broken, changed since they were
             written, or inconsistent with each other; weights that are not finite.
           StorageError: a URL, a value that is not a path, or a name on the hub that cannot be
             downloaded.
-          PromptError: another dtype.
+          PromptError: another dtype or quantization, or int8 with a mesh.
           DataError: a file of n-grams that cannot be read, or of another tokenizer.
         """
         used = _dtype(dtype)
+        _check_quantization(quantization, mesh)
         require(
             double_bos is None or isinstance(double_bos, bool), "double_bos", "a bool", double_bos
         )
@@ -214,7 +228,10 @@ class UniXPipeline:
             tokenizer.check_vocab(config.decoder.vocab_size)
         if ngrams is not None and counted is not None:
             counted.check_tokenizer(tokenizer, ngrams)
-        return cls(config, params, vae_params, tokenizer, dtype=used, mesh=mesh, ngrams=counted)
+        return cls(
+            config, params, vae_params, tokenizer,
+            dtype=used, mesh=mesh, ngrams=counted, quantization=quantization,
+        )  # fmt: skip
 
     def save_pretrained(
         self, path: str | os.PathLike[str], *, layout: Literal["native", "published"] = "native"
@@ -232,11 +249,16 @@ class UniXPipeline:
 
         Raises:
           PromptError: another layout.
-          UniXError: `path` is not empty or cannot be written, or the weights are distributed over
-            several processes.
+          UniXError: `path` is not empty or cannot be written, the weights are distributed over
+            several processes, or they are int8.
         """
         choice("layout", layout, ("native", "published"))
         path = any_path(path)
+        if self.quantization != "none":
+            raise CheckpointError(
+                f"{path}: expected weights in floating point, found {self.quantization}: load the "
+                "checkpoint without quantization to save it"
+            )
         if jax.process_count() > 1:
             raise CheckpointError(
                 f"{path}: expected one process, found {jax.process_count()}: each process holds a "
@@ -748,6 +770,12 @@ def _millions(params: Any) -> str:
 
 def _require_callable(callback: Any) -> None:
     require(callback is None or callable(callback), "callback", "a function", callback)
+
+
+def _check_quantization(given: Any, mesh: Mesh | None) -> None:
+    choice("quantization", given, typing.get_args(Quantization))
+    if given != "none" and mesh is not None:
+        raise PromptError(f"quantization: expected none with a mesh of devices, found {given}")
 
 
 def _dtype(given: Any) -> np.dtype:

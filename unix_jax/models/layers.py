@@ -147,7 +147,7 @@ class TransposedDense(nn.Module):
 
     A few rows times a large matrix are bound by reading it. XLA's CPU backend is faster for several
     rows with the matrix on the left, contracted along its contiguous axis, than in the usual order
-    (benchmarks/kernels.py).
+    (benchmarks/kernels.py). An int8 kernel has a `kernel_scale`, see `models/quantization.py`.
     """
 
     features: int
@@ -167,6 +167,8 @@ class TransposedDense(nn.Module):
             y = jax.lax.dot_general(kernel, whole, (((1,), (1,)), ((), ()))).T[: rows.shape[0]]
         else:
             y = jax.lax.dot_general(rows, kernel, (((1,), (1,)), ((), ())))
+        if self.has_variable("params", "kernel_scale"):
+            y = (y * self.get_variable("params", "kernel_scale")).astype(self.dtype)
         if self.use_bias:
             bias_init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
             bias: Any = self.param("bias", bias_init, (self.features,))
