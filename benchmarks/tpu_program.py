@@ -3,10 +3,10 @@
     pip install '.[tpu]'
     JAX_PLATFORMS=cpu python benchmarks/tpu_program.py
 
-Compiles programs of the published size in bfloat16 for one chip, with unrolled layers, as the
-pipeline has them on a single device, the same with int8 weights, and with scanned layers, as on a
-mesh. Nothing runs: the times are those of XLA's cost model, to which kernels are added, as in the
-dry run (docs/dry_run.md). That model takes copies between the memories to be free, so the table
+Compiles programs of the published size in bfloat16 for one chip: with unrolled layers, as the
+pipeline has them; the same with int8 weights; and with scanned layers, as on a mesh that splits the
+weights. Nothing runs: the times are those of XLA's cost model, to which kernels are added, as in
+the dry run (docs/dry_run.md). That model takes copies between the memories to be free, so the table
 also has the time that it takes to read the weights and the cache once. No program is faster than
 the larger of the two.
 """

@@ -319,9 +319,39 @@ def batch_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in _as_tuple(ShardingRules().batch))
 
 
+def rows_of_a_device(rows: int) -> int:
+    """Rows of a batch that each device computes within `use_mesh`; all of them outside of it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    shards = math.prod(mesh.shape[axis] for axis in axes_in_use("batch"))
+    return rows if rows % shards else rows // shards
+
+
+def split_rows(tree: Any) -> Any:
+    """Arrays of a traced function, divided along their first axis within `use_mesh`."""
+    axes = axes_in_use("batch")
+    if not axes:
+        return tree
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, _along(axes)), tree)
+
+
+def splits_weights(mesh: Mesh) -> bool:
+    """Whether a device holds less than all weights."""
+    return any(mesh.shape[axis] > 1 for axis in ("fsdp", "tensor"))
+
+
 def shard_batch(tree: Any, mesh: Mesh) -> Any:
     """Places arrays on the mesh, split along their first axis."""
-    return jax.device_put(tree, NamedSharding(mesh, ShardingRules().spec(["batch"])))
+    axes = _as_tuple(ShardingRules().batch)
+    spec = _along([axis for axis in axes if mesh.shape[axis] > 1])
+    return jax.device_put(tree, NamedSharding(mesh, spec))
+
+
+def _along(axes: Sequence[str]) -> PartitionSpec:
+    """Of arrays whose first axis is split, written as XLA writes those of its results.
+
+    `jax.jit` compiles again for shardings that are equal, but written in another way.
+    """
+    return PartitionSpec(axes[0] if len(axes) == 1 else tuple(axes)) if axes else PartitionSpec()
 
 
 @contextlib.contextmanager

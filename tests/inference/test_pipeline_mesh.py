@@ -1,5 +1,7 @@
 """Meshes of eight devices give one device's results, whatever the number of rows."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from support.toy_pipelines import SMALL, pictures, small_params, small_pipe, tiny_pipe
 from unix_jax import UniXPipeline
 from unix_jax.errors import ConfigError
+from unix_jax.inference import decoding
 from unix_jax.sharding import make_mesh
 
 PROMPTS = [[5, 6, 7], [8], list(range(40))]
@@ -54,6 +57,31 @@ def test_images_are_one_devices(sharded):
     expected = small_pipe().generate_image(PROMPTS, **DRAW, output_type="latent")
     ours = sharded.generate_image(PROMPTS, **DRAW, output_type="latent")
     np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+def test_devices_with_all_weights_decode_their_rows_alone(monkeypatch):
+    """As one device does, with unrolled layers, and nothing is sent for a token."""
+    pipe = UniXPipeline(SMALL, *small_params(), mesh=make_mesh(data=8))
+    assert not pipe.model.scan_layers
+    images = pictures(16)
+    options = {"prompts": [5, 6, 7], "max_new_tokens": 6}
+    expected = small_pipe().generate_report_ids(images, **options)
+    programs = []
+    decode = decoding.decode_until
+
+    def recorded(*arguments, **options):
+        programs.append(decode.lower(*arguments, **options))
+        return decode(*arguments, **options)
+
+    monkeypatch.setattr(decoding, "decode_until", recorded)
+    compiled = decode._cache_size()
+    assert pipe.generate_report_ids(images, batch_size=8, **options) == expected
+    assert len(programs) > 1
+    assert decode._cache_size() == compiled + 1  # one program for every call
+    # The number of rows that have ended, and of slots that are needed.
+    program = programs[0].compile().as_text()
+    sent = re.findall(r" = (\S+) (all-\w+|collective-permute|reduce-scatter)\(", program)
+    assert sent == [("s32[]", "all-reduce")] * 2
 
 
 @pytest.mark.extended

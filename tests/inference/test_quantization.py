@@ -68,8 +68,8 @@ def test_a_pipeline_computes_with_the_rounded_weights():
 
 
 def test_what_int8_cannot_do(tmp_path):
-    with pytest.raises(PromptError, match="quantization: expected none with a mesh"):
-        UniXPipeline(SMALL, *small_params(), mesh=make_mesh(data=8), quantization="int8")
+    with pytest.raises(PromptError, match="quantization: expected none with a mesh that"):
+        UniXPipeline(SMALL, *small_params(), mesh=make_mesh(fsdp=8), quantization="int8")
     with pytest.raises(PromptError, match="quantization: expected one of"):
         UniXPipeline(SMALL, *small_params(), quantization="int4")
     pipe = UniXPipeline(SMALL, *small_params(), quantization="int8")

@@ -78,8 +78,8 @@ class Quantized:
 
     quantization: Literal["none", "int8"] = "none"
     """int8: keep the kernels of the decoder and its head as 8-bit integers, with a scale for each
-    output. A token of a report reads half of the bytes of bfloat16; reports may differ. Only on a
-    single device; slower on a CPU."""
+    output. A token of a report reads half of the bytes of bfloat16; reports may differ. Not with a
+    mesh that splits the weights; slower on a CPU."""
 
 
 @dataclasses.dataclass(kw_only=True)

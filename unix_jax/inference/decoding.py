@@ -25,6 +25,7 @@ from unix_jax.inference.drafts import Drafter, Drafts
 from unix_jax.models.attention.cache import KVCache
 from unix_jax.models.attention.mask import CAUSAL, TokenMetadata
 from unix_jax.models.unix import UniX
+from unix_jax.sharding import split_rows
 
 Choice = Literal["greedy", "sample", "nucleus"]
 """What a program supports: temperature 0 only; any temperature; any temperature and `top_p`.
@@ -129,14 +130,12 @@ def start(
     from `used` on, if given, have ended already. `drafted` is the number of drafted tokens that a
     step verifies, 0 without a drafter.
     """
-    state = _fresh(
+    state, index = _fresh(
         new.replace(cache=None),  # type: ignore[attr-defined]
         np.int32(new.position.shape[0] if used is None else used),
         context=context, bos=bos, eos=eos, buffer=buffer, drafted=drafted,
     )  # fmt: skip
-    return state.replace(
-        cache=new.cache.replace(index=jax.device_put(np.int32(context))),  # type: ignore[attr-defined]
-    )
+    return state.replace(cache=new.cache.replace(index=index))  # type: ignore[attr-defined]
 
 
 @functools.partial(jax.jit, static_argnames=("context", "bos", "eos", "buffer", "drafted"))
@@ -149,14 +148,14 @@ def _fresh(
     eos: int,
     buffer: int,
     drafted: int,
-) -> DecodeState:
-    """`start` without the cache, as one program: a few dozen small ones would take longer."""
+) -> tuple[DecodeState, Int[Array, ""]]:
+    """`start` without the cache, and the cache's index: small programs would take longer."""
     batch = new.position.shape[0]
 
     def filled(value: int) -> Int[Array, " B"]:
         return jnp.full((batch,), value, jnp.int32)
 
-    return DecodeState(
+    state = DecodeState(
         cache=new.cache,
         token=filled(bos),
         position=jnp.asarray(new.position, jnp.int32),
@@ -173,6 +172,8 @@ def _fresh(
         context=context,
         slots=1 + drafted,
     )
+    # As after a step, which would be another program otherwise.
+    return split_rows(state), jnp.int32(context)
 
 
 def sample_token(

@@ -97,20 +97,21 @@ class UniXPipeline:
     ) -> None:
         """A pipeline over the stacked parameters of a checkpoint, of which it takes ownership.
 
-        On a single device the decoder's layers are unstacked and removed from `params`.
+        The decoder's layers are unstacked and removed from `params`, except on a mesh that splits
+        the weights.
         `dtype` is that of the computation. `ngrams` is for draft="ngram". `quantization` is as in
         `from_pretrained`.
 
         Raises:
           ConfigError: control tokens outside of the vocabulary, or a mesh that cannot be used.
-          PromptError: another quantization, or int8 with a mesh.
+          PromptError: another quantization, or int8 with a mesh that splits the weights.
         """
         _check_quantization(quantization, mesh)
         config.check_special_tokens()
         if mesh is not None:
             sharding.check_mesh(mesh, config)
         # A scanned layer's weights are copied for every token; see docs/architecture.md.
-        scan_layers = mesh is not None
+        scan_layers = mesh is not None and sharding.splits_weights(mesh)
         if not scan_layers:
             params = unroll_params(params, config.decoder.num_layers)
         if quantization == "int8":
@@ -182,14 +183,14 @@ class UniXPipeline:
             are supported.
           quantization: `int8` keeps the kernels of the decoder and its head as 8-bit integers, with
             a scale for each output. A decoded token reads half of the bytes of bfloat16; reports
-            may differ. Only on a single device; slower on a CPU.
+            may differ. Not on a mesh that splits the weights; slower on a CPU.
 
         Raises:
           CheckpointError, ConfigError: files that are missing, broken, changed since they were
             written, or inconsistent with each other; weights that are not finite.
           StorageError: a URL, a value that is not a path, or a name on the hub that cannot be
             downloaded.
-          PromptError: another dtype or quantization, or int8 with a mesh.
+          PromptError: another dtype or quantization, or int8 with a mesh that splits the weights.
           DataError: a file of n-grams that cannot be read, or of another tokenizer.
         """
         used = _dtype(dtype)
@@ -774,8 +775,10 @@ def _require_callable(callback: Any) -> None:
 
 def _check_quantization(given: Any, mesh: Mesh | None) -> None:
     choice("quantization", given, typing.get_args(Quantization))
-    if given != "none" and mesh is not None:
-        raise PromptError(f"quantization: expected none with a mesh of devices, found {given}")
+    if given != "none" and mesh is not None and sharding.splits_weights(mesh):
+        raise PromptError(
+            f"quantization: expected none with a mesh that splits the weights, found {given}"
+        )
 
 
 def _dtype(given: Any) -> np.dtype:

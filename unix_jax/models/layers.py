@@ -5,6 +5,7 @@ Logical axis names (mapped to mesh axes by `unix_jax.sharding.ShardingRules`):
 """
 
 import functools
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -14,7 +15,12 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from unix_jax.sharding import GatheredKernel, gathered_kernel, platform_in_use
+from unix_jax.sharding import (
+    GatheredKernel,
+    gathered_kernel,
+    platform_in_use,
+    rows_of_a_device,
+)
 
 Dtype = Any
 _LANES = 128  # of a TPU's vectors
@@ -59,7 +65,9 @@ def _product(
 ) -> Array:
     """`lax.dot_general` as `nn.Dense` calls it: the last axis of x with the first of the kernel."""
     split = gathered_kernel(x.shape[0], kernel.shape, axes) if x.ndim > 1 else None
-    return linear(split, x, kernel)
+    if x.ndim < 3:
+        return linear(split, x, kernel)
+    return linear(split, whole_vectors(x, _rows(x)), kernel)[..., : x.shape[-2], :]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -130,16 +138,28 @@ def _on_each(split: GatheredKernel, product: Any, operands: tuple[Array, Array])
     )(*operands)
 
 
-def whole_vectors(x: Float[Array, "*batch R D"]) -> Float[Array, "*batch S D"]:
-    """x with zeros as further rows, up to the 8 rows of a TPU's vectors; elsewhere x itself.
+def whole_vectors(
+    x: Float[Array, "*batch R D"], rows: int | None = None
+) -> Float[Array, "*batch S D"]:
+    """On a TPU, x with zeros as further rows, so that a product has 8 rows; elsewhere x itself.
 
     XLA writes a product with a single row as multiplications and sums, which leave a TPU's matrix
-    unit idle. Rows up to 8 cost nothing (benchmarks/tpu_program.py).
+    unit idle. Rows up to 8, as many as its vectors have, cost nothing (benchmarks/tpu_program.py).
+
+    Args:
+      rows: number of rows of the product on each device, if it is not R.
     """
-    missing = _SUBLANES - x.shape[-2]
-    if missing <= 0 or platform_in_use() != "tpu":
+    length = x.shape[-2]
+    rows = rows or length
+    if rows >= _SUBLANES or platform_in_use() != "tpu":
         return x
+    missing = -(-(_SUBLANES - rows) * length // rows)
     return jnp.pad(x, [*[(0, 0)] * (x.ndim - 2), (0, missing), (0, 0)])
+
+
+def _rows(x: Array) -> int:
+    """Rows of a product of x [B, ..., D] with weights, on each device."""
+    return rows_of_a_device(x.shape[0]) * math.prod(x.shape[1:-1])
 
 
 class TransposedDense(nn.Module):
@@ -161,12 +181,14 @@ class TransposedDense(nn.Module):
         init = nn.with_logical_partitioning(self.kernel_init, self.axes[::-1])
         kernel: Any = self.param("kernel", init, (self.features, x.shape[-1]))
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        rows = x.reshape(-1, x.shape[-1])
+        batched = x.reshape(x.shape[0] if x.ndim > 2 else 1, -1, x.shape[-1])
+        whole = whole_vectors(batched, _rows(batched))
+        rows = whole.reshape(-1, x.shape[-1])
         if rows.shape[0] <= _FEW_ROWS:
-            whole = whole_vectors(rows)
-            y = jax.lax.dot_general(kernel, whole, (((1,), (1,)), ((), ()))).T[: rows.shape[0]]
+            y = jax.lax.dot_general(kernel, rows, (((1,), (1,)), ((), ()))).T
         else:
             y = jax.lax.dot_general(rows, kernel, (((1,), (1,)), ((), ())))
+        y = y.reshape(*whole.shape[:2], -1)[:, : batched.shape[1]]
         if self.has_variable("params", "kernel_scale"):
             y = (y * self.get_variable("params", "kernel_scale")).astype(self.dtype)
         if self.use_bias:
