@@ -175,6 +175,7 @@ def test_a_small_batch_takes_nobody_when_a_larger_one_is_needed(pipe):
     assert not any(found[:-1])  # at the last look, no row of the batch is active
 
 
+@pytest.mark.filterwarnings("ignore::unix_jax.errors.ImageWarning")
 def test_nothing_is_compiled_after_the_warm_up(pipe):
     limits = ServeLimits(batch_sizes=SIZES, new_tokens=24)
     run = batches.BatchRunner(pipe, limits, Metrics(SIZES), lambda: False, ProgramBudget(8))
@@ -187,4 +188,14 @@ def test_nothing_is_compiled_after_the_warm_up(pipe):
         jobs = [report_job(30 * i) for i in range(rows)]
         run([job for job, _ in jobs], nobody)
         assert all(len(found) == 1 for _, found in jobs)
+    # A client leaves while another waits.
+    (first, _), (other, _), (late, of_late) = [report_job(30 * i) for i in range(3)]
+    waiting = [late]
+
+    def join(fits):
+        first.cancel()
+        return waiting.pop() if waiting and fits(late.request, 1) else None
+
+    run([first, other], join)
+    assert len(of_late) == 1
     assert [program._cache_size() for program in programs] == compiled

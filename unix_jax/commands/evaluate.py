@@ -117,6 +117,8 @@ class EvaluateReports(Drafting, Quantized, OfReports, OverData):
         require_least(self, batch_size=1, resamples=1, limit=1, max_new_tokens=1)
         self.check_draft()
         distributed.initialise()
+        if self.quantization != "none":
+            self.check_quantization(self._mesh())
         config, _ = load_config(self._directory)
         largest = config.decoder.max_position_embeddings - 4
         if self.max_new_tokens > largest:
@@ -127,9 +129,11 @@ class EvaluateReports(Drafting, Quantized, OfReports, OverData):
         how = self._metrics()
         asked = ReportSettings(self.prompt, self.max_new_tokens)
         with working_copy(self.out) as out:
-            own = {"kind": "reports", **dataclasses.asdict(asked)}
-            if self.quantization != "none":
-                own["quantization"] = self.quantization
+            own = {
+                "kind": "reports",
+                "quantization": self.quantization,
+                **dataclasses.asdict(asked),
+            }
             settings = self._begin(source, own, out)
 
             def work(pipe: "UniXPipeline", share: "Share", progress: "Progress") -> None:

@@ -13,6 +13,8 @@ from unix_jax.storage.json_file import read_json, write_json
 from unix_jax.storage.line_file import unwritable
 
 SETTINGS = "settings.json"
+# What a directory of an earlier version does not say.
+_BEFORE = {"quantization": "none"}
 _PATTERN = "items-*.jsonl"
 
 
@@ -44,6 +46,8 @@ def remember(directory: Path, settings: Mapping[str, Any]) -> None:
     wanted = json.loads(json.dumps(dict(settings)))
     if path.exists():
         found = read_json(path, UniXError)
+        if isinstance(found, dict):
+            found = {name: _BEFORE[name] for name in _BEFORE if name in wanted} | found
         if found == wanted:
             return
         if not _continues(found, wanted):

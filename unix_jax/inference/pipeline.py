@@ -181,9 +181,10 @@ class UniXPipeline:
           ngrams: file of n-grams for draft="ngram", made by `unix-jax data ngrams`.
           autoencoder: load its weights as well. Without them, loading is faster, and only reports
             are supported.
-          quantization: `int8` keeps the kernels of the decoder and its head as 8-bit integers, with
-            a scale for each output. A decoded token reads half of the bytes of bfloat16; reports
-            may differ. Not on a mesh that splits the weights; slower on a CPU.
+          quantization: `int8` keeps the kernels of the und stream and the head as 8-bit integers,
+            with a scale for each output, so a decoded token reads half of the bytes of bfloat16
+            weights. Reports may differ, and so may images, which attend to the text. Not on a mesh
+            that splits the weights; slower on a CPU.
 
         Raises:
           CheckpointError, ConfigError: files that are missing, broken, changed since they were
@@ -286,6 +287,9 @@ class UniXPipeline:
     def __repr__(self) -> str:
         config, loaded = self.config, self.loaded
         devices = [jax.devices()[0]] if loaded.mesh is None else list(loaded.mesh.devices.flat)
+        numbers = str(jnp.dtype(loaded.model.dtype))
+        if self.quantization != "none":
+            numbers += f" with {self.quantization} weights"
         where = f"{len(devices)} x {devices[0].device_kind}"
         if loaded.mesh is not None:
             where += f", mesh {dict(loaded.mesh.shape)}"
@@ -297,7 +301,7 @@ class UniXPipeline:
             words = f"{loaded.tokenizer.vocab_size:,} tokens"
         return (
             f"{type(self).__name__}(\n"
-            f"  model: {_millions(loaded.params)}, {jnp.dtype(loaded.model.dtype)} on {where}\n"
+            f"  model: {_millions(loaded.params)}, {numbers} on {where}\n"
             f"  reports: from {config.vision.image_size} x {config.vision.image_size} px, "
             f"{config.decoder.max_position_embeddings:,} positions\n"
             f"  images: {vae}\n"

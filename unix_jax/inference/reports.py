@@ -273,7 +273,9 @@ def decode_reports(
         if not done[left].all():
             done = done.copy()
             done[left] = True
-            placed = jax.device_put(done, state.done.sharding)
+            # Placed as it was, or every program would be compiled again.
+            where = state.done.sharding if state.done.committed else None
+            placed = jax.device_put(done, where)
             state = state.replace(done=placed)  # type: ignore[union-attr]
         held = [None if done[row] else item for row, item in enumerate(held)]
 

@@ -2,7 +2,8 @@
 
 A decoded token reads every weight of the und stream and computes little with it, so accelerators
 spend its time on reading. XLA reads the int8 numbers and makes floats of them inside the product
-(benchmarks/tpu_program.py). Activations, the cache and the sums keep their dtypes.
+(benchmarks/tpu_program.py). Activations, the cache and the sums keep their dtypes, and so does the
+gen stream, whose steps are bound by their products.
 
 Letters: D inputs, E outputs.
 """
@@ -18,7 +19,7 @@ _LARGEST = 127
 
 
 def quantize_kernels(params: dict[str, Any]) -> dict[str, Any]:
-    """The parameters of `unroll_params` with int8 kernels in the decoder's layers and in the head.
+    """The parameters of `unroll_params` with int8 kernels in the und stream and in the head.
 
     A kernel [E, D] gets a neighbour `kernel_scale` [E], by which `TransposedDense` multiplies. The
     layers are changed in place, so that memory never holds the model twice.
@@ -31,9 +32,10 @@ def quantize_kernels(params: dict[str, Any]) -> dict[str, Any]:
             elif name == "kernel":
                 tree["kernel"], tree["kernel_scale"] = quantized(tree.pop("kernel"))
 
-    layers = {k: v for k, v in params["decoder"].items() if k.startswith("layers_")}
     head = dict(params["lm_head"])
-    change(layers)
+    for name, layer in params["decoder"].items():
+        if name.startswith("layers_"):
+            change(layer["und"])
     change(head)
     return params | {"lm_head": head}
 

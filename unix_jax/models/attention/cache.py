@@ -1,9 +1,9 @@
 """The KV cache: keys (rotated) and values of the context, with a fixed capacity.
 
 Two layouts, one interface. `stacked`: arrays [L, B, S, K, H], for scanned layers; it shards along
-B and K. `merged`: for each layer keys [B*K, H, S] and values [B*K, S, H], for unrolled layers on
-a CPU, whose batched products are several times faster over one merged batch axis and which, with
-it, updates the cache in place (benchmarks/README.md has the figures).
+B and K. `merged`: for each layer keys [B*K, H, S] and values [B*K, S, H], for unrolled layers; it
+shards along B. A CPU's batched products are several times faster over one merged batch axis, with
+which it updates the cache in place (benchmarks/README.md has the figures, and estimates for TPUs).
 
 Letters: L layers, B rows, S slots, N new tokens, K kv heads, H head_dim.
 """
