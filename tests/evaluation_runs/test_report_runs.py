@@ -245,3 +245,9 @@ def test_a_conversation_is_asked_its_first_question_with_all_its_images(data, tm
 def test_int8_weights_are_another_run(whole, data):
     with pytest.raises(UniXError, match="quantization"):
         command(data, whole, quantization="int8").run()
+
+
+def test_a_mesh_that_int8_refuses_leaves_nothing(data, tmp_path):
+    with pytest.raises(UniXError, match="a mesh that splits the weights, found int8"):
+        command(data, tmp_path / "new", quantization="int8", mesh="fsdp=8").run()
+    assert not (tmp_path / "new").exists()

@@ -112,13 +112,14 @@ class EvaluateReports(Drafting, Quantized, OfReports, OverData):
             summarise_reports,
             write_reports,
         )
+        from unix_jax.inference.pipeline import check_quantization
         from unix_jax.training import distributed
 
         require_least(self, batch_size=1, resamples=1, limit=1, max_new_tokens=1)
         self.check_draft()
         distributed.initialise()
-        if self.quantization != "none":
-            self.check_quantization(self._mesh())
+        # Before the settings are written.
+        check_quantization(self.quantization, self._mesh())
         config, _ = load_config(self._directory)
         largest = config.decoder.max_position_embeddings - 4
         if self.max_new_tokens > largest:

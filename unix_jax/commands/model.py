@@ -15,8 +15,6 @@ from unix_jax.storage.arguments import AnyPathText, CheckpointText
 from unix_jax.storage.shown import shown
 
 if TYPE_CHECKING:
-    from jax.sharding import Mesh
-
     from unix_jax.inference.pipeline import UniXPipeline
 
 
@@ -48,8 +46,6 @@ class Model:
         from unix_jax.sharding import parse_mesh
 
         mesh = None if self.mesh is None else parse_mesh(self.mesh)
-        if isinstance(self, Quantized):
-            self.check_quantization(mesh)
         with _uncollected(), ERRORS.status(f"Loading {escape(shown(self.directory))} ..."):
             return kind.from_pretrained(self.directory, dtype=self.dtype, mesh=mesh, **options)
 
@@ -84,16 +80,6 @@ class Quantized:
     """int8: keep the kernels that write reports as 8-bit integers, with a scale for each output.
     A token reads half of the bytes of bfloat16 weights; results may differ. Not with a mesh that
     splits the weights; slower on a CPU."""
-
-    def check_quantization(self, mesh: "Mesh | None") -> None:
-        """Raises UniXError for int8 with a mesh that splits the weights."""
-        from unix_jax.sharding import splits_weights
-
-        if self.quantization != "none" and mesh is not None and splits_weights(mesh):
-            raise UniXError(
-                "--quantization: expected none with --mesh fsdp or tensor, which split the "
-                f"weights, found {self.quantization}"
-            )
 
 
 @dataclasses.dataclass(kw_only=True)

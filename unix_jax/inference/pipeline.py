@@ -106,7 +106,7 @@ class UniXPipeline:
           ConfigError: control tokens outside of the vocabulary, or a mesh that cannot be used.
           PromptError: another quantization, or int8 with a mesh that splits the weights.
         """
-        _check_quantization(quantization, mesh)
+        check_quantization(quantization, mesh)
         config.check_special_tokens()
         if mesh is not None:
             sharding.check_mesh(mesh, config)
@@ -195,7 +195,7 @@ class UniXPipeline:
           DataError: a file of n-grams that cannot be read, or of another tokenizer.
         """
         used = _dtype(dtype)
-        _check_quantization(quantization, mesh)
+        check_quantization(quantization, mesh)
         require(
             double_bos is None or isinstance(double_bos, bool), "double_bos", "a bool", double_bos
         )
@@ -777,7 +777,8 @@ def _require_callable(callback: Any) -> None:
     require(callback is None or callable(callback), "callback", "a function", callback)
 
 
-def _check_quantization(given: Any, mesh: Mesh | None) -> None:
+def check_quantization(given: Any, mesh: Mesh | None) -> None:
+    """Raises PromptError unless weights of this kind can be used on the mesh."""
     choice("quantization", given, typing.get_args(Quantization))
     if given != "none" and mesh is not None and sharding.splits_weights(mesh):
         raise PromptError(
