@@ -5,6 +5,9 @@ spend its time on reading. XLA reads the int8 numbers and makes floats of them i
 (benchmarks/tpu_program.py). Activations, the cache and the sums keep their dtypes, and so does the
 gen stream, whose steps are bound by their products.
 
+Qwix quantises scanned layers (docs/nnx.md). In unrolled ones, whose kernels are [out, in], Qwix
+0.1.8 finds no weights.
+
 Letters: D inputs, E outputs.
 """
 
