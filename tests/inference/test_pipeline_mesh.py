@@ -63,25 +63,37 @@ def test_devices_with_all_weights_decode_their_rows_alone(monkeypatch):
     """As one device does, with unrolled layers, and nothing is sent for a token."""
     pipe = UniXPipeline(SMALL, *small_params(), mesh=make_mesh(data=8))
     assert not pipe.model.scan_layers
-    images = pictures(16)
+    images = pictures(32)
     options = {"prompts": [5, 6, 7], "max_new_tokens": 6}
     expected = small_pipe().generate_report_ids(images, **options)
-    programs = []
+    programs = {"decode_until": [], "replace_rows": []}
     decode = decoding.decode_until
 
-    def recorded(*arguments, **options):
-        programs.append(decode.lower(*arguments, **options))
-        return decode(*arguments, **options)
+    def recording(name):
+        program = getattr(decoding, name)
 
-    monkeypatch.setattr(decoding, "decode_until", recorded)
+        def recorded(*arguments, **options):
+            programs[name].append(program.lower(*arguments, **options))
+            return program(*arguments, **options)
+
+        return recorded
+
+    for name in programs:
+        monkeypatch.setattr(decoding, name, recording(name))
     compiled = decode._cache_size()
-    assert pipe.generate_report_ids(images, batch_size=8, **options) == expected
-    assert len(programs) > 1
+    assert pipe.generate_report_ids(images, batch_size=16, **options) == expected
     assert decode._cache_size() == compiled + 1  # one program for every call
+
+    def sent(name):
+        program = programs[name][0].compile().as_text()
+        return re.findall(r" = (\S+) (all-\w+|collective-permute|reduce-scatter)\(", program)
+
     # The number of rows that have ended, and of slots that are needed.
-    program = programs[0].compile().as_text()
-    sent = re.findall(r" = (\S+) (all-\w+|collective-permute|reduce-scatter)\(", program)
-    assert sent == [("s32[]", "all-reduce")] * 2
+    assert sent("decode_until") == [("s32[]", "all-reduce")] * 2
+    # The eight new rows, not the sixteen of the state, each with two heads.
+    assert not [
+        shape for shape, _ in sent("replace_rows") if shape.startswith(("f32[32", "f32[16,2"))
+    ]
 
 
 @pytest.mark.extended

@@ -105,7 +105,7 @@ def save(
       path: a new directory.
       config: the sizes of the model.
       params: the UniX tree, nested or flat by path, of `Leaf`s or arrays; with stacked layers, or
-        as a pipeline on a CPU or a GPU holds it (`unroll_params`), which is stacked again.
+        as a pipeline with unrolled layers holds it (`unroll_params`), which is stacked again.
       vae_params: the autoencoder tree likewise, or None.
       extras: tensors to keep verbatim by source key, or a function that returns them; it is called
         after `params` were written.

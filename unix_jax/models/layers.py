@@ -184,7 +184,7 @@ class TransposedDense(nn.Module):
         batched = x.reshape(x.shape[0] if x.ndim > 2 else 1, -1, x.shape[-1])
         whole = whole_vectors(batched, _rows(batched))
         rows = whole.reshape(-1, x.shape[-1])
-        if rows.shape[0] <= _FEW_ROWS:
+        if _rows(whole) <= _FEW_ROWS:
             y = jax.lax.dot_general(kernel, rows, (((1,), (1,)), ((), ()))).T
         else:
             y = jax.lax.dot_general(rows, kernel, (((1,), (1,)), ((), ())))

@@ -146,12 +146,16 @@ class KVCache:
         axis = self._row_axis
 
         def one(target: Array, source: Array, i: Array) -> Array:
-            # The merged layout has several indices per row.
-            each = source.shape[axis] // other.valid.shape[0]
-            row = jax.lax.dynamic_slice_in_dim(source, i * each, each, axis)
-            begin: list[Any] = [0] * target.ndim
-            begin[axis] = rows[i] * each
-            return jax.lax.dynamic_update_slice(target, row.astype(target.dtype), begin)
+            # A single index per row: XLA writes it where a mesh has the row.
+            def split(x: Array, rows: int) -> Array:
+                return x.reshape(rows, -1, *x.shape[1:]) if self.merged else x
+
+            whole = split(target, self.valid.shape[0])
+            row = jax.lax.dynamic_slice_in_dim(split(source, other.valid.shape[0]), i, 1, axis)
+            begin: list[Any] = [0] * whole.ndim
+            begin[axis] = rows[i]
+            written = jax.lax.dynamic_update_slice(whole, row.astype(target.dtype), begin)
+            return written.reshape(target.shape)
 
         def copy(i: Array, arrays: tuple[Any, Any]) -> tuple[Any, Any]:
             return jax.tree.map(
