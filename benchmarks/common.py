@@ -135,3 +135,20 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
     for row in rows:
         table.add_row(*row)
     Console(width=140).print(table)
+
+
+def decode_state(cache: Any, context: int, ring: int) -> Any:
+    """`decoding.DecodeState` before the first greedy token of each of the cache's rows."""
+    import jax
+    import jax.numpy as jnp
+
+    from unix_jax.inference import decoding
+
+    batch = cache.valid.shape[0]
+    zeros = jnp.zeros(batch, jnp.int32)
+    rows = decoding.NewRows(
+        cache, zeros, jax.random.split(jax.random.key(0), batch), limit=zeros,
+        temperature=jnp.zeros(batch), top_p=jnp.ones(batch),
+        prompts=jnp.zeros((batch, 0), jnp.int32),
+    )  # fmt: skip
+    return decoding.start(rows, context=context, bos=0, eos=1, buffer=ring)

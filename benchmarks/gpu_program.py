@@ -29,7 +29,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import tyro  # noqa: E402
-from common import print_table  # noqa: E402
+from common import decode_state, print_table  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec  # noqa: E402
 
@@ -98,13 +98,7 @@ def compiled(a: Arguments, batch: int, mesh: Mesh) -> str:
 
     def state() -> decoding.DecodeState:
         cache = KVCache.create(decoder, batch, a.context + a.ring, jnp.bfloat16, merged=True)
-        zeros = jnp.zeros(batch, jnp.int32)
-        rows = decoding.NewRows(
-            cache, zeros, jax.random.split(jax.random.key(0), batch), limit=zeros,
-            temperature=jnp.zeros(batch), top_p=jnp.ones(batch),
-            prompts=jnp.zeros((batch, 0), jnp.int32),
-        )  # fmt: skip
-        return decoding.start(rows, context=a.context, bos=0, eos=1, buffer=a.ring)
+        return decode_state(cache, a.context, a.ring)
 
     sharding = NamedSharding(mesh, PartitionSpec())
     arguments = jax.tree.map(

@@ -23,11 +23,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from common import print_table
+from common import decode_state, print_table
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from unix_jax.config import UniXConfig
 from unix_jax.dry_run import hlo
+from unix_jax.dry_run.dry_run import KERNEL_RATE
 from unix_jax.dry_run.topology import Chip, chip_of, topology_devices
 from unix_jax.errors import UniXError
 from unix_jax.inference import decoding
@@ -36,8 +37,6 @@ from unix_jax.inference.sampling import predict_velocity
 from unix_jax.models.attention.cache import KVCache
 from unix_jax.models.quantization import Quantization, quantize_kernels
 from unix_jax.models.unix import UniX, param_shapes, unroll_params
-
-_KERNEL_RATE = 0.5  # of the peak, as in the dry run
 
 
 @dataclasses.dataclass
@@ -89,16 +88,11 @@ def weights(model: UniX, quantization: Quantization = "none") -> Any:
 
 def decoded_token(a: Arguments, model: UniX, batch: int) -> Program:
     def state() -> decoding.DecodeState:
-        decoder, zeros = model.config.decoder, jnp.zeros(batch, jnp.int32)
         cache = KVCache.create(
-            decoder, batch, a.context + a.ring, jnp.bfloat16, merged=not model.scan_layers
-        )
-        rows = decoding.NewRows(
-            cache, zeros, jax.random.split(jax.random.key(0), batch), limit=zeros,
-            temperature=jnp.zeros(batch), top_p=jnp.ones(batch),
-            prompts=jnp.zeros((batch, 0), jnp.int32),
+            model.config.decoder, batch, a.context + a.ring, jnp.bfloat16,
+            merged=not model.scan_layers,
         )  # fmt: skip
-        return decoding.start(rows, context=a.context, bos=0, eos=1, buffer=a.ring)
+        return decode_state(cache, a.context, a.ring)
 
     def run(params: Any, state: Any, steps: Any, ended: Any) -> Any:
         # The number of steps is not known, so the analysis counts the loop's body once.
@@ -139,7 +133,7 @@ def estimate(
             raise
         return "does not fit", ""
     work = hlo.analyse(compiled.as_text() or "", devices=1)
-    seconds = work.cycles / chip.clock + work.kernel_flops / (_KERNEL_RATE * chip.flops)
+    seconds = work.cycles / chip.clock + work.kernel_flops / (KERNEL_RATE * chip.flops)
     memory = compiled.memory_analysis().temp_size_in_bytes / 2**30
     return f"{1e3 * seconds:.1f}", f"{memory:.2f}"
 

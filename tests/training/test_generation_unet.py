@@ -69,15 +69,16 @@ def test_the_unet_learns_and_nothing_else_changes():
         np.testing.assert_array_equal(after[path], value)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 (virtual) devices")
 @pytest.mark.parametrize(
     "axes",
     [
         (("data", 2), ("fsdp", 2), ("tensor", 2)),
-        (("data", 8),),
-        (("fsdp", 8),),
-        (("fsdp", 4), ("tensor", 2)),
+        *(
+            pytest.param(axes, marks=pytest.mark.slow)
+            for axes in ((("data", 8),), (("fsdp", 8),), (("fsdp", 4), ("tensor", 2)))
+        ),
     ],
     ids=lambda axes: ",".join(f"{name}{size}" for name, size in axes),
 )

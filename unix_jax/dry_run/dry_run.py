@@ -42,7 +42,7 @@ from unix_jax.training.start import check_run_rows, make_run_mesh, with_backbone
 
 _GIB = 2.0**30
 # FLOP/s of kernels as a part of the peak: an assumption, XLA's cost model does not know them.
-_KERNEL_RATE = 0.5
+KERNEL_RATE = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Report:
         """Seconds that the step is estimated to take, by where; none without XLA's estimate.
 
         `XLA`: the cycles of its cost model, one instruction after the other. `kernels`, which that
-        model does not know: their FLOPs at `_KERNEL_RATE` of the peak. `waiting`: collectives that
+        model does not know: their FLOPs at `KERNEL_RATE` of the peak. `waiting`: collectives that
         nothing runs beside, at the full speed of the links. Those that run beside other
         instructions are taken to be free.
         """
@@ -124,7 +124,7 @@ class Report:
             return {}
         return {
             "XLA": self.work.cycles / chip.clock,
-            "kernels": self.work.kernel_flops / (_KERNEL_RATE * peak),
+            "kernels": self.work.kernel_flops / (KERNEL_RATE * peak),
             "waiting": self.work.waiting_bytes / chip.ici_bandwidth,
         }
 
@@ -196,7 +196,7 @@ class Report:
         assert isinstance(self.work, hlo.Work)
         lines = [
             f"by assumption: kernels ({self.work.kernel_flops / 1e12:.3f} T) at "
-            f"{_KERNEL_RATE:.0%} of the peak, collectives that nothing runs beside "
+            f"{KERNEL_RATE:.0%} of the peak, collectives that nothing runs beside "
             f"({_gib(self.work.waiting_bytes)}) at the links' full speed, all others at no cost"
         ]
         if self.work.silent:

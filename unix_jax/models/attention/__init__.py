@@ -52,7 +52,8 @@ def attention(
         see `splash_attention`, else `flash_attention`; `cudnn` is the fused kernel of NVIDIA GPUs,
         for 16-bit floats. `auto` takes `blocked` on a CPU; on a GPU `cudnn` where it applies and
         the queries are no single tokens; on a TPU `pallas` where that is JAX's kernel, as for rows
-        in slots; else `xla` up to 8,192 keys and `chunked` beyond.
+        in slots and for images with a cached context; else `xla` up to 8,192 keys and `chunked`
+        beyond.
       chunk_size: queries (and keys) of a block; by default 512 for `chunked` and `pallas`, and for
         `blocked` 256 or more, if the keys are few.
 
