@@ -37,6 +37,7 @@ from unix_jax.data.config import DataConfig
 from unix_jax.data.slots import in_slots, slots_of
 from unix_jax.models.unix import UniX, init_params
 from unix_jax.preprocessing.layout import TextSplit, VaeSplit, VitSplit, lay_out
+from unix_jax.training.cpu_settings import set_cpu_defaults
 from unix_jax.training.draws import draw_flow
 from unix_jax.training.flops import count, step_flops
 from unix_jax.training.losses import LossConfig
@@ -359,10 +360,12 @@ def benchmark_depth(a: Arguments) -> list[list[str]]:
 def main(a: Arguments) -> None:
     if a.quick:
         a = dataclasses.replace(a, **QUICK)
+    settings = set_cpu_defaults()
     config = configure(a)
     params = random_params(config)
     device = use_torch_device()
     print(machine())
+    print(f"set for both sides, as by train.py: {', '.join(settings) or 'nothing'}")
     print(f"torch {torch.__version__} on {device}, {torch.get_num_threads()} threads")
     print(f"{a.dtype} matrix product {matmul_rate(a.dtype) / 1e9:.0f} GFLOP/s")
     shapes = f"width {a.width}, {a.layers} layers, {a.heads} heads, MLP {a.mlp}, {a.rows} rows"

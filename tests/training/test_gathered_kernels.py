@@ -97,20 +97,21 @@ def test_cross_entropy_of_one_device(sizes):
     hidden = rng.normal(size=(ROWS, TOKENS, WIDTH)).astype(np.float32)
     kernel = rng.normal(size=(WIDTH, FEATURES)).astype(np.float32)
     labels = rng.integers(0, FEATURES, (ROWS, TOKENS))
-    mask = rng.random((ROWS, TOKENS)) < 0.7
+    weights = rng.random((ROWS, TOKENS)) * (rng.random((ROWS, TOKENS)) < 0.7)
+    weights = weights.astype(np.float32)
 
     def of(mesh):
         def loss(hidden, kernel):
             with traced_on(mesh):
-                values = chunked_cross_entropy(hidden, kernel, labels, mask, chunk=2)
-                return nn.with_logical_constraint(values, ("batch", None)).sum()
+                total, values = chunked_cross_entropy(hidden, kernel, labels, weights, chunk=2)
+                return total, nn.with_logical_constraint(values, ("batch", None))
 
         arguments = (hidden, kernel)
         if mesh is not None:
             split = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
             of_kernel = NamedSharding(mesh, PartitionSpec("fsdp", "tensor"))
             arguments = jax.device_put(arguments, (split, of_kernel))
-        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(*arguments)
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(*arguments)
 
     given, expected = of(make_mesh(**sizes)), of(None)
     for a, b in zip(jax.tree.leaves(given), jax.tree.leaves(expected), strict=True):

@@ -30,10 +30,11 @@ MODEL = UniX(CONFIG)
 # ----------------------------------------------------------------------------- cross-entropy
 
 
-def dense_cross_entropy(hidden, kernel, labels, mask):
+def dense_cross_entropy(hidden, kernel, labels, weights):
     log_probs = jax.nn.log_softmax(hidden @ kernel)
     ce = -jnp.take_along_axis(log_probs, labels[..., None], axis=-1)[..., 0]
-    return jnp.where(mask, ce, 0.0)
+    ce = jnp.where(weights > 0, ce, 0.0)
+    return (weights * ce).sum(), ce
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +54,7 @@ def head():
 
 def weighted(function, **options):
     def total(hidden, kernel, labels, weights):
-        ce = function(hidden, kernel, labels, weights > 0, **options)
-        return (weights * ce).sum(), ce
+        return function(hidden, kernel, labels, weights, **options)
 
     return jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))
 
@@ -79,7 +79,7 @@ def test_no_loss_at_all(head):
 def test_chunk_must_be_positive(head):
     hidden, kernel, labels, weights = head
     with pytest.raises(ValueError, match="chunk: expected at least 1 place, found 0"):
-        chunked_cross_entropy(hidden, kernel, labels, weights > 0, chunk=0)
+        chunked_cross_entropy(hidden, kernel, labels, weights, chunk=0)
 
 
 def test_logits_of_all_tokens_are_never_kept():
@@ -107,12 +107,23 @@ def test_logits_of_all_tokens_are_never_kept():
     assert dense.memory_analysis().temp_size_in_bytes >= whole
 
 
+def test_logits_are_computed_once(head):
+    """Training has one product for the logits and one for each gradient, evaluation one."""
+
+    def products(function):
+        return str(jax.make_jaxpr(function)(*head)).count("dot_general")
+
+    assert products(weighted(chunked_cross_entropy)) == 3
+    assert products(chunked_cross_entropy) == 1
+
+
 def test_half_precision_products_sum_in_float32(head):
     hidden, kernel, labels, weights = head
-    ce = chunked_cross_entropy(hidden, kernel, labels, weights > 0, dtype=jnp.bfloat16)
-    assert ce.dtype == jnp.float32
-    expected = dense_cross_entropy(hidden, kernel, labels, weights > 0)
-    assert np.abs(ce - expected).max() < 0.1
+    ours = chunked_cross_entropy(hidden, kernel, labels, weights, dtype=jnp.bfloat16)
+    expected = dense_cross_entropy(hidden, kernel, labels, weights)
+    for a, b in zip(ours, expected, strict=True):
+        assert a.dtype == jnp.float32
+        assert np.abs(a - b).max() < 0.1
 
 
 def test_half_precision_gradients(head, assert_close):

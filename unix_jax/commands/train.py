@@ -24,6 +24,7 @@ from unix_jax.training import average, distributed, previews, start
 from unix_jax.training.bucket_run import LocalRun, local_run
 from unix_jax.training.checkpoint_store import FOLDER, CheckpointStore
 from unix_jax.training.config import TrainConfig, parse_arguments
+from unix_jax.training.cpu_settings import set_cpu_defaults
 from unix_jax.training.distributed import agree
 from unix_jax.training.evaluators import make_evaluators
 from unix_jax.training.export import export
@@ -64,7 +65,7 @@ def train(arguments: Sequence[str]) -> int:
         return dry_run(config, invocation.topology)
 
     # ====================================================================== devices
-    set_for_gpus = set_gpu_defaults()
+    set_for = {"GPU": set_gpu_defaults(), "CPU": set_cpu_defaults()}
     distributed.initialise(
         config.distributed.coordinator,
         config.distributed.num_processes,
@@ -78,8 +79,9 @@ def train(arguments: Sequence[str]) -> int:
         local_run(out, invocation.break_lock) as local,
         start.locked(local.directory, invocation.break_lock) as note,
     ):
-        if set_for_gpus:
-            progress.say(f"set for the GPU: {', '.join(set_for_gpus)}")
+        for device, settings in set_for.items():
+            if settings:
+                progress.say(f"set for the {device}: {', '.join(settings)}")
         for line in filter(None, (local.note, note)):
             progress.say(line)
         return run_in(local, config, progress, restart_data=invocation.restart_data)

@@ -143,7 +143,7 @@ def loss_and_terms(
     repa: Alignment | None = None,
 ) -> tuple[Float[Array, ""], Metrics, LossTerms]:
     """As `unix_loss` for given latents, noise and times; returns the losses per token besides."""
-    ce = squared_error = error = alignment = x_t = None
+    ce = mean_ce = squared_error = error = alignment = x_t = None
     repa = None if batch.gen is None else repa
 
     # Rectified flow: x_t = (1 - t) x_0 + t noise, whose velocity dx_t / dt is noise - x_0.
@@ -164,7 +164,7 @@ def loss_and_terms(
 
     # -log softmax(und @ head)[label] of each token of text that has a weight.
     if config.ce_weight > 0:
-        ce = _cross_entropy(model, params, batch, output.und, config.ce_chunk)
+        mean_ce, ce = _cross_entropy(model, params, batch, output.und, totals.ce, config.ce_chunk)
 
     # |velocity - (noise - x_0)|^2 of each latent token, averaged over its channels.
     if config.mse_weight > 0 and x_0 is not None and noise is not None:
@@ -177,7 +177,7 @@ def loss_and_terms(
 
     # Weighted means over the whole step, and their weighted sum.
     metrics = {
-        "ce": _weighted_mean(ce, batch.ce_weights, totals.ce),
+        "ce": jnp.float32(0) if mean_ce is None else mean_ce,
         "mse": _weighted_mean(error, batch.mse_weights, totals.mse),
         "repa": _weighted_mean(alignment, batch.noised, totals.repa),
     }
@@ -189,17 +189,24 @@ def loss_and_terms(
 
 
 def _cross_entropy(
-    model: UniX, params: Params, batch: TrainingBatch, und: Float[Array, "B U D"], chunk: int
-) -> Float[Array, "B U"]:
+    model: UniX,
+    params: Params,
+    batch: TrainingBatch,
+    und: Float[Array, "B U D"],
+    total: Float[Array, ""],
+    chunk: int,
+) -> tuple[Float[Array, ""], Float[Array, "B U"]]:
+    """(weighted mean, its values): the sum of this batch's, divided by the `total` of weights."""
     kernel, length = params["unix"]["lm_head"]["kernel"], und.shape[1]
     # Only text has a loss, and rows in slots say where it may be.
     slots = batch.slots
     text = slice(0, length) if slots is None else slice(slots.text_begin, slots.text_end)
-    ce = chunked_cross_entropy(
-        und[:, text], kernel, batch.labels[:, text], batch.ce_weights[:, text] > 0,
+    weights = batch.ce_weights / jnp.where(total > 0, total, 1.0)
+    mean, ce = chunked_cross_entropy(
+        und[:, text], kernel, batch.labels[:, text], weights[:, text],
         chunk=chunk, dtype=model.dtype,
     )  # fmt: skip
-    return jnp.pad(ce, ((0, 0), (text.start, length - text.stop)))
+    return mean, jnp.pad(ce, ((0, 0), (text.start, length - text.stop)))
 
 
 def _packed_images(batch: TrainingBatch, drawn: FlowDraw) -> PackedImages | None:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from unix_jax.data.batch import TrainingBatch
 from unix_jax.errors import ConfigError
 from unix_jax.models.unix import UniX
-from unix_jax.sharding import traced_on
+from unix_jax.sharding import platform_in_use, traced_on
 from unix_jax.training.accumulation import check_rows, sum_over_microbatches
 from unix_jax.training.average import update_average
 from unix_jax.training.draws import Params
@@ -90,20 +90,26 @@ def make_train_step(
                 model, config, state.trained, state.frozen, batch, key, repa, of_trained
             )
             grad_norm = optax.global_norm(gradients)
-            updates, opt_state = tx.update(gradients, state.opt_state, state.trained)
+            halted = state.halted | ~jnp.isfinite(loss) | ~jnp.isfinite(grad_norm)
+
+            def unless_halted(new: Any, old: Any) -> Any:
+                return jax.tree.map(lambda new, old: jnp.where(halted, old, new), new, old)
+
+            updates, opt_state = _computed_once(
+                tx.update(gradients, state.opt_state, state.trained)
+            )
             trained = optax.apply_updates(state.trained, updates)
+            trained = _computed_once(unless_halted(trained, state.trained))
             ema = state.ema
             if ema is not None:
-                ema = update_average(ema, trained, config.ema_decay, state.step)
-        after = (state.step + 1, trained, ema, opt_state)
-        before = (state.step, state.trained, state.ema, state.opt_state)
-        halted = state.halted | ~jnp.isfinite(loss) | ~jnp.isfinite(grad_norm)
-        after = jax.tree.map(lambda new, old: jnp.where(halted, old, new), after, before)
+                ema = unless_halted(update_average(ema, trained, config.ema_decay, state.step), ema)
+            step, opt_state = unless_halted(
+                (state.step + 1, opt_state), (state.step, state.opt_state)
+            )
         metrics = _reported(loss, parts, totals) | {
             "grad_norm": grad_norm,
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         }
-        step, trained, ema, opt_state = after
         return TrainState(step, trained, state.frozen, ema, opt_state, halted), metrics
 
     out = None
@@ -219,6 +225,13 @@ def _working_copy(model: UniX, config: StepConfig, trained: Params) -> Params:
         return x.astype(model.dtype) if stacked and names[-1] == "kernel" else x
 
     return jax.tree_util.tree_map_with_path(one, trained)
+
+
+def _computed_once(tree: Any) -> Any:
+    """On a CPU, a barrier. Without it XLA computes the arrays of the update again for each of their
+    uses, from copies of the former state: a step took 1.07 times as long (benchmarks/README.md).
+    GPUs and TPUs compute all of them in one loop."""
+    return jax.lax.optimization_barrier(tree) if platform_in_use() == "cpu" else tree
 
 
 def _reported(loss: Array, parts: Metrics, totals: LossTotals) -> Metrics:

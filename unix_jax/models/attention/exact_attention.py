@@ -198,16 +198,26 @@ def _attend_backward(plan: Plan, kept: Any, gradient: Float[Array, "B T N H"]) -
         queries, grad = (einops.rearrange(x, "b t k g h -> b k (g t) h") for x in (grouped, grad))
         delta = jnp.einsum("btkgh->bkgth", delta)
 
+        def rows(x: Float[Array, "B K G T 1"]) -> Float[Array, "B K 1 GT"]:
+            return x.reshape(*x.shape[:2], 1, -1)
+
         def of_keys(dq: Array, items: tuple[KeyBlock, Array, Array]) -> tuple[Array, Any]:
             block, dk, dv = items
             product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-            weights = jnp.exp(_logits(grouped, block, metadata) - log_sum)
-            slope = product("bkqh,bskh->bkqs", grad, block.value).reshape(weights.shape)
-            slope = (weights * (slope - delta)).astype(query.dtype).reshape(*grad.shape[:3], -1)
-            weights = weights.astype(query.dtype).reshape(slope.shape)
-            dv = dv + product("bkqs,bkqh->bksh", weights, grad)
-            dk = dk + product("bkqs,bkqh->bksh", slope, queries)
-            return dq + product("bkqs,bskh->bkqh", slope, block.key), (dk, dv)
+            # Keys by queries: the sums of both gradients of keys then run along a contiguous axis.
+            logits = product("bskh,bkqh->bksq", block.key, queries)
+            mask = block.mask(metadata)
+            if mask is not None:
+                shape = (*logits.shape[:3], grouped.shape[3], -1)
+                seen = mask.swapaxes(1, 2)[:, None, :, None]
+                logits = jnp.where(seen, logits.reshape(shape), MASKED).reshape(logits.shape)
+            weights = jnp.exp(logits - rows(log_sum))
+            slope = product("bskh,bkqh->bksq", block.value, grad)
+            slope = (weights * (slope - rows(delta))).astype(query.dtype)
+            weights = weights.astype(query.dtype)
+            dv = dv + product("bksq,bkqh->bksh", weights, grad)
+            dk = dk + product("bksq,bkqh->bksh", slope, queries)
+            return dq + product("bksq,bskh->bkqh", slope, block.key), (dk, dv)
 
         dq = jnp.zeros(queries.shape, jnp.float32)
         new = []
