@@ -217,14 +217,15 @@ def _attend_backward(plan: Plan, kept: Any, gradient: Float[Array, "B T N H"]) -
             weights = weights.astype(query.dtype)
             dv = dv + product("bksq,bkqh->bksh", weights, grad)
             dk = dk + product("bksq,bkqh->bksh", slope, queries)
-            return dq + product("bksq,bskh->bkqh", slope, block.key), (dk, dv)
+            # The other order of axes is a product that XLA's CPU backend lacks in bfloat16.
+            return dq + product("bskh,bksq->bkhq", block.key, slope), (dk, dv)
 
-        dq = jnp.zeros(queries.shape, jnp.float32)
+        dq = jnp.zeros(queries.swapaxes(2, 3).shape, jnp.float32)
         new = []
         for stack, of_block in zip(stacks, sums, strict=True):
             dq, added = jax.lax.scan(of_keys, dq, (stack, *of_block))
             new.append(added)
-        return new, einops.rearrange(dq, "b k (g t) h -> b t (k g) h", t=grouped.shape[1])
+        return new, einops.rearrange(dq, "b k h (g t) -> b t (k g) h", t=grouped.shape[1])
 
     zeros = [(jnp.zeros_like(s.key, jnp.float32).swapaxes(2, 3),) * 2 for s in stacks]
     sums, dq = jax.lax.scan(of_queries, zeros, (chunks, log_sum))
