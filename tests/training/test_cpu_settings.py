@@ -78,9 +78,9 @@ from unix_jax.training.cpu_settings import set_cpu_defaults
 
 if "set" in sys.argv:
     assert len(set_cpu_defaults()) == 3
-# Three arrays of 64 MB at a time.
-step = jax.jit(lambda x: jnp.sort(jnp.sin(x)[::-1]) @ jnp.cos(x))
-x = jnp.ones(16 * 2**20)
+# An operand of 64 MB, which is temporary memory.
+step = jax.jit(lambda x: jnp.sin(x) @ jnp.ones((1024, 8)))
+x = jnp.ones((16 * 1024, 1024))
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 found = []

@@ -230,7 +230,7 @@ def _working_copy(model: UniX, config: StepConfig, trained: Params) -> Params:
 def _computed_once(tree: Any) -> Any:
     """On a CPU, a barrier. Without it XLA computes the arrays of the update again for each of their
     uses, from copies of the former state: a step took 1.07 times as long (benchmarks/README.md).
-    GPUs and TPUs compute all of them in one loop."""
+    Programs for other devices have not been compared, and are left to XLA."""
     return jax.lax.optimization_barrier(tree) if platform_in_use() == "cpu" else tree
 
 
