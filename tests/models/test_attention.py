@@ -19,11 +19,13 @@ from support.attention_reference import (
     sees,
     temporary_bytes,
 )
-from unix_jax.models.attention import attention
+from unix_jax.models import attention as attention_module
+from unix_jax.models.attention import attention, exact_attention
 from unix_jax.models.attention import rope as rope_module
 from unix_jax.models.attention.key_blocks import KeyBlock
 from unix_jax.models.attention.mask import TokenMetadata, may_attend
 from unix_jax.models.attention.rope import apply_rope, rope_angles
+from unix_jax.sharding import make_mesh, use_mesh
 
 # ----------------------------------------------------------------------------- the mask rule
 
@@ -166,6 +168,53 @@ def test_gradient_matches_finite_difference(seed):
     np.testing.assert_allclose(
         (dense[0] * direction).sum(), (up - down) / 2e-5, rtol=1e-4, atol=1e-4
     )
+
+
+@pytest.fixture
+def on_tpu(monkeypatch):
+    """What is traced for a TPU, whose programs a CPU can run, too."""
+    for module in (attention_module, exact_attention):
+        monkeypatch.setattr(module, "platform_in_use", lambda: "tpu")
+
+
+def with_gradients(query, blocks, tokens):
+    def total(query, key, value):
+        out = attention(query, [blocks[0].replace(key=key, value=value), *blocks[1:]], tokens)
+        return jnp.sin(out).sum(), out
+
+    run = jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True))
+    (_, out), gradients = run(query, blocks[0].key, blocks[0].value)
+    return out, gradients
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_sums_of_weights_by_spare_lanes(seed, on_tpu, assert_close):
+    """On a TPU, heads of less than 128 lanes sum their weights as one value more."""
+    case = random_case(seed, 2, 7, (5, 9), ("metadata", "valid"), 2, 2, 8)
+    query, blocks, tokens, keys, values, mask = case
+    assert_close(attention(query, blocks, tokens), plain_attention(query, keys, values, mask))
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_rows_in_turn(devices, on_tpu, monkeypatch, assert_close):
+    """On a TPU, the rows of a device whose logits do not fit on the chip, one after the other."""
+    rng = np.random.default_rng(0)
+    query, key, value = rng.normal(size=(3, 16, 12, 4, 8)).astype(np.float32)
+    blocks = [KeyBlock(key, value, valid=rng.random((16, 12)) < 0.8)]
+    expected = with_gradients(query, blocks, None)
+    sizes = []
+    in_turn = exact_attention.attend
+
+    def counted(plan, query, *rest):
+        sizes.append(query.shape[0])
+        return in_turn(plan, query, *rest)
+
+    monkeypatch.setattr(attention_module, "_LOGITS_ON_CHIP", 4 * 4 * 12 * 12)
+    monkeypatch.setattr(exact_attention, "attend", counted)
+    with use_mesh(make_mesh(fsdp=devices, devices=jax.devices()[:devices])):
+        found = with_gradients(query, blocks, None)
+    assert set(sizes) == {1}
+    jax.tree.map(assert_close, found, expected)
 
 
 def test_large_logits_do_not_overflow():

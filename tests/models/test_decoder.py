@@ -214,11 +214,25 @@ def only_und(params):
 def test_remat_policies_give_the_same_gradients(params, streams, weights_of_loss):
     arguments = only_und(params), (streams[0], None), weights_of_loss, (TEXT, None)
     plain = gradient(*arguments)
-    policies = (("full", 1), ("attention", 1), ("dots", 1), ("dots_no_batch", 1), ("dots", 2))
-    for policy, unroll in policies:
+    policies = ("full", "attention", "products", "dots", "dots_no_batch")
+    for policy, unroll in (*((policy, 1) for policy in policies), ("dots", 2)):
         found = gradient(*arguments, remat_policy=policy, unroll=unroll)
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(plain), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-5 * max(np.abs(b).max(), 1.0))
+
+
+def test_products_policy_repeats_no_product(params, streams, weights_of_loss):
+    """Neither one with weights nor those of attention."""
+    arguments = only_und(params), (streams[0], None), weights_of_loss, (TEXT, None)
+
+    def products(policy):
+        traced = functools.partial(gradient.__wrapped__, remat_policy=policy)
+        return str(jax.make_jaxpr(traced)(*arguments)).count("dot_general")
+
+    kept = products("none")
+    assert products("products") == kept
+    assert products("attention") > kept
+    assert products("full") > products("attention")
 
 
 def test_unrolled_layers(params, streams, weights_of_loss):

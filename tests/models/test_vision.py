@@ -53,7 +53,9 @@ def test_implementations_agree(params, assert_close):
     assert_close(run(params, pixels, "chunked", "full"), run(params, pixels))
 
 
-@pytest.mark.parametrize(("policy", "unroll"), [("full", 1), ("dots", 1), ("full", 5)])
+@pytest.mark.parametrize(
+    ("policy", "unroll"), [("full", 1), ("dots", 1), ("products", 1), ("full", 5)]
+)
 def test_remat_policies_give_the_same_gradients(params, assert_close, policy, unroll):
     pixels = np.random.default_rng(1).normal(size=(2, 12, 12, 3)).astype(np.float32)
 

@@ -130,6 +130,30 @@ ENTRY %main (x: f32[4,4], y: f32[1,100], z: f32[8,100]) -> f32[4,4] {
     assert work.collectives == {"all-gather": (1, 7 * 400)}
 
 
+def test_the_longest_branch_counts():
+    """Of a conditional, whose branches are named in a list or by truth."""
+    program = """HloModule branches
+%short (a: f32[4,4]) -> f32[4,4] {
+  ROOT %a = f32[4,4]{1,0} parameter(0)
+}
+%long (b: f32[4,4]) -> f32[4,4] {
+  %b = f32[4,4]{1,0} parameter(0)
+  ROOT %product = f32[4,4]{1,0} dot(%b, %b), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+ENTRY %main (x: f32[4,4], which: TYPE) -> f32[4,4] {
+  %x = f32[4,4]{1,0} parameter(0)
+  %which = TYPE[] parameter(1)
+  ROOT %out = f32[4,4]{1,0} conditional(%which, %x, %x), BRANCHES
+}
+"""
+    for kind, branches in (
+        ("s32", "branch_computations={%short, %long, %long}"),
+        ("pred", "true_computation=%long, false_computation=%short"),
+    ):
+        text = program.replace("TYPE", kind).replace("BRANCHES", branches)
+        assert hlo.analyse(text, 1).flops == 2 * 4 * 4 * 4
+
+
 def test_work_of_a_kernel():
     """A kernel is counted as it says itself, and one that says nothing is not."""
     kernel = """HloModule kernels

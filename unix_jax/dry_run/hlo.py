@@ -2,7 +2,7 @@
 
 XLA's own cost analysis counts the body of a loop once, however often it runs, and the layers here
 are a loop. Therefore the computations are traversed from the entry, and the work of a loop's body
-is multiplied by its number of iterations. Both branches of a conditional count.
+is multiplied by its number of iterations. Of the branches of a conditional, the longest counts.
 
 The compiler writes what its cost model expects beside each instruction of the schedule, in cycles
 (`estimated_cycles`). Their sum is XLA's own estimate of the step. Kernels and collectives have
@@ -177,12 +177,18 @@ class _Walk:
             names = re.findall(r"%([\w.\-]+)", listed.group(1)) if listed else []
             for attribute in ("true_computation", "false_computation"):
                 names += [n for n in [instruction.called(attribute)] if n is not None]
-            for name in names:
-                yield name, 1, False
+            if names:
+                yield max(names, key=self._length), 1, False
         elif opcode in ("fusion", "call", "async-start"):
             called = instruction.called("calls") or instruction.called("to_apply")
             if called is not None:
                 yield called, 1, opcode == "fusion"
+
+    def _length(self, name: str) -> tuple[float, float, float]:
+        """Of one run of a computation, to compare it with others."""
+        walk = _Walk(self.computations, self.devices, self.slices)
+        walk.visit(name, 1, fused=False, beside=False)
+        return walk.work.cycles, walk.work.flops, walk.work.hbm_bytes
 
     def _iterations(self, loop: Instruction, computation: Computation) -> int:
         """Iterations of a loop that counts up to a constant; 1 if unknown."""

@@ -28,7 +28,7 @@ from unix_jax.models.attention.mask import TokenMetadata
 from unix_jax.models.attention.rope import apply_rope, rope_angles
 from unix_jax.models.attention.slots import Projected, SlotMetadata, attend_in_slots
 from unix_jax.models.layers import Dtype, RMSNorm, dense
-from unix_jax.models.remat import ATTENTION_INPUT, RematPolicy, rematerialised
+from unix_jax.models.remat import ATTENTION_INPUT, PRODUCT, RematPolicy, rematerialised
 
 # Keys and values of a frozen und stream, which the backward pass of gen reads.
 _FROZEN = "frozen_und"
@@ -93,7 +93,7 @@ class Expert(nn.Module):
         x = self.input_norm(x)
 
         def heads(y: Array) -> Array:
-            return y.reshape(*y.shape[:2], -1, self.config.head_dim)
+            return checkpoint_name(y, PRODUCT).reshape(*y.shape[:2], -1, self.config.head_dim)
 
         query = apply_rope(self.q_norm(heads(self.q_proj(x))), angles)
         key = apply_rope(self.k_norm(heads(self.k_proj(x))), angles)
@@ -103,9 +103,11 @@ class Expert(nn.Module):
         self, x: Float[Array, "B T D"], attended: Float[Array, "B T N H"]
     ) -> Float[Array, "B T D"]:
         """Output projection and MLP, each with its residual."""
-        x = x + self.o_proj(attended.reshape(*attended.shape[:2], -1))
+        x = checkpoint_name(x + self.o_proj(attended.reshape(*attended.shape[:2], -1)), PRODUCT)
         y = self.post_attention_norm(x)
-        y = _gated(self.gate_proj(y), self.up_proj(y))
+        gate, up = checkpoint_name((self.gate_proj(y), self.up_proj(y)), PRODUCT)
+        # With them: a TPU would compute it again for each tile of the gradient of down_proj.
+        y = checkpoint_name(_gated(gate, up), PRODUCT)
         y = nn.with_logical_constraint(y, ("batch", "length", "mlp"))
         return nn.with_logical_constraint(x + self.down_proj(y), ("batch", "length", "embed_act"))
 

@@ -18,7 +18,7 @@ from unix_jax.models.attention import Implementation, attention
 from unix_jax.models.attention.key_blocks import KeyBlock
 from unix_jax.models.attention.mask import TokenMetadata
 from unix_jax.models.layers import Dtype, dense, gelu, layer_norm, linear
-from unix_jax.models.remat import ATTENTION_INPUT
+from unix_jax.models.remat import ATTENTION_INPUT, PRODUCT
 from unix_jax.sharding import gathered_kernel
 
 _PATCH_AXES = (None, None, None, "embed")
@@ -65,7 +65,7 @@ class EncoderBlock(nn.Module):
         """
         eps = self.sizes.layer_norm_eps
         y = self._attend(layer_norm(eps, self.dtype, "norm1")(x), tokens, valid)
-        x = x + self._scaled("layer_scale1", y)
+        x = checkpoint_name(x + self._scaled("layer_scale1", y), PRODUCT)
         y = self._mlp(layer_norm(eps, self.dtype, "norm2")(x))
         x = x + self._scaled("layer_scale2", y)
         return nn.with_logical_constraint(x, ("batch", "length", "embed_act")), None
@@ -76,12 +76,13 @@ class EncoderBlock(nn.Module):
         width, axes, sizes = x.shape[-1], ("embed", "heads"), self.sizes
         if sizes.fused_qkv:
             projected = dense(3 * width, axes, dtype=self.dtype, name="qkv")(x)
-            parts = jnp.split(projected, 3, axis=-1)
+            parts = jnp.split(checkpoint_name(projected, PRODUCT), 3, axis=-1)
         else:
             parts = [
                 dense(width, axes, use_bias=sizes.qkv_bias, dtype=self.dtype, name=name)(x)
                 for name in ("query", "key", "value")
             ]
+            parts = checkpoint_name(parts, PRODUCT)
         query, key, value = checkpoint_name(
             [part.reshape(*x.shape[:2], sizes.num_heads, -1) for part in parts], ATTENTION_INPUT
         )
@@ -95,7 +96,7 @@ class EncoderBlock(nn.Module):
 
     def _mlp(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         y = dense(self.sizes.mlp_size, ("embed", "mlp"), dtype=self.dtype, name="fc1")(x)
-        y = self.sizes.activation(y)
+        y = self.sizes.activation(checkpoint_name(y, PRODUCT))
         return dense(x.shape[-1], ("mlp", "embed"), dtype=self.dtype, name="fc2")(y)
 
     def _scaled(self, name: str, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:

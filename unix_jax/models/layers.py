@@ -23,7 +23,7 @@ from unix_jax.sharding import (
 )
 
 Dtype = Any
-_LANES = 128  # of a TPU's vectors
+LANES = 128  # of a TPU's vectors
 _SUBLANES = 8  # rows of a TPU's vectors
 _FEW_ROWS = 64  # up to this number of rows, reading the matrix bounds a product
 
@@ -219,7 +219,7 @@ class RMSNorm(nn.Module):
 
 def _mean_square(x: Float[Array, "*batch D"]) -> Float[Array, "*batch #D"]:
     width = x.shape[-1]
-    if platform_in_use() != "tpu" or width != _LANES:
+    if platform_in_use() != "tpu" or width != LANES:
         return jnp.mean(jnp.square(x), axis=-1, keepdims=True)
     # As a product every lane has the mean at once; sums over the lanes of a vector are slow.
     mean = np.full((width, width), 1 / width, np.float32)

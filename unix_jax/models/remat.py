@@ -5,15 +5,17 @@ from typing import Any, Literal, get_args
 import flax.linen as nn
 import jax
 
-RematPolicy = Literal["none", "full", "attention", "dots", "dots_no_batch"]
+RematPolicy = Literal["none", "full", "attention", "products", "dots", "dots_no_batch"]
 
-# Names (`checkpoint_name`) of what an attention kernel returns, and of what attention reads.
-ATTENTION_KERNEL, ATTENTION_INPUT = "attention_kernel", "attention_input"
+# Names (`checkpoint_name`) of what attention returns and reads, and of what linear layers return.
+ATTENTION_OUTPUT, ATTENTION_INPUT = "attention_output", "attention_input"
+PRODUCT = "product"
 
 _policies = jax.checkpoint_policies
 _POLICIES = {
     "full": _policies.nothing_saveable,
     "attention": _policies.save_only_these_names(ATTENTION_INPUT),
+    "products": _policies.save_only_these_names(PRODUCT),
     "dots": _policies.dots_saveable,
     "dots_no_batch": _policies.dots_with_no_batch_dims_saveable,
 }
@@ -25,8 +27,9 @@ def rematerialised(
     """The layer class under a policy.
 
     `none` keeps every intermediate; `full` only the inputs; `attention` queries, keys and values as
-    well; `dots` all matrix products; `dots_no_batch` only those with weights. The last three also
-    keep the output of cuDNN's attention and of splash attention, which are the most expensive to
+    well; `products` the results of linear layers instead, so that no product with weights is
+    computed again; `dots` what JAX takes for matrix products; `dots_no_batch` only those without a
+    batch axis. The last four also keep the output of attention, which is the most expensive to
     recompute.
 
     Args:
@@ -45,7 +48,7 @@ def rematerialised(
     keep = _POLICIES[policy]
     if policy != "full":
         keep = _policies.save_from_both_policies(keep, _is_cudnn_attention)
-        kept_names = (*kept_names, ATTENTION_KERNEL)
+        kept_names = (*kept_names, ATTENTION_OUTPUT)
     if kept_names:
         keep = _policies.save_from_both_policies(keep, _policies.save_only_these_names(*kept_names))
     return nn.remat(layer, policy=keep, prevent_cse=prevent_cse)

@@ -173,10 +173,10 @@ def _forward(
 ) -> tuple[tuple[Array, Array], Any]:
     cast = static.whole(kernel)
 
-    def step(total: Array, chunk: tuple[Array, ...]) -> tuple[Array, tuple[Array, Array]]:
+    def step(total: Array | None, chunk: tuple[Array, ...]) -> tuple[Array, tuple[Array, Array]]:
         places, weights, used = chunk
 
-        def compute(total: Array) -> tuple[Array, tuple[Array, Array]]:
+        def compute(total: Array | None) -> tuple[Array, tuple[Array, Array]]:
             taken = _taken(hidden, places, static)
             logits, chosen = _logits(taken, cast, labels, places)
             values, log_sum = _values(logits, chosen)
@@ -184,16 +184,25 @@ def _forward(
             slopes = ((softmax - chosen) * weights[..., None]).astype(static.dtype)
             added = jnp.einsum("bsd,bsv->dv", taken, slopes, preferred_element_type=jnp.float32)
             of_taken = jnp.einsum("bsv,dv->bsd", slopes, cast)
-            return total + added.astype(total.dtype), (values, of_taken.astype(hidden.dtype))
+            added = added.astype(kernel.dtype)
+            total = added if total is None else total + added
+            return total, (values, of_taken.astype(hidden.dtype))
 
-        def skip(total: Array) -> tuple[Array, tuple[Array, Array]]:
+        def skip(total: Array | None) -> tuple[Array, tuple[Array, Array]]:
+            total = static.zeros(cast.shape, kernel.dtype) if total is None else total
             nothing = static.zeros((*places.shape, hidden.shape[2]), hidden.dtype)
             return total, (static.zeros(places.shape, jnp.float32), nothing)
 
         return jax.lax.cond(used, compute, skip, total)
 
-    total = static.zeros(cast.shape, kernel.dtype)
-    of_kernel, (values, of_taken) = jax.lax.scan(step, total, (places, weights, used))
+    chunks = (places, weights, used)
+    if used.shape[0] == 1:
+        # Without a sum, whose zeros are as large as the head.
+        of_kernel, one = step(None, jax.tree.map(lambda x: x[0], chunks))
+        values, of_taken = jax.tree.map(lambda x: x[None], one)
+    else:
+        zeros = static.zeros(cast.shape, kernel.dtype)
+        of_kernel, (values, of_taken) = jax.lax.scan(step, zeros, chunks)
     sorted_places = jnp.moveaxis(places, 0, 1).reshape(hidden.shape[0], -1)
     inverse = jnp.argsort(sorted_places[:, : hidden.shape[1]], axis=1)
     kept = _in_place(of_taken, inverse), static.part(of_kernel)

@@ -17,14 +17,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from unix_jax.models.attention.cudnn_attention import cudnn_attention, has_cudnn_attention
-from unix_jax.models.attention.exact_attention import Plan, attend, forward
+from unix_jax.models.attention.exact_attention import Plan, attend, attend_in_turn, forward
 from unix_jax.models.attention.key_blocks import KeyBlock, MergedKeyBlock
 from unix_jax.models.attention.mask import FULL, TokenMetadata
-from unix_jax.sharding import platform_in_use
+from unix_jax.sharding import platform_in_use, rows_of_a_device
 
 # Of one head at a time, for `blocked`: several blocks cost more than a larger one, since each adds
 # to the gradients of all keys.
 _BLOCKED_LOGITS = 600_000
+# Bytes, about the size of a TPU's vector memory.
+_LOGITS_ON_CHIP = 2**27
 
 Implementation = Literal["auto", "xla", "blocked", "chunked", "cudnn", "pallas"]
 
@@ -52,7 +54,8 @@ def attention(
         see `splash_attention`, else `flash_attention`; `cudnn` is the fused kernel of NVIDIA GPUs,
         for 16-bit floats. `auto` takes `blocked` on a CPU; on a GPU `cudnn` where it applies and
         the queries are no single tokens; on a TPU `pallas` where that is JAX's kernel, as for rows
-        in slots and for images with a cached context; else `xla` up to 8,192 keys and `chunked`
+        in slots and for images with a cached context; else `xla` up to 8,192 keys, for one
+        row of a device at a time if all logits do not fit into its vector memory, and `chunked`
         beyond.
       chunk_size: queries (and keys) of a block; by default 512 for `chunked` and `pallas`, and for
         `blocked` 256 or more, if the keys are few.
@@ -66,6 +69,7 @@ def attention(
         raise ValueError(
             f"query heads: expected a multiple of {num_kv_heads} key heads, found {num_heads}"
         )
+    in_turn = implementation == "auto" and platform_in_use() == "tpu"
     if implementation == "auto":
         implementation = _chosen(query, blocks)
     if implementation == "cudnn":
@@ -90,7 +94,15 @@ def attention(
         )
     if any(isinstance(b, MergedKeyBlock) for b in blocks):
         return forward(plan, query, blocks, query_metadata)[0]
+    if in_turn and _logit_bytes(query, blocks) > _LOGITS_ON_CHIP:
+        return attend_in_turn(plan, query, blocks, query_metadata)
     return attend(plan, query, blocks, query_metadata)
+
+
+def _logit_bytes(query: Array, blocks: Sequence[KeyBlock | MergedKeyBlock]) -> int:
+    """Of all logits of a device."""
+    batch, length, heads, _ = query.shape
+    return 4 * rows_of_a_device(batch) * heads * length * sum(b.num_keys for b in blocks)
 
 
 def preferred_multiple(head_dim: int, implementation: Implementation) -> int:

@@ -15,11 +15,15 @@ from typing import Any
 import einops
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from unix_jax.models.attention.key_blocks import KeyBlock, MergedKeyBlock
 from unix_jax.models.attention.mask import MASKED, TokenMetadata
-from unix_jax.models.layers import whole_vectors
+from unix_jax.models.layers import LANES, whole_vectors
+from unix_jax.models.remat import ATTENTION_OUTPUT
+from unix_jax.sharding import attention_axes, platform_in_use
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +40,30 @@ def attend(
 ) -> Array:
     """`forward` without the sums, and with a backward pass."""
     return forward(plan, query, blocks, query_metadata)[0]
+
+
+def attend_in_turn(
+    plan: Plan, query: Array, blocks: Sequence[KeyBlock], query_metadata: TokenMetadata | None
+) -> Array:
+    """`attend` for one row of each device after the other, whose logits are few."""
+
+    def of_device(*arguments: Any) -> Array:
+        def one(row: Any) -> Array:
+            return attend(plan, *jax.tree.map(lambda x: x[None], row))[0]
+
+        return jax.lax.map(one, arguments)
+
+    arguments = (query, blocks, query_metadata)
+    axes = attention_axes(query.shape[0], query.shape[2], blocks[0].num_kv_heads)
+    if axes is not None:
+        heads = PartitionSpec(axes.batch, None, axes.heads)
+        rest = PartitionSpec(axes.batch)
+        keys = PartitionSpec(axes.batch, None, axes.kv_heads)
+        specs = jax.tree.map(lambda x: keys if x.ndim == 4 else rest, arguments)
+        of_device = jax.shard_map(
+            of_device, in_specs=(heads, *specs[1:]), out_specs=heads, check_vma=False
+        )
+    return of_device(*arguments)
 
 
 def forward(
@@ -74,14 +102,13 @@ def _dense(
     logits = [_logits(grouped, block, metadata) for block in blocks]
     peaks = [x.max(axis=-1, keepdims=True) for x in logits]
     peak = functools.reduce(jnp.maximum, peaks)
-    weights = [jnp.exp(x - peak) for x in logits]
-    total = functools.reduce(jnp.add, [w.sum(axis=-1, keepdims=True) for w in weights])
-    sums = [_weighted(w, block) for w, block in zip(weights, blocks, strict=True)]
+    pairs = [_sums(jnp.exp(x - peak), block) for x, block in zip(logits, blocks, strict=True)]
+    total, out = (functools.reduce(jnp.add, sums) for sums in zip(*pairs, strict=True))
     if all(block.masked for block in blocks):
         # A query that sees no key: its masked logits are the peak, and count for nothing. A NaN
         # is not below anything, and stays.
         total = jnp.where(peak <= MASKED, 0.0, total)
-    return _normalised(peak, total, functools.reduce(jnp.add, sums))
+    return _normalised(peak, total, out)
 
 
 def _online(
@@ -152,6 +179,20 @@ def _logits(
     return logits if mask is None else jnp.where(mask[:, None, None], logits, MASKED)
 
 
+def _sums(
+    weights: Float[Array, "B K G T S"], block: KeyBlock | MergedKeyBlock
+) -> tuple[Float[Array, "B K G T 1"], Float[Array, "B K G T H"]]:
+    """Sums of the weights, and of the values times their weights; float32."""
+    spare = isinstance(block, KeyBlock) and block.value.shape[-1] % LANES
+    if spare and platform_in_use() == "tpu":
+        # As a value of 1 in lanes that are padding otherwise: sums over the lanes are slow.
+        ones = jnp.ones_like(block.value[..., :1])
+        with_ones = jnp.concatenate([block.value, ones], axis=-1)
+        sums = _weighted(weights, block.replace(value=with_ones))  # type: ignore[attr-defined]
+        return sums[..., -1:], sums[..., :-1]
+    return weights.sum(axis=-1, keepdims=True), _weighted(weights, block)
+
+
 def _weighted(
     weights: Float[Array, "B K G T S"], block: KeyBlock | MergedKeyBlock
 ) -> Float[Array, "B K G T H"]:
@@ -174,7 +215,8 @@ def _weighted(
 def _attend_forward(
     plan: Plan, query: Array, blocks: Sequence[KeyBlock], query_metadata: TokenMetadata | None
 ) -> tuple[Array, Any]:
-    out, log_sum = forward(plan, query, blocks, query_metadata)
+    found = forward(plan, query, blocks, query_metadata)
+    out, log_sum = checkpoint_name(found, ATTENTION_OUTPUT)
     return out, (query, blocks, query_metadata, out, log_sum)
 
 

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Int
 from unix_jax.models.attention.exact_attention import pad_axis
 from unix_jax.models.attention.key_blocks import KeyBlock, MergedKeyBlock
 from unix_jax.models.attention.mask import TokenMetadata
-from unix_jax.models.remat import ATTENTION_KERNEL
+from unix_jax.models.remat import ATTENTION_OUTPUT
 from unix_jax.sharding import attention_axes
 
 _LANES = 128
@@ -112,7 +112,7 @@ def _one_device(
         ),
         head_shards=1,
         q_seq_shards=1,
-        residual_checkpoint_name=ATTENTION_KERNEL,
+        residual_checkpoint_name=ATTENTION_OUTPUT,
         interpret=interpret,
     )  # fmt: skip
     out = jax.vmap(kernel)(
