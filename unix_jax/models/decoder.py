@@ -103,7 +103,7 @@ class Expert(nn.Module):
         self, x: Float[Array, "B T D"], attended: Float[Array, "B T N H"]
     ) -> Float[Array, "B T D"]:
         """Output projection and MLP, each with its residual."""
-        x = checkpoint_name(x + self.o_proj(attended.reshape(*attended.shape[:2], -1)), PRODUCT)
+        x = x + checkpoint_name(self.o_proj(attended.reshape(*attended.shape[:2], -1)), PRODUCT)
         y = self.post_attention_norm(x)
         gate, up = checkpoint_name((self.gate_proj(y), self.up_proj(y)), PRODUCT)
         # With them: a TPU would compute it again for each tile of the gradient of down_proj.

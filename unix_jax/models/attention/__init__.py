@@ -54,9 +54,9 @@ def attention(
         see `splash_attention`, else `flash_attention`; `cudnn` is the fused kernel of NVIDIA GPUs,
         for 16-bit floats. `auto` takes `blocked` on a CPU; on a GPU `cudnn` where it applies and
         the queries are no single tokens; on a TPU `pallas` where that is JAX's kernel, as for rows
-        in slots and for images with a cached context; else `xla` up to 8,192 keys, for one
-        row of a device at a time if all logits do not fit into its vector memory, and `chunked`
-        beyond.
+        in slots and for images with a cached context; else `xla` up to 8,192 keys, one
+        row of a device at a time if the logits of all are too large for the memory on the chip,
+        and `chunked` beyond.
       chunk_size: queries (and keys) of a block; by default 512 for `chunked` and `pallas`, and for
         `blocked` 256 or more, if the keys are few.
 
@@ -94,15 +94,16 @@ def attention(
         )
     if any(isinstance(b, MergedKeyBlock) for b in blocks):
         return forward(plan, query, blocks, query_metadata)[0]
-    if in_turn and _logit_bytes(query, blocks) > _LOGITS_ON_CHIP:
-        return attend_in_turn(plan, query, blocks, query_metadata)
+    if in_turn and _exceed_chip(query, blocks):
+        return attend_in_turn(plan, query, _plain(blocks), query_metadata)
     return attend(plan, query, blocks, query_metadata)
 
 
-def _logit_bytes(query: Array, blocks: Sequence[KeyBlock | MergedKeyBlock]) -> int:
-    """Of all logits of a device."""
+def _exceed_chip(query: Array, blocks: Sequence[KeyBlock | MergedKeyBlock]) -> bool:
+    """Whether the logits of a device's rows are too large together."""
     batch, length, heads, _ = query.shape
-    return 4 * rows_of_a_device(batch) * heads * length * sum(b.num_keys for b in blocks)
+    rows, keys = rows_of_a_device(batch), sum(b.num_keys for b in blocks)
+    return rows > 1 and 4 * rows * heads * length * keys > _LOGITS_ON_CHIP
 
 
 def preferred_multiple(head_dim: int, implementation: Implementation) -> int:

@@ -183,8 +183,8 @@ def _sums(
     weights: Float[Array, "B K G T S"], block: KeyBlock | MergedKeyBlock
 ) -> tuple[Float[Array, "B K G T 1"], Float[Array, "B K G T H"]]:
     """Sums of the weights, and of the values times their weights; float32."""
-    spare = isinstance(block, KeyBlock) and block.value.shape[-1] % LANES
-    if spare and platform_in_use() == "tpu":
+    spare = block.value.shape[-1] % LANES > 0 and platform_in_use() == "tpu"
+    if spare and isinstance(block, KeyBlock):
         # As a value of 1 in lanes that are padding otherwise: sums over the lanes are slow.
         ones = jnp.ones_like(block.value[..., :1])
         with_ones = jnp.concatenate([block.value, ones], axis=-1)
