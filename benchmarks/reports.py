@@ -7,8 +7,9 @@ The model has random weights and writes given reports: at each step, the logit o
 token is replaced by a large one. Thus the cost of a step is that of the shapes, and lengths and
 texts are real. `--reports` is a file of JSON lines with `findings`, `impression` and `split`.
 
-refill: all reports of the test split at `--batch`, in batches that begin together against rows that
-are refilled. The prefill is included; `context` is the length of its text, after a small image.
+refill: `--batches` times `--batch` reports in batches that begin together, against rows that are
+refilled. The prefill is included; `context` is the length of its text, after a small image. With few
+reports, the end counts more, when no report is left for the rows that end.
 drafts: reports of the test split at each of `--draft-batches`, with n-grams of the train split,
 against one token per step; and texts that do not fit, whose tokens are in random order.
 steps: only counts steps, from lengths. The figures of refill are bounded by them.
@@ -65,7 +66,7 @@ class Arguments:
     """Number of tokens of the prompt."""
     batch: int = 32
     """Rows of refill."""
-    batches: int = 4
+    batches: int = 12
     """Number of batches of reports in one run of refill."""
     draft_batches: tuple[int, ...] = (1, 8)
     """Rows of drafts."""

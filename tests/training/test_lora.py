@@ -9,6 +9,7 @@ import pytest
 from support.toy_batches import CONFIG, init_unix, make_batch, named, unix_params
 from unix_jax.errors import ConfigError
 from unix_jax.models.unix import TwoStreamBatch, UniX
+from unix_jax.sharding import make_mesh, shard_batch
 from unix_jax.training.lora import LoraConfig, init_lora, merge_lora
 from unix_jax.training.losses import LossConfig
 from unix_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -88,6 +89,39 @@ def test_only_adapters_are_trained_and_the_merged_export_equals():
     assert float(plain_evaluate(plain, batch, KEY)["loss"]) == pytest.approx(adapted, rel=1e-6)
     with pytest.raises(ValueError, match=r"StepConfig\.lora: expected it"):
         make_eval_step(model, config)(plain, batch, KEY)
+
+
+@pytest.mark.extended
+@pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 (virtual) devices")
+def test_on_a_mesh():
+    """The losses of one device; adapters are split as the kernels that they are added to."""
+    batch = make_batch(8).replace(
+        gen=None, vae_moments=None, latent_index=None, latent_position_ids=None, noised=None,
+        mse_weights=None,
+    )  # fmt: skip
+    lora = LoraConfig(rank=2, alpha=4.0)
+    tx, schedule = make_optimizer(OptimizerConfig(learning_rate=0.05))
+    config = StepConfig(LossConfig(ce_chunk=8), lora=lora)
+    init = {"unix": init_unix, "lora": lambda key: init_lora(lora, CONFIG, key)}
+
+    def run(mesh=None):
+        given = {"unix": unix_params()}
+        state = create_state(UNDERSTANDING, tx, KEY, init=init, given=given, mesh=mesh)
+        shardings = None if mesh is None else jax.tree.map(lambda x: x.sharding, state)
+        step = make_train_step(UniX(CONFIG), config, tx, schedule, shardings=shardings)
+        losses = []
+        for _ in range(4):
+            rows = batch if mesh is None else shard_batch(batch, mesh)
+            state, metrics = step(state, rows, KEY)
+            losses.append(float(metrics["loss"]))
+        return losses, state
+
+    losses, state = run(make_mesh(data=2, fsdp=2, tensor=2))
+    np.testing.assert_allclose(losses, run()[0], rtol=1e-5)
+    assert losses[-1] < losses[0]
+    query = state.trained["lora"]["decoder"]["layers"]["und"]["q_proj"]
+    assert query["a"].sharding.shard_shape(query["a"].shape) == (2, 32 // 2, 2)
+    assert query["b"].sharding.shard_shape(query["b"].shape) == (2, 2, 32 // 2)
 
 
 def test_gradients_reach_the_adapters_alone(adapters):
