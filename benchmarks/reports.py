@@ -8,8 +8,8 @@ token is replaced by a large one. Thus the cost of a step is that of the shapes,
 texts are real. `--reports` is a file of JSON lines with `findings`, `impression` and `split`.
 
 refill: `--batches` times `--batch` reports in batches that begin together, against rows that are
-refilled. The prefill is included; `context` is the length of its text, after a small image. With few
-reports, the end counts more, when no report is left for the rows that end.
+refilled. The prefill is included; `context` is the length of its text, after a small image. With
+few reports the end counts more, when no report is left for the rows that end.
 drafts: reports of the test split at each of `--draft-batches`, with n-grams of the train split,
 against one token per step; and texts that do not fit, whose tokens are in random order.
 steps: only counts steps, from lengths. The figures of refill are bounded by them.

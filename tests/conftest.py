@@ -34,9 +34,9 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
-# `unix-jax train` would otherwise tell malloc to keep all freed memory of the worker. The value is
-# glibc's own.
-os.environ.setdefault("MALLOC_TOP_PAD_", "131072")
+# `unix-jax train` would otherwise tell malloc to keep all freed memory of the worker. This variable
+# has glibc's own value and no further effect; most others, with theirs, map every large block anew.
+os.environ.setdefault("MALLOC_PERTURB_", "0")
 
 # Container images often set this. The tests start a hundred processes, and each would compile every
 # module of this package again.

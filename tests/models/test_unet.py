@@ -114,6 +114,14 @@ def test_remat_changes_no_gradient(config, assert_close):
     plain, full = gradient("none"), gradient("full")
     for ours, expected in zip(jax.tree.leaves(full), jax.tree.leaves(plain), strict=True):
         assert_close(ours, expected, 1e-4)
+
+    def products(policy):
+        model = UNet(config, remat_policy=policy)
+        loss = jax.grad(lambda p: jnp.mean(model.apply({"params": p}, x, t, context) ** 2))
+        text = str(jax.make_jaxpr(loss)(weights))
+        return text.count("dot_general"), text.count("conv_general_dilated")
+
+    assert products("products") == products("none")
     with pytest.raises(ValueError, match="remat_policy"):
         UNet(config, remat_policy="some").init(jax.random.key(0), x, t, context)
 

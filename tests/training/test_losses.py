@@ -76,6 +76,16 @@ def test_no_loss_at_all(head):
     assert not any(np.any(x) for x in jax.tree.leaves((ce, gradients)))
 
 
+@pytest.mark.parametrize("chunk", [4, 11])
+def test_what_has_no_loss_may_be_anything(head, chunk):
+    hidden, kernel, labels, weights = head
+    function = weighted(chunked_cross_entropy, chunk=chunk)
+    expected = function(hidden, kernel, labels, weights)
+    spoiled = np.where(weights[..., None] > 0, hidden, np.array([np.nan, np.inf] * 4))
+    found = function(spoiled.astype(np.float32), kernel, labels, weights)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
 def test_chunk_must_be_positive(head):
     hidden, kernel, labels, weights = head
     with pytest.raises(ValueError, match="chunk: expected at least 1 place, found 0"):

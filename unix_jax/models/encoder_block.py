@@ -65,7 +65,7 @@ class EncoderBlock(nn.Module):
         """
         eps = self.sizes.layer_norm_eps
         y = self._attend(layer_norm(eps, self.dtype, "norm1")(x), tokens, valid)
-        x = checkpoint_name(x + self._scaled("layer_scale1", y), PRODUCT)
+        x = x + self._scaled("layer_scale1", y)
         y = self._mlp(layer_norm(eps, self.dtype, "norm2")(x))
         x = x + self._scaled("layer_scale2", y)
         return nn.with_logical_constraint(x, ("batch", "length", "embed_act")), None
@@ -92,12 +92,14 @@ class EncoderBlock(nn.Module):
             tokens,
             implementation=self.attention_implementation,
         ).reshape(x.shape)
-        return dense(width, ("heads", "embed"), dtype=self.dtype, name="proj")(y)
+        y = dense(width, ("heads", "embed"), dtype=self.dtype, name="proj")(y)
+        return checkpoint_name(y, PRODUCT)
 
     def _mlp(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         y = dense(self.sizes.mlp_size, ("embed", "mlp"), dtype=self.dtype, name="fc1")(x)
         y = self.sizes.activation(checkpoint_name(y, PRODUCT))
-        return dense(x.shape[-1], ("mlp", "embed"), dtype=self.dtype, name="fc2")(y)
+        y = dense(x.shape[-1], ("mlp", "embed"), dtype=self.dtype, name="fc2")(y)
+        return checkpoint_name(y, PRODUCT)
 
     def _scaled(self, name: str, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         if not self.sizes.layer_scale:

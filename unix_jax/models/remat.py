@@ -27,9 +27,9 @@ def rematerialised(
     """The layer class under a policy.
 
     `none` keeps every intermediate; `full` only the inputs; `attention` queries, keys and values as
-    well; `products` the results of linear layers instead, so that no product with weights is
-    computed again; `dots` what JAX takes for matrix products; `dots_no_batch` only those without a
-    batch axis. The last four also keep the output of attention, which is the most expensive to
+    well; `products` the results of linear layers and convolutions instead, so that none of these
+    is computed again; `dots` what JAX takes for matrix products; `dots_no_batch` only those without
+    a batch axis. The last four also keep the output of attention, which is the most expensive to
     recompute.
 
     Args:

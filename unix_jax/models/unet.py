@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from unix_jax.models.attention import Implementation, attention
@@ -24,7 +25,7 @@ from unix_jax.models.attention.key_blocks import KeyBlock
 from unix_jax.models.attention.rope import apply_rope, rope_angles
 from unix_jax.models.embeddings import timestep_sinusoid
 from unix_jax.models.layers import Dtype, RMSNorm, dense, gelu, group_norm, layer_norm
-from unix_jax.models.remat import RematPolicy, rematerialised
+from unix_jax.models.remat import PRODUCT, RematPolicy, rematerialised
 from unix_jax.models.shapes import traced_once
 from unix_jax.models.unet_config import JointAttention, TextAttention, UNetConfig
 
@@ -67,9 +68,10 @@ class ResnetBlock(nn.Module):
     ) -> Float[Array, "B h w O"]:
         c, act, hidden = self.config, ACTIVATIONS[self.config.activation], ("embed", "mlp")
         y = act(group_norm(c.norm_groups, self.dtype, "norm1", c.norm_eps)(x))
-        y = _conv(self.features, 3, self.dtype, "conv1", hidden)(y)
+        y = checkpoint_name(_conv(self.features, 3, self.dtype, "conv1", hidden)(y), PRODUCT)
         width = self.features * (2 if c.scale_shift_norm else 1)
         time = dense(width, hidden, dtype=self.dtype, name="time_emb_proj")(act(time))
+        time = checkpoint_name(time, PRODUCT)
         norm2 = group_norm(c.norm_groups, self.dtype, "norm2", c.norm_eps)
         if c.scale_shift_norm:
             scale, shift = jnp.split(time[:, None, None], 2, axis=-1)
@@ -107,7 +109,7 @@ class Attention(nn.Module):
         def heads(name: str, y: Array, count: int, axis: str) -> Array:
             width, axes = count * self.head_dim, ("embed", axis)
             y = dense(width, axes, use_bias=False, dtype=self.dtype, name=name)(y)
-            y = y.reshape(*y.shape[:2], count, self.head_dim)
+            y = checkpoint_name(y, PRODUCT).reshape(*y.shape[:2], count, self.head_dim)
             return nn.with_logical_constraint(y, ("batch", "length", f"{axis}_act", None))
 
         query = heads("to_q", x, self.num_heads, "heads")
@@ -119,7 +121,8 @@ class Attention(nn.Module):
         blocks = [*cached, KeyBlock(key, value)]
         y = attention(query, blocks, implementation=self.implementation)
         y = y.reshape(*y.shape[:2], -1)
-        return dense(x.shape[-1], ("heads", "embed"), dtype=self.dtype, name="to_out")(y)
+        y = dense(x.shape[-1], ("heads", "embed"), dtype=self.dtype, name="to_out")(y)
+        return checkpoint_name(y, PRODUCT)
 
 
 class TransformerBlock(nn.Module):
@@ -139,8 +142,9 @@ class TransformerBlock(nn.Module):
         )
         y = layer_norm(1e-5, self.dtype, "norm3")(x)
         y = dense(8 * width, ("embed", "mlp"), dtype=self.dtype, name="ff_proj")(y)
-        up, gate = jnp.split(y, 2, axis=-1)
-        x = x + dense(width, ("mlp", "embed"), dtype=self.dtype, name="ff_out")(up * gelu(gate))
+        up, gate = jnp.split(checkpoint_name(y, PRODUCT), 2, axis=-1)
+        y = dense(width, ("mlp", "embed"), dtype=self.dtype, name="ff_out")(up * gelu(gate))
+        x = x + checkpoint_name(y, PRODUCT)
         return nn.with_logical_constraint(x, _STREAM)
 
     def _text(self, x: Array, normed: Array, hidden: Float[Array, "B S D"]) -> Array:
@@ -179,6 +183,7 @@ class SpatialTransformer(nn.Module):
         c, width = self.config, x.shape[-1]
         y = group_norm(c.norm_groups, self.dtype, "norm")(x).reshape(x.shape[0], -1, width)
         y = dense(width, ("embed", None), dtype=self.dtype, name="proj_in")(y)
+        y = checkpoint_name(y, PRODUCT)
         for j in range(self.depth):
             sizes = (c, c.num_heads[self.level], self.first + j, self.dtype, self.implementation)
             y = TransformerBlock(*sizes, name=f"transformer_blocks_{j}")(y, context)

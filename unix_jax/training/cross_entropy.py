@@ -32,8 +32,9 @@ def chunked_cross_entropy(
     """(sum of weights * values, values), where values are -log softmax(hidden @ kernel)[label].
 
     Both are float32. The values are 0 at places without a weight, and have no gradient: only the
-    sum has one. On a mesh every device takes its own rows (and its part of a split vocabulary): the
-    kernel is gathered once, and its gradient is summed over the devices once.
+    sum has one, in `hidden` and `kernel`. On a mesh every device takes its own rows (and its part
+    of a split vocabulary): the kernel is gathered once, and its gradient is summed over the devices
+    once.
 
     Args:
       weights: of the losses; a place has none unless its weight is positive. The cost grows with
@@ -177,11 +178,14 @@ def _forward(
         places, weights, used = chunk
 
         def compute(total: Array | None) -> tuple[Array, tuple[Array, Array]]:
-            taken = _taken(hidden, places, static)
+            mask = weights[..., None] > 0
+            taken = jnp.where(mask, _taken(hidden, places, static), 0)
             logits, chosen = _logits(taken, cast, labels, places)
             values, log_sum = _values(logits, chosen)
             softmax = jnp.exp(logits - log_sum[..., None])
-            slopes = ((softmax - chosen) * weights[..., None]).astype(static.dtype)
+            # Not only a product: places without a loss may contain any value.
+            slopes = jnp.where(mask, (softmax - chosen) * weights[..., None], 0.0)
+            slopes = slopes.astype(static.dtype)
             added = jnp.einsum("bsd,bsv->dv", taken, slopes, preferred_element_type=jnp.float32)
             of_taken = jnp.einsum("bsv,dv->bsd", slopes, cast)
             added = added.astype(kernel.dtype)

@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
@@ -26,6 +27,7 @@ from jaxtyping import Array, Float, Int
 
 from unix_jax.models.attention.exact_attention import pad_axis
 from unix_jax.models.attention.mask import MASKED, TokenMetadata, visible
+from unix_jax.models.remat import ATTENTION_OUTPUT
 from unix_jax.sharding import attention_axes
 
 _LANES = 128  # block sizes of keys are multiples of it
@@ -325,7 +327,7 @@ def _attend(
 
 
 def _attend_forward(tiles: _Tiles, *operands: Array) -> tuple[Any, Any]:
-    out, lse = _attend(tiles, *operands)
+    out, lse = checkpoint_name(_attend(tiles, *operands), ATTENTION_OUTPUT)
     return (out, lse), (operands, out, lse)
 
 
