@@ -69,7 +69,8 @@ class ModelConfig:
     attention: Implementation = "auto"
     """Implementation of attention."""
     remat: RematPolicy = "full"
-    """What the backward pass recomputes."""
+    """What the backward pass computes again: all of a layer (full), all but attention and its input
+    (attention), all but products (products), or nothing (none). docs/training.md lists each."""
     unroll: int = 1
     """Layers in one iteration of the loop over them. With all of them there is no loop: no copies
     into and out of its stacks, and a longer compilation."""

@@ -25,8 +25,9 @@ def set_cpu_defaults(environment: Mapping[str, str] = os.environ) -> list[str]:
     """Makes glibc keep freed memory for what comes next, if JAX is going to use the CPU.
 
     Call it before the first use of a device. Nothing is changed where the C library is another one,
-    where JAX finds an accelerator, or where the user has decided on memory: by a variable of
-    malloc's, or by another allocator.
+    where a plugin of JAX for accelerators is installed and `JAX_PLATFORMS` is not `cpu`, or where
+    the user has decided on memory: by a variable of malloc's, or by an allocator in `LD_PRELOAD`
+    whose name contains `malloc`.
 
     Args:
       environment: the variables of this process.

@@ -56,12 +56,12 @@ def attend_in_turn(
     arguments = (query, blocks, query_metadata)
     axes = attention_axes(query.shape[0], query.shape[2], blocks[0].num_kv_heads)
     if axes is not None:
-        heads = PartitionSpec(axes.batch, None, axes.heads)
+        of_query = PartitionSpec(axes.batch, None, axes.heads)
+        of_key = PartitionSpec(axes.batch, None, axes.kv_heads)
         rest = PartitionSpec(axes.batch)
-        keys = PartitionSpec(axes.batch, None, axes.kv_heads)
-        specs = jax.tree.map(lambda x: keys if x.ndim == 4 else rest, arguments)
+        specs = jax.tree.map(lambda x: of_key if x.ndim == 4 else rest, arguments[1:])
         of_device = jax.shard_map(
-            of_device, in_specs=(heads, *specs[1:]), out_specs=heads, check_vma=False
+            of_device, in_specs=(of_query, *specs), out_specs=of_query, check_vma=False
         )
     return of_device(*arguments)
 

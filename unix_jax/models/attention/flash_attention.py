@@ -27,10 +27,10 @@ from jaxtyping import Array, Float, Int
 
 from unix_jax.models.attention.exact_attention import pad_axis
 from unix_jax.models.attention.mask import MASKED, TokenMetadata, visible
+from unix_jax.models.layers import LANES
 from unix_jax.models.remat import ATTENTION_OUTPUT
 from unix_jax.sharding import attention_axes
 
-_LANES = 128  # block sizes of keys are multiples of it
 # Grid axes over which a kernel accumulates come last.
 _PARALLEL, _SUMMED = pltpu.GridDimensionSemantics.PARALLEL, pltpu.GridDimensionSemantics.ARBITRARY
 
@@ -134,7 +134,7 @@ def live_blocks(
 def _block(length: int, most: int) -> int:
     """Blocks of equal length, with little padding."""
     count = -(-length // most)
-    return -(-length // (count * _LANES)) * _LANES
+    return -(-length // (count * LANES)) * LANES
 
 
 def _fields(metadata: TokenMetadata, block: int) -> list[Array]:
@@ -317,8 +317,8 @@ def _attend(
         [numbers, keys, keys, column, row], [numbers, one],
         [f32(query.shape), f32((batch, heads, length, 1))],
         [
-            pltpu.VMEM((tiles.block_q, _LANES), jnp.float32),
-            pltpu.VMEM((tiles.block_q, _LANES), jnp.float32),
+            pltpu.VMEM((tiles.block_q, LANES), jnp.float32),
+            pltpu.VMEM((tiles.block_q, LANES), jnp.float32),
             pltpu.VMEM((tiles.block_q, dim), jnp.float32),
         ],
         1, _cost(query, key, 2, 2 * query.size + 2 * again * live.shape[1]),

@@ -24,10 +24,10 @@ from jaxtyping import Array, Float, Int
 from unix_jax.models.attention.exact_attention import pad_axis
 from unix_jax.models.attention.key_blocks import KeyBlock, MergedKeyBlock
 from unix_jax.models.attention.mask import TokenMetadata
+from unix_jax.models.layers import LANES
 from unix_jax.models.remat import ATTENTION_OUTPUT
 from unix_jax.sharding import attention_axes
 
-_LANES = 128
 # Queries and keys of a block: all logits of one are in a chip's fast memory.
 _QUERIES, _KEYS = 640, 1408
 # What a block costs besides its own work, in positions.
@@ -36,7 +36,7 @@ _OVERHEAD = 64
 
 def has_splash_attention(query: Array, blocks: Sequence[KeyBlock | MergedKeyBlock]) -> bool:
     """Whether the kernel can say which of the keys each query sees."""
-    if query.shape[-1] % _LANES:
+    if query.shape[-1] % LANES:
         return False
     if len(blocks) == 1 and isinstance(blocks[0], KeyBlock) and blocks[0].metadata is not None:
         return blocks[0].causal_from is not None
@@ -126,7 +126,7 @@ def _block(length: int, largest: int) -> int:
     """Blocks of equal length: few, and with little padding."""
 
     def size(count: int) -> int:
-        return -(-length // (count * _LANES)) * _LANES
+        return -(-length // (count * LANES)) * LANES
 
-    counts = range(-(-length // largest), -(-length // _LANES) + 1)
+    counts = range(-(-length // largest), -(-length // LANES) + 1)
     return size(min(counts, key=lambda count: count * (size(count) + _OVERHEAD)))
