@@ -106,6 +106,24 @@ def test_work_of_a_tpu_program():
     assert work.hbm_bytes == 3 * (3 * 4 * 5 * 2 + 64 + 4 + 12)
 
 
+def test_permutes_of_one_channel_are_counted_one_by_one():
+    shape = "(f32[8]{0}, f32[8]{0}, u32[], u32[])"
+    permute = "channel_id=1, source_target_pairs={{0,1},{1,0}}"
+    work = hlo.analyse(
+        f"""HloModule jit_step
+ENTRY %main (x: f32[8]) -> f32[8] {{
+  %x = f32[8]{{0}} parameter(0)
+  %start = {shape} collective-permute-start(%x), {permute}
+  %done = f32[8]{{0}} collective-permute-done(%start)
+  %start.1 = {shape} collective-permute-start(%done), {permute}
+  ROOT %done.1 = f32[8]{{0}} collective-permute-done(%start.1)
+}}
+""",
+        2,
+    )
+    assert work.collectives == {"collective-permute": (2, 2 * 32)}
+
+
 def test_what_a_collective_hands_through_a_fusion_does_not_move():
     """The shard and the gathered array pass through a product that runs beside the gather."""
     beside = """HloModule beside

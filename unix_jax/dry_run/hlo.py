@@ -114,7 +114,7 @@ class _Walk:
     def __init__(self, computations: dict[str, Computation], devices: int, slices: int) -> None:
         self.computations, self.devices, self.slices = computations, devices, slices
         self.work = Work()
-        # By channel: a TPU's program names one collective in every step that it runs beside.
+        # By channel: a TPU's program names one collective in every fusion that it runs beside.
         # (kind, whether it is between slices, number of runs, bytes sent in each)
         self.collectives: dict[str, tuple[str, bool, int, float]] = {}
         self.current: str | None = None
@@ -131,7 +131,11 @@ class _Walk:
                 self._add_kernel(instruction, computation, times)
             elif (kind := opcode.removesuffix("-start")) in COLLECTIVES:
                 channel = re.search(r"channel_id=(\d+)", instruction.attributes)
-                key = channel.group(1) if channel else f"{name}/{instruction.name}"
+                # `ppermute` gives all its collectives one channel; each start is one.
+                if channel is None or kind != opcode:
+                    key = f"{name}/{instruction.name}"
+                else:
+                    key = channel.group(1)
                 size = _operand_bytes(instruction, computation)
                 sent = size * _ring(kind, _group_size(instruction.attributes, self.devices))
                 self._count(key, kind, False, times, sent)

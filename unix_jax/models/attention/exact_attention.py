@@ -248,10 +248,11 @@ def _attend_backward(plan: Plan, kept: Any, gradient: Float[Array, "B T N H"]) -
             product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
             # Keys by queries: the sums of both gradients of keys then run along a contiguous axis.
             logits = product("bskh,bkqh->bksq", block.key, queries)
-            mask = block.mask(metadata)
+            # Not a transposed mask: a CPU would read it against the order of its memory.
+            mask = block.mask(metadata, keys_first=True)
             if mask is not None:
                 shape = (*logits.shape[:3], grouped.shape[3], -1)
-                seen = mask.swapaxes(1, 2)[:, None, :, None]
+                seen = mask[:, None, :, None]
                 logits = jnp.where(seen, logits.reshape(shape), MASKED).reshape(logits.shape)
             weights = jnp.exp(logits - rows(log_sum))
             slope = product("bskh,bkqh->bksq", block.value, grad)

@@ -56,16 +56,23 @@ class KeyBlock:
         """K."""
         return self.key.shape[2]
 
-    def mask(self, query: TokenMetadata | None) -> Bool[Array, "B #T S"] | None:
-        """Visibility of these keys; the query axis has size 1 where it does not matter."""
+    def mask(
+        self, query: TokenMetadata | None, *, keys_first: bool = False
+    ) -> Bool[Array, "B #T S"] | None:
+        """Visibility of these keys; the query axis has size 1 where it does not matter.
+
+        With `keys_first`, [B, S, #T] instead.
+        """
         if self.metadata is not None:
             if query is None:
                 raise ValueError(
                     "query metadata: expected with keys that carry metadata, found None"
                 )
-            return may_attend(query, self.metadata)
+            return may_attend(query, self.metadata, keys_first=keys_first)
         valid = self.with_valid().valid
-        return None if valid is None else valid[:, None, :]
+        if valid is None:
+            return None
+        return valid[:, :, None] if keys_first else valid[:, None, :]
 
 
 @struct.dataclass

@@ -39,13 +39,17 @@ class TokenMetadata:
         return jax.tree.map(lambda *arrays: jnp.concatenate(arrays, axis=1), *parts)
 
 
-def may_attend(query: TokenMetadata, key: TokenMetadata) -> Bool[Array, "B T S"]:
+def may_attend(
+    query: TokenMetadata, key: TokenMetadata, *, keys_first: bool = False
+) -> Bool[Array, "B T S"]:
     """The mask rule: text is causal, images are bidirectional, noised images are hidden.
+
+    With `keys_first`, [B, S, T] instead.
 
     Source: the original's `prepare_attention_mask_per_sample`.
     """
-    q = jax.tree.map(lambda x: x[:, :, None], query)
-    k = jax.tree.map(lambda x: x[:, None, :], key)
+    q = jax.tree.map(lambda x: x[:, None, :] if keys_first else x[:, :, None], query)
+    k = jax.tree.map(lambda x: x[:, :, None] if keys_first else x[:, None, :], key)
     return visible((q.segment, q.split, q.order, q.mode), (k.segment, k.split, k.order, k.mode))
 
 
