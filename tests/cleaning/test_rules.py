@@ -426,3 +426,62 @@ def test_change_leaves_no_gap(before, after):
 )
 def test_a_denied_change_does_not_deny_the_finding(sentence):
     assert clean_sections(sentence, "").refused
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        # A clause after "unchanged and" keeps a verb before it.
+        (
+            "The effusion is stable and there is no pneumothorax.",
+            "The effusion is present and there is no pneumothorax.",
+        ),
+        (
+            "The ETT is unchanged and ends 4 cm above the carina.",
+            "The ETT ends 4 cm above the carina.",
+        ),
+        (
+            "Cardiomegaly is stable but there is edema.",
+            "Cardiomegaly is present but there is edema.",
+        ),
+        ("The effusion is unchanged and small.", "The effusion is small."),
+        # A denial does not become wider.
+        ("Right effusion. No large new effusion.", "Right effusion. No other large effusion."),
+        ("Left opacity. No interval opacity.", "Left opacity. No other opacity."),
+        # The place stays with the finding.
+        (
+            "Better aeration of the right lung with persistent consolidation.",
+            "In the right lung, consolidation.",
+        ),
+        # What follows a comparing title.
+        ("AP chest compared to ___: Right effusion is small.", "Right effusion is small."),
+        ("Left mass. Posted to the critical results dashboard at 2:15.", "Left mass."),
+        ("Left mass. I agree with the above.", "Left mass."),
+    ],
+)
+def test_what_a_removed_word_leaves_behind(text, expected):
+    cleaned = clean_sections(text, "")
+    assert (cleaned.findings, cleaned.refused) == (expected, ())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Cardiomegaly XXXX pulmonary edema.",
+        "Hyperexpanded lungs XXXX COPD.",
+        "Concern XXXX pneumonia.",
+        "Pneumonia is XXXX likely.",
+        "Small right effusion XXXX be present.",
+        "No focal XXXX, pneumothorax or effusion.",
+        "Nodule measures XXXX x 12 mm.",
+        "Compression of T___ and L1.",
+        "Case discussed with surgery: large volume of free air.",
+        "Right effusion is unchanged whereas the left has increased.",
+        "Neither the effusion nor the edema has changed.",
+        "Stable granuloma over 5 years.",
+        "The left pneumothorax has yet to clear.",
+        "Hardly any change in severe edema.",
+    ],
+)
+def test_what_no_rule_can_mend_is_set_aside(text):
+    assert clean_sections(f"The trachea is midline. {text}", "").refused

@@ -67,6 +67,11 @@ AND_VERB = (
     r"(?:\s*,?\s+and\s+(?=(?:is|are|appears?|represents?|reflects?|may|has|have|likely"
     r"|most|suggests?)\b))?"
 )
+# The start of a finding's name, with adjectives that belong to it.
+FINDING = (
+    r"(?:airspace|opaci|effusion|edema|consolid|pneumoth|infiltr|atelect|congest|nodul|mass\b"
+    r"|interstitial|pleural)"
+)
 NOUN_END = r"(?=\s*(?:[.,;:)]|$))"
 # The end of a statement that a finding is gone: "has resolved since the prior study".
 TILL_NOW = (

@@ -417,6 +417,15 @@ _MOVED = (
 )
 
 _FURTHER_PHRASES = (
+    # The place is also that of the finding which is left there.
+    rule(
+        r"^(?:(?:overall|slightly|mildly|significantly|there is)\s+)*(?:improved|increased|better"
+        r"|improvement in)\s+(?:\w+\s+)?aeration\s+(?:of|in|at)\s+"
+        r"((?:the\s+)?(?:left|right|both)\s+"
+        r"(?:\w+\s+)?(?:lungs?|bases?|lobes?))\s*(?:,\s*)?(?:with|but)\s+(?:persistent|persisting"
+        r"|residual|remaining|continued)\s+",
+        r"In \1, ",
+    ),
     rule(
         r"(?:overall|slightly|mildly|significantly|there is|\s)*(?<!not )\b(?:improved|increased"
         r"|better|improvement in)\s+(?:\w+\s+)?(?:aeration|inspiration|inspiratory effort)(?:\s+"

@@ -181,6 +181,8 @@ _OF_PRIORS = re.compile(
     r"|\b(?:improve\w+|increase\w*|better)\s+(?:\w+\s+)?aeration\s+(?:of|in|at)\s+(?:the\s+)?"
     r"(?:left|right|both|bilateral)"
     r"(?:\s+(?:upper|lower|mid|middle|lung))?\s+(?:lungs?|bases?|lobes?)"
+    # Otherwise the place is also that of a finding.
+    r"(?!\s*,?\s*(?:with|but)\s+(?:persist|residual|remaining|continued))"
     r"|\b(?:in|on)\s+(?:the\s+)?(?:absence|lack)\s+of\s+(?:\w+\s+){0,2}?(?:prior|previous"
     r"|comparison|old)\w*",
     re.IGNORECASE,

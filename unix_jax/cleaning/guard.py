@@ -78,7 +78,18 @@ _BROKEN = re.compile(
     r"|questionable|small|tiny|large|mild|moderate|dense|round(?:ed)?|subtle|vague|focal|minimal"
     r"|multiple|several|few|old|healed) (?:in(?! size)|within|at|over(?:lying)?|of the)\b"
     r"|\b(?:body|lobe|lung|heart|fissure) the\b|\bappears? to (?:above|below|in|within|over)\b"
-    r"|\b(?:no|without)\s+(?:is|are|of|in|on|and|or)\b|\b(?:due|secondary|related) (?:in|and|or)\b",
+    r"|\b(?:no|without)\s+(?:is|are|of|in|on|and|or)\b|\b(?:due|secondary|related) (?:in|and|or)\b"
+    # A clause after a verb that lost its predicate, and words beside a hidden one.
+    r"|\b(?:is|are) (?:there|its|their|but|whereas|while|although|ends|measures|terminates)\b"
+    r"|\b(?:do|does|did) (?:may|might|could)\b|\brepresent for\b|\bby (?:ends?|is|are|was)\b"
+    r"|\bmeasur(?:es?|ing) (?:x|by|in|at|cm|mm)\b|\b[TL] (?:and|or|through|to)\b"
+    r"|\bno (?:focal|acute|large|new|other|significant|definite|\w+ly)\s*[,;]"
+    r"|[-\u2013\u2014]\s*[.;,]"
+    r"|\b(?:greater|less) (?:left|right)\b|\bmm was \d|\beach\W*$"
+    r"|\b(?:effusions?|edema|atelectasis|opacit(?:y|ies)|nodules?|mass(?:es)?|consolidations?"
+    r"|pneumothora(?:x|ces)) in (?:size|extent|number) (?:but|and)\b"
+    r"|(?<!may)(?<!might)(?<!could)(?<!would)(?<!should)(?<!must)(?<!can)(?<!cannot)(?<!will)(?<!to)"
+    r"(?<!not)(?<!ly)(?<!also)(?<!well)(?<!still)(?<!again)(?<!and)(?<!or) be\b",
     re.IGNORECASE,
 )
 # A change or property without its noun.
@@ -159,7 +170,12 @@ _SPEAKS_OF_PRIOR = re.compile(
     r"(?:chest |abdom\w+ )?(?:CT|MR|radiogr|film|stud|exam)"
     r"|\b(?:effusions?|edema|atelectasis|pneumothorax|consolidations?|opacit(?:y|ies)|nodules?"
     r"|infiltrates?) (?:\w+ly )?(?:in|de)creased\b"
-    r"|\b(?:more|less) \w+ than\b|\b(?:days?|weeks?|months?|years?) ago\b",
+    r"|\b(?:more|less) \w+ than\b|\b(?:days?|weeks?|months?|years?) ago\b"
+    r"|\bover \d+ (?:days?|weeks?|months?|years?)\b|, (?:worse|better)\W*$"
+    r"|\bthere (?:is|are) still\b"
+    r"|\b(?:has|have) yet to\b|\b(?:little|hardly any|minimal|barely any) (?:\w+ )?changes? in\b"
+    r"|\bwas (?:seen|present|noted|visible) (?:in|on)\W* but\b"
+    r"|\bbut (?:is|are) not (?:\w+ )?today\b",
     re.IGNORECASE,
 )
 
@@ -253,6 +269,7 @@ _EMPTY = re.compile(
     r"|urgent\w*|person|secure|fax\w*|order|room|left|system|employed|using|feel|free|please"
     r"|participate"
     r"|discovery|medical|house|covering|md|rn|np|am|pm|report|office|dashboard|flagged|confirm\w*"
+    r"|posted|requests?|requested|courtesy|referral|minutes?|personally|observation"
     r"|january|february|march|april|june|july|august|september|october|november|december"
     r"|monday|tuesday|wednesday|thursday|friday|saturday|sunday",
     re.IGNORECASE,
@@ -480,8 +497,24 @@ _NOTHING_ACUTE = re.compile(
 )
 
 
+# A clause that needs a verb: "..., but the left effusion", "Neither the effusion nor the edema".
+_OPEN_CLAUSE = re.compile(
+    r"(?:,\s*but|\bwhereas|\bwhile|\balthough|^neither)\s+(?:the|this|these|that|those)\s+"
+    r"(?P<clause>[^,;.]*)\W*$",
+    re.IGNORECASE,
+)
+
+
+def _without_verb(sentence: str) -> bool:
+    """Whether the last clause has a subject alone."""
+    found = _OPEN_CLAUSE.search(sentence)
+    return found is not None and not has_verb(found["clause"])
+
+
 def broken(before: str, after: str) -> bool:
     """Whether a change made a sentence incomplete."""
+    if _without_verb(after) and not _without_verb(before):
+        return True
     if _BARE.match(after) and not _BARE.match(before):
         return True
     for pattern in (_BAD_START, _BAD_END):

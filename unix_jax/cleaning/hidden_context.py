@@ -25,6 +25,12 @@ HEDGED = (
     r"|representing|sequela of)"
 )
 SIGN_SEEN = rf"(?:{SIGN}|congestion|mass(?:es)?|thickening|effusions?|atelectasis|edema)"
+# What an interpretation may follow.
+SUBJECT = (
+    r"(?:lungs|(?:hemi)?diaphragms?|mediastinum|hil(?:a|um)|deformit(?:y|ies)(?: of [TL]\d{1,2})?"
+    r"|cuffing"
+    r"|cardiomegaly|findings?|concern\w*|suspicio(?:us|n)|appearance|pneumothorax|effusions?)"
+)
 PLACE = (
     r"(?:lobes?|bases?|apex|apices|lungs?|lingula|angles?|sulcus|sulci|hilum|hila|zones?|regions?)"
 )

@@ -4,7 +4,7 @@ import re
 from collections.abc import Container
 
 from unix_jax.cleaning.facts import facts, statements
-from unix_jax.cleaning.hidden_context import DIAGNOSIS, END, PLACE, SIGN, SIGN_SEEN
+from unix_jax.cleaning.hidden_context import DIAGNOSIS, END, PLACE, SIGN, SIGN_SEEN, SUBJECT
 from unix_jax.cleaning.hidden_words import completed
 from unix_jax.cleaning.marks import ANY_MARK, MARK, MARKS
 
@@ -48,12 +48,21 @@ _MAY_DENY = re.compile(
 _ANY_FINDING = (
     rf"(?:{DIAGNOSIS}|(?:[\w-]+\s+){{0,2}}?(?:{SIGN}|{_OFTEN_DENIED}|crowding|metasta\w+))"
 )
+# What a report concludes from a sign.
+_INTERPRETATION = (
+    rf"(?:{DIAGNOSIS}|(?:[\w-]+\s+){{0,2}}?(?:eventration|bronchitis|hypertension|failure|tuberculosis"
+    r"|sarcoid\w*|asthma|pneumonitis|metasta\w+|malignan\w+|lymphoma|abscess|empyema|hemorrhage)\b)"
+)
 _MAY_DOUBT = re.compile(
     rf"(?<=[\w,]\s)(?:{MARKS})\s+an?\s+\w"
     rf"|(?<!\bthere )\b(?:is|are|was|were)\s+{MARKS}\s+{_ANY_FINDING}"
     rf"|{MARKS}\s+(?:for|of)\s+(?:(?:an?|the|any)\s+)?{_ANY_FINDING}"
     rf"|(?<!\ba )(?<!\ban )(?<!\bthe )(?:{MARKS})\s+(?:[\w-]+\s+){{0,3}}?(?:versus|vs)\b"
-    rf"|\b{SIGN_SEEN}\s+(?:[^.;,]*\b{PLACE}\s+)?{MARKS}\s+{_ANY_FINDING}",
+    rf"|\b{SIGN_SEEN}\s+(?:[^.;,]*\b{PLACE}\s+)?{MARKS}\s+{_ANY_FINDING}"
+    rf"|\b{SUBJECT}\s+{MARKS}\s+{_INTERPRETATION}"
+    # "may", "cannot" or "less" before these.
+    rf"|{MARKS}\s+be\s+(?:excluded|present|seen|due|related|secondary)\b"
+    rf"|\b(?:is|are)\s+{MARKS}\s+likely\b|{MARKS}\s+than\b",
     re.IGNORECASE,
 )
 # A finding that a sentence states as present is not "not seen" in it.

@@ -53,7 +53,10 @@ _NOTES = re.compile(
     rf"|\bmessage was left\b"
     r"|\bwas left with\b|\bdashboard\b|\bcritical communications?\b|^(?:\w+\s+)?notification "
     r"(?:to|of)\b"
-    r"|\b(?:call|page) was (?:placed|made|sent)\b|\bend of report\b",
+    r"|\b(?:call|page) was (?:placed|made|sent)\b|\bend of report\b"
+    r"|\bagrees? with the (?:above|interpretation|findings?|report|preliminary)\b"
+    r"|\bthe courtesy of\b"
+    r"|^\d+ (?:minutes?|hours?) after (?:the )?(?:discovery|observation)\b",
     re.IGNORECASE,
 )
 _WHEN_TOLD = (
@@ -158,6 +161,7 @@ def without_notes(sentence: str) -> str:
             cut
             and not _is_note(cut)
             and not _ENDS_WITH_PERSON.search(cut)
+            and not _begins_with_reader(sentence, cut)
             and not refusal(sentence, cut)
             and not broken(sentence, cut)
         ):
@@ -178,6 +182,18 @@ _TELLS = re.compile(
 def tells_somebody(sentence: str) -> bool:
     """Whether a sentence still states who was informed."""
     return _TELLS.search(sentence) is not None
+
+
+def _begins_with_reader(sentence: str, cut: str) -> bool:
+    """Whether a cut starts with who was told: "Surgery: ..." of "Discussed with surgery: ..."."""
+    first = re.match(r"\w+", cut)
+    return first is not None and bool(
+        re.match(
+            rf"[^,;:]*\b{_TOLD} (?:with|to|by) (?:the )?{re.escape(first[0])}\b",
+            sentence,
+            re.IGNORECASE,
+        )
+    )
 
 
 def _is_note(text: str) -> bool:

@@ -47,7 +47,7 @@ _VIEW_ONLY = re.compile(
     rf"^(?:technique|views?|examination|exam|study)?:?\s*(?:{_VIEW}){{1,6}}{_PICTURE}(?:\s+only)?"
     r"(?:\s*,?\s+(?:(?:was|were|are|is|has been|have been)\s+)?"
     r"(?:obtained|performed|submitted|provided|acquired|available|reviewed|presented|taken"
-    r"|evaluated)\b[^.]{0,60}|\s+compared\b[^.]{0,80})?[.:]*$",
+    r"|evaluated)\b[^.]{0,60}|\s+compared\b[^.:]{0,80})?[.:]*$",
     re.IGNORECASE,
 )
 _CONSISTS = re.compile(r"\bexamination consists of\b|^technique\s*:|^views?\s*:", re.IGNORECASE)
@@ -69,7 +69,7 @@ _SHOWN_TO_BE = re.compile(
 _VIEW_HEAD = re.compile(
     r"^(?:(?:portable|single|frontal|lateral|upright|supine|AP|PA|and|two|2)[\s,-]+){1,5}"
     r"(?:chest|view|views|radiograph|radiographs|chest (?:x-?ray|radiograph|film)s?|projection)"
-    r"(?:\s+of the chest)?\s*[:,]\s+",
+    r"(?:\s+of the chest)?(?:\s*[:,]|\s+compared\b[^.:]{0,80}:)\s+",
     re.IGNORECASE,
 )
 

@@ -11,6 +11,7 @@ from unix_jax.cleaning.comparison_words import (
     COMPARED,
     DEGREE,
     EARLIER,
+    FINDING,
     HIDDEN,
     NOUN_END,
     PRIOR,
@@ -89,8 +90,7 @@ _BESIDE_FINDINGS = (
     ),
     rule(
         r"\b(?:decreased|decreasing|diminished)\s+(?!lung volumes?\b)(?=(?:[\w-]+\s+){0,4}?"
-        r"(?:airspace|opaci|effusion|edema"
-        r"|consolid|pneumoth|infiltr|atelect|congest|nodul|mass\b|interstitial|pleural))"
+        rf"{FINDING})"
     ),
     rule(r"\b(?:new|newly)\s+(?:develop\w+\s+)?(?=\w)(?<!no new )(?<!without new )(?<!of new )"),
 )
@@ -121,7 +121,17 @@ _NO_NEW = (
         r"(?=acute\b)",
         r"\1\2 ",
     ),
-    rule(r"\b(no|without)(\s+(?:definite|evidence of|focal))?\s+new\b", r"\1\2 other"),
+    rule(r"\b(no|without)(\s+(?:definite|evidence of|focal))?\s+new(?:ly)?\b", r"\1\2 other"),
+    rule(
+        r"\b(no|without)((?:\s+(?!new)(?:\w+ly|large|small|significant|acute|discrete|gross|obvious"
+        r"|additional|other|suspicious|convincing|radiographic|evidence of|sign of|signs of)){1,3})"
+        r"\s+new(?:ly)?\b",
+        r"\1 other\2",
+    ),
+    rule(
+        rf"\b(no|without)\s+interval\s+(?={FINDING})",
+        r"\1 other ",
+    ),
 )
 
 # "appears slightly larger than the prior study", "which has increased in size since XXXX"
@@ -226,8 +236,17 @@ _REMAINS = (
 _STABLE = (
     rule(rf"\b(?:has|have) not (?:\w+ly )?changed(?: \w+ly)?{NOUN_END}"),
     rule(
-        rf"\b(?:is|are)\s+{DEGREE}(?:stable|unchanged)(?:,|,?\s+and)\s+(?=(?:is|are|may"
-        r"|represents?|indicates?|suggests?|most|likely|overl\w+)\b)",
+        rf"\b(?:is|are)\s+{DEGREE}(?:stable|unchanged){ASPECT}(?:,|,?\s+and)\s+(?=(?:is|are|may"
+        r"|has|have|can|could|might|represents?|indicates?|suggests?|most|likely|overl\w+|ends?"
+        r"|terminates?|measures?|projects?|lies|courses?|extends?|crosses|reaches|abuts|obscures?"
+        r"|occup\w+|involves?|contains?|shows?|demonstrates?|reflects?|causes?)\b)",
+    ),
+    # What follows is a clause of its own.
+    rule(
+        rf"\b(is|are)\s+{DEGREE}(?:stable|unchanged|similar){ASPECT}(?=,?\s+(?:but|whereas|while"
+        r"|although|though|and\s+(?:there|its?|their|this|these|no|(?:[\w-]+\s+){1,4}?(?:is|are|was"
+        r"|were|has|have|appears?|remains?))\b))",
+        r"\1 present",
     ),
     rule(rf",?\s*(?:but\s+)?(?:this|which) (?:is|appears) {DEGREE}(?:stable|unchanged){ASPECT}"),
     rule(
@@ -295,9 +314,10 @@ _NEW = (
 )
 
 _WORDS_OF_CHANGE = (
+    # Before "new" goes by itself.
+    *_NO_NEW,
     *_BESIDE_FINDINGS,
     *_OPENINGS,
-    *_NO_NEW,
     *_COMPARED_FINDINGS,
     *_INTERVAL,
     *_AGAIN,
