@@ -445,6 +445,14 @@ def test_a_denied_change_does_not_deny_the_finding(sentence):
             "Cardiomegaly is present but there is edema.",
         ),
         ("The effusion is unchanged and small.", "The effusion is small."),
+        (
+            "The right effusion has slightly increased and is now moderate.",
+            "The right effusion is moderate.",
+        ),
+        (
+            "In comparison with the study of ___, there is little change and no evidence of edema.",
+            "There is no evidence of edema.",
+        ),
         # A denial does not become wider.
         ("Right effusion. No large new effusion.", "Right effusion. No other large effusion."),
         ("Left opacity. No interval opacity.", "Left opacity. No other opacity."),
@@ -479,6 +487,8 @@ def test_what_a_removed_word_leaves_behind(text, expected):
         "Right effusion is unchanged whereas the left has increased.",
         "Neither the effusion nor the edema has changed.",
         "Stable granuloma over 5 years.",
+        "A chest tube was placed, and the pneumothorax has nearly resolved.",
+        "The pneumothorax has increased and there is now mediastinal shift.",
         "The left pneumothorax has yet to clear.",
         "Hardly any change in severe edema.",
     ],

@@ -497,18 +497,19 @@ _NOTHING_ACUTE = re.compile(
 )
 
 
-# A clause that needs a verb: "..., but the left effusion", "Neither the effusion nor the edema".
+# A clause that needs a verb: "..., but the left effusion", "Neither the effusion nor the edema",
+# "The effusion and is moderate".
 _OPEN_CLAUSE = re.compile(
-    r"(?:,\s*but|\bwhereas|\bwhile|\balthough|^neither)\s+(?:the|this|these|that|those)\s+"
-    r"(?P<clause>[^,;.]*)\W*$",
+    r"(?:,\s*(?:but|and)|\bwhereas|\bwhile|\balthough|^neither)\s+(?:the|this|these|that|those)\s+"
+    r"(?P<clause>[^,;.]*)\W*$"
+    r"|^(?P<first>[^,;.]*?)\s+and\s+(?:is|are|was|were|has|have|remains?|appears?|there)\b",
     re.IGNORECASE,
 )
 
 
 def _without_verb(sentence: str) -> bool:
-    """Whether the last clause has a subject alone."""
-    found = _OPEN_CLAUSE.search(sentence)
-    return found is not None and not has_verb(found["clause"])
+    """Whether the first or the last clause has a subject alone."""
+    return any(not has_verb(m["clause"] or m["first"]) for m in _OPEN_CLAUSE.finditer(sentence))
 
 
 def broken(before: str, after: str) -> bool:

@@ -52,7 +52,9 @@ _BESIDE_FINDINGS = (
         r"(?:\s+in\s+(?:size|extent|number|severity|appearance|degree|the interval))*"
         r"(?:\s+(?:significantly|substantially|slightly|appreciably|markedly))?"
         rf"(?:\s+(?:since|from|compared (?:to|with)|when compared (?:to|with))\s+{PRIOR})?"
-        r"(?=\s*(?:[.,;]|$)|\s+(?:in|with|at|within|over|and|on|of)\b)"
+        r"(?:\s*,?\s+(?:and|but)\s+(?=(?:now\s+)?(?:is|are|measures?|remains?|appears?)\b)"
+        r"|(?=\s*(?:[.,;]|$)|\s+(?:in|with|at|within|over|and|on|of)\b))",
+        " ",
     ),
     rule(
         rf"^(?:no|{HIDDEN})\s+(?:(?:significant|interval|acute)\s+)*changes?,?\s+(?=(?!in\b|of\b"
@@ -111,6 +113,7 @@ _OPENINGS = (
         r"There \1",
     ),
     COMPARING_OPENING,
+    rule(r"^\s*(there is) (?:little|no|minimal)(?: \w+)? changes? (?:and|but|with)\s+", r"\1 "),
     rule(r"^in the interval,?\s+"),
 )
 
