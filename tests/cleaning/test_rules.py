@@ -453,6 +453,14 @@ def test_a_denied_change_does_not_deny_the_finding(sentence):
             "In comparison with the study of ___, there is little change and no evidence of edema.",
             "There is no evidence of edema.",
         ),
+        (
+            "The pneumothorax has increased and there is now mediastinal shift.",
+            "The pneumothorax is present and there is mediastinal shift.",
+        ),
+        (
+            "Bibasilar opacities have worsened, and the heart is enlarged.",
+            "Bibasilar opacities are present, and the heart is enlarged.",
+        ),
         # A denial does not become wider.
         ("Right effusion. No large new effusion.", "Right effusion. No other large effusion."),
         ("Left opacity. No interval opacity.", "Left opacity. No other opacity."),
@@ -487,8 +495,9 @@ def test_what_a_removed_word_leaves_behind(text, expected):
         "Right effusion is unchanged whereas the left has increased.",
         "Neither the effusion nor the edema has changed.",
         "Stable granuloma over 5 years.",
+        "The right effusion has improved, although a moderate effusion remains.",
+        "The effusion was not present on the prior study, with no pneumothorax.",
         "A chest tube was placed, and the pneumothorax has nearly resolved.",
-        "The pneumothorax has increased and there is now mediastinal shift.",
         "The left pneumothorax has yet to clear.",
         "Hardly any change in severe edema.",
     ],

@@ -82,6 +82,7 @@ _BROKEN = re.compile(
     # A clause after a verb that lost its predicate, and words beside a hidden one.
     r"|\b(?:is|are) (?:there|its|their|but|whereas|while|although|ends|measures|terminates)\b"
     r"|\b(?:do|does|did) (?:may|might|could)\b|\brepresent for\b|\bby (?:ends?|is|are|was)\b"
+    r"|\b(?:was|were|appears?|demonstrates?|shows?)(?:,| (?:and|but|there)\b)|\bbut and\b"
     r"|\bmeasur(?:es?|ing) (?:x|by|in|at|cm|mm)\b|\b[TL] (?:and|or|through|to)\b"
     r"|\bno (?:focal|acute|large|new|other|significant|definite|\w+ly)\s*[,;]"
     r"|[-\u2013\u2014]\s*[.;,]"
@@ -172,7 +173,8 @@ _SPEAKS_OF_PRIOR = re.compile(
     r"|infiltrates?) (?:\w+ly )?(?:in|de)creased\b"
     r"|\b(?:more|less) \w+ than\b|\b(?:days?|weeks?|months?|years?) ago\b"
     r"|\bover \d+ (?:days?|weeks?|months?|years?)\b|, (?:worse|better)\W*$"
-    r"|\bthere (?:is|are) still\b"
+    r"|\bthere (?:is|are) still\b|\bat most (?:\w+ )?changed\b|\bwhen it (?:was|measured)\b"
+    r"|\bshows? (?:an? )?(?:in|de)crease\b|\b(?:more|less) conspicuous (?:and|but)\b"
     r"|\b(?:has|have) yet to\b|\b(?:little|hardly any|minimal|barely any) (?:\w+ )?changes? in\b"
     r"|\bwas (?:seen|present|noted|visible) (?:in|on)\W* but\b"
     r"|\bbut (?:is|are) not (?:\w+ )?today\b",
@@ -502,7 +504,8 @@ _NOTHING_ACUTE = re.compile(
 _OPEN_CLAUSE = re.compile(
     r"(?:,\s*(?:but|and)|\bwhereas|\bwhile|\balthough|^neither)\s+(?:the|this|these|that|those)\s+"
     r"(?P<clause>[^,;.]*)\W*$"
-    r"|^(?P<first>[^,;.]*?)\s+and\s+(?:is|are|was|were|has|have|remains?|appears?|there)\b",
+    r"|^(?P<first>[^,;.]*?)(?=,?\s+(?:although|whereas|while)\b|\s+(?:and|but)\s+(?:is|are|was|were|has|have|remains?"
+    r"|appears?|there|still)\b)",
     re.IGNORECASE,
 )
 

@@ -47,6 +47,17 @@ _WAS_BEFORE = rule(
     r" (?=(?:is|are|may|might|could|likely|probably)\b)",
     r"\1 ",
 )
+# A first clause that lost its verb, before another one: "The effusion, and the lungs are clear."
+_BEFORE_CLAUSE = re.compile(
+    r"^(?P<subject>(?!no\b)[^,;.]+?)(?<!ly)(?P<rest>,?\s+(?P<joint>(?:and|but|whereas|while)"
+    r"\s+(?:the|there|its?|their|no|an?))\b.*)$",
+    re.IGNORECASE,
+)
+_SINGULAR_VERB = re.compile(
+    r"\b(?:(?P<singular>is|has|was|appears|persists|remains|shows|demonstrates)"
+    r"|are|have|were|appear|persist|remain|show|demonstrate)\b",
+    re.IGNORECASE,
+)
 # Sentences without any of these contain no comparison. Most skip the slow patterns in this way.
 _TRIGGER = re.compile(
     r"compar|prior|previous|progressive|similar|perceptible|\bmoved|\bmigrated|currently|stability"
@@ -115,6 +126,19 @@ def without_priors(sentence: str) -> str:
         return ""
     if says_nothing(changed) or (ONLY_COMPARES.match(changed) and not holds_finding(changed)):
         return ""
+    changed = _with_verb(changed, sentence)
     if not has_verb(changed):
         changed = mended(re.sub(r"^the\s+", "", changed, flags=re.IGNORECASE))
     return without_neutral_tail(changed)
+
+
+def _with_verb(changed: str, sentence: str) -> str:
+    """The changed sentence with "is present" in a first clause that lost its verb."""
+    found = _BEFORE_CLAUSE.match(changed)
+    if found is None or has_verb(found["subject"]) or not holds_finding(found["subject"]):
+        return changed
+    joint = re.search(rf"\b{found['joint']}\b", sentence, re.IGNORECASE)
+    verb = _SINGULAR_VERB.search(sentence, 0, joint.start()) if joint else None
+    if verb is None or not has_verb(found["rest"]):
+        return changed
+    return f"{found['subject']} {'is' if verb['singular'] else 'are'} present{found['rest']}"
