@@ -461,6 +461,11 @@ def test_a_denied_change_does_not_deny_the_finding(sentence):
             "Bibasilar opacities have worsened, and the heart is enlarged.",
             "Bibasilar opacities are present, and the heart is enlarged.",
         ),
+        # Other words of change.
+        ("The known right mass is constant in size.", "The known right mass is present."),
+        ("Newly appeared is a left pleural effusion.", "There is a left pleural effusion."),
+        ("Better seen on today's exam is a left nodule.", "There is a left nodule."),
+        ("Slowly resolving right pneumonia.", "Right pneumonia."),
         # A denial does not become wider.
         ("Right effusion. No large new effusion.", "Right effusion. No other large effusion."),
         ("Left opacity. No interval opacity.", "Left opacity. No other opacity."),
@@ -495,6 +500,7 @@ def test_what_a_removed_word_leaves_behind(text, expected):
         "Right effusion is unchanged whereas the left has increased.",
         "Neither the effusion nor the edema has changed.",
         "Stable granuloma over 5 years.",
+        "Increased right and decreased left pleural effusion.",
         "The right effusion has improved, although a moderate effusion remains.",
         "The effusion was not present on the prior study, with no pneumothorax.",
         "A chest tube was placed, and the pneumothorax has nearly resolved.",

@@ -120,11 +120,20 @@ _OPENINGS = (
 # "No new" excludes only what was not described before.
 _NO_NEW = (
     rule(
+        r"^(?:newly (?:appeared|developed)|better (?:seen|visuali[sz]ed|appreciated|demonstrated)"
+        r"(?: on (?:today's|the current|this) \w+)?) (is|are)\b",
+        r"There \1",
+    ),
+    rule(
         r"\b(no|without)(\s+(?:definite|evidence of|focal))?\s+(?:new|interval) "
         r"(?=acute\b)",
         r"\1\2 ",
     ),
-    rule(r"\b(no|without)(\s+(?:definite|evidence of|focal))?\s+new(?:ly)?\b", r"\1\2 other"),
+    rule(
+        r"\b(no|without)(\s+(?:definite|evidence of|focal))?\s+new(?:ly)?\b"
+        r"(?:\s+(?:appeared|developed|occurred)\b)?",
+        r"\1\2 other",
+    ),
     rule(
         r"\b(no|without)((?:\s+(?!new)(?:\w+ly|large|small|significant|acute|discrete|gross|obvious"
         r"|additional|other|suspicious|convincing|radiographic|evidence of|sign of|signs of)){1,3})"
@@ -237,6 +246,10 @@ _REMAINS = (
 
 # "Stable" and "unchanged": predicates, then adjectives.
 _STABLE = (
+    rule(
+        rf",?\s*\b{DEGREE}{CHANGED} on the (?:left|right)(?:,|,?\s+(?:and|but))\s+{DEGREE}"
+        rf"{CHANGED} on the (?:left|right){NOUN_END}"
+    ),
     rule(rf"\b(?:has|have) not (?:\w+ly )?changed(?: \w+ly)?{NOUN_END}"),
     rule(
         rf"\b(?:is|are)\s+{DEGREE}(?:stable|unchanged){ASPECT}(?:,|,?\s+and)\s+(?=(?:is|are|may"
@@ -300,6 +313,9 @@ _STABLE = (
     rule(rf"{DEGREE}\b(?:stable[- ]appearing|stable|unchanged)\b,?"),
 )
 
+# Another word for it.
+_CONSTANT = rule(r"\b((?:is|are|remains?|appears?)\s+(?:\w+ly\s+)?)constant\b", r"\1unchanged")
+
 # Newness and change without a named earlier examination.
 _NEW = (
     rule(
@@ -307,7 +323,8 @@ _NEW = (
         r"|demonstrated)\b",
     ),
     rule(
-        r"\b(?:worsening|worsened|improving|improved|resolving|increasing|decreasing|enlarging"
+        r"\b(?:(?:slowly|rapidly|gradually|steadily|slightly|mildly|markedly|minimally|partially)\s+)?"
+        r"(?:worsening|worsened|improving|improved|resolving|increasing|decreasing|enlarging"
         r"|evolving)\b(?=\s+\w)"
     ),
     rule(r",?\s+which\s+(?:is|are)\s+present(?=\s*(?:[.,;]|$))"),
@@ -332,4 +349,4 @@ _WORDS_OF_CHANGE = (
 
 def without_comparisons(text: str) -> str:
     """`text` without the phrases and words of both tables; its spacing is not repaired."""
-    return replaced(text, (*COMPARISONS, *_WORDS_OF_CHANGE))
+    return replaced(text, (_CONSTANT, *COMPARISONS, *_WORDS_OF_CHANGE))
