@@ -81,6 +81,65 @@ def test_kinds(body, findings, impression, line_end, preliminary):
     assert report_sections(text.replace("\n", line_end)) == (findings, impression)
 
 
+ABOVE = "HISTORY: Cough.\n\n COMPARISON: None.\n\n Right mass.\n\n IMPRESSION: No edema."
+
+
+@pytest.mark.parametrize(
+    ("text", "findings", "impression"),
+    [
+        # What no heading claims, above an impression and within a reading.
+        (ABOVE, "Right mass.", "No edema."),
+        ("CHEST RADIOGRAPH\n\n Right mass.\n\n IMPRESSION: No edema.", "Right mass.", "No edema."),
+        (
+            "FINDINGS:\n COMPARISON: ___.\n\n Left mass.\n\n IMPRESSION: No edema.",
+            "Left mass.",
+            "No edema.",
+        ),
+        ("FINDINGS: Clear.\n\n TECHNIQUE: AP.\n\n IMPRESSION: Normal.", "Clear.", "Normal."),
+        (
+            "FINAL ADDENDUM\n ADDENDUM: Left mass.\n____________\n FINAL REPORT\n FINDINGS: Clear.",
+            "Clear. Left mass.",
+            "",
+        ),
+        ("WET READ: Mass.\n FINDINGS: Mass.\n FINAL REPORT\n FINDINGS: Clear.", "Clear.", ""),
+        # A conclusion, and what the referring doctor concluded.
+        ("FINDINGS: Clear.\n\n DIAGNOSIS: Left mass.", "Clear.", "Left mass."),
+        ("FINDINGS: Clear.\n\n Assessment: Left mass.", "Clear.", "Left mass."),
+        ("DIAGNOSIS: Cough.\n\n FINDINGS: Clear.", "Clear.", ""),
+        # Headings in other signs.
+        ("F I N D I N G S: Clear.\n I M P R E S S I O N: Normal.", "Clear.", "Normal."),
+        ("FINDINGS\uff1a Clear.\nIMPRESSION\uff1a Normal.", "Clear.", "Normal."),
+        ("## Findings\nClear.\n## Impression\nNormal.", "Clear.", "Normal."),
+        ("**FINDINGS:** Clear.\n**IMPRESSION**: Normal.", "Clear.", "Normal."),
+        ("<FINDINGS>Clear.</FINDINGS>\n[IMPRESSION] Normal.", "Clear.", "Normal."),
+        ("1. FINDINGS: Clear.\n 2. IMPRESSION: Normal.", "Clear.", "Normal."),
+        ("FINDINGS. Clear.\nIMPRESSION.\nNormal.", "Clear.", "Normal."),
+        ("findings: clear. impression: normal.", "clear.", "normal."),
+        (
+            "Indication: TB test  Findings: Clear lungs  Impression: Normal.",
+            "Clear lungs",
+            "Normal.",
+        ),
+        # No headings.
+        (
+            "FINDINGS: A mass, in my\nimpression\na lipoma.",
+            "A mass, in my impression a lipoma.",
+            "",
+        ),
+        ("FINDINGS:\n 1. Findings of edema.", "1. Findings of edema.", ""),
+    ],
+)
+def test_other_forms(text, findings, impression):
+    assert report_sections(text) == (findings, impression)
+    assert dropped_sections(text) == []
+
+
+def test_what_a_heading_may_claim_is_not_left_out_in_silence():
+    text = "FINDINGS:\n TECHNIQUE: AP.\n Left mass.\n\n IMPRESSION: No edema."
+    assert report_sections(text) == ("", "No edema.")
+    assert dropped_sections(text) == ["AP. Left mass."]
+
+
 def test_text_without_headings():
     """A report in a field of its own is all findings; only headings count for `split_report`."""
     assert report_sections("The lungs are clear.\n\nNo effusion.") == (

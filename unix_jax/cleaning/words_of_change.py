@@ -247,6 +247,12 @@ _REMAINS = (
 # "Stable" and "unchanged": predicates, then adjectives.
 _STABLE = (
     rule(
+        rf"^(?:the )?(?:extent|position|location|severity|degree|amount|number)s? of (?=(?:the )?"
+        rf"[^,;.]+? (?:is|are|remains?|appears?) {DEGREE}(?:stable|unchanged|similar){ASPECT}"
+        rf"{NOUN_END})",
+        "",
+    ),
+    rule(
         rf",?\s*\b{DEGREE}{CHANGED} on the (?:left|right)(?:,|,?\s+(?:and|but))\s+{DEGREE}"
         rf"{CHANGED} on the (?:left|right){NOUN_END}"
     ),

@@ -13,6 +13,7 @@ joined, and headings in mixed case are recognised.
 
 import dataclasses
 import functools
+import itertools
 import re
 from collections.abc import Iterator
 from typing import Literal
@@ -39,7 +40,26 @@ _INLINE_UPPER = re.compile(
     r"(?<![\w/&-])(?P<name>(?:(?:FINDINGS?|IMPRESSIONS?|CONCLUSIONS?|RECOMMENDATIONS?)"
     r"(?: AND | & | ?/ ?)?){1,4}):"
 )
-_INLINE_AFTER_SENTENCE = re.compile(r"(?<=[.!?]\s)(?P<name>[A-Z][A-Za-z /&]{2,40}):(?!\d)")
+_INLINE_AFTER_SENTENCE = re.compile(
+    r"(?:(?<=[.!?]\s)|(?<=\s\s))(?P<name>[A-Z][A-Za-z /&]{2,40}|findings|impression):(?!\d)"
+)
+# A heading in Markdown, in brackets, with a number, or with another sign than a colon.
+_READING = r"(?P<name>(?i:FINDINGS?|IMPRESSIONS?|CONCLUSIONS?))"
+_MARKED_HEADINGS = (
+    re.compile(
+        rf"^[ \t]*(?:(?:#{{1,6}}|\d{{1,2}}[.)]|[*_]{{1,3}}|[\[<])[ \t]*){{1,2}}{_READING}[ \t]*"
+        r"(?:[*_]{1,3}:?|[\]>]:?|:[*_]{0,3}|$)",
+        re.MULTILINE,
+    ),
+    re.compile(
+        rf"^[ \t]*{_READING}[ \t]*(?:\uff1a|[*_]{{1,3}}:|(?<=[A-Z])\.(?=[ \t]|$))", re.MULTILINE
+    ),
+)
+_CLOSING_TAG = re.compile(r"</(?:FINDINGS?|IMPRESSIONS?)>", re.IGNORECASE)
+# An addendum above the final report. Other readings there are preliminary.
+_ADDENDUM_ABOVE = re.compile(
+    r"^[ \t]*(?:[A-Za-z]+[ \t]+){0,3}ADDEND(?:UM|A)\b", re.MULTILINE | re.IGNORECASE
+)
 
 
 def _word_set(text: str) -> frozenset[str]:
@@ -61,10 +81,13 @@ _BESIDE_ADDENDUM = _word_set(
 )
 _ALSO_FINDINGS = frozenset({"REPORT", "DESCRIPTION", "OBSERVATIONS", "OBSERVATION"})
 _ALSO_IMPRESSION = frozenset({"IMP", "SUMMARY", "OPINION", "INTERPRETATION"})
+# After a reading, these conclude it; before, they are those of the referring doctor.
+_CONCLUDES = frozenset({"DIAGNOSIS", "DIAGNOSES", "ASSESSMENT"})
 # Words that stand beside "findings" or "impression" in a heading; in mixed case no other may, since
 # "Findings were discussed with Dr. ___:" is a sentence.
 _BESIDE = _word_set(
-    "ADDITIONAL AND CHEST CXR FINAL INCIDENTAL MAIN OF OR OTHER OVERALL PULMONARY RADIOGRAPHIC "
+    "ADDITIONAL AND CHEST CXR FINAL INCIDENTAL MAIN OF OR OTHER OVERALL PLAN PULMONARY "
+    "RADIOGRAPHIC "
     "RADIOLOGIC RADIOLOGICAL RADIOLOGY RADIOGRAPH RECOMMENDATION RECOMMENDATIONS RECS SUMMARY THE "
     "X-RAY XRAY"
 )
@@ -147,9 +170,14 @@ def report_sections(text: str) -> tuple[str, str]:
 
     Otherwise findings are what no heading claims: the paragraphs below the first one of the last
     section that has any, or all of a text without headings, less a title such as PORTABLE CHEST.
+    With an impression alone they are those before it.
     """
     sections = list(_sections(text))
     findings, impression = _by_headings(iter(sections))
+    if impression and not findings:
+        first = next(i for i, section in enumerate(sections) if section.kind == "impression")
+        above = [s.loose_paragraphs() for s in sections[:first] if s.kind == "other"]
+        findings = _folded("\n".join(itertools.chain.from_iterable(above)))
     if findings or impression:
         return findings, impression
     for section in reversed(sections):
@@ -227,8 +255,43 @@ def _by_headings(sections: Iterator[_Section]) -> tuple[str, str]:
 
 
 def _sections(text: str) -> Iterator[_Section]:
-    """The sections of the final reading, in order; the first one stands before any heading."""
-    body = _FINAL.split("\n".join(text.lstrip("\ufeff").splitlines()))[-1]
+    """The sections of the final reading, in order; the first one stands before any heading.
+
+    What a heading such as COMPARISON does not claim belongs to the reading in which it stands.
+    """
+    plain = "\n".join(text.lstrip("\ufeff").splitlines())
+    for heading in _MARKED_HEADINGS:
+        plain = heading.sub(r"\g<name>:", plain)
+    plain = _CLOSING_TAG.sub("", plain)
+    *above, body = _FINAL.split(plain)
+    yield from _divided(body)
+    for part in above:
+        addendum = _ADDENDUM_ABOVE.search(part)
+        if addendum:
+            readings = _divided(part[addendum.start() :])
+            yield from (section for section in readings if section.kind == "findings")
+
+
+def _divided(body: str) -> Iterator[_Section]:
+    """`_sections` of a text without a preliminary reading."""
+    reading: _Section | None = None
+    for section in _headed(body):
+        if section.kind in ("findings", "impression") or not section.headed:
+            reading = section if section.headed else None
+        elif reading is not None and section.kind == "other" and not section.unknown:
+            own, *rest = _BLANK_LINE.split(section.text, maxsplit=1)
+            inside = section.inside or not _has_words(reading.text)
+            if rest and _has_words(rest[0]):
+                yield dataclasses.replace(section, text=own)
+                yield dataclasses.replace(reading, text=rest[0])
+            else:
+                yield dataclasses.replace(section, inside=inside)
+            continue
+        yield section
+
+
+def _headed(body: str) -> Iterator[_Section]:
+    """A heading and what follows, up to the next one; the first section has none."""
     kind: Kind = "other"
     headed, after_blank, lines = False, True, list[str]()
     inside = unknown = False
@@ -298,9 +361,11 @@ def _kind_of(name: str, within: Kind | None, after_blank: bool) -> Kind | None:
       after_blank: whether a blank line precedes it.
     """
     plain = _plain_kind(name)
+    words, upper = _words(name), name.upper() == name
+    if within in ("findings", "impression") and words and set(words) <= _CONCLUDES | {"FINAL"}:
+        return "impression"
     if plain is not None:
         return plain
-    words, upper = _words(name), name.upper() == name
     if within in ("findings", "impression"):
         if not (upper and _names_examination(words) and _VIEW_WORDS & set(words)):
             return None
@@ -417,7 +482,10 @@ def _without_title(paragraphs: list[str]) -> list[str]:
 
 
 def _words(name: str) -> list[str]:
-    return [word.upper() for word in _WORD.findall(name.replace("_", " "))]
+    words = [word.upper() for word in _WORD.findall(name.replace("_", " "))]
+    # "F I N D I N G S"
+    spaced = len(words) > 5 and all(len(word) == 1 for word in words)
+    return ["".join(words)] if spaced else words
 
 
 def _has_words(text: str) -> bool:
