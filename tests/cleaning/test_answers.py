@@ -159,6 +159,43 @@ def test_prefaces_and_remarks(talk, form):
     assert why_unusable(reply) == ""
 
 
+@pytest.mark.parametrize(
+    "reply",
+    [
+        'Output: {"report": "FINDINGS: Left mass."}',
+        'Here is the JSON:\n{"rewritten": "FINDINGS: Left mass."}',
+        '[{"report": "FINDINGS: Left mass."}]',
+        "{'report': 'FINDINGS: Left mass.'}",
+        '{"chain_of_thought": "The date goes.", "report": "FINDINGS: Left mass."}',
+        "````\nFINDINGS: Left mass.\n````",
+        "```\nFINDINGS: Left mass.\n```\nThe comparison was removed.",
+        "FINDINGS: Left mass.\n(No changes were needed.)",
+        "FINDINGS: Left mass.\n\u2705 All rules followed.",
+        "**FINDINGS** Left mass.",
+    ],
+)
+def test_one_report_in_many_forms(reply):
+    assert plain_answer(reply) == "FINDINGS: Left mass."
+    assert why_unusable(reply) == ""
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        '{"report": "FINDINGS: Left mass.", "devices": "ETT."}',
+        'The report: {"report": "FINDINGS: Left mass.", "extra": "IMPRESSION: Right mass."}',
+        "{'report': 'FINDINGS: a.', 'report': 'FINDINGS: b.'}",
+    ],
+)
+def test_remains_of_json_are_refused(reply):
+    assert "without markup" in why_unusable(reply)
+
+
+def test_a_sentence_in_brackets_is_no_reasoning():
+    report = "FINDINGS: [Details limited by rotation.] Left effusion."
+    assert plain_answer(report) == report
+
+
 def test_json_reports():
     whole = {"report": REPORT}
     parts = {"findings": "The lungs are clear.", "impression": "No acute finding."}
@@ -336,3 +373,33 @@ def test_long_replies_are_read_in_short_time():
         reply = unit * (30_000 // len(unit))
         plain_answer(reply), why_unusable(reply), verdict(reply)
     assert time.process_time() - start < 30
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        ('{"answer": "yes", "missing": ["effusion"]}', None),
+        ('{"answer": "yes", "errors": "side changed"}', None),
+        ('{"faithful": "yes", "complete": "no"}', None),
+        ('{"answer": "yes", "hallucination": true}', None),
+        ('{"answer": "yes", "hallucination": false}', True),
+        ('{"answer": "yes", "missing": [], "confidence": 0.9}', True),
+        ('{"faithful": true, "complete": true}', True),
+        ('{"answer": "no", "missing": ["effusion"]}', False),
+        ('{"is_faithful": ["no"]}', False),
+        ("Verdict: yes\nReason: all findings kept.", True),
+        ("Missing: none.\nAnswer: yes", True),
+        ("Yes, definitely.", True),
+        ("Is the rewrite faithful? Yes.", True),
+        ("Is the rewrite faithful? No.", False),
+        ("Is any finding missing? No.", None),
+        ("The rewrite lost the effusion. No.", False),
+        ("I would say no.", False),
+        ("No, everything is kept.", None),
+        ("No, nothing is missing, so yes.", None),
+        ("Answer: no, wait: yes", None),
+    ],
+)
+def test_what_stands_beside_a_verdict(reply, expected):
+    found = verdict(reply)
+    assert (found if found is None else found[0]) is expected

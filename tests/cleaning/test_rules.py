@@ -160,6 +160,7 @@ def words(text):
 @given(text=TEXTS)
 @example(text="The tracheostomy tube is in stable position.")
 @example(text="1. 2. 3.")
+@example(text="again compared to prior study")
 def test_a_rule_brings_nothing_in(name, text):
     rule = RULES[name]
     cleaned = rule(text)

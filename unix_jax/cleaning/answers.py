@@ -5,6 +5,7 @@ bold headings, JSON and characters without width. Only what is recognised as suc
 Everything else stays, so that the checks of the report see it.
 """
 
+import ast
 import html
 import json
 import re
@@ -14,7 +15,7 @@ from unix_jax.cleaning.reasoning import MOST_CHARACTERS, without_reasoning
 from unix_jax.cleaning.remarks import ANY_HEADING, SECTION, without_preface, without_remarks
 
 _LONE_FENCE = re.compile(r"\A```(?:[\w+-]*[ \t]*\n)?|\s*```\Z")
-_FENCE = re.compile(r"(?:```|~~~)(?:[\w+-]*[ \t]*\n)?(.*?)(?:```|~~~|\Z)", re.DOTALL)
+_FENCE = re.compile(r"(?:`{3,6}|~{3,6})(?:[\w+-]*[ \t]*\n)?(.*?)(?:`{3,6}|~{3,6}|\Z)", re.DOTALL)
 _XML_SECTION = re.compile(r"<(/?)(findings|impression)\s*>", re.IGNORECASE)
 XML_TAG = re.compile(r"<(/?)([A-Za-z][\w:-]{0,39})(?:\s[^<>]{0,200})?>")
 _LAYOUT_TAG = re.compile(r"</?(?:b|strong|i|em|u|span|code)\s*>", re.IGNORECASE)
@@ -22,6 +23,9 @@ _BREAK_TAG = re.compile(r"</?(?:br|p|div|h[1-6]|ul|ol|hr|pre)\s*/?>", re.IGNOREC
 BOXED = re.compile(r"\\boxed\{(?:\\text\{)?([^{}]*)\}?\}")
 # "[**Name**]" is a mark of de-identification, not bold type.
 _BOLD = re.compile(r"(?<![\[*])\*{2,3}(?![\]*])")
+_BOLD_HEADING = re.compile(
+    rf"^[ \t]*\*{{2,3}}{SECTION}\*{{2,3}}[ \t]+(?=\w)", re.IGNORECASE | re.MULTILINE
+)
 _ITALIC = re.compile(r"(?<![\w*\[])\*(?=\S)([^*\n]{1,2000}?)(?<=\S)\*(?![\w*\]])")
 _UNDERSCORED = re.compile(r"(?<![\w_])__?(?=[A-Za-z])([^_\n]{1,2000}?)__?(?![\w_])")
 _RULE_LINE = re.compile(r"^[ \t]*(?:-{3,}|\*{3,}|={3,}|_{20,})[ \t]*$", re.MULTILINE)
@@ -41,7 +45,7 @@ _INLINE_HEADING = re.compile(
 _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "`": "`"}
 _LEFT_OVER = re.compile(
     r"```|~~~|<!--|</?[A-Za-z_][\w:-]*[^<>]{0,40}>|<[|｜]|[|｜]>|(?<!\[)\*\*(?!\])|\\boxed|\A[{\[](?!\*)"
-    r"|(?:\A|\s)#{1,6}\s|\|\s*-{3,}"
+    r"|(?:\A|\s)#{1,6}\s|\|\s*-{3,}|[\"'”][\s,]*[}\]]+\s*\Z|[\"'”]\s*,\s*[\"'“]\w+[\"'”]\s*:"
 )
 _TALK_LEFT = re.compile(
     r"\b(?:let me know|as an ai\b|language model|the (?:original|rewritten) report"
@@ -86,6 +90,11 @@ _TALK_KEYS = frozenset(
         "changes",
         "removed",
         "changes_made",
+        "chain_of_thought",
+        "cot",
+        "plan",
+        "steps",
+        "status",
     }
 )
 
@@ -124,6 +133,8 @@ def why_unusable(answer: str) -> str:
 
 # ---- reports
 def _report(text: str) -> str:
+    # Line ends of a JSON text without its quotation marks.
+    text = text if "\n" in text.strip() else text.replace("\\n", "\n")
     for _ in range(4):
         inner = _inner(text)
         if inner == text:
@@ -159,13 +170,34 @@ def _inner(text: str) -> str:
             return text[tag.end() :].strip()
         if alone and tag[2].lower() in _WRAPPERS and tag.end() == len(text) and tag[1]:
             return text[: tag.start()].strip()
-    if text.startswith("{"):
-        try:
-            value = json.loads(text, strict=False, object_pairs_hook=once_each)
-        except (ValueError, RecursionError):
-            return text
-        return _report_in(value) or text
-    return text
+    return _in_json(text) or text
+
+
+def _in_json(text: str) -> str:
+    """The report of the JSON value in a text, with nothing but talk around it; or ""."""
+    begin = re.search(r"[{\[](?=\s*[\"'{])", text)
+    if begin is None:
+        return ""
+    start = begin.start()
+    try:
+        decoder = json.JSONDecoder(strict=False, object_pairs_hook=once_each)
+        value, end = decoder.raw_decode(text, start)
+    except (ValueError, RecursionError):
+        end = text.rfind("}") + 1
+        value = _python_dict(text[start:end])
+    return _report_in(value) if _only_talk_around(text, start, end) else ""
+
+
+def _python_dict(text: str) -> dict[str, Any] | None:
+    """A dictionary as Python writes it; None for any other text."""
+    try:
+        node = ast.parse(text, mode="eval").body
+        if not isinstance(node, ast.Dict):
+            return None
+        keys = [str(ast.literal_eval(key)) for key in node.keys if key is not None]
+        return once_each([*zip(keys, map(ast.literal_eval, node.values), strict=True)])
+    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+        return None
 
 
 def _holds_report(text: str) -> bool:
@@ -193,6 +225,8 @@ def _report_in(value: Any) -> str:
     """The report of a JSON object; "" if a field is neither part of it nor a remark."""
     if isinstance(value, str):
         return value
+    if isinstance(value, list) and len(value) == 1:
+        return _report_in(value[0]) if isinstance(value[0], dict) else ""
     if not isinstance(value, dict):
         return ""
     fields = {name: content for name, content in value.items() if name not in _TALK_KEYS}
@@ -203,8 +237,10 @@ def _report_in(value: Any) -> str:
             for name, text in texts.items()
             if text
         )
-    if len(fields) == 1 and set(fields) <= _REPORT_KEYS:
-        return _report_in(next(iter(fields.values())))
+    if len(fields) == 1:
+        name, content = next(iter(fields.items()))
+        if name in _REPORT_KEYS or (isinstance(content, str) and _holds_report(content)):
+            return _report_in(content)
     return ""
 
 
@@ -220,6 +256,7 @@ def _plain(text: str) -> str:
     text = BOXED.sub(r"\1", text)
     text = _QUOTED_LINE.sub("", text) if _QUOTED_HEADING.search(text) else text
     text = _RULE_LINE.sub("", text)
+    text = _BOLD_HEADING.sub(r"\g<name>: ", text)
     text = _BULLET.sub(_as_sentence, _BOLD.sub("", text))
     text = _UNDERSCORED.sub(r"\1", _ITALIC.sub(r"\1", text))
     text = _LINE_HEADING.sub(lambda found: _heading(found["name"]), text)

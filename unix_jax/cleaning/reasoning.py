@@ -96,7 +96,9 @@ def _outside_tags(text: str) -> str | None:
     """
     depth, start, outside, paired, last_close, opened = 0, 0, list[str](), True, -1, -1
     for tag in _TAG.finditer(text):
-        if tag["empty"] or not _REASONING_NAME.search(tag["name"]):
+        # "[Details limited by rotation.]" is a sentence in brackets.
+        sentence = tag[0].startswith("[") and re.search(r"\s\w", tag[0])
+        if tag["empty"] or sentence or not _REASONING_NAME.search(tag["name"]):
             continue
         if tag["slash"] or _CLOSING_NAME.match(tag["name"]):
             last_close = tag.end()

@@ -18,17 +18,20 @@ _TALK_START = re.compile(
     r"(?: thing)?[\s,.!:–—-]+)*"
     r"(?:here(?:'s|’s| is| are)|below|the following|this is|following|as requested"
     r"|i(?:'ve|’ve|'ll|’ll| have| will)?\b|let me\b|(?:my |the |a )?(?:final|cleaned|clean"
-    r"|rewritten|revised|corrected|edited|updated|requested|de-identified)\b|answer|output|result|response"
+    r"|rewritten|revised|corrected|edited|updated|requested|de-identified)\b"
+    r"|answer|output|result|response"
     r"|report|rewrite)",
     re.IGNORECASE,
 )
 _TALK_NOUN = re.compile(
-    r"\b(?:reports?|rewrit\w+|rewrote|versions?|texts?|answers?|output|lines?|format\w*|response|result"
+    r"\b(?:reports?|rewrit\w+|rewrote|versions?|texts?|answers?|output|lines?|format\w*"
+    r"|response|result|json"
     r"|cleaned|revised|corrected|edited)\b",
     re.IGNORECASE,
 )
 _REMARK = re.compile(
-    r"[(\[*_\s]*(?:(?:please )?let me know\b|(?:i )?hope (?:this|that|it)\b|feel free\b"
+    r"[(\[*_\s\u2705\u2713\u2714]*(?:(?:please )?let me know\b|(?:i )?hope (?:this|that|it)\b"
+    r"|feel free\b"
     r"|if you (?:need|would like|want|have any (?:questions?|other|further))\b|is there anything\b"
     r"|(?P<note>notes?|comments?|changes|removed|(?P<changes>explanation|changes? made|rationale"
     r"|edits|summary of (?:the )?changes))\b[*_ ]*:"
@@ -36,7 +39,10 @@ _REMARK = re.compile(
     r"|preserved|retained|took out|taken out)\b"
     r"|this (?:rewrite|rewritten|version|revised|cleaned|report (?:has been|was) \w*(?:ed|en))\b"
     r"|(?:all |any |the )?(?:references?|mentions?|comparisons?)\b[^.\n]{0,200}\b(?:removed"
-    r"|omitted)|end of (?:the )?report\b)",
+    r"|omitted)|end of (?:the )?report\b|done\W*$|removed (?:all |any |the )"
+    r"|no (?:further |other )?changes? (?:(?:were|was|are|is) )?(?:needed|necessary|required"
+    r"|made)\b"
+    r"|all (?:the )?(?:rules|instructions|requirements)\b)",
     re.IGNORECASE,
 )
 # A text after "Note:" is a remark only if it mentions the rewriting: radiologists write notes, too.

@@ -41,11 +41,41 @@ _QUESTION = re.compile(
 _LEADING = re.compile(r"\A[\W_]*(?P<word>yes|no)\b", re.IGNORECASE)
 _LABELLED = re.compile(
     r"(?:^|[.!?;{,])[\W_]{0,8}(?:(?:so|therefore|thus|hence|overall|my|the)[\s,]+){0,3}(?:final )?"
-    r"(?:answer|verdict|decision|judge?ment|conclusion|result|response|assessment|a(?=:))"
-    r"[\W_]{0,4}(?:is|:|=|-|–|—|\n)[\W_]{0,8}(?P<word>yes|no|true|false)\b",
+    r"(?:(?:answer|verdict|decision|judge?ment|conclusion|result|response|assessment|a(?=:))"
+    r"[\W_]{0,4}(?:is|:|=|-|–|—|\n)|i(?: would|'d|’d) say)[\W_]{0,8}(?P<word>yes|no|true|false)\b",
     re.IGNORECASE | re.MULTILINE,
 )
-_LAST_LINE = re.compile(r"\n[\W_]*(?P<word>yes|no)[\W_]*\Z", re.IGNORECASE)
+_LAST_LINE = re.compile(r"(?:\n|(?<=[.!])\s)[\W_]*(?P<word>yes|no)[\W_]*\Z", re.IGNORECASE)
+# "Is the rewrite faithful?" A question about a fault would turn the answer around.
+_ASKS = re.compile(
+    r"\A\W*(?:is|are|does|do|has|have|did|was|were)\b[^.!?\n]{0,200}?\?\s*(?=\W*(?:yes|no)\b)",
+    re.IGNORECASE,
+)
+# "Missing: none."
+_NONE_OF = re.compile(
+    r"\b(?P<fault>missing|added|lost|invented|omitted|omissions?|additions?|errors?|issues?|problems?"
+    r"|contradictions?|differences?)\s*:\s*(?:none|nothing|no|n/a|0)\b(?=\s*(?:[.;,\n]|$))",
+    re.IGNORECASE,
+)
+# A no that is taken back.
+_THEN_YES = re.compile(
+    r"\b(?:so|wait|thus|therefore|hence|actually)\b\W+(?:\w+\W+){0,3}?yes\b", re.IGNORECASE
+)
+_NEUTRAL_KEYS = frozenset({"confidence", "score", "rating", "id", "index", "number", "model"})
+_LABELS = frozenset(
+    {
+        "reason",
+        "explanation",
+        "rationale",
+        "justification",
+        "comment",
+        "why",
+        "yes",
+        "definitely",
+        "absolutely",
+        "certainly",
+    }
+)
 _BOTH = re.compile(
     r"[\W_]*(?:(?:and|or|but|yet|then|maybe|also)[\W_]+)?(?P<word>yes|no)\b[\"'”]?\s*(?:[^\w\s]|$)"
     r"|[\W_]*(?:and|or|but|yet)[\W_]+(?P<joined>yes|no)\b|\s*\?",
@@ -141,7 +171,14 @@ def verdict(answer: str) -> tuple[bool, str] | None:
         return None
     objects, text = _objects(text)
     words = XML_TAG.sub("\n", BOXED.sub(r"\1", text)).replace("```", "\n").replace("**", "")
-    words = _QUESTION.sub(": ", words).strip()
+    words = _NONE_OF.sub(r"nothing \g<fault>", _QUESTION.sub(": ", words)).strip()
+    asked = _ASKS.match(words)
+    if (
+        asked
+        and set(re.findall(r"\w+", asked[0].lower())) & _PRAISE - _FAULTS
+        and not (set(re.findall(r"\w+", asked[0].lower())) & _FAULTS)
+    ):
+        words = words[asked.end() :]
     said = list(_in_words(words))
     readings = [*map(_decided, objects), *said]
     found = [reading for reading in readings if reading is not None]
@@ -173,7 +210,15 @@ def _decision(word: str, rest: str) -> tuple[bool, str] | None:
     if (_HEDGE if accepted else _STATEMENT).match(rest):
         return None
     reason = _folded(rest)
-    return None if accepted and not _is_praise(reason) else (accepted, reason)
+    if accepted:
+        return (True, reason) if _is_praise(reason) else None
+    # "No, everything is kept." says both.
+    withdrawn = _THEN_YES.search(rest) or (
+        len(reason.split()) > 1
+        and set(re.findall(r"\w+", reason.lower())) & _PRAISE
+        and _is_praise(reason)
+    )
+    return None if withdrawn else (False, reason)
 
 
 def _is_praise(reason: str) -> bool:
@@ -192,7 +237,7 @@ def _leads_to_yes(before: str) -> bool:
 def _piece_is_praise(piece: str) -> bool:
     words = re.findall(r"[^\W_]+(?:[-'’][^\W_]+)*", piece.lower())
     words = [part for word in words for part in re.sub(r"n['’]t$", " not", word).split()]
-    if not words or words in (["yes"], ["no", "reason"]):
+    if not words or words == ["no", "reason"] or (len(words) == 1 and words[0] in _LABELS):
         return True
     said = set(words)
     if said & _TO_LEAVE_OUT:
@@ -224,6 +269,7 @@ def _objects(text: str) -> tuple[list[dict[str, Any]], str]:
             break
         try:
             value, end = decoder.raw_decode(text, start)
+            value = {name.removeprefix("is_"): content for name, content in value.items()}
         except (ValueError, RecursionError):
             start += 1
             continue
@@ -243,6 +289,8 @@ def _decided(value: dict[str, Any]) -> tuple[bool, str] | None:
     reason = next((joined(value[name]) for name in _REASON_KEYS if value.get(name)), "")
     readings: list[tuple[bool, str] | None] = []
     for content in named:
+        if isinstance(content, list) and len(content) == 1:
+            content = content[0]
         if isinstance(content, bool):
             readings.append((content, ""))
         else:
@@ -254,7 +302,28 @@ def _decided(value: dict[str, Any]) -> tuple[bool, str] | None:
         return None
     accepted, said = decided[0]
     reason = _folded(reason or said)
+    if accepted and not all(map(_allows_yes, *zip(*value.items(), strict=True))):
+        return None
     return None if accepted and not _is_praise(reason) else (accepted, reason)
+
+
+def _allows_yes(name: str, content: Any) -> bool:
+    """Whether a field beside a yes names no fault."""
+    words = set(re.findall(r"[a-z]+", name))
+    if name in _DECISION_KEYS | set(_REASON_KEYS) | _NEUTRAL_KEYS or not content:
+        # False beside "complete" is a fault, beside "omissions" it is none.
+        return bool(content is not False or not words & _PRAISE or words & _FAULTS)
+    if isinstance(content, str):
+        said = content.strip(" .!").lower()
+        if said in _DECISIONS:
+            content = _DECISIONS[said]
+        else:
+            return said in ("none", "nothing", "n/a", "null") or _is_praise(content)
+    if isinstance(content, bool):
+        return content is not bool(words & _FAULTS) if words & (_FAULTS | _PRAISE) else content
+    if isinstance(content, list):
+        return all(isinstance(item, str) and _allows_yes(name, item) for item in content)
+    return False
 
 
 def _folded(text: str) -> str:

@@ -166,7 +166,7 @@ _COMPARED_FINDINGS = (
         rf"(?:{EARLIER}\s+){{1,2}}(?:(?:PA|AP|chest|abdomen|frontal"
         rf"|lateral)\s+){{0,2}}{STUDY}(?:[\s/]+(?:{STUDY}|chest|abdomen)){{0,3}}{WHEN}",
     ),
-    rule(rf",?\s*(?:in\s+)?(?:(?:{COMPARED})|since)\s+{PRIOR}{STOP}"),
+    rule(rf",?\s*(?:\bin\s+)?(?:(?:{COMPARED})|since)\s+{PRIOR}{STOP}"),
     rule(
         rf",?\s*(?:from|than|to)\s+(?:the\s+|multiple\s+)?{EARLIER}(?:\s+{EARLIER})?"
         rf"(?:\s+(?:chest\s+)?{STUDY}{WHEN})?{STOP}",
