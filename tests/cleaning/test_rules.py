@@ -467,6 +467,11 @@ def test_a_denied_change_does_not_deny_the_finding(sentence):
         ("Newly appeared is a left pleural effusion.", "There is a left pleural effusion."),
         ("Better seen on today's exam is a left nodule.", "There is a left nodule."),
         ("Slowly resolving right pneumonia.", "Right pneumonia."),
+        # A hidden word in a list of what is denied.
+        (
+            "No pneumothorax, XXXX effusion, or consolidation.",
+            "No pneumothorax, effusion, or consolidation.",
+        ),
         # A denial does not become wider.
         ("Right effusion. No large new effusion.", "Right effusion. No other large effusion."),
         ("Left opacity. No interval opacity.", "Left opacity. No other opacity."),
@@ -501,6 +506,8 @@ def test_what_a_removed_word_leaves_behind(text, expected):
         "Right effusion is unchanged whereas the left has increased.",
         "Neither the effusion nor the edema has changed.",
         "Stable granuloma over 5 years.",
+        "No pneumothorax, XXXX effusion.",
+        "There is a 5 mm XXXX in the left lung.",
         "Increased right and decreased left pleural effusion.",
         "The right effusion has improved, although a moderate effusion remains.",
         "The effusion was not present on the prior study, with no pneumothorax.",

@@ -83,6 +83,7 @@ _BROKEN = re.compile(
     r"|\b(?:is|are) (?:there|its|their|but|whereas|while|although|ends|measures|terminates)\b"
     r"|\b(?:do|does|did) (?:may|might|could)\b|\brepresent for\b|\bby (?:ends?|is|are|was)\b"
     r"|\b(?:was|were|appears?|demonstrates?|shows?)(?:,| (?:and|but|there)\b)|\bbut and\b"
+    r"|\ban? \d+(?:\.\d+)?(?: ?x ?\d+(?:\.\d+)?)? ?-?(?:mm|cm) (?:in|at|within|over|is|are)\b"
     r"|^(?:slowly|rapidly|gradually|steadily)\b"
     r"|\bmeasur(?:es?|ing) (?:x|by|in|at|cm|mm)\b|\b[TL] (?:and|or|through|to)\b"
     r"|\bno (?:focal|acute|large|new|other|significant|definite|\w+ly)\s*[,;]"

@@ -86,6 +86,11 @@ _AND_FINDING = re.compile(
 )
 # "No XXXX of the effusions" may be "no change", of effusions that are present.
 _DENIES_PART = re.compile(rf"\bno\s+{MARKS}\s+of\s+(?:the|these|this|those)\b", re.IGNORECASE)
+# "No pneumothorax, XXXX effusion." The word may be "no" or "small".
+_AFTER_DENIAL = re.compile(
+    rf"^(?:there (?:is|are) )?no\b[^.;]*,\s*{MARKS}\s+(?:[\w-]+\s+){{0,2}}?{_OFTEN_DENIED}\W*$",
+    re.IGNORECASE,
+)
 # The only statement about a part of the body, or about an advice, is hidden.
 UNTOLD = re.compile(
     rf"^(?:the )?(?:central airways?|airways?|lungs?|cardiomediastinal silhouette|trachea"
@@ -131,6 +136,8 @@ def hides_meaning(sentence: str, rest: str = "") -> str:
         return ""
     if _DENIES_PART.search(sentence):
         return "hides what is denied"
+    if _AFTER_DENIAL.search(sentence):
+        return "hides a word that may have been a negation"
     sentence = completed(sentence)
     sentence = NO_OF.sub(r"\1 ", sentence)
     if not ANY_MARK.search(sentence):

@@ -484,6 +484,8 @@ _PARTS = (
         rf"\b(leads?|lines?|tubes?|wires?|device) {MARKS}(?= the (?:thorax|chest|heart))",
         r"\1 overlie",
     ),
+    # In a list of what is denied: "No pneumothorax, XXXX effusion, or consolidation."
+    rule(rf"^((?:there (?:is|are) )?no\b[^.;]*?),\s*{MARKS}\s+(?=[^.;]*\bor\b)", r"\1, "),
     rule(rf",\s*{MARKS}\s+(?={DIAGNOSIS}|sequelae?\b)", ", possibly "),
     rule(rf"\b({SIGN}|calcifications?|changes) {MARKS}\s+(?=sequelae?\b)", r"\1, possibly "),
 )
