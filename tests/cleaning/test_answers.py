@@ -385,6 +385,8 @@ def test_long_replies_are_read_in_short_time():
         ('{"answer": "yes", "hallucination": false}', True),
         ('{"answer": "yes", "missing": [], "confidence": 0.9}', True),
         ('{"faithful": true, "complete": true}', True),
+        ('{"reasoning": "Is the effusion missing? It is there.", "answer": "yes"}', True),
+        ('{"answer": "yes", "complete": false}', None),
         ('{"answer": "no", "missing": ["effusion"]}', False),
         ('{"is_faithful": ["no"]}', False),
         ("Verdict: yes\nReason: all findings kept.", True),

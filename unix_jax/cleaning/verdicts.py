@@ -61,21 +61,6 @@ _NONE_OF = re.compile(
 _THEN_YES = re.compile(
     r"\b(?:so|wait|thus|therefore|hence|actually)\b\W+(?:\w+\W+){0,3}?yes\b", re.IGNORECASE
 )
-_NEUTRAL_KEYS = frozenset({"confidence", "score", "rating", "id", "index", "number", "model"})
-_LABELS = frozenset(
-    {
-        "reason",
-        "explanation",
-        "rationale",
-        "justification",
-        "comment",
-        "why",
-        "yes",
-        "definitely",
-        "absolutely",
-        "certainly",
-    }
-)
 _BOTH = re.compile(
     r"[\W_]*(?:(?:and|or|but|yet|then|maybe|also)[\W_]+)?(?P<word>yes|no)\b[\"'”]?\s*(?:[^\w\s]|$)"
     r"|[\W_]*(?:and|or|but|yet)[\W_]+(?P<joined>yes|no)\b|\s*\?",
@@ -100,6 +85,15 @@ def _set_of(words: str) -> frozenset[str]:
     return frozenset(words.split())
 
 
+# Fields of a JSON object that do not judge. Reasoning may name every fault on its way.
+_NEUTRAL_KEYS = _set_of(
+    "confidence score rating id index number model reasoning analysis thinking thought thoughts "
+    "chain_of_thought cot steps plan comparison"
+)
+# A piece of one of these words alone: "Reason: all findings are kept."
+_LABELS = _set_of(
+    "reason explanation rationale justification comment why yes definitely absolutely certainly"
+)
 # Words of an opening without a judgement: "Let me compare the rewrite with the original."
 _OPENING = _set_of(
     "let let's me us i i'll i'm we will now first next then ok okay sure check checking compare "
@@ -172,12 +166,7 @@ def verdict(answer: str) -> tuple[bool, str] | None:
     objects, text = _objects(text)
     words = XML_TAG.sub("\n", BOXED.sub(r"\1", text)).replace("```", "\n").replace("**", "")
     words = _NONE_OF.sub(r"nothing \g<fault>", _QUESTION.sub(": ", words)).strip()
-    asked = _ASKS.match(words)
-    if (
-        asked
-        and set(re.findall(r"\w+", asked[0].lower())) & _PRAISE - _FAULTS
-        and not (set(re.findall(r"\w+", asked[0].lower())) & _FAULTS)
-    ):
+    if (asked := _ASKS.match(words)) and _names_praise(asked[0]):
         words = words[asked.end() :]
     said = list(_in_words(words))
     readings = [*map(_decided, objects), *said]
@@ -188,6 +177,12 @@ def verdict(answer: str) -> tuple[bool, str] | None:
         return None
     reason = next((reason for _, reason in found if reason), "") or _folded(words)
     return found[0][0], "" if reason.lower().strip(" .") in _DECISIONS else reason[:500]
+
+
+def _names_praise(text: str) -> bool:
+    """Whether words of praise and none of a fault are in a text."""
+    said = set(re.findall(r"\w+", text.lower()))
+    return bool(said & _PRAISE) and not said & _FAULTS
 
 
 def _in_words(text: str) -> Iterator[tuple[bool, str] | None]:
@@ -213,11 +208,8 @@ def _decision(word: str, rest: str) -> tuple[bool, str] | None:
     if accepted:
         return (True, reason) if _is_praise(reason) else None
     # "No, everything is kept." says both.
-    withdrawn = _THEN_YES.search(rest) or (
-        len(reason.split()) > 1
-        and set(re.findall(r"\w+", reason.lower())) & _PRAISE
-        and _is_praise(reason)
-    )
+    praised = len(reason.split()) > 1 and _names_praise(reason) and _is_praise(reason)
+    withdrawn = praised or _THEN_YES.search(rest)
     return None if withdrawn else (False, reason)
 
 
