@@ -30,6 +30,51 @@ def test_field_cases(case):
         assert told(case["reply"]) == case["verdict"]
 
 
+OBJECT = json.dumps({"report": REPORT})
+READ = [
+    f"Output: {OBJECT}", f"Here is the JSON:\n{OBJECT}", f"[{OBJECT}]", f"{OBJECT}\n\nDone.",
+    json.dumps({"rewritten": REPORT}), json.dumps({"report": REPORT, "status": "ok"}),
+    json.dumps({"chain_of_thought": "FINDINGS: draft", "report": REPORT}), str({"report": REPORT}),
+    f"Output: {[{'report': REPORT}]}", f"{REPORT} (No changes were needed.)",
+    f"{REPORT}\n\n✅ All rules followed.", f"{REPORT}\nRemoved the date.", f"{REPORT}\n\nDone.",
+    f"```\n{REPORT}\n```\nDone.", f"```\n{REPORT}\n```\nThe comparison was removed.",
+    f"````markdown\n{REPORT}\n````", f"```\n{REPORT}\n```\n```\n{REPORT}\n```",
+    f"<explanation>The date is gone.</explanation><report>{REPORT}</report>",
+    f"<explanation>FINDINGS: draft</explanation>\n{REPORT}", REPORT.replace(" IMP", "\\n\\nIMP"),
+    f"Let me think step by step.\n1. Drop the prior.\n\nFinal answer:\n{REPORT}",
+    "**FINDINGS** The lungs are clear. **IMPRESSION** No acute finding.",
+    "FINDINGS - The lungs are clear. IMPRESSION - No acute finding.",
+    "FINDINGS The lungs are clear.\nIMPRESSION No acute finding.", f"{REPORT}\n\n{REPORT}",
+    f"Here is the report:\n{REPORT}\n\nFinal version:\n{REPORT}", f"json\n{OBJECT}",
+    f"```\n{REPORT}\n```\nI dropped the date.",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("reply", READ)
+def test_what_stands_around_a_report_is_removed(reply):
+    assert plain_answer(reply) == REPORT
+    assert why_unusable(reply) == ""
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        json.dumps({"report": REPORT, "devices": "ETT"}),
+        f"Output: {json.dumps({'report': REPORT, 'devices': 'ETT'})}",
+        json.dumps({"findings": {"lungs": "clear"}, "impression": "Clear."}),
+        json.dumps([REPORT, "Left effusion."]),
+        f'Output: {{"report": "{REPORT}',
+        f'"report": "{REPORT}"',
+        f'{REPORT}"}}',
+        f'{REPORT}", "status": "ok"',
+        f"{REPORT} }}",
+        f'{REPORT}\\"',
+    ],
+)
+def test_remains_of_json_are_no_report(reply):
+    assert why_unusable(reply)
+
+
 REASONING = [
     "{}",
     "<thinking>\nFINDINGS: draft\n</thinking>\n\n{}",
@@ -217,6 +262,12 @@ def test_json_reports():
         "FINDINGS: Clear. IMPRESSION: None. Note: the left costophrenic angle is excluded.",
         "FINDINGS: Clear. IMPRESSION: None. Note: the chest tube has been removed.",
         "FINDINGS: Clear. IMPRESSION: None. This limits the report.",
+        "FINDINGS: [Details limited by rotation.] Clear. IMPRESSION: [Plan: CT] None.",
+        "FINDINGS: Clear. IMPRESSION: No change is needed in the position of the tube.",
+        "FINDINGS: Clear. IMPRESSION: None. Comparison: chest tube removed.",
+        "FINDINGS: Clear. IMPRESSION: None. The guidelines are met for follow-up of the nodule.",
+        "FINDINGS: Clear. IMPRESSION: None. The report of the CT is pending.",
+        "FINDINGS: Clear. IMPRESSION: None. Comparison was made; the effusion remains.",
         "FINDINGS: Clear. IMPRESSION: None. Changes: mild spondylosis.",
         "FINDINGS: Clear. IMPRESSION: None. If you have concern for a nodule, CT is next.",
     ],
@@ -246,7 +297,7 @@ def test_reasoning_without_an_end_is_no_report(reply):
     ("reply", "named"),
     [
         ("<think>a</think>", "Nothing but reasoning"),
-        (f"```\n{REPORT}\n```\n```\n{REPORT}\n```", "```"),
+        (f"```\n{REPORT}\n```\n```\n{REPORT} Left effusion.\n```", "```"),
         ("FINDINGS: <mystery>Clear. IMPRESSION: None.", "<mystery>"),
         ("FINDINGS: Clear. IMPRESSION: None. I removed the date. A left effusion is there.",
          "I removed"),
@@ -274,6 +325,16 @@ YES = [
     '{"answer": "yes", "reason": "All findings are kept."}',
     "Let me compare the rewrite with the original. All findings are kept. Answer: yes",
     "The rewrite keeps all findings. Verdict: yes", "Nothing is missing or added.\nyes",
+    "Verdict: yes\nReason: all findings kept.", "Missing: none.\nAnswer: yes", "Yes, definitely.",
+    "Is the rewrite faithful? Yes.", "Everything is kept. Yes.", "I would say yes.",
+    "No finding is missing.\nAnswer: yes", "**Errors:** none\n**Verdict:** yes",
+    '{"answer": ["yes"]}', '{"is_faithful": true}', '{"answer": "yes", "missing": []}',
+    '{"answer": "yes", "errors": "none"}', '{"faithful": "yes", "complete": "yes"}',
+    "Analysis: all findings are kept.\n\nVerdict: yes", "Nothing was lost. So yes.",
+    "Q: Is it faithful?\nA: Yes", "The answer is clearly yes.",
+    '{"answer": true, "nothing_missing": true}',
+    "- Missing: none\n- Added: none\n**Answer: yes**",
+    "Is everything kept? Yes.\nAnswer: yes", "<answer>yes</answer><missing>none</missing>",
 ]  # fmt: skip
 NO = [
     "No", "NO.", "no: a tip is missing", "No - lost", "No\nThe effusion is lost", "**No.** x",
@@ -281,7 +342,11 @@ NO = [
     "<answer>no</answer><reason>tip</reason>", '{"answer": false}',
     '{"reason": "x", "answer": "no"}', '{"answer": "no", "reason": "it',
     "{'verdict': 'No', 'reason': 'x'}", "No. No effusion is told.",
-    "The effusion is lost.\nVerdict: No",
+    "The effusion is lost.\nVerdict: No", "Is the rewrite faithful? No.", "I would say no.",
+    "The rewrite lost the effusion. No.", '{"answer": ["no"]}', '{"is_faithful": "no"}',
+    '{"answer": "no", "missing": ["effusion"]}', "Missing: effusion.\nAnswer: no",
+    "No, definitely.", "Is the rewrite faithful?\nAnswer: no", "Clearly no.",
+    "No, everything is kept but the effusion.", "Two findings were lost. So no.",
 ]  # fmt: skip
 NEITHER = [
     "", "Maybe", "Yes and no", "No and yes", "Yes/No", "yes or no", "Yes, no.", "Yes; no",
@@ -311,6 +376,17 @@ NEITHER = [
     "Fault: the side.\n\nFinal answer: yes", "Missing: tip\n**Answer:** yes",
     "The tip is missing. <answer>yes</answer>", "One finding was lost. \\boxed{yes}",
     'The tip is missing. {"answer": "yes"}', "The side differs; verdict: yes\nyes",
+    '{"answer": "yes", "missing": ["effusion"]}', '{"answer": "yes", "errors": "side changed"}',
+    '{"faithful": "yes", "complete": "no"}', "Analysis: effusion missing.\n\nVerdict: yes",
+    "<answer>yes</answer><missing>tip</missing>", '{"answer": true, "nothing_missing": false}',
+    "Is it faithful? Yes. Is it complete? No.", '{"answer": "yes", "confidence": "low"}',
+    "Reason: none of the findings are kept.\nAnswer: yes", "I would not say yes.",
+    "Analysis: sides are swapped.\nVerdict: yes", "Is the effusion lost? Yes.",
+    "Reasoning: the effusion is now right.\nVerdict: yes", "Verdict: yes\nMissing: tip",
+    "No, everything is kept.", "No, nothing is missing, so yes.", "Answer: no, wait: yes",
+    '{"answer": "no", "reason": "Everything is kept."}', "Is anything missing? No.",
+    "The tip is missing. Is the rewrite faithful? Yes.", '{"answer": ["yes", "no"]}',
+    '{"x": {"answer": "yes"}, "errors": "side"}', "{'answer': 'yes', 'missing': ['tip']}",
 ]  # fmt: skip
 
 
@@ -369,7 +445,8 @@ def test_any_reply_is_read(reply):
 def test_long_replies_are_read_in_short_time():
     start = time.process_time()
     for unit in ("<a>", "{", '{"a":', "*", "\n", "_a", "FINDINGS: ", " ", "<think>", "```", "yes ",
-                 "answer: ", "[", "- a\n", "sure, ", "< ", "references "):  # fmt: skip
+                 "answer: ", "[", "- a\n", "sure, ", "< ", "references ", "{'a':",
+                 "a? yes. ", "Missing: none\n", "**FINDINGS** "):  # fmt: skip
         reply = unit * (30_000 // len(unit))
         plain_answer(reply), why_unusable(reply), verdict(reply)
     assert time.process_time() - start < 30
@@ -385,7 +462,7 @@ def test_long_replies_are_read_in_short_time():
         ('{"answer": "yes", "hallucination": false}', True),
         ('{"answer": "yes", "missing": [], "confidence": 0.9}', True),
         ('{"faithful": true, "complete": true}', True),
-        ('{"reasoning": "Is the effusion missing? It is there.", "answer": "yes"}', True),
+        ('{"reasoning": "Both tell of a right effusion.", "answer": "yes"}', True),
         ('{"answer": "yes", "complete": false}', None),
         ('{"answer": "no", "missing": ["effusion"]}', False),
         ('{"is_faithful": ["no"]}', False),

@@ -5,17 +5,25 @@ bold headings, JSON and characters without width. Only what is recognised as suc
 Everything else stays, so that the checks of the report see it.
 """
 
-import ast
 import html
-import json
 import re
 from typing import Any
 
+from unix_jax.cleaning.answer_json import joined, values_in
 from unix_jax.cleaning.reasoning import MOST_CHARACTERS, without_reasoning
-from unix_jax.cleaning.remarks import ANY_HEADING, SECTION, without_preface, without_remarks
+from unix_jax.cleaning.remarks import (
+    ABOUT_THE_TASK,
+    ANY_HEADING,
+    SECTION,
+    without_preface,
+    without_remarks,
+)
 
-_LONE_FENCE = re.compile(r"\A```(?:[\w+-]*[ \t]*\n)?|\s*```\Z")
-_FENCE = re.compile(r"(?:`{3,6}|~{3,6})(?:[\w+-]*[ \t]*\n)?(.*?)(?:`{3,6}|~{3,6}|\Z)", re.DOTALL)
+_FENCE_MARK = re.compile(r"`{3,}")
+_LONE_FENCE = re.compile(r"\A`{3,}(?:[\w+-]*[ \t]*\n)?|\s*`{3,}\Z")
+_FENCE = re.compile(r"(?:`{3,}|~{3,})(?:[\w+-]*[ \t]*\n)?(.*?)(?:`{3,}|~{3,}|\Z)", re.DOTALL)
+# "\n" as two characters.
+_LITERAL_BREAK = re.compile(r"(?:\\r)?\\n")
 _XML_SECTION = re.compile(r"<(/?)(findings|impression)\s*>", re.IGNORECASE)
 XML_TAG = re.compile(r"<(/?)([A-Za-z][\w:-]{0,39})(?:\s[^<>]{0,200})?>")
 _LAYOUT_TAG = re.compile(r"</?(?:b|strong|i|em|u|span|code)\s*>", re.IGNORECASE)
@@ -23,9 +31,6 @@ _BREAK_TAG = re.compile(r"</?(?:br|p|div|h[1-6]|ul|ol|hr|pre)\s*/?>", re.IGNOREC
 BOXED = re.compile(r"\\boxed\{(?:\\text\{)?([^{}]*)\}?\}")
 # "[**Name**]" is a mark of de-identification, not bold type.
 _BOLD = re.compile(r"(?<![\[*])\*{2,3}(?![\]*])")
-_BOLD_HEADING = re.compile(
-    rf"^[ \t]*\*{{2,3}}{SECTION}\*{{2,3}}[ \t]+(?=\w)", re.IGNORECASE | re.MULTILINE
-)
 _ITALIC = re.compile(r"(?<![\w*\[])\*(?=\S)([^*\n]{1,2000}?)(?<=\S)\*(?![\w*\]])")
 _UNDERSCORED = re.compile(r"(?<![\w_])__?(?=[A-Za-z])([^_\n]{1,2000}?)__?(?![\w_])")
 _RULE_LINE = re.compile(r"^[ \t]*(?:-{3,}|\*{3,}|={3,}|_{20,})[ \t]*$", re.MULTILINE)
@@ -34,68 +39,59 @@ _QUOTED_HEADING = re.compile(
     rf"^[ \t]*>[>*_# \t\d.-]{{0,9}}{SECTION}", re.IGNORECASE | re.MULTILINE
 )
 _BULLET = re.compile(r"^[ \t]*[-*•‣▪–][ \t]+(?P<text>\S.*?)[ \t]*$", re.MULTILINE)
+_BOLD_HEADING = re.compile(
+    rf"(?<![\[*_])[*_]{{2,3}}[ \t]*{SECTION}[ \t]*[:：]?[ \t]*[*_]{{2,3}}(?![*_\]])"
+    r"[ \t]*(?:[:：]|[-–—]{1,2}[ \t])?[ \t]*",
+    re.IGNORECASE,
+)
+# "FINDINGS The lungs are clear."
+_HEADING_ALONE = re.compile(
+    r"^[ \t]*(?P<name>FINDINGS|IMPRESSION)[ \t]+(?=[A-Z][a-z])", re.MULTILINE
+)
 _LINE_HEADING = re.compile(
-    rf"^[ \t]*(?:#{{1,6}}[ \t]*)?(?:\d[.)][ \t]+)?{SECTION}[ \t]*(?:[:：][ \t]*|$)",
+    rf"^[ \t]*(?:#{{1,6}}[ \t]*)?(?:\d[.)][ \t]+)?{SECTION}[ \t]*"
+    r"(?:[:：][ \t]*|[-–—]{1,2}[ \t]+|$)",
     re.IGNORECASE | re.MULTILINE,
 )
 _INLINE_HEADING = re.compile(
     r"(?:(?<=[.!?:]\s)|(?<=[.!?]))(?P<name>[Ff]indings|[Ii]mpression)[ \t]*[:：][ \t]*"
-    r"|(?<!\w)(?P<upper>FINDINGS|IMPRESSION)[ \t]*[:：][ \t]*"
+    r"|(?<!\w)(?P<upper>FINDINGS|IMPRESSION)[ \t]*(?:[:：]|[-–—]{1,2}(?=[ \t]))[ \t]*"
 )
 _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "`": "`"}
 _LEFT_OVER = re.compile(
     r"```|~~~|<!--|</?[A-Za-z_][\w:-]*[^<>]{0,40}>|<[|｜]|[|｜]>|(?<!\[)\*\*(?!\])|\\boxed|\A[{\[](?!\*)"
-    r"|(?:\A|\s)#{1,6}\s|\|\s*-{3,}|[\"'”][\s,]*[}\]]+\s*\Z|[\"'”]\s*,\s*[\"'“]\w+[\"'”]\s*:"
+    r"|(?:\A|\s)#{1,6}\s|\|\s*-{3,}"
+    # JSON
+    r"|[{}]|[\"']\s*\]|[.]\s+\]\Z|[\"']\s*[:,]\s*[\"'\[]|\\(?:[\\nrt\"']|\Z)"
 )
 _TALK_LEFT = re.compile(
-    r"\b(?:let me know|as an ai\b|language model|the (?:original|rewritten) report"
+    rf"\b(?:{ABOUT_THE_TASK}"
+    r"|let me know|as an ai\b|language model|the (?:original|rewritten) report"
     r"|(?:cleaned|rewritten|revised) report"
-    r"|I(?:'ve| have)? (?:removed|rewrote|rewritten|kept|omitted|deleted))\b",
+    r"|I(?:'ve| have)? (?:removed|rewrote|rewritten|kept|omitted|deleted|dropped))\b",
     re.IGNORECASE,
 )
-_REPORT_KEYS = frozenset(
-    {
-        "report",
-        "cleaned_report",
-        "rewritten_report",
-        "revised_report",
-        "rewrite",
-        "cleaned",
-        "answer",
-        "output",
-        "text",
-        "result",
-        "response",
-        "final",
-        "final_answer",
-        "final_report",
-        "content",
-    }
+
+
+def set_of(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
+# The name of a field or tag that holds the report consists of these words.
+_REPORT_WORDS = set_of(
+    "report reports cleaned clean rewritten rewrite revised corrected final new answer output text "
+    "result response content radiology chest xray version message completion data"
 )
-_WRAPPERS = _REPORT_KEYS - {"text", "content"}
-_TALK_KEYS = frozenset(
-    {
-        "reasoning",
-        "reason",
-        "thinking",
-        "thought",
-        "thoughts",
-        "analysis",
-        "explanation",
-        "rationale",
-        "note",
-        "notes",
-        "comment",
-        "comments",
-        "changes",
-        "removed",
-        "changes_made",
-        "chain_of_thought",
-        "cot",
-        "plan",
-        "steps",
-        "status",
-    }
+_NOT_A_WRAPPER = set_of("text content message data")
+# Fields and tags beside the report.
+_TALK_NAMES = set_of(
+    "analysis note notes comment comments changes changed removed omitted modifications edits "
+    "status success confidence language original original_report original_text input "
+    "step_by_step steps"
+)
+_THOUGHT_WORDS = set_of(
+    "reasoning reason reasons thinking thought thoughts think cot explanation explanations "
+    "rationale justification changes"
 )
 
 
@@ -133,23 +129,35 @@ def why_unusable(answer: str) -> str:
 
 # ---- reports
 def _report(text: str) -> str:
-    # Line ends of a JSON text without its quotation marks.
-    text = text if "\n" in text.strip() else text.replace("\\n", "\n")
-    for _ in range(4):
+    for _ in range(6):
         inner = _inner(text)
+        if inner == text:
+            inner = _LITERAL_BREAK.sub("\n", text)
         if inner == text:
             break
         text = inner
-    return " ".join(_unquoted(without_remarks(without_preface(_plain(text)))).split())
+    report = _unquoted(without_remarks(_once(without_preface(_plain(text)))))
+    return " ".join(report.split())
 
 
 def _inner(text: str) -> str:
     """The content of a fence, a tag or JSON around the report; without these, the text itself."""
-    text = _unquoted(text)
-    text = _LONE_FENCE.sub("", text) if text.count("```") == 1 else text
+    text = _without_talk_elements(_unquoted(text))
+    text = _LONE_FENCE.sub("", text) if len(_FENCE_MARK.findall(text)) == 1 else text
+    return _in_fence(text) or _in_tag(text) or _in_json(text) or text
+
+
+def _in_fence(text: str) -> str:
     holding = [match for match in _FENCE.finditer(text) if _holds_report(match[1])]
-    if len(holding) == 1 and _only_talk_around(text, *holding[0].span()):
-        return holding[0][1].strip()
+    if not holding or len({" ".join(match[1].split()) for match in holding}) > 1:
+        return ""
+    first, *same = holding
+    for match in reversed(same):
+        text = f"{text[: match.start()]}\n{text[match.end() :]}"
+    return first[1].strip() if _only_talk_around(text, *first.span()) else ""
+
+
+def _in_tag(text: str) -> str:
     first: dict[str, tuple[int, int]] = {}
     last: dict[str, tuple[int, int]] = {}
     for tag in XML_TAG.finditer(text):
@@ -164,40 +172,60 @@ def _inner(text: str) -> str:
         if wraps and _holds_report(text[inside:end]) and _only_talk_around(text, start, after):
             return text[inside:end].strip()
     for tag in XML_TAG.finditer(text):
+        name = tag[2].lower()
         # The other half was a stop sequence, or part of the prompt.
-        alone = tag[2].lower() not in (first if tag[1] else last)
-        if alone and tag[2].lower() in _WRAPPERS and tag.start() == 0 and not tag[1]:
+        if name in (first if tag[1] else last) or name in _NOT_A_WRAPPER or not _is_report(name):
+            continue
+        if tag.start() == 0 and not tag[1]:
             return text[tag.end() :].strip()
-        if alone and tag[2].lower() in _WRAPPERS and tag.end() == len(text) and tag[1]:
+        if tag.end() == len(text) and tag[1]:
             return text[: tag.start()].strip()
-    return _in_json(text) or text
+    return ""
 
 
 def _in_json(text: str) -> str:
-    """The report of the JSON value in a text, with nothing but talk around it; or ""."""
-    begin = re.search(r"[{\[](?=\s*[\"'{])", text)
-    if begin is None:
-        return ""
-    start = begin.start()
-    try:
-        decoder = json.JSONDecoder(strict=False, object_pairs_hook=once_each)
-        value, end = decoder.raw_decode(text, start)
-    except (ValueError, RecursionError):
-        end = text.rfind("}") + 1
-        value = _python_dict(text[start:end])
-    return _report_in(value) if _only_talk_around(text, start, end) else ""
+    for value, start, end in values_in(text):
+        report = _report_in(value)
+        if report and _only_talk_around(text, start, end):
+            return report
+    return ""
 
 
-def _python_dict(text: str) -> dict[str, Any] | None:
-    """A dictionary as Python writes it; None for any other text."""
-    try:
-        node = ast.parse(text, mode="eval").body
-        if not isinstance(node, ast.Dict):
-            return None
-        keys = [str(ast.literal_eval(key)) for key in node.keys if key is not None]
-        return once_each([*zip(keys, map(ast.literal_eval, node.values), strict=True)])
-    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
-        return None
+def _without_talk_elements(text: str) -> str:
+    """The text without elements like <explanation>...</explanation>, if it holds the report."""
+    start, outside, opened = 0, list[str](), None
+    for tag in XML_TAG.finditer(text):
+        if opened is None and not tag[1] and _is_talk(tag[2].lower()):
+            opened = tag
+        elif opened is not None and tag[1] and tag[2].lower() == opened[2].lower():
+            outside.append(text[start : opened.start()])
+            start, opened = tag.end(), None
+    rest = "\n".join([*outside, text[start:]])
+    return rest.strip() if _holds_report(rest) else text
+
+
+def _is_report(name: str) -> bool:
+    return set(re.split(r"[_\W]+", name)) <= _REPORT_WORDS
+
+
+def _is_talk(name: str) -> bool:
+    return name in _TALK_NAMES or not _THOUGHT_WORDS.isdisjoint(re.split(r"[_\W]+", name))
+
+
+def _once(text: str) -> str:
+    """The report of a reply that repeats it; other texts unchanged."""
+    heading = re.match(r"FINDINGS:|IMPRESSION:", text)
+    if heading is None:
+        return text
+    starts = [found.start() for found in re.finditer(rf"(?<!\w){heading[0]}", text)]
+    parts = [text[a:b] for a, b in zip(starts, [*starts[1:], None], strict=True)]
+    last = parts[-1].split()
+    for part in parts[:-1]:
+        words = part.split()
+        between = " ".join(words[len(last) :])
+        if words[: len(last)] != last or without_preface(f"{between} FINDINGS:") != "FINDINGS:":
+            return text
+    return parts[-1]
 
 
 def _holds_report(text: str) -> bool:
@@ -214,51 +242,50 @@ def _only_talk_around(text: str, start: int, end: int) -> bool:
     )
 
 
-def once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name.strip().lower() for name, _ in pairs]
-    if len(set(names)) < len(names):
-        raise ValueError("a name occurs twice")
-    return dict(zip(names, (value for _, value in pairs), strict=True))
-
-
 def _report_in(value: Any) -> str:
-    """The report of a JSON object; "" if a field is neither part of it nor a remark."""
+    """The report of a value of JSON; "" if a field is neither part of it nor a remark."""
     if isinstance(value, str):
         return value
     if isinstance(value, list) and len(value) == 1:
-        return _report_in(value[0]) if isinstance(value[0], dict) else ""
+        return _report_in(value[0])
     if not isinstance(value, dict):
         return ""
-    fields = {name: content for name, content in value.items() if name not in _TALK_KEYS}
+    # A field without text holds nothing of a report.
+    fields = {
+        name: content
+        for name, content in value.items()
+        if not _is_talk(name)
+        and not (content is None or isinstance(content, bool) or content == "")
+    }
     if fields and set(fields) <= {"findings", "impression"}:
+        if not all(map(_is_text, fields.values())):
+            return ""
         texts = {name: joined(fields.get(name)) for name in ("findings", "impression")}
-        return " ".join(
+        return "\n".join(
             text if _LINE_HEADING.match(text) else f"{name.upper()}: {text}"
             for name, text in texts.items()
             if text
         )
-    if len(fields) == 1:
-        name, content = next(iter(fields.items()))
-        if name in _REPORT_KEYS or (isinstance(content, str) and _holds_report(content)):
-            return _report_in(content)
+    if len(fields) == 1 and _is_report(next(iter(fields))):
+        return _report_in(next(iter(fields.values())))
     return ""
 
 
-def joined(value: Any) -> str:
-    texts = value if isinstance(value, list) else [value]
-    return " ".join(text.strip() for text in texts if isinstance(text, str))
+def _is_text(value: Any) -> bool:
+    parts = value if isinstance(value, list) else [value]
+    return all(isinstance(part, str) for part in parts)
 
 
 def _plain(text: str) -> str:
     """The text without Markdown and layout tags, with headings in one form."""
     text = _XML_SECTION.sub(lambda tag: "\n" if tag[1] else f"\n{tag[2].upper()}: ", text)
     text = _BREAK_TAG.sub("\n", _LAYOUT_TAG.sub("", text))
-    text = BOXED.sub(r"\1", text)
+    text = _BOLD_HEADING.sub(lambda found: _heading(found["name"]), BOXED.sub(r"\1", text))
     text = _QUOTED_LINE.sub("", text) if _QUOTED_HEADING.search(text) else text
     text = _RULE_LINE.sub("", text)
-    text = _BOLD_HEADING.sub(r"\g<name>: ", text)
     text = _BULLET.sub(_as_sentence, _BOLD.sub("", text))
     text = _UNDERSCORED.sub(r"\1", _ITALIC.sub(r"\1", text))
+    text = _HEADING_ALONE.sub(r"\g<name>: ", text)
     text = _LINE_HEADING.sub(lambda found: _heading(found["name"]), text)
     text = _INLINE_HEADING.sub(lambda found: _heading(found["name"] or found["upper"]), text)
     text = html.unescape(text)

@@ -20,6 +20,10 @@ _REASONING_NAME = re.compile(
     r"|\bcot\b|chain_of|\bplan(?:ning)?\b|\bdetails\b|inner_(?:prefix|suffix)|unused9[45]$",
     re.IGNORECASE,
 )
+# Radiologists write in square brackets, too: "[Details limited by rotation.]".
+_BRACKETED = re.compile(
+    r"\[\s*/?(?:\w+[_-])?(?:think|thinking|thoughts?|reasoning)\s*\]", re.IGNORECASE
+)
 _CLOSING_NAME = re.compile(r"end[_-]|eot|inner_suffix|unused95$", re.IGNORECASE)
 # Markers without the form of a tag, with the tag that replaces them.
 _OTHER_MARKERS = (
@@ -41,9 +45,18 @@ _REASONING_LABEL = re.compile(
     r"[*_ ]*(?::|\n)",
     re.IGNORECASE,
 )
+# Thoughts without a label; they end at the label of a report.
+_THOUGHTS = re.compile(
+    r"\A[\W_]*(?:(?:ok(?:ay)?|alright|sure|right|so|well)\b[\s,.!]+)*(?:let me(?! know)|let['’]s"
+    r"|let us|(?:i|we)(?:['’]ll| will| need| have| should| must|['’]m| am| are)\b|first\b"
+    r"|step (?:1|one)\b|to (?:rewrite|clean)\b|looking at\b|the user\b)",
+    re.IGNORECASE,
+)
+_HEADING_FIRST = re.compile(r"[\W_]*(?:findings?|impressions?)\b", re.IGNORECASE)
 _ANSWER_LABEL = re.compile(
-    r"^[#*_> \t]{0,8}(?:here is |here's )?(?:my |the )?(?:final |cleaned |rewritten |revised )?"
-    r"(?:answer|response|report|output|verdict|decision|rewrite)[*_ \t]{0,4}(?::[*_]{0,2}|$)",
+    r"(?:^|(?<=[.!?…] ))[#*_> \t]{0,8}(?:here is |here's )?(?:my |the )?"
+    r"(?:final |cleaned |rewritten |revised )?(?:answer|response|report|output|verdict|decision"
+    r"|rewrite)[*_ \t]{0,4}(?::[*_]{0,2}|$)",
     re.IGNORECASE | re.MULTILINE,
 )
 # ---- special tokens
@@ -59,6 +72,12 @@ _START_OF_TURN = re.compile(
 
 def without_reasoning(answer: str) -> str | None:
     """The visible text after the reasoning; None if the reasoning does not end."""
+    text = without_tagged_reasoning(answer)
+    return None if text is None else after_label(text)[1].strip()
+
+
+def without_tagged_reasoning(answer: str) -> str | None:
+    """As `without_reasoning`, but with reasoning that has only a label or nothing before it."""
     if len(answer) > MOST_CHARACTERS:
         return None
     text = _visible(answer)
@@ -77,7 +96,7 @@ def without_reasoning(answer: str) -> str | None:
     for pattern, marker in _OTHER_MARKERS:
         text = pattern.sub(marker, text)
     outside = _outside_tags(text)
-    return None if outside is None else _own_turn(_after_label(outside)).strip()
+    return None if outside is None else _own_turn(outside)
 
 
 def _visible(text: str) -> str:
@@ -96,9 +115,9 @@ def _outside_tags(text: str) -> str | None:
     """
     depth, start, outside, paired, last_close, opened = 0, 0, list[str](), True, -1, -1
     for tag in _TAG.finditer(text):
-        # "[Details limited by rotation.]" is a sentence in brackets.
-        sentence = tag[0].startswith("[") and re.search(r"\s\w", tag[0])
-        if tag["empty"] or sentence or not _REASONING_NAME.search(tag["name"]):
+        if tag["empty"] or not _REASONING_NAME.search(tag["name"]):
+            continue
+        if tag[0].startswith("[") and not _BRACKETED.fullmatch(tag[0]):
             continue
         if tag["slash"] or _CLOSING_NAME.match(tag["name"]):
             last_close = tag.end()
@@ -118,12 +137,16 @@ def _outside_tags(text: str) -> str | None:
     return "\n".join([*outside, text[start:]])
 
 
-def _after_label(text: str) -> str:
-    """The answer of "Reasoning: ... Answer: ..."; other texts unchanged."""
-    if not _REASONING_LABEL.match(text):
-        return text
+def after_label(text: str) -> tuple[str, str]:
+    """(the reasoning, the answer) of "Reasoning: ... Answer: ..."; ("", text) without these."""
     *_, last = [None, *_ANSWER_LABEL.finditer(text)]
-    return text if last is None else text[last.end() :]
+    if last is None:
+        return "", text
+    answer = text[last.end() :]
+    thoughts = _THOUGHTS.match(text) and _HEADING_FIRST.match(answer)
+    if thoughts or _REASONING_LABEL.match(text):
+        return text[: last.start()], answer
+    return "", text
 
 
 def _own_turn(text: str) -> str:
