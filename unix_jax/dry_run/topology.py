@@ -156,7 +156,7 @@ def check_arguments(arguments: Sequence[str]) -> None:
     Raises:
       ConfigError: as `parse_topology`.
     """
-    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+    for argument, following in zip(arguments, [*arguments, None][1:], strict=True):
         name, equals, value = argument.partition("=")
         if name == "--topology" and (equals or following is not None):
             parse_topology(value if equals else str(following))
