@@ -20,7 +20,7 @@ from support.toy_run import MODEL, load_train
 from unix_jax.data.config import DataConfig
 from unix_jax.dry_run import dry_run, hlo, topology
 from unix_jax.dry_run.dry_run import Memory, Report, compile_step, full_row
-from unix_jax.dry_run.topology import parse_topology, topology_devices
+from unix_jax.dry_run.topology import check_arguments, parse_topology, topology_devices
 from unix_jax.errors import ConfigError
 from unix_jax.models.unix import param_shapes
 from unix_jax.sharding import make_mesh
@@ -104,6 +104,14 @@ def test_work_of_a_tpu_program():
     assert work.collectives == {"all-gather": (3, 3 * 3 * 64)}
     # The product is written to memory; of the stack one slice is read, of which 4 bytes say which.
     assert work.hbm_bytes == 3 * (3 * 4 * 5 * 2 + 64 + 4 + 12)
+
+
+def test_arguments_are_checked_for_a_topology():
+    for arguments in ([], ["config.py"], ["--topology"], ["--topology", "v5e:4x4", "--dry-run"]):
+        check_arguments(arguments)
+    for arguments in (["--topology", "v5e:3x"], ["config.py", "--topology=v5e:3x"]):
+        with pytest.raises(ConfigError, match="v5e:3x"):
+            check_arguments(arguments)
 
 
 def test_permutes_of_one_channel_are_counted_one_by_one():

@@ -58,7 +58,6 @@ def _word_set(text: str) -> frozenset[str]:
 
 
 _WORD = re.compile(r"\w+(?:['.-]\w+)*")
-_LETTERS = re.compile(r"[^\W\d_]{2,}")
 _FINDINGS_WORDS = ("FINDINGS", "FINDING")
 _IMPRESSION_WORDS = ("IMPRESSION", "IMPRESSIONS", "CONCLUSION", "CONCLUSIONS")
 _ADDENDUM = frozenset({"ADDENDUM", "ADDENDA"})

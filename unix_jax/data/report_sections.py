@@ -42,12 +42,6 @@ _WRITTEN = re.compile(
 )
 
 
-# "COMPARISON: None."
-_NO_COMPARISON = frozenset(
-    {"AVAILABLE", "COMPARISON", "EXAMS", "NO", "NONE", "NOT", "PREVIOUS", "PRIOR", "STUDIES"}
-)
-
-
 @dataclasses.dataclass(frozen=True)
 class _Section:
     """`text` below the heading, or before any heading where that is None.
@@ -100,8 +94,7 @@ class _Section:
         the heading; below them, and for an unknown heading, all may be a reading.
         """
         own = self.paragraphs()[0]
-        named = words(own)
-        if set(named) <= _NO_COMPARISON or names_examination(named):
+        if names_comparison_or_technique(own):
             return ""
         patient = self.heading is not None and self.heading.patient
         if self.unknown or (self.read and (self.inline or not patient)):
